@@ -1,0 +1,13 @@
+#include "base/clock.h"
+
+#include <time.h>
+
+int64_t dlxi_clock_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+double dlxi_clock_s(void) {
+    return (double)dlxi_clock_ns() * 1e-9;
+}

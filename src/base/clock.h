@@ -1,0 +1,10 @@
+/* Time: one monotonic clock, in nanoseconds. */
+#ifndef DLXI_BASE_CLOCK_H
+#define DLXI_BASE_CLOCK_H
+
+#include <stdint.h>
+
+int64_t dlxi_clock_ns(void);
+double dlxi_clock_s(void);
+
+#endif
