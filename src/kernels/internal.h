@@ -1,0 +1,21 @@
+/* What the files of this room share: the backends' tables and scratch memory that grows and is kept. */
+#ifndef DLXI_KERNELS_INTERNAL_H
+#define DLXI_KERNELS_INTERNAL_H
+
+#include "kernels/kernels.h"
+
+/* Memory that is kept between calls: grows to the largest size asked for, contents undefined. */
+typedef struct dlxi_scratch {
+    void *data;
+    size_t bytes;
+} dlxi_scratch;
+
+/* scratch->data ← at least count items; 64-byte aligned. */
+dlx_status dlxi_scratch_reserve(dlxi_scratch *scratch, size_t count, size_t item_bytes);
+void dlxi_scratch_free(dlxi_scratch *scratch);
+
+extern const dlxi_operations dlxi_ref_operations;
+dlx_status dlxi_ref_open(dlxi_kernels *k, dlx_error *error);
+void dlxi_ref_close(dlxi_kernels *k);
+
+#endif
