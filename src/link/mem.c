@@ -1,0 +1,426 @@
+/* The `mem` link: sites and a coordinator that are threads of one process.
+ *
+ * Every endpoint holds one bounded queue for each endpoint that ever sent to it. One mutex, the hub's, guards all queues
+ * and flags; each endpoint has a condition variable that its owner waits on. Frames are encoded and decoded as on a real
+ * link, so that bytes are counted alike. A frame from a site that this one has not yet connected to waits in its queue.
+ *
+ * Endpoints are known to each other by a number that the hub never gives twice, so that a site that comes back is not
+ * taken for the one that left. */
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/clock.h"
+#include "base/memory.h"
+#include "base/panic.h"
+#include "link/count.h"
+
+enum { ENDPOINTS_MAX = 65536, NUMBERED_MAX = 2 * DLXI_SITES_MAX, QUEUE_FRAMES_MAX = 65536 };
+static const uint32_t NOBODY = UINT32_MAX;
+
+typedef struct packet {
+    uint8_t *bytes;
+    size_t count_bytes;
+} packet;
+
+typedef struct queue {
+    uint32_t sender; /* hub's number */
+    uint32_t first, count;
+    bool refused; /* the sender was told DLX_AGAIN and wants to hear of room */
+    packet *packets; /* [queue_frames], a ring */
+} queue;
+
+typedef struct peer {
+    uint32_t endpoint; /* hub's number, or NOBODY */
+    char name[DLXI_NAME_BYTES];
+} peer;
+
+typedef struct mem_endpoint {
+    dlxi_link link; /* first */
+    dlxi_mem_hub *hub;
+    uint32_t number;
+    bool coordinator, woken, room;
+    char name[DLXI_NAME_BYTES];
+    pthread_cond_t changed;
+    queue *queues; /* [queue_count], in the order of first frames */
+    size_t queue_count, queue_next;
+    peer peers[NUMBERED_MAX]; /* site: by index; coordinator: by number */
+    uint32_t peer_count;      /* coordinator: numbers given */
+    packet current;           /* what the last receive handed out */
+} mem_endpoint;
+
+struct dlxi_mem_hub {
+    pthread_mutex_t mutex;
+    uint32_t queue_frames;
+    mem_endpoint **endpoints; /* [endpoint_count], NULL where closed */
+    uint32_t endpoint_count;
+    uint32_t coordinator; /* the last one opened, or NOBODY */
+};
+
+/* ---- hub ----------------------------------------------------------------------------------------------------------- */
+
+dlx_status dlxi_mem_hub_open(dlxi_mem_hub **out, uint32_t queue_frames, dlx_error *error) {
+    *out = NULL;
+    if (queue_frames < 1 || queue_frames > QUEUE_FRAMES_MAX)
+        DLX_FAIL(error, ARGUMENT, "hub: queue of %u frames, allowed are 1 to %d", queue_frames, QUEUE_FRAMES_MAX);
+    dlxi_mem_hub *hub = NULL;
+    DLX_TRY(DLXI_NEW(&hub, 1, error));
+    if (pthread_mutex_init(&hub->mutex, NULL) != 0) {
+        free(hub);
+        DLX_FAIL(error, SYSTEM, "hub: no mutex to be had");
+    }
+    hub->queue_frames = queue_frames;
+    hub->coordinator = NOBODY;
+    *out = hub;
+    return DLX_OK;
+}
+
+void dlxi_mem_hub_close(dlxi_mem_hub **hub) {
+    if (hub == NULL || *hub == NULL) return;
+    for (uint32_t i = 0; i < (*hub)->endpoint_count; i++) DLXI_ASSERT((*hub)->endpoints[i] == NULL);
+    pthread_mutex_destroy(&(*hub)->mutex);
+    free((*hub)->endpoints);
+    free(*hub);
+    *hub = NULL;
+}
+
+/* NULL where it is closed or never was. */
+static mem_endpoint *endpoint_at(const dlxi_mem_hub *hub, uint32_t number) {
+    return number < hub->endpoint_count ? hub->endpoints[number] : NULL;
+}
+
+/* ---- queues (the hub's mutex is held) ------------------------------------------------------------------------------- */
+
+static queue *queue_from(mem_endpoint *receiver, uint32_t sender) {
+    for (size_t i = 0; i < receiver->queue_count; i++)
+        if (receiver->queues[i].sender == sender) return &receiver->queues[i];
+    return NULL;
+}
+
+static dlx_status queue_add(queue **out, mem_endpoint *receiver, uint32_t sender, dlx_error *error) {
+    packet *packets = NULL;
+    DLX_TRY(DLXI_NEW(&packets, receiver->hub->queue_frames, error));
+    queue *grown = realloc(receiver->queues, (receiver->queue_count + 1) * sizeof *grown);
+    if (grown == NULL) {
+        free(packets);
+        DLX_FAIL(error, MEMORY, "out of memory: a queue of the mem link");
+    }
+    receiver->queues = grown;
+    *out = &grown[receiver->queue_count++];
+    **out = (queue){.sender = sender, .packets = packets};
+    return DLX_OK;
+}
+
+static void queue_remove(mem_endpoint *receiver, queue *q) {
+    size_t place = (size_t)(q - receiver->queues);
+    free(q->packets);
+    receiver->queue_count--;
+    memmove(q, q + 1, (receiver->queue_count - place) * sizeof *q);
+}
+
+static packet queue_pop(mem_endpoint *receiver, queue *q) {
+    packet p = q->packets[q->first];
+    q->first = (q->first + 1) % receiver->hub->queue_frames;
+    q->count--;
+    mem_endpoint *sender = endpoint_at(receiver->hub, q->sender);
+    if (q->refused && sender != NULL) {
+        q->refused = false;
+        sender->room = true;
+        pthread_cond_signal(&sender->changed);
+    }
+    if (q->count == 0 && sender == NULL) queue_remove(receiver, q);
+    return p;
+}
+
+/* ---- send ----------------------------------------------------------------------------------------------------------- */
+
+/* The queue that a frame to `to` goes to, if there is room in it. */
+static dlx_status find_room(queue **out, mem_endpoint **receiver, mem_endpoint *me, uint32_t to, dlx_error *error) {
+    dlxi_mem_hub *hub = me->hub;
+    uint32_t number = NOBODY;
+    if (!me->coordinator && to == DLXI_SITE_COORDINATOR) {
+        number = hub->coordinator;
+        if (number == NOBODY) return DLX_AGAIN; /* its opening wakes all sites */
+    } else if (to < NUMBERED_MAX) {
+        number = me->peers[to].endpoint;
+    }
+    if (number == NOBODY) DLX_FAIL(error, STATE, "mem link: send to %u, which is not connected", to);
+    *receiver = endpoint_at(hub, number);
+    if (*receiver == NULL) DLX_FAIL(error, PEER_LOST, "peer %u has closed its endpoint", to);
+    *out = queue_from(*receiver, me->number);
+    if (*out == NULL) return queue_add(out, *receiver, me->number, error);
+    if ((*out)->count < hub->queue_frames) return DLX_OK;
+    (*out)->refused = true;
+    return DLX_AGAIN;
+}
+
+static dlx_status mem_send(dlxi_link *link, uint32_t to, const dlxi_frame *frame, dlx_error *error) {
+    mem_endpoint *me = (mem_endpoint *)link, *receiver = NULL;
+    queue *q = NULL;
+    pthread_mutex_lock(&me->hub->mutex);
+    dlx_status status = find_room(&q, &receiver, me, to, error);
+    pthread_mutex_unlock(&me->hub->mutex);
+    if (status != DLX_OK) return status;
+
+    /* Encoded without the mutex; only this thread fills this queue, so the room stays unless the receiver closes. */
+    packet p = {.count_bytes = (size_t)DLXI_FRAME_HEADER_BYTES + frame->payload_bytes};
+    p.bytes = malloc(p.count_bytes);
+    if (p.bytes == NULL) DLX_FAIL(error, MEMORY, "out of memory: a frame of %zu bytes", p.count_bytes);
+    dlxi_frame_encode(p.bytes, frame);
+
+    pthread_mutex_lock(&me->hub->mutex);
+    status = find_room(&q, &receiver, me, to, error);
+    if (status == DLX_OK) {
+        q->packets[(q->first + q->count) % me->hub->queue_frames] = p;
+        q->count++;
+        pthread_cond_signal(&receiver->changed);
+    }
+    pthread_mutex_unlock(&me->hub->mutex);
+    if (status != DLX_OK) {
+        free(p.bytes);
+        return status;
+    }
+    dlxi_count_sent(link, p.count_bytes);
+    return DLX_OK;
+}
+
+/* ---- receive -------------------------------------------------------------------------------------------------------- */
+
+/* The coordinator's number for a sender, given at its first frame; NOBODY where all are given. */
+static uint32_t number_of(mem_endpoint *me, uint32_t sender) {
+    for (uint32_t i = 0; i < me->peer_count; i++)
+        if (me->peers[i].endpoint == sender) return i;
+    if (me->peer_count == NUMBERED_MAX) return NOBODY;
+    peer *fresh = &me->peers[me->peer_count];
+    fresh->endpoint = sender;
+    mem_endpoint *known = endpoint_at(me->hub, sender);
+    snprintf(fresh->name, sizeof fresh->name, "%s", known != NULL ? known->name : "");
+    return me->peer_count++;
+}
+
+static uint32_t site_of(const mem_endpoint *me, uint32_t sender) {
+    for (uint32_t i = 0; i < DLXI_SITES_MAX; i++)
+        if (me->peers[i].endpoint == sender) return i;
+    return NOBODY;
+}
+
+/* Takes the next frame: at a site the coordinator's first, then one of each queue in turn. */
+static bool take(mem_endpoint *me, uint32_t *from) {
+    if (!me->coordinator && me->hub->coordinator != NOBODY) {
+        queue *q = queue_from(me, me->hub->coordinator);
+        if (q != NULL && q->count != 0) {
+            me->current = queue_pop(me, q);
+            *from = DLXI_SITE_COORDINATOR;
+            return true;
+        }
+    }
+    for (size_t i = 0; i < me->queue_count; i++) {
+        size_t place = (me->queue_next + i) % me->queue_count;
+        queue *q = &me->queues[place];
+        if (q->count == 0 || (!me->coordinator && q->sender == me->hub->coordinator)) continue;
+        *from = me->coordinator ? number_of(me, q->sender) : site_of(me, q->sender);
+        if (*from == NOBODY && !me->coordinator) continue;
+        me->queue_next = place + 1;
+        me->current = queue_pop(me, q);
+        return true;
+    }
+    return false;
+}
+
+/* Waits on the endpoint's condition until `deadline_ns` (< 0: for ever). False once it has passed. */
+static bool wait_changed(mem_endpoint *me, int64_t deadline_ns) {
+    if (deadline_ns < 0) return pthread_cond_wait(&me->changed, &me->hub->mutex) == 0;
+    if (dlxi_clock_ns() >= deadline_ns) return false;
+    struct timespec until = {.tv_sec = (time_t)(deadline_ns / 1000000000), .tv_nsec = (long)(deadline_ns % 1000000000)};
+    pthread_cond_timedwait(&me->changed, &me->hub->mutex, &until);
+    return true;
+}
+
+static dlx_status mem_receive(dlxi_link *link, int64_t timeout_ms, uint32_t *from, dlxi_frame *frame,
+                              dlx_error *error) {
+    mem_endpoint *me = (mem_endpoint *)link;
+    /* a wait longer than some 30 years is for ever */
+    int64_t deadline_ns = -1;
+    if (timeout_ms >= 0 && timeout_ms < 1000000000000) deadline_ns = dlxi_clock_ns() + timeout_ms * 1000000;
+    for (;;) {
+        free(me->current.bytes);
+        me->current = (packet){0};
+        pthread_mutex_lock(&me->hub->mutex);
+        bool taken = false, again = false;
+        do {
+            again = me->woken || me->room;
+            me->woken = me->room = false;
+            if (!again) taken = take(me, from);
+        } while (!again && !taken && wait_changed(me, deadline_ns));
+        pthread_mutex_unlock(&me->hub->mutex);
+        if (again) return DLX_AGAIN;
+        if (!taken) return DLX_TIMEOUT;
+        if (*from != NOBODY && dlxi_frame_decode(frame, me->current.bytes, me->current.count_bytes, error) == DLX_OK) {
+            dlxi_count_received(link, me->current.count_bytes);
+            return DLX_OK;
+        }
+        dlxi_count_dropped(link);
+    }
+}
+
+static void mem_wake(dlxi_link *link) {
+    mem_endpoint *me = (mem_endpoint *)link;
+    pthread_mutex_lock(&me->hub->mutex);
+    me->woken = true;
+    pthread_cond_signal(&me->changed);
+    pthread_mutex_unlock(&me->hub->mutex);
+}
+
+/* ---- peers ---------------------------------------------------------------------------------------------------------- */
+
+static dlx_status mem_listen(dlxi_link *link, uint32_t own_index, uint32_t index, const char *name,
+                             const char *public_key, char endpoint[DLXI_ENDPOINT_BYTES], dlx_error *error) {
+    (void)public_key;
+    mem_endpoint *me = (mem_endpoint *)link;
+    endpoint[0] = '\0';
+    if (me->coordinator) DLX_FAIL(error, STATE, "mem link: the coordinator does not listen for sites");
+    if (index >= DLXI_SITES_MAX || own_index >= DLXI_SITES_MAX || index == own_index)
+        DLX_FAIL(error, ARGUMENT, "mem link: site %u listens for site %u, allowed are two of 0 to %d", own_index, index,
+                 DLXI_SITES_MAX - 1);
+    pthread_mutex_lock(&me->hub->mutex);
+    snprintf(me->peers[index].name, sizeof me->peers[index].name, "%s", name);
+    pthread_mutex_unlock(&me->hub->mutex);
+    snprintf(endpoint, DLXI_ENDPOINT_BYTES, "mem:%u", me->number);
+    return DLX_OK;
+}
+
+static dlx_status mem_connect(dlxi_link *link, uint32_t index, const char *endpoint, dlx_error *error) {
+    mem_endpoint *me = (mem_endpoint *)link;
+    if (me->coordinator || index >= DLXI_SITES_MAX)
+        DLX_FAIL(error, ARGUMENT, "mem link: connect to site %u, allowed are 0 to %d", index, DLXI_SITES_MAX - 1);
+    unsigned number = 0;
+    int used = 0;
+    if (strlen(endpoint) > 15 || sscanf(endpoint, "mem:%9u%n", &number, &used) != 1 || endpoint[used] != '\0')
+        DLX_FAIL(error, DATA, "mem link: '%.32s' is no endpoint of this link", endpoint);
+    pthread_mutex_lock(&me->hub->mutex);
+    bool known = number < me->hub->endpoint_count && number != me->number;
+    if (known) me->peers[index].endpoint = number;
+    pthread_mutex_unlock(&me->hub->mutex);
+    if (!known) DLX_FAIL(error, DATA, "mem link: this hub has no endpoint '%s'", endpoint);
+    return DLX_OK;
+}
+
+/* The hub knows who opened an endpoint, so the name needs no proof. */
+static const char *mem_peer_name(dlxi_link *link, uint32_t index) {
+    mem_endpoint *me = (mem_endpoint *)link;
+    return index < NUMBERED_MAX ? me->peers[index].name : "";
+}
+
+static const char *mem_peer_key(dlxi_link *link, uint32_t index) {
+    (void)link, (void)index;
+    return "";
+}
+
+/* ---- open and close -------------------------------------------------------------------------------------------------- */
+
+static void mem_close(dlxi_link *link) {
+    mem_endpoint *me = (mem_endpoint *)link;
+    dlxi_mem_hub *hub = me->hub;
+    pthread_mutex_lock(&hub->mutex);
+    hub->endpoints[me->number] = NULL;
+    for (uint32_t i = 0; i < hub->endpoint_count; i++) {
+        queue *sent = hub->endpoints[i] != NULL ? queue_from(hub->endpoints[i], me->number) : NULL;
+        if (sent != NULL && sent->count == 0) queue_remove(hub->endpoints[i], sent);
+    }
+    for (size_t i = 0; i < me->queue_count; i++) {
+        queue *q = &me->queues[i];
+        mem_endpoint *sender = endpoint_at(hub, q->sender);
+        if (sender != NULL && q->refused) { /* it tries again and learns that this peer is lost */
+            sender->room = true;
+            pthread_cond_signal(&sender->changed);
+        }
+        for (; q->count != 0; q->count--, q->first = (q->first + 1) % hub->queue_frames)
+            free(q->packets[q->first].bytes);
+        free(q->packets);
+    }
+    pthread_mutex_unlock(&hub->mutex);
+    free(me->queues);
+    free(me->current.bytes);
+    pthread_cond_destroy(&me->changed);
+    free(me);
+}
+
+static const dlxi_link_operations mem_operations = {
+    .name = "mem",
+    .send = mem_send,
+    .receive = mem_receive,
+    .wake = mem_wake,
+    .listen = mem_listen,
+    .connect = mem_connect,
+    .peer_name = mem_peer_name,
+    .peer_key = mem_peer_key,
+    .close = mem_close,
+};
+
+static bool condition_init(pthread_cond_t *condition) {
+    pthread_condattr_t attributes;
+    if (pthread_condattr_init(&attributes) != 0) return false;
+    bool done = pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC) == 0 &&
+                pthread_cond_init(condition, &attributes) == 0;
+    pthread_condattr_destroy(&attributes);
+    return done;
+}
+
+/* Gives the endpoint its number. The hub's mutex is held. */
+static dlx_status enter(dlxi_mem_hub *hub, mem_endpoint *me, dlx_error *error) {
+    if (me->coordinator && endpoint_at(hub, hub->coordinator) != NULL)
+        DLX_FAIL(error, STATE, "hub: it has a coordinator already");
+    if (hub->endpoint_count == ENDPOINTS_MAX)
+        DLX_FAIL(error, STATE, "hub: %d endpoints have been opened, the most that one hub gives", ENDPOINTS_MAX);
+    mem_endpoint **grown = realloc(hub->endpoints, (hub->endpoint_count + 1) * sizeof *grown);
+    if (grown == NULL) DLX_FAIL(error, MEMORY, "out of memory: an endpoint of the mem link");
+    hub->endpoints = grown;
+    me->number = hub->endpoint_count++;
+    grown[me->number] = me;
+    if (!me->coordinator) return DLX_OK;
+    hub->coordinator = me->number;
+    for (uint32_t i = 0; i < me->number; i++) {
+        if (grown[i] == NULL) continue;
+        grown[i]->room = true;
+        pthread_cond_signal(&grown[i]->changed);
+    }
+    return DLX_OK;
+}
+
+static dlx_status endpoint_open(dlxi_link **out, dlxi_mem_hub *hub, const char *name, bool coordinator,
+                                dlx_error *error) {
+    *out = NULL;
+    if (strlen(name) >= DLXI_NAME_BYTES)
+        DLX_FAIL(error, ARGUMENT, "site.name: '%.80s' is longer than %d characters", name, DLXI_NAME_BYTES - 1);
+    mem_endpoint *me = NULL;
+    DLX_TRY(DLXI_NEW(&me, 1, error));
+    me->link.op = &mem_operations;
+    me->hub = hub;
+    me->coordinator = coordinator;
+    snprintf(me->name, sizeof me->name, "%s", name);
+    for (size_t i = 0; i < NUMBERED_MAX; i++) me->peers[i].endpoint = NOBODY;
+    if (!condition_init(&me->changed)) {
+        free(me);
+        DLX_FAIL(error, SYSTEM, "mem link: no condition variable to be had");
+    }
+    pthread_mutex_lock(&hub->mutex);
+    dlx_status status = enter(hub, me, error);
+    pthread_mutex_unlock(&hub->mutex);
+    if (status != DLX_OK) {
+        pthread_cond_destroy(&me->changed);
+        free(me);
+        return status;
+    }
+    *out = &me->link;
+    return DLX_OK;
+}
+
+dlx_status dlxi_mem_site_open(dlxi_link **out, dlxi_mem_hub *hub, const char *name, dlx_error *error) {
+    return endpoint_open(out, hub, name, false, error);
+}
+
+dlx_status dlxi_mem_coordinator_open(dlxi_link **out, dlxi_mem_hub *hub, dlx_error *error) {
+    return endpoint_open(out, hub, "", true, error);
+}
