@@ -1,0 +1,186 @@
+/* The way of a micro-batch through a stage. Kernels report by status alone; `failed` gives it a sentence. */
+#include "model/internal.h"
+#include "base/panic.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+dlx_status dlxi_kernel_failed(dlx_status status, dlx_error *error) {
+    if (status == DLX_OK) return DLX_OK;
+    const char *hint = status == DLX_MEMORY ? "try a smaller train.micro_batch" : "try train.precision: f32";
+    return dlxi_error_set(error, status, "a kernel of the training step failed: %s; %s", dlx_status_text(status), hint);
+}
+
+static const float *data_of(const dlxi_parameter *parameter) {
+    return parameter == NULL ? NULL : parameter->data;
+}
+
+static dlx_status normalize(const dlxi_stage *stage, float *y, float *mean, float *rstd, const float *x,
+                            const dlxi_parameter *gain, const dlxi_parameter *bias, int64_t N) {
+    dlxi_kernels *k = stage->kernels;
+    int64_t C = stage->config.width;
+    float epsilon = stage->config.norm_epsilon;
+    if (stage->config.family == DLXI_FAMILY_GPT2)
+        return k->op->layernorm_forward(k, y, mean, rstd, x, gain->data, bias->data, N, C, epsilon);
+    return k->op->rmsnorm_forward(k, y, rstd, x, gain->data, N, C, epsilon);
+}
+
+static dlx_status linear(const dlxi_stage *stage, float *y, const float *x, const dlxi_parameter *weight,
+                         const dlxi_parameter *bias, int64_t N) {
+    dlxi_kernels *k = stage->kernels;
+    return k->op->linear_forward(k, y, x, weight->data, data_of(bias), N, weight->tensor.cols, weight->tensor.rows);
+}
+
+/* middle = x + out(attention(norm1(x))) */
+static dlx_status attention_half(const dlxi_stage *stage, const dlxi_block *block, dlxi_block_activations *kept,
+                                 const float *x, dlxi_shape shape) {
+    const dlxi_model_config *config = &stage->config;
+    dlxi_kernels *k = stage->kernels;
+    dlxi_parameter *const *role = block->role;
+    int64_t N = shape.B * shape.T, T = shape.T, D = config->width / config->heads;
+    DLX_TRY(normalize(stage, kept->norm1, kept->mean1, kept->rstd1, x, role[DLXI_ROLE_NORM1_GAIN],
+                      role[DLXI_ROLE_NORM1_BIAS], N));
+    DLX_TRY(linear(stage, kept->q, kept->norm1, role[DLXI_ROLE_Q], role[DLXI_ROLE_Q_BIAS], N));
+    DLX_TRY(linear(stage, kept->key, kept->norm1, role[DLXI_ROLE_K], role[DLXI_ROLE_K_BIAS], N));
+    DLX_TRY(linear(stage, kept->value, kept->norm1, role[DLXI_ROLE_V], role[DLXI_ROLE_V_BIAS], N));
+    if (config->family == DLXI_FAMILY_LLAMA) {
+        DLX_TRY(k->op->rope(k, kept->q, N, T, config->heads, D, config->rope_theta, false));
+        DLX_TRY(k->op->rope(k, kept->key, N, T, config->kv_heads, D, config->rope_theta, false));
+    }
+    DLX_TRY(k->op->attention_forward(k, kept->attention, kept->lse, kept->q, kept->key, kept->value, shape.B, T,
+                                     config->heads, config->kv_heads, D));
+    DLX_TRY(linear(stage, kept->middle, kept->attention, role[DLXI_ROLE_OUT], role[DLXI_ROLE_OUT_BIAS], N));
+    return k->op->add(k, kept->middle, x, N * config->width);
+}
+
+/* y = middle + down(activation(up(norm2(middle)))) */
+static dlx_status mlp_half(const dlxi_stage *stage, const dlxi_block *block, dlxi_block_activations *kept, float *y,
+                           dlxi_shape shape) {
+    const dlxi_model_config *config = &stage->config;
+    dlxi_kernels *k = stage->kernels;
+    dlxi_parameter *const *role = block->role;
+    int64_t N = shape.B * shape.T, NM = N * config->mlp_width;
+    DLX_TRY(normalize(stage, kept->norm2, kept->mean2, kept->rstd2, kept->middle, role[DLXI_ROLE_NORM2_GAIN],
+                      role[DLXI_ROLE_NORM2_BIAS], N));
+    DLX_TRY(linear(stage, kept->up, kept->norm2, role[DLXI_ROLE_UP], role[DLXI_ROLE_UP_BIAS], N));
+    if (config->family == DLXI_FAMILY_LLAMA) {
+        DLX_TRY(linear(stage, kept->gate, kept->norm2, role[DLXI_ROLE_GATE], NULL, N));
+        DLX_TRY(k->op->swiglu_forward(k, kept->hidden, kept->gate, kept->up, NM));
+    } else {
+        DLX_TRY(k->op->activation_forward(k, kept->hidden, kept->up, config->activation, NM));
+    }
+    DLX_TRY(linear(stage, y, kept->hidden, role[DLXI_ROLE_DOWN], role[DLXI_ROLE_DOWN_BIAS], N));
+    return k->op->add(k, y, kept->middle, N * config->width);
+}
+
+static dlx_status check_tokens(const dlxi_stage *stage, const uint32_t *token, int64_t N, const char *what,
+                               dlx_error *error) {
+    int64_t vocabulary = stage->config.vocabulary;
+    for (int64_t n = 0; n < N; n++) {
+        if ((int64_t)token[n] >= vocabulary)
+            DLX_FAIL(error, DATA,
+                     "%s %" PRIu32 " is not below model.vocabulary (%" PRId64
+                     "); set model.vocabulary to what the shard's tokenizer says",
+                     what, token[n], vocabulary);
+    }
+    return DLX_OK;
+}
+
+static dlx_status run_blocks(dlxi_stage *stage, dlxi_slot *slot, dlxi_shape shape) {
+    dlxi_kernels *k = stage->kernels;
+    int64_t N = shape.B * shape.T, C = stage->config.width;
+    if (stage->options.has_embedding) {
+        DLX_TRY(k->op->embedding_forward(k, slot->residual[0], slot->token, stage->table->data,
+                                         data_of(stage->position), N, shape.T, C));
+    }
+    for (int64_t layer = 0; layer < stage->layer_count; layer++) {
+        const dlxi_block *block = &stage->block[layer];
+        dlxi_block_activations *kept = &slot->block[layer];
+        DLX_TRY(attention_half(stage, block, kept, slot->residual[layer], shape));
+        DLX_TRY(mlp_half(stage, block, kept, slot->residual[layer + 1], shape));
+    }
+    return DLX_OK;
+}
+
+dlx_status dlxi_stage_blocks_forward(dlxi_stage *stage, int slot, const uint32_t *token, const float *input,
+                                     dlxi_shape shape, dlx_error *error) {
+    DLXI_ASSERT(slot >= 0 && slot < stage->options.slots);
+    DLXI_ASSERT(stage->options.has_embedding ? token != NULL : input != NULL);
+    DLXI_ASSERT(shape.B <= stage->options.batch && shape.T <= stage->options.length);
+    dlxi_slot *s = &stage->slot[slot];
+    size_t N = (size_t)(shape.B * shape.T);
+    if (stage->options.has_embedding) {
+        DLX_TRY(check_tokens(stage, token, (int64_t)N, "token", error));
+        memcpy(s->token, token, N * sizeof *token);
+    } else {
+        memcpy(s->residual[0], input, N * (size_t)stage->config.width * sizeof *input);
+    }
+    return dlxi_kernel_failed(run_blocks(stage, s, shape), error);
+}
+
+dlx_status dlxi_stage_head_forward(dlxi_stage *stage, int slot, int64_t first, int64_t N) {
+    const float *x = stage->slot[slot].residual[stage->layer_count] + first * stage->config.width;
+    DLX_TRY(normalize(stage, stage->final_norm, stage->final_mean, stage->final_rstd, x, stage->final_gain,
+                      stage->final_bias, N));
+    return linear(stage, stage->logits, stage->final_norm, stage->head, NULL, N);
+}
+
+dlx_status dlxi_stage_loss_sum(dlxi_stage *stage, int slot, const uint32_t *token, const uint32_t *target,
+                               dlxi_shape shape, double *loss_sum, dlx_error *error) {
+    dlxi_kernels *k = stage->kernels;
+    int64_t N = shape.B * shape.T;
+    DLX_TRY(check_tokens(stage, target, N, "target token", error));
+    DLX_TRY(dlxi_stage_blocks_forward(stage, slot, token, NULL, shape, error));
+    DLX_TRY(dlxi_kernel_failed(dlxi_stage_head_forward(stage, slot, 0, N), error));
+    return dlxi_kernel_failed(k->op->cross_entropy(k, loss_sum, stage->logits, target, N, stage->config.vocabulary,
+                                                   false, 0.0f),
+                              error);
+}
+
+/* d_final ← the gradient of the residual stream below the head; logits hold their own gradient. */
+static dlx_status head_backward(dlxi_stage *stage, dlxi_slot *slot, int64_t N) {
+    dlxi_kernels *k = stage->kernels;
+    int64_t C = stage->config.width;
+    const float *x = slot->residual[stage->layer_count];
+    dlxi_parameter *gain = stage->final_gain, *bias = stage->final_bias;
+    DLX_TRY(k->op->linear_backward(k, stage->d_a, stage->head->gradient, NULL, stage->logits, stage->final_norm,
+                                   stage->head->data, N, C, stage->config.vocabulary));
+    if (bias != NULL)
+        return k->op->layernorm_backward(k, slot->d_final, gain->gradient, bias->gradient, stage->d_a, x,
+                                         stage->final_mean, stage->final_rstd, gain->data, N, C);
+    return k->op->rmsnorm_backward(k, slot->d_final, gain->gradient, stage->d_a, x, stage->final_rstd, gain->data, N,
+                                   C);
+}
+
+static dlx_status run_head(dlxi_stage *stage, int slot, const uint32_t *target, int64_t N, double *loss,
+                           dlx_error *error) {
+    dlxi_kernels *k = stage->kernels;
+    double sum = 0.0;
+    bool training = stage->options.training;
+    DLX_TRY(dlxi_kernel_failed(dlxi_stage_head_forward(stage, slot, 0, N), error));
+    DLX_TRY(dlxi_kernel_failed(k->op->cross_entropy(k, &sum, stage->logits, target, N, stage->config.vocabulary,
+                                                    training, 1.0f / (float)N),
+                               error));
+    *loss = sum / (double)N;
+    if (!isfinite(*loss))
+        DLX_FAIL(error, NUMERIC, "the training loss is not finite; try a lower train.learning_rate or a longer warm-up");
+    if (!training) return DLX_OK;
+    return dlxi_kernel_failed(head_backward(stage, &stage->slot[slot], N), error);
+}
+
+dlx_status dlxi_stage_forward(dlxi_stage *stage, int slot, const uint32_t *token, const float *input,
+                              const uint32_t *target, double *loss, dlx_error *error) {
+    dlxi_shape shape = {stage->options.batch, stage->options.length};
+    int64_t N = shape.B * shape.T;
+    bool head = stage->options.has_head;
+    DLXI_ASSERT(head == (target != NULL) && head == (loss != NULL));
+    if (head) DLX_TRY(check_tokens(stage, target, N, "target token", error));
+    DLX_TRY(dlxi_stage_blocks_forward(stage, slot, token, input, shape, error));
+    return head ? run_head(stage, slot, target, N, loss, error) : DLX_OK;
+}
+
+const float *dlxi_stage_output(const dlxi_stage *stage, int slot) {
+    DLXI_ASSERT(!stage->options.has_head);
+    return stage->slot[slot].residual[stage->layer_count];
+}
