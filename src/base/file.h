@@ -19,7 +19,7 @@ typedef struct dlxi_file_map {
 dlx_status dlxi_file_map_open(dlxi_file_map *out, const char *path, dlx_error *error);
 void dlxi_file_map_close(dlxi_file_map *map);
 
-/* Writes path.XXXXXX in the folder of path; commit flushes it to disk and renames it to path. One thread at a time. */
+/* Writes a file path.part-… beside path; commit flushes it to disk and renames it to path. One thread at a time. */
 typedef struct dlxi_file_writer dlxi_file_writer;
 
 dlx_status dlxi_file_writer_open(dlxi_file_writer **out, const char *path, dlx_error *error);

@@ -37,7 +37,7 @@ typedef struct dlxi_option {
     const char *key; /* "sync.inner_steps"; options of one section stand together in the table */
     dlxi_option_kind kind;
     size_t offset, size;        /* of the field in the caller's struct, bytes */
-    double min, max;            /* integer and real: both allowed; integers within ±2^53 */
+    double min, max;            /* integer and real: both allowed; whole and below 2^53 for integers */
     const char *const *choices; /* choice: ended by NULL */
     const char *default_text;   /* as a user would write it */
     const char *comment;        /* one line, no final dot */
@@ -51,35 +51,26 @@ typedef struct dlxi_option_table {
 } dlxi_option_table;
 
 /* Rows. `field` is a member designator (sync.inner_steps); trailing arguments set further members, as in
- *   DLXI_OPTION_ROW_REAL(config, "sync.outer_momentum", sync.outer_momentum, 0, 0.999, "auto", "…", .allow_auto = true)
- */
-#define DLXI_OPTION_FIELD_(type, field) .offset = offsetof(type, field), .size = sizeof(((type *)0)->field)
+ *   DLXI_OPTION_ROW_REAL(config, "sync.outer_momentum", sync.outer_momentum, 0, 0.999, "auto", "…",
+ *                        .allow_auto = true) */
+/* clang-format off */
 #define DLXI_OPTION_ROW_INTEGER(type, key_text, field, least, most, ...)                                               \
-    {                                                                                                                  \
-        .key = (key_text), .kind = DLXI_OPTION_INTEGER, DLXI_OPTION_FIELD_(type, field), .min = (least),               \
-        .max = (most), DLXI_OPTION_REST_(__VA_ARGS__, .choices = NULL)                                                 \
-    }
+    {DLXI_OPTION_HEAD_(type, key_text, INTEGER, field), .min = (least), .max = (most),                                 \
+     DLXI_OPTION_REST_(__VA_ARGS__, .choices = NULL)}
 #define DLXI_OPTION_ROW_REAL(type, key_text, field, least, most, ...)                                                  \
-    {                                                                                                                  \
-        .key = (key_text), .kind = DLXI_OPTION_REAL, DLXI_OPTION_FIELD_(type, field), .min = (least), .max = (most),   \
-        DLXI_OPTION_REST_(__VA_ARGS__, .choices = NULL)                                                                \
-    }
+    {DLXI_OPTION_HEAD_(type, key_text, REAL, field), .min = (least), .max = (most),                                    \
+     DLXI_OPTION_REST_(__VA_ARGS__, .choices = NULL)}
 #define DLXI_OPTION_ROW_BOOLEAN(type, key_text, field, ...)                                                            \
-    {                                                                                                                  \
-        .key = (key_text), .kind = DLXI_OPTION_BOOLEAN, DLXI_OPTION_FIELD_(type, field),                               \
-        DLXI_OPTION_REST_(__VA_ARGS__, .choices = NULL)                                                                \
-    }
+    {DLXI_OPTION_HEAD_(type, key_text, BOOLEAN, field), DLXI_OPTION_REST_(__VA_ARGS__, .choices = NULL)}
 #define DLXI_OPTION_ROW_STRING(type, key_text, field, ...)                                                             \
-    {                                                                                                                  \
-        .key = (key_text), .kind = DLXI_OPTION_STRING, DLXI_OPTION_FIELD_(type, field),                                \
-        DLXI_OPTION_REST_(__VA_ARGS__, .choices = NULL)                                                                \
-    }
+    {DLXI_OPTION_HEAD_(type, key_text, STRING, field), DLXI_OPTION_REST_(__VA_ARGS__, .choices = NULL)}
 #define DLXI_OPTION_ROW_CHOICE(type, key_text, field, words, ...)                                                      \
-    {                                                                                                                  \
-        .key = (key_text), .kind = DLXI_OPTION_CHOICE, DLXI_OPTION_FIELD_(type, field),                                \
-        DLXI_OPTION_REST_(__VA_ARGS__, .choices = (words))                                                             \
-    }
+    {DLXI_OPTION_HEAD_(type, key_text, CHOICE, field), DLXI_OPTION_REST_(__VA_ARGS__, .choices = (words))}
+#define DLXI_OPTION_HEAD_(type, key_text, kind_name, field)                                                            \
+    .key = (key_text), .kind = DLXI_OPTION_##kind_name, .offset = offsetof(type, field),                               \
+    .size = sizeof(((type *)0)->field)
 #define DLXI_OPTION_REST_(standard, sentence, ...) .default_text = (standard), .comment = (sentence), __VA_ARGS__
+/* clang-format on */
 
 /* Every field of the table ← its default. A malformed table (a default out of range, a key twice, a section torn apart,
  * a field of the wrong size) is our own bug and ends the process. */

@@ -1,0 +1,199 @@
+#include "base/file.h"
+#include "base/memory.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { BUFFER_BYTES = 1 << 16 };
+
+/* ---- reading --------------------------------------------------------------------------------------------------- */
+
+static dlx_status open_for_reading(int *fd, const char *path, dlx_error *error) {
+    *fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (*fd >= 0) return DLX_OK;
+    if (errno == ENOENT) DLX_FAIL(error, SYSTEM, "%s: no such file", path);
+    DLX_FAIL(error, SYSTEM, "%s: can't be opened: %s", path, strerror(errno));
+}
+
+dlx_status dlxi_file_read(char **out, size_t *bytes, const char *path, size_t bytes_max, dlx_error *error) {
+    dlx_status status = DLX_OK;
+    char *text = NULL;
+    size_t used = 0, room = 0;
+    int fd = -1;
+    *out = NULL;
+    *bytes = 0;
+    DLX_TRY_OUT(open_for_reading(&fd, path, error));
+    for (;;) { /* grows as it goes: a pipe does not know its size */
+        if (room - used < 2) {
+            size_t larger = room == 0 ? BUFFER_BYTES : 2 * room;
+            char *grown = larger > room ? realloc(text, larger) : NULL;
+            if (grown == NULL) DLX_FAIL_OUT(error, MEMORY, "out of memory: %s asks for %zu bytes", path, larger);
+            text = grown;
+            room = larger;
+        }
+        ssize_t got = read(fd, text + used, room - used - 1);
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) DLX_FAIL_OUT(error, SYSTEM, "%s: can't be read: %s", path, strerror(errno));
+        if (got == 0) break;
+        used += (size_t)got;
+        if (used > bytes_max) DLX_FAIL_OUT(error, DATA, "%s: too large; allowed: up to %zu bytes", path, bytes_max);
+    }
+    text[used] = '\0';
+    *out = text;
+    *bytes = used;
+    text = NULL;
+out:
+    free(text);
+    if (fd >= 0) close(fd);
+    return status;
+}
+
+dlx_status dlxi_file_map_open(dlxi_file_map *out, const char *path, dlx_error *error) {
+    dlx_status status = DLX_OK;
+    int fd = -1;
+    struct stat facts;
+    *out = (dlxi_file_map){0};
+    DLX_TRY_OUT(open_for_reading(&fd, path, error));
+    if (fstat(fd, &facts) != 0) DLX_FAIL_OUT(error, SYSTEM, "%s: can't be read: %s", path, strerror(errno));
+    if (!S_ISREG(facts.st_mode))
+        DLX_FAIL_OUT(error, DATA, "%s: not a regular file; name a file, no folder or pipe", path);
+    if ((uint64_t)facts.st_size > SIZE_MAX / 2)
+        DLX_FAIL_OUT(error, DATA, "%s: larger than this machine's address space", path);
+    if (facts.st_size > 0) {
+        void *data = mmap(NULL, (size_t)facts.st_size, PROT_READ, MAP_SHARED, fd, 0);
+        if (data == MAP_FAILED) DLX_FAIL_OUT(error, SYSTEM, "%s: can't be mapped: %s", path, strerror(errno));
+        *out = (dlxi_file_map){.data = data, .bytes = (size_t)facts.st_size};
+    }
+out:
+    if (fd >= 0) close(fd);
+    return status;
+}
+
+void dlxi_file_map_close(dlxi_file_map *map) {
+    if (map->data != NULL) munmap((void *)(uintptr_t)map->data, map->bytes);
+    *map = (dlxi_file_map){0};
+}
+
+/* ---- writing --------------------------------------------------------------------------------------------------- */
+
+struct dlxi_file_writer {
+    int fd;
+    char *path, *temporary; /* temporary is empty where there is nothing to remove */
+    uint64_t written;       /* bytes in the file; what the buffer holds comes behind them */
+    size_t buffered;
+    char buffer[BUFFER_BYTES];
+};
+
+static dlx_status write_at(const dlxi_file_writer *writer, uint64_t offset, const void *data, size_t bytes,
+                           dlx_error *error) {
+    const char *from = data;
+    while (bytes > 0) {
+        ssize_t put = pwrite(writer->fd, from, bytes, (off_t)offset);
+        if (put < 0 && errno == EINTR) continue;
+        if (put < 0) DLX_FAIL(error, SYSTEM, "%s: can't be written: %s", writer->temporary, strerror(errno));
+        from += put;
+        offset += (uint64_t)put;
+        bytes -= (size_t)put;
+    }
+    return DLX_OK;
+}
+
+static dlx_status flush_buffer(dlxi_file_writer *writer, dlx_error *error) {
+    DLX_TRY(write_at(writer, writer->written, writer->buffer, writer->buffered, error));
+    writer->written += writer->buffered;
+    writer->buffered = 0;
+    return DLX_OK;
+}
+
+/* Not mkostemp: its files are private, and only the process's umask, which no thread can read safely, says what is
+ * right. */
+static dlx_status create_temporary(dlxi_file_writer *writer, size_t name_bytes, dlx_error *error) {
+    enum { ATTEMPTS = 100 };
+    for (int i = 0; i < ATTEMPTS; i++) {
+        snprintf(writer->temporary, name_bytes, "%s.part-%ld-%d", writer->path, (long)getpid(), i);
+        writer->fd = open(writer->temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        if (writer->fd >= 0) return DLX_OK;
+        if (errno != EEXIST) break;
+    }
+    writer->temporary[0] = '\0';
+    DLX_FAIL(error, SYSTEM, "%s: can't be written: %s", writer->path, strerror(errno));
+}
+
+dlx_status dlxi_file_writer_open(dlxi_file_writer **out, const char *path, dlx_error *error) {
+    enum { SUFFIX_BYTES = 40 };
+    dlx_status status = DLX_OK;
+    dlxi_file_writer *writer = NULL;
+    size_t path_bytes = strlen(path);
+    *out = NULL;
+    DLX_TRY(DLXI_NEW(&writer, 1, error));
+    writer->fd = -1;
+    DLX_TRY_OUT(DLXI_NEW(&writer->path, path_bytes + 1, error));
+    DLX_TRY_OUT(DLXI_NEW(&writer->temporary, path_bytes + SUFFIX_BYTES, error));
+    memcpy(writer->path, path, path_bytes);
+    DLX_TRY_OUT(create_temporary(writer, path_bytes + SUFFIX_BYTES, error));
+    *out = writer;
+    writer = NULL;
+out:
+    dlxi_file_writer_close(&writer);
+    return status;
+}
+
+dlx_status dlxi_file_writer_append(dlxi_file_writer *writer, const void *data, size_t bytes, dlx_error *error) {
+    if (bytes > BUFFER_BYTES - writer->buffered) DLX_TRY(flush_buffer(writer, error));
+    if (bytes >= BUFFER_BYTES) {
+        DLX_TRY(write_at(writer, writer->written, data, bytes, error));
+        writer->written += bytes;
+        return DLX_OK;
+    }
+    if (bytes > 0) memcpy(writer->buffer + writer->buffered, data, bytes);
+    writer->buffered += bytes;
+    return DLX_OK;
+}
+
+dlx_status dlxi_file_writer_replace(dlxi_file_writer *writer, uint64_t offset, const void *data, size_t bytes,
+                                    dlx_error *error) {
+    DLX_TRY(flush_buffer(writer, error));
+    if (offset > writer->written || bytes > writer->written - offset)
+        DLX_FAIL(error, ARGUMENT, "%s: replacing bytes that were not appended", writer->path);
+    return write_at(writer, offset, data, bytes, error);
+}
+
+/* A rename is on disk only when its folder is. Folders that can't be synced (some file systems) are let be. */
+static void sync_folder(const char *path) {
+    const char *slash = strrchr(path, '/');
+    char *folder = slash == NULL ? strdup(".") : slash == path ? strdup("/") : strndup(path, (size_t)(slash - path));
+    int fd = folder != NULL ? open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    if (fd >= 0) {
+        fsync(fd);
+        close(fd);
+    }
+    free(folder);
+}
+
+dlx_status dlxi_file_writer_commit(dlxi_file_writer *writer, dlx_error *error) {
+    DLX_TRY(flush_buffer(writer, error));
+    if (fsync(writer->fd) != 0)
+        DLX_FAIL(error, SYSTEM, "%s: can't be flushed to disk: %s", writer->path, strerror(errno));
+    if (rename(writer->temporary, writer->path) != 0)
+        DLX_FAIL(error, SYSTEM, "%s: can't be put in place: %s", writer->path, strerror(errno));
+    writer->temporary[0] = '\0';
+    sync_folder(writer->path);
+    return DLX_OK;
+}
+
+void dlxi_file_writer_close(dlxi_file_writer **writer) {
+    dlxi_file_writer *w = *writer;
+    if (w == NULL) return;
+    if (w->fd >= 0) close(w->fd);
+    if (w->temporary != NULL && w->temporary[0] != '\0') unlink(w->temporary);
+    free(w->temporary);
+    free(w->path);
+    free(w);
+    *writer = NULL;
+}
