@@ -76,6 +76,212 @@ typedef struct dlx_error {
 DLX_API const char *dlx_status_text(dlx_status status);
 DLX_API dlx_status_class dlx_status_class_of(dlx_status status);
 
+/* ---- one site's side of a run ---------------------------------------------------------------------------------------- */
+
+/* What training does while a round's pseudo-gradients travel (docs/algorithm.md). */
+typedef enum dlx_overlap {
+    DLX_OVERLAP_ALLREDUCE, /* the baseline: a gradient mean every inner step, no outer step */
+    DLX_OVERLAP_NONE,      /* wait for it (DiLoCo) */
+    DLX_OVERLAP_DELAYED,   /* apply it a round later (DiLoCoX) */
+    DLX_OVERLAP_EAGER,     /* as delayed, with this site's own share at once (arXiv 2502.12996) */
+    DLX_OVERLAP_CARRY      /* apply it as soon as it is there, on top of the progress made meanwhile */
+} dlx_overlap;
+
+typedef enum dlx_adaptation {
+    DLX_ADAPTATION_OFF,
+    DLX_ADAPTATION_PAPER, /* rank follows the update's spectrum, H follows the rank */
+    DLX_ADAPTATION_LINK   /* rank and H as the slowest member's link allows */
+} dlx_adaptation;
+
+typedef enum dlx_memory { DLX_MEMORY_HOST } dlx_memory;
+
+/* A named parameter tensor, rows × cols, row-major; a vector has rows = 1. `data` stays the caller's; dlx_sync reads and
+ * writes it inside its calls only. */
+typedef struct dlx_tensor {
+    const char *name; /* unique; copied */
+    float *data;
+    int64_t rows, cols;
+    dlx_memory memory;
+    bool plain; /* never low rank, whatever its shape: quantised whole */
+} dlx_tensor;
+
+typedef struct dlx_hub dlx_hub;
+
+/* Where the other sites are: a hub in this process, or addresses. */
+typedef struct dlx_link_config {
+    dlx_hub *hub;            /* mem; NULL: zmq, as follows */
+    const char *coordinator; /* "host:port"; a coordinator may ask for port 0 */
+    const char *listen_host; /* where peers reach this site; NULL or "": the address that reaches the coordinator */
+    uint16_t listen_port;    /* first of a range of one port a site; 0: any free ones */
+    bool unencrypted;        /* loopback only */
+    const char *key_path, *roster_path;
+} dlx_link_config;
+
+typedef void (*dlx_log)(void *context, const char *line);
+
+/* As an outer learning rate or momentum: choose for me. */
+#define DLX_AUTO (-1.0)
+
+typedef struct dlx_sync_config {
+    size_t size;
+    const char *site;      /* its name: 1 to 63 of A–Z a–z 0–9 . _ - */
+    uint16_t rank, ranks;  /* within the site; 0 of 1 */
+    dlx_link_config link;
+    uint64_t seed;
+    const char *shared_text; /* settings that all sites must share, "key: value\n" a line; the coordinator refuses a
+                                site that differs, naming the key. NULL: none */
+
+    dlx_overlap overlap;
+    uint32_t inner_steps;     /* H, 1 to 100000 */
+    uint32_t inner_steps_min; /* adaptation's lower bound, 1 to H */
+    uint32_t inner_steps_max; /* train on past H while an exchange is late, then wait; 0: H + H/2 */
+    uint32_t exchange_steps;  /* carry: apply a commit exactly so many steps after the hand-out, so that a run repeats to
+                                 the bit; 0: as soon as it is there */
+    double outer_learning_rate, outer_momentum; /* DLX_AUTO: chosen for the overlap */
+    dlx_adaptation adaptation;
+    int rank_columns;         /* r of the low-rank factors, 1 to 1024; 0: no factors */
+    int rank_min, rank_max;   /* adaptation's bounds; 0: a quarter of and twice rank_columns */
+    int bits;                 /* 4, 8, 16, or 32 for none */
+    int group;                /* values with one scale: even, 2 to 1024 */
+    bool error_feedback;
+
+    uint64_t windows, tokens_per_window; /* of the training data; 0: this run uses no leases */
+    uint64_t data_hash;                  /* equal on all sites */
+    uint32_t windows_per_step;           /* sizes the leases */
+    uint32_t timeout_ms;                 /* a peer not heard of for so long is lost */
+    dlx_log log;
+    void *log_context;
+} dlx_sync_config;
+
+#define DLX_SYNC_CONFIG_INIT                                                                                           \
+    {                                                                                                                  \
+        .size = sizeof(dlx_sync_config), .ranks = 1, .seed = 1, .overlap = DLX_OVERLAP_CARRY, .inner_steps = 25,       \
+        .inner_steps_min = 1, .outer_learning_rate = DLX_AUTO, .outer_momentum = DLX_AUTO,                             \
+        .rank_columns = 16, .bits = 4, .group = 64, .error_feedback = true, .timeout_ms = 10000                        \
+    }
+
+typedef struct dlx_sync dlx_sync;
+
+/* Opens a site: joins the run at the coordinator, waits (blocks) until every site is there, and takes over the run's
+ * starting parameters where they differ from the first site's: `tensors[i].data` may change. All sites give the same
+ * tensors in the same order. Starts one thread. DLX_ARGUMENT, DLX_CONFIG: what is wrong is in error->message;
+ * DLX_REFUSED: the coordinator's reason; DLX_PEER_LOST; DLX_TIMEOUT: no coordinator within config->timeout_ms. */
+DLX_API dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config, const dlx_tensor *tensors,
+                                 size_t tensor_count, dlx_error *error);
+
+typedef struct dlx_step {
+    bool handed_out; /* a round ended: its pseudo-gradient is on its way */
+    bool applied;    /* an outer step changed the parameters */
+    bool finished;   /* the run's tokens are committed; the parameters are the final anchor */
+    double waited_s; /* time spent in this call waiting for others */
+    uint64_t round;  /* the present round, from 1 */
+    uint32_t inner_steps, step_in_round;
+} dlx_step;
+
+/* After every inner step that trained on `tokens` tokens. Parameters may be replaced. Blocks only where the overlap waits.
+ * `step` may be NULL. One thread at a time. DLX_NUMERIC: a parameter is no longer finite; DLX_PEER_LOST; DLX_DIVERGED;
+ * DLX_INTERRUPTED after dlx_sync_interrupt. After a failure only interrupt, anchor, statistics and close may be called. */
+DLX_API dlx_status dlx_sync_step(dlx_sync *sync, uint64_t tokens, dlx_step *step, dlx_error *error);
+
+/* Overlap `allreduce` only, before the inner optimiser's step: replaces gradients[i], of tensors[i]'s shape, by the mean over
+ * all sites, weighted by tokens. Blocks. waited_s may be NULL. */
+DLX_API dlx_status dlx_sync_gradients(dlx_sync *sync, float *const *gradients, uint64_t tokens, double *waited_s,
+                                      dlx_error *error);
+
+/* The next `count` positions of this site's lease on the global order of training windows. DLX_STATE where the lease has
+ * fewer left, or the run has none. */
+DLX_API dlx_status dlx_sync_windows(dlx_sync *sync, uint64_t *positions, uint32_t count, dlx_error *error);
+
+/* Tokens that schedules should follow: committed ones, and this site's uncommitted ones times the number of sites. */
+DLX_API uint64_t dlx_sync_tokens(const dlx_sync *sync);
+DLX_API uint64_t dlx_sync_tokens_target(const dlx_sync *sync);
+DLX_API uint32_t dlx_sync_site_index(const dlx_sync *sync);
+DLX_API uint32_t dlx_sync_site_count(const dlx_sync *sync);
+
+/* Copies the anchor, θ of the last commit, to the parameters: for saving after an interrupted run. */
+DLX_API void dlx_sync_take_anchor(dlx_sync *sync);
+/* Copies the anchor of tensor i to dst (rows × cols) without touching the parameters: for evaluation during a run. */
+DLX_API dlx_status dlx_sync_anchor(dlx_sync *sync, size_t tensor, float *dst, dlx_error *error);
+
+typedef struct dlx_statistics {
+    uint64_t rounds;                      /* committed */
+    uint64_t attempts;                    /* begun; more than rounds where one was repeated */
+    uint64_t committed_tokens;
+    uint64_t wan_bytes_sent, wan_bytes_received; /* at the link, framing included */
+    uint64_t round_bytes;   /* payload of one whole vector in the last exchange: C */
+    uint64_t raw_bytes;     /* the same in f32 without compression */
+    double exchange_s;      /* last exchange, from hand-out to commit */
+    double exchange_total_s;
+    double rank_mean;       /* over the low-rank tensors, by parameters */
+    double update_norm;     /* of the last M handed out */
+    double outer_learning_rate, outer_momentum; /* as resolved */
+    uint32_t inner_steps;
+    uint64_t anchor_hash;
+    uint64_t low_rank_tensors, plain_tensors;
+} dlx_statistics;
+
+DLX_API void dlx_sync_statistics(dlx_sync *sync, dlx_statistics *out); /* any thread */
+
+/* Makes present and later calls return DLX_INTERRUPTED. Any thread; async-signal-safe. */
+DLX_API void dlx_sync_interrupt(dlx_sync *sync);
+
+/* Tells the coordinator that this site is through, with a report of at most 64 KiB of text, and waits until all sites are,
+ * or the run has failed. Call once, after `finished`. */
+DLX_API dlx_status dlx_sync_report(dlx_sync *sync, const char *text, dlx_error *error);
+
+/* After `finished` without a report: reports an empty one. Before: leaves, and the run fails for the others. `reason` of
+ * leaving may be NULL. */
+DLX_API void dlx_sync_close(dlx_sync **sync);
+DLX_API void dlx_sync_fail(dlx_sync *sync, const char *reason);
+
+/* ---- coordinator ------------------------------------------------------------------------------------------------------ */
+
+typedef struct dlx_coordinator dlx_coordinator;
+
+typedef struct dlx_coordinator_config {
+    size_t size;
+    dlx_link_config link;
+    uint32_t sites;          /* 1 to 64 */
+    uint64_t tokens;         /* the run ends when so many are committed */
+    const char *shared_text; /* compared with every site's; NULL: the first site's is */
+    uint32_t timeout_ms;
+    dlx_log log;
+    void *log_context;
+    /* A site's report; called on the thread in dlx_coordinator_run. May be NULL. */
+    void (*on_report)(void *context, const char *site, const char *text);
+    void *report_context;
+} dlx_coordinator_config;
+
+#define DLX_COORDINATOR_CONFIG_INIT                                                                                    \
+    { .size = sizeof(dlx_coordinator_config), .sites = 2, .timeout_ms = 10000 }
+
+DLX_API dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_config *config, dlx_error *error);
+/* "host:port" in use; valid until close. */
+DLX_API const char *dlx_coordinator_endpoint(const dlx_coordinator *coordinator);
+/* Blocks until every site has reported (DLX_OK), the run failed (the first cause, naming the site), or
+ * dlx_coordinator_interrupt. */
+DLX_API dlx_status dlx_coordinator_run(dlx_coordinator *coordinator, dlx_error *error);
+DLX_API void dlx_coordinator_interrupt(dlx_coordinator *coordinator); /* any thread; async-signal-safe */
+DLX_API void dlx_coordinator_close(dlx_coordinator **coordinator);
+
+/* ---- mem link, keys ---------------------------------------------------------------------------------------------------- */
+
+DLX_API dlx_status dlx_hub_open(dlx_hub **out, dlx_error *error);
+DLX_API void dlx_hub_close(dlx_hub **hub); /* after every sync and coordinator on it */
+
+/* Writes a new key pair to `path` (mode 0600; never overwrites) and the public half to public_text. */
+DLX_API dlx_status dlx_key_generate(const char *path, char public_text[41], dlx_error *error);
+
+/* ---- tier 3: the quantiser by itself ----------------------------------------------------------------------------------- */
+
+/* Bytes that `count` values take; 0 where bits or group are out of range. The last group is padded with zeros. */
+DLX_API size_t dlx_codec_bound(size_t count, int bits, int group);
+/* dst has dlx_codec_bound bytes. DLX_NUMERIC where a value is not finite. Any thread. */
+DLX_API dlx_status dlx_codec_encode(void *dst, const float *src, size_t count, int bits, int group, dlx_error *error);
+/* src has src_bytes, which must be the bound. DLX_DATA where it is not, or holds what is not finite. */
+DLX_API dlx_status dlx_codec_decode(float *dst, const void *src, size_t src_bytes, size_t count, int bits, int group,
+                                    dlx_error *error);
+
 #ifdef __cplusplus
 }
 #endif

@@ -48,3 +48,9 @@ void dlxi_error_prefix(dlx_error *error, const char *format, ...) {
     if (used < 0 || (size_t)used >= sizeof error->message) return;
     snprintf(error->message + used, sizeof error->message - (size_t)used, "%s", old);
 }
+
+void dlxi_text_copy(char *dst, size_t dst_bytes, const char *src) {
+    size_t length = strnlen(src, dst_bytes - 1);
+    memcpy(dst, src, length);
+    dst[length] = '\0';
+}

@@ -16,6 +16,9 @@ dlx_status dlxi_error_set(dlx_error *error, dlx_status status, const char *forma
 /* Puts a prefix before the message: who saw it. Does nothing where error is NULL. Returns error's status. */
 void dlxi_error_prefix(dlx_error *error, const char *format, ...) DLXI_PRINTF(2, 3);
 
+/* Copies text, cut to dst_bytes with the terminator. */
+void dlxi_text_copy(char *dst, size_t dst_bytes, const char *src);
+
 /* Sets status and returns it: DLX_FAIL(error, DATA, "%s: …", path). For functions with nothing to release. */
 #define DLX_FAIL(error, code, ...) return dlxi_error_set((error), DLX_##code, __VA_ARGS__)
 

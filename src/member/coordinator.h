@@ -1,0 +1,51 @@
+/* The coordinator's side of a run: rendezvous, leases, attempts, commits. A pure state machine: it owns no socket, thread
+ * or clock. Feed it messages and time; send what it queues.
+ *
+ *   GATHERING  hello from every site → welcome → listening from every site → peers
+ *   RUNNING    ready from every member → begin → staged from every member → commit (hashes agree) or abort, again
+ *   ENDING     the run's tokens are committed; report from every site → finished
+ *   DONE       all reported, or failed: `status` and `error` say which
+ */
+#ifndef DLXI_MEMBER_COORDINATOR_H
+#define DLXI_MEMBER_COORDINATOR_H
+
+#include "member/outbox.h"
+
+typedef struct dlxi_coordinator_settings {
+    uint16_t sites;
+    uint64_t tokens_target;
+    const char *shared_text; /* copied; NULL: the first site's is the run's */
+    uint32_t timeout_ms;
+    uint32_t attempts_max; /* of one round */
+} dlxi_coordinator_settings;
+
+typedef enum dlxi_coordinator_phase {
+    DLXI_COORDINATOR_GATHERING,
+    DLXI_COORDINATOR_RUNNING,
+    DLXI_COORDINATOR_ENDING,
+    DLXI_COORDINATOR_DONE
+} dlxi_coordinator_phase;
+
+typedef struct dlxi_coordinator dlxi_coordinator;
+
+dlx_status dlxi_coordinator_open(dlxi_coordinator **out, const dlxi_coordinator_settings *settings, int64_t now_ms,
+                                 dlx_error *error);
+void dlxi_coordinator_close(dlxi_coordinator **coordinator);
+
+/* A frame from a peer, numbered by the link; `name` and `key` are what it proved to be ("" without security). */
+void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *name, const char *key,
+                               const dlxi_frame *frame, int64_t now_ms);
+void dlxi_coordinator_on_tick(dlxi_coordinator *c, int64_t now_ms);
+/* The run ends as failed: sites are told why. */
+void dlxi_coordinator_fail(dlxi_coordinator *c, dlx_status status, const char *site, const char *format, ...)
+    DLXI_PRINTF(4, 5);
+
+/* Frames to send, oldest first; `to` is a link's peer number. */
+dlxi_outbox *dlxi_coordinator_outbox(dlxi_coordinator *c);
+dlxi_coordinator_phase dlxi_coordinator_phase_of(const dlxi_coordinator *c);
+/* After DONE. */
+dlx_status dlxi_coordinator_result(const dlxi_coordinator *c, dlx_error *error);
+/* The report that site sent, or NULL; and its name. */
+const char *dlxi_coordinator_report(const dlxi_coordinator *c, uint16_t site, const char **name);
+
+#endif

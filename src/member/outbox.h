@@ -1,0 +1,27 @@
+/* What a state machine wants sent: a short queue of encoded control messages, drained by whoever owns the link. */
+#ifndef DLXI_MEMBER_OUTBOX_H
+#define DLXI_MEMBER_OUTBOX_H
+
+#include "wire/messages.h"
+
+typedef struct dlxi_outbox_item {
+    struct dlxi_outbox_item *next;
+    uint32_t to;
+    dlxi_frame frame; /* its payload is `bytes` */
+    uint8_t bytes[];
+} dlxi_outbox_item;
+
+typedef struct dlxi_outbox {
+    dlxi_outbox_item *first, *last;
+    dlxi_message scratch; /* for building a message: large, so kept here */
+} dlxi_outbox;
+
+/* Encodes `message` behind `header` (kind, payload are filled in). On failure nothing is queued. */
+dlx_status dlxi_outbox_put(dlxi_outbox *outbox, uint32_t to, dlxi_frame header, const dlxi_message *message,
+                           dlx_error *error);
+/* The oldest, or NULL; and away with it. */
+const dlxi_outbox_item *dlxi_outbox_peek(const dlxi_outbox *outbox);
+void dlxi_outbox_drop(dlxi_outbox *outbox);
+void dlxi_outbox_clear(dlxi_outbox *outbox);
+
+#endif

@@ -1,0 +1,73 @@
+#include "outer/adapt.h"
+
+#include <math.h>
+#include <string.h>
+
+static int clamp(int value, int low, int high) {
+    return value < low ? low : value > high ? high : value;
+}
+
+static int bounded_rank(const dlxi_adapt *adapt, const dlxi_adapt_tensor *tensor, int rank) {
+    int most = adapt->rank_max < tensor->rank_limit ? adapt->rank_max : tensor->rank_limit;
+    return clamp(rank, adapt->rank_min < most ? adapt->rank_min : most, most);
+}
+
+int dlxi_adapt_columns(const dlxi_adapt *adapt, const dlxi_adapt_tensor *tensor) {
+    int probes = adapt->kind == DLX_ADAPTATION_PAPER ? DLXI_ADAPT_PROBES : 0;
+    return clamp(tensor->rank + probes, 1, tensor->rank_limit);
+}
+
+int dlxi_adapt_effective_rank(const double *singular_values, int count) {
+    double total = 0, held = 0;
+    for (int i = 0; i < count; i++) total += singular_values[i] * singular_values[i];
+    for (int i = 0; i < count; i++) {
+        held += singular_values[i] * singular_values[i];
+        if (held >= DLXI_ADAPT_SHARE * total) return i + 1;
+    }
+    return count;
+}
+
+void dlxi_adapt_observe(const dlxi_adapt *adapt, dlxi_adapt_tensor *tensor, int effective_rank) {
+    if (tensor->history_count == DLXI_ADAPT_WINDOW) {
+        memmove(tensor->history, tensor->history + 1, (DLXI_ADAPT_WINDOW - 1) * sizeof *tensor->history);
+        tensor->history_count--;
+    }
+    tensor->history[tensor->history_count++] = effective_rank;
+    int sum = 0;
+    for (int i = 0; i < tensor->history_count; i++) sum += tensor->history[i];
+    tensor->rank = bounded_rank(adapt, tensor, (2 * sum + tensor->history_count) / (2 * tensor->history_count));
+}
+
+void dlxi_adapt_paper(dlxi_adapt *adapt, const dlxi_adapt_tensor *tensors, size_t count) {
+    double weighted = 0, parameters = 0;
+    for (size_t i = 0; i < count; i++) {
+        weighted += (double)tensors[i].parameters * tensors[i].rank / tensors[i].rank_first;
+        parameters += (double)tensors[i].parameters;
+    }
+    if (parameters <= 0) return;
+    double steps = adapt->inner_steps_first * (weighted / parameters) + 0.5;
+    if (steps > adapt->inner_steps_first) steps = adapt->inner_steps_first;
+    if (steps < adapt->inner_steps_min) steps = adapt->inner_steps_min;
+    adapt->inner_steps = (uint32_t)steps;
+}
+
+void dlxi_adapt_link(dlxi_adapt *adapt, dlxi_adapt_tensor *tensors, size_t count, const dlxi_adapt_member *members,
+                     size_t member_count, uint64_t (*bytes_at)(void *context, int rank), void *context) {
+    /* Steps that the slowest member needs to hide one byte. */
+    double steps_per_byte = 0;
+    for (size_t i = 0; i < member_count; i++) {
+        const dlxi_adapt_member *m = &members[i];
+        if (m->step_ns == 0 || m->exchange_ns == 0 || m->exchange_bytes == 0) return;
+        double needed = (double)m->exchange_ns / (double)m->exchange_bytes / (0.9 * (double)m->step_ns);
+        if (needed > steps_per_byte) steps_per_byte = needed;
+    }
+    if (member_count == 0) return;
+    int rank = adapt->rank_max;
+    while (rank > adapt->rank_min && ceil(steps_per_byte * (double)bytes_at(context, rank)) > adapt->inner_steps_first)
+        rank--;
+    double steps = ceil(steps_per_byte * (double)bytes_at(context, rank));
+    if (steps < adapt->inner_steps_min) steps = adapt->inner_steps_min;
+    if (steps > adapt->inner_steps_first) steps = adapt->inner_steps_first;
+    adapt->inner_steps = (uint32_t)steps;
+    for (size_t i = 0; i < count; i++) tensors[i].rank = bounded_rank(adapt, &tensors[i], rank);
+}

@@ -1,0 +1,44 @@
+#include "outer/round.h"
+
+static bool applies_at_boundary(dlx_overlap overlap) {
+    return overlap == DLX_OVERLAP_DELAYED || overlap == DLX_OVERLAP_EAGER;
+}
+
+static dlxi_round_action apply_or_wait(bool committed) {
+    return committed ? DLXI_ROUND_APPLY : DLXI_ROUND_WAIT;
+}
+
+dlxi_round_action dlxi_round_next(const dlxi_round *round, bool committed) {
+    if (round->outstanding) {
+        if (!applies_at_boundary(round->overlap) && round->overlap != DLX_OVERLAP_CARRY) return apply_or_wait(committed);
+        if (round->overlap == DLX_OVERLAP_CARRY) {
+            if (round->exchange_steps == 0 && committed) return DLXI_ROUND_APPLY;
+            if (round->exchange_steps != 0 && round->steps_since >= round->exchange_steps) return apply_or_wait(committed);
+        }
+        /* nothing of this round to hand out, and no more to train: only the flush is left */
+        if (round->ending && round->steps == 0) return apply_or_wait(committed);
+    }
+    bool boundary = round->steps >= round->inner_steps || (round->ending && round->steps > 0);
+    if (!boundary) return DLXI_ROUND_TRAIN;
+    if (!round->outstanding) return DLXI_ROUND_HAND_OUT;
+    if (committed) return applies_at_boundary(round->overlap) ? DLXI_ROUND_HAND_OUT_AND_APPLY : DLXI_ROUND_APPLY;
+    return !round->ending && round->steps < round->inner_steps_max ? DLXI_ROUND_TRAIN : DLXI_ROUND_WAIT;
+}
+
+void dlxi_round_on_step(dlxi_round *round) {
+    round->steps++;
+    round->steps_since++;
+}
+
+void dlxi_round_on_applied(dlxi_round *round) {
+    round->outstanding = false;
+}
+
+void dlxi_round_on_handed_out(dlxi_round *round, uint32_t inner_steps) {
+    round->number++;
+    round->steps = 0;
+    round->steps_since = 0;
+    round->outstanding = true;
+    round->inner_steps = inner_steps;
+    if (round->inner_steps_max < inner_steps) round->inner_steps_max = inner_steps;
+}
