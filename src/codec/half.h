@@ -1,0 +1,101 @@
+/* IEEE half precision by bit arithmetic: the same on every CPU, and plain enough for the compiler to vectorise.
+ *
+ * Codes of 16 and 32 bits travel little-endian. All functions assume the modes of dlxi_arithmetic_enter. */
+#ifndef DLXI_CODEC_HALF_H
+#define DLXI_CODEC_HALF_H
+
+#include "base/simd.h"
+
+#include <stdint.h>
+#include <string.h>
+
+/* A fixed-order loop: never inlined, so that no arithmetic of it moves out of its enter/leave. */
+#if defined(__GNUC__) || defined(__clang__)
+#define DLXI_FIXED_ORDER DLXI_CLONES __attribute__((noinline))
+#define DLXI_ALWAYS_INLINE inline __attribute__((always_inline))
+#else
+#define DLXI_FIXED_ORDER
+#define DLXI_ALWAYS_INLINE inline
+#endif
+
+enum { DLXI_HALF_INFINITY = 0x7C00, DLXI_FLOAT_INFINITY = 0x7F800000 };
+
+static inline uint32_t dlxi_bits_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+static inline float dlxi_float_of(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+static inline uint16_t dlxi_little16(uint16_t x) {
+    return (uint16_t)(x >> 8 | x << 8);
+}
+static inline uint32_t dlxi_little32(uint32_t x) {
+    return (uint32_t)dlxi_little16((uint16_t)x) << 16 | dlxi_little16((uint16_t)(x >> 16));
+}
+#else
+static inline uint16_t dlxi_little16(uint16_t x) {
+    return x;
+}
+static inline uint32_t dlxi_little32(uint32_t x) {
+    return x;
+}
+#endif
+
+static inline uint16_t dlxi_load16(const uint8_t *src) {
+    uint16_t x;
+    memcpy(&x, src, sizeof x);
+    return dlxi_little16(x);
+}
+
+static inline void dlxi_store16(uint8_t *dst, uint16_t x) {
+    x = dlxi_little16(x);
+    memcpy(dst, &x, sizeof x);
+}
+
+static inline uint32_t dlxi_load32(const uint8_t *src) {
+    uint32_t x;
+    memcpy(&x, src, sizeof x);
+    return dlxi_little32(x);
+}
+
+static inline void dlxi_store32(uint8_t *dst, uint32_t x) {
+    x = dlxi_little32(x);
+    memcpy(dst, &x, sizeof x);
+}
+
+/* A half's exponent bias is 15, a float's 127; the mantissas differ by 13 bits. Below 2^-14 halves are multiples of
+ * 2^-24. An infinite or NaN half gives some finite float: check before. */
+static inline float dlxi_half_to_float(uint32_t half) {
+    uint32_t magnitude = half & 0x7FFFu;
+    uint32_t normal = (magnitude << 13) + ((127u - 15u) << 23);
+    uint32_t tiny = dlxi_bits_of((float)(int32_t)magnitude * 0x1p-24f);
+    return dlxi_float_of((magnitude < 0x400u ? tiny : normal) | (half & 0x8000u) << 16);
+}
+
+/* The least half ≥ x, for x ≥ 0; at least DLXI_HALF_INFINITY where there is none (also for NaN). */
+static inline uint32_t dlxi_half_above(float x) {
+    uint32_t bits = dlxi_bits_of(x);
+    float steps = bits < 0x38800000u ? x * 0x1p24f : 0.0f;
+    int32_t tiny = (int32_t)steps;
+    tiny += (float)tiny < steps ? 1 : 0;
+    uint32_t normal = (bits - ((127u - 15u) << 23) + 0x1FFFu) >> 13;
+    return bits < 0x38800000u ? (uint32_t)tiny : normal;
+}
+
+/* The nearest half, ties to even; magnitude at least DLXI_HALF_INFINITY where |x| is too large or x is NaN. The sign is
+ * bit 31 of x and left out. Below 2^-14 the sum with 0.5, whose last place is 2^-24, does the rounding. */
+static inline uint32_t dlxi_half_magnitude(float x) {
+    uint32_t bits = dlxi_bits_of(x) & 0x7FFFFFFFu;
+    uint32_t tiny = dlxi_bits_of(dlxi_float_of(bits) + 0.5f) - 0x3F000000u;
+    uint32_t normal = (bits - ((127u - 15u) << 23) + 0xFFFu + (bits >> 13 & 1u)) >> 13;
+    return bits < 0x38800000u ? tiny : normal;
+}
+
+#endif

@@ -1,0 +1,167 @@
+/* Replicated linear algebra on factors: orthonormal columns, singular values, and the basis of the next round.
+ *
+ * Products are summed in f64 over 16 lanes, element i in lane i mod 16, and the lanes by halves: one order, whatever the
+ * width of the CPU's vectors. Factors are stored by columns (codec.h). */
+#include "codec/codec.h"
+#include "codec/half.h"
+#include "base/panic.h"
+#include "base/rng.h"
+
+#include <math.h>
+
+enum { SUM_LANES = 16, JACOBI_SWEEPS = 16 };
+
+DLXI_FIXED_ORDER static double dot(const float *restrict a, const float *restrict b, int64_t length) {
+    double lanes[SUM_LANES] = {0.0};
+    int64_t whole = length / SUM_LANES * SUM_LANES;
+    for (int64_t i = 0; i < whole; i += SUM_LANES)
+        for (int l = 0; l < SUM_LANES; l++) lanes[l] += (double)a[i + l] * (double)b[i + l];
+    for (int64_t i = whole; i < length; i++) lanes[i - whole] += (double)a[i] * (double)b[i];
+    for (int half = SUM_LANES / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; l++) lanes[l] += lanes[l + half];
+    return lanes[0];
+}
+
+/* column ← column − share · direction, rounded once. */
+DLXI_FIXED_ORDER static void subtract(float *restrict column, double share, const float *restrict direction,
+                                      int64_t length) {
+    for (int64_t i = 0; i < length; i++) column[i] = (float)((double)column[i] - share * (double)direction[i]);
+}
+
+DLXI_FIXED_ORDER static void divide(float *column, double divisor, int64_t length) {
+    for (int64_t i = 0; i < length; i++) column[i] = (float)((double)column[i] / divisor);
+}
+
+static void orthonormalise(float *factor, int64_t length, int rank, int64_t stride) {
+    const double dependent = 1e-6;
+    for (int k = 0; k < rank; k++) {
+        float *column = factor + k * stride;
+        double before = sqrt(dot(column, column, length));
+        for (int pass = 0; pass < 2; pass++) /* the second takes what rounding left: Giraud et al. 2005 */
+            for (int j = 0; j < k; j++) {
+                const float *earlier = factor + j * stride;
+                subtract(column, dot(column, earlier, length), earlier, length);
+            }
+        double after = sqrt(dot(column, column, length));
+        if (after == 0.0 || after < dependent * before) memset(column, 0, (size_t)stride * sizeof *column);
+        else divide(column, after, length);
+        for (int64_t i = length; i < stride; i++) column[i] = 0.0f;
+    }
+}
+
+void dlxi_orthonormalise(float *factor, int64_t length, int rank, int group) {
+    dlxi_arithmetic saved;
+    dlxi_arithmetic_enter(&saved);
+    orthonormalise(factor, length, rank, dlxi_factor_stride(length, group));
+    dlxi_arithmetic_leave(&saved);
+}
+
+/* ---- spectrum -------------------------------------------------------------------------------------------------------- */
+
+/* x ← cosine · x − sine · y;  y ← sine · x + cosine · y. */
+DLXI_FIXED_ORDER static void rotate(double *restrict x, double *restrict y, double cosine, double sine, int count) {
+    for (int i = 0; i < count; i++) {
+        double old_x = x[i], old_y = y[i];
+        x[i] = cosine * old_x - sine * old_y;
+        y[i] = sine * old_x + cosine * old_y;
+    }
+}
+
+/* Makes a[p][q] of the symmetric a[rank,rank] zero (Golub & Van Loan, Matrix Computations, §8.5). An entry that is
+ * below the rounding of its diagonal is left: the sweeps after convergence cost nothing. */
+static void jacobi_rotation(double *a, int rank, int p, int q) {
+    double *row_p = a + (size_t)p * (size_t)rank, *row_q = a + (size_t)q * (size_t)rank;
+    double entry = row_p[q], at_p = row_p[p], at_q = row_q[q];
+    if (fabs(entry) <= 1e-17 * sqrt(fabs(at_p)) * sqrt(fabs(at_q))) return;
+    double theta = (at_q - at_p) / (2.0 * entry);
+    double tangent = 1.0 / (fabs(theta) + sqrt(theta * theta + 1.0));
+    if (theta < 0.0) tangent = -tangent;
+    double cosine = 1.0 / sqrt(tangent * tangent + 1.0), sine = tangent * cosine;
+    rotate(row_p, row_q, cosine, sine, rank);
+    row_p[p] = at_p - tangent * entry;
+    row_q[q] = at_q + tangent * entry;
+    row_p[q] = row_q[p] = 0.0;
+    for (int i = 0; i < rank; i++) {
+        a[(size_t)i * (size_t)rank + (size_t)p] = row_p[i];
+        a[(size_t)i * (size_t)rank + (size_t)q] = row_q[i];
+    }
+}
+
+static void spectrum(double *values, double *gram, const float *q, int64_t cols, int rank, int64_t stride) {
+    for (int i = 0; i < rank; i++)
+        for (int j = 0; j <= i; j++) {
+            double product = dot(q + i * stride, q + j * stride, cols);
+            gram[(size_t)i * (size_t)rank + (size_t)j] = gram[(size_t)j * (size_t)rank + (size_t)i] = product;
+        }
+    for (int sweep = 0; sweep < JACOBI_SWEEPS; sweep++)
+        for (int i = 0; i < rank - 1; i++)
+            for (int j = i + 1; j < rank; j++) jacobi_rotation(gram, rank, i, j);
+    for (int k = 0; k < rank; k++) { /* sorts by insertion, descending */
+        double square = gram[(size_t)k * (size_t)rank + (size_t)k];
+        double value = square > 0.0 ? sqrt(square) : 0.0;
+        int at = k;
+        for (; at > 0 && values[at - 1] < value; at--) values[at] = values[at - 1];
+        values[at] = value;
+    }
+}
+
+void dlxi_spectrum(double *values, double *scratch, const float *q, int64_t cols, int rank, int group) {
+    dlxi_arithmetic saved;
+    dlxi_arithmetic_enter(&saved);
+    spectrum(values, scratch, q, cols, rank, dlxi_factor_stride(cols, group));
+    dlxi_arithmetic_leave(&saved);
+}
+
+/* ---- basis ----------------------------------------------------------------------------------------------------------- */
+
+void dlxi_basis_fill(float *q, int64_t cols, int first, int rank, int group, uint64_t seed, uint32_t tensor,
+                     uint64_t round) {
+    int64_t stride = dlxi_factor_stride(cols, group);
+    for (int k = first; k < rank; k++) {
+        uint64_t stream = dlxi_rng_u64(tensor, round, (uint64_t)k), bits = 0;
+        for (int64_t i = 0; i < stride; i++) {
+            if (i % 64 == 0) bits = dlxi_rng_u64(seed, stream, (uint64_t)i / 64);
+            float sign = (bits >> (i % 64) & 1u) != 0 ? 1.0f : -1.0f;
+            q[k * stride + i] = i < cols ? sign : 0.0f;
+        }
+    }
+}
+
+static double norm_at(const float *norms, int k) {
+    double norm;
+    memcpy(&norm, norms + 2 * k, sizeof norm);
+    return norm;
+}
+
+/* Uses scratch first for the squared norms (as doubles: 2·rank ≤ rank·stride floats), then for the sorted columns, and
+ * meanwhile `basis` for each column's place. */
+static void basis_from(float *basis, const float *q, float *scratch, int64_t cols, int rank, int64_t stride) {
+    for (int k = 0; k < rank; k++) {
+        double norm = dot(q + k * stride, q + k * stride, cols);
+        memcpy(scratch + 2 * k, &norm, sizeof norm);
+    }
+    for (int k = 0; k < rank; k++) {
+        int32_t place = 0;
+        double norm = norm_at(scratch, k);
+        for (int j = 0; j < rank; j++) {
+            double other = norm_at(scratch, j);
+            place += other > norm || (other == norm && j < k) ? 1 : 0;
+        }
+        memcpy(basis + k, &place, sizeof place);
+    }
+    for (int k = 0; k < rank; k++) {
+        int32_t place;
+        memcpy(&place, basis + k, sizeof place);
+        memcpy(scratch + place * stride, q + k * stride, (size_t)stride * sizeof *q);
+    }
+    memcpy(basis, scratch, (size_t)rank * (size_t)stride * sizeof *basis);
+    orthonormalise(basis, cols, rank, stride);
+}
+
+void dlxi_basis_from(float *basis, const float *q, float *scratch, int64_t cols, int rank, int group) {
+    DLXI_ASSERT(basis != q && scratch != q && scratch != basis);
+    dlxi_arithmetic saved;
+    dlxi_arithmetic_enter(&saved);
+    basis_from(basis, q, scratch, cols, rank, dlxi_factor_stride(cols, group));
+    dlxi_arithmetic_leave(&saved);
+}
