@@ -1,0 +1,213 @@
+/* The model's configuration as config.json. Fields that would change the arithmetic in a way that this program does not
+ * have are refused by name; all others are passed over. */
+#include "checkpoint/config_json.h"
+#include "checkpoint/checkpoint.h"
+#include "base/file.h"
+
+#include <inttypes.h>
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { CONFIG_BYTES_MAX = 1 << 20 };
+
+/* ---- write ------------------------------------------------------------------------------------------------------- */
+
+/* The shortest decimal that reads back as the same float: 1e-05, not 9.99999975e-06. */
+static double shortest(float value) {
+    char text[32];
+    for (int digits = 6; digits <= 9; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, (double)value);
+        if (strtof(text, NULL) == value) break;
+    }
+    return strtod(text, NULL);
+}
+
+static json_t *gpt2_json(const dlxi_model_config *c) {
+    return json_pack("{s:[s], s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:f, s:b, s:f, s:f, s:f, s:s, s:n, s:n}",
+                     "architectures", "GPT2LMHeadModel", "model_type", "gpt2",
+                     "n_layer", (json_int_t)c->layers, "n_embd", (json_int_t)c->width,
+                     "n_head", (json_int_t)c->heads, "n_inner", (json_int_t)c->mlp_width,
+                     "n_positions", (json_int_t)c->context, "vocab_size", (json_int_t)c->vocabulary,
+                     "activation_function", c->activation == DLXI_RELU ? "relu" : "gelu_new",
+                     "layer_norm_epsilon", shortest(c->norm_epsilon), "tie_word_embeddings", (int)c->tied_head,
+                     "attn_pdrop", 0.0, "embd_pdrop", 0.0, "resid_pdrop", 0.0,
+                     "torch_dtype", "float32", "bos_token_id", "eos_token_id");
+}
+
+static json_t *llama_json(const dlxi_model_config *c) {
+    return json_pack("{s:[s], s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:f, s:f, s:b, s:s, s:n, s:n}",
+                     "architectures", c->qkv_bias ? "Qwen2ForCausalLM" : "LlamaForCausalLM",
+                     "model_type", c->qkv_bias ? "qwen2" : "llama",
+                     "num_hidden_layers", (json_int_t)c->layers, "hidden_size", (json_int_t)c->width,
+                     "num_attention_heads", (json_int_t)c->heads, "num_key_value_heads", (json_int_t)c->kv_heads,
+                     "intermediate_size", (json_int_t)c->mlp_width,
+                     "max_position_embeddings", (json_int_t)c->context, "vocab_size", (json_int_t)c->vocabulary,
+                     "hidden_act", "silu", "rms_norm_eps", shortest(c->norm_epsilon),
+                     "rope_theta", shortest(c->rope_theta), "tie_word_embeddings", (int)c->tied_head,
+                     "torch_dtype", "float32", "bos_token_id", "eos_token_id");
+}
+
+dlx_status dlxi_config_json_write(const char *path, const dlxi_model_config *config, dlx_error *error) {
+    dlx_status status = DLX_OK;
+    dlxi_file_writer *writer = NULL;
+    json_t *json = config->family == DLXI_FAMILY_GPT2 ? gpt2_json(config) : llama_json(config);
+    char *text = json == NULL ? NULL : json_dumps(json, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
+    if (text == NULL) DLX_FAIL_OUT(error, MEMORY, "out of memory: %s", path);
+    DLX_TRY_OUT(dlxi_file_writer_open(&writer, path, error));
+    DLX_TRY_OUT(dlxi_file_writer_append(writer, text, strlen(text), error));
+    DLX_TRY_OUT(dlxi_file_writer_append(writer, "\n", 1, error));
+    DLX_TRY_OUT(dlxi_file_writer_commit(writer, error));
+out:
+    dlxi_file_writer_close(&writer);
+    free(text);
+    json_decref(json);
+    return status;
+}
+
+/* ---- read -------------------------------------------------------------------------------------------------------- */
+
+/* A parsed file and where it came from, for messages. */
+typedef struct reader {
+    const json_t *json;
+    const char *path;
+    dlx_error *error;
+} reader;
+
+/* A missing or null field takes `otherwise`; −1 means that the field must be there. */
+static dlx_status read_size(int64_t *out, const reader *r, const char *field, int64_t otherwise) {
+    const json_t *item = json_object_get(r->json, field);
+    if (item == NULL || json_is_null(item)) {
+        if (otherwise < 0) DLX_FAIL(r->error, DATA, "%s: field '%s' is missing", r->path, field);
+        *out = otherwise;
+        return DLX_OK;
+    }
+    if (!json_is_integer(item)) DLX_FAIL(r->error, DATA, "%s: field '%s' is not a whole number", r->path, field);
+    *out = json_integer_value(item);
+    return DLX_OK;
+}
+
+static dlx_status read_number(float *out, const reader *r, const char *field, double otherwise) {
+    const json_t *item = json_object_get(r->json, field);
+    if (item != NULL && !json_is_number(item)) DLX_FAIL(r->error, DATA, "%s: field '%s' is not a number", r->path, field);
+    *out = (float)(item == NULL ? otherwise : json_number_value(item));
+    return DLX_OK;
+}
+
+static dlx_status read_flag(bool *out, const reader *r, const char *field, bool otherwise) {
+    const json_t *item = json_object_get(r->json, field);
+    if (item != NULL && !json_is_boolean(item))
+        DLX_FAIL(r->error, DATA, "%s: field '%s' is not true or false", r->path, field);
+    *out = item == NULL ? otherwise : json_is_true(item);
+    return DLX_OK;
+}
+
+static dlx_status refuse_flag(const reader *r, const char *field, bool refused) {
+    bool value = false;
+    DLX_TRY(read_flag(&value, r, field, !refused));
+    if (value == refused)
+        DLX_FAIL(r->error, DATA, "%s: field '%s' is %s, which this program's models do not have", r->path, field,
+                 value ? "true" : "false");
+    return DLX_OK;
+}
+
+static const char *read_text(const reader *r, const char *field, const char *otherwise) {
+    const char *text = json_string_value(json_object_get(r->json, field));
+    return text == NULL ? otherwise : text;
+}
+
+static dlx_status read_gpt2(dlxi_model_config *out, const reader *r) {
+    *out = dlxi_model_config_default(DLXI_FAMILY_GPT2);
+    DLX_TRY(read_size(&out->layers, r, "n_layer", -1));
+    DLX_TRY(read_size(&out->width, r, "n_embd", -1));
+    DLX_TRY(read_size(&out->heads, r, "n_head", -1));
+    out->kv_heads = out->heads;
+    int64_t customary = out->width > 0 && out->width <= INT32_MAX ? 4 * out->width : 0;
+    DLX_TRY(read_size(&out->mlp_width, r, "n_inner", customary));
+    DLX_TRY(read_size(&out->context, r, "n_positions", -1));
+    DLX_TRY(read_size(&out->vocabulary, r, "vocab_size", -1));
+    DLX_TRY(read_number(&out->norm_epsilon, r, "layer_norm_epsilon", 1e-5));
+    DLX_TRY(read_flag(&out->tied_head, r, "tie_word_embeddings", true));
+    DLX_TRY(refuse_flag(r, "scale_attn_weights", false));
+    DLX_TRY(refuse_flag(r, "scale_attn_by_inverse_layer_idx", true));
+    const char *activation = read_text(r, "activation_function", "gelu_new");
+    if (strcmp(activation, "relu") == 0) {
+        out->activation = DLXI_RELU;
+    } else if (strcmp(activation, "gelu_new") != 0 && strcmp(activation, "gelu_pytorch_tanh") != 0) {
+        DLX_FAIL(r->error, DATA, "%s: activation_function '%.40s' is not one of gelu_new, gelu_pytorch_tanh, relu",
+                 r->path, activation);
+    }
+    return DLX_OK;
+}
+
+static dlx_status read_llama(dlxi_model_config *out, const reader *r, bool qwen2) {
+    *out = dlxi_model_config_default(DLXI_FAMILY_LLAMA);
+    out->qkv_bias = qwen2;
+    DLX_TRY(read_size(&out->layers, r, "num_hidden_layers", -1));
+    DLX_TRY(read_size(&out->width, r, "hidden_size", -1));
+    DLX_TRY(read_size(&out->heads, r, "num_attention_heads", -1));
+    DLX_TRY(read_size(&out->kv_heads, r, "num_key_value_heads", out->heads));
+    DLX_TRY(read_size(&out->mlp_width, r, "intermediate_size", -1));
+    DLX_TRY(read_size(&out->context, r, "max_position_embeddings", -1));
+    DLX_TRY(read_size(&out->vocabulary, r, "vocab_size", -1));
+    DLX_TRY(read_number(&out->norm_epsilon, r, "rms_norm_eps", 1e-6));
+    DLX_TRY(read_number(&out->rope_theta, r, "rope_theta", 10000.0));
+    DLX_TRY(read_flag(&out->tied_head, r, "tie_word_embeddings", false));
+    DLX_TRY(refuse_flag(r, "attention_bias", true));
+    DLX_TRY(refuse_flag(r, "mlp_bias", true));
+    DLX_TRY(refuse_flag(r, "use_sliding_window", true));
+    const json_t *scaling = json_object_get(r->json, "rope_scaling");
+    if (scaling != NULL && !json_is_null(scaling))
+        DLX_FAIL(r->error, DATA, "%s: rope_scaling is set, which this program's models do not have", r->path);
+    const char *activation = read_text(r, "hidden_act", "silu");
+    if (strcmp(activation, "silu") != 0)
+        DLX_FAIL(r->error, DATA, "%s: hidden_act '%.40s' is not silu", r->path, activation);
+    int64_t head_size = 0;
+    DLX_TRY(read_size(&head_size, r, "head_dim", 0));
+    if (head_size != 0 && (out->heads < 1 || head_size != out->width / out->heads))
+        DLX_FAIL(r->error, DATA, "%s: head_dim %" PRId64 " is not hidden_size / num_attention_heads", r->path,
+                 head_size);
+    return DLX_OK;
+}
+
+static dlx_status read_any(dlxi_model_config *out, const reader *r) {
+    const char *type = read_text(r, "model_type", "");
+    dlx_status status;
+    if (strcmp(type, "gpt2") == 0) {
+        status = read_gpt2(out, r);
+    } else if (strcmp(type, "llama") == 0 || strcmp(type, "qwen2") == 0) {
+        status = read_llama(out, r, strcmp(type, "qwen2") == 0);
+    } else {
+        DLX_FAIL(r->error, DATA, "%s: model_type '%.40s' is not one of gpt2, llama, qwen2", r->path, type);
+    }
+    if (status != DLX_OK) return status;
+    if (dlxi_model_config_validate(out, r->error) == DLX_OK) return DLX_OK;
+    if (r->error != NULL) r->error->status = DLX_DATA;
+    dlxi_error_prefix(r->error, "%s: ", r->path);
+    return DLX_DATA;
+}
+
+dlx_status dlxi_checkpoint_parse_config(dlxi_model_config *out, const char *text, size_t bytes, const char *path,
+                                        dlx_error *error) {
+    json_error_t problem;
+    json_t *json = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &problem);
+    if (json == NULL) DLX_FAIL(error, DATA, "%s:%d: not JSON: %.120s", path, problem.line, problem.text);
+    reader r = {json, path, error};
+    dlx_status status = DLX_OK;
+    if (!json_is_object(json)) {
+        status = dlxi_error_set(error, DLX_DATA, "%s: not a JSON object", path);
+    } else {
+        status = read_any(out, &r);
+    }
+    json_decref(json);
+    return status;
+}
+
+dlx_status dlxi_config_json_read(dlxi_model_config *out, const char *path, dlx_error *error) {
+    char *text = NULL;
+    size_t bytes = 0;
+    DLX_TRY(dlxi_file_read(&text, &bytes, path, CONFIG_BYTES_MAX, error));
+    dlx_status status = dlxi_checkpoint_parse_config(out, text, bytes, path, error);
+    free(text);
+    return status;
+}
