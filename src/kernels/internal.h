@@ -18,4 +18,8 @@ extern const dlxi_operations dlxi_ref_operations;
 dlx_status dlxi_ref_open(dlxi_kernels *k, dlx_error *error);
 void dlxi_ref_close(dlxi_kernels *k);
 
+extern const dlxi_operations dlxi_fast_operations;
+dlx_status dlxi_fast_open(dlxi_kernels *k, dlx_error *error);
+void dlxi_fast_close(dlxi_kernels *k);
+
 #endif

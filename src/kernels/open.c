@@ -2,6 +2,7 @@
 #include "kernels/internal.h"
 
 #include "base/memory.h"
+#include "kernels/onednn.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -14,11 +15,12 @@ typedef struct backend {
 } backend;
 
 static const backend backends[] = {
+    {"fast", &dlxi_fast_operations, dlxi_fast_open, dlxi_fast_close},
     {"ref", &dlxi_ref_operations, dlxi_ref_open, dlxi_ref_close},
 };
 
 static const backend *find(const char *name) {
-    if (strcmp(name, "auto") == 0) name = "ref";
+    if (strcmp(name, "auto") == 0) name = "fast";
     for (size_t i = 0; i < sizeof backends / sizeof *backends; i++)
         if (strcmp(backends[i].name, name) == 0) return &backends[i];
     return NULL;
@@ -31,13 +33,19 @@ dlx_status dlxi_kernels_open(dlxi_kernels **out, const char *backend_name, dlxi_
     if (chosen == NULL)
         DLX_FAIL(error, CONFIG, "kernels: no backend '%s'; use auto, fast or ref", backend_name);
     if (threads < 1) DLX_FAIL(error, CONFIG, "site.threads: %d is out of range; use 1 or more", threads);
-    if (precision == DLXI_PRECISION_BF16)
-        DLX_FAIL(error, CONFIG, "train.precision: bf16 is not possible here; set train.precision: f32 or auto");
+    const bool reference = chosen->operations == &dlxi_ref_operations;
+    if (precision == DLXI_PRECISION_BF16 && reference)
+        DLX_FAIL(error, CONFIG, "kernels: the backend ref computes in f32 only; set train.precision: f32 or auto");
+    if (precision == DLXI_PRECISION_BF16 && !dlxi_onednn_has_bf16())
+        DLX_FAIL(error, CONFIG, "train.precision: bf16 needs a CPU with AVX-512-BF16; set train.precision: f32 or auto");
 
     dlxi_kernels *k = NULL;
     DLX_TRY(DLXI_NEW(&k, 1, error));
     k->op = chosen->operations;
-    k->precision = DLXI_PRECISION_F32;
+    k->precision = precision;
+    if (reference) k->precision = DLXI_PRECISION_F32;
+    else if (precision == DLXI_PRECISION_AUTO)
+        k->precision = dlxi_onednn_has_bf16() ? DLXI_PRECISION_BF16 : DLXI_PRECISION_F32;
     k->threads = threads;
     dlx_status status = chosen->open(k, error);
     if (status != DLX_OK) dlxi_kernels_close(&k);

@@ -1,0 +1,74 @@
+/* The fast backend's table, its state, and how work is split among threads. */
+#include "kernels/fast.h"
+
+#include "base/memory.h"
+#include "base/simd.h"
+#include "kernels/vector.h"
+
+#include <stdlib.h>
+
+const dlxi_operations dlxi_fast_operations = {
+    .name = "fast",
+    .linear_forward = dlxi_fast_linear_forward,
+    .linear_backward = dlxi_fast_linear_backward,
+    .weights_changed = dlxi_fast_weights_changed,
+    .product = dlxi_fast_product,
+    .embedding_forward = dlxi_fast_embedding_forward,
+    .embedding_backward = dlxi_fast_embedding_backward,
+    .layernorm_forward = dlxi_fast_layernorm_forward,
+    .layernorm_backward = dlxi_fast_layernorm_backward,
+    .rmsnorm_forward = dlxi_fast_rmsnorm_forward,
+    .rmsnorm_backward = dlxi_fast_rmsnorm_backward,
+    .activation_forward = dlxi_fast_activation_forward,
+    .activation_backward = dlxi_fast_activation_backward,
+    .swiglu_forward = dlxi_fast_swiglu_forward,
+    .swiglu_backward = dlxi_fast_swiglu_backward,
+    .add = dlxi_fast_add,
+    .rope = dlxi_fast_rope,
+    .attention_forward = dlxi_fast_attention_forward,
+    .attention_backward = dlxi_fast_attention_backward,
+    .cross_entropy = dlxi_fast_cross_entropy,
+    .adamw = dlxi_fast_adamw,
+    .sum_of_squares = dlxi_fast_sum_of_squares,
+};
+
+int dlxi_ranges(const dlxi_kernels *k, int64_t items, int64_t width) {
+    const int64_t elements_min = 16384; /* below some 10 µs of work another thread costs more than it saves */
+    int64_t ranges = items * width / elements_min;
+    if (ranges > items) ranges = items;
+    if (ranges > k->threads) ranges = k->threads;
+    if (ranges > DLXI_RANGES_MAX) ranges = DLXI_RANGES_MAX;
+    return ranges < 1 ? 1 : (int)ranges;
+}
+
+DLXI_CLONES void dlxi_to_bf16(uint16_t *dst, const float *src, int64_t count) {
+#pragma omp simd
+    for (int64_t i = 0; i < count; i++) dst[i] = dlxi_bf16(src[i]);
+}
+
+dlx_status dlxi_fast_open(dlxi_kernels *k, dlx_error *error) {
+    DLX_TRY(DLXI_NEW(&k->state, 1, error));
+    DLX_TRY(dlxi_onednn_open(&k->state->products, k->threads, error));
+    DLX_TRY(DLXI_NEW(&k->state->lanes, k->threads, error));
+    for (int i = 0; i < k->threads; i++) DLX_TRY(dlxi_onednn_open(&k->state->lanes[i].products, 1, error));
+    return DLX_OK;
+}
+
+void dlxi_fast_close(dlxi_kernels *k) {
+    struct dlxi_kernels_state *s = k->state;
+    if (s == NULL) return;
+    for (int i = 0; s->lanes != NULL && i < k->threads; i++) {
+        dlxi_onednn_close(&s->lanes[i].products);
+        dlxi_scratch_free(&s->lanes[i].memory);
+    }
+    free(s->lanes);
+    dlxi_onednn_close(&s->products);
+    for (int64_t i = 0; i < s->converted_count; i++) free(s->converted[i].data);
+    free(s->converted);
+    dlxi_scratch_free(&s->factor_a);
+    dlxi_scratch_free(&s->factor_b);
+    dlxi_scratch_free(&s->partial);
+    dlxi_scratch_free(&s->turn);
+    free(s);
+    k->state = NULL;
+}

@@ -1,0 +1,156 @@
+/* Linear layers and plain products: what is rounded to bf16, when, and where the copy is kept. */
+#include "kernels/fast.h"
+
+#include "base/memory.h"
+#include "base/simd.h"
+
+#include <stdlib.h>
+
+/* Rounding a factor costs about as much as 25 multiply-adds of each of its elements save: thin products stay f32. */
+static bool worth_bf16(const dlxi_kernels *k, int64_t columns_a, int64_t columns_b) {
+    return k->precision == DLXI_PRECISION_BF16 && columns_a >= 32 && columns_b >= 32;
+}
+
+static void convert(const dlxi_kernels *k, uint16_t *dst, const float *src, int64_t count) {
+    const int ranges = dlxi_ranges(k, count, 1);
+#pragma omp parallel for num_threads(ranges) if (ranges > 1) schedule(static, 1)
+    for (int r = 0; r < ranges; r++) {
+        int64_t begin = dlxi_range_begin(count, r, ranges);
+        dlxi_to_bf16(dst + begin, src + begin, dlxi_range_begin(count, r + 1, ranges) - begin);
+    }
+}
+
+/* *out ← x itself, or its bf16 copy in `scratch`. */
+static dlx_status factor(dlxi_kernels *k, const void **out, dlxi_scratch *scratch, const float *x, int64_t count,
+                         bool bf16) {
+    *out = x;
+    if (!bf16) return DLX_OK;
+    DLX_TRY(dlxi_scratch_reserve(scratch, (size_t)count, sizeof(uint16_t)));
+    convert(k, scratch->data, x, count);
+    *out = scratch->data;
+    return DLX_OK;
+}
+
+/* ---- converted weights ------------------------------------------------------------------------------------------- */
+
+static dlx_status converted_append(struct dlxi_kernels_state *s, const float *weight, int64_t count) {
+    if (s->converted_count == s->converted_capacity) {
+        dlxi_converted *larger = NULL;
+        DLX_TRY(DLXI_NEW(&larger, 2 * s->converted_capacity + 32, NULL));
+        for (int64_t i = 0; i < s->converted_count; i++) larger[i] = s->converted[i];
+        free(s->converted);
+        s->converted = larger;
+        s->converted_capacity = 2 * s->converted_capacity + 32;
+    }
+    dlxi_converted *c = &s->converted[s->converted_count];
+    DLX_TRY(DLXI_NEW(&c->data, count, NULL));
+    c->weight = weight;
+    c->count = count;
+    s->converted_count++;
+    return DLX_OK;
+}
+
+/* The entry for `weight`: its own, or one of the same size that nobody is using, or a new one. A weight that changes
+ * size at one address is another weight. */
+static dlx_status converted_find(struct dlxi_kernels_state *s, dlxi_converted **out, const float *weight,
+                                 int64_t count) {
+    for (int64_t i = 0; i < s->converted_count; i++) {
+        *out = &s->converted[i];
+        if ((*out)->weight == weight && (*out)->count == count) return DLX_OK;
+    }
+    for (int64_t i = 0; i < s->converted_count; i++) {
+        *out = &s->converted[i];
+        if (!(*out)->valid && (*out)->count == count) {
+            (*out)->weight = weight;
+            return DLX_OK;
+        }
+    }
+    DLX_TRY(converted_append(s, weight, count));
+    *out = &s->converted[s->converted_count - 1];
+    return DLX_OK;
+}
+
+static dlx_status weight_factor(dlxi_kernels *k, const void **out, const float *weight, int64_t count, bool bf16) {
+    *out = weight;
+    if (!bf16) return DLX_OK;
+    dlxi_converted *c = NULL;
+    DLX_TRY(converted_find(k->state, &c, weight, count));
+    if (!c->valid) convert(k, c->data, weight, count);
+    c->valid = true;
+    *out = c->data;
+    return DLX_OK;
+}
+
+void dlxi_fast_weights_changed(dlxi_kernels *k, const float *weight) {
+    for (int64_t i = 0; i < k->state->converted_count; i++)
+        if (weight == NULL || k->state->converted[i].weight == weight) k->state->converted[i].valid = false;
+}
+
+/* ---- linear ------------------------------------------------------------------------------------------------------ */
+
+dlx_status dlxi_fast_linear_forward(dlxi_kernels *k, float *y, const float *x, const float *weight, const float *bias,
+                                    int64_t N, int64_t I, int64_t O) {
+    const bool bf16 = worth_bf16(k, I, O);
+    const void *a = NULL, *b = NULL;
+    DLX_TRY(factor(k, &a, &k->state->factor_a, x, N * I, bf16));
+    DLX_TRY(weight_factor(k, &b, weight, O * I, bf16));
+    const dlxi_product xw = {
+        .M = N, .N = O, .K = I, .alpha = 1.0f, .transpose_b = true, .bf16 = bf16, .bias = bias != NULL};
+    return dlxi_onednn_run(k->state->products, &xw, y, a, b, bias);
+}
+
+/* sums[o] += Σ_n dy[n,o] for o in [begin, end); dy is [N,O] */
+DLXI_CLONES static void add_column_sums(float *sums, const float *dy, int64_t N, int64_t O, int64_t begin,
+                                        int64_t end) {
+    enum { BLOCK = 256 };
+    for (int64_t first = begin; first < end; first += BLOCK) {
+        float block[BLOCK] = {0};
+        int64_t width = end - first < BLOCK ? end - first : BLOCK;
+        for (int64_t n = 0; n < N; n++) {
+            const float *row = dy + n * O + first;
+#pragma omp simd
+            for (int64_t o = 0; o < width; o++) block[o] += row[o];
+        }
+        for (int64_t o = 0; o < width; o++) sums[first + o] += block[o];
+    }
+}
+
+dlx_status dlxi_fast_linear_backward(dlxi_kernels *k, float *dx, float *dweight, float *dbias, const float *dy,
+                                     const float *x, const float *weight, int64_t N, int64_t I, int64_t O) {
+    const bool bf16 = worth_bf16(k, I, O);
+    const void *d = NULL, *a = NULL, *b = NULL;
+    DLX_TRY(factor(k, &d, &k->state->factor_a, dy, N * O, bf16));
+    if (dx != NULL) {
+        DLX_TRY(weight_factor(k, &b, weight, O * I, bf16));
+        const dlxi_product dyw = {.M = N, .N = I, .K = O, .alpha = 1.0f, .bf16 = bf16};
+        DLX_TRY(dlxi_onednn_run(k->state->products, &dyw, dx, d, b, NULL));
+    }
+    DLX_TRY(factor(k, &a, &k->state->factor_b, x, N * I, bf16));
+    const dlxi_product dyx = {
+        .M = O, .N = I, .K = N, .alpha = 1.0f, .beta = 1.0f, .transpose_a = true, .bf16 = bf16};
+    DLX_TRY(dlxi_onednn_run(k->state->products, &dyx, dweight, d, a, NULL));
+    if (dbias == NULL) return DLX_OK;
+
+    const int ranges = dlxi_ranges(k, O, N);
+#pragma omp parallel for num_threads(ranges) if (ranges > 1) schedule(static, 1)
+    for (int r = 0; r < ranges; r++)
+        add_column_sums(dbias, dy, N, O, dlxi_range_begin(O, r, ranges), dlxi_range_begin(O, r + 1, ranges));
+    return DLX_OK;
+}
+
+dlx_status dlxi_fast_product(dlxi_kernels *k, float *c, const float *a, const float *b, bool transpose_a,
+                             bool transpose_b, int64_t M, int64_t N, int64_t K, float alpha, float beta) {
+    const bool bf16 = worth_bf16(k, M, N);
+    const void *left = NULL, *right = NULL;
+    DLX_TRY(factor(k, &left, &k->state->factor_a, a, M * K, bf16));
+    DLX_TRY(factor(k, &right, &k->state->factor_b, b, K * N, bf16));
+    const dlxi_product ab = {.M = M,
+                             .N = N,
+                             .K = K,
+                             .alpha = alpha,
+                             .beta = beta,
+                             .transpose_a = transpose_a,
+                             .transpose_b = transpose_b,
+                             .bf16 = bf16};
+    return dlxi_onednn_run(k->state->products, &ab, c, left, right, NULL);
+}

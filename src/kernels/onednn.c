@@ -1,0 +1,230 @@
+/* oneDNN 2.x behind one interface: matmul primitives, cached by shape. */
+#include "kernels/onednn.h"
+
+#include "base/memory.h"
+#include "kernels/internal.h"
+
+#include <oneapi/dnnl/dnnl.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#if DNNL_VERSION_MAJOR != 2
+#error "onednn.c is written for oneDNN 2.x, whose C API has matmul descriptors"
+#endif
+
+/* Shapes vary with the batch and, while text is generated, with every token: past this many all are forgotten. Twice
+ * as many slots keep probing short. */
+enum { ENTRIES_MAX = 1024, SLOTS = 2048 };
+
+enum { SOURCE, WEIGHTS, BIAS, DESTINATION, SCRATCHPAD, ARGUMENTS };
+
+typedef struct entry {
+    dlxi_product key;
+    dnnl_primitive_t primitive;
+    dnnl_memory_t memory[ARGUMENTS]; /* without memory of their own; pointers are set at each call */
+    size_t scratchpad_bytes;
+} entry;
+
+struct dlxi_onednn {
+    dnnl_engine_t engine;
+    dnnl_stream_t stream;
+    int threads;
+    int count;
+    entry *slots[SLOTS];
+    dlxi_scratch scratchpad;
+};
+
+static dlx_status translate(dnnl_status_t status) {
+    if (status == dnnl_success) return DLX_OK;
+    return status == dnnl_out_of_memory ? DLX_MEMORY : DLX_SYSTEM;
+}
+
+#define DNNL_TRY(call) DLX_TRY(translate(call))
+
+bool dlxi_onednn_has_bf16(void) {
+    unsigned isa = (unsigned)dnnl_get_effective_cpu_isa(), wanted = (unsigned)dnnl_cpu_isa_avx512_core_bf16;
+    return (isa & wanted) == wanted;
+}
+
+/* oneDNN's pool is OpenMP's, whose size belongs to the calling thread. */
+static void cap_threads(const dlxi_onednn *o) {
+#ifdef _OPENMP
+    omp_set_num_threads(o->threads);
+#else
+    (void)o;
+#endif
+}
+
+static void entry_free(entry *e) {
+    if (e == NULL) return;
+    for (int i = 0; i < ARGUMENTS; i++)
+        if (e->memory[i] != NULL) dnnl_memory_destroy(e->memory[i]);
+    if (e->primitive != NULL) dnnl_primitive_destroy(e->primitive);
+    free(e);
+}
+
+static void forget_all(dlxi_onednn *o) {
+    for (int i = 0; i < SLOTS; i++) {
+        entry_free(o->slots[i]);
+        o->slots[i] = NULL;
+    }
+    o->count = 0;
+}
+
+dlx_status dlxi_onednn_open(dlxi_onednn **out, int threads, dlx_error *error) {
+    dlxi_onednn *o = NULL;
+    *out = NULL;
+    DLX_TRY(DLXI_NEW(&o, 1, error));
+    o->threads = threads;
+    dnnl_status_t status = dnnl_engine_create(&o->engine, dnnl_cpu, 0);
+    if (status == dnnl_success) status = dnnl_stream_create(&o->stream, o->engine, dnnl_stream_default_flags);
+    if (status != dnnl_success) {
+        dlxi_onednn_close(&o);
+        DLX_FAIL(error, SYSTEM, "kernels: oneDNN has no CPU engine (status %d); use the backend ref", (int)status);
+    }
+    *out = o;
+    return DLX_OK;
+}
+
+void dlxi_onednn_close(dlxi_onednn **pointer) {
+    dlxi_onednn *o = *pointer;
+    if (o == NULL) return;
+    forget_all(o);
+    if (o->stream != NULL) dnnl_stream_destroy(o->stream);
+    if (o->engine != NULL) dnnl_engine_destroy(o->engine);
+    dlxi_scratch_free(&o->scratchpad);
+    free(o);
+    *pointer = NULL;
+}
+
+/* ---- cache ------------------------------------------------------------------------------------------------------- */
+
+static bool same(const dlxi_product *a, const dlxi_product *b) {
+    return a->M == b->M && a->N == b->N && a->K == b->K && a->alpha == b->alpha && a->beta == b->beta &&
+           a->transpose_a == b->transpose_a && a->transpose_b == b->transpose_b && a->bf16 == b->bf16 &&
+           a->bias == b->bias;
+}
+
+/* The slot that holds `p`, or the free one where it belongs. */
+static entry **slot_of(dlxi_onednn *o, const dlxi_product *p) {
+    uint64_t hash = (uint64_t)p->M;
+    hash = hash * UINT64_C(0x9E3779B97F4A7C15) + (uint64_t)p->N;
+    hash = hash * UINT64_C(0x9E3779B97F4A7C15) + (uint64_t)p->K;
+    hash = hash * 2 + (p->transpose_a ? 1 : 0);
+    hash = hash * 2 + (p->transpose_b ? 1 : 0);
+    hash *= UINT64_C(0x9E3779B97F4A7C15);
+    size_t i = (size_t)(hash >> 32) % SLOTS;
+    while (o->slots[i] != NULL && !same(&o->slots[i]->key, p)) i = (i + 1) % SLOTS;
+    return &o->slots[i];
+}
+
+/* Rank 2, row-major [rows,columns] or its transpose. */
+static dnnl_status_t describe(dnnl_memory_desc_t *out, dnnl_data_type_t type, int64_t rows, int64_t columns,
+                              bool transposed) {
+    const dnnl_dims_t dims = {rows, columns};
+    const dnnl_dims_t strides = {transposed ? 1 : columns, transposed ? rows : 1};
+    return dnnl_memory_desc_init_by_strides(out, 2, dims, type, strides);
+}
+
+static dnnl_status_t set_attributes(dnnl_primitive_attr_t attributes, dnnl_post_ops_t post, const dlxi_product *p) {
+    dnnl_status_t status = dnnl_primitive_attr_set_scratchpad_mode(attributes, dnnl_scratchpad_mode_user);
+    if (status == dnnl_success && p->alpha != 1.0f)
+        status = dnnl_primitive_attr_set_output_scales(attributes, 1, 0, &p->alpha);
+    if (status == dnnl_success && p->beta != 0.0f) status = dnnl_post_ops_append_sum(post, p->beta);
+    if (status == dnnl_success) status = dnnl_primitive_attr_set_post_ops(attributes, post);
+    return status;
+}
+
+/* The primitive and its memory objects, from a primitive descriptor's description. */
+static dnnl_status_t build(dlxi_onednn *o, entry *e, dnnl_primitive_attr_t attributes, const dnnl_memory_desc_t *shape) {
+    const dlxi_product *p = &e->key;
+    dnnl_matmul_desc_t description;
+    dnnl_primitive_desc_t descriptor = NULL;
+    dnnl_status_t status = dnnl_matmul_desc_init(&description, &shape[SOURCE], &shape[WEIGHTS],
+                                                 p->bias ? &shape[BIAS] : NULL, &shape[DESTINATION]);
+    if (status == dnnl_success)
+        status = dnnl_primitive_desc_create(&descriptor, &description, attributes, o->engine, NULL);
+    if (status != dnnl_success) return status;
+
+    const dnnl_memory_desc_t *scratchpad = dnnl_primitive_desc_query_md(descriptor, dnnl_query_scratchpad_md, 0);
+    e->scratchpad_bytes = dnnl_memory_desc_get_size(scratchpad);
+    status = dnnl_primitive_create(&e->primitive, descriptor);
+    for (int i = 0; i < ARGUMENTS && status == dnnl_success; i++) {
+        if (i == BIAS && !p->bias) continue;
+        const dnnl_memory_desc_t *memory = i == SCRATCHPAD ? scratchpad : &shape[i];
+        status = dnnl_memory_create(&e->memory[i], memory, o->engine, DNNL_MEMORY_NONE);
+    }
+    dnnl_primitive_desc_destroy(descriptor);
+    return status;
+}
+
+static dnnl_status_t create(dlxi_onednn *o, entry *e) {
+    const dlxi_product *p = &e->key;
+    const dnnl_data_type_t type = p->bf16 ? dnnl_bf16 : dnnl_f32;
+    dnnl_memory_desc_t shape[ARGUMENTS];
+    dnnl_primitive_attr_t attributes = NULL;
+    dnnl_post_ops_t post = NULL;
+    dnnl_status_t status = describe(&shape[SOURCE], type, p->M, p->K, p->transpose_a);
+    if (status == dnnl_success) status = describe(&shape[WEIGHTS], type, p->K, p->N, p->transpose_b);
+    if (status == dnnl_success) status = describe(&shape[BIAS], dnnl_f32, 1, p->N, false);
+    if (status == dnnl_success) status = describe(&shape[DESTINATION], dnnl_f32, p->M, p->N, false);
+    if (status == dnnl_success) status = dnnl_primitive_attr_create(&attributes);
+    if (status == dnnl_success) status = dnnl_post_ops_create(&post);
+    if (status == dnnl_success) status = set_attributes(attributes, post, p);
+    if (status == dnnl_success) status = build(o, e, attributes, shape);
+    if (post != NULL) dnnl_post_ops_destroy(post);
+    if (attributes != NULL) dnnl_primitive_attr_destroy(attributes);
+    return status;
+}
+
+static dlx_status find(dlxi_onednn *o, const dlxi_product *p, entry **out) {
+    entry **slot = slot_of(o, p);
+    if (*slot == NULL) {
+        if (o->count == ENTRIES_MAX) {
+            forget_all(o);
+            slot = slot_of(o, p);
+        }
+        entry *e = NULL;
+        DLX_TRY(DLXI_NEW(&e, 1, NULL));
+        e->key = *p;
+        dlx_status status = translate(create(o, e));
+        if (status != DLX_OK) {
+            entry_free(e);
+            return status;
+        }
+        *slot = e;
+        o->count++;
+    }
+    *out = *slot;
+    return DLX_OK;
+}
+
+/* The handles are not const in oneDNN; sources are only read. */
+static void *writable(const void *data) {
+    void *pointer;
+    memcpy(&pointer, &data, sizeof pointer);
+    return pointer;
+}
+
+dlx_status dlxi_onednn_run(dlxi_onednn *o, const dlxi_product *product, float *c, const void *a, const void *b,
+                           const float *bias) {
+    static const int names[ARGUMENTS] = {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_BIAS, DNNL_ARG_DST,
+                                         DNNL_ARG_SCRATCHPAD};
+    entry *e = NULL;
+    cap_threads(o);
+    DLX_TRY(find(o, product, &e));
+    DLX_TRY(dlxi_scratch_reserve(&o->scratchpad, e->scratchpad_bytes, 1));
+
+    void *data[ARGUMENTS] = {writable(a), writable(b), writable(bias), c, o->scratchpad.data};
+    dnnl_exec_arg_t arguments[ARGUMENTS];
+    int count = 0;
+    for (int i = 0; i < ARGUMENTS; i++) {
+        if (e->memory[i] == NULL) continue;
+        DNNL_TRY(dnnl_memory_set_data_handle(e->memory[i], data[i]));
+        arguments[count++] = (dnnl_exec_arg_t){names[i], e->memory[i]};
+    }
+    return translate(dnnl_primitive_execute(e->primitive, o->stream, count, arguments));
+}

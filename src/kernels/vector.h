@@ -1,0 +1,53 @@
+/* Formulas that the compiler can vectorise inside a loop: no calls, no branches. */
+#ifndef DLXI_KERNELS_VECTOR_H
+#define DLXI_KERNELS_VECTOR_H
+
+#include <stdint.h>
+#include <string.h>
+
+static inline uint32_t dlxi_bits(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+static inline float dlxi_float(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* e^x within 2 ulp for x in [-87.3, 88]; 0 below, e^88 above, NaN stays NaN. x = n·ln 2 + r with |r| ≤ ln 2 / 2; the
+ * polynomial for e^r is that of Cephes' expf (Moshier, netlib.org/cephes), and 2^n is added to the exponent bits. */
+static inline float dlxi_exp(float x) {
+    const float lowest = -87.3f, highest = 88.0f;
+    const float rounder = 12582912.0f; /* 1.5 · 2^23: a sum with it holds its rounded integer in the low bits */
+    float bounded = x > highest ? highest : x;
+    bounded = bounded < lowest ? lowest : bounded;
+    float shifted = bounded * 1.44269504088896341f + rounder;
+    float n = shifted - rounder;
+    float r = bounded - n * 0.693359375f;
+    r = r - n * -2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    float y = dlxi_float(dlxi_bits(p) + (dlxi_bits(shifted) << 23));
+    return x < lowest ? 0.0f : y;
+}
+
+static inline float dlxi_sigmoid(float x) {
+    return 1.0f / (1.0f + dlxi_exp(-x));
+}
+
+/* The upper half of x, rounded to nearest even; NaN stays NaN. */
+static inline uint16_t dlxi_bf16(float x) {
+    uint32_t bits = dlxi_bits(x);
+    uint32_t rounded = bits + 0x7fffu + (bits >> 16 & 1u);
+    return (uint16_t)((x != x ? bits | 0x400000u : rounded) >> 16);
+}
+
+#endif
