@@ -5,6 +5,7 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 dlxi_model_config dlxi_model_config_default(dlxi_family family) {
