@@ -6,6 +6,7 @@
 
 #include "base/simd.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -48,6 +49,12 @@ static inline uint32_t dlxi_little32(uint32_t x) {
 }
 #endif
 
+/* Without a branch, which would keep the compiler from vectorising. */
+static inline uint32_t dlxi_choose(bool condition, uint32_t yes, uint32_t no) {
+    uint32_t mask = 0u - (uint32_t)condition;
+    return (yes & mask) | (no & ~mask);
+}
+
 static inline uint16_t dlxi_load16(const uint8_t *src) {
     uint16_t x;
     memcpy(&x, src, sizeof x);
@@ -76,17 +83,17 @@ static inline float dlxi_half_to_float(uint32_t half) {
     uint32_t magnitude = half & 0x7FFFu;
     uint32_t normal = (magnitude << 13) + ((127u - 15u) << 23);
     uint32_t tiny = dlxi_bits_of((float)(int32_t)magnitude * 0x1p-24f);
-    return dlxi_float_of((magnitude < 0x400u ? tiny : normal) | (half & 0x8000u) << 16);
+    return dlxi_float_of(dlxi_choose(magnitude < 0x400u, tiny, normal) | (half & 0x8000u) << 16);
 }
 
 /* The least half ≥ x, for x ≥ 0; at least DLXI_HALF_INFINITY where there is none (also for NaN). */
 static inline uint32_t dlxi_half_above(float x) {
     uint32_t bits = dlxi_bits_of(x);
-    float steps = bits < 0x38800000u ? x * 0x1p24f : 0.0f;
+    float steps = dlxi_float_of(dlxi_choose(bits < 0x38800000u, bits, 0)) * 0x1p24f;
     int32_t tiny = (int32_t)steps;
-    tiny += (float)tiny < steps ? 1 : 0;
+    tiny += (int32_t)((float)tiny < steps);
     uint32_t normal = (bits - ((127u - 15u) << 23) + 0x1FFFu) >> 13;
-    return bits < 0x38800000u ? (uint32_t)tiny : normal;
+    return dlxi_choose(bits < 0x38800000u, (uint32_t)tiny, normal);
 }
 
 /* The nearest half, ties to even; magnitude at least DLXI_HALF_INFINITY where |x| is too large or x is NaN. The sign is
@@ -95,7 +102,7 @@ static inline uint32_t dlxi_half_magnitude(float x) {
     uint32_t bits = dlxi_bits_of(x) & 0x7FFFFFFFu;
     uint32_t tiny = dlxi_bits_of(dlxi_float_of(bits) + 0.5f) - 0x3F000000u;
     uint32_t normal = (bits - ((127u - 15u) << 23) + 0xFFFu + (bits >> 13 & 1u)) >> 13;
-    return bits < 0x38800000u ? tiny : normal;
+    return dlxi_choose(bits < 0x38800000u, tiny, normal);
 }
 
 #endif

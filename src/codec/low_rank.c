@@ -15,7 +15,7 @@ static void clear_padding(float *factor, int64_t length, int rank, int64_t strid
 
 /* ---- site-local ------------------------------------------------------------------------------------------------------ */
 
-enum { LANES = 16, RANKS = 4, ROWS = 8, TILE_COLUMNS = 512 };
+enum { LANES = 16, RANKS = 4, ROWS = 8, TILE_COLUMNS = 256 };
 
 /* dst[k] = m[0..cols) · q[k], for RANKS columns of q at once, each summed in LANES partial sums. */
 static DLXI_ALWAYS_INLINE void project_row(float dst[RANKS], const float *restrict m, const float *restrict q,
@@ -92,24 +92,27 @@ void dlxi_project_columns(float *q, const float *m, const float *p, int64_t rows
 
 /* ---- replicated ------------------------------------------------------------------------------------------------------ */
 
-enum { EXPAND_COLUMNS = 64 }; /* sums that stay in registers while k runs */
+enum { EXPAND_RANKS = 4 }; /* products added to a sum between its load and its store */
 
 DLXI_FIXED_ORDER static void expand_row(float *restrict dst, const float *restrict p, const float *restrict q,
                                         int64_t p_stride, int64_t q_stride, int64_t cols, int rank) {
-    int64_t first = 0;
-    for (; first + EXPAND_COLUMNS <= cols; first += EXPAND_COLUMNS) {
-        float sum[EXPAND_COLUMNS] = {0.0f};
-        for (int k = 0; k < rank; k++) {
-            float factor = p[k * p_stride];
-            const float *column = q + k * q_stride + first;
-            for (int j = 0; j < EXPAND_COLUMNS; j++) sum[j] += factor * column[j];
+    for (int64_t first = 0; first < cols; first += TILE_COLUMNS) {
+        int64_t width = least(TILE_COLUMNS, cols - first);
+        float *sums = dst + first;
+        for (int64_t j = 0; j < width; j++) sums[j] = 0.0f;
+        int k = 0;
+        for (; k + EXPAND_RANKS <= rank; k += EXPAND_RANKS) {
+            const float *column = q + k * q_stride + first, *factor = p + k * p_stride;
+            for (int64_t j = 0; j < width; j++) {
+                float sum = sums[j];
+                for (int r = 0; r < EXPAND_RANKS; r++) sum += factor[r * p_stride] * column[r * q_stride + j];
+                sums[j] = sum;
+            }
         }
-        for (int j = 0; j < EXPAND_COLUMNS; j++) dst[first + j] = sum[j];
-    }
-    for (int64_t j = first; j < cols; j++) {
-        float sum = 0.0f;
-        for (int k = 0; k < rank; k++) sum += p[k * p_stride] * q[k * q_stride + j];
-        dst[j] = sum;
+        for (; k < rank; k++) {
+            float factor = p[k * p_stride];
+            for (int64_t j = 0; j < width; j++) sums[j] += factor * q[k * q_stride + first + j];
+        }
     }
 }
 

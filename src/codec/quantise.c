@@ -65,10 +65,9 @@ static DLXI_ALWAYS_INLINE bool encode(uint8_t *restrict dst, const float *restri
         for (size_t g = 0; g < count; g++) largest[g] = largest_magnitude(src + (first + g) * group, group);
         for (size_t g = 0; g < BATCH; g++) {
             uint32_t half = dlxi_half_above(dlxi_float_of(largest[g]) / levels);
-            half = half == 0 && largest[g] != 0 ? 1 : half; /* the quotient rounded to 0 */
-            refused |= half >= DLXI_HALF_INFINITY ? 1u : 0u;
-            float quotient = 1.0f / dlxi_half_to_float(half);
-            inverse[g] = half == 0 ? 0.0f : quotient;
+            half |= (uint32_t)(half == 0) & (uint32_t)(largest[g] != 0); /* the quotient rounded to 0 */
+            refused |= (uint32_t)(half >= DLXI_HALF_INFINITY);
+            inverse[g] = dlxi_float_of(dlxi_choose(half == 0, 0, dlxi_bits_of(1.0f / dlxi_half_to_float(half))));
             scale[g] = half;
         }
         for (size_t g = 0; g < count; g++) {
@@ -96,7 +95,7 @@ DLXI_FIXED_ORDER static bool encode16(uint8_t *restrict dst, const float *restri
     uint32_t refused = 0;
     for (size_t i = 0; i < count; i++) {
         uint32_t magnitude = dlxi_half_magnitude(src[i]);
-        refused |= magnitude >= DLXI_HALF_INFINITY ? 1u : 0u;
+        refused |= (uint32_t)(magnitude >= DLXI_HALF_INFINITY);
         dlxi_store16(dst + 2 * i, (uint16_t)(magnitude | (dlxi_bits_of(src[i]) >> 16 & 0x8000u)));
     }
     return refused == 0;
@@ -106,7 +105,7 @@ DLXI_FIXED_ORDER static bool encode32(uint8_t *restrict dst, const float *restri
     uint32_t refused = 0;
     for (size_t i = 0; i < count; i++) {
         uint32_t bits = dlxi_bits_of(src[i]);
-        refused |= (bits & 0x7FFFFFFFu) >= DLXI_FLOAT_INFINITY ? 1u : 0u;
+        refused |= (uint32_t)((bits & 0x7FFFFFFFu) >= DLXI_FLOAT_INFINITY);
         dlxi_store32(dst + 4 * i, bits);
     }
     return refused == 0;
@@ -205,16 +204,32 @@ void dlxi_dequantise_add(float *dst, const uint8_t *src, float weight, size_t gr
     decode_with(dst, src, groups, q, weight, true);
 }
 
+static DLXI_ALWAYS_INLINE bool halves_finite_every(const uint8_t *src, size_t count, size_t step_bytes) {
+    uint32_t largest = 0;
+    for (size_t i = 0; i < count; i++) {
+        uint32_t magnitude = dlxi_load16(src + i * step_bytes) & 0x7FFFu;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    return largest < DLXI_HALF_INFINITY;
+}
+
+DLXI_CLONES static bool halves_finite(const uint8_t *src, size_t count) {
+    return halves_finite_every(src, count, 2);
+}
+
+DLXI_CLONES static bool floats_finite(const uint8_t *src, size_t count) {
+    uint32_t largest = 0;
+    for (size_t i = 0; i < count; i++) {
+        uint32_t magnitude = dlxi_load32(src + 4 * i) & 0x7FFFFFFFu;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    return largest < DLXI_FLOAT_INFINITY;
+}
+
 bool dlxi_codes_valid(const uint8_t *src, size_t groups, dlxi_quantiser q) {
-    size_t group_bytes = dlxi_quantiser_group_bytes(q);
-    size_t values = groups * (size_t)q.group;
-    bool valid = true;
-    if (q.bits <= 8)
-        for (size_t g = 0; g < groups; g++)
-            valid &= (dlxi_load16(src + (g + 1) * group_bytes - 2) & 0x7FFFu) < DLXI_HALF_INFINITY;
-    else if (q.bits == 16)
-        for (size_t i = 0; i < values; i++) valid &= (dlxi_load16(src + 2 * i) & 0x7FFFu) < DLXI_HALF_INFINITY;
-    else
-        for (size_t i = 0; i < values; i++) valid &= (dlxi_load32(src + 4 * i) & 0x7FFFFFFFu) < DLXI_FLOAT_INFINITY;
-    return valid;
+    size_t group_bytes = dlxi_quantiser_group_bytes(q), count = groups * (size_t)q.group;
+    if (groups == 0) return true;
+    if (q.bits == 32) return floats_finite(src, count);
+    if (q.bits == 16) return halves_finite(src, count);
+    return halves_finite_every(src + group_bytes - 2, groups, group_bytes);
 }
