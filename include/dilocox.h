@@ -200,8 +200,8 @@ DLX_API uint32_t dlx_sync_site_count(const dlx_sync *sync);
 
 /* Copies the anchor, θ of the last commit, to the parameters: for saving after an interrupted run. */
 DLX_API void dlx_sync_take_anchor(dlx_sync *sync);
-/* Copies the anchor of tensor i to dst (rows × cols) without touching the parameters: for evaluation during a run. */
-DLX_API dlx_status dlx_sync_anchor(dlx_sync *sync, size_t tensor, float *dst, dlx_error *error);
+/* Copies the anchor to dst[i], of tensors[i]'s shape, without touching the parameters: for evaluation during a run. */
+DLX_API void dlx_sync_anchor(dlx_sync *sync, float *const *dst);
 
 typedef struct dlx_statistics {
     uint64_t rounds;                      /* committed */

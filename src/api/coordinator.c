@@ -1,0 +1,68 @@
+/* dlx_coordinator: validate, translate, delegate. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "api/link_config.h"
+#include "base/clock.h"
+#include "base/memory.h"
+#include "sync/coordinate.h"
+
+enum { ATTEMPTS_MAX = 5 };
+
+struct dlx_coordinator {
+    dlxi_coordinate at_work;
+    dlx_coordinator_config config;
+    char endpoint[DLXI_ENDPOINT_BYTES];
+};
+
+dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_config *config, dlx_error *error) {
+    if (out == NULL || config == NULL) DLX_FAIL(error, ARGUMENT, "dlx_coordinator_open: an argument is NULL");
+    *out = NULL;
+    if (config->size != sizeof *config)
+        DLX_FAIL(error, ARGUMENT, "size is %zu, not %zu; begin with DLX_COORDINATOR_CONFIG_INIT", config->size,
+                 sizeof *config);
+    if (config->sites < 1 || config->sites > DLXI_SITES_MAX)
+        DLX_FAIL(error, CONFIG, "sites: %u is out of range; allowed: 1 to %d", config->sites, DLXI_SITES_MAX);
+    if (config->tokens == 0) DLX_FAIL(error, CONFIG, "tokens: 0 is out of range; a run ends when so many are committed");
+    if (config->timeout_ms < 1000)
+        DLX_FAIL(error, CONFIG, "timeout_ms: %u is out of range; allowed: 1000 and more", config->timeout_ms);
+    if (config->shared_text != NULL && strlen(config->shared_text) > DLXI_TEXT_MAX)
+        DLX_FAIL(error, CONFIG, "shared_text is longer than %d bytes", DLXI_TEXT_MAX);
+    dlx_status status = DLX_OK;
+    dlx_coordinator *c = NULL;
+    DLX_TRY_OUT(DLXI_NEW(&c, 1, error));
+    c->config = *config;
+    dlxi_coordinator_settings settings = {.sites = (uint16_t)config->sites,
+                                          .tokens_target = config->tokens,
+                                          .shared_text = config->shared_text,
+                                          .timeout_ms = config->timeout_ms,
+                                          .attempts_max = ATTEMPTS_MAX};
+    DLX_TRY_OUT(dlxi_coordinator_open(&c->at_work.machine, &settings, dlxi_clock_ns() / 1000000, error));
+    DLX_TRY_OUT(dlxi_link_open_coordinator(&c->at_work.link, &config->link, config->log, config->log_context, c->endpoint,
+                                           error));
+    *out = c;
+    return DLX_OK;
+out:
+    dlx_coordinator_close(&c);
+    return status;
+}
+
+const char *dlx_coordinator_endpoint(const dlx_coordinator *c) {
+    return c->endpoint;
+}
+
+dlx_status dlx_coordinator_run(dlx_coordinator *c, dlx_error *error) {
+    return dlxi_coordinate_run(&c->at_work, c->config.on_report, c->config.report_context, error);
+}
+
+void dlx_coordinator_interrupt(dlx_coordinator *c) {
+    c->at_work.interrupted = true;
+}
+
+void dlx_coordinator_close(dlx_coordinator **coordinator) {
+    if (coordinator == NULL || *coordinator == NULL) return;
+    dlxi_link_close(&(*coordinator)->at_work.link);
+    dlxi_coordinator_close(&(*coordinator)->at_work.machine);
+    free(*coordinator);
+    *coordinator = NULL;
+}

@@ -1,0 +1,70 @@
+#include "api/link_config.h"
+
+#include <stdlib.h>
+
+#include "base/memory.h"
+
+struct dlx_hub {
+    dlxi_mem_hub *mem;
+};
+
+dlx_status dlx_hub_open(dlx_hub **out, dlx_error *error) {
+    enum { QUEUE_FRAMES = 64 };
+    if (out == NULL) DLX_FAIL(error, ARGUMENT, "dlx_hub_open: out is NULL");
+    DLX_TRY(DLXI_NEW(out, 1, error));
+    dlx_status status = dlxi_mem_hub_open(&(*out)->mem, QUEUE_FRAMES, error);
+    if (status != DLX_OK) dlx_hub_close(out);
+    return status;
+}
+
+void dlx_hub_close(dlx_hub **hub) {
+    if (hub == NULL || *hub == NULL) return;
+    dlxi_mem_hub_close(&(*hub)->mem);
+    free(*hub);
+    *hub = NULL;
+}
+
+static dlxi_zmq_settings zmq_settings(const dlx_link_config *config, const char *site, dlx_log log, void *log_context) {
+    return (dlxi_zmq_settings){.coordinator = config->coordinator,
+                               .listen_host = config->listen_host == NULL ? "" : config->listen_host,
+                               .listen_port = config->listen_port,
+                               .curve = !config->unencrypted,
+                               .key_path = config->key_path,
+                               .roster_path = config->roster_path,
+                               .name = site,
+                               .log = log,
+                               .log_context = log_context};
+}
+
+static dlx_status check(const dlx_link_config *config, dlx_error *error) {
+    if (config->hub != NULL) return DLX_OK;
+    if (config->coordinator == NULL)
+        DLX_FAIL(error, ARGUMENT, "link.coordinator is NULL; give \"host:port\", or a hub for threads of one process");
+    if (!config->unencrypted && (config->key_path == NULL || config->roster_path == NULL))
+        DLX_FAIL(error, ARGUMENT, "link.key_path and link.roster_path are needed; make them with dlx_key_generate");
+    return DLX_OK;
+}
+
+dlx_status dlxi_link_open_site(dlxi_link **out, const dlx_link_config *config, const char *site, dlx_log log,
+                               void *log_context, dlx_error *error) {
+    *out = NULL;
+    DLX_TRY(check(config, error));
+    if (config->hub != NULL) return dlxi_mem_site_open(out, config->hub->mem, site, error);
+    dlxi_zmq_settings settings = zmq_settings(config, site, log, log_context);
+    return dlxi_zmq_site_open(out, &settings, error);
+}
+
+dlx_status dlxi_link_open_coordinator(dlxi_link **out, const dlx_link_config *config, dlx_log log, void *log_context,
+                                      char endpoint[DLXI_ENDPOINT_BYTES], dlx_error *error) {
+    *out = NULL;
+    endpoint[0] = '\0';
+    DLX_TRY(check(config, error));
+    if (config->hub != NULL) return dlxi_mem_coordinator_open(out, config->hub->mem, error);
+    dlxi_zmq_settings settings = zmq_settings(config, "coordinator", log, log_context);
+    return dlxi_zmq_coordinator_open(out, &settings, endpoint, error);
+}
+
+dlx_status dlx_key_generate(const char *path, char public_text[41], dlx_error *error) {
+    if (path == NULL || public_text == NULL) DLX_FAIL(error, ARGUMENT, "dlx_key_generate: an argument is NULL");
+    return dlxi_key_generate(path, public_text, error);
+}

@@ -1,0 +1,189 @@
+/* dlx_sync: validate, translate, delegate. */
+#include <stdio.h>
+#include <string.h>
+
+#include "api/link_config.h"
+#include "outer/stability.h"
+#include "sync/sync.h"
+
+#define IN_RANGE(field, low, high)                                                                                     \
+    do {                                                                                                               \
+        double in_range_value_ = (double)config->field;                                                                \
+        if (!(in_range_value_ >= (low) && in_range_value_ <= (high)))                                                  \
+            DLX_FAIL(error, CONFIG, #field ": %g is out of range; allowed: %g to %g", in_range_value_, (double)(low),  \
+                     (double)(high));                                                                                  \
+    } while (0)
+
+static dlx_status check_config(const dlx_sync_config *config, dlx_error *error) {
+    if (config->size != sizeof *config)
+        DLX_FAIL(error, ARGUMENT, "size is %zu, not %zu; begin with DLX_SYNC_CONFIG_INIT", config->size, sizeof *config);
+    if (config->site == NULL || config->site[0] == '\0' || strlen(config->site) >= DLXI_NAME_BYTES)
+        DLX_FAIL(error, CONFIG, "site: a name of 1 to %d characters is needed", DLXI_NAME_BYTES - 1);
+    if (config->ranks != 1 || config->rank != 0) DLX_FAIL(error, CONFIG, "ranks: %u; a site is one rank for now", config->ranks);
+    IN_RANGE(overlap, DLX_OVERLAP_ALLREDUCE, DLX_OVERLAP_CARRY);
+    IN_RANGE(adaptation, DLX_ADAPTATION_OFF, DLX_ADAPTATION_LINK);
+    IN_RANGE(inner_steps, 1, 100000);
+    IN_RANGE(inner_steps_min, 1, config->inner_steps);
+    if (config->inner_steps_max != 0) IN_RANGE(inner_steps_max, config->inner_steps, 200000);
+    IN_RANGE(exchange_steps, 0, config->inner_steps);
+    if (config->outer_learning_rate != DLX_AUTO) IN_RANGE(outer_learning_rate, 0, 10);
+    if (config->outer_momentum != DLX_AUTO) IN_RANGE(outer_momentum, 0, 0.999);
+    IN_RANGE(rank_columns, 0, 1024);
+    if (config->rank_min != 0) IN_RANGE(rank_min, 1, config->rank_columns);
+    if (config->rank_max != 0) IN_RANGE(rank_max, config->rank_columns, 1024);
+    IN_RANGE(group, 2, 1024);
+    if (config->group % 2 != 0) DLX_FAIL(error, CONFIG, "group: %d is odd; allowed: even, 2 to 1024", config->group);
+    if (config->bits != 4 && config->bits != 8 && config->bits != 16 && config->bits != 32)
+        DLX_FAIL(error, CONFIG, "bits: %d is out of range; allowed: 4, 8, 16, 32", config->bits);
+    IN_RANGE(timeout_ms, 1000, 86400000);
+    if (config->windows > 0) IN_RANGE(windows_per_step, 1, 1000000);
+    if (config->shared_text != NULL && strlen(config->shared_text) > 65535)
+        DLX_FAIL(error, CONFIG, "shared_text is longer than 65535 bytes");
+    return DLX_OK;
+}
+
+static dlx_status check_tensors(const dlx_tensor *tensors, size_t count, dlx_error *error) {
+    if (tensors == NULL || count == 0) DLX_FAIL(error, ARGUMENT, "there are no tensors to synchronise");
+    for (size_t i = 0; i < count; i++) {
+        const dlx_tensor *t = &tensors[i];
+        if (t->name == NULL || t->name[0] == '\0' || t->data == NULL)
+            DLX_FAIL(error, ARGUMENT, "tensor %zu has no name or no data", i);
+        if (t->rows < 1 || t->cols < 1 || t->rows > INT64_MAX / 8 / t->cols || t->rows * t->cols > (INT64_C(1) << 36))
+            DLX_FAIL(error, ARGUMENT, "tensor %s: %lld × %lld is no shape; rows and cols are 1 and more", t->name,
+                     (long long)t->rows, (long long)t->cols);
+        if (t->memory != DLX_MEMORY_HOST) DLX_FAIL(error, ARGUMENT, "tensor %s: only host memory for now", t->name);
+        for (size_t k = 0; k < i; k++)
+            if (strcmp(tensors[k].name, t->name) == 0) DLX_FAIL(error, ARGUMENT, "two tensors are named %s", t->name);
+    }
+    return DLX_OK;
+}
+
+static void warn_if_unstable(const dlx_sync_config *config, double learning_rate, double momentum) {
+    const double limit = 0.99;
+    double share = config->exchange_steps > 0 ? (double)config->exchange_steps / config->inner_steps : 0.5;
+    double c, worst = dlxi_stability_worst(config->overlap, learning_rate, momentum, 4, share, &c);
+    if (config->log == NULL || config->overlap == DLX_OVERLAP_ALLREDUCE || worst < limit) return;
+    char line[256];
+    snprintf(line, sizeof line,
+             "warning: outer learning rate %g with momentum %g and this overlap: a mode of %.2f (%s) where local training "
+             "goes a share %.2f of its way in a round; lower either, or use auto",
+             learning_rate, momentum, worst, worst >= 1 ? "grows" : "fades slowly", c);
+    config->log(config->log_context, line);
+}
+
+static int or_default(int value, int otherwise) {
+    return value != 0 ? value : otherwise;
+}
+
+static dlxi_shard_settings shard_settings(const dlx_sync_config *config, double learning_rate, double momentum) {
+    bool gradients = config->overlap == DLX_OVERLAP_ALLREDUCE;
+    return (dlxi_shard_settings){
+        .overlap = config->overlap,
+        .learning_rate = (float)learning_rate,
+        .momentum = (float)momentum,
+        .quantiser = {gradients ? 32 : config->bits, config->group},
+        .error_feedback = config->error_feedback,
+        .seed = config->seed,
+        .rank_columns = gradients ? 0 : config->rank_columns,
+        .adapt = {.kind = gradients ? DLX_ADAPTATION_OFF : config->adaptation,
+                  .rank_min = or_default(config->rank_min, (config->rank_columns + 3) / 4),
+                  .rank_max = or_default(config->rank_max, 2 * config->rank_columns),
+                  .inner_steps_first = gradients ? 1 : config->inner_steps,
+                  .inner_steps_min = gradients ? 1 : config->inner_steps_min,
+                  .inner_steps = gradients ? 1 : config->inner_steps},
+    };
+}
+
+dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config, const dlx_tensor *tensors, size_t tensor_count,
+                         dlx_error *error) {
+    if (out == NULL || config == NULL) DLX_FAIL(error, ARGUMENT, "dlx_sync_open: an argument is NULL");
+    *out = NULL;
+    DLX_TRY(check_config(config, error));
+    DLX_TRY(check_tensors(tensors, tensor_count, error));
+    double learning_rate, momentum;
+    dlxi_outer_defaults(config->overlap, &learning_rate, &momentum);
+    if (config->outer_learning_rate != DLX_AUTO) learning_rate = config->outer_learning_rate;
+    if (config->outer_momentum != DLX_AUTO) momentum = config->outer_momentum;
+    warn_if_unstable(config, learning_rate, momentum);
+
+    bool gradients = config->overlap == DLX_OVERLAP_ALLREDUCE;
+    uint32_t most = config->inner_steps_max != 0 ? config->inner_steps_max : config->inner_steps + config->inner_steps / 2;
+    /* `none` never trains past H */
+    if (gradients) most = 1;
+    if (config->overlap == DLX_OVERLAP_NONE) most = config->inner_steps;
+    dlxi_sync_settings settings = {.shard = shard_settings(config, learning_rate, momentum),
+                                   .shared_text = config->shared_text,
+                                   .inner_steps_max = most,
+                                   .exchange_steps = config->exchange_steps,
+                                   .timeout_ms = config->timeout_ms,
+                                   .windows = config->windows,
+                                   .tokens_per_window = config->tokens_per_window,
+                                   .data_hash = config->data_hash,
+                                   .lease_windows = most * config->windows_per_step};
+    snprintf(settings.site, sizeof settings.site, "%s", config->site);
+    dlxi_link *link;
+    DLX_TRY(dlxi_link_open_site(&link, &config->link, config->site, config->log, config->log_context, error));
+    return dlxi_sync_open(out, &settings, link, tensors, tensor_count, error);
+}
+
+dlx_status dlx_sync_step(dlx_sync *sync, uint64_t tokens, dlx_step *step, dlx_error *error) {
+    if (sync == NULL) DLX_FAIL(error, ARGUMENT, "dlx_sync_step: sync is NULL");
+    return dlxi_sync_step(sync, tokens, step, error);
+}
+
+dlx_status dlx_sync_gradients(dlx_sync *sync, float *const *gradients, uint64_t tokens, double *waited_s,
+                              dlx_error *error) {
+    if (sync == NULL || gradients == NULL) DLX_FAIL(error, ARGUMENT, "dlx_sync_gradients: an argument is NULL");
+    return dlxi_sync_gradients(sync, gradients, tokens, waited_s, error);
+}
+
+dlx_status dlx_sync_windows(dlx_sync *sync, uint64_t *positions, uint32_t count, dlx_error *error) {
+    if (sync == NULL || positions == NULL) DLX_FAIL(error, ARGUMENT, "dlx_sync_windows: an argument is NULL");
+    return dlxi_sync_windows(sync, positions, count, error);
+}
+
+dlx_status dlx_sync_report(dlx_sync *sync, const char *text, dlx_error *error) {
+    if (sync == NULL || text == NULL || strlen(text) > 65535)
+        DLX_FAIL(error, ARGUMENT, "dlx_sync_report: an argument is NULL, or the text longer than 65535 bytes");
+    return dlxi_sync_report(sync, text, error);
+}
+
+uint64_t dlx_sync_tokens(const dlx_sync *sync) {
+    return dlxi_sync_tokens(sync);
+}
+
+uint64_t dlx_sync_tokens_target(const dlx_sync *sync) {
+    return dlxi_sync_tokens_target(sync);
+}
+
+uint32_t dlx_sync_site_index(const dlx_sync *sync) {
+    return dlxi_sync_site_index(sync);
+}
+
+uint32_t dlx_sync_site_count(const dlx_sync *sync) {
+    return dlxi_sync_site_count(sync);
+}
+
+void dlx_sync_take_anchor(dlx_sync *sync) {
+    dlxi_sync_take_anchor(sync);
+}
+
+void dlx_sync_anchor(dlx_sync *sync, float *const *dst) {
+    dlxi_sync_anchor(sync, dst);
+}
+
+void dlx_sync_statistics(dlx_sync *sync, dlx_statistics *out) {
+    dlxi_sync_statistics(sync, out);
+}
+
+void dlx_sync_interrupt(dlx_sync *sync) {
+    dlxi_sync_interrupt(sync);
+}
+
+void dlx_sync_fail(dlx_sync *sync, const char *reason) {
+    dlxi_sync_fail(sync, reason);
+}
+
+void dlx_sync_close(dlx_sync **sync) {
+    if (sync != NULL) dlxi_sync_close(sync);
+}

@@ -1,0 +1,18 @@
+/* The coordinator at work: its state machine, a link, and time. */
+#ifndef DLXI_SYNC_COORDINATE_H
+#define DLXI_SYNC_COORDINATE_H
+
+#include "link/link.h"
+#include "member/coordinator.h"
+
+typedef struct dlxi_coordinate {
+    dlxi_coordinator *machine;
+    dlxi_link *link;
+    _Atomic bool interrupted;
+} dlxi_coordinate;
+
+/* Runs until the run is over, or interrupted; on_report as in dlx_coordinator_config. */
+dlx_status dlxi_coordinate_run(dlxi_coordinate *c, void (*on_report)(void *context, const char *site, const char *text),
+                               void *context, dlx_error *error);
+
+#endif
