@@ -9,13 +9,36 @@ static size_t least_size(size_t a, size_t b) {
     return a < b ? a : b;
 }
 
+/* Well-formed UTF-8 (RFC 3629) without control characters. */
+static bool is_plain_utf8(const char *text, size_t text_bytes) {
+    const unsigned char *bytes = (const unsigned char *)text;
+    for (size_t i = 0; i < text_bytes;) {
+        uint32_t code = bytes[i];
+        size_t more = code < 0x80 ? 0 : code >= 0xC2 && code < 0xE0 ? 1 : code >= 0xE0 && code < 0xF0 ? 2 : 3;
+        if (code >= 0x80 && (code < 0xC2 || code > 0xF4)) return false;
+        if (more >= text_bytes - i) return false;
+        if (more > 0) code &= 0x3Fu >> more;
+        for (size_t j = 1; j <= more; j++) {
+            if ((bytes[i + j] & 0xC0) != 0x80) return false;
+            code = code << 6 | (bytes[i + j] & 0x3Fu);
+        }
+        bool too_short = (more == 2 && code < 0x800) || (more == 3 && code < 0x10000);
+        bool surrogate = code >= 0xD800 && code < 0xE000;
+        bool control = code < 0x20 || (code >= 0x7F && code < 0xA0);
+        bool line_break = code == 0x2028 || code == 0x2029 || code == 0xFEFF; /* YAML would not give them back */
+        if (too_short || surrogate || control || line_break || code > 0x10FFFF) return false;
+        i += more + 1;
+    }
+    return true;
+}
+
 void dlxi_option_show_text(char *dst, size_t dst_bytes, const char *text, size_t text_bytes) {
-    bool cut = text_bytes > dst_bytes - 1;
+    bool cut = text_bytes > dst_bytes - 1, plain = is_plain_utf8(text, text_bytes);
     size_t kept = cut ? dst_bytes - 3 : text_bytes;
-    while (cut && kept > 0 && ((unsigned char)text[kept] & 0xC0) == 0x80) kept--; /* not inside a UTF-8 character */
+    while (cut && plain && ((unsigned char)text[kept] & 0xC0) == 0x80) kept--; /* not inside a character */
     for (size_t i = 0; i < kept; i++) {
         unsigned char byte = (unsigned char)text[i];
-        dst[i] = byte < 0x20 || byte == 0x7F ? '?' : text[i];
+        dst[i] = !plain && (byte < 0x20 || byte >= 0x7F) ? '?' : text[i];
     }
     snprintf(dst + kept, dst_bytes - kept, "%s", cut ? ".." : "");
 }
@@ -171,29 +194,6 @@ static bool parse_number(double *out, const char *text, size_t text_bytes) {
 
 static bool is_text(const char *text, size_t text_bytes, const char *word) {
     return strlen(word) == text_bytes && memcmp(text, word, text_bytes) == 0;
-}
-
-/* Well-formed UTF-8 (RFC 3629) without control characters. */
-static bool is_plain_utf8(const char *text, size_t text_bytes) {
-    const unsigned char *bytes = (const unsigned char *)text;
-    for (size_t i = 0; i < text_bytes;) {
-        uint32_t code = bytes[i];
-        size_t more = code < 0x80 ? 0 : code >= 0xC2 && code < 0xE0 ? 1 : code >= 0xE0 && code < 0xF0 ? 2 : 3;
-        if (code >= 0x80 && (code < 0xC2 || code > 0xF4)) return false;
-        if (more >= text_bytes - i) return false;
-        if (more > 0) code &= 0x3Fu >> more;
-        for (size_t j = 1; j <= more; j++) {
-            if ((bytes[i + j] & 0xC0) != 0x80) return false;
-            code = code << 6 | (bytes[i + j] & 0x3Fu);
-        }
-        bool too_short = (more == 2 && code < 0x800) || (more == 3 && code < 0x10000);
-        bool surrogate = code >= 0xD800 && code < 0xE000;
-        bool control = code < 0x20 || (code >= 0x7F && code < 0xA0);
-        bool line_break = code == 0x2028 || code == 0x2029 || code == 0xFEFF; /* YAML would not give them back */
-        if (too_short || surrogate || control || line_break || code > 0x10FFFF) return false;
-        i += more + 1;
-    }
-    return true;
 }
 
 static dlx_status parse_numeric(void *field, const dlxi_option *option, const char *where, const char *shown,

@@ -27,7 +27,8 @@ dlx_status dlxi_option_fail_unknown(const dlxi_option_table *table, const char *
 /* dst ← what the option takes: "1 to 100000", "true, false". */
 void dlxi_option_show_allowed(char dst[DLXI_OPTION_ALLOWED_BYTES], const dlxi_option *option);
 
-/* dst ← text fit for a message: control bytes become '?', and it is cut to size with "..". */
+/* dst ← text fit for a message: where it is not plain UTF-8, bytes that are not printable ASCII become '?'; it is cut
+ * to size with "..". */
 void dlxi_option_show_text(char *dst, size_t dst_bytes, const char *text, size_t text_bytes);
 
 /* dst ← the shortest of %.9g and %.17g that reads back as the same double. */

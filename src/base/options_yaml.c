@@ -40,7 +40,8 @@ static const char *where(const loader *l, char dst[DLXI_OPTION_SHOWN_BYTES + 24]
     return dst;
 }
 
-#define WHERE(l) where((l), (char[DLXI_OPTION_SHOWN_BYTES + 24]){0}, line_of(l))
+#define WHERE(l, line) where((l), (char[DLXI_OPTION_SHOWN_BYTES + 24]){0}, (line))
+#define WHERE_IT_IS(l) WHERE((l), line_of(l))
 
 /* Reads the next event into l->event, and refuses what a config has no use for. */
 static dlx_status next_event(loader *l) {
@@ -48,8 +49,8 @@ static dlx_status next_event(loader *l) {
     if (!yaml_parser_parse(&l->parser, &l->event)) {
         memset(&l->event, 0, sizeof l->event);
         l->event.start_mark.line = l->parser.problem_mark.line;
-        if (l->parser.error == YAML_MEMORY_ERROR) DLX_FAIL(l->error, MEMORY, "%s: out of memory", WHERE(l));
-        DLX_FAIL(l->error, CONFIG, "%s: not valid YAML: %s; look for a missing colon, quote or indent", WHERE(l),
+        if (l->parser.error == YAML_MEMORY_ERROR) DLX_FAIL(l->error, MEMORY, "%s: out of memory", WHERE_IT_IS(l));
+        DLX_FAIL(l->error, CONFIG, "%s: not valid YAML: %s; look for a missing colon, quote or indent", WHERE_IT_IS(l),
                  l->parser.problem != NULL ? l->parser.problem : "unreadable");
     }
     const yaml_char_t *anchor = NULL, *tag = NULL;
@@ -66,8 +67,8 @@ static dlx_status next_event(loader *l) {
     default:
         break;
     }
-    if (anchor != NULL) DLX_FAIL(l->error, CONFIG, "%s: anchors and aliases (& and *) are not allowed", WHERE(l));
-    if (tag != NULL) DLX_FAIL(l->error, CONFIG, "%s: tags (!) are not allowed; write the bare value", WHERE(l));
+    if (anchor != NULL) DLX_FAIL(l->error, CONFIG, "%s: anchors and aliases (& and *) are not allowed", WHERE_IT_IS(l));
+    if (tag != NULL) DLX_FAIL(l->error, CONFIG, "%s: tags (!) are not allowed; write the bare value", WHERE_IT_IS(l));
     return DLX_OK;
 }
 
@@ -75,8 +76,7 @@ static dlx_status next_event(loader *l) {
 static dlx_status claim(loader *l, const dlxi_option *option, int slot, size_t line) {
     size_t *first = &l->first_line[(size_t)(option - l->table->options) * (DEPTH_MAX + 1) + (size_t)slot];
     if (*first != 0) {
-        char text[DLXI_OPTION_SHOWN_BYTES + 24];
-        DLX_FAIL(l->error, CONFIG, "%s: %s: given twice; it stands in line %zu already", where(l, text, line), l->path,
+        DLX_FAIL(l->error, CONFIG, "%s: %s: given twice; it stands in line %zu already", WHERE(l, line), l->path,
                  *first);
     }
     *first = line;
@@ -86,22 +86,22 @@ static dlx_status claim(loader *l, const dlxi_option *option, int slot, size_t l
 /* l->path, path_bytes of it a section's, gets the key of the current event behind a dot. */
 static dlx_status append_key(loader *l, size_t path_bytes) {
     if (l->event.type != YAML_SCALAR_EVENT) {
-        DLX_FAIL(l->error, CONFIG, "%s: a key must be one word, not a %s", WHERE(l),
+        DLX_FAIL(l->error, CONFIG, "%s: a key must be one word, not a %s", WHERE_IT_IS(l),
                  l->event.type == YAML_SEQUENCE_START_EVENT ? "list" : "map");
     }
     const char *key = (const char *)l->event.data.scalar.value;
     size_t key_bytes = l->event.data.scalar.length, dot_bytes = path_bytes > 0 ? 1 : 0;
     if (path_bytes + dot_bytes + key_bytes >= sizeof l->path || memchr(key, '\0', key_bytes) != NULL)
-        return dlxi_option_fail_unknown(l->table, WHERE(l), key, key_bytes, l->error);
+        return dlxi_option_fail_unknown(l->table, WHERE_IT_IS(l), key, key_bytes, l->error);
     if (dot_bytes > 0) l->path[path_bytes] = '.';
     memcpy(l->path + path_bytes + dot_bytes, key, key_bytes + 1);
     return DLX_OK;
 }
 
-/* The current event is the value of the option. */
-static dlx_status read_value(loader *l, const dlxi_option *option) {
+/* The current event is the value of the option, whose key stands in key_line. */
+static dlx_status read_value(loader *l, const dlxi_option *option, size_t key_line) {
     if (l->event.type != YAML_SCALAR_EVENT) {
-        DLX_FAIL(l->error, CONFIG, "%s: %s: one value is expected, not a %s", WHERE(l), l->path,
+        DLX_FAIL(l->error, CONFIG, "%s: %s: one value is expected, not a %s", WHERE_IT_IS(l), l->path,
                  l->event.type == YAML_SEQUENCE_START_EVENT ? "list" : "map");
     }
     const char *text = (const char *)l->event.data.scalar.value;
@@ -109,9 +109,9 @@ static dlx_status read_value(loader *l, const dlxi_option *option) {
     if (plain && (text[0] == '\0' || strcmp(text, "~") == 0 || strcmp(text, "null") == 0)) {
         char allowed[DLXI_OPTION_ALLOWED_BYTES];
         dlxi_option_show_allowed(allowed, option);
-        DLX_FAIL(l->error, CONFIG, "%s: %s: no value; allowed: %s", WHERE(l), l->path, allowed);
+        DLX_FAIL(l->error, CONFIG, "%s: %s: no value; allowed: %s", WHERE(l, key_line), l->path, allowed);
     }
-    return dlxi_option_parse(l->values, option, WHERE(l), text, l->event.data.scalar.length, l->error);
+    return dlxi_option_parse(l->values, option, WHERE_IT_IS(l), text, l->event.data.scalar.length, l->error);
 }
 
 /* The current event opens a map whose keys are below l->path[0 … path_bytes). Recursion goes at most DEPTH_MAX deep:
@@ -126,18 +126,18 @@ static dlx_status read_map(loader *l, size_t path_bytes) {
         const dlxi_option *option = dlxi_option_find(l->table, l->path, bytes);
         const dlxi_option *below = dlxi_option_find_section(l->table, l->path, bytes);
         if (option == NULL && below == NULL)
-            return dlxi_option_fail_unknown(l->table, WHERE(l), l->path, bytes, l->error);
+            return dlxi_option_fail_unknown(l->table, WHERE_IT_IS(l), l->path, bytes, l->error);
         int depth = 1;
         for (size_t i = 0; i < bytes; i++) depth += l->path[i] == '.';
         DLX_TRY(claim(l, option != NULL ? option : below, option != NULL ? 0 : depth, key_line));
         DLX_TRY(next_event(l));
         if (option != NULL) {
-            DLX_TRY(read_value(l, option));
+            DLX_TRY(read_value(l, option, key_line));
         } else if (l->event.type == YAML_MAPPING_START_EVENT) {
             DLX_TRY(read_map(l, bytes));
         } else if (l->event.type != YAML_SCALAR_EVENT || l->event.data.scalar.length > 0) { /* all commented out */
-            DLX_FAIL(l->error, CONFIG, "%s: %.*s: is a section; its keys, as '%s', go below it, indented", WHERE(l),
-                     (int)bytes, l->path, below->key + bytes + 1);
+            DLX_FAIL(l->error, CONFIG, "%s: %.*s: is a section; its keys, as '%s', go below it, indented",
+                     WHERE_IT_IS(l), (int)bytes, l->path, below->key + bytes + 1);
         }
     }
 }
@@ -149,12 +149,12 @@ static dlx_status read_stream(loader *l) {
     DLX_TRY(next_event(l));
     bool empty = l->event.type == YAML_SCALAR_EVENT && l->event.data.scalar.length == 0;
     if (!empty && l->event.type != YAML_MAPPING_START_EVENT)
-        DLX_FAIL(l->error, CONFIG, "%s: a config is a map of sections, as 'run: {seed: 1}'", WHERE(l));
+        DLX_FAIL(l->error, CONFIG, "%s: a config is a map of sections, as 'run: {seed: 1}'", WHERE_IT_IS(l));
     if (!empty) DLX_TRY(read_map(l, 0));
     DLX_TRY(next_event(l)); /* the document's end */
     DLX_TRY(next_event(l));
     if (l->event.type != YAML_STREAM_END_EVENT)
-        DLX_FAIL(l->error, CONFIG, "%s: a second document begins here; a config has one", WHERE(l));
+        DLX_FAIL(l->error, CONFIG, "%s: a second document begins here; a config has one", WHERE_IT_IS(l));
     return DLX_OK;
 }
 
@@ -163,8 +163,8 @@ dlx_status dlxi_options_load_text(void *values, const dlxi_option_table *table, 
     loader l = {.values = values, .table = table, .name = name, .error = error};
     dlx_status status;
     if (text_bytes > FILE_BYTES_MAX) {
-        DLX_FAIL(error, CONFIG, "%s: %zu bytes are too many for a config; allowed: up to %d",
-                 where(&l, (char[DLXI_OPTION_SHOWN_BYTES + 24]){0}, 0), text_bytes, FILE_BYTES_MAX);
+        DLX_FAIL(error, CONFIG, "%s: %zu bytes are too many for a config; allowed: up to %d", WHERE(&l, 0), text_bytes,
+                 FILE_BYTES_MAX);
     }
     DLX_TRY(dlxi_alloc((void **)&l.first_line, table->count, (DEPTH_MAX + 1) * sizeof *l.first_line, "options", error));
     if (!yaml_parser_initialize(&l.parser)) {
@@ -188,6 +188,8 @@ dlx_status dlxi_options_load_file(void *values, const dlxi_option_table *table, 
         DLX_FAIL(error, CONFIG, "%s: no such file; 'dilocox config --defaults > %s' writes one with every option", path,
                  path);
     }
+    if (status == DLX_DATA)
+        DLX_FAIL(error, CONFIG, "%s: too large for a config; allowed: up to %d bytes", path, FILE_BYTES_MAX);
     if (status != DLX_OK) {
         if (error != NULL) *error = cause;
         return status;

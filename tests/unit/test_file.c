@@ -1,0 +1,160 @@
+/* Files: read with a limit, mapped, and replaced as a whole or not at all. */
+#include "base/file.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <cmocka.h>
+
+static char folder[] = "/tmp/dilocox_file.XXXXXX";
+static char path[64];
+
+static int set_up(void **state) {
+    (void)state;
+    if (mkdtemp(folder) == NULL) return -1;
+    snprintf(path, sizeof path, "%s/x", folder);
+    return 0;
+}
+
+static int tear_down(void **state) {
+    (void)state;
+    unlink(path);
+    return rmdir(folder); /* fails where something was left behind */
+}
+
+static size_t count_files(void) {
+    size_t count = 0;
+    DIR *open_folder = opendir(folder);
+    assert_non_null(open_folder);
+    for (struct dirent *entry; (entry = readdir(open_folder)) != NULL;) count += entry->d_name[0] != '.';
+    closedir(open_folder);
+    return count;
+}
+
+static void write_file(const char *text) {
+    dlxi_file_writer *writer;
+    assert_int_equal(dlxi_file_writer_open(&writer, path, NULL), DLX_OK);
+    assert_int_equal(dlxi_file_writer_append(writer, text, strlen(text), NULL), DLX_OK);
+    assert_int_equal(dlxi_file_writer_commit(writer, NULL), DLX_OK);
+    dlxi_file_writer_close(&writer);
+    assert_null(writer);
+}
+
+static void expect_content(const char *text) {
+    char *content;
+    size_t bytes;
+    assert_int_equal(dlxi_file_read(&content, &bytes, path, 1 << 20, NULL), DLX_OK);
+    assert_int_equal(bytes, strlen(text));
+    assert_string_equal(content, text);
+    free(content);
+}
+
+static void test_read(void **state) {
+    (void)state;
+    char *content;
+    size_t bytes;
+    dlx_error error;
+    write_file("twelve bytes");
+    expect_content("twelve bytes");
+    assert_int_equal(dlxi_file_read(&content, &bytes, path, 12, &error), DLX_OK);
+    free(content);
+    assert_int_equal(dlxi_file_read(&content, &bytes, path, 11, &error), DLX_DATA);
+    assert_null(content);
+    assert_non_null(strstr(error.message, "/x: too large; allowed: up to 11 bytes"));
+    unlink(path);
+    assert_int_equal(dlxi_file_read(&content, &bytes, path, 12, &error), DLX_SYSTEM);
+    assert_int_equal(error.system_errno, ENOENT);
+    assert_non_null(strstr(error.message, "/x: no such file"));
+}
+
+static void test_read_larger_than_buffers(void **state) {
+    (void)state;
+    enum { BYTES = 300001 };
+    static uint8_t text[BYTES];
+    dlxi_file_writer *writer;
+    for (size_t i = 0; i < BYTES; i++) text[i] = (uint8_t)(i * 7 + i / 251);
+    assert_int_equal(dlxi_file_writer_open(&writer, path, NULL), DLX_OK);
+    for (size_t at = 0, piece = 1; at < BYTES; at += piece, piece = piece * 3 + 1) { /* small, and beyond the buffer */
+        if (piece > BYTES - at) piece = BYTES - at;
+        assert_int_equal(dlxi_file_writer_append(writer, text + at, piece, NULL), DLX_OK);
+    }
+    assert_int_equal(dlxi_file_writer_commit(writer, NULL), DLX_OK);
+    dlxi_file_writer_close(&writer);
+    char *content;
+    size_t bytes;
+    assert_int_equal(dlxi_file_read(&content, &bytes, path, BYTES, NULL), DLX_OK);
+    assert_int_equal(bytes, BYTES);
+    assert_memory_equal(content, text, BYTES);
+    assert_int_equal(content[BYTES], 0);
+    free(content);
+    dlxi_file_map map;
+    assert_int_equal(dlxi_file_map_open(&map, path, NULL), DLX_OK);
+    assert_int_equal(map.bytes, BYTES);
+    assert_memory_equal(map.data, text, BYTES);
+    dlxi_file_map_close(&map);
+    assert_null(map.data);
+    dlxi_file_map_close(&map);
+}
+
+static void test_map_refuses(void **state) {
+    (void)state;
+    dlxi_file_map map;
+    dlx_error error;
+    assert_int_equal(dlxi_file_map_open(&map, folder, &error), DLX_DATA);
+    assert_non_null(strstr(error.message, ": not a regular file; name a file, no folder or pipe"));
+    unlink(path);
+    assert_int_equal(dlxi_file_map_open(&map, path, &error), DLX_SYSTEM);
+    assert_int_equal(error.system_errno, ENOENT);
+    write_file("");
+    assert_int_equal(dlxi_file_map_open(&map, path, &error), DLX_OK);
+    assert_true(map.data == NULL && map.bytes == 0);
+}
+
+static void test_replaced_at_commit_only(void **state) {
+    (void)state;
+    dlxi_file_writer *writer, *second;
+    write_file("old");
+    assert_int_equal(dlxi_file_writer_open(&writer, path, NULL), DLX_OK);
+    assert_int_equal(dlxi_file_writer_append(writer, "..w", 3, NULL), DLX_OK);
+    assert_int_equal(dlxi_file_writer_open(&second, path, NULL), DLX_OK); /* two at once have files of their own */
+    assert_int_equal(dlxi_file_writer_append(second, "second", 6, NULL), DLX_OK);
+    assert_int_equal(dlxi_file_writer_replace(writer, 0, "ne", 2, NULL), DLX_OK);
+    assert_int_equal(dlxi_file_writer_append(writer, "er", 2, NULL), DLX_OK);
+    assert_int_equal(dlxi_file_writer_replace(writer, 4, "xx", 2, NULL), DLX_ARGUMENT);
+    assert_int_equal(dlxi_file_writer_replace(writer, 6, "", 0, NULL), DLX_ARGUMENT);
+    expect_content("old");
+    assert_int_equal(dlxi_file_writer_commit(writer, NULL), DLX_OK);
+    expect_content("newer");
+    dlxi_file_writer_close(&writer);
+    dlxi_file_writer_close(&second); /* never committed */
+    dlxi_file_writer_close(&second);
+    expect_content("newer");
+    assert_int_equal(count_files(), 1);
+}
+
+static void test_writer_refuses(void **state) {
+    (void)state;
+    dlxi_file_writer *writer;
+    dlx_error error;
+    assert_int_equal(dlxi_file_writer_open(&writer, "/no/such/folder/x", &error), DLX_SYSTEM);
+    assert_null(writer);
+    assert_string_equal(error.message, "/no/such/folder/x: can't be written: No such file or directory");
+    assert_int_equal(dlxi_file_writer_open(&writer, folder, &error), DLX_OK);
+    assert_int_equal(dlxi_file_writer_commit(writer, &error), DLX_SYSTEM);
+    assert_non_null(strstr(error.message, ": can't be put in place: Is a directory"));
+    dlxi_file_writer_close(&writer);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_read),           cmocka_unit_test(test_read_larger_than_buffers),
+        cmocka_unit_test(test_map_refuses),    cmocka_unit_test(test_replaced_at_commit_only),
+        cmocka_unit_test(test_writer_refuses),
+    };
+    return cmocka_run_group_tests(tests, set_up, tear_down);
+}
