@@ -89,5 +89,7 @@ dlx_status dlxi_zmq_coordinator_open(dlxi_link **out, const dlxi_zmq_settings *s
 
 /* Writes a new CURVE key pair to path (mode 0600; refuses to overwrite) and its public half to public_text. */
 dlx_status dlxi_key_generate(const char *path, char public_text[DLXI_KEY_TEXT_BYTES], dlx_error *error);
+/* The public half of a key file, which must be whole and closed to other users. */
+dlx_status dlxi_key_public(const char *path, char public_text[DLXI_KEY_TEXT_BYTES], dlx_error *error);
 
 #endif

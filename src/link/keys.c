@@ -1,0 +1,161 @@
+/* Key files: making, reading and checking CURVE key pairs. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <zmq.h>
+
+#include "link/roster.h"
+
+enum { KEY_FILE_BYTES_MAX = 4096, KEY_TEXT_CHARACTERS = DLXI_KEY_TEXT_BYTES - 1 };
+
+bool dlxi_key_decode(uint8_t key[DLXI_KEY_BYTES], const char *text) {
+    return strlen(text) == KEY_TEXT_CHARACTERS && zmq_z85_decode(key, text) != NULL;
+}
+
+void dlxi_key_pair_wipe(dlxi_key_pair *keys) {
+    explicit_bzero(keys, sizeof *keys);
+}
+
+/* ---- reading -------------------------------------------------------------------------------------------------------- */
+
+static dlx_status open_key_file(int *fd, const char *path, dlx_error *error) {
+    if (path == NULL || path[0] == '\0')
+        DLX_FAIL(error, CONFIG, "wan.key: no key file is given; run 'dilocox keygen site.key' and set wan.key to it");
+    *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (*fd < 0 && errno == ENOENT)
+        DLX_FAIL(error, CONFIG, "wan.key: no such file '%s'; run 'dilocox keygen %s' first", path, path);
+    if (*fd < 0) DLX_FAIL(error, SYSTEM, "wan.key: '%s' can't be opened: %s", path, strerror(errno));
+    struct stat about;
+    const char *reason = NULL;
+    if (fstat(*fd, &about) != 0) reason = strerror(errno);
+    else if (!S_ISREG(about.st_mode)) reason = "it is no regular file";
+    else if (about.st_size > KEY_FILE_BYTES_MAX) reason = "it is too large for a key file";
+    else if ((about.st_mode & 077) == 0) return DLX_OK;
+    close(*fd);
+    *fd = -1;
+    if (reason != NULL) DLX_FAIL(error, CONFIG, "wan.key: '%s' is not used: %s", path, reason);
+    DLX_FAIL(error, CONFIG, "wan.key: '%s' is open to other users (mode %04o, allowed is 0600); run 'chmod 600 %s'",
+             path, (unsigned)(about.st_mode & 07777), path);
+}
+
+static dlx_status read_text(char text[KEY_FILE_BYTES_MAX + 1], const char *path, dlx_error *error) {
+    int fd = -1;
+    DLX_TRY(open_key_file(&fd, path, error));
+    size_t used = 0;
+    ssize_t got = 1;
+    while (used < KEY_FILE_BYTES_MAX) {
+        got = read(fd, text + used, KEY_FILE_BYTES_MAX - used);
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) break;
+        used += (size_t)got;
+    }
+    int system_errno = errno;
+    close(fd);
+    errno = system_errno;
+    if (got < 0) DLX_FAIL(error, SYSTEM, "wan.key: '%s' can't be read: %s", path, strerror(errno));
+    text[used] = '\0';
+    return DLX_OK;
+}
+
+/* Copies the value of `name: value` on its own line; false where there is none or it is not 40 characters long. */
+static bool find_value(char dst[DLXI_KEY_TEXT_BYTES], const char *text, const char *name) {
+    size_t name_characters = strlen(name);
+    for (const char *line = text; line != NULL && *line != '\0';) {
+        const char *end = strchr(line, '\n');
+        if (strncmp(line, name, name_characters) == 0 && line[name_characters] == ':') {
+            const char *value = line + name_characters + 1;
+            value += strspn(value, " \t");
+            size_t characters = strcspn(value, " \t\r\n");
+            if (characters != KEY_TEXT_CHARACTERS) return false;
+            memcpy(dst, value, characters);
+            dst[characters] = '\0';
+            return true;
+        }
+        line = end != NULL ? end + 1 : NULL;
+    }
+    return false;
+}
+
+dlx_status dlxi_key_pair_read(dlxi_key_pair *out, const char *path, dlx_error *error) {
+    char text[KEY_FILE_BYTES_MAX + 1];
+    *out = (dlxi_key_pair){0};
+    DLX_TRY(read_text(text, path, error));
+    dlxi_key_pair keys = {0};
+    uint8_t public_key[DLXI_KEY_BYTES], secret_key[DLXI_KEY_BYTES];
+    char derived[DLXI_KEY_TEXT_BYTES] = "";
+    bool complete = find_value(keys.public_text, text, "public") && find_value(keys.secret_text, text, "secret") &&
+                    dlxi_key_decode(public_key, keys.public_text) && dlxi_key_decode(secret_key, keys.secret_text);
+    bool matched = complete && zmq_curve_public(derived, keys.secret_text) == 0 &&
+                   strcmp(derived, keys.public_text) == 0;
+    if (matched) *out = keys;
+    explicit_bzero(text, sizeof text);
+    explicit_bzero(secret_key, sizeof secret_key);
+    dlxi_key_pair_wipe(&keys);
+    if (!complete)
+        DLX_FAIL(error, CONFIG,
+                 "wan.key: '%s' is no key file: it must have the lines 'public: KEY' and 'secret: KEY' of %d characters "
+                 "each; make one with 'dilocox keygen'",
+                 path, KEY_TEXT_CHARACTERS);
+    if (!matched)
+        DLX_FAIL(error, CONFIG,
+                 "wan.key: the public and secret halves in '%s' do not belong together; make a new pair with 'dilocox "
+                 "keygen'",
+                 path);
+    return DLX_OK;
+}
+
+dlx_status dlxi_key_public(const char *path, char public_text[DLXI_KEY_TEXT_BYTES], dlx_error *error) {
+    dlxi_key_pair keys;
+    public_text[0] = '\0';
+    DLX_TRY(dlxi_key_pair_read(&keys, path, error));
+    memcpy(public_text, keys.public_text, DLXI_KEY_TEXT_BYTES);
+    dlxi_key_pair_wipe(&keys);
+    return DLX_OK;
+}
+
+/* ---- making --------------------------------------------------------------------------------------------------------- */
+
+static bool write_all(int fd, const char *text, size_t bytes) {
+    while (bytes != 0) {
+        ssize_t written = write(fd, text, bytes);
+        if (written < 0 && errno == EINTR) continue;
+        if (written <= 0) return false;
+        text += written;
+        bytes -= (size_t)written;
+    }
+    return true;
+}
+
+dlx_status dlxi_key_generate(const char *path, char public_text[DLXI_KEY_TEXT_BYTES], dlx_error *error) {
+    public_text[0] = '\0';
+    dlxi_key_pair keys;
+    if (zmq_curve_keypair(keys.public_text, keys.secret_text) != 0)
+        DLX_FAIL(error, SYSTEM, "keys can't be made: this ZeroMQ was built without CURVE");
+    char text[256];
+    int bytes = snprintf(text, sizeof text,
+                         "# A key of dilocox. This file is secret; only the public half goes on a roster.\n"
+                         "public: %s\nsecret: %s\n",
+                         keys.public_text, keys.secret_text);
+    dlx_status status = DLX_OK;
+    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0 && errno == EEXIST)
+        DLX_FAIL_OUT(error, CONFIG, "'%s' exists already and a key is never overwritten; choose another name or remove it",
+                     path);
+    if (fd < 0) DLX_FAIL_OUT(error, SYSTEM, "key file '%s' can't be written: %s", path, strerror(errno));
+    bool written = fchmod(fd, 0600) == 0 && write_all(fd, text, (size_t)bytes) && fsync(fd) == 0;
+    if (close(fd) != 0) written = false;
+    if (!written) {
+        status = dlxi_error_set(error, DLX_SYSTEM, "key file '%s' can't be written: %s", path, strerror(errno));
+        unlink(path);
+        goto out;
+    }
+    memcpy(public_text, keys.public_text, DLXI_KEY_TEXT_BYTES);
+out:
+    explicit_bzero(text, sizeof text);
+    dlxi_key_pair_wipe(&keys);
+    return status;
+}

@@ -1,0 +1,111 @@
+/* Inside the `zmq` link: the endpoint, its sockets, and the thread that admits keys. */
+#ifndef DLXI_LINK_ZMQ_INTERNAL_H
+#define DLXI_LINK_ZMQ_INTERNAL_H
+
+#include <stdatomic.h>
+
+#include <zmq.h>
+
+#include "link/address.h"
+#include "link/roster.h"
+
+/* ---- admitting keys (zmq_auth.c) ------------------------------------------------------------------------------------ */
+
+/* Answers libzmq's question, for each connection to a socket that binds, whether its key may come in (ZAP, RFC 27). */
+typedef struct dlxi_zmq_auth dlxi_zmq_auth;
+
+/* Before the context's first bind. `roster` (of the coordinator; NULL at a site) and `roster_path` outlive it. */
+dlx_status dlxi_zmq_auth_open(dlxi_zmq_auth **out, void *context, const dlxi_roster *roster, const char *roster_path,
+                              dlxi_log log, void *log_context, dlx_error *error);
+/* From now on, site `index`'s socket admits this key only. Owner thread. */
+void dlxi_zmq_auth_admit(dlxi_zmq_auth *auth, uint32_t index, const char *name, const uint8_t key[DLXI_KEY_BYTES]);
+/* After zmq_ctx_shutdown, which ends its thread. */
+void dlxi_zmq_auth_close(dlxi_zmq_auth **auth);
+
+/* ---- sockets (zmq_socket.c) ----------------------------------------------------------------------------------------- */
+
+enum {
+    CONTROL_QUEUE_FRAMES = 64,
+    DATA_QUEUE_FRAMES = 8, /* a direction and side: 2 MiB of frames, so that memory and waiting heartbeats stay bounded */
+    CLOSE_LINGER_MS = 1000
+};
+
+typedef struct dlxi_socket_settings {
+    void *context;
+    int type, queue_frames;
+    const dlxi_key_pair *keys; /* NULL: no security */
+    const char *server_key;    /* to connect: the key that the other side must prove; NULL: this side binds */
+    const char *domain;        /* to bind: ZAP domain */
+    bool ipv6;
+} dlxi_socket_settings;
+
+dlx_status dlxi_socket_open(void **out, const dlxi_socket_settings *settings, dlx_error *error);
+/* Binds to a numeric address; *port is the port in use. EADDRINUSE is told as `what: port N on HOST is in use; …`. */
+dlx_status dlxi_socket_bind(void *socket, const char *numeric, uint16_t port, uint16_t *bound_port, const char *what,
+                            dlx_error *error);
+dlx_status dlxi_socket_connect(void *socket, const char *numeric, uint16_t port, dlx_error *error);
+/* Whether ZMQ_POLLOUT (or another event) holds now. */
+bool dlxi_socket_ready(void *socket, short event);
+
+/* ---- the endpoint (zmq.c, zmq_site.c) -------------------------------------------------------------------------------- */
+
+enum { NUMBERED_MAX = 2 * DLXI_SITES_MAX, ROUTING_ID_BYTES_MAX = 32, OWN_ROUTING_ID_BYTES = 17 };
+
+/* One site's data, seen from another site. */
+typedef struct dlxi_channel {
+    void *socket; /* PAIR; NULL before listen (lower index, which binds) or connect (higher index) */
+    bool binds;   /* this side did, and knows its peer by User-Id; the other side knows it by its CURVE server key */
+    bool refused; /* a send got DLX_AGAIN */
+    char name[DLXI_NAME_BYTES], key_text[DLXI_KEY_TEXT_BYTES];
+    char endpoint[DLXI_ENDPOINT_BYTES]; /* where this side listens, or what it connected to */
+} dlxi_channel;
+
+/* A peer of the coordinator. */
+typedef struct dlxi_numbered {
+    uint8_t routing_id[ROUTING_ID_BYTES_MAX];
+    size_t routing_id_bytes;
+    char name[DLXI_NAME_BYTES], key_text[DLXI_KEY_TEXT_BYTES];
+    int64_t unreachable_since_ns; /* 0: reachable when last tried */
+} dlxi_numbered;
+
+typedef struct dlxi_zmq {
+    dlxi_link link; /* first */
+    bool coordinator, curve;
+    void *context, *control, *monitor;
+    dlxi_zmq_auth *auth;
+    dlxi_key_pair keys;
+    dlxi_roster *roster;
+    char *roster_path;
+    dlxi_log log;
+    void *log_context;
+    int wake_fd;
+    _Atomic bool woken;
+    zmq_msg_t current; /* what the last receive handed out */
+    /* a site's */
+    bool control_refused;
+    char coordinator_text[DLXI_ENDPOINT_BYTES];
+    char listen_host[DLXI_HOST_BYTES]; /* what the others are told */
+    uint16_t listen_port;
+    dlxi_channel channels[DLXI_SITES_MAX];
+    uint32_t channel_next;
+    int64_t handshake_logged_ns;
+    /* the coordinator's */
+    dlxi_numbered numbered[NUMBERED_MAX];
+    uint32_t numbered_count;
+    bool numbered_full_logged;
+    int64_t retry_at_ns; /* 0: no send was refused */
+} dlxi_zmq;
+
+void dlxi_zmq_log(const dlxi_zmq *me, const char *format, ...) DLXI_PRINTF(2, 3);
+
+/* wan.security: none */
+dlx_status dlxi_zmq_check_loopback(const char *host, dlx_error *error);
+
+/* zmq_site.c */
+dlx_status dlxi_zmq_listen(dlxi_link *link, uint32_t own_index, uint32_t index, const char *name,
+                           const char *public_key, char endpoint[DLXI_ENDPOINT_BYTES], dlx_error *error);
+dlx_status dlxi_zmq_connect(dlxi_link *link, uint32_t index, const char *endpoint, dlx_error *error);
+/* Reads one event of the control socket's monitor. REFUSED where the coordinator does not admit this site's key. */
+dlx_status dlxi_zmq_monitor_read(dlxi_zmq *me, dlx_error *error);
+
+#endif

@@ -1,0 +1,123 @@
+/* Sockets of the `zmq` link: every one bounded, kept alive, and, with CURVE, closed to strangers both ways. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "link/zmq_internal.h"
+
+enum {
+    /* CURVE adds 33 bytes to a message; its handshake is smaller than a frame */
+    MESSAGE_BYTES_MAX = DLXI_FRAME_HEADER_BYTES + DLXI_FRAME_PAYLOAD_MAX + 256,
+    HANDSHAKE_MS = 10000,
+    CONNECT_MS = 10000,
+    RECONNECT_FIRST_MS = 100,
+    RECONNECT_MAX_MS = 2000,
+    HEARTBEAT_EVERY_MS = 2000,
+    HEARTBEAT_TIMEOUT_MS = 10000,
+    KEEPALIVE_IDLE_S = 30,
+    KEEPALIVE_EVERY_S = 10,
+    KEEPALIVE_COUNT = 3
+};
+
+typedef struct option {
+    int name, value;
+} option;
+
+static bool set_integers(void *socket, const option *options, size_t count) {
+    for (size_t i = 0; i < count; i++)
+        if (zmq_setsockopt(socket, options[i].name, &options[i].value, sizeof options[i].value) != 0) return false;
+    return true;
+}
+
+static bool set_text(void *socket, int name, const char *text) {
+    return zmq_setsockopt(socket, name, text, strlen(text)) == 0;
+}
+
+static bool set_bounds(void *socket, const dlxi_socket_settings *settings) {
+    const option options[] = {
+        {ZMQ_SNDHWM, settings->queue_frames},
+        {ZMQ_RCVHWM, settings->queue_frames},
+        {ZMQ_LINGER, CLOSE_LINGER_MS},
+        {ZMQ_IPV6, settings->ipv6},
+        {ZMQ_HANDSHAKE_IVL, HANDSHAKE_MS},
+        {ZMQ_CONNECT_TIMEOUT, CONNECT_MS},
+        {ZMQ_RECONNECT_IVL, RECONNECT_FIRST_MS},
+        {ZMQ_RECONNECT_IVL_MAX, RECONNECT_MAX_MS},
+        {ZMQ_HEARTBEAT_IVL, HEARTBEAT_EVERY_MS},
+        {ZMQ_HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS},
+        {ZMQ_HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS},
+        {ZMQ_TCP_KEEPALIVE, 1},
+        {ZMQ_TCP_KEEPALIVE_IDLE, KEEPALIVE_IDLE_S},
+        {ZMQ_TCP_KEEPALIVE_INTVL, KEEPALIVE_EVERY_S},
+        {ZMQ_TCP_KEEPALIVE_CNT, KEEPALIVE_COUNT},
+    };
+    int64_t bytes_max = MESSAGE_BYTES_MAX;
+    return set_integers(socket, options, sizeof options / sizeof *options) &&
+           zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &bytes_max, sizeof bytes_max) == 0;
+}
+
+static bool set_curve(void *socket, const dlxi_socket_settings *settings) {
+    if (settings->keys == NULL) return true;
+    if (settings->server_key != NULL)
+        return set_text(socket, ZMQ_CURVE_SERVERKEY, settings->server_key) &&
+               set_text(socket, ZMQ_CURVE_PUBLICKEY, settings->keys->public_text) &&
+               set_text(socket, ZMQ_CURVE_SECRETKEY, settings->keys->secret_text);
+    const option server = {ZMQ_CURVE_SERVER, 1};
+    return set_text(socket, ZMQ_ZAP_DOMAIN, settings->domain) && set_integers(socket, &server, 1) &&
+           set_text(socket, ZMQ_CURVE_SECRETKEY, settings->keys->secret_text);
+}
+
+dlx_status dlxi_socket_open(void **out, const dlxi_socket_settings *settings, dlx_error *error) {
+    *out = NULL;
+    void *socket = zmq_socket(settings->context, settings->type);
+    if (socket == NULL) DLX_FAIL(error, SYSTEM, "no ZeroMQ socket to be had: %s", zmq_strerror(errno));
+    if (!set_bounds(socket, settings) || !set_curve(socket, settings)) {
+        int system_errno = errno;
+        zmq_close(socket);
+        errno = system_errno;
+        DLX_FAIL(error, SYSTEM, "a ZeroMQ socket can't be set up: %s; version 4.3 with CURVE is needed",
+                 zmq_strerror(errno));
+    }
+    *out = socket;
+    return DLX_OK;
+}
+
+dlx_status dlxi_socket_bind(void *socket, const char *numeric, uint16_t port, uint16_t *bound_port, const char *what,
+                            dlx_error *error) {
+    char address[DLXI_ENDPOINT_BYTES], endpoint[DLXI_ENDPOINT_BYTES + 8];
+    dlxi_address_format(address, numeric, port);
+    snprintf(endpoint, sizeof endpoint, "tcp://%s", address);
+    if (zmq_bind(socket, endpoint) != 0) {
+        if (errno == EADDRINUSE)
+            DLX_FAIL(error, CONFIG, "%s: port %u on %s is in use; choose another or 0 for any free port", what,
+                     (unsigned)port, numeric);
+        if (errno == EACCES)
+            DLX_FAIL(error, CONFIG, "%s: port %u on %s is not allowed to this user; choose one above 1023", what,
+                     (unsigned)port, numeric);
+        DLX_FAIL(error, SYSTEM, "%s: can't listen on %s: %s", what, address, zmq_strerror(errno));
+    }
+    char bound[256] = "";
+    size_t bytes = sizeof bound;
+    const char *colon = NULL;
+    if (zmq_getsockopt(socket, ZMQ_LAST_ENDPOINT, bound, &bytes) == 0) colon = strrchr(bound, ':');
+    long number = colon != NULL ? strtol(colon + 1, NULL, 10) : 0;
+    if (number <= 0 || number > UINT16_MAX) DLX_FAIL(error, SYSTEM, "%s: can't tell the port of %s", what, address);
+    *bound_port = (uint16_t)number;
+    return DLX_OK;
+}
+
+dlx_status dlxi_socket_connect(void *socket, const char *numeric, uint16_t port, dlx_error *error) {
+    char address[DLXI_ENDPOINT_BYTES], endpoint[DLXI_ENDPOINT_BYTES + 8];
+    dlxi_address_format(address, numeric, port);
+    snprintf(endpoint, sizeof endpoint, "tcp://%s", address);
+    if (zmq_connect(socket, endpoint) != 0)
+        DLX_FAIL(error, SYSTEM, "can't connect to %s: %s", address, zmq_strerror(errno));
+    return DLX_OK;
+}
+
+bool dlxi_socket_ready(void *socket, short event) {
+    int events = 0;
+    size_t bytes = sizeof events;
+    return zmq_getsockopt(socket, ZMQ_EVENTS, &events, &bytes) == 0 && (events & event) != 0;
+}
