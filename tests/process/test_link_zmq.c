@@ -1,0 +1,766 @@
+/* The `zmq` link over loopback: endpoints with contexts of their own, as in processes of their own, and raw ZeroMQ sockets
+ * for those who do not keep to the rules. */
+#include <errno.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+#include <zmq.h>
+
+#include "base/clock.h"
+#include "link/link.h"
+
+enum { DEADLINE_MS = 30000, KEYS = 5, PATH_BYTES = 256, LOG_BYTES = 8192 };
+static const char *const names[KEYS] = {"coordinator", "delft", "oslo", "rome", "stranger"};
+enum { COORDINATOR, DELFT, OSLO, ROME, STRANGER };
+
+static dlx_error error;
+static char folder[] = "/tmp/dilocox-link-XXXXXX";
+static char key_path[KEYS][PATH_BYTES], key_text[KEYS][DLXI_KEY_TEXT_BYTES];
+static char roster_path[PATH_BYTES], coordinator_roster_path[PATH_BYTES];
+
+static void must(dlx_status status) {
+    if (status != DLX_OK) fail_msg("%s: %s", dlx_status_text(status), error.message);
+}
+
+/* ---- a log that can be waited for ------------------------------------------------------------------------------------ */
+
+typedef struct journal {
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+    char text[LOG_BYTES];
+    size_t lines;
+} journal;
+
+static journal coordinator_log = {.mutex = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+static journal site_log = {.mutex = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+
+static void journal_add(void *context, const char *line) {
+    journal *j = context;
+    pthread_mutex_lock(&j->mutex);
+    size_t used = strlen(j->text);
+    snprintf(j->text + used, sizeof j->text - used, "%s\n", line);
+    j->lines++;
+    pthread_cond_broadcast(&j->changed);
+    pthread_mutex_unlock(&j->mutex);
+}
+
+static void journal_clear(journal *j) {
+    pthread_mutex_lock(&j->mutex);
+    j->text[0] = '\0';
+    j->lines = 0;
+    pthread_mutex_unlock(&j->mutex);
+}
+
+/* Waits until the log holds `piece`. */
+static void journal_expect(journal *j, const char *piece) {
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += DEADLINE_MS / 1000;
+    pthread_mutex_lock(&j->mutex);
+    int late = 0;
+    while (strstr(j->text, piece) == NULL && late == 0) late = pthread_cond_timedwait(&j->changed, &j->mutex, &until);
+    bool found = strstr(j->text, piece) != NULL;
+    pthread_mutex_unlock(&j->mutex);
+    if (!found) fail_msg("the log does not say '%s' but:\n%s", piece, j->text);
+}
+
+/* ---- building a run --------------------------------------------------------------------------------------------------- */
+
+static void write_file(const char *path, const char *text) {
+    FILE *file = fopen(path, "w");
+    assert_non_null(file);
+    assert_true(fputs(text, file) >= 0);
+    assert_int_equal(fclose(file), 0);
+}
+
+static int make_keys(void **state) {
+    (void)state;
+    assert_non_null(mkdtemp(folder));
+    char roster[1024] = "# who may join\n";
+    for (int i = 0; i < KEYS; i++) {
+        snprintf(key_path[i], PATH_BYTES, "%s/%s.key", folder, names[i]);
+        must(dlxi_key_generate(key_path[i], key_text[i], &error));
+        size_t used = strlen(roster);
+        if (i != STRANGER) snprintf(roster + used, sizeof roster - used, "%s %s\n", names[i], key_text[i]);
+    }
+    snprintf(roster_path, PATH_BYTES, "%s/roster.txt", folder);
+    write_file(roster_path, roster);
+    /* what a site needs at least */
+    snprintf(coordinator_roster_path, PATH_BYTES, "%s/coordinator-only.txt", folder);
+    snprintf(roster, sizeof roster, "coordinator %s\n", key_text[COORDINATOR]);
+    write_file(coordinator_roster_path, roster);
+    return 0;
+}
+
+static int remove_keys(void **state) {
+    (void)state;
+    for (int i = 0; i < KEYS; i++) unlink(key_path[i]);
+    unlink(roster_path);
+    unlink(coordinator_roster_path);
+    return rmdir(folder);
+}
+
+typedef struct world {
+    dlxi_link *coordinator, *site[2];
+    char bound[DLXI_ENDPOINT_BYTES];
+} world;
+
+static dlxi_zmq_settings settings_of(int who, const char *coordinator, bool curve) {
+    return (dlxi_zmq_settings){
+        .coordinator = coordinator,
+        .listen_host = "",
+        .curve = curve,
+        .key_path = key_path[who],
+        .roster_path = roster_path,
+        .name = names[who],
+        .log = journal_add,
+        .log_context = who == COORDINATOR ? &coordinator_log : &site_log,
+    };
+}
+
+static void open_coordinator(world *w, const char *at, bool curve) {
+    *w = (world){0};
+    journal_clear(&coordinator_log);
+    journal_clear(&site_log);
+    dlxi_zmq_settings settings = settings_of(COORDINATOR, at, curve);
+    must(dlxi_zmq_coordinator_open(&w->coordinator, &settings, w->bound, &error));
+}
+
+static void join(dlxi_link *a, uint32_t a_index, int a_who, dlxi_link *b, uint32_t b_index, int b_who, bool curve) {
+    char at_a[DLXI_ENDPOINT_BYTES], at_b[DLXI_ENDPOINT_BYTES];
+    must(a->op->listen(a, a_index, b_index, names[b_who], curve ? key_text[b_who] : "", at_a, &error));
+    must(b->op->listen(b, b_index, a_index, names[a_who], curve ? key_text[a_who] : "", at_b, &error));
+    assert_true(at_a[0] != '\0');
+    assert_string_equal(at_b, ""); /* the lower index binds */
+    must(a->op->connect(a, b_index, at_b, &error));
+    must(b->op->connect(b, a_index, at_a, &error));
+}
+
+static void build(world *w, const char *at, bool curve) {
+    open_coordinator(w, at, curve);
+    for (int i = 0; i < 2; i++) {
+        dlxi_zmq_settings settings = settings_of(DELFT + i, w->bound, curve);
+        must(dlxi_zmq_site_open(&w->site[i], &settings, &error));
+    }
+    join(w->site[0], 0, DELFT, w->site[1], 1, OSLO, curve);
+}
+
+static void raze(world *w) {
+    dlxi_link_close(&w->site[0]);
+    dlxi_link_close(&w->site[1]);
+    dlxi_link_close(&w->coordinator);
+}
+
+static dlx_status send(dlxi_link *link, uint32_t to, dlxi_frame_kind kind, uint64_t round) {
+    dlxi_frame frame = {.kind = kind, .round = round, .payload = (const uint8_t *)"hello", .payload_bytes = 5};
+    return link->op->send(link, to, &frame, &error);
+}
+
+/* The next frame. */
+static void expect_frame(dlxi_link *link, uint32_t *from, dlxi_frame *frame) {
+    dlx_status status;
+    do status = link->op->receive(link, DEADLINE_MS, from, frame, &error);
+    while (status == DLX_AGAIN);
+    must(status);
+}
+
+static void expect_nothing(dlxi_link *link) {
+    uint32_t from;
+    dlxi_frame frame;
+    assert_int_equal(link->op->receive(link, 0, &from, &frame, &error), DLX_TIMEOUT);
+}
+
+/* Sends, waiting for room where there is none. */
+static void send_surely(dlxi_link *link, uint32_t to, dlxi_frame_kind kind, uint64_t round) {
+    dlx_status status;
+    while ((status = send(link, to, kind, round)) == DLX_AGAIN) {
+        uint32_t from;
+        dlxi_frame frame;
+        status = link->op->receive(link, DEADLINE_MS, &from, &frame, &error);
+        if (status != DLX_AGAIN) fail_msg("no room within the deadline, but %s", dlx_status_text(status));
+    }
+    must(status);
+}
+
+/* ---- frames ----------------------------------------------------------------------------------------------------------- */
+
+enum { EXCHANGED = 1000 };
+
+typedef struct partner {
+    dlxi_link *link;
+    uint32_t other;
+    uint32_t payload_bytes;
+    uint64_t sent, received, refused;
+    char failure[256];
+} partner;
+
+/* Sends and receives EXCHANGED frames, both as fast as the link takes them. */
+static void *exchange(void *argument) {
+    partner *p = argument;
+    dlx_error failure = {0};
+    uint8_t *payload = malloc(p->payload_bytes);
+    bool full = false;
+    while (payload != NULL && p->failure[0] == '\0' && (p->sent < EXCHANGED || p->received < EXCHANGED)) {
+        if (p->sent < EXCHANGED && !full) {
+            memset(payload, (int)(p->sent & 0xFF), p->payload_bytes);
+            dlxi_frame frame = {.kind = DLXI_FRAME_RESULT, .round = p->sent, .payload = payload,
+                                .payload_bytes = p->payload_bytes - (uint32_t)p->sent % 64};
+            dlx_status status = p->link->op->send(p->link, p->other, &frame, &failure);
+            if (status == DLX_OK) p->sent++;
+            else if (status != DLX_AGAIN) snprintf(p->failure, sizeof p->failure, "send: %.200s", failure.message);
+            full = status == DLX_AGAIN;
+            p->refused += full;
+            if (!full) continue;
+        }
+        uint32_t from;
+        dlxi_frame got;
+        dlx_status status = p->link->op->receive(p->link, DEADLINE_MS, &from, &got, &failure);
+        if (status == DLX_AGAIN) {
+            full = false;
+            continue;
+        }
+        bool good = status == DLX_OK && from == p->other && got.round == p->received &&
+                    got.payload_bytes == p->payload_bytes - (uint32_t)got.round % 64 &&
+                    got.payload[0] == (got.round & 0xFF) && got.payload[got.payload_bytes - 1] == got.payload[0];
+        if (!good) snprintf(p->failure, sizeof p->failure, "receive: %s", dlx_status_text(status));
+        p->received++;
+    }
+    free(payload);
+    return NULL;
+}
+
+static double exchange_seconds(const char *at, bool curve, uint64_t *refused) {
+    world w;
+    build(&w, at, curve);
+    partner partners[2] = {{.link = w.site[0], .other = 1, .payload_bytes = DLXI_FRAME_PAYLOAD_MAX},
+                           {.link = w.site[1], .other = 0, .payload_bytes = DLXI_FRAME_PAYLOAD_MAX}};
+    pthread_t thread;
+    double from_s = dlxi_clock_s();
+    assert_int_equal(pthread_create(&thread, NULL, exchange, &partners[1]), 0);
+    exchange(&partners[0]);
+    pthread_join(thread, NULL);
+    double seconds = dlxi_clock_s() - from_s;
+    for (int i = 0; i < 2; i++)
+        if (partners[i].failure[0] != '\0') fail_msg("site %d after %d: %s", i, (int)partners[i].received, partners[i].failure);
+    *refused = partners[0].refused + partners[1].refused;
+    dlxi_link_statistics statistics[2];
+    for (int i = 0; i < 2; i++) dlxi_link_statistics_read(w.site[i], &statistics[i]);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(statistics[i].frames_received, EXCHANGED);
+        assert_int_equal(statistics[i].bytes_received, statistics[1 - i].bytes_sent);
+        assert_int_equal(statistics[i].frames_dropped, 0);
+    }
+    raze(&w);
+    return seconds;
+}
+
+static void a_thousand_frames_both_ways(void **state) {
+    (void)state;
+    for (int curve = 1; curve >= 0; curve--) {
+        uint64_t refused = 0;
+        double seconds = exchange_seconds("127.0.0.1:0", curve != 0, &refused);
+        assert_true(refused > 0); /* there was backpressure */
+        print_message("security %s: %.0f MB/s each way at once, %d frames of 256 KiB, %d sends refused\n",
+                      curve ? "curve" : "none", EXCHANGED * 0.262144 / seconds, EXCHANGED, (int)refused);
+    }
+}
+
+static void names_numbers_and_replies(void **state) {
+    (void)state;
+    world w;
+    build(&w, "127.0.0.1:0", true);
+    uint32_t from;
+    dlxi_frame got;
+    must(send(w.site[1], DLXI_SITE_COORDINATOR, DLXI_FRAME_HELLO, 1));
+    expect_frame(w.coordinator, &from, &got);
+    assert_int_equal(from, 0); /* by first frame */
+    assert_string_equal(w.coordinator->op->peer_name(w.coordinator, 0), "oslo");
+    assert_string_equal(w.coordinator->op->peer_key(w.coordinator, 0), key_text[OSLO]);
+    must(send(w.site[0], DLXI_SITE_COORDINATOR, DLXI_FRAME_HELLO, 2));
+    expect_frame(w.coordinator, &from, &got);
+    assert_int_equal(from, 1);
+    assert_string_equal(w.coordinator->op->peer_name(w.coordinator, 1), "delft");
+    assert_string_equal(w.coordinator->op->peer_name(w.coordinator, 2), "");
+    must(send(w.coordinator, 1, DLXI_FRAME_WELCOME, 7));
+    expect_frame(w.site[0], &from, &got);
+    assert_int_equal(from, DLXI_SITE_COORDINATOR);
+    assert_int_equal(got.kind, DLXI_FRAME_WELCOME);
+    assert_int_equal(got.round, 7);
+    expect_nothing(w.site[1]);
+    assert_int_equal(send(w.coordinator, 2, DLXI_FRAME_WELCOME, 7), DLX_STATE);
+    assert_int_equal(send(w.site[0], 3, DLXI_FRAME_RESULT, 7), DLX_STATE);
+    raze(&w);
+}
+
+static void memory_stays_bounded(void **state) {
+    (void)state;
+    world w;
+    build(&w, "127.0.0.1:0", true);
+    uint8_t *payload = calloc(1, DLXI_FRAME_PAYLOAD_MAX);
+    assert_non_null(payload);
+    dlxi_frame frame = {.kind = DLXI_FRAME_RESULT, .payload = payload, .payload_bytes = DLXI_FRAME_PAYLOAD_MAX};
+    uint32_t from;
+    dlxi_frame got;
+    /* Nobody receives: what is taken sits in two queues of 8 frames, an engine each side, and the kernel's buffers. */
+    long kernel_bytes = 0, low, middle, high;
+    const char *const limits[] = {"/proc/sys/net/ipv4/tcp_wmem", "/proc/sys/net/ipv4/tcp_rmem"};
+    for (int i = 0; i < 2; i++) {
+        FILE *file = fopen(limits[i], "r");
+        assert_non_null(file);
+        assert_int_equal(fscanf(file, "%ld %ld %ld", &low, &middle, &high), 3);
+        fclose(file);
+        kernel_bytes += high;
+    }
+    uint64_t most = 8 + 8 + 4 + (uint64_t)kernel_bytes / DLXI_FRAME_PAYLOAD_MAX;
+    for (frame.round = 0; frame.round <= most; ) {
+        dlx_status status = w.site[0]->op->send(w.site[0], 1, &frame, &error);
+        if (status == DLX_OK) frame.round++;
+        else if (w.site[0]->op->receive(w.site[0], 200, &from, &got, &error) == DLX_TIMEOUT) break;
+    }
+    if (frame.round > most) fail_msg("%d frames were queued, %d are the bound", (int)frame.round, (int)most);
+    /* Control is not behind them. */
+    must(send(w.site[0], DLXI_SITE_COORDINATOR, DLXI_FRAME_PING, 0));
+    expect_frame(w.coordinator, &from, &got);
+    /* None was lost. */
+    for (uint64_t i = 0; i < frame.round; i++) {
+        expect_frame(w.site[1], &from, &got);
+        assert_int_equal(got.round, i);
+    }
+    free(payload);
+    raze(&w);
+}
+
+static void *wake_it(void *argument) {
+    dlxi_link *link = argument;
+    link->op->wake(link);
+    return NULL;
+}
+
+static void wake_ends_a_receive(void **state) {
+    (void)state;
+    world w;
+    build(&w, "127.0.0.1:0", true);
+    uint32_t from;
+    dlxi_frame got;
+    dlxi_link *woken[] = {w.site[0], w.coordinator};
+    for (int i = 0; i < 40; i++) {
+        pthread_t thread;
+        assert_int_equal(pthread_create(&thread, NULL, wake_it, woken[i % 2]), 0);
+        dlx_status status = woken[i % 2]->op->receive(woken[i % 2], i < 20 ? -1 : DEADLINE_MS, &from, &got, &error);
+        assert_int_equal(status, DLX_AGAIN);
+        pthread_join(thread, NULL);
+    }
+    raze(&w);
+}
+
+static void close_lets_queued_frames_leave(void **state) {
+    (void)state;
+    world w;
+    build(&w, "127.0.0.1:0", true);
+    for (uint64_t i = 0; i < 20; i++) must(send(w.site[0], DLXI_SITE_COORDINATOR, DLXI_FRAME_REPORT, i));
+    dlxi_link_close(&w.site[0]);
+    uint32_t from;
+    dlxi_frame got;
+    for (uint64_t i = 0; i < 20; i++) {
+        expect_frame(w.coordinator, &from, &got);
+        assert_int_equal(got.round, i);
+    }
+    raze(&w);
+}
+
+/* Sends to a site that has left until the coordinator says so. */
+static void a_site_that_left_is_lost(void **state) {
+    (void)state;
+    world w;
+    build(&w, "127.0.0.1:0", true);
+    uint32_t from;
+    dlxi_frame got;
+    must(send(w.site[0], DLXI_SITE_COORDINATOR, DLXI_FRAME_HELLO, 0));
+    expect_frame(w.coordinator, &from, &got);
+    dlxi_link_close(&w.site[0]);
+    dlx_status status;
+    double from_s = dlxi_clock_s();
+    while ((status = send(w.coordinator, from, DLXI_FRAME_PING, 0)) == DLX_OK || status == DLX_AGAIN) {
+        uint32_t other;
+        w.coordinator->op->receive(w.coordinator, 50, &other, &got, &error);
+        if (dlxi_clock_s() - from_s > DEADLINE_MS / 1000.0) fail_msg("not lost within the deadline");
+    }
+    assert_int_equal(status, DLX_PEER_LOST);
+    raze(&w);
+}
+
+static void ipv6_and_names(void **state) {
+    (void)state;
+    uint64_t refused;
+    dlxi_zmq_settings settings = settings_of(COORDINATOR, "[::1]:0", true);
+    dlxi_link *probe = NULL;
+    char bound[DLXI_ENDPOINT_BYTES];
+    if (dlxi_zmq_coordinator_open(&probe, &settings, bound, &error) == DLX_OK) {
+        assert_memory_equal(bound, "[::1]:", 6);
+        dlxi_link_close(&probe);
+        exchange_seconds("[::1]:0", true, &refused);
+    } else {
+        print_message("skipped in part: %s\n", error.message);
+    }
+    exchange_seconds("localhost:0", false, &refused);
+}
+
+/* ---- who may speak ---------------------------------------------------------------------------------------------------- */
+
+static void an_unknown_key_gets_nothing(void **state) {
+    (void)state;
+    world w;
+    open_coordinator(&w, "127.0.0.1:0", true);
+    dlxi_zmq_settings settings = settings_of(STRANGER, w.bound, true);
+    must(dlxi_zmq_site_open(&w.site[0], &settings, &error));
+    must(send(w.site[0], DLXI_SITE_COORDINATOR, DLXI_FRAME_HELLO, 66));
+    uint32_t from;
+    dlxi_frame got;
+    assert_int_equal(w.site[0]->op->receive(w.site[0], DEADLINE_MS, &from, &got, &error), DLX_REFUSED);
+    char expected[1024];
+    snprintf(expected, sizeof expected,
+             "wan.key: the coordinator at %s does not admit the key %s; add the line 'NAME %s' to the coordinator's "
+             "roster and start it again",
+             w.bound, key_text[STRANGER], key_text[STRANGER]);
+    assert_string_equal(error.message, expected);
+    snprintf(expected, sizeof expected,
+             "refused a connection from 127.0.0.1: its key %s is not a site's on the roster %s; to admit it, add the "
+             "line 'NAME %s' there and start again\n",
+             key_text[STRANGER], roster_path, key_text[STRANGER]);
+    journal_expect(&coordinator_log, expected);
+    /* again: logged once in 10 s */
+    dlxi_link_close(&w.site[0]);
+    must(dlxi_zmq_site_open(&w.site[0], &settings, &error));
+    assert_int_equal(w.site[0]->op->receive(w.site[0], DEADLINE_MS, &from, &got, &error), DLX_REFUSED);
+    assert_int_equal(coordinator_log.lines, 1);
+    /* the coordinator's own key is no site's */
+    dlxi_link *impostor = NULL;
+    settings = settings_of(COORDINATOR, w.bound, true);
+    settings.name = "delft";
+    assert_int_equal(dlxi_zmq_site_open(&impostor, &settings, &error), DLX_CONFIG);
+    /* and a known one gets through, alone */
+    settings = settings_of(DELFT, w.bound, true);
+    must(dlxi_zmq_site_open(&w.site[1], &settings, &error));
+    must(send(w.site[1], DLXI_SITE_COORDINATOR, DLXI_FRAME_HELLO, 1));
+    expect_frame(w.coordinator, &from, &got);
+    assert_int_equal(got.round, 1);
+    expect_nothing(w.coordinator);
+    raze(&w);
+}
+
+static void a_false_coordinator_gets_nothing(void **state) {
+    (void)state;
+    world w;
+    open_coordinator(&w, "127.0.0.1:0", true);
+    char path[PATH_BYTES + 16], line[128];
+    snprintf(path, sizeof path, "%s/false.txt", folder);
+    snprintf(line, sizeof line, "coordinator %s\n", key_text[ROME]);
+    write_file(path, line);
+    dlxi_zmq_settings settings = settings_of(DELFT, w.bound, true);
+    settings.roster_path = path;
+    must(dlxi_zmq_site_open(&w.site[0], &settings, &error));
+    must(send(w.site[0], DLXI_SITE_COORDINATOR, DLXI_FRAME_HELLO, 66));
+    uint32_t from;
+    dlxi_frame got;
+    double from_s = dlxi_clock_s();
+    while (site_log.lines == 0 && dlxi_clock_s() - from_s < DEADLINE_MS / 1000.0)
+        assert_int_equal(w.site[0]->op->receive(w.site[0], 50, &from, &got, &error), DLX_TIMEOUT);
+    journal_expect(&site_log, "ended the handshake; its key may not be the one on this site's roster\n");
+    settings = settings_of(OSLO, w.bound, true);
+    must(dlxi_zmq_site_open(&w.site[1], &settings, &error));
+    must(send(w.site[1], DLXI_SITE_COORDINATOR, DLXI_FRAME_HELLO, 1));
+    expect_frame(w.coordinator, &from, &got);
+    assert_int_equal(got.round, 1);
+    expect_nothing(w.coordinator);
+    unlink(path);
+    raze(&w);
+}
+
+static void nobody_speaks_for_another(void **state) {
+    (void)state;
+    world w;
+    open_coordinator(&w, "127.0.0.1:0", true);
+    dlxi_zmq_settings settings = settings_of(ROME, w.bound, true);
+    settings.name = "delft";
+    assert_int_equal(dlxi_zmq_site_open(&w.site[0], &settings, &error), DLX_CONFIG); /* its own roster knows better */
+    char expected[1024];
+    snprintf(expected, sizeof expected, "wan.key: '%s' is not the key that '%s' gives 'delft'; its public half is %s",
+             key_path[ROME], roster_path, key_text[ROME]);
+    assert_string_equal(error.message, expected);
+    settings.roster_path = coordinator_roster_path;
+    must(dlxi_zmq_site_open(&w.site[0], &settings, &error));
+    must(send(w.site[0], DLXI_SITE_COORDINATOR, DLXI_FRAME_HELLO, 0));
+    uint32_t from;
+    dlxi_frame got;
+    expect_frame(w.coordinator, &from, &got);
+    assert_string_equal(w.coordinator->op->peer_name(w.coordinator, from), "rome");
+    assert_string_equal(w.coordinator->op->peer_key(w.coordinator, from), key_text[ROME]);
+    raze(&w);
+}
+
+/* ---- raw sockets, which keep to no rule ------------------------------------------------------------------------------- */
+
+typedef struct raw {
+    void *context, *socket;
+} raw;
+
+/* A socket of `type` with who's key, connected to `at`, whose key is server's. */
+static raw raw_open(int type, int who, const char *at, int server, const char *routing_id) {
+    FILE *file = fopen(key_path[who], "r");
+    assert_non_null(file);
+    char line[128], secret[DLXI_KEY_TEXT_BYTES] = "", endpoint[DLXI_ENDPOINT_BYTES + 8];
+    while (fgets(line, sizeof line, file) != NULL) sscanf(line, "secret: %40s", secret);
+    fclose(file);
+    raw r = {.context = zmq_ctx_new()};
+    r.socket = zmq_socket(r.context, type);
+    int linger_ms = 0, wait_ms = DEADLINE_MS;
+    zmq_setsockopt(r.socket, ZMQ_LINGER, &linger_ms, sizeof linger_ms);
+    zmq_setsockopt(r.socket, ZMQ_SNDTIMEO, &wait_ms, sizeof wait_ms);
+    assert_int_equal(zmq_setsockopt(r.socket, ZMQ_CURVE_SERVERKEY, key_text[server], 41), 0);
+    assert_int_equal(zmq_setsockopt(r.socket, ZMQ_CURVE_PUBLICKEY, key_text[who], 41), 0);
+    assert_int_equal(zmq_setsockopt(r.socket, ZMQ_CURVE_SECRETKEY, secret, 41), 0);
+    if (routing_id != NULL) zmq_setsockopt(r.socket, ZMQ_ROUTING_ID, routing_id, strlen(routing_id));
+    snprintf(endpoint, sizeof endpoint, "tcp://%s", at);
+    assert_int_equal(zmq_connect(r.socket, endpoint), 0);
+    return r;
+}
+
+static void raw_close(raw *r) {
+    zmq_close(r->socket);
+    zmq_ctx_term(r->context);
+}
+
+static void raw_send(raw *r, uint64_t round) {
+    uint8_t bytes[DLXI_FRAME_HEADER_BYTES];
+    dlxi_frame frame = {.kind = DLXI_FRAME_HELLO, .round = round};
+    size_t count_bytes = dlxi_frame_encode(bytes, &frame);
+    assert_int_equal(zmq_send(r->socket, bytes, count_bytes, 0), (int)count_bytes);
+}
+
+static void a_routing_id_is_not_enough(void **state) {
+    (void)state;
+    world w;
+    open_coordinator(&w, "127.0.0.1:0", true);
+    uint32_t from;
+    dlxi_frame got;
+    raw honest = raw_open(ZMQ_DEALER, DELFT, w.bound, COORDINATOR, "sid");
+    raw_send(&honest, 1);
+    expect_frame(w.coordinator, &from, &got);
+    assert_int_equal(from, 0);
+    raw thief = raw_open(ZMQ_DEALER, ROME, w.bound, COORDINATOR, "sid");
+    raw_send(&thief, 2);
+    double from_s = dlxi_clock_s();
+    dlxi_link_statistics statistics = {0};
+    while (statistics.frames_dropped == 0 && dlxi_clock_s() - from_s < DEADLINE_MS / 1000.0) {
+        assert_int_equal(w.coordinator->op->receive(w.coordinator, 50, &from, &got, &error), DLX_TIMEOUT);
+        dlxi_link_statistics_read(w.coordinator, &statistics);
+    }
+    assert_int_equal(statistics.frames_dropped, 1);
+    raw_close(&thief);
+    raw_close(&honest);
+    /* who comes again with the same id and key is the same peer */
+    raw again = raw_open(ZMQ_DEALER, DELFT, w.bound, COORDINATOR, "sid");
+    raw_send(&again, 3);
+    expect_frame(w.coordinator, &from, &got);
+    assert_int_equal(from, 0);
+    assert_int_equal(got.round, 3);
+    must(send(w.coordinator, 0, DLXI_FRAME_WELCOME, 4));
+    char bytes[128];
+    assert_int_equal(zmq_recv(again.socket, bytes, sizeof bytes, 0), DLXI_FRAME_HEADER_BYTES + 5);
+    raw_close(&again);
+    raze(&w);
+}
+
+static void malformed_messages_are_dropped(void **state) {
+    (void)state;
+    world w;
+    open_coordinator(&w, "127.0.0.1:0", true);
+    uint32_t from;
+    dlxi_frame got;
+    raw r = raw_open(ZMQ_DEALER, DELFT, w.bound, COORDINATOR, NULL);
+    assert_int_equal(zmq_send(r.socket, "", 0, 0), 0);
+    assert_int_equal(zmq_send(r.socket, "garbage", 7, 0), 7);
+    for (int i = 0; i < 9; i++) assert_int_equal(zmq_send(r.socket, "parts", 5, i < 8 ? ZMQ_SNDMORE : 0), 5);
+    uint8_t bytes[DLXI_FRAME_HEADER_BYTES];
+    dlxi_frame frame = {.kind = DLXI_FRAME_HELLO};
+    dlxi_frame_encode(bytes, &frame);
+    assert_int_equal(zmq_send(r.socket, bytes, sizeof bytes, ZMQ_SNDMORE), sizeof bytes); /* good but for its tail */
+    assert_int_equal(zmq_send(r.socket, "tail", 4, 0), 4);
+    raw_send(&r, 5);
+    expect_frame(w.coordinator, &from, &got);
+    assert_int_equal(got.round, 5);
+    dlxi_link_statistics statistics;
+    dlxi_link_statistics_read(w.coordinator, &statistics);
+    assert_int_equal(statistics.frames_dropped, 4);
+    assert_int_equal(statistics.frames_received, 1);
+    /* larger than any frame: the connection ends, unread */
+    size_t large_bytes = 1u << 20;
+    uint8_t *large = calloc(1, large_bytes);
+    assert_non_null(large);
+    assert_int_equal(zmq_send(r.socket, large, large_bytes, 0), (int)large_bytes);
+    free(large);
+    raw second = raw_open(ZMQ_DEALER, OSLO, w.bound, COORDINATOR, NULL);
+    raw_send(&second, 6);
+    expect_frame(w.coordinator, &from, &got);
+    assert_int_equal(got.round, 6);
+    raw_close(&second);
+    raw_close(&r);
+    raze(&w);
+}
+
+/* A site of the same run is still a stranger on the socket of another pair. */
+static void data_sockets_admit_their_peer_only(void **state) {
+    (void)state;
+    world w;
+    build(&w, "127.0.0.1:0", true);
+    char at[DLXI_ENDPOINT_BYTES], expected[512];
+    must(w.site[0]->op->listen(w.site[0], 0, 1, "oslo", key_text[OSLO], at, &error)); /* says where again */
+    raw r = raw_open(ZMQ_PAIR, ROME, at, DELFT, NULL);
+    raw_send(&r, 66);
+    snprintf(expected, sizeof expected, "refused a connection from 127.0.0.1: its key %s is not that of site 'oslo'\n",
+             key_text[ROME]);
+    journal_expect(&site_log, expected);
+    send_surely(w.site[1], 0, DLXI_FRAME_GREETING, 1);
+    uint32_t from;
+    dlxi_frame got;
+    expect_frame(w.site[0], &from, &got);
+    assert_int_equal(from, 1);
+    assert_int_equal(got.round, 1);
+    expect_nothing(w.site[0]);
+    raw_close(&r);
+    raze(&w);
+}
+
+/* ---- what is refused, in words ----------------------------------------------------------------------------------------- */
+
+static void expect_site_error(const dlxi_zmq_settings *settings, dlx_status status, const char *message) {
+    dlxi_link *link = (dlxi_link *)&error;
+    assert_int_equal(dlxi_zmq_site_open(&link, settings, &error), status);
+    assert_null(link);
+    assert_string_equal(error.message, message);
+}
+
+static void expect_coordinator_error(const dlxi_zmq_settings *settings, dlx_status status, const char *message) {
+    dlxi_link *link = (dlxi_link *)&error;
+    char bound[DLXI_ENDPOINT_BYTES];
+    assert_int_equal(dlxi_zmq_coordinator_open(&link, settings, bound, &error), status);
+    assert_null(link);
+    assert_string_equal(error.message, message);
+}
+
+static void no_security_is_for_loopback(void **state) {
+    (void)state;
+    static const char none[] = "wan.security: none is allowed on loopback addresses only, not '%s'; use security: curve";
+    char message[256];
+    static const char *const hosts[][2] = {{"10.0.0.1:4000", "10.0.0.1"}, {"0.0.0.0:0", "0.0.0.0"}, {"[::]:0", "::"},
+                                           {"example.org:4000", "example.org"}, {"126.255.255.255:1", "126.255.255.255"},
+                                           {"[::ffff:10.0.0.1]:1", "::ffff:10.0.0.1"}};
+    for (size_t i = 0; i < sizeof hosts / sizeof *hosts; i++) {
+        dlxi_zmq_settings settings = settings_of(COORDINATOR, hosts[i][0], false);
+        snprintf(message, sizeof message, none, hosts[i][1]);
+        expect_coordinator_error(&settings, DLX_CONFIG, message);
+    }
+    dlxi_zmq_settings settings = settings_of(DELFT, "10.0.0.1:4000", false);
+    snprintf(message, sizeof message, none, "10.0.0.1");
+    expect_site_error(&settings, DLX_CONFIG, message);
+    settings = settings_of(DELFT, "127.0.0.1:4000", false);
+    settings.listen_host = "0.0.0.0";
+    snprintf(message, sizeof message, none, "0.0.0.0");
+    expect_site_error(&settings, DLX_CONFIG, message);
+    /* a peer that says it listens elsewhere */
+    world w;
+    build(&w, "127.9.8.7:0", false);
+    char at[DLXI_ENDPOINT_BYTES];
+    must(w.site[1]->op->listen(w.site[1], 1, 0, "delft", "", at, &error));
+    assert_int_equal(w.site[1]->op->connect(w.site[1], 0, "192.168.1.1:5000", &error), DLX_CONFIG);
+    snprintf(message, sizeof message, none, "192.168.1.1");
+    assert_string_equal(error.message, message);
+    raze(&w);
+}
+
+static void addresses_are_checked(void **state) {
+    (void)state;
+    world w;
+    open_coordinator(&w, "127.0.0.1:0", true);
+    char message[256];
+    dlxi_zmq_settings settings = settings_of(COORDINATOR, w.bound, true);
+    snprintf(message, sizeof message,
+             "wan.coordinator: port %s on 127.0.0.1 is in use; choose another or 0 for any free port", w.bound + 10);
+    expect_coordinator_error(&settings, DLX_CONFIG, message);
+    settings.coordinator = "192.0.2.1:4000"; /* of nobody: RFC 5737 */
+    expect_coordinator_error(&settings, DLX_CONFIG,
+                             "wan.coordinator: '192.0.2.1' is not an address of this machine (Cannot assign requested "
+                             "address); 'ip address' lists them");
+    settings.coordinator = "127.0.0.1";
+    expect_coordinator_error(&settings, DLX_CONFIG,
+                             "wan.coordinator: '127.0.0.1' is not an address; write host:port, as 127.0.0.1:4000");
+    settings.coordinator = "::1:4000";
+    expect_coordinator_error(&settings, DLX_CONFIG,
+                             "wan.coordinator: '::1:4000' is not an address; write IPv6 in brackets, as [::1]:4000");
+    settings.coordinator = "127.0.0.1:65536";
+    expect_coordinator_error(&settings, DLX_CONFIG,
+                             "wan.coordinator: the port of '127.0.0.1:65536' is not a number from 0 to 65535");
+    settings = settings_of(DELFT, "127.0.0.1:0", true);
+    expect_site_error(&settings, DLX_CONFIG,
+                      "wan.coordinator: port 0 in '127.0.0.1:0' is for the coordinator only; give a site the port that "
+                      "the coordinator printed");
+    settings = settings_of(DELFT, "127.0.0.1:4000", true);
+    settings.name = "../delft";
+    expect_site_error(&settings, DLX_CONFIG,
+                      "site.name: '../delft' is not allowed; names have 1 to 63 of the characters A-Z a-z 0-9 . _ - and "
+                      "begin with a letter, digit or _; 'coordinator' is taken");
+    raze(&w);
+}
+
+static void ports_of_a_range(void **state) {
+    (void)state;
+    world w;
+    open_coordinator(&w, "127.0.0.1:0", true);
+    dlxi_zmq_settings settings = settings_of(DELFT, w.bound, true);
+    /* A free port, which site 1's socket of a range that begins one below it gets. */
+    dlxi_link *probe = NULL;
+    char bound[DLXI_ENDPOINT_BYTES], at[DLXI_ENDPOINT_BYTES];
+    dlxi_zmq_settings other = settings_of(COORDINATOR, "127.0.0.1:0", true);
+    must(dlxi_zmq_coordinator_open(&probe, &other, bound, &error));
+    int port = atoi(bound + 10);
+    settings.listen_port = (uint16_t)(port - 1);
+    must(dlxi_zmq_site_open(&w.site[0], &settings, &error));
+    char message[256];
+    assert_int_equal(w.site[0]->op->listen(w.site[0], 0, 1, "oslo", key_text[OSLO], at, &error), DLX_CONFIG);
+    snprintf(message, sizeof message, "wan.listen: port %d on 127.0.0.1 is in use; choose another or 0 for any free port",
+             port);
+    assert_string_equal(error.message, message);
+    dlxi_link_close(&probe);
+    must(w.site[0]->op->listen(w.site[0], 0, 1, "oslo", key_text[OSLO], at, &error));
+    assert_string_equal(at, bound);
+    raze(&w);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_thousand_frames_both_ways),
+        cmocka_unit_test(names_numbers_and_replies),
+        cmocka_unit_test(memory_stays_bounded),
+        cmocka_unit_test(wake_ends_a_receive),
+        cmocka_unit_test(close_lets_queued_frames_leave),
+        cmocka_unit_test(a_site_that_left_is_lost),
+        cmocka_unit_test(ipv6_and_names),
+        cmocka_unit_test(an_unknown_key_gets_nothing),
+        cmocka_unit_test(a_false_coordinator_gets_nothing),
+        cmocka_unit_test(nobody_speaks_for_another),
+        cmocka_unit_test(a_routing_id_is_not_enough),
+        cmocka_unit_test(malformed_messages_are_dropped),
+        cmocka_unit_test(data_sockets_admit_their_peer_only),
+        cmocka_unit_test(no_security_is_for_loopback),
+        cmocka_unit_test(addresses_are_checked),
+        cmocka_unit_test(ports_of_a_range),
+    };
+    return cmocka_run_group_tests(tests, make_keys, remove_keys);
+}
