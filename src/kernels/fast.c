@@ -2,8 +2,6 @@
 #include "kernels/fast.h"
 
 #include "base/memory.h"
-#include "base/simd.h"
-#include "kernels/vector.h"
 
 #include <stdlib.h>
 
@@ -39,11 +37,6 @@ int dlxi_ranges(const dlxi_kernels *k, int64_t items, int64_t width) {
     if (ranges > k->threads) ranges = k->threads;
     if (ranges > DLXI_RANGES_MAX) ranges = DLXI_RANGES_MAX;
     return ranges < 1 ? 1 : (int)ranges;
-}
-
-DLXI_CLONES void dlxi_to_bf16(uint16_t *dst, const float *src, int64_t count) {
-#pragma omp simd
-    for (int64_t i = 0; i < count; i++) dst[i] = dlxi_bf16(src[i]);
 }
 
 dlx_status dlxi_fast_open(dlxi_kernels *k, dlx_error *error) {

@@ -46,8 +46,8 @@ static inline int64_t dlxi_range_begin(int64_t items, int r, int ranges) {
     return items * r / ranges;
 }
 
-/* dst[count] = bf16(src[count]) */
-void dlxi_to_bf16(uint16_t *dst, const float *src, int64_t count);
+/* dst[rows,width] = bf16(scale · src), whose rows are `stride` apart; rounded to nearest even. */
+void dlxi_to_bf16(uint16_t *dst, const float *src, int64_t rows, int64_t width, int64_t stride, float scale);
 
 dlx_status dlxi_fast_linear_forward(dlxi_kernels *k, float *y, const float *x, const float *weight, const float *bias,
                                     int64_t N, int64_t I, int64_t O);

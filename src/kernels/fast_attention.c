@@ -84,21 +84,18 @@ static dlx_status workspace_of(workspace *w, dlxi_lane *lane, const attention *a
 
 /* ---- between [B,T,heads,D] and packed factors --------------------------------------------------------------------- */
 
-/* dst[rows,width] = scale · src, whose rows are `stride` apart; as bf16 or f32. */
-DLXI_CLONES static void pack(void *dst, const float *src, int64_t rows, int64_t width, int64_t stride, float scale,
-                             bool bf16) {
+DLXI_CLONES static void pack_f32(float *dst, const float *src, int64_t rows, int64_t width, int64_t stride,
+                                 float scale) {
     for (int64_t r = 0; r < rows; r++) {
-        const float *from = src + r * stride;
-        if (bf16) {
-            uint16_t *to = (uint16_t *)dst + r * width;
 #pragma omp simd
-            for (int64_t c = 0; c < width; c++) to[c] = dlxi_bf16(scale * from[c]);
-        } else {
-            float *to = (float *)dst + r * width;
-#pragma omp simd
-            for (int64_t c = 0; c < width; c++) to[c] = scale * from[c];
-        }
+        for (int64_t c = 0; c < width; c++) dst[r * width + c] = scale * src[r * stride + c];
     }
+}
+
+/* dst[rows,width] = scale · src, whose rows are `stride` apart; as bf16 or f32. */
+static void pack(void *dst, const float *src, int64_t rows, int64_t width, int64_t stride, float scale, bool bf16) {
+    if (bf16) dlxi_to_bf16(dst, src, rows, width, stride, scale);
+    else pack_f32(dst, src, rows, width, stride, scale);
 }
 
 DLXI_CLONES static void unpack(float *dst, const float *src, int64_t rows, int64_t width, int64_t stride, float scale) {
@@ -110,10 +107,17 @@ DLXI_CLONES static void unpack(float *dst, const float *src, int64_t rows, int64
 
 /* dst[rows,width] factor = src; nothing to do where the factor is f32 and is src itself. */
 static void to_factor(char *dst, const float *src, int64_t count, bool bf16) {
-    if (bf16) dlxi_to_bf16((uint16_t *)(void *)dst, src, count);
+    if (bf16) dlxi_to_bf16((uint16_t *)(void *)dst, src, 1, count, count, 1.0f);
 }
 
 /* ---- forward ----------------------------------------------------------------------------------------------------- */
+
+/* A row's visible keys are rounded up to whole vectors, where exp turns −∞ into the 0 that belongs above the diagonal. */
+static inline int64_t hide_above_diagonal(float *row, int64_t seen, int64_t keys) {
+    const int64_t rounded = (seen + 15) / 16 * 16, whole = rounded < keys ? rounded : keys;
+    for (int64_t s = seen; s < whole; s++) row[s] = -HUGE_VALF;
+    return whole;
+}
 
 /* scores[M,keys] → exp(scores − row's largest), 0 above the diagonal; row_scale ← 1/Σ; lse ← log Σ exp(scores).
  * Row m is query head m % group at position first + m / group; lse's heads are T apart. */
@@ -121,16 +125,16 @@ DLXI_CLONES static void softmax_rows(float *scores, float *row_scale, float *lse
                                      int64_t first, int64_t group, int64_t T) {
     for (int64_t m = 0; m < M; m++) {
         float *row = scores + m * keys;
-        const int64_t t = first + m / group, seen = t + 1;
-        float largest = -HUGE_VALF, sum = 0.0f;
-#pragma omp simd reduction(max : largest)
-        for (int64_t s = 0; s < seen; s++) largest = row[s] > largest ? row[s] : largest;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t s = 0; s < seen; s++) {
-            float e = dlxi_exp(row[s] - largest);
-            row[s] = e;
-            sum += e;
+        const int64_t t = first + m / group, seen = hide_above_diagonal(row, t + 1, keys);
+        const float largest = dlxi_row_max(row, seen);
+        float lanes[DLXI_LANES] = {0};
+        int64_t s = 0;
+        for (; s + DLXI_LANES <= seen; s += DLXI_LANES) {
+#pragma omp simd
+            for (int l = 0; l < DLXI_LANES; l++) lanes[l] += row[s + l] = dlxi_exp(row[s + l] - largest);
         }
+        for (int l = 0; s < seen; s++, l++) lanes[l] += row[s] = dlxi_exp(row[s] - largest);
+        const float sum = dlxi_lanes_sum(lanes);
         memset(row + seen, 0, (size_t)(keys - seen) * sizeof(float));
         row_scale[m] = 1.0f / sum;
         lse[m % group * T + t] = largest + logf(sum);
@@ -212,7 +216,7 @@ DLXI_CLONES static void softmax_backward_rows(float *scores, float *dp, const fl
                                               int64_t M, int64_t keys, int64_t first, int64_t group, int64_t T) {
     for (int64_t m = 0; m < M; m++) {
         float *p = scores + m * keys, *d = dp + m * keys;
-        const int64_t t = first + m / group, seen = t + 1;
+        const int64_t t = first + m / group, seen = hide_above_diagonal(p, t + 1, keys);
         const float log_sum = lse[m % group * T + t], delta = row_scale[m];
 #pragma omp simd
         for (int64_t s = 0; s < seen; s++) {

@@ -15,8 +15,8 @@ static void convert(const dlxi_kernels *k, uint16_t *dst, const float *src, int6
     const int ranges = dlxi_ranges(k, count, 1);
 #pragma omp parallel for num_threads(ranges) if (ranges > 1) schedule(static, 1)
     for (int r = 0; r < ranges; r++) {
-        int64_t begin = dlxi_range_begin(count, r, ranges);
-        dlxi_to_bf16(dst + begin, src + begin, dlxi_range_begin(count, r + 1, ranges) - begin);
+        int64_t begin = dlxi_range_begin(count, r, ranges), length = dlxi_range_begin(count, r + 1, ranges) - begin;
+        dlxi_to_bf16(dst + begin, src + begin, 1, length, length, 1.0f);
     }
 }
 

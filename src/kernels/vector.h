@@ -2,6 +2,7 @@
 #ifndef DLXI_KERNELS_VECTOR_H
 #define DLXI_KERNELS_VECTOR_H
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -41,6 +42,33 @@ static inline float dlxi_exp(float x) {
 
 static inline float dlxi_sigmoid(float x) {
     return 1.0f / (1.0f + dlxi_exp(-x));
+}
+
+/* Sums and maxima of a row go into lanes, element i into lane i mod 16, which any vector width can hold, and are then
+ * joined in halves: the result is the same on every CPU. */
+enum { DLXI_LANES = 16 };
+
+static inline float dlxi_lanes_sum(const float *lanes) {
+    float half[DLXI_LANES / 2];
+    for (int i = 0; i < 8; i++) half[i] = lanes[i] + lanes[i + 8];
+    for (int i = 0; i < 4; i++) half[i] += half[i + 4];
+    return (half[0] + half[2]) + (half[1] + half[3]);
+}
+
+static inline float dlxi_row_max(const float *row, int64_t count) {
+    float lanes[DLXI_LANES];
+    int64_t i = 0;
+    for (int l = 0; l < DLXI_LANES; l++) lanes[l] = -HUGE_VALF;
+    for (; i + DLXI_LANES <= count; i += DLXI_LANES) {
+#pragma omp simd
+        for (int l = 0; l < DLXI_LANES; l++) lanes[l] = row[i + l] > lanes[l] ? row[i + l] : lanes[l];
+    }
+    for (int l = 0; i < count; i++, l++) lanes[l] = row[i] > lanes[l] ? row[i] : lanes[l];
+    float half[DLXI_LANES / 2];
+    for (int l = 0; l < 8; l++) half[l] = lanes[l] > lanes[l + 8] ? lanes[l] : lanes[l + 8];
+    for (int l = 0; l < 4; l++) half[l] = half[l] > half[l + 4] ? half[l] : half[l + 4];
+    const float a = half[0] > half[2] ? half[0] : half[2], b = half[1] > half[3] ? half[1] : half[3];
+    return a > b ? a : b;
 }
 
 /* The upper half of x, rounded to nearest even; NaN stays NaN. */
