@@ -1,5 +1,5 @@
 /* Moves the frames of D members of one AllReduce between them, in order within a directed pair and otherwise in an order
- * drawn from a seed; counts what each member sends. */
+ * drawn from a seed, some in two parts; counts what each member sends. */
 #ifndef DLXI_TEST_ALLREDUCE_MOVER_H
 #define DLXI_TEST_ALLREDUCE_MOVER_H
 
@@ -98,8 +98,20 @@ static inline void mover_step(mover *m, uint64_t seed, uint64_t step) {
     }
     if (q->count == 0) return;
     frame = q->frames[q->first];
-    q->first = (q->first + 1) % QUEUE_FRAMES;
-    q->count--;
+    dlxi_frame *rest = &q->frames[q->first];
+    uint32_t part = (uint32_t)(random >> 40) % frame.count_groups;
+    if ((random >> 33 & 1) != 0 && part > 0) { /* as from a peer that cuts its frames elsewhere */
+        uint32_t part_bytes = frame.payload_bytes / frame.count_groups * part;
+        frame.count_groups = part;
+        frame.payload_bytes = part_bytes;
+        rest->offset_groups += part;
+        rest->count_groups -= part;
+        rest->payload_bytes -= part_bytes;
+        rest->payload += part_bytes;
+    } else {
+        q->first = (q->first + 1) % QUEUE_FRAMES;
+        q->count--;
+    }
     dlx_error error;
     dlx_status status = dlxi_allreduce_on_frame(m->member[to], from, &frame, &error);
     if (status != DLX_OK) fail_msg("%s", error.message);
