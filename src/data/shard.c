@@ -94,7 +94,7 @@ dlx_status dlxi_shard_parse(dlxi_shard *out, const uint8_t *data, size_t data_by
     }
     if (count == 0) DLX_FAIL(error, DATA, "%s: '%s' has no tokens; tokenize a text that is not empty", key, path);
     size_t payload_bytes = data_bytes - DLXI_SHARD_HEADER_BYTES;
-    if (count > INT64_MAX / 4 || count != payload_bytes / token_bytes || payload_bytes % token_bytes != 0) {
+    if (count != payload_bytes / token_bytes || payload_bytes % token_bytes != 0) {
         bool shorter = count > payload_bytes / token_bytes;
         DLX_FAIL(error, DATA, "%s: '%s' is %s: its header says %llu tokens of %lu bytes, %zu bytes follow" REMAKE, key,
                  path, shorter ? "cut short" : "too long", (unsigned long long)count, (unsigned long)token_bytes,

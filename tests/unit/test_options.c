@@ -250,6 +250,40 @@ static void test_set(void **state) {
                                     "characters); allowed: text of up to 15 bytes");
 }
 
+static void test_text_is_utf8(void **state) {
+    (void)state;
+    static const char *const good[] = {"\xC2\xA0",     "\xDF\xBF",         "\xE0\xA0\x80",    "\xED\x9F\xBF",
+                                       "\xEE\x80\x80", "\xF0\x90\x80\x80", "\xF4\x8F\xBF\xBF"};
+    static const char *const bad[] = {"\x80",
+                                      "\xC1\xBF",
+                                      "\xC2",
+                                      "\xC2\x41",
+                                      "\xE0\x9F\xBF",
+                                      "\xED\xA0\x80",
+                                      "\xE1\x80",
+                                      "\xF0\x8F\xBF\xBF",
+                                      "\xF4\x90\x80\x80",
+                                      "\xF5\x80\x80\x80",
+                                      "\xFF",
+                                      "\x7F",
+                                      "\xC2\x85",
+                                      "\x1B",
+                                      "\xE2\x80\xA8"};
+    char assignment[32];
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        test_config config = defaults();
+        snprintf(assignment, sizeof assignment, "name=%s", good[i]);
+        assert_int_equal(dlxi_options_set(&config, &test_table, assignment, NULL), DLX_OK);
+        assert_string_equal(config.name, good[i]);
+    }
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        test_config config = defaults();
+        snprintf(assignment, sizeof assignment, "name=%s", bad[i]);
+        assert_int_equal(dlxi_options_set(&config, &test_table, assignment, NULL), DLX_CONFIG);
+        assert_string_equal(config.name, "first run");
+    }
+}
+
 /* ---- printing -------------------------------------------------------------------------------------------------- */
 
 static char *canonical_of(const test_config *config) {
@@ -409,6 +443,7 @@ int main(void) {
         cmocka_unit_test(test_shapes_are_refused),
         cmocka_unit_test(test_files_are_refused),
         cmocka_unit_test(test_set),
+        cmocka_unit_test(test_text_is_utf8),
         cmocka_unit_test(test_yaml_of_defaults),
         cmocka_unit_test(test_yaml_of_values),
         cmocka_unit_test(test_help),
