@@ -58,7 +58,8 @@ void dlxi_allreduce_close(dlxi_allreduce **allreduce) {
     *allreduce = NULL;
 }
 
-/* ---- layout ---------------------------------------------------------------------------------------------------------- */
+/* ---- layout
+ * ---------------------------------------------------------------------------------------------------------- */
 
 static uint64_t total_groups(const dlxi_allreduce *a) {
     return a->starts[a->segment_count];
@@ -73,8 +74,10 @@ static size_t segment_at(const dlxi_allreduce *a, uint64_t position) {
     size_t low = 0, high = a->segment_count;
     while (high - low > 1) {
         size_t middle = low + (high - low) / 2;
-        if (a->starts[middle] <= position) low = middle;
-        else high = middle;
+        if (a->starts[middle] <= position)
+            low = middle;
+        else
+            high = middle;
     }
     return low;
 }
@@ -84,8 +87,10 @@ static size_t segment_of(const dlxi_allreduce *a, uint32_t tensor) {
     size_t low = 0, high = a->segment_count;
     while (low < high) {
         size_t middle = low + (high - low) / 2;
-        if (a->segments[middle].tensor < tensor) low = middle + 1;
-        else high = middle;
+        if (a->segments[middle].tensor < tensor)
+            low = middle + 1;
+        else
+            high = middle;
     }
     return low < a->segment_count && a->segments[low].tensor == tensor ? low : a->segment_count;
 }
@@ -113,7 +118,8 @@ static void cut_blocks(dlxi_allreduce *a) {
     }
 }
 
-/* ---- begin ----------------------------------------------------------------------------------------------------------- */
+/* ---- begin
+ * ----------------------------------------------------------------------------------------------------------- */
 
 static dlx_status check_settings(const dlxi_allreduce_begin *b, dlx_error *error) {
     if (b->members < 1 || b->members > DLXI_SITES_MAX || b->me >= b->members)
@@ -126,8 +132,9 @@ static dlx_status check_settings(const dlxi_allreduce_begin *b, dlx_error *error
                      (double)b->weights[m], m);
     for (size_t s = 0; s < b->segment_count; s++)
         if (b->segments[s].groups < 1 || (s > 0 && b->segments[s].tensor <= b->segments[s - 1].tensor))
-            DLX_FAIL(error, ARGUMENT, "AllReduce: segment %zu (tensor %u, %u groups); tensors ascend, each with a group",
-                     s, b->segments[s].tensor, b->segments[s].groups);
+            DLX_FAIL(error, ARGUMENT,
+                     "AllReduce: segment %zu (tensor %u, %u groups); tensors ascend, each with a group", s,
+                     b->segments[s].tensor, b->segments[s].groups);
     return DLX_OK;
 }
 
@@ -208,7 +215,8 @@ dlx_status dlxi_allreduce_begin_with(dlxi_allreduce *a, const dlxi_allreduce_beg
     return status;
 }
 
-/* ---- the owner's sum ------------------------------------------------------------------------------------------------- */
+/* ---- the owner's sum
+ * ------------------------------------------------------------------------------------------------- */
 
 /* Codes of member m for `position` in the own block. */
 static uint8_t *contribution(const dlxi_allreduce *a, uint32_t m, uint64_t position) {
@@ -247,7 +255,8 @@ static dlx_status sum_up_to(dlxi_allreduce *a, uint64_t end, dlx_error *error) {
     return DLX_OK;
 }
 
-/* ---- frames out ------------------------------------------------------------------------------------------------------ */
+/* ---- frames out
+ * ------------------------------------------------------------------------------------------------------ */
 
 /* Groups from `position` on that one frame holds: of one segment, within `end`. */
 static uint64_t frame_groups(const dlxi_allreduce *a, size_t segment, uint64_t position, uint64_t end) {
@@ -286,11 +295,14 @@ void dlxi_allreduce_advance(dlxi_allreduce *a, uint32_t to) {
     dlxi_frame frame;
     bool ready = dlxi_allreduce_peek(a, to, &frame);
     DLXI_ASSERT(ready);
-    if (frame.kind == DLXI_FRAME_CONTRIBUTION) a->peers[to].contribution_sent += frame.count_groups;
-    else a->peers[to].result_sent += frame.count_groups;
+    if (frame.kind == DLXI_FRAME_CONTRIBUTION)
+        a->peers[to].contribution_sent += frame.count_groups;
+    else
+        a->peers[to].result_sent += frame.count_groups;
 }
 
-/* ---- frames in ------------------------------------------------------------------------------------------------------- */
+/* ---- frames in
+ * ------------------------------------------------------------------------------------------------------- */
 
 /* Whether the frame belongs to this exchange and comes from who it says. */
 static dlx_status check_origin(const dlxi_allreduce *a, uint32_t from, const dlxi_frame *frame, dlx_error *error) {
@@ -355,7 +367,8 @@ dlx_status dlxi_allreduce_on_frame(dlxi_allreduce *a, uint32_t from, const dlxi_
     return status;
 }
 
-/* ---- after ----------------------------------------------------------------------------------------------------------- */
+/* ---- after
+ * ----------------------------------------------------------------------------------------------------------- */
 
 bool dlxi_allreduce_done(const dlxi_allreduce *a) {
     if (a->members == 0) return false;

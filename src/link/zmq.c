@@ -416,6 +416,7 @@ static dlx_status open_control(dlxi_zmq *me, int type, bool ipv6, const char *se
         .context = me->context,
         .type = type,
         .queue_frames = CONTROL_QUEUE_FRAMES,
+        .silence_ms = CONTROL_SILENCE_MS,
         .keys = me->curve ? &me->keys : NULL,
         .server_key = server_key,
         .domain = dlxi_coordinator_name,

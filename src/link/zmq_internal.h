@@ -26,13 +26,17 @@ void dlxi_zmq_auth_close(dlxi_zmq_auth **auth);
 
 enum {
     CONTROL_QUEUE_FRAMES = 64,
-    DATA_QUEUE_FRAMES = 8, /* a direction and side: 2 MiB of frames, so that memory and waiting heartbeats stay bounded */
+    DATA_QUEUE_FRAMES = 8, /* a direction and side: 2 MiB, so that memory and what waits before a new attempt are bounded */
+    /* A connection whose other side acknowledges nothing for so long, or takes no byte of what it has, is ended and made
+     * again. Data is given longer, since a site that computes may leave it lying. */
+    CONTROL_SILENCE_MS = 20000,
+    DATA_SILENCE_MS = 60000,
     CLOSE_LINGER_MS = 1000
 };
 
 typedef struct dlxi_socket_settings {
     void *context;
-    int type, queue_frames;
+    int type, queue_frames, silence_ms;
     const dlxi_key_pair *keys; /* NULL: no security */
     const char *server_key;    /* to connect: the key that the other side must prove; NULL: this side binds */
     const char *domain;        /* to bind: ZAP domain */

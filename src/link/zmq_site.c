@@ -40,6 +40,7 @@ static dlx_status channel_open(dlxi_zmq *me, dlxi_channel *channel, uint32_t ind
         .context = me->context,
         .type = ZMQ_PAIR,
         .queue_frames = DATA_QUEUE_FRAMES,
+        .silence_ms = DATA_SILENCE_MS,
         .keys = me->curve ? &me->keys : NULL,
         .server_key = server_key,
         .domain = domain,

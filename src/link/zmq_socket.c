@@ -1,4 +1,9 @@
-/* Sockets of the `zmq` link: every one bounded, kept alive, and, with CURVE, closed to strangers both ways. */
+/* Sockets of the `zmq` link: every one bounded, watched, and, with CURVE, closed to strangers both ways.
+ *
+ * ZMTP's own heartbeats are off: in libzmq 4.3.4 one that times out while a full queue has stopped the reading of its
+ * connection ends the *process* (assertion `_input_stopped`, libzmq issue 4767), and whoever does not receive for some
+ * seconds is such a connection. TCP watches instead: keepalive where nothing travels, the user timeout where something
+ * does; both pass any amount of queued data. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,11 +18,9 @@ enum {
     CONNECT_MS = 10000,
     RECONNECT_FIRST_MS = 100,
     RECONNECT_MAX_MS = 2000,
-    HEARTBEAT_EVERY_MS = 2000,
-    HEARTBEAT_TIMEOUT_MS = 10000,
-    KEEPALIVE_IDLE_S = 30,
-    KEEPALIVE_EVERY_S = 10,
-    KEEPALIVE_COUNT = 3
+    KEEPALIVE_IDLE_S = 10,
+    KEEPALIVE_EVERY_S = 5,
+    KEEPALIVE_COUNT = 2
 };
 
 typedef struct option {
@@ -44,9 +47,8 @@ static bool set_bounds(void *socket, const dlxi_socket_settings *settings) {
         {ZMQ_CONNECT_TIMEOUT, CONNECT_MS},
         {ZMQ_RECONNECT_IVL, RECONNECT_FIRST_MS},
         {ZMQ_RECONNECT_IVL_MAX, RECONNECT_MAX_MS},
-        {ZMQ_HEARTBEAT_IVL, HEARTBEAT_EVERY_MS},
-        {ZMQ_HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS},
-        {ZMQ_HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS},
+        {ZMQ_HEARTBEAT_IVL, 0},
+        {ZMQ_TCP_MAXRT, settings->silence_ms},
         {ZMQ_TCP_KEEPALIVE, 1},
         {ZMQ_TCP_KEEPALIVE_IDLE, KEEPALIVE_IDLE_S},
         {ZMQ_TCP_KEEPALIVE_INTVL, KEEPALIVE_EVERY_S},
