@@ -151,6 +151,7 @@ typedef struct dlx_sync_config {
     uint32_t timeout_ms;                 /* a peer not heard of for so long is lost */
     dlx_log log;
     void *log_context;
+    const volatile bool *interrupted; /* may be NULL; as dlx_sync_interrupt, for a signal handler; must outlive the sync */
 } dlx_sync_config;
 
 #define DLX_SYNC_CONFIG_INIT                                                                                           \
@@ -210,6 +211,7 @@ typedef struct dlx_statistics {
     uint64_t wan_bytes_sent, wan_bytes_received; /* at the link, framing included */
     uint64_t round_bytes;   /* payload of one whole vector in the last exchange: C */
     uint64_t raw_bytes;     /* the same in f32 without compression */
+    uint64_t payload_bytes; /* Σ over rounds of C */
     double exchange_s;      /* last exchange, from hand-out to commit */
     double exchange_total_s;
     double rank_mean;       /* over the low-rank tensors, by parameters */
@@ -250,6 +252,7 @@ typedef struct dlx_coordinator_config {
     /* A site's report; called on the thread in dlx_coordinator_run. May be NULL. */
     void (*on_report)(void *context, const char *site, const char *text);
     void *report_context;
+    const volatile bool *interrupted; /* as in dlx_sync_config */
 } dlx_coordinator_config;
 
 #define DLX_COORDINATOR_CONFIG_INIT                                                                                    \

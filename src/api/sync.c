@@ -119,7 +119,8 @@ dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config, const dl
                                    .windows = config->windows,
                                    .tokens_per_window = config->tokens_per_window,
                                    .data_hash = config->data_hash,
-                                   .lease_windows = most * config->windows_per_step};
+                                   .lease_windows = most * config->windows_per_step,
+                                   .interrupted = config->interrupted};
     snprintf(settings.site, sizeof settings.site, "%s", config->site);
     dlxi_link *link;
     DLX_TRY(dlxi_link_open_site(&link, &config->link, config->site, config->log, config->log_context, error));

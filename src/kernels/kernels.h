@@ -118,4 +118,7 @@ dlx_status dlxi_kernels_open(dlxi_kernels **out, const char *backend, dlxi_preci
                              dlx_error *error);
 void dlxi_kernels_close(dlxi_kernels **kernels);
 
+/* flop/s of an n³ product by oneDNN at k's precision and threads, factors converted beforehand: the best of `runs`. */
+dlx_status dlxi_kernels_product_rate(double *flops_per_s, const dlxi_kernels *k, int64_t n, int runs, dlx_error *error);
+
 #endif

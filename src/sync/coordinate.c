@@ -25,7 +25,7 @@ dlx_status dlxi_coordinate_run(dlxi_coordinate *c, void (*on_report)(void *conte
         uint32_t peer;
         dlxi_frame frame;
         dlx_status status = c->link->op->receive(c->link, TICK_MS, &peer, &frame, error);
-        if (c->interrupted)
+        if (c->interrupted || (c->interrupted_too != NULL && *c->interrupted_too))
             dlxi_coordinator_fail(c->machine, DLX_INTERRUPTED, NULL, "the coordinator was interrupted");
         else if (status == DLX_OK)
             dlxi_coordinator_on_frame(c->machine, peer, c->link->op->peer_name(c->link, peer),

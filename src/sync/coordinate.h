@@ -9,6 +9,7 @@ typedef struct dlxi_coordinate {
     dlxi_coordinator *machine;
     dlxi_link *link;
     _Atomic bool interrupted;
+    const volatile bool *interrupted_too; /* may be NULL: a signal handler's flag */
 } dlxi_coordinate;
 
 /* Runs until the run is over, or interrupted; on_report as in dlx_coordinator_config. */

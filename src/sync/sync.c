@@ -69,6 +69,10 @@ static int64_t now_ms(void) {
     return dlxi_clock_ns() / 1000000;
 }
 
+static bool is_interrupted(const dlx_sync *s) {
+    return s->interrupted || (s->settings.interrupted != NULL && *s->settings.interrupted);
+}
+
 /* ---- exchange thread: endings ------------------------------------------------------------------------------------------------ */
 
 static void fail(dlx_sync *s, const dlx_error *why) {
@@ -216,6 +220,7 @@ static void on_commit(dlx_sync *s) {
     st->rounds++;
     st->committed_tokens = s->commit.committed_tokens;
     st->round_bytes = s->exchange_bytes;
+    st->payload_bytes += s->exchange_bytes;
     st->exchange_s = (double)s->exchange_ns * 1e-9;
     st->exchange_total_s += st->exchange_s;
     st->rank_mean = parameters > 0 ? ranks / parameters : 0;
@@ -356,7 +361,7 @@ static void request(dlx_sync *s, bool *flag) {
 static dlx_status wait_for(dlx_sync *s, const bool *flag, double *waited_s, dlx_error *error) {
     double start_s = dlxi_clock_s();
     pthread_mutex_lock(&s->mutex);
-    while (!*flag && s->failure.status == DLX_OK && !s->ended && !s->interrupted) {
+    while (!*flag && s->failure.status == DLX_OK && !s->ended && !is_interrupted(s)) {
         struct timespec until; /* interrupts come without a signal on the condition */
         clock_gettime(CLOCK_MONOTONIC, &until);
         until.tv_nsec += TICK_MS * 1000000L;
@@ -372,7 +377,7 @@ static dlx_status wait_for(dlx_sync *s, const bool *flag, double *waited_s, dlx_
         if (error != NULL) *error = failure;
         return failure.status;
     }
-    if (s->interrupted) DLX_FAIL(error, INTERRUPTED, "interrupted");
+    if (is_interrupted(s)) DLX_FAIL(error, INTERRUPTED, "interrupted");
     DLX_FAIL(error, STATE, "the run is over");
 }
 
@@ -468,7 +473,7 @@ void dlxi_sync_close(dlx_sync **sync) {
         if (s->finished && !s->reported)
             (void)dlxi_sync_report(s, "", NULL);
         else if (!s->finished)
-            dlxi_sync_fail(s, s->interrupted ? "interrupted" : "it left before the run's end");
+            dlxi_sync_fail(s, is_interrupted(s) ? "interrupted" : "it left before the run's end");
         request(s, &s->quit);
         pthread_join(s->thread, NULL);
     }
@@ -531,7 +536,7 @@ static dlx_status check(dlx_sync *s, bool *committed, bool *finished, dlx_error 
         if (error != NULL) *error = failure;
         return failure.status;
     }
-    if (s->interrupted) DLX_FAIL(error, INTERRUPTED, "interrupted");
+    if (is_interrupted(s)) DLX_FAIL(error, INTERRUPTED, "interrupted");
     return DLX_OK;
 }
 

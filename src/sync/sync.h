@@ -16,6 +16,7 @@ typedef struct dlxi_sync_settings {
     uint32_t inner_steps_max, exchange_steps, timeout_ms;
     uint64_t windows, tokens_per_window, data_hash;
     uint32_t lease_windows;
+    const volatile bool *interrupted; /* may be NULL */
 } dlxi_sync_settings;
 
 /* As the dlx_sync_* of the same name, arguments checked before. Takes the link over, on failure too. */

@@ -1,0 +1,95 @@
+/* A training loop of its own, synchronised with tier 1 of dilocox: two sites (threads here; processes would give
+ * link.coordinator instead of link.hub) fit y = Σ w_j x_j by gradient descent, each on its own half of the data. */
+#include <dilocox.h>
+
+#include <pthread.h>
+#include <stdio.h>
+
+enum { SITES = 2, FEATURES = 8, SAMPLES = 256, STEPS = 400 };
+
+static const float truth[FEATURES] = {0.5f, -1.0f, 2.0f, 0.0f, 1.5f, -0.5f, 0.25f, 3.0f};
+
+typedef struct job {
+    dlx_hub *hub;
+    const char *name;
+    unsigned seed;
+    float weights[FEATURES];
+    double loss;
+    dlx_status status;
+    dlx_error error;
+} job;
+
+static float uniform(unsigned *state) { /* −1 to 1 */
+    *state = *state * 1664525u + 1013904223u;
+    return (float)(*state >> 8) / 8388608.0f - 1.0f;
+}
+
+static double gradient(float *slope, const float *weights, float (*x)[FEATURES]) {
+    double loss = 0;
+    for (int j = 0; j < FEATURES; j++) slope[j] = 0;
+    for (int i = 0; i < SAMPLES; i++) {
+        float miss = 0;
+        for (int j = 0; j < FEATURES; j++) miss += (weights[j] - truth[j]) * x[i][j];
+        for (int j = 0; j < FEATURES; j++) slope[j] += 2 * miss * x[i][j] / SAMPLES;
+        loss += (double)(miss * miss) / SAMPLES;
+    }
+    return loss;
+}
+
+static void *site(void *context) {
+    job *job = context;
+    float x[SAMPLES][FEATURES], slope[FEATURES];
+    for (int i = 0; i < SAMPLES; i++)
+        for (int j = 0; j < FEATURES; j++) x[i][j] = uniform(&job->seed);
+
+    dlx_sync_config config = DLX_SYNC_CONFIG_INIT;
+    config.site = job->name;
+    config.link.hub = job->hub;
+    config.inner_steps = 10;
+    dlx_tensor tensor = {.name = "weights", .data = job->weights, .rows = 1, .cols = FEATURES};
+    dlx_sync *sync = NULL;
+    dlx_step step = {0};
+    job->status = dlx_sync_open(&sync, &config, &tensor, 1, &job->error);
+    while (job->status == DLX_OK && !step.finished) {
+        job->loss = gradient(slope, job->weights, x);
+        for (int j = 0; j < FEATURES; j++) job->weights[j] -= 0.1f * slope[j];
+        job->status = dlx_sync_step(sync, SAMPLES, &step, &job->error); /* weights may change here */
+    }
+    dlx_sync_close(&sync);
+    return NULL;
+}
+
+static void *coordinate(void *context) {
+    dlx_error error;
+    if (dlx_coordinator_run(context, &error) != DLX_OK) fprintf(stderr, "coordinator: %s\n", error.message);
+    return NULL;
+}
+
+int main(void) {
+    dlx_error error;
+    dlx_hub *hub = NULL;
+    dlx_coordinator *coordinator = NULL;
+    dlx_coordinator_config config = DLX_COORDINATOR_CONFIG_INIT;
+    config.sites = SITES;
+    config.tokens = (uint64_t)SITES * STEPS * SAMPLES;
+    if (dlx_hub_open(&hub, &error) != DLX_OK) return fprintf(stderr, "%s\n", error.message), 1;
+    config.link.hub = hub;
+    if (dlx_coordinator_open(&coordinator, &config, &error) != DLX_OK) return fprintf(stderr, "%s\n", error.message), 1;
+
+    job jobs[SITES] = {{.hub = hub, .name = "paris", .seed = 1}, {.hub = hub, .name = "tokyo", .seed = 2}};
+    pthread_t threads[SITES + 1];
+    pthread_create(&threads[SITES], NULL, coordinate, coordinator);
+    for (int i = 0; i < SITES; i++) pthread_create(&threads[i], NULL, site, &jobs[i]);
+    for (int i = 0; i <= SITES; i++) pthread_join(threads[i], NULL);
+    dlx_coordinator_close(&coordinator);
+    dlx_hub_close(&hub);
+
+    int failed = 0;
+    for (int i = 0; i < SITES; i++) {
+        printf("%s: loss %.6f, weight 1 is %.3f (truth %.3f)\n", jobs[i].name, jobs[i].loss, (double)jobs[i].weights[1],
+               (double)truth[1]);
+        if (jobs[i].status != DLX_OK) fprintf(stderr, "%s: %s\n", jobs[i].name, jobs[i].error.message);
+        failed |= jobs[i].status != DLX_OK || jobs[i].loss > 1e-3 || jobs[i].weights[1] != jobs[0].weights[1];
+    }
+    return failed;
+}

@@ -1,0 +1,130 @@
+/* Tier 2: validate, translate, delegate. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "data/tokenize.h"
+#include "train/run.h"
+#include "train/tools.h"
+
+struct dlx_config {
+    dlxi_config values;
+};
+
+#define NOT_NULL(pointer)                                                                                              \
+    do {                                                                                                               \
+        if ((pointer) == NULL) DLX_FAIL(error, ARGUMENT, "%s: %s is NULL", __func__, #pointer);                        \
+    } while (0)
+
+dlx_status dlx_config_open(dlx_config **out, dlx_error *error) {
+    NOT_NULL(out);
+    DLX_TRY(DLXI_NEW(out, 1, error));
+    dlxi_options_set_defaults(&(*out)->values, &dlxi_config_table);
+    return DLX_OK;
+}
+
+void dlx_config_close(dlx_config **config) {
+    if (config == NULL) return;
+    free(*config);
+    *config = NULL;
+}
+
+dlx_status dlx_config_load(dlx_config *config, const char *path, dlx_error *error) {
+    NOT_NULL(config);
+    NOT_NULL(path);
+    return dlxi_options_load_file(&config->values, &dlxi_config_table, path, error);
+}
+
+dlx_status dlx_config_set(dlx_config *config, const char *assignment, dlx_error *error) {
+    NOT_NULL(config);
+    NOT_NULL(assignment);
+    return dlxi_options_set(&config->values, &dlxi_config_table, assignment, error);
+}
+
+dlx_status dlx_config_check(const dlx_config *config, dlx_error *error) {
+    NOT_NULL(config);
+    return dlxi_config_check(&config->values, error);
+}
+
+dlx_status dlx_config_print(char **text, const dlx_config *config, dlx_error *error) {
+    NOT_NULL(text);
+    return dlxi_options_print_yaml(text, config == NULL ? NULL : &config->values, &dlxi_config_table, error);
+}
+
+dlx_status dlx_config_help(char **text, dlx_error *error) {
+    NOT_NULL(text);
+    return dlxi_options_print_help(text, &dlxi_config_table, error);
+}
+
+const char *dlx_config_run_dir(const dlx_config *config) {
+    return config->values.run.dir;
+}
+
+const char *dlx_config_coordinator(const dlx_config *config) {
+    return config->values.wan.coordinator;
+}
+
+bool dlx_config_encrypted(const dlx_config *config) {
+    return config->values.wan.security == 0;
+}
+
+bool dlx_config_in_process(const dlx_config *config) {
+    return config->values.wan.link == 0;
+}
+
+dlx_status dlx_train(const dlx_config *config, const dlx_train_options *options, dlx_error *error) {
+    NOT_NULL(config);
+    NOT_NULL(options);
+    NOT_NULL(options->site);
+    if (options->size != sizeof *options) DLX_FAIL(error, ARGUMENT, "begin with DLX_TRAIN_OPTIONS_INIT");
+    return dlxi_train(&config->values, options, error);
+}
+
+dlx_status dlx_coordinate(const dlx_config *config, const dlx_coordinate_options *options, dlx_error *error) {
+    NOT_NULL(config);
+    NOT_NULL(options);
+    if (options->size != sizeof *options) DLX_FAIL(error, ARGUMENT, "begin with DLX_COORDINATE_OPTIONS_INIT");
+    return dlxi_coordinate(&config->values, options, error);
+}
+
+dlx_status dlx_evaluate(double *loss, uint64_t *tokens_used, const char *checkpoint, const char *data, uint64_t tokens,
+                        int threads, dlx_error *error) {
+    NOT_NULL(loss);
+    NOT_NULL(tokens_used);
+    NOT_NULL(checkpoint);
+    NOT_NULL(data);
+    return dlxi_evaluate(loss, tokens_used, checkpoint, data, tokens, threads, error);
+}
+
+dlx_status dlx_generate(char **text, const char *checkpoint, const dlx_generate_options *options, dlx_error *error) {
+    NOT_NULL(text);
+    NOT_NULL(checkpoint);
+    NOT_NULL(options);
+    return dlxi_generate(text, checkpoint, options, error);
+}
+
+dlx_status dlx_tokenize(const char *out_path, const char *in_path, uint32_t validation_every, uint32_t block_bytes,
+                        uint64_t *train_tokens, uint64_t *validation_tokens, dlx_error *error) {
+    NOT_NULL(out_path);
+    NOT_NULL(in_path);
+    dlxi_tokenizer *tokenizer;
+    dlxi_tokenize_report report;
+    dlxi_tokenize_options options = DLXI_TOKENIZE_OPTIONS_INIT;
+    options.validation_every = validation_every;
+    if (block_bytes != 0) options.block_bytes = block_bytes;
+    DLX_TRY(dlxi_tokenizer_open(&tokenizer, "byte", error));
+    dlx_status status = dlxi_tokenize(out_path, in_path, tokenizer, &options, &report, error);
+    dlxi_tokenizer_close(&tokenizer);
+    if (status != DLX_OK) return status;
+    if (train_tokens != NULL) *train_tokens = (uint64_t)report.train_tokens;
+    if (validation_tokens != NULL) *validation_tokens = (uint64_t)report.validation_tokens;
+    return DLX_OK;
+}
+
+dlx_status dlx_bench_model(dlx_bench_model_result *result, uint32_t batch, uint32_t length, uint32_t steps, int threads,
+                           bool f32, dlx_error *error) {
+    NOT_NULL(result);
+    if (batch < 1 || batch > 4096 || length < 2 || length > 1024 || steps < 1 || steps > 1000 || threads < 1)
+        DLX_FAIL(error, ARGUMENT, "batch is 1 to 4096, length 2 to 1024, steps 1 to 1000, threads 1 and more");
+    return dlxi_bench_model(result, batch, length, steps, threads, f32, error);
+}

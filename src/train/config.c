@@ -1,0 +1,139 @@
+#include "train/config.h"
+
+static const char *const families[] = {"gpt2", "llama", NULL};
+static const char *const activations[] = {"gelu", "relu", NULL};
+static const char *const optimizers[] = {"adamw", "muon", NULL};
+static const char *const precisions[] = {"auto", "f32", "bf16", NULL};
+static const char *const backends[] = {"auto", "fast", "ref", NULL};
+static const char *const overlaps[] = {"allreduce", "none", "delayed", "eager", "carry", NULL};
+static const char *const adaptations[] = {"off", "paper", "link", NULL};
+static const char *const widths[] = {"4", "8", "16", "none", NULL};
+static const char *const links[] = {"mem", "zmq", NULL};
+static const char *const securities[] = {"curve", "none", NULL};
+
+#define INTEGER(key, field, ...) DLXI_OPTION_ROW_INTEGER(dlxi_config, key, field, __VA_ARGS__)
+#define REAL(key, field, ...)    DLXI_OPTION_ROW_REAL(dlxi_config, key, field, __VA_ARGS__)
+#define BOOLEAN(key, field, ...) DLXI_OPTION_ROW_BOOLEAN(dlxi_config, key, field, __VA_ARGS__)
+#define STRING(key, field, ...)  DLXI_OPTION_ROW_STRING(dlxi_config, key, field, __VA_ARGS__)
+#define CHOICE(key, field, ...)  DLXI_OPTION_ROW_CHOICE(dlxi_config, key, field, __VA_ARGS__)
+
+static const dlxi_option options[] = {
+    STRING("run.name", run.name, "quickstart", "what the run is called"),
+    INTEGER("run.seed", run.seed, 0, 1e15, "1", "of starting weights, data order and compression"),
+    STRING("run.dir", run.dir, "runs/quickstart", "where metrics, summary and weights go", .site_may_differ = true),
+
+    CHOICE("model.family", model.family, families, "llama", "gpt2 (also OPT) or llama (also Qwen)"),
+    INTEGER("model.layers", model.layers, 1, 1000, "4", "blocks"),
+    INTEGER("model.width", model.width, 2, 65536, "256", "of the residual stream; a multiple of heads"),
+    INTEGER("model.heads", model.heads, 1, 1024, "8", "attention heads"),
+    INTEGER("model.kv_heads", model.kv_heads, 0, 1024, "4", "key and value heads, a divisor of heads; 0: as many as heads"),
+    INTEGER("model.mlp_width", model.mlp_width, 1, 262144, "704", "hidden width of a block's MLP"),
+    INTEGER("model.context", model.context, 2, 65536, "256", "tokens in a window"),
+    INTEGER("model.vocabulary", model.vocabulary, 2, 1e6, "256", "at least the data's"),
+    CHOICE("model.activation", model.activation, activations, "gelu", "gpt2's MLP; llama has SwiGLU"),
+    BOOLEAN("model.qkv_bias", model.qkv_bias, "false", "llama: biases on q, k and v, as Qwen has"),
+    BOOLEAN("model.tied_head", model.tied_head, "false", "the head is the embedding table"),
+    REAL("model.rope_theta", model.rope_theta, 1, 1e9, "10000", "llama: base of the rotary embedding"),
+    REAL("model.norm_epsilon", model.norm_epsilon, 1e-12, 1e-2, "1e-5", "added to variances"),
+
+    STRING("data.train", data.train, "data/kjv.train.tokens", "token shard", .site_may_differ = true),
+    STRING("data.validation", data.validation, "data/kjv.validation.tokens", "token shard", .site_may_differ = true),
+
+    REAL("train.tokens", train.tokens, 1, 1e15, "1.0e6", "of the whole run, all sites"),
+    INTEGER("train.batch", train.batch, 1, 1e6, "8", "windows a site and inner step"),
+    INTEGER("train.micro_batch", train.micro_batch, 1, 1e6, "8", "windows at a time; divides batch"),
+    CHOICE("train.optimizer", train.optimizer, optimizers, "adamw", "muon: for hidden matrices, adamw for the rest"),
+    REAL("train.learning_rate", train.learning_rate, 0, 100, "2e-3", "of the inner optimiser, at its peak"),
+    REAL("train.final_learning_rate", train.final_learning_rate, 0, 1, "0.1", "at the end, as a share of the peak"),
+    REAL("train.warmup_tokens", train.warmup_tokens, 0, 1e15, "1.0e5", "over which the rate rises"),
+    REAL("train.weight_decay", train.weight_decay, 0, 10, "0.1", "decoupled, on matrices"),
+    REAL("train.clip_norm", train.clip_norm, 0, 1e9, "1.0", "largest norm of all gradients together; 0: any"),
+    CHOICE("train.precision", train.precision, precisions, "auto", "of products; auto: bf16 where the CPU has it",
+           .site_may_differ = true),
+    CHOICE("train.backend", train.backend, backends, "auto", "kernels", .site_may_differ = true),
+    REAL("train.eval_tokens", train.eval_tokens, 1, 1e15, "2.0e5", "of the validation shard, all sites together"),
+
+    INTEGER("site.stages", site.stages, 1, 1, "1", "pipeline stages; one for now"),
+    INTEGER("site.replicas", site.replicas, 1, 1, "1", "copies of a stage; one for now"),
+    INTEGER("site.threads", site.threads, 1, 1024, "1", "of a rank", .site_may_differ = true),
+
+    CHOICE("sync.overlap", sync.overlap, overlaps, "carry", "what training does while a round's update travels"),
+    INTEGER("sync.inner_steps", sync.inner_steps, 1, 100000, "25", "H: inner steps a round"),
+    INTEGER("sync.inner_steps_min", sync.inner_steps_min, 1, 100000, "1", "adaptation's lower bound of H"),
+    INTEGER("sync.inner_steps_max", sync.inner_steps_max, 0, 200000, "0", "train on past H to here while an exchange is late; 0: 1.5 H"),
+    INTEGER("sync.exchange_steps", sync.exchange_steps, 0, 100000, "0", "carry: apply exactly so many steps after handing out; 0: at once"),
+    REAL("sync.outer_learning_rate", sync.outer_learning_rate, 0, 10, "auto", "of the outer Nesterov step", .allow_auto = true),
+    REAL("sync.outer_momentum", sync.outer_momentum, 0, 0.999, "auto", "of the outer Nesterov step", .allow_auto = true),
+    CHOICE("sync.adaptation", sync.adaptation, adaptations, "paper", "of rank and H: off, by spectrum (paper), by link"),
+    INTEGER("sync.compression.rank", sync.compression.rank, 0, 1024, "16", "columns of the low-rank factors; 0: none"),
+    INTEGER("sync.compression.rank_min", sync.compression.rank_min, 0, 1024, "0", "adaptation's lower bound; 0: a quarter of rank"),
+    INTEGER("sync.compression.rank_max", sync.compression.rank_max, 0, 1024, "0", "adaptation's upper bound; 0: twice rank"),
+    CHOICE("sync.compression.bits", sync.compression.bits, widths, "4", "of a value sent"),
+    INTEGER("sync.compression.group", sync.compression.group, 2, 1024, "64", "values that share a scale; even"),
+    BOOLEAN("sync.compression.error_feedback", sync.compression.error_feedback, "true", "what was not sent is sent later"),
+    BOOLEAN("sync.compression.tables", sync.compression.tables, "true", "embedding and head may be low rank too"),
+
+    CHOICE("wan.link", wan.link, links, "zmq", "zmq: processes; mem: threads of one process"),
+    STRING("wan.coordinator", wan.coordinator, "127.0.0.1:0", "host:port; port 0: any free one", .site_may_differ = true),
+    STRING("wan.listen", wan.listen, "", "host[:port] that peers reach this site at; empty: found by itself", .site_may_differ = true),
+    CHOICE("wan.security", wan.security, securities, "curve", "none: on loopback only"),
+    STRING("wan.key", wan.key, "site.key", "this site's secret key, made by dilocox keygen", .site_may_differ = true),
+    STRING("wan.roster", wan.roster, "roster.txt", "names and public keys that may join", .site_may_differ = true),
+    REAL("wan.timeout_s", wan.timeout_s, 1, 86400, "10", "a peer not heard of for so long is lost", .site_may_differ = true),
+};
+
+const dlxi_option_table dlxi_config_table = {options, sizeof options / sizeof *options};
+
+dlxi_model_config dlxi_config_model(const dlxi_config *config) {
+    dlxi_model_config model = dlxi_model_config_default((dlxi_family)config->model.family);
+    model.layers = config->model.layers;
+    model.width = config->model.width;
+    model.heads = config->model.heads;
+    model.kv_heads = config->model.kv_heads == 0 || model.family == DLXI_FAMILY_GPT2 ? model.heads : config->model.kv_heads;
+    model.mlp_width = config->model.mlp_width;
+    model.context = config->model.context;
+    model.vocabulary = config->model.vocabulary;
+    model.activation = (dlxi_activation)config->model.activation;
+    model.qkv_bias = config->model.qkv_bias;
+    model.tied_head = config->model.tied_head;
+    model.rope_theta = (float)config->model.rope_theta;
+    model.norm_epsilon = (float)config->model.norm_epsilon;
+    return model;
+}
+
+int dlxi_config_bits(const dlxi_config *config) {
+    static const int bits[] = {4, 8, 16, 32};
+    return bits[config->sync.compression.bits];
+}
+
+const char *dlxi_config_overlap_name(const dlxi_config *config) {
+    return overlaps[config->sync.overlap];
+}
+
+dlx_status dlxi_config_check(const dlxi_config *config, dlx_error *error) {
+    dlxi_model_config model = dlxi_config_model(config);
+    DLX_TRY(dlxi_model_config_validate(&model, error));
+    if (config->train.batch % config->train.micro_batch != 0)
+        DLX_FAIL(error, CONFIG, "train.micro_batch: %lld does not divide train.batch, %lld; set a divisor",
+                 (long long)config->train.micro_batch, (long long)config->train.batch);
+    if (config->sync.inner_steps_min > config->sync.inner_steps)
+        DLX_FAIL(error, CONFIG, "sync.inner_steps_min: %lld is out of range; allowed: 1 to sync.inner_steps, %lld",
+                 (long long)config->sync.inner_steps_min, (long long)config->sync.inner_steps);
+    if (config->sync.inner_steps_max != 0 && config->sync.inner_steps_max < config->sync.inner_steps)
+        DLX_FAIL(error, CONFIG, "sync.inner_steps_max: %lld is out of range; allowed: 0, or sync.inner_steps, %lld, and more",
+                 (long long)config->sync.inner_steps_max, (long long)config->sync.inner_steps);
+    if (config->sync.exchange_steps > config->sync.inner_steps)
+        DLX_FAIL(error, CONFIG, "sync.exchange_steps: %lld is out of range; allowed: 0 to sync.inner_steps, %lld",
+                 (long long)config->sync.exchange_steps, (long long)config->sync.inner_steps);
+    if (config->sync.compression.group % 2 != 0)
+        DLX_FAIL(error, CONFIG, "sync.compression.group: %lld is odd; allowed: even, 2 to 1024",
+                 (long long)config->sync.compression.group);
+    if (config->sync.compression.rank_min > config->sync.compression.rank)
+        DLX_FAIL(error, CONFIG, "sync.compression.rank_min: %lld is out of range; allowed: 0 to sync.compression.rank, %lld",
+                 (long long)config->sync.compression.rank_min, (long long)config->sync.compression.rank);
+    if (config->sync.compression.rank_max != 0 && config->sync.compression.rank_max < config->sync.compression.rank)
+        DLX_FAIL(error, CONFIG, "sync.compression.rank_max: %lld is out of range; allowed: 0, or sync.compression.rank, %lld, "
+                                "and more",
+                 (long long)config->sync.compression.rank_max, (long long)config->sync.compression.rank);
+    return DLX_OK;
+}

@@ -1,0 +1,59 @@
+/* A run's options: the one table that drives the config file, --set, printed defaults, help, and the comparison of sites. */
+#ifndef DLXI_TRAIN_CONFIG_H
+#define DLXI_TRAIN_CONFIG_H
+
+#include "base/options.h"
+#include "model/optimizer.h"
+
+enum { DLXI_CONFIG_PATH_BYTES = 512 };
+
+typedef struct dlxi_config {
+    struct {
+        char name[64], dir[DLXI_CONFIG_PATH_BYTES];
+        int64_t seed;
+    } run;
+    struct {
+        int family, activation; /* choices, in the order of the model's enums */
+        int64_t layers, width, heads, kv_heads, mlp_width, context, vocabulary;
+        bool qkv_bias, tied_head;
+        double rope_theta, norm_epsilon;
+    } model;
+    struct {
+        char train[DLXI_CONFIG_PATH_BYTES], validation[DLXI_CONFIG_PATH_BYTES];
+    } data;
+    struct {
+        double tokens, warmup_tokens, eval_tokens;
+        int64_t batch, micro_batch;
+        int optimizer, precision, backend;
+        double learning_rate, final_learning_rate, weight_decay, clip_norm;
+    } train;
+    struct {
+        int64_t stages, replicas, threads;
+    } site;
+    struct {
+        int overlap, adaptation;
+        int64_t inner_steps, inner_steps_min, inner_steps_max, exchange_steps;
+        double outer_learning_rate, outer_momentum;
+        struct {
+            int64_t rank, rank_min, rank_max, group;
+            int bits;
+            bool error_feedback, tables;
+        } compression;
+    } sync;
+    struct {
+        int link, security;
+        char coordinator[128], listen[128], key[DLXI_CONFIG_PATH_BYTES], roster[DLXI_CONFIG_PATH_BYTES];
+        double timeout_s;
+    } wan;
+} dlxi_config;
+
+extern const dlxi_option_table dlxi_config_table;
+
+/* What options mean together: the model's shape, batches, what a site is for now. */
+dlx_status dlxi_config_check(const dlxi_config *config, dlx_error *error);
+
+dlxi_model_config dlxi_config_model(const dlxi_config *config);
+int dlxi_config_bits(const dlxi_config *config); /* 4, 8, 16, 32 */
+const char *dlxi_config_overlap_name(const dlxi_config *config);
+
+#endif

@@ -1,0 +1,166 @@
+#include "train/results.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/file.h"
+#include "base/memory.h"
+
+dlx_status dlxi_folder_make(const char *path, dlx_error *error) {
+    char part[DLXI_PATH_BYTES];
+    size_t length = strlen(path);
+    if (length == 0 || length >= sizeof part) DLX_FAIL(error, CONFIG, "run.dir: '%s' is no folder's name", path);
+    for (size_t i = 1; i <= length; i++) {
+        if (path[i] != '/' && path[i] != '\0') continue;
+        memcpy(part, path, i);
+        part[i] = '\0';
+        if (mkdir(part, 0777) != 0 && errno != EEXIST)
+            DLX_FAIL(error, SYSTEM, "%s: can't make this folder: %s", part, strerror(errno));
+    }
+    return DLX_OK;
+}
+
+dlx_status dlxi_path_join(char out[DLXI_PATH_BYTES], const char *folder, const char *middle, const char *name,
+                          dlx_error *error) {
+    int length = middle == NULL ? snprintf(out, DLXI_PATH_BYTES, "%s/%s", folder, name)
+                                : snprintf(out, DLXI_PATH_BYTES, "%s/%s/%s", folder, middle, name);
+    if (length < 0 || length >= DLXI_PATH_BYTES) DLX_FAIL(error, CONFIG, "run.dir: '%s' is too long", folder);
+    return DLX_OK;
+}
+
+struct dlxi_metrics {
+    FILE *file;
+    char path[DLXI_PATH_BYTES];
+};
+
+dlx_status dlxi_metrics_open(dlxi_metrics **out, const char *path, dlx_error *error) {
+    DLX_TRY(DLXI_NEW(out, 1, error));
+    dlxi_text_copy((*out)->path, sizeof(*out)->path, path);
+    (*out)->file = fopen(path, "w");
+    if ((*out)->file != NULL) return DLX_OK;
+    dlx_status status = dlxi_error_set(error, DLX_SYSTEM, "%s: can't write: %s", path, strerror(errno));
+    dlxi_metrics_close(out);
+    return status;
+}
+
+dlx_status dlxi_metrics_write(dlxi_metrics *metrics, json_t *line, dlx_error *error) {
+    bool fine = line != NULL && json_dumpf(line, metrics->file, JSON_COMPACT | JSON_REAL_PRECISION(9)) == 0 &&
+                fputc('\n', metrics->file) != EOF && fflush(metrics->file) == 0;
+    json_decref(line);
+    if (!fine) DLX_FAIL(error, SYSTEM, "%s: can't write; is the disk full?", metrics->path);
+    return DLX_OK;
+}
+
+void dlxi_metrics_close(dlxi_metrics **metrics) {
+    if (*metrics == NULL) return;
+    if ((*metrics)->file != NULL) fclose((*metrics)->file);
+    free(*metrics);
+    *metrics = NULL;
+}
+
+json_t *dlxi_json_real(double value) {
+    return isfinite(value) ? json_real(value) : json_null();
+}
+
+dlx_status dlxi_summary_write(const char *path, const json_t *summary, dlx_error *error) {
+    dlx_status status = DLX_OK;
+    dlxi_file_writer *writer = NULL;
+    char *text = json_dumps(summary, JSON_INDENT(2) | JSON_REAL_PRECISION(12));
+    if (text == NULL) DLX_FAIL(error, MEMORY, "%s: out of memory", path);
+    DLX_TRY_OUT(dlxi_file_writer_open(&writer, path, error));
+    DLX_TRY_OUT(dlxi_file_writer_append(writer, text, strlen(text), error));
+    DLX_TRY_OUT(dlxi_file_writer_append(writer, "\n", 1, error));
+    DLX_TRY_OUT(dlxi_file_writer_commit(writer, error));
+out:
+    dlxi_file_writer_close(&writer);
+    free(text);
+    return status;
+}
+
+/* ---- merging ------------------------------------------------------------------------------------------------------------- */
+
+static double number(const json_t *site, const char *key) {
+    return json_number_value(json_object_get(site, key));
+}
+
+static double sum(const json_t *sites, const char *key) {
+    double total = 0;
+    size_t i;
+    json_t *site;
+    json_array_foreach(sites, i, site) total += number(site, key);
+    return total;
+}
+
+static double most(const json_t *sites, const char *key) {
+    double largest = 0;
+    size_t i;
+    json_t *site;
+    json_array_foreach(sites, i, site) largest = fmax(largest, number(site, key));
+    return largest;
+}
+
+static json_t *ratio(double numerator, double denominator) {
+    return denominator > 0 && isfinite(numerator) ? json_real(numerator / denominator) : json_null();
+}
+
+/* One value an object, or null where the sites differ. */
+static json_t *common(const json_t *sites, const char *key) {
+    json_t *first = json_object_get(json_array_get(sites, 0), key);
+    for (size_t i = 1; i < json_array_size(sites); i++)
+        if (!json_equal(first, json_object_get(json_array_get(sites, i), key))) return json_null();
+    return first == NULL ? json_null() : json_incref(first);
+}
+
+static json_t *whole(double value) {
+    return json_integer((json_int_t)value);
+}
+
+json_t *dlxi_summary_merge(const json_t *sites) {
+    double count = (double)json_array_size(sites), utilization = 0;
+    size_t i;
+    json_t *site;
+    json_array_foreach(sites, i, site) utilization += number(site, "utilization") / count;
+    double sent = sum(sites, "wan_bytes_sent") / count, equivalent = sum(sites, "allreduce_bytes_equivalent") / count;
+    double val_tokens = sum(sites, "val_tokens");
+    json_t *merged = json_pack("{s:i}", "version", DLXI_SUMMARY_VERSION);
+    const struct {
+        const char *key;
+        json_t *value;
+    } fields[] = {
+        {"status", common(sites, "status")},
+        {"overlap", common(sites, "overlap")},
+        {"sites", whole(count)},
+        {"stages", common(sites, "stages")},
+        {"replicas", common(sites, "replicas")},
+        {"parameters", common(sites, "parameters")},
+        {"steps", whole(most(sites, "steps"))},
+        {"rounds", whole(most(sites, "rounds"))},
+        {"tokens", whole(most(sites, "tokens"))},
+        {"val_loss", ratio(sum(sites, "val_loss_sum"), val_tokens)},
+        {"val_loss_initial", ratio(sum(sites, "val_loss_initial_sum"), val_tokens)},
+        {"wall_s", json_real(most(sites, "wall_s"))},
+        {"tokens_per_s", json_real(sum(sites, "tokens_per_s"))},
+        {"peak_rss_bytes", whole(most(sites, "peak_rss_bytes"))},
+        {"compute_s", json_real(sum(sites, "compute_s") / count)},
+        {"wait_s", json_real(sum(sites, "wait_s") / count)},
+        {"utilization", json_real(utilization)},
+        {"wan_bytes_sent", whole(sent)},
+        {"wan_bytes_received", whole(sum(sites, "wan_bytes_received") / count)},
+        {"allreduce_bytes_equivalent", whole(equivalent)},
+        {"compression_ratio", ratio(equivalent, sent)},
+        {"codec_ratio", common(sites, "codec_ratio")},
+        {"outer_learning_rate", common(sites, "outer_learning_rate")},
+        {"outer_momentum", common(sites, "outer_momentum")},
+        {"inner_steps", common(sites, "inner_steps")},
+        {"rank_mean", common(sites, "rank_mean")},
+        {"exchange_steps_mean", json_real(sum(sites, "exchange_steps_mean") / count)},
+        {"anchor_hash", common(sites, "anchor_hash")},
+        {"per_site", json_deep_copy(sites)},
+    };
+    for (size_t k = 0; k < sizeof fields / sizeof *fields; k++) json_object_set_new(merged, fields[k].key, fields[k].value);
+    return merged;
+}

@@ -1,0 +1,124 @@
+#include "train/tools.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "checkpoint/checkpoint.h"
+#include "data/sampler.h"
+
+/* A checkpoint's model, forward only. */
+typedef struct loaded {
+    dlxi_model_config config;
+    dlxi_kernels *kernels;
+    dlxi_stage *stage;
+} loaded;
+
+static void unload(loaded *l) {
+    dlxi_stage_close(&l->stage);
+    dlxi_kernels_close(&l->kernels);
+}
+
+static dlx_status load(loaded *l, const char *checkpoint, int64_t batch, int threads, dlx_error *error) {
+    *l = (loaded){0};
+    DLX_TRY(dlxi_checkpoint_load_config(&l->config, checkpoint, error));
+    DLX_TRY(dlxi_kernels_open(&l->kernels, "auto", DLXI_PRECISION_AUTO, threads, error));
+    dlxi_stage_options options = dlxi_stage_options_whole(&l->config, batch, l->config.context, 0);
+    options.training = false;
+    DLX_TRY(dlxi_stage_open(&l->stage, &l->config, &options, l->kernels, error));
+    int64_t count;
+    dlxi_parameter *parameters = dlxi_stage_parameters(l->stage, &count);
+    DLX_TRY(dlxi_checkpoint_load(checkpoint, &l->config, parameters, count, error));
+    dlxi_stage_parameters_changed(l->stage);
+    return DLX_OK;
+}
+
+dlx_status dlxi_evaluate(double *loss, uint64_t *tokens_used, const char *checkpoint, const char *data, uint64_t tokens,
+                         int threads, dlx_error *error) {
+    enum { BATCH = 8 };
+    dlx_status status = DLX_OK;
+    loaded model;
+    dlxi_shard *shard = NULL;
+    dlxi_validation reader;
+    uint32_t *inputs = NULL, *targets = NULL, *windows = NULL;
+    double sum = 0, used = 0;
+    DLX_TRY_OUT(load(&model, checkpoint, BATCH, threads, error));
+    DLX_TRY_OUT(dlxi_shard_open(&shard, "--data", data, error));
+    DLX_TRY_OUT(dlxi_shard_check_vocabulary(shard, model.config.vocabulary, error));
+    int64_t T = model.config.context;
+    DLX_TRY_OUT(dlxi_validation_open(&reader, shard, T, (int64_t)tokens, 0, 1, error));
+    DLX_TRY_OUT(DLXI_NEW(&inputs, BATCH * T, error));
+    DLX_TRY_OUT(DLXI_NEW(&targets, BATCH * T, error));
+    DLX_TRY_OUT(DLXI_NEW(&windows, BATCH * (T + 1), error));
+    for (int64_t n; (n = dlxi_validation_next(inputs, targets, &reader, BATCH)) > 0;) {
+        double mean;
+        for (int64_t w = 0; w < n; w++) {
+            memcpy(windows + w * (T + 1), inputs + w * T, (size_t)T * sizeof *windows);
+            windows[w * (T + 1) + T] = targets[w * T + T - 1];
+        }
+        DLX_TRY_OUT(dlxi_model_evaluate(model.stage, windows, n, &mean, error));
+        sum += mean * (double)(n * T);
+        used += (double)(n * T);
+    }
+    *loss = sum / used;
+    *tokens_used = (uint64_t)used;
+out:
+    free(inputs);
+    free(targets);
+    free(windows);
+    dlxi_shard_close(&shard);
+    unload(&model);
+    return status;
+}
+
+/* *tokens ← the prompt's, with room for `room` more. An empty prompt is a line's end: something must come first. */
+static dlx_status encode(uint32_t **tokens, size_t *count, const dlxi_tokenizer *tokenizer, const char *prompt, size_t room,
+                         dlx_error *error) {
+    if (prompt == NULL || prompt[0] == '\0') prompt = "\n";
+    size_t bytes = strlen(prompt), consumed;
+    DLX_TRY(DLXI_NEW(tokens, bytes + room, error));
+    return tokenizer->op->encode(tokenizer, *tokens, bytes, count, (const uint8_t *)prompt, bytes, &consumed, true, error);
+}
+
+static dlx_status decode(char **text, const dlxi_tokenizer *tokenizer, const uint32_t *tokens, size_t count,
+                         dlx_error *error) {
+    size_t used = 0, capacity = 0;
+    const uint8_t *piece;
+    size_t piece_bytes;
+    for (size_t i = 0; i < count; i++) {
+        DLX_TRY(tokenizer->op->decode(tokenizer, &piece, &piece_bytes, tokens[i], error));
+        capacity += piece_bytes;
+    }
+    DLX_TRY(DLXI_NEW(text, capacity + 1, error));
+    for (size_t i = 0; i < count; i++) {
+        (void)tokenizer->op->decode(tokenizer, &piece, &piece_bytes, tokens[i], NULL);
+        memcpy(*text + used, piece, piece_bytes);
+        used += piece_bytes;
+    }
+    return DLX_OK;
+}
+
+dlx_status dlxi_generate(char **text, const char *checkpoint, const dlx_generate_options *options, dlx_error *error) {
+    dlx_status status = DLX_OK;
+    loaded model;
+    dlxi_tokenizer *tokenizer = NULL;
+    uint32_t *tokens = NULL;
+    size_t count;
+    *text = NULL;
+    DLX_TRY_OUT(load(&model, checkpoint, 1, options->threads, error));
+    DLX_TRY_OUT(dlxi_tokenizer_open(&tokenizer, "byte", error));
+    if (tokenizer->vocabulary > model.config.vocabulary)
+        DLX_FAIL_OUT(error, CONFIG, "%s: its vocabulary, %lld, is smaller than the tokenizer's, %u", checkpoint,
+                     (long long)model.config.vocabulary, tokenizer->vocabulary);
+    DLX_TRY_OUT(encode(&tokens, &count, tokenizer, options->prompt, options->tokens, error));
+    dlxi_sampling sampling = {(float)options->temperature, options->top_k, options->seed};
+    if (sampling.top_k == 0 || sampling.top_k > tokenizer->vocabulary) sampling.top_k = tokenizer->vocabulary;
+    DLX_TRY_OUT(dlxi_model_generate(model.stage, tokens, (int64_t)count, options->tokens, &sampling, error));
+    DLX_TRY_OUT(decode(text, tokenizer, tokens, count + options->tokens, error));
+out:
+    free(tokens);
+    dlxi_tokenizer_close(&tokenizer);
+    unload(&model);
+    return status;
+}
