@@ -12,7 +12,7 @@
 
 /* A fixed-order loop: never inlined, so that no arithmetic of it moves out of its enter/leave. */
 #if defined(__GNUC__) || defined(__clang__)
-#define DLXI_FIXED_ORDER DLXI_CLONES __attribute__((noinline))
+#define DLXI_FIXED_ORDER   DLXI_CLONES __attribute__((noinline))
 #define DLXI_ALWAYS_INLINE inline __attribute__((always_inline))
 #else
 #define DLXI_FIXED_ORDER

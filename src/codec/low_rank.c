@@ -13,7 +13,7 @@ static void clear_padding(float *factor, int64_t length, int rank, int64_t strid
         for (int64_t i = length; i < stride; i++) factor[k * stride + i] = 0.0f;
 }
 
-/* ---- site-local ------------------------------------------------------------------------------------------------------ */
+/* ---- site-local ------------------------------------------------------------------------------------------------ */
 
 enum { LANES = 16, RANKS = 4, ROWS = 8, TILE_COLUMNS = 256 };
 
@@ -90,7 +90,7 @@ void dlxi_project_columns(float *q, const float *m, const float *p, int64_t rows
     clear_padding(q, cols, rank, q_stride);
 }
 
-/* ---- replicated ------------------------------------------------------------------------------------------------------ */
+/* ---- replicated ------------------------------------------------------------------------------------------------ */
 
 enum { EXPAND_RANKS = 4 }; /* products added to a sum between its load and its store */
 

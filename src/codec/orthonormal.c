@@ -1,7 +1,7 @@
 /* Replicated linear algebra on factors: orthonormal columns, singular values, and the basis of the next round.
  *
- * Products are summed in f64 over 16 lanes, element i in lane i mod 16, and the lanes by halves: one order, whatever the
- * width of the CPU's vectors. Factors are stored by columns (codec.h). */
+ * Products are summed in f64 over 16 lanes, element i in lane i mod 16, and the lanes by halves: one order, whatever
+ * the width of the CPU's vectors. Factors are stored by columns (codec.h). */
 #include "codec/codec.h"
 #include "codec/half.h"
 #include "base/panic.h"
@@ -43,8 +43,10 @@ static void orthonormalise(float *factor, int64_t length, int rank, int64_t stri
                 subtract(column, dot(column, earlier, length), earlier, length);
             }
         double after = sqrt(dot(column, column, length));
-        if (after == 0.0 || after < dependent * before) memset(column, 0, (size_t)stride * sizeof *column);
-        else divide(column, after, length);
+        if (after == 0.0 || after < dependent * before)
+            memset(column, 0, (size_t)stride * sizeof *column);
+        else
+            divide(column, after, length);
         for (int64_t i = length; i < stride; i++) column[i] = 0.0f;
     }
 }
@@ -56,7 +58,7 @@ void dlxi_orthonormalise(float *factor, int64_t length, int rank, int group) {
     dlxi_arithmetic_leave(&saved);
 }
 
-/* ---- spectrum -------------------------------------------------------------------------------------------------------- */
+/* ---- spectrum -------------------------------------------------------------------------------------------------- */
 
 /* x ← cosine · x − sine · y;  y ← sine · x + cosine · y. */
 DLXI_FIXED_ORDER static void rotate(double *restrict x, double *restrict y, double cosine, double sine, int count) {
@@ -112,7 +114,7 @@ void dlxi_spectrum(double *values, double *scratch, const float *q, int64_t cols
     dlxi_arithmetic_leave(&saved);
 }
 
-/* ---- basis ----------------------------------------------------------------------------------------------------------- */
+/* ---- basis ----------------------------------------------------------------------------------------------------- */
 
 void dlxi_basis_fill(float *q, int64_t cols, int first, int rank, int group, uint64_t seed, uint32_t tensor,
                      uint64_t round) {

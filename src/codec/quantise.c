@@ -23,7 +23,7 @@ size_t dlxi_quantiser_group_bytes(dlxi_quantiser q) {
     return bytes_of_group(q.bits, (size_t)q.group);
 }
 
-/* ---- encode ---------------------------------------------------------------------------------------------------------- */
+/* ---- encode ---------------------------------------------------------------------------------------------------- */
 
 /* Bits of max|x|: magnitudes order as integers, NaN above infinity, and integer maxima vectorise. */
 static DLXI_ALWAYS_INLINE uint32_t largest_magnitude(const float *src, size_t group) {
@@ -117,16 +117,21 @@ dlx_status dlxi_quantise(uint8_t *dst, const float *src, size_t groups, dlxi_qua
     bool finite;
     dlxi_arithmetic saved;
     dlxi_arithmetic_enter(&saved);
-    if (q.bits == 4 && group == 64) finite = encode4_64(dst, src, groups);
-    else if (q.bits == 4) finite = encode4(dst, src, groups, group);
-    else if (q.bits == 8) finite = encode8(dst, src, groups, group);
-    else if (q.bits == 16) finite = encode16(dst, src, groups * group);
-    else finite = encode32(dst, src, groups * group);
+    if (q.bits == 4 && group == 64)
+        finite = encode4_64(dst, src, groups);
+    else if (q.bits == 4)
+        finite = encode4(dst, src, groups, group);
+    else if (q.bits == 8)
+        finite = encode8(dst, src, groups, group);
+    else if (q.bits == 16)
+        finite = encode16(dst, src, groups * group);
+    else
+        finite = encode32(dst, src, groups * group);
     dlxi_arithmetic_leave(&saved);
     return finite ? DLX_OK : DLX_NUMERIC;
 }
 
-/* ---- decode ---------------------------------------------------------------------------------------------------------- */
+/* ---- decode ---------------------------------------------------------------------------------------------------- */
 
 /* code · scale is exact in f32 (8 bits by 11), so that adding it rounds twice: after the weight and after the sum. */
 static DLXI_ALWAYS_INLINE void put(float *dst, float value, float weight, bool add) {
@@ -161,10 +166,14 @@ DLXI_FIXED_ORDER static void decode4_64_add(float *restrict dst, const uint8_t *
 
 DLXI_FIXED_ORDER static void decode_any(float *restrict dst, const uint8_t *restrict src, size_t groups, size_t group,
                                         int bits, float weight, bool add) {
-    if (bits == 4 && add) decode(dst, src, groups, group, 4, weight, true);
-    else if (bits == 4) decode(dst, src, groups, group, 4, weight, false);
-    else if (add) decode(dst, src, groups, group, 8, weight, true);
-    else decode(dst, src, groups, group, 8, weight, false);
+    if (bits == 4 && add)
+        decode(dst, src, groups, group, 4, weight, true);
+    else if (bits == 4)
+        decode(dst, src, groups, group, 4, weight, false);
+    else if (add)
+        decode(dst, src, groups, group, 8, weight, true);
+    else
+        decode(dst, src, groups, group, 8, weight, false);
 }
 
 DLXI_FIXED_ORDER static void decode16(float *restrict dst, const uint8_t *restrict src, size_t count, float weight,
@@ -188,11 +197,16 @@ static void decode_with(float *dst, const uint8_t *src, size_t groups, dlxi_quan
     size_t group = (size_t)q.group;
     dlxi_arithmetic saved;
     dlxi_arithmetic_enter(&saved);
-    if (q.bits == 4 && group == 64 && add) decode4_64_add(dst, src, groups, weight);
-    else if (q.bits == 4 && group == 64) decode4_64(dst, src, groups);
-    else if (q.bits <= 8) decode_any(dst, src, groups, group, q.bits, weight, add);
-    else if (q.bits == 16) decode16(dst, src, groups * group, weight, add);
-    else decode32(dst, src, groups * group, weight, add);
+    if (q.bits == 4 && group == 64 && add)
+        decode4_64_add(dst, src, groups, weight);
+    else if (q.bits == 4 && group == 64)
+        decode4_64(dst, src, groups);
+    else if (q.bits <= 8)
+        decode_any(dst, src, groups, group, q.bits, weight, add);
+    else if (q.bits == 16)
+        decode16(dst, src, groups * group, weight, add);
+    else
+        decode32(dst, src, groups * group, weight, add);
     dlxi_arithmetic_leave(&saved);
 }
 

@@ -58,8 +58,7 @@ void dlxi_allreduce_close(dlxi_allreduce **allreduce) {
     *allreduce = NULL;
 }
 
-/* ---- layout
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- layout ---------------------------------------------------------------------------------------------------- */
 
 static uint64_t total_groups(const dlxi_allreduce *a) {
     return a->starts[a->segment_count];
@@ -118,8 +117,7 @@ static void cut_blocks(dlxi_allreduce *a) {
     }
 }
 
-/* ---- begin
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- begin ----------------------------------------------------------------------------------------------------- */
 
 static dlx_status check_settings(const dlxi_allreduce_begin *b, dlx_error *error) {
     if (b->members < 1 || b->members > DLXI_SITES_MAX || b->me >= b->members)
@@ -215,8 +213,7 @@ dlx_status dlxi_allreduce_begin_with(dlxi_allreduce *a, const dlxi_allreduce_beg
     return status;
 }
 
-/* ---- the owner's sum
- * ------------------------------------------------------------------------------------------------- */
+/* ---- the owner's sum ------------------------------------------------------------------------------------------- */
 
 /* Codes of member m for `position` in the own block. */
 static uint8_t *contribution(const dlxi_allreduce *a, uint32_t m, uint64_t position) {
@@ -255,8 +252,7 @@ static dlx_status sum_up_to(dlxi_allreduce *a, uint64_t end, dlx_error *error) {
     return DLX_OK;
 }
 
-/* ---- frames out
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- frames out ------------------------------------------------------------------------------------------------ */
 
 /* Groups from `position` on that one frame holds: of one segment, within `end`. */
 static uint64_t frame_groups(const dlxi_allreduce *a, size_t segment, uint64_t position, uint64_t end) {
@@ -301,8 +297,7 @@ void dlxi_allreduce_advance(dlxi_allreduce *a, uint32_t to) {
         a->peers[to].result_sent += frame.count_groups;
 }
 
-/* ---- frames in
- * ------------------------------------------------------------------------------------------------------- */
+/* ---- frames in ------------------------------------------------------------------------------------------------- */
 
 /* Whether the frame belongs to this exchange and comes from who it says. */
 static dlx_status check_origin(const dlxi_allreduce *a, uint32_t from, const dlxi_frame *frame, dlx_error *error) {
@@ -367,8 +362,7 @@ dlx_status dlxi_allreduce_on_frame(dlxi_allreduce *a, uint32_t from, const dlxi_
     return status;
 }
 
-/* ---- after
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- after ----------------------------------------------------------------------------------------------------- */
 
 bool dlxi_allreduce_done(const dlxi_allreduce *a) {
     if (a->members == 0) return false;

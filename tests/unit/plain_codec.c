@@ -1,20 +1,20 @@
 /* The codec once more, compiled for the baseline CPU alone and under other names, to compare bits with. */
 #define DLXI_NO_CLONES
 
-#define dlxi_arithmetic_enter       plain_arithmetic_enter
-#define dlxi_arithmetic_leave       plain_arithmetic_leave
-#define dlxi_quantiser_group_bytes  plain_quantiser_group_bytes
-#define dlxi_quantise               plain_quantise
-#define dlxi_dequantise             plain_dequantise
-#define dlxi_dequantise_add         plain_dequantise_add
-#define dlxi_codes_valid            plain_codes_valid
-#define dlxi_project_rows           plain_project_rows
-#define dlxi_project_columns        plain_project_columns
-#define dlxi_orthonormalise         plain_orthonormalise
-#define dlxi_expand_row             plain_expand_row
-#define dlxi_spectrum               plain_spectrum
-#define dlxi_basis_fill             plain_basis_fill
-#define dlxi_basis_from             plain_basis_from
+#define dlxi_arithmetic_enter      plain_arithmetic_enter
+#define dlxi_arithmetic_leave      plain_arithmetic_leave
+#define dlxi_quantiser_group_bytes plain_quantiser_group_bytes
+#define dlxi_quantise              plain_quantise
+#define dlxi_dequantise            plain_dequantise
+#define dlxi_dequantise_add        plain_dequantise_add
+#define dlxi_codes_valid           plain_codes_valid
+#define dlxi_project_rows          plain_project_rows
+#define dlxi_project_columns       plain_project_columns
+#define dlxi_orthonormalise        plain_orthonormalise
+#define dlxi_expand_row            plain_expand_row
+#define dlxi_spectrum              plain_spectrum
+#define dlxi_basis_fill            plain_basis_fill
+#define dlxi_basis_from            plain_basis_from
 
 #include "codec/arithmetic.c"
 #include "codec/quantise.c"

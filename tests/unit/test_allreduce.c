@@ -1,4 +1,5 @@
-/* The flat quantised AllReduce: against the plain formula, under random deliveries; bytes; conservation; hostile frames. */
+/* The flat quantised AllReduce: against the plain formula, under random deliveries; bytes; conservation; hostile
+ * frames. */
 #include "test_allreduce_mover.h"
 
 #include <math.h>
@@ -367,10 +368,14 @@ static void settings_are_checked(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(all_members_get_the_formulas_bits), cmocka_unit_test(bytes_are_shared_equally),
-        cmocka_unit_test(nothing_is_lost),                   cmocka_unit_test(a_new_begin_forgets),
-        cmocka_unit_test(hostile_frames_are_refused),        cmocka_unit_test(a_sum_that_overflows_is_refused),
-        cmocka_unit_test(settings_are_checked),              cmocka_unit_test(done_waits_for_own_frames),
+        cmocka_unit_test(all_members_get_the_formulas_bits),
+        cmocka_unit_test(bytes_are_shared_equally),
+        cmocka_unit_test(nothing_is_lost),
+        cmocka_unit_test(a_new_begin_forgets),
+        cmocka_unit_test(hostile_frames_are_refused),
+        cmocka_unit_test(a_sum_that_overflows_is_refused),
+        cmocka_unit_test(settings_are_checked),
+        cmocka_unit_test(done_waits_for_own_frames),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

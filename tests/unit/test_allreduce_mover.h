@@ -1,5 +1,5 @@
-/* Moves the frames of D members of one AllReduce between them, in order within a directed pair and otherwise in an order
- * drawn from a seed, some in two parts; counts what each member sends. */
+/* Moves the frames of D members of one AllReduce between them, in order within a directed pair and otherwise in an
+ * order drawn from a seed, some in two parts; counts what each member sends. */
 #ifndef DLXI_TEST_ALLREDUCE_MOVER_H
 #define DLXI_TEST_ALLREDUCE_MOVER_H
 

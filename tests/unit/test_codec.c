@@ -77,7 +77,7 @@ static void halves_round_to_nearest(void **state) {
     const struct {
         float x;
         uint16_t half;
-    } ties[] = {{1.0f + 0x1p-11f, 0x3C00}, {1.0f + 0x3p-11f, 0x3C02}, {0x1p-25f, 0x0000},  {0x3p-25f, 0x0002},
+    } ties[] = {{1.0f + 0x1p-11f, 0x3C00}, {1.0f + 0x3p-11f, 0x3C02}, {0x1p-25f, 0x0000},    {0x3p-25f, 0x0002},
                 {-0.0f, 0x8000},           {0x1.ffcp15f, 0x7BFF},     {0x1.ffdp15f, 0x7BFF}, {0x1.ffep-15f, 0x0400}};
     for (size_t i = 0; i < sizeof ties / sizeof *ties; i++) {
         float pair[2] = {ties[i].x, 0.0f};
@@ -96,7 +96,8 @@ static void every_half_survives(void **state) {
         dlxi_store16(bytes, (uint16_t)half);
         dlxi_store16(bytes + 2, (uint16_t)(half + 1));
         dlxi_dequantise(pair, bytes, 1, q);
-        assert_true((double)pair[0] == half_value((uint16_t)half) && (double)pair[1] == half_value((uint16_t)(half + 1)));
+        assert_true((double)pair[0] == half_value((uint16_t)half) &&
+                    (double)pair[1] == half_value((uint16_t)(half + 1)));
         assert_int_equal(dlxi_quantise(again, pair, 1, q), DLX_OK);
         assert_memory_equal(bytes, again, 4);
         if (half < 0x8000u) assert_int_equal(dlxi_half_above(pair[0]), half); /* scales: exact ones stay */

@@ -42,7 +42,7 @@ static void check_orthonormal(const float *factor, int64_t length, int rank) {
         }
 }
 
-/* ---- products -------------------------------------------------------------------------------------------------------- */
+/* ---- products -------------------------------------------------------------------------------------------------- */
 
 static const struct {
     int64_t rows, cols;
@@ -108,7 +108,7 @@ static void expansion_has_one_order(void **state) {
     }
 }
 
-/* ---- orthonormal columns --------------------------------------------------------------------------------------------- */
+/* ---- orthonormal columns --------------------------------------------------------------------------------------- */
 
 static void columns_become_orthonormal(void **state) {
     (void)state;
@@ -147,8 +147,7 @@ static void dependent_columns_become_zero(void **state) {
     const bool zero[] = {false, false, true, true, false, true};
     for (int k = 0; k < 6; k++) {
         assert_true(fabs(dot(factor + k * stride, factor + k * stride, length) - (zero[k] ? 0.0 : 1.0)) < 1e-6);
-        for (int j = 0; j < k; j++)
-            assert_true(fabs(dot(factor + k * stride, factor + j * stride, length)) < 1e-6);
+        for (int j = 0; j < k; j++) assert_true(fabs(dot(factor + k * stride, factor + j * stride, length)) < 1e-6);
         if (zero[k])
             for (int64_t i = 0; i < stride; i++) assert_true(factor[k * stride + i] == 0.0f);
     }
@@ -159,7 +158,7 @@ static void dependent_columns_become_zero(void **state) {
     assert_true(more[0] == 1.0f && more[64] == 0.0f && more[65] == 1.0f && more[128] == 0.0f && more[129] == 0.0f);
 }
 
-/* ---- spectrum and bases ---------------------------------------------------------------------------------------------- */
+/* ---- spectrum and bases ---------------------------------------------------------------------------------------- */
 
 /* q = V · diag(σ) · W with orthonormal V and W has the singular values σ. */
 static void spectrum_of_known_values(void **state) {
@@ -260,7 +259,7 @@ static void a_group_never_mixes_ranks(void **state) {
     free(factor), free(decoded);
 }
 
-/* ---- the whole way --------------------------------------------------------------------------------------------------- */
+/* ---- the whole way --------------------------------------------------------------------------------------------- */
 
 /* AllReduce of one factor a member, in place. */
 static void reduce(mover *m, float **factors, int64_t length, int rank, uint64_t seed) {
