@@ -1,0 +1,141 @@
+/* Arguments, messages, interrupts. */
+#include "cli.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+volatile bool interrupted;
+
+static void on_signal(int number) {
+    if (interrupted) _exit(128 + number);
+    interrupted = true;
+}
+
+void catch_interrupts(void) {
+    struct sigaction action = {.sa_handler = on_signal};
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    signal(SIGPIPE, SIG_IGN);
+}
+
+int fail_with(const dlx_error *error) {
+    fprintf(stderr, "dilocox: %s\n", error->message);
+    return dlx_status_class_of(error->status) == DLX_CLASS_CALLER ? EXIT_USE : EXIT_FAILED;
+}
+
+int fail_use(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    fprintf(stderr, "dilocox: ");
+    vfprintf(stderr, format, arguments);
+    fprintf(stderr, "\n");
+    va_end(arguments);
+    return EXIT_USE;
+}
+
+static void print_use(const char *name, const option_spec *specs, size_t count) {
+    for (size_t i = 0; commands[i].run != NULL; i++) {
+        if (strcmp(commands[i].name, name) != 0) continue;
+        printf("dilocox %s %s\n  %s\n\n", name, commands[i].use, commands[i].summary);
+        break;
+    }
+    for (size_t i = 0; i < count; i++) {
+        char left[64];
+        snprintf(left, sizeof left, "--%s %s", specs[i].name, specs[i].value_name != NULL ? specs[i].value_name : "");
+        printf("  %-26s %s\n", left, specs[i].help);
+    }
+    printf("  %-26s %s\n", "--help", "this");
+}
+
+static const option_spec *find_option(const char *name, size_t length, const option_spec *specs, size_t count) {
+    for (size_t i = 0; i < count; i++)
+        if (strlen(specs[i].name) == length && strncmp(specs[i].name, name, length) == 0) return &specs[i];
+    return NULL;
+}
+
+static bool give(const option_spec *spec, const char *value) {
+    if (spec->many == NULL) {
+        *spec->text = value;
+        return true;
+    }
+    int used = 0;
+    while (spec->many[used] != NULL) used++;
+    if (used == SETS_MAX) return false;
+    spec->many[used] = value;
+    spec->many[used + 1] = NULL;
+    return true;
+}
+
+bool parse_arguments(int count, char **arguments, const option_spec *specs, size_t spec_count, const char **positional,
+                     int least, int most, int *exit_code) {
+    int found = 0;
+    *exit_code = EXIT_USE;
+    for (int i = 1; i < count; i++) {
+        const char *argument = arguments[i];
+        if (strcmp(argument, "--help") == 0) {
+            print_use(arguments[0], specs, spec_count);
+            *exit_code = EXIT_DONE;
+            return true;
+        }
+        if (strncmp(argument, "--", 2) != 0) {
+            if (found == most) return fail_use("%s: '%s' is one argument too many", arguments[0], argument), true;
+            positional[found++] = argument;
+            continue;
+        }
+        size_t length = strcspn(argument + 2, "=");
+        const option_spec *spec = find_option(argument + 2, length, specs, spec_count);
+        if (spec == NULL)
+            return fail_use("%s: no option '%s'; 'dilocox %s --help' lists them", arguments[0], argument, arguments[0]), true;
+        if (spec->flag != NULL) {
+            *spec->flag = true;
+            continue;
+        }
+        const char *value = argument[2 + length] == '=' ? argument + 3 + length : i + 1 < count ? arguments[++i] : NULL;
+        if (value == NULL) return fail_use("%s: --%s needs a value, %s", arguments[0], spec->name, spec->value_name), true;
+        if (!give(spec, value)) return fail_use("%s: --%s was given more than %d times", arguments[0], spec->name, SETS_MAX), true;
+    }
+    if (found < least)
+        return fail_use("%s: an argument is missing; 'dilocox %s --help' shows the use", arguments[0], arguments[0]), true;
+    return false;
+}
+
+bool parse_number(const char *text, const char *name, long low, long high, long *out) {
+    char *end;
+    errno = 0;
+    *out = strtol(text, &end, 10);
+    if (errno == 0 && end != text && *end == '\0' && *out >= low && *out <= high) return true;
+    fail_use("%s: '%s' is out of range; allowed: a whole number from %ld to %ld", name, text, low, high);
+    return false;
+}
+
+bool parse_real(const char *text, const char *name, double low, double high, double *out) {
+    char *end;
+    errno = 0;
+    *out = strtod(text, &end);
+    if (errno == 0 && end != text && *end == '\0' && *out >= low && *out <= high) return true;
+    fail_use("%s: '%s' is out of range; allowed: %g to %g", name, text, low, high);
+    return false;
+}
+
+dlx_config *load_config(const char *path, const char *run_dir, const char **sets) {
+    dlx_error error;
+    dlx_config *config = NULL;
+    dlx_status status = dlx_config_open(&config, &error);
+    if (status == DLX_OK && path != NULL) status = dlx_config_load(config, path, &error);
+    if (status == DLX_OK && run_dir != NULL) {
+        char assignment[1024];
+        snprintf(assignment, sizeof assignment, "run.dir=%s", run_dir);
+        status = dlx_config_set(config, assignment, &error);
+    }
+    for (int i = 0; status == DLX_OK && sets != NULL && sets[i] != NULL; i++) status = dlx_config_set(config, sets[i], &error);
+    if (status == DLX_OK) status = dlx_config_check(config, &error);
+    if (status == DLX_OK) return config;
+    fail_with(&error);
+    dlx_config_close(&config);
+    return NULL;
+}

@@ -1,0 +1,87 @@
+/* dilocox launch with wan.link: mem: the sites and the coordinator are threads of this process. */
+#include "cli.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+
+typedef struct shared {
+    const dlx_config *config;
+    dlx_hub *hub;
+    display *display;
+    int sites;
+} shared;
+
+typedef struct worker {
+    shared *shared;
+    int index; /* the coordinator's is `sites` */
+    char name[32];
+    pthread_t thread;
+    dlx_status status;
+    dlx_error error;
+} worker;
+
+static void on_event(void *context, const dlx_event *event) {
+    worker *w = context;
+    char line[LINE_BYTES];
+    if (event->kind == DLX_EVENT_STEP) {
+        format_step(line, event);
+        display_step(w->shared->display, w->index, line);
+    } else if (event->kind == DLX_EVENT_MESSAGE) {
+        display_text(w->shared->display, w->name, event->text);
+    }
+}
+
+static void *run(void *context) {
+    worker *w = context;
+    if (w->index == w->shared->sites) {
+        dlx_coordinate_options options = DLX_COORDINATE_OPTIONS_INIT;
+        options.sites = (uint32_t)w->shared->sites;
+        options.hub = w->shared->hub;
+        options.on_event = on_event;
+        options.context = w;
+        options.interrupted = &interrupted;
+        w->status = dlx_coordinate(w->shared->config, &options, &w->error);
+    } else {
+        dlx_train_options options = DLX_TRAIN_OPTIONS_INIT;
+        options.site = w->name;
+        options.hub = w->shared->hub;
+        options.on_event = on_event;
+        options.context = w;
+        options.interrupted = &interrupted;
+        w->status = dlx_train(w->shared->config, &options, &w->error);
+    }
+    if (w->status != DLX_OK) interrupted = true; /* the others end with it */
+    return NULL;
+}
+
+int launch_threads(const dlx_config *config, int sites) {
+    static worker workers[SITES_MAX + 1];
+    const char *names[SITES_MAX];
+    dlx_error error;
+    shared all = {.config = config, .sites = sites};
+    if (dlx_hub_open(&all.hub, &error) != DLX_OK) return fail_with(&error);
+    for (int i = 0; i <= sites; i++) {
+        workers[i] = (worker){.shared = &all, .index = i};
+        snprintf(workers[i].name, sizeof workers[i].name, i < sites ? "site-%d" : "coordinator", i + 1);
+        if (i < sites) names[i] = workers[i].name;
+    }
+    all.display = display_open(names, sites);
+    int started = 0;
+    while (started <= sites && pthread_create(&workers[started].thread, NULL, run, &workers[started]) == 0) started++;
+    if (started <= sites) interrupted = true;
+    for (int i = 0; i < started; i++) pthread_join(workers[i].thread, NULL);
+    display_close(all.display);
+    dlx_hub_close(&all.hub);
+    if (started <= sites) return fail_use("launch: no thread for site %d", started + 1);
+    const worker *worst = NULL;
+    for (int i = 0; i <= sites; i++)
+        if (workers[i].status != DLX_OK && (worst == NULL || worst->status == DLX_INTERRUPTED)) worst = &workers[i];
+    if (worst == NULL) return print_results(config);
+    if (worst->status == DLX_INTERRUPTED) {
+        fprintf(stderr, "dilocox: interrupted; what there is lies in %s\n", dlx_config_run_dir(config));
+        return EXIT_FAILED;
+    }
+    fprintf(stderr, "dilocox: %s: ", worst->name);
+    return fail_with(&worst->error);
+}

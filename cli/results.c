@@ -1,0 +1,51 @@
+/* The end of a run in words. */
+#include "cli.h"
+
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+static double number(const json_t *summary, const char *key) {
+    return json_number_value(json_object_get(summary, key));
+}
+
+static void print_sample(const char *weights) {
+    const dlx_generate_options options = {.prompt = "And ", .tokens = 240, .temperature = 0.8, .top_k = 40, .seed = 1, .threads = 1};
+    dlx_error error;
+    char *text;
+    if (dlx_generate(&text, weights, &options, &error) != DLX_OK) return; /* weights of another tokenizer, say */
+    printf("\na sample\n  ");
+    for (const char *c = text; *c != '\0'; c++) {
+        putchar(*c);
+        if (*c == '\n') printf("  ");
+    }
+    printf("\n");
+    free(text);
+}
+
+int print_results(const dlx_config *config) {
+    char path[1024], sent[32], equivalent[32];
+    const char *folder = dlx_config_run_dir(config);
+    snprintf(path, sizeof path, "%s/summary.json", folder);
+    json_error_t why;
+    json_t *summary = json_load_file(path, 0, &why);
+    if (summary == NULL) {
+        fprintf(stderr, "dilocox: %s: %s\n", path, why.text);
+        return EXIT_FAILED;
+    }
+    format_bytes(sent, number(summary, "wan_bytes_sent"));
+    format_bytes(equivalent, number(summary, "allreduce_bytes_equivalent"));
+    printf("\nvalidation loss    %.4f before, %.4f after %.0f tokens in %.0f rounds\n", number(summary, "val_loss_initial"),
+           number(summary, "val_loss"), number(summary, "tokens"), number(summary, "rounds"));
+    printf("sent by a site     %s; an AllReduce every step would have sent %s, %.0f times as much\n", sent, equivalent,
+           number(summary, "compression_ratio"));
+    printf("time computing     %.1f %% of %.0f s of training, %.0f tokens/s in all\n", 100 * number(summary, "utilization"),
+           number(summary, "compute_s") + number(summary, "wait_s"), number(summary, "tokens_per_s"));
+    const char *hash = json_string_value(json_object_get(summary, "anchor_hash"));
+    printf("anchor             %s\n", hash != NULL ? hash : "differs between sites");
+    snprintf(path, sizeof path, "%s/weights", folder);
+    print_sample(path);
+    printf("\nfiles in %s: summary.json, <site>/metrics.jsonl, weights (%s/weights/model.safetensors)\n", folder, folder);
+    json_decref(summary);
+    return EXIT_DONE;
+}
