@@ -101,7 +101,8 @@ static void write_rows(float *dst, const void *context, int64_t first, int64_t r
 
 static dlx_status path_in(char path[PATH_BYTES], const char *folder, const char *file, dlx_error *error) {
     int length = snprintf(path, PATH_BYTES, "%s/%s", folder, file);
-    if (length < 0 || length >= PATH_BYTES) DLX_FAIL(error, ARGUMENT, "path of checkpoint '%.100s…' is too long", folder);
+    if (length < 0 || length >= PATH_BYTES)
+        DLX_FAIL(error, ARGUMENT, "path of checkpoint '%.100s…' is too long", folder);
     return DLX_OK;
 }
 
@@ -127,7 +128,8 @@ dlx_status dlxi_checkpoint_save(const char *folder, const dlxi_model_config *con
     DLXI_ASSERT(count == dlxi_model_tensor_count(config));
     for (int64_t i = 0; i < count; i++) DLXI_ASSERT(parameter[i].tensor.id == i && parameter[i].data != NULL);
     if (mkdir(folder, 0777) != 0 && errno != EEXIST)
-        DLX_FAIL(error, SYSTEM, "cannot make the checkpoint folder '%s'; its parent must exist and be writable", folder);
+        DLX_FAIL(error, SYSTEM, "cannot make the checkpoint folder '%s'; its parent must exist and be writable",
+                 folder);
     DLX_TRY_OUT(DLXI_NEW(&entries, entry_count_max(config), error));
     int64_t entry_count = list_entries(entries, config);
     DLX_TRY_OUT(path_in(path, folder, "model.safetensors", error));
@@ -187,13 +189,16 @@ static dlx_status check_file(const dlxi_safetensors *file, const entry *entries,
         bool known = may_be_surplus(config, tensor->name);
         for (int64_t j = 0; j < entry_count && !known; j++) known = find_entry(file, entries[j].name) == tensor;
         if (!known)
-            DLX_FAIL(error, DATA, "%s: tensor '%.96s' is not one of the config's; does the file belong to this "
-                     "config.json?", dlxi_safetensors_path(file), tensor->name);
+            DLX_FAIL(error, DATA,
+                     "%s: tensor '%.96s' is not one of the config's; does the file belong to this "
+                     "config.json?",
+                     dlxi_safetensors_path(file), tensor->name);
     }
     return DLX_OK;
 }
 
-/* dst[size, rows] ← columns [column, column + size) of the file's tensor, transposed back; a few file rows at a time. */
+/* dst[size, rows] ← columns [column, column + size) of the file's tensor, transposed back; a few file rows at a time.
+ */
 static dlx_status read_transposed(float *dst, const dlxi_file_tensor *tensor, const entry *e, int64_t column,
                                   int64_t size, dlx_error *error) {
     enum { BLOCK_ROWS = 16 };
@@ -241,8 +246,7 @@ dlx_status dlxi_checkpoint_load(const char *folder, const dlxi_model_config *con
     DLX_TRY_OUT(DLXI_NEW(&entries, entry_count_max(config), error));
     int64_t entry_count = list_entries(entries, config);
     DLX_TRY_OUT(check_file(file, entries, entry_count, config, error));
-    for (int64_t i = 0; i < count; i++)
-        DLX_TRY_OUT(read_parameter(file, entries, entry_count, &parameter[i], error));
+    for (int64_t i = 0; i < count; i++) DLX_TRY_OUT(read_parameter(file, entries, entry_count, &parameter[i], error));
 out:
     free(entries);
     dlxi_safetensors_close(&file);

@@ -16,9 +16,9 @@ dlx_status dlxi_checkpoint_load_config(dlxi_model_config *out, const char *folde
 dlx_status dlxi_checkpoint_parse_config(dlxi_model_config *out, const char *text, size_t bytes, const char *path,
                                         dlx_error *error);
 
-/* Reads folder/model.safetensors into parameter[count].data: a stage's tensors, or all. The whole file is checked against
- * config first: a missing, surplus or misshapen tensor is DLX_DATA, and no data has changed then. Afterwards call
- * dlxi_stage_parameters_changed. Blocks. */
+/* Reads folder/model.safetensors into parameter[count].data: a stage's tensors, or all. The whole file is checked
+ * against config first: a missing, surplus or misshapen tensor is DLX_DATA, and no data has changed then. Afterwards
+ * call dlxi_stage_parameters_changed. Blocks. */
 dlx_status dlxi_checkpoint_load(const char *folder, const dlxi_model_config *config, dlxi_parameter *parameter,
                                 int64_t count, dlx_error *error);
 

@@ -26,27 +26,25 @@ static double shortest(float value) {
 
 static json_t *gpt2_json(const dlxi_model_config *c) {
     return json_pack("{s:[s], s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:f, s:b, s:f, s:f, s:f, s:s, s:n, s:n}",
-                     "architectures", "GPT2LMHeadModel", "model_type", "gpt2",
-                     "n_layer", (json_int_t)c->layers, "n_embd", (json_int_t)c->width,
-                     "n_head", (json_int_t)c->heads, "n_inner", (json_int_t)c->mlp_width,
-                     "n_positions", (json_int_t)c->context, "vocab_size", (json_int_t)c->vocabulary,
-                     "activation_function", c->activation == DLXI_RELU ? "relu" : "gelu_new",
+                     "architectures", "GPT2LMHeadModel", "model_type", "gpt2", "n_layer", (json_int_t)c->layers,
+                     "n_embd", (json_int_t)c->width, "n_head", (json_int_t)c->heads, "n_inner",
+                     (json_int_t)c->mlp_width, "n_positions", (json_int_t)c->context, "vocab_size",
+                     (json_int_t)c->vocabulary, "activation_function", c->activation == DLXI_RELU ? "relu" : "gelu_new",
                      "layer_norm_epsilon", shortest(c->norm_epsilon), "tie_word_embeddings", (int)c->tied_head,
-                     "attn_pdrop", 0.0, "embd_pdrop", 0.0, "resid_pdrop", 0.0,
-                     "torch_dtype", "float32", "bos_token_id", "eos_token_id");
+                     "attn_pdrop", 0.0, "embd_pdrop", 0.0, "resid_pdrop", 0.0, "torch_dtype", "float32", "bos_token_id",
+                     "eos_token_id");
 }
 
 static json_t *llama_json(const dlxi_model_config *c) {
     return json_pack("{s:[s], s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:f, s:f, s:b, s:s, s:n, s:n}",
-                     "architectures", c->qkv_bias ? "Qwen2ForCausalLM" : "LlamaForCausalLM",
-                     "model_type", c->qkv_bias ? "qwen2" : "llama",
-                     "num_hidden_layers", (json_int_t)c->layers, "hidden_size", (json_int_t)c->width,
-                     "num_attention_heads", (json_int_t)c->heads, "num_key_value_heads", (json_int_t)c->kv_heads,
-                     "intermediate_size", (json_int_t)c->mlp_width,
-                     "max_position_embeddings", (json_int_t)c->context, "vocab_size", (json_int_t)c->vocabulary,
-                     "hidden_act", "silu", "rms_norm_eps", shortest(c->norm_epsilon),
-                     "rope_theta", shortest(c->rope_theta), "tie_word_embeddings", (int)c->tied_head,
-                     "torch_dtype", "float32", "bos_token_id", "eos_token_id");
+                     "architectures", c->qkv_bias ? "Qwen2ForCausalLM" : "LlamaForCausalLM", "model_type",
+                     c->qkv_bias ? "qwen2" : "llama", "num_hidden_layers", (json_int_t)c->layers, "hidden_size",
+                     (json_int_t)c->width, "num_attention_heads", (json_int_t)c->heads, "num_key_value_heads",
+                     (json_int_t)c->kv_heads, "intermediate_size", (json_int_t)c->mlp_width, "max_position_embeddings",
+                     (json_int_t)c->context, "vocab_size", (json_int_t)c->vocabulary, "hidden_act", "silu",
+                     "rms_norm_eps", shortest(c->norm_epsilon), "rope_theta", shortest(c->rope_theta),
+                     "tie_word_embeddings", (int)c->tied_head, "torch_dtype", "float32", "bos_token_id",
+                     "eos_token_id");
 }
 
 dlx_status dlxi_config_json_write(const char *path, const dlxi_model_config *config, dlx_error *error) {
@@ -90,7 +88,8 @@ static dlx_status read_size(int64_t *out, const reader *r, const char *field, in
 
 static dlx_status read_number(float *out, const reader *r, const char *field, double otherwise) {
     const json_t *item = json_object_get(r->json, field);
-    if (item != NULL && !json_is_number(item)) DLX_FAIL(r->error, DATA, "%s: field '%s' is not a number", r->path, field);
+    if (item != NULL && !json_is_number(item))
+        DLX_FAIL(r->error, DATA, "%s: field '%s' is not a number", r->path, field);
     *out = (float)(item == NULL ? otherwise : json_number_value(item));
     return DLX_OK;
 }

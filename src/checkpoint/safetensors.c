@@ -23,8 +23,8 @@ struct dlxi_safetensors {
 static const struct {
     char name[12];
     size_t bytes;
-} dtypes[] = {{"BOOL", 1}, {"U8", 1},   {"I8", 1},  {"F8_E5M2", 1}, {"F8_E4M3", 1}, {"I16", 2}, {"U16", 2}, {"F16", 2},
-              {"BF16", 2}, {"I32", 4},  {"U32", 4}, {"F32", 4},     {"F64", 8},     {"I64", 8}, {"U64", 8}};
+} dtypes[] = {{"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E5M2", 1}, {"F8_E4M3", 1}, {"I16", 2}, {"U16", 2}, {"F16", 2},
+              {"BF16", 2}, {"I32", 4}, {"U32", 4}, {"F32", 4},     {"F64", 8},     {"I64", 8}, {"U64", 8}};
 
 static size_t dtype_bytes(const char *name) {
     for (size_t i = 0; i < sizeof dtypes / sizeof *dtypes; i++)
@@ -70,9 +70,8 @@ static dlx_status parse_range(const dlxi_safetensors *file, dlxi_file_tensor *te
                     " do not lie in the file's %zu bytes of data; the file may be cut short: copy it again",
                     begin, end, room);
     if ((uint64_t)(end - begin) != (uint64_t)tensor->count * item_bytes)
-        FAIL_TENSOR(tensor->name,
-                    "%" JSON_INTEGER_FORMAT " bytes, but its shape and dtype %s need %" PRIu64, end - begin,
-                    tensor->dtype, (uint64_t)tensor->count * item_bytes);
+        FAIL_TENSOR(tensor->name, "%" JSON_INTEGER_FORMAT " bytes, but its shape and dtype %s need %" PRIu64,
+                    end - begin, tensor->dtype, (uint64_t)tensor->count * item_bytes);
     tensor->begin = (size_t)begin;
     tensor->bytes = (size_t)(end - begin);
     return DLX_OK;
@@ -107,7 +106,8 @@ static dlx_status check_cover(dlxi_safetensors *file, size_t room, dlx_error *er
     for (size_t i = 0; i < file->count; i++) {
         const dlxi_file_tensor *tensor = &file->tensor[i];
         if (tensor->begin < at) FAIL_TENSOR(tensor->name, "its bytes overlap those of '%.96s'", tensor[-1].name);
-        if (tensor->begin > at) FAIL_TENSOR(tensor->name, "%zu bytes before it belong to no tensor", tensor->begin - at);
+        if (tensor->begin > at)
+            FAIL_TENSOR(tensor->name, "%zu bytes before it belong to no tensor", tensor->begin - at);
         at = tensor->begin + tensor->bytes;
     }
     if (at != room)

@@ -20,8 +20,8 @@ typedef struct dlxi_file_tensor {
 
 typedef struct dlxi_safetensors dlxi_safetensors;
 
-/* Maps and checks a file. On success *out is the caller's, closed with dlxi_safetensors_close. DLX_SYSTEM where it can't
- * be read; DLX_DATA where it is malformed: the message names the file, the tensor and what is wrong. Blocks. */
+/* Maps and checks a file. On success *out is the caller's, closed with dlxi_safetensors_close. DLX_SYSTEM where it
+ * can't be read; DLX_DATA where it is malformed: the message names the file, the tensor and what is wrong. Blocks. */
 dlx_status dlxi_safetensors_open(dlxi_safetensors **out, const char *path, dlx_error *error);
 /* The same over data[bytes] in memory, which is borrowed; `path` is what messages call it. */
 dlx_status dlxi_safetensors_parse(dlxi_safetensors **out, const uint8_t *data, size_t bytes, const char *path,

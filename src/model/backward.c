@@ -55,8 +55,8 @@ static dlx_status attention_half_backward(dlxi_stage *stage, const dlxi_block *b
     dlxi_kernels *k = stage->kernels;
     dlxi_parameter *const *role = block->role;
     int64_t N = shape.B * shape.T, T = shape.T, NC = N * config->width, D = config->width / config->heads;
-    DLX_TRY(linear_backward(stage, stage->d_a, stage->d, kept->attention, role[DLXI_ROLE_OUT],
-                            role[DLXI_ROLE_OUT_BIAS], N));
+    DLX_TRY(linear_backward(stage, stage->d_a, stage->d, kept->attention, role[DLXI_ROLE_OUT], role[DLXI_ROLE_OUT_BIAS],
+                            N));
     DLX_TRY(k->op->attention_backward(k, stage->d_q, stage->d_key, stage->d_value, stage->d_a, kept->attention,
                                       kept->lse, kept->q, kept->key, kept->value, shape.B, T, config->heads,
                                       config->kv_heads, D));
@@ -65,11 +65,11 @@ static dlx_status attention_half_backward(dlxi_stage *stage, const dlxi_block *b
         DLX_TRY(k->op->rope(k, stage->d_key, N, T, config->kv_heads, D, config->rope_theta, true));
     }
     DLX_TRY(linear_backward(stage, stage->d_a, stage->d_q, kept->norm1, role[DLXI_ROLE_Q], role[DLXI_ROLE_Q_BIAS], N));
-    DLX_TRY(linear_backward(stage, stage->d_b, stage->d_key, kept->norm1, role[DLXI_ROLE_K], role[DLXI_ROLE_K_BIAS],
-                            N));
+    DLX_TRY(
+        linear_backward(stage, stage->d_b, stage->d_key, kept->norm1, role[DLXI_ROLE_K], role[DLXI_ROLE_K_BIAS], N));
     DLX_TRY(k->op->add(k, stage->d_a, stage->d_b, NC));
-    DLX_TRY(linear_backward(stage, stage->d_b, stage->d_value, kept->norm1, role[DLXI_ROLE_V], role[DLXI_ROLE_V_BIAS],
-                            N));
+    DLX_TRY(
+        linear_backward(stage, stage->d_b, stage->d_value, kept->norm1, role[DLXI_ROLE_V], role[DLXI_ROLE_V_BIAS], N));
     DLX_TRY(k->op->add(k, stage->d_a, stage->d_b, NC));
     DLX_TRY(normalize_backward(stage, stage->d_b, stage->d_a, x, kept->mean1, kept->rstd1, role[DLXI_ROLE_NORM1_GAIN],
                                role[DLXI_ROLE_NORM1_BIAS], N));

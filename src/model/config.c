@@ -90,7 +90,8 @@ dlx_status dlxi_model_config_validate(const dlxi_model_config *config, dlx_error
 
 /* ---- tensors ----------------------------------------------------------------------------------------------------- */
 
-/* Sizes by letter: C width, K keys' width, M MLP width, 1 a vector's rows. A NULL name: the family has no such tensor. */
+/* Sizes by letter: C width, K keys' width, M MLP width, 1 a vector's rows. A NULL name: the family has no such tensor.
+ */
 static const struct role_row {
     const char *gpt2, *llama;
     char rows, cols;
@@ -122,10 +123,14 @@ static const char *role_name(const dlxi_model_config *config, int role) {
 
 static int64_t size_of_letter(const dlxi_model_config *config, char letter) {
     switch (letter) {
-    case 'C': return config->width;
-    case 'K': return dlxi_kv_width(config);
-    case 'M': return config->mlp_width;
-    default: return 1;
+    case 'C':
+        return config->width;
+    case 'K':
+        return dlxi_kv_width(config);
+    case 'M':
+        return config->mlp_width;
+    default:
+        return 1;
     }
 }
 

@@ -133,9 +133,8 @@ dlx_status dlxi_stage_loss_sum(dlxi_stage *stage, int slot, const uint32_t *toke
     DLX_TRY(check_tokens(stage, target, N, "target token", error));
     DLX_TRY(dlxi_stage_blocks_forward(stage, slot, token, NULL, shape, error));
     DLX_TRY(dlxi_kernel_failed(dlxi_stage_head_forward(stage, slot, 0, N), error));
-    return dlxi_kernel_failed(k->op->cross_entropy(k, loss_sum, stage->logits, target, N, stage->config.vocabulary,
-                                                   false, 0.0f),
-                              error);
+    return dlxi_kernel_failed(
+        k->op->cross_entropy(k, loss_sum, stage->logits, target, N, stage->config.vocabulary, false, 0.0f), error);
 }
 
 /* d_final ← the gradient of the residual stream below the head; logits hold their own gradient. */
@@ -159,12 +158,13 @@ static dlx_status run_head(dlxi_stage *stage, int slot, const uint32_t *target, 
     double sum = 0.0;
     bool training = stage->options.training;
     DLX_TRY(dlxi_kernel_failed(dlxi_stage_head_forward(stage, slot, 0, N), error));
-    DLX_TRY(dlxi_kernel_failed(k->op->cross_entropy(k, &sum, stage->logits, target, N, stage->config.vocabulary,
-                                                    training, 1.0f / (float)N),
-                               error));
+    DLX_TRY(dlxi_kernel_failed(
+        k->op->cross_entropy(k, &sum, stage->logits, target, N, stage->config.vocabulary, training, 1.0f / (float)N),
+        error));
     *loss = sum / (double)N;
     if (!isfinite(*loss))
-        DLX_FAIL(error, NUMERIC, "the training loss is not finite; try a lower train.learning_rate or a longer warm-up");
+        DLX_FAIL(error, NUMERIC,
+                 "the training loss is not finite; try a lower train.learning_rate or a longer warm-up");
     if (!training) return DLX_OK;
     return dlxi_kernel_failed(head_backward(stage, &stage->slot[slot], N), error);
 }

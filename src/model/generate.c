@@ -33,8 +33,7 @@ static int64_t rounded_length(int64_t count, int64_t most) {
     return length < most ? length : most;
 }
 
-dlx_status dlxi_model_logits(dlxi_stage *stage, const uint32_t *token, int64_t count, float *logits,
-                             dlx_error *error) {
+dlx_status dlxi_model_logits(dlxi_stage *stage, const uint32_t *token, int64_t count, float *logits, dlx_error *error) {
     DLXI_ASSERT(stage->options.has_embedding && stage->options.has_head && count > 0);
     int64_t T = stage->options.length;
     if (count > T) {

@@ -70,13 +70,13 @@ struct dlxi_stage {
 
     void *arena; /* everything below points into it, and the slots' activations */
     dlxi_slot *slot;
-    float **residual;              /* [slots · (layers + 1)] */
-    dlxi_block_activations *kept;  /* [slots · layers] */
+    float **residual;             /* [slots · (layers + 1)] */
+    dlxi_block_activations *kept; /* [slots · layers] */
     float *final_norm, *final_mean, *final_rstd, *logits;
-    uint32_t *token, *target;      /* [N]: windows on their way into evaluation */
-    float *next_logits;            /* [V] */
-    float *d, *d_a, *d_b;          /* [N,C] */
-    float *d_q, *d_key, *d_value;  /* [N,C], [N,K], [N,K] */
+    uint32_t *token, *target;        /* [N]: windows on their way into evaluation */
+    float *next_logits;              /* [V] */
+    float *d, *d_a, *d_b;            /* [N,C] */
+    float *d_q, *d_key, *d_value;    /* [N,C], [N,K], [N,K] */
     float *d_hidden, *d_gate, *d_up; /* [N,M] */
 };
 

@@ -123,9 +123,9 @@ int64_t dlxi_stage_bytes(const dlxi_stage *stage);
 
 /* One micro-batch through the stage; keeps in `slot` what its backward needs.
  * token[B,T]: with the embedding, else NULL. input[B,T,C]: without the embedding, else NULL; copied.
- * target[B,T] and loss: with the head, else NULL; *loss is the mean over the micro-batch. In a training stage the head's
- * part of the backward pass is done here too, so that one [B,T,V] array serves all slots.
- * DLX_DATA where a token is not below the vocabulary, DLX_NUMERIC where the loss is not finite. */
+ * target[B,T] and loss: with the head, else NULL; *loss is the mean over the micro-batch. In a training stage the
+ * head's part of the backward pass is done here too, so that one [B,T,V] array serves all slots. DLX_DATA where a token
+ * is not below the vocabulary, DLX_NUMERIC where the loss is not finite. */
 dlx_status dlxi_stage_forward(dlxi_stage *stage, int slot, const uint32_t *token, const float *input,
                               const uint32_t *target, double *loss, dlx_error *error);
 /* [B,T,C], what the next stage takes; valid until the slot's next forward. Without a head only. */

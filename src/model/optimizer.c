@@ -77,11 +77,9 @@ static dlx_status validate(const dlxi_optimizer_options *o, dlx_error *error) {
                  (double)o->beta1, (double)o->beta2);
     if (!(o->epsilon > 0.0f)) DLX_FAIL(error, CONFIG, "train: AdamW's epsilon %g is not above 0", (double)o->epsilon);
     if (!(o->weight_decay >= 0.0f && o->weight_decay <= 10.0f))
-        DLX_FAIL(error, CONFIG, "train.weight_decay: %g is outside 0 to 10; 0.1 is customary",
-                 (double)o->weight_decay);
+        DLX_FAIL(error, CONFIG, "train.weight_decay: %g is outside 0 to 10; 0.1 is customary", (double)o->weight_decay);
     if (!(o->clip_norm >= 0.0f))
-        DLX_FAIL(error, CONFIG, "train.clip_norm: %g is negative; 1 is customary, 0 never clips",
-                 (double)o->clip_norm);
+        DLX_FAIL(error, CONFIG, "train.clip_norm: %g is negative; 1 is customary, 0 never clips", (double)o->clip_norm);
     if (!(o->momentum >= 0.0f && o->momentum < 1.0f))
         DLX_FAIL(error, CONFIG, "train: Muon's momentum %g is outside [0, 1); 0.95 is customary", (double)o->momentum);
     return DLX_OK;
@@ -139,8 +137,8 @@ static dlx_status muon_step(dlxi_optimizer *optimizer, int64_t i, float learning
         momentum[j] = mu * momentum[j] + g;
         lookahead[j] = g + mu * momentum[j];
     }
-    DLX_TRY(dlxi_muon_orthogonalize(optimizer->kernels, update, lookahead, tensor->rows, tensor->cols,
-                                    optimizer->scratch));
+    DLX_TRY(
+        dlxi_muon_orthogonalize(optimizer->kernels, update, lookahead, tensor->rows, tensor->cols, optimizer->scratch));
     int64_t longer = tensor->rows > tensor->cols ? tensor->rows : tensor->cols;
     float step = learning_rate * muon_rms * sqrtf((float)longer);
     float keep = 1.0f - learning_rate * (tensor->decay ? optimizer->options.weight_decay : 0.0f);
@@ -175,8 +173,10 @@ dlx_status dlxi_optimizer_step_with_norm(dlxi_optimizer *optimizer, float learni
     double size = sqrt(sum_of_squares) * fabs((double)gradient_scale);
     if (norm != NULL) *norm = size;
     if (!isfinite(size))
-        DLX_FAIL(error, NUMERIC, "the gradient's norm is not finite at inner step %" PRId64
-                 "; try a lower train.learning_rate or a longer warm-up", optimizer->step + 1);
+        DLX_FAIL(error, NUMERIC,
+                 "the gradient's norm is not finite at inner step %" PRId64
+                 "; try a lower train.learning_rate or a longer warm-up",
+                 optimizer->step + 1);
     double limit = (double)optimizer->options.clip_norm;
     if (limit > 0.0 && size > limit) gradient_scale *= (float)(limit / size);
     optimizer->step++;
@@ -211,7 +211,8 @@ float dlxi_schedule_rate(const dlxi_schedule *schedule, int64_t tokens) {
     if (tokens < 0) tokens = 0;
     if (tokens < schedule->warmup_tokens) return (float)(peak * (double)tokens / (double)schedule->warmup_tokens);
     if (tokens >= schedule->total_tokens) return (float)floor_rate;
-    double way = (double)(tokens - schedule->warmup_tokens) / (double)(schedule->total_tokens - schedule->warmup_tokens);
+    double way =
+        (double)(tokens - schedule->warmup_tokens) / (double)(schedule->total_tokens - schedule->warmup_tokens);
     const double pi = 3.14159265358979323846;
     return (float)(floor_rate + 0.5 * (peak - floor_rate) * (1.0 + cos(pi * way)));
 }

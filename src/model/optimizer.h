@@ -1,5 +1,5 @@
-/* The inner optimisers over a stage's tensors: AdamW, and Muon for the hidden matrices with AdamW for the rest; clipping
- * by the global norm; the learning rate's schedule over committed tokens. */
+/* The inner optimisers over a stage's tensors: AdamW, and Muon for the hidden matrices with AdamW for the rest;
+ * clipping by the global norm; the learning rate's schedule over committed tokens. */
 #ifndef DLXI_MODEL_OPTIMIZER_H
 #define DLXI_MODEL_OPTIMIZER_H
 

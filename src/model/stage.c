@@ -27,7 +27,8 @@ static dlx_status validate_options(const dlxi_model_config *config, const dlxi_s
     DLXI_ASSERT(options->end_layer <= config->layers);
     DLXI_ASSERT(options->slots >= 1 && options->slots <= 4096);
     if (options->batch < 1 || options->batch > 65536)
-        DLX_FAIL(error, CONFIG, "train.micro_batch: %" PRId64 " is outside 1 to 65536; set the windows of a micro-batch",
+        DLX_FAIL(error, CONFIG,
+                 "train.micro_batch: %" PRId64 " is outside 1 to 65536; set the windows of a micro-batch",
                  options->batch);
     if (options->length < 1 || options->length > config->context)
         DLX_FAIL(error, CONFIG, "window of %" PRId64 " tokens: outside 1 to model.context (%" PRId64 ")",

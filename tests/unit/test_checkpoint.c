@@ -112,11 +112,13 @@ static void test_other_model(void **unused) {
         bool qkv_bias;
         const char *message;
     } cases[] = {
-        {3, 10, true, "tensor 'model.layers.2.input_layernorm.weight' is missing; does the file belong to this "
-                      "config.json?"},
+        {3, 10, true,
+         "tensor 'model.layers.2.input_layernorm.weight' is missing; does the file belong to this "
+         "config.json?"},
         {2, 11, true, "tensor 'model.layers.0.mlp.gate_proj.weight' has shape [10, 12], the config needs [11, 12]"},
-        {2, 10, false, "tensor 'model.layers.0.self_attn.k_proj.bias' is not one of the config's; does the file belong "
-                       "to this config.json?"},
+        {2, 10, false,
+         "tensor 'model.layers.0.self_attn.k_proj.bias' is not one of the config's; does the file belong "
+         "to this config.json?"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         dlxi_model_config config = small(3);
@@ -191,14 +193,14 @@ static void test_malformed(void **unused) {
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[0,8]}}", 8,
          "x: tensor 'a': 8 bytes, but its shape and dtype F32 need 12"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},"
-         "\"b\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[2,6]}}", 6,
-         "x: tensor 'b': its bytes overlap those of 'a'"},
+         "\"b\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[2,6]}}",
+         6, "x: tensor 'b': its bytes overlap those of 'a'"},
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},"
-         "\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[2,3]}}", 3,
-         "x: tensor 'b': 1 bytes before it belong to no tensor"},
+         "\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[2,3]}}",
+         3, "x: tensor 'b': 1 bytes before it belong to no tensor"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},"
-         "\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}", 8,
-         "x: its header is not the JSON it should be: duplicate object key"},
+         "\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}",
+         8, "x: its header is not the JSON it should be: duplicate object key"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[4611686018427387904,4],\"data_offsets\":[0,0]}}", 0,
          "x: tensor 'a': its shape has more elements than any file"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[-1],\"data_offsets\":[0,4]}}", 4,
@@ -226,8 +228,9 @@ static void test_malformed(void **unused) {
     dlxi_safetensors *file = NULL;
     dlx_error error = {0};
     assert_int_equal(dlxi_safetensors_parse(&file, huge, 9, "x", &error), DLX_DATA);
-    assert_string_equal(error.message, "x: a header of 18446744073709551615 bytes does not fit (file 9 bytes, headers at "
-                                       "most 100000000); is this a safetensors file, and whole?");
+    assert_string_equal(error.message,
+                        "x: a header of 18446744073709551615 bytes does not fit (file 9 bytes, headers at "
+                        "most 100000000); is this a safetensors file, and whole?");
     assert_int_equal(dlxi_safetensors_parse(&file, huge, 7, "x", &error), DLX_DATA);
     assert_string_equal(error.message, "x: 7 bytes are too few for a safetensors file");
 }

@@ -1,5 +1,5 @@
-/* The model room: what configs are refused, the list of tensors, starting values, stages against the whole, micro-batches
- * against one batch, evaluation and generation. Gradients against PyTorch are in torch_model.py. */
+/* The model room: what configs are refused, the list of tensors, starting values, stages against the whole,
+ * micro-batches against one batch, evaluation and generation. Gradients against PyTorch are in torch_model.py. */
 #include "model/model.h"
 #include "base/rng.h"
 
@@ -92,8 +92,9 @@ static void test_validate(void **unused) {
     refused(c, "model.width: 12 over model.heads (4) gives heads of size 3; rotary positions need an even size: change "
                "width or heads");
     c = good, c.family = DLXI_FAMILY_GPT2;
-    refused(c, "model.kv_heads: 2 with model.family gpt2, which has one key head a query head; set it to model.heads (4) "
-               "or the family to llama");
+    refused(c,
+            "model.kv_heads: 2 with model.family gpt2, which has one key head a query head; set it to model.heads (4) "
+            "or the family to llama");
     c = good, c.vocabulary = 1;
     refused(c, "model.vocabulary: 1 is outside 2 to 16777216; set what the tokenizer says: 256 for bytes");
     c = good, c.norm_epsilon = NAN;
@@ -190,8 +191,9 @@ static void chained_stages(dlxi_model_config config) {
     dlxi_stage *last = open_stage(&config, &options, kernels);
     for (int m = 0; m < 2; m++) {
         assert_int_equal(dlxi_stage_forward(first, m, token + m * N, NULL, NULL, NULL, NULL), DLX_OK);
-        assert_int_equal(dlxi_stage_forward(last, m, NULL, dlxi_stage_output(first, m), target + m * N,
-                                            &chained_loss[m], NULL), DLX_OK);
+        assert_int_equal(
+            dlxi_stage_forward(last, m, NULL, dlxi_stage_output(first, m), target + m * N, &chained_loss[m], NULL),
+            DLX_OK);
         assert_true(fabs(chained_loss[m] - loss[m]) < 1e-6);
     }
     for (int m = 0; m < 2; m++) {
@@ -387,18 +389,12 @@ static void test_sample(void **unused) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_validate),
-        cmocka_unit_test(test_parameter_counts),
-        cmocka_unit_test(test_tensor_list),
-        cmocka_unit_test(test_starting_values),
-        cmocka_unit_test(test_chained_stages),
-        cmocka_unit_test(test_micro_batches_make_a_batch),
-        cmocka_unit_test(test_bad_tokens),
-        cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_evaluate),
-        cmocka_unit_test(test_logits_agree_with_loss),
-        cmocka_unit_test(test_generate),
-        cmocka_unit_test(test_sample),
+        cmocka_unit_test(test_validate),       cmocka_unit_test(test_parameter_counts),
+        cmocka_unit_test(test_tensor_list),    cmocka_unit_test(test_starting_values),
+        cmocka_unit_test(test_chained_stages), cmocka_unit_test(test_micro_batches_make_a_batch),
+        cmocka_unit_test(test_bad_tokens),     cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_evaluate),       cmocka_unit_test(test_logits_agree_with_loss),
+        cmocka_unit_test(test_generate),       cmocka_unit_test(test_sample),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -26,9 +26,13 @@ static void draw(float *dst, int count, uint64_t stream, float scale) {
 static void set_up(fixture *f) {
     *f = (fixture){0};
     f->parameter[0] = (dlxi_parameter){.tensor = {.rows = ROWS, .cols = COLS, .hidden_matrix = true, .decay = true},
-                                       .data = f->data[0], .gradient = f->gradient[0], .count = COUNT};
+                                       .data = f->data[0],
+                                       .gradient = f->gradient[0],
+                                       .count = COUNT};
     f->parameter[1] = (dlxi_parameter){.tensor = {.rows = 1, .cols = VECTOR, .vector = true},
-                                       .data = f->data[1], .gradient = f->gradient[1], .count = VECTOR};
+                                       .data = f->data[1],
+                                       .gradient = f->gradient[1],
+                                       .count = VECTOR};
     draw(f->data[0], COUNT, 0, 1.0f);
     draw(f->data[1], VECTOR, 1, 1.0f);
     assert_int_equal(dlxi_kernels_open(&f->kernels, "ref", DLXI_PRECISION_F32, 1, NULL), DLX_OK);
@@ -105,7 +109,8 @@ static void test_clipping(void **unused) {
 }
 
 /* U Vᵀ from the singular value decomposition, by the eigenvectors of a tiny matrix, is what the iteration approaches:
- * singular values come to lie in about [0.7, 1.2], so that X Xᵀ is near I, and X stays in the row space's directions. */
+ * singular values come to lie in about [0.7, 1.2], so that X Xᵀ is near I, and X stays in the row space's directions.
+ */
 static void test_orthogonalize(void **unused) {
     (void)unused;
     fixture f;
@@ -202,8 +207,8 @@ static void test_bad_options(void **unused) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_adamw),       cmocka_unit_test(test_clipping), cmocka_unit_test(test_orthogonalize),
-        cmocka_unit_test(test_muon_step),   cmocka_unit_test(test_schedule), cmocka_unit_test(test_bad_options),
+        cmocka_unit_test(test_adamw),     cmocka_unit_test(test_clipping), cmocka_unit_test(test_orthogonalize),
+        cmocka_unit_test(test_muon_step), cmocka_unit_test(test_schedule), cmocka_unit_test(test_bad_options),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -15,15 +15,55 @@ static const struct {
     const char *name;
     dlxi_model_config config;
 } cases[] = {
-    {"gpt2", {.family = DLXI_FAMILY_GPT2, .layers = 2, .width = 24, .heads = 3, .kv_heads = 3, .mlp_width = 40,
-              .context = 16, .vocabulary = 37, .activation = DLXI_GELU, .tied_head = true, .norm_epsilon = 1e-5f}},
-    {"opt", {.family = DLXI_FAMILY_GPT2, .layers = 2, .width = 20, .heads = 2, .kv_heads = 2, .mlp_width = 12,
-             .context = 11, .vocabulary = 37, .activation = DLXI_RELU, .tied_head = false, .norm_epsilon = 1e-3f}},
-    {"llama", {.family = DLXI_FAMILY_LLAMA, .layers = 2, .width = 24, .heads = 6, .kv_heads = 2, .mlp_width = 40,
-               .context = 16, .vocabulary = 37, .tied_head = false, .rope_theta = 100.0f, .norm_epsilon = 1e-5f}},
-    {"qwen", {.family = DLXI_FAMILY_LLAMA, .layers = 3, .width = 16, .heads = 2, .kv_heads = 1, .mlp_width = 9,
-              .context = 16, .vocabulary = 37, .qkv_bias = true, .tied_head = true, .rope_theta = 10000.0f,
-              .norm_epsilon = 1e-6f}},
+    {"gpt2",
+     {.family = DLXI_FAMILY_GPT2,
+      .layers = 2,
+      .width = 24,
+      .heads = 3,
+      .kv_heads = 3,
+      .mlp_width = 40,
+      .context = 16,
+      .vocabulary = 37,
+      .activation = DLXI_GELU,
+      .tied_head = true,
+      .norm_epsilon = 1e-5f}},
+    {"opt",
+     {.family = DLXI_FAMILY_GPT2,
+      .layers = 2,
+      .width = 20,
+      .heads = 2,
+      .kv_heads = 2,
+      .mlp_width = 12,
+      .context = 11,
+      .vocabulary = 37,
+      .activation = DLXI_RELU,
+      .tied_head = false,
+      .norm_epsilon = 1e-3f}},
+    {"llama",
+     {.family = DLXI_FAMILY_LLAMA,
+      .layers = 2,
+      .width = 24,
+      .heads = 6,
+      .kv_heads = 2,
+      .mlp_width = 40,
+      .context = 16,
+      .vocabulary = 37,
+      .tied_head = false,
+      .rope_theta = 100.0f,
+      .norm_epsilon = 1e-5f}},
+    {"qwen",
+     {.family = DLXI_FAMILY_LLAMA,
+      .layers = 3,
+      .width = 16,
+      .heads = 2,
+      .kv_heads = 1,
+      .mlp_width = 9,
+      .context = 16,
+      .vocabulary = 37,
+      .qkv_bias = true,
+      .tied_head = true,
+      .rope_theta = 10000.0f,
+      .norm_epsilon = 1e-6f}},
 };
 
 /* Zero biases and unit gains would hide mistakes. */
@@ -45,8 +85,8 @@ static int write_batch(const char *folder, const uint32_t *token, const uint32_t
     snprintf(path, sizeof path, "%s/batch.json", folder);
     FILE *file = fopen(path, "w");
     if (file == NULL) return 1;
-    fprintf(file, "{\"batch\": %d, \"length\": %d, \"steps\": %d, \"loss\": %.17g, \"token\": [", BATCH, LENGTH,
-            STEPS, loss);
+    fprintf(file, "{\"batch\": %d, \"length\": %d, \"steps\": %d, \"loss\": %.17g, \"token\": [", BATCH, LENGTH, STEPS,
+            loss);
     for (int n = 0; n < ROWS; n++) fprintf(file, "%s%" PRIu32, n == 0 ? "" : ", ", token[n]);
     fprintf(file, "], \"target\": [");
     for (int n = 0; n < ROWS; n++) fprintf(file, "%s%" PRIu32, n == 0 ? "" : ", ", target[n]);
