@@ -47,6 +47,7 @@ static dlxi_model_config small(int which) {
     config.qkv_bias = which == 3;
     config.norm_epsilon = 3e-6f;
     if (which >= 2) config.rope_theta = 500000.0f;
+    if (which == 0) config.width = 64, config.mlp_width = 8192; /* written and read in several blocks */
     return config;
 }
 

@@ -1,6 +1,7 @@
 /* The model room: what configs are refused, the list of tensors, starting values, stages against the whole,
  * micro-batches against one batch, evaluation and generation. Gradients against PyTorch are in torch_model.py. */
 #include "model/model.h"
+#include "base/hash.h"
 #include "base/rng.h"
 
 #include <inttypes.h>
@@ -166,6 +167,12 @@ static void test_starting_values(void **unused) {
         assert_true(fabs(sqrt(squares / (double)p->count) / expected[i].deviation - 1.0) < 0.03);
     }
     assert_true(find(whole, "model.norm.weight")->data[5] == 1.0f);
+    /* golden: the same bits on every machine, in every version */
+    uint64_t hash = 0;
+    parameter = dlxi_stage_parameters(whole, &count);
+    for (int64_t i = 0; i < count; i++)
+        hash = dlxi_hash(parameter[i].data, (size_t)parameter[i].count * sizeof(float), hash);
+    assert_int_equal(hash, UINT64_C(0xda20ee083652eafe));
     dlxi_stage_close(&half);
     dlxi_stage_close(&whole);
     dlxi_kernels_close(&kernels);
@@ -345,6 +352,10 @@ static void test_logits_agree_with_loss(void **unused) {
         sum += log(total) - (double)logits[window[t + 1]];
     }
     assert_true(fabs(sum / T - expected) < 1e-5);
+    float last[V]; /* the window slides: of T + 1 tokens the last T are seen */
+    assert_int_equal(dlxi_model_logits(stage, window, T + 1, logits, NULL), DLX_OK);
+    assert_int_equal(dlxi_model_logits(stage, window + 1, T, last, NULL), DLX_OK);
+    assert_memory_equal(logits, last, sizeof logits);
     dlxi_stage_close(&stage);
     dlxi_kernels_close(&kernels);
 }

@@ -181,6 +181,7 @@ static void test_schedule(void **unused) {
     near(dlxi_schedule_rate(&schedule, -5), 0.0);
     near(dlxi_schedule_rate(&schedule, 0), 0.0);
     near(dlxi_schedule_rate(&schedule, 25), 0.0025);
+    near(dlxi_schedule_rate(&schedule, 75), 0.0075);
     near(dlxi_schedule_rate(&schedule, 100), 0.01);
     near(dlxi_schedule_rate(&schedule, 350), 0.001 + 0.009 * 0.5 * (1.0 + sqrt(0.5)));
     near(dlxi_schedule_rate(&schedule, 600), 0.0055);
