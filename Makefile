@@ -1,0 +1,66 @@
+# The menu. Everything real is in Meson, and in scripts/.
+BUILD ?= build
+PYTHON ?= /usr/bin/python3
+
+.PHONY: help setup build data demo test asan tsan fuzz bench convergence format clean
+
+help:
+	@echo "make demo         set up, build, prepare the King James text, train two sites on it (10 minutes)"
+	@echo "make test         set up, build, run every test (15 minutes)"
+	@echo "make build        build/dilocox, libdilocox, libdilocox_train"
+	@echo "make data         data/kjv.{train,validation}.tokens"
+	@echo "make asan tsan    the tests under sanitizers (make test runs them too)"
+	@echo "make fuzz         the decoders' fuzzers, a minute each"
+	@echo "make bench        the training step and the codec, measured"
+	@echo "make convergence  the table of docs/convergence.md, measured anew (40 minutes)"
+	@echo "make format       clang-format over the tree"
+
+setup:
+	@scripts/setup.sh
+
+$(BUILD)/build.ninja:
+	@meson setup $(BUILD) --werror > $(BUILD).log 2>&1 || { cat $(BUILD).log; exit 1; }
+
+build: $(BUILD)/build.ninja
+	@ninja -C $(BUILD) --quiet
+	@ln -sf cli/dilocox $(BUILD)/dilocox
+
+data: build
+	@scripts/data.sh $(BUILD)/dilocox
+
+demo: setup
+	@$(MAKE) --no-print-directory data
+	@$(BUILD)/dilocox launch examples/quickstart.yaml --sites 2
+
+test: setup
+	@$(MAKE) --no-print-directory data
+	@meson test -C $(BUILD) --print-errorlogs
+	@$(MAKE) --no-print-directory asan tsan
+
+# Detecting leaks needs ptrace, which containers may refuse.
+asan:
+	@test -f build-asan/build.ninja || meson setup build-asan -Db_sanitize=address,undefined -Db_lundef=false --buildtype=debugoptimized > build-asan.log
+	@ninja -C build-asan --quiet
+	@ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+		meson test -C build-asan --suite unit --suite kernels --suite process --print-errorlogs --timeout-multiplier 4
+
+tsan:
+	@test -f build-tsan/build.ninja || meson setup build-tsan -Db_sanitize=thread -Db_lundef=false --buildtype=debugoptimized > build-tsan.log
+	@ninja -C build-tsan --quiet
+	@meson test -C build-tsan --suite threads --print-errorlogs --timeout-multiplier 4
+
+fuzz:
+	@scripts/fuzz.sh
+
+bench: build
+	@$(BUILD)/dilocox bench model
+	@$(BUILD)/dilocox bench codec
+
+convergence: data
+	@$(PYTHON) bench/convergence.py --dilocox $(BUILD)/dilocox
+
+format:
+	@clang-format -i $$(git ls-files '*.c' '*.h')
+
+clean:
+	rm -rf build build-asan build-tsan build.log
