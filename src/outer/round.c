@@ -13,7 +13,8 @@ dlxi_round_action dlxi_round_next(const dlxi_round *round, bool committed) {
         if (!applies_at_boundary(round->overlap) && round->overlap != DLX_OVERLAP_CARRY) return apply_or_wait(committed);
         if (round->overlap == DLX_OVERLAP_CARRY) {
             if (round->exchange_steps == 0 && committed) return DLXI_ROUND_APPLY;
-            if (round->exchange_steps != 0 && round->steps_since >= round->exchange_steps) return apply_or_wait(committed);
+            uint32_t due = round->exchange_steps < round->inner_steps ? round->exchange_steps : round->inner_steps;
+            if (due != 0 && round->steps_since >= due) return apply_or_wait(committed);
         }
         /* nothing of this round to hand out, and no more to train: only the flush is left */
         if (round->ending && round->steps == 0) return apply_or_wait(committed);
