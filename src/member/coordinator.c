@@ -357,6 +357,12 @@ static void on_report(dlxi_coordinator *c, member *m, const char *text) {
     c->phase = DLXI_COORDINATOR_DONE;
 }
 
+static void on_failed(dlxi_coordinator *c, member *m, const dlxi_reason *reason) {
+    bool known = reason->status != DLX_OK && reason->status <= DLX_DIVERGED;
+    dlxi_coordinator_fail(c, known ? (dlx_status)reason->status : DLX_PEER_LOST, m->name, "site '%s' failed: %s", m->name,
+                          reason->text);
+}
+
 /* ---- events ------------------------------------------------------------------------------------------------------------ */
 
 void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *name, const char *key,
@@ -384,8 +390,7 @@ void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *n
         if (frame->round == c->round && frame->attempt == c->attempt) abort_attempt(c, c->incoming.as.reason.text);
         break;
     case DLXI_FRAME_FAILED:
-        dlxi_coordinator_fail(c, c->incoming.as.reason.status < DLX_DIVERGED + 1 ? c->incoming.as.reason.status : DLX_DATA,
-                              m->name, "site '%s' failed: %s", m->name, c->incoming.as.reason.text);
+        on_failed(c, m, &c->incoming.as.reason);
         break;
     case DLXI_FRAME_REPORT: on_report(c, m, c->incoming.as.report.text); break;
     default: break; /* pings were heard above; the rest is not for a coordinator */
