@@ -35,6 +35,7 @@ struct dlxi_coordinator {
     uint64_t round, committed_tokens;
     int64_t pinged_ms;
     char *shared_text;
+    bool shared_text_is_given; /* or the first site's */
     uint16_t count; /* joined */
     member members[DLXI_SITES_MAX];
     dlxi_ledger *ledger;
@@ -49,6 +50,7 @@ dlx_status dlxi_coordinator_open(dlxi_coordinator **out, const dlxi_coordinator_
     DLX_TRY_OUT(DLXI_NEW(&c, 1, error));
     c->settings = *settings;
     c->settings.shared_text = NULL;
+    c->shared_text_is_given = settings->shared_text != NULL;
     c->term = 1;
     c->round = 1;
     c->pinged_ms = now_ms;
@@ -397,6 +399,14 @@ void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *n
     }
 }
 
+/* Its place is free for another; the settings of one that is gone bind nobody. */
+static void leave(dlxi_coordinator *c, member *m) {
+    *m = c->members[--c->count];
+    if (c->count > 0 || c->shared_text_is_given) return;
+    free(c->shared_text);
+    c->shared_text = NULL;
+}
+
 void dlxi_coordinator_on_tick(dlxi_coordinator *c, int64_t now_ms) {
     if (c->phase == DLXI_COORDINATOR_DONE) return;
     for (uint16_t i = 0; i < c->count;) {
@@ -404,7 +414,7 @@ void dlxi_coordinator_on_tick(dlxi_coordinator *c, int64_t now_ms) {
         if (now_ms - m->heard_ms <= c->settings.timeout_ms) {
             i++;
         } else if (c->phase == DLXI_COORDINATOR_GATHERING && c->count < c->settings.sites) {
-            *m = c->members[--c->count]; /* its place is free for another */
+            leave(c, m);
         } else {
             dlxi_coordinator_fail(c, DLX_PEER_LOST, m->name, "site '%s' was not heard of for %lld ms", m->name,
                                   (long long)(now_ms - m->heard_ms));
