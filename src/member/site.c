@@ -85,7 +85,10 @@ static dlxi_site_action dispatch(dlxi_site *s, const dlxi_frame *frame) {
         s->attempt = frame->attempt;
         s->staged = false;
         return DLXI_SITE_BEGIN;
-    case DLXI_FRAME_ABORT: return current ? DLXI_SITE_ABORT : DLXI_SITE_NOTHING;
+    case DLXI_FRAME_ABORT:
+        if (!current) return DLXI_SITE_NOTHING;
+        s->staged = false;
+        return DLXI_SITE_ABORT;
     case DLXI_FRAME_COMMIT: return current ? on_commit(s) : DLXI_SITE_NOTHING;
     case DLXI_FRAME_STOP: {
         dlx_status status = s->incoming.as.reason.status <= DLX_DIVERGED ? s->incoming.as.reason.status : DLX_DATA;
@@ -148,6 +151,7 @@ static void put_reason(dlxi_site *s, dlxi_frame_kind kind, dlx_status status, co
 }
 
 void dlxi_site_on_attempt_failed(dlxi_site *s, const char *why) {
+    s->staged = false;
     put_reason(s, DLXI_FRAME_ABORT, DLX_ABORTED, why);
 }
 
