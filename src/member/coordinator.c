@@ -10,7 +10,7 @@
 #include "base/options.h"
 #include "member/lease.h"
 
-enum { PING_MS = 1000, LEASES = 3 /* rounds t, t+1, t+2 */ };
+enum { PING_MS = 250 /* well below the shortest timeout, 1 s */, LEASES = 3 /* rounds t, t+1, t+2 */ };
 
 typedef struct member {
     uint32_t peer;
