@@ -579,6 +579,20 @@ static void the_ledger_leases_again_what_came_back(void **state) {
     dlxi_ledger_grant(ledger, &first, 3, 3);
     assert_int_equal(dlxi_lease_position(&first, 0), 4);
     dlxi_ledger_close(&ledger);
+
+    /* neighbours grow together again: before, behind, and between */
+    assert_int_equal(dlxi_ledger_open(&ledger, NULL), DLX_OK);
+    dlxi_ledger_grant(ledger, &first, 1, 10);
+    dlxi_ledger_grant(ledger, &second, 1, 10);
+    dlxi_ledger_grant(ledger, &third, 1, 10);
+    dlxi_ledger_settle(ledger, &first, 0);
+    dlxi_ledger_settle(ledger, &third, 0);
+    dlxi_ledger_settle(ledger, &second, 0);
+    dlxi_ledger_grant(ledger, &first, 2, 30);
+    assert_int_equal(first.range_count, 1);
+    assert_int_equal(first.ranges[0].first, 0);
+    assert_int_equal(first.ranges[0].count, 30);
+    dlxi_ledger_close(&ledger);
     assert_null(ledger);
 }
 
