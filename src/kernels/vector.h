@@ -23,8 +23,7 @@ static inline float dlxi_float(uint32_t bits) {
 static inline float dlxi_exp(float x) {
     const float lowest = -87.3f, highest = 88.0f;
     const float rounder = 12582912.0f; /* 1.5 · 2^23: a sum with it holds its rounded integer in the low bits */
-    float bounded = x > highest ? highest : x;
-    bounded = bounded < lowest ? lowest : bounded;
+    const float bounded = x > highest ? highest : x; /* below `lowest`, y is anything and not taken */
     float shifted = bounded * 1.44269504088896341f + rounder;
     float n = shifted - rounder;
     float r = bounded - n * 0.693359375f;

@@ -218,6 +218,7 @@ static void test_embeddings(void **state) {
             const int64_t N = shapes[s][0] * 3, C = shapes[s][1];
             check_embedding(&p[i], N, shapes[s][0], C, s % 2 == 0);
             check_rope(&p[i], N, shapes[s][0], 1 + s % 3, 2 * (1 + s * 5));
+            check_rope(&p[i], 2 * N, 2 * shapes[s][0], 1 + s % 3, 2 * (1 + s * 5)); /* the kept table is too short */
         }
 }
 
