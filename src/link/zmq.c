@@ -1,7 +1,9 @@
 /* The `zmq` link: processes on one machine or many, over TCP, encrypted and authenticated by CURVE.
  *
- * Sockets. The coordinator has one ROUTER; a site has one DEALER to it and one PAIR for each other site, so that control
- * never waits behind data. All belong to the owner thread. libzmq's own thread does input, output and encryption; one
+ * Sockets. Who binds has a ROUTER: the coordinator one for all sites, a site one for each site of a higher index. Who
+ * connects has a DEALER. So control never waits behind data. A ROUTER hands over: a peer whose connection broke unseen
+ * and who comes again takes its own place, which a PAIR or DEALER doesn't know how to do. All sockets belong to the owner
+ * thread. libzmq's own thread does input, output and encryption; one
  * more thread admits keys (zmq_auth.c). `wake` writes to an eventfd, and may be called from a signal handler.
  *
  * Who speaks. A peer of the coordinator is known by its routing id, 16 random bytes a process, so that a connection that
@@ -67,33 +69,47 @@ static dlx_status send_frame(dlxi_zmq *me, void *socket, const dlxi_frame *frame
     return DLX_OK;
 }
 
-/* A site's. Asks for room before the frame is encoded, which costs more. */
-static dlx_status send_from_site(dlxi_zmq *me, void *socket, bool *refused, const dlxi_frame *frame,
-                                 dlx_error *error) {
+/* Through a ROUTER. DLX_AGAIN: the peer's queue is full. DLX_PEER_LOST: it has no connection. */
+static dlx_status send_routed(dlxi_zmq *me, void *socket, const void *routing_id, size_t routing_id_bytes,
+                              const dlxi_frame *frame, dlx_error *error) {
+    int sent;
+    do sent = zmq_send(socket, routing_id, routing_id_bytes, ZMQ_DONTWAIT | ZMQ_SNDMORE);
+    while (sent < 0 && errno == EINTR);
+    if (sent >= 0) return send_frame(me, socket, frame, error); /* the routing id found room for it */
+    return errno == EHOSTUNREACH ? DLX_PEER_LOST : send_failure(error);
+}
+
+static dlx_status send_to_coordinator(dlxi_zmq *me, const dlxi_frame *frame, dlx_error *error) {
+    dlx_status status = send_frame(me, me->control, frame, error);
+    me->control_refused = status == DLX_AGAIN;
+    return status;
+}
+
+/* Asks for room before the frame is encoded, which costs more. A peer that is not there yet has no room either. */
+static dlx_status send_to_site(dlxi_zmq *me, dlxi_channel *channel, const dlxi_frame *frame, dlx_error *error) {
     dlx_status status = DLX_AGAIN;
-    if (dlxi_socket_ready(socket, ZMQ_POLLOUT)) status = send_frame(me, socket, frame, error);
-    *refused = status == DLX_AGAIN;
+    if (dlxi_socket_ready(channel->socket, ZMQ_POLLOUT)) {
+        if (channel->binds)
+            status = send_routed(me, channel->socket, dlxi_data_routing_id, DATA_ROUTING_ID_BYTES, frame, error);
+        else status = send_frame(me, channel->socket, frame, error);
+    }
+    if (status == DLX_PEER_LOST) status = DLX_AGAIN;
+    channel->refused = status == DLX_AGAIN;
     return status;
 }
 
 static dlx_status send_from_coordinator(dlxi_zmq *me, uint32_t to, const dlxi_frame *frame, dlx_error *error) {
     if (to >= me->numbered_count) DLX_FAIL(error, STATE, "zmq link: send to peer %u, which never spoke", to);
     dlxi_numbered *peer = &me->numbered[to];
-    int sent;
-    do sent = zmq_send(me->control, peer->routing_id, peer->routing_id_bytes, ZMQ_DONTWAIT | ZMQ_SNDMORE);
-    while (sent < 0 && errno == EINTR);
-    if (sent >= 0) {
-        peer->unreachable_since_ns = 0;
-        return send_frame(me, me->control, frame, error); /* the routing id found room for it */
-    }
+    dlx_status status = send_routed(me, me->control, peer->routing_id, sizeof peer->routing_id, frame, error);
+    if (status == DLX_OK) peer->unreachable_since_ns = 0;
+    if (status != DLX_AGAIN && status != DLX_PEER_LOST) return status;
     int64_t now_ns = dlxi_clock_ns();
-    if (errno == EHOSTUNREACH) {
+    if (status == DLX_PEER_LOST) {
         if (peer->unreachable_since_ns == 0) peer->unreachable_since_ns = now_ns;
         if (now_ns - peer->unreachable_since_ns >= UNREACHABLE_NS)
             DLX_FAIL(error, PEER_LOST, "site '%s' has had no connection for %lld s", peer->name,
                      (long long)(UNREACHABLE_NS / 1000000000));
-    } else if (errno != EAGAIN) {
-        return send_failure(error);
     }
     if (me->retry_at_ns == 0) me->retry_at_ns = now_ns + RETRY_NS;
     return DLX_AGAIN;
@@ -102,10 +118,10 @@ static dlx_status send_from_coordinator(dlxi_zmq *me, uint32_t to, const dlxi_fr
 static dlx_status link_send(dlxi_link *link, uint32_t to, const dlxi_frame *frame, dlx_error *error) {
     dlxi_zmq *me = (dlxi_zmq *)link;
     if (me->coordinator) return send_from_coordinator(me, to, frame, error);
-    if (to == DLXI_SITE_COORDINATOR) return send_from_site(me, me->control, &me->control_refused, frame, error);
+    if (to == DLXI_SITE_COORDINATOR) return send_to_coordinator(me, frame, error);
     if (to >= DLXI_SITES_MAX || me->channels[to].socket == NULL)
         DLX_FAIL(error, STATE, "zmq link: send to %u, which is not connected", to);
-    return send_from_site(me, me->channels[to].socket, &me->channels[to].refused, frame, error);
+    return send_to_site(me, &me->channels[to], frame, error);
 }
 
 /* ---- receive --------------------------------------------------------------------------------------------------------- */
@@ -138,13 +154,19 @@ static void release_current(dlxi_zmq *me) {
     zmq_msg_init(&me->current);
 }
 
-/* Reads the frame in `current`; false where it is dropped: malformed, or not from the site `name` (NULL: no matter). */
-static bool take_current(dlxi_zmq *me, void *socket, bool more, const char *name, dlxi_frame *frame) {
+/* Reads the next message into `current`, and its routing id where the socket is a ROUTER (id is not NULL). */
+static dlx_status receive_message(dlxi_zmq *me, void *socket, zmq_msg_t *id, bool *more, dlx_error *error) {
+    release_current(me);
+    *more = true;
+    if (id != NULL) DLX_TRY(receive_part(id, socket, more, error));
+    return *more ? receive_part(&me->current, socket, more, error) : DLX_OK;
+}
+
+/* Reads the frame in `current`; false where it is dropped: `welcome` is false, it is malformed, or parts follow it. */
+static bool take_current(dlxi_zmq *me, void *socket, bool more, bool welcome, dlxi_frame *frame) {
     size_t bytes = zmq_msg_size(&me->current);
     if (more) skip_parts(socket);
-    const char *proved = name != NULL ? zmq_msg_gets(&me->current, "User-Id") : NULL;
-    bool stranger = name != NULL && (proved == NULL || strcmp(proved, name) != 0);
-    if (more || stranger || dlxi_frame_decode(frame, zmq_msg_data(&me->current), bytes, NULL) != DLX_OK) {
+    if (more || !welcome || dlxi_frame_decode(frame, zmq_msg_data(&me->current), bytes, NULL) != DLX_OK) {
         dlxi_count_dropped(&me->link);
         return false;
     }
@@ -152,14 +174,15 @@ static bool take_current(dlxi_zmq *me, void *socket, bool more, const char *name
     return true;
 }
 
-/* The peer's number, given at its first frame; UINT32_MAX where its frame is not taken. */
-static uint32_t number_of(dlxi_zmq *me, const uint8_t *routing_id, size_t routing_id_bytes) {
+/* The peer's number, given at its first frame; UINT32_MAX where its frame is not taken. A ROUTER gives what is left of a
+ * connection that was handed over a routing id of its own making, which is not one of ours. */
+static uint32_t number_of(dlxi_zmq *me, zmq_msg_t *id) {
+    const uint8_t *routing_id = zmq_msg_data(id);
     const char *name = me->curve ? zmq_msg_gets(&me->current, "User-Id") : "";
-    if (name == NULL || routing_id_bytes == 0 || routing_id_bytes > ROUTING_ID_BYTES_MAX) return UINT32_MAX;
+    if (name == NULL || zmq_msg_size(id) != ROUTING_ID_BYTES || routing_id[0] != ROUTING_ID_FIRST) return UINT32_MAX;
     for (uint32_t i = 0; i < me->numbered_count; i++) {
         dlxi_numbered *known = &me->numbered[i];
-        if (known->routing_id_bytes != routing_id_bytes || memcmp(known->routing_id, routing_id, routing_id_bytes) != 0)
-            continue;
+        if (memcmp(known->routing_id, routing_id, ROUTING_ID_BYTES) != 0) continue;
         if (strcmp(known->name, name) != 0) return UINT32_MAX; /* another site with this one's routing id */
         known->unreachable_since_ns = 0;
         return i;
@@ -173,8 +196,7 @@ static uint32_t number_of(dlxi_zmq *me, const uint8_t *routing_id, size_t routin
         return UINT32_MAX;
     }
     dlxi_numbered *fresh = &me->numbered[me->numbered_count];
-    memcpy(fresh->routing_id, routing_id, routing_id_bytes);
-    fresh->routing_id_bytes = routing_id_bytes;
+    memcpy(fresh->routing_id, routing_id, ROUTING_ID_BYTES);
     snprintf(fresh->name, sizeof fresh->name, "%s", name);
     snprintf(fresh->key_text, sizeof fresh->key_text, "%s", line != NULL ? line->key_text : "");
     return me->numbered_count++;
@@ -185,32 +207,37 @@ static dlx_status receive_at_coordinator(dlxi_zmq *me, uint32_t *from, dlxi_fram
                                          dlx_error *error) {
     zmq_msg_t id;
     zmq_msg_init(&id);
-    bool more = false;
-    dlx_status status = receive_part(&id, me->control, &more, error);
-    if (status == DLX_OK && more) {
-        release_current(me);
-        status = receive_part(&me->current, me->control, &more, error);
-        if (status == DLX_OK) {
-            *from = number_of(me, zmq_msg_data(&id), zmq_msg_size(&id));
-            if (*from != UINT32_MAX) {
-                *taken = take_current(me, me->control, more, NULL, frame);
-            } else {
-                if (more) skip_parts(me->control);
-                dlxi_count_dropped(&me->link);
-            }
-        }
+    bool more;
+    dlx_status status = receive_message(me, me->control, &id, &more, error);
+    if (status == DLX_OK) {
+        *from = number_of(me, &id);
+        *taken = take_current(me, me->control, more, *from != UINT32_MAX, frame);
     }
     zmq_msg_close(&id);
     return status;
 }
 
-static dlx_status receive_from(dlxi_zmq *me, void *socket, const char *name, dlxi_frame *frame, bool *taken,
-                               dlx_error *error) {
-    bool more = false;
-    release_current(me);
-    DLX_TRY(receive_part(&me->current, socket, &more, error));
-    *taken = take_current(me, socket, more, name, frame);
+static dlx_status receive_from_coordinator(dlxi_zmq *me, dlxi_frame *frame, bool *taken, dlx_error *error) {
+    bool more;
+    DLX_TRY(receive_message(me, me->control, NULL, &more, error));
+    *taken = take_current(me, me->control, more, true, frame);
     return DLX_OK;
+}
+
+static dlx_status receive_from_site(dlxi_zmq *me, const dlxi_channel *channel, dlxi_frame *frame, bool *taken,
+                                    dlx_error *error) {
+    zmq_msg_t id;
+    zmq_msg_init(&id);
+    bool more, welcome = true;
+    dlx_status status = receive_message(me, channel->socket, channel->binds ? &id : NULL, &more, error);
+    if (status == DLX_OK && channel->binds) {
+        const char *name = me->curve ? zmq_msg_gets(&me->current, "User-Id") : channel->name;
+        welcome = name != NULL && strcmp(name, channel->name) == 0 && zmq_msg_size(&id) == DATA_ROUTING_ID_BYTES &&
+                  memcmp(zmq_msg_data(&id), dlxi_data_routing_id, DATA_ROUTING_ID_BYTES) == 0;
+    }
+    if (status == DLX_OK) *taken = take_current(me, channel->socket, more, welcome, frame);
+    zmq_msg_close(&id);
+    return status;
 }
 
 /* Control first, then one frame of each other site in turn. Statuses as receive_at_coordinator. */
@@ -218,13 +245,11 @@ static dlx_status receive_now(dlxi_zmq *me, uint32_t *from, dlxi_frame *frame, b
     *taken = false;
     if (me->coordinator) return receive_at_coordinator(me, from, frame, taken, error);
     *from = DLXI_SITE_COORDINATOR;
-    dlx_status status = receive_from(me, me->control, NULL, frame, taken, error);
+    dlx_status status = receive_from_coordinator(me, frame, taken, error);
     for (uint32_t i = 0; status == DLX_TIMEOUT && i < DLXI_SITES_MAX; i++) {
         uint32_t index = (me->channel_next + i) % DLXI_SITES_MAX;
-        const dlxi_channel *channel = &me->channels[index];
-        if (channel->socket == NULL) continue;
-        const char *name = me->curve && channel->binds ? channel->name : NULL;
-        status = receive_from(me, channel->socket, name, frame, taken, error);
+        if (me->channels[index].socket == NULL) continue;
+        status = receive_from_site(me, &me->channels[index], frame, taken, error);
         if (status != DLX_OK) continue;
         *from = index;
         me->channel_next = (index + 1) % DLXI_SITES_MAX;
@@ -427,7 +452,7 @@ static dlx_status open_control(dlxi_zmq *me, int type, bool ipv6, const char *se
 
 /* A routing id that only this process and the coordinator know. Its first byte is not 0, which is ZeroMQ's own. */
 static dlx_status set_routing_id(void *socket, dlx_error *error) {
-    uint8_t id[OWN_ROUTING_ID_BYTES] = {'s'};
+    uint8_t id[ROUTING_ID_BYTES] = {ROUTING_ID_FIRST};
     if (getrandom(id + 1, sizeof id - 1, 0) != (ssize_t)(sizeof id - 1) ||
         zmq_setsockopt(socket, ZMQ_ROUTING_ID, id, sizeof id) != 0)
         DLX_FAIL(error, SYSTEM, "zmq link: no routing id: %s", zmq_strerror(errno));
@@ -501,11 +526,6 @@ static dlx_status coordinator_open(dlxi_zmq *me, const dlxi_zmq_settings *settin
     DLX_TRY(dlxi_address_own(numeric, address.host, "wan.coordinator", error));
     DLX_TRY(prepare(me, settings, error));
     DLX_TRY(open_control(me, ZMQ_ROUTER, strchr(numeric, ':') != NULL, NULL, error));
-    /* Mandatory: a peer that is gone is told, not silently skipped. Handover: one that comes back takes its place. */
-    int on = 1;
-    if (zmq_setsockopt(me->control, ZMQ_ROUTER_MANDATORY, &on, sizeof on) != 0 ||
-        zmq_setsockopt(me->control, ZMQ_ROUTER_HANDOVER, &on, sizeof on) != 0)
-        DLX_FAIL(error, SYSTEM, "zmq link: the coordinator's socket can't be set up: %s", zmq_strerror(errno));
     uint16_t port = 0;
     DLX_TRY(dlxi_socket_bind(me->control, numeric, address.port, &port, "wan.coordinator", error));
     dlxi_address_format(bound, address.host, port);

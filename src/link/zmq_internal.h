@@ -53,11 +53,13 @@ bool dlxi_socket_ready(void *socket, short event);
 
 /* ---- the endpoint (zmq.c, zmq_site.c) -------------------------------------------------------------------------------- */
 
-enum { NUMBERED_MAX = 2 * DLXI_SITES_MAX, ROUTING_ID_BYTES_MAX = 32, OWN_ROUTING_ID_BYTES = 17 };
+/* A routing id towards the coordinator: ROUTING_ID_FIRST, then 16 random bytes. Between two sites it is always the same. */
+enum { NUMBERED_MAX = 2 * DLXI_SITES_MAX, ROUTING_ID_FIRST = 's', ROUTING_ID_BYTES = 17, DATA_ROUTING_ID_BYTES = 4 };
+extern const char dlxi_data_routing_id[]; /* "site" */
 
 /* One site's data, seen from another site. */
 typedef struct dlxi_channel {
-    void *socket; /* PAIR; NULL before listen (lower index, which binds) or connect (higher index) */
+    void *socket; /* NULL before listen (lower index: ROUTER, binds) or connect (higher index: DEALER) */
     bool binds;   /* this side did, and knows its peer by User-Id; the other side knows it by its CURVE server key */
     bool refused; /* a send got DLX_AGAIN */
     char name[DLXI_NAME_BYTES], key_text[DLXI_KEY_TEXT_BYTES];
@@ -66,8 +68,7 @@ typedef struct dlxi_channel {
 
 /* A peer of the coordinator. */
 typedef struct dlxi_numbered {
-    uint8_t routing_id[ROUTING_ID_BYTES_MAX];
-    size_t routing_id_bytes;
+    uint8_t routing_id[ROUTING_ID_BYTES];
     char name[DLXI_NAME_BYTES], key_text[DLXI_KEY_TEXT_BYTES];
     int64_t unreachable_since_ns; /* 0: reachable when last tried */
 } dlxi_numbered;

@@ -1,7 +1,5 @@
-/* A site's part of the `zmq` link: one PAIR socket for each other site, and news of the way to the coordinator.
- *
- * Of two sites the lower index binds, the higher connects. A PAIR takes one connection at a time, so frames never go to
- * a connection that is already dead, and an admitted peer that comes again waits until its old connection is gone. */
+/* A site's part of the `zmq` link: a socket for each other site, and news of the way to the coordinator. Of two sites the
+ * lower index binds, the higher connects. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -32,21 +30,30 @@ static dlx_status check_peer(const dlxi_zmq *me, uint32_t own_index, uint32_t in
     return DLX_OK;
 }
 
-static dlx_status channel_open(dlxi_zmq *me, dlxi_channel *channel, uint32_t index, bool ipv6, const char *server_key,
+const char dlxi_data_routing_id[] = "site";
+
+static dlx_status channel_open(dlxi_zmq *me, dlxi_channel *channel, uint32_t index, bool binds, bool ipv6,
                                dlx_error *error) {
     char domain[16];
     snprintf(domain, sizeof domain, "site.%u", index);
     const dlxi_socket_settings settings = {
         .context = me->context,
-        .type = ZMQ_PAIR,
+        .type = binds ? ZMQ_ROUTER : ZMQ_DEALER,
         .queue_frames = DATA_QUEUE_FRAMES,
         .silence_ms = DATA_SILENCE_MS,
         .keys = me->curve ? &me->keys : NULL,
-        .server_key = server_key,
+        .server_key = binds || !me->curve ? NULL : channel->key_text,
         .domain = domain,
         .ipv6 = ipv6,
     };
-    return dlxi_socket_open(&channel->socket, &settings, error);
+    DLX_TRY(dlxi_socket_open(&channel->socket, &settings, error));
+    channel->binds = binds;
+    if (binds ||
+        zmq_setsockopt(channel->socket, ZMQ_ROUTING_ID, dlxi_data_routing_id, DATA_ROUTING_ID_BYTES) == 0)
+        return DLX_OK;
+    zmq_close(channel->socket);
+    channel->socket = NULL;
+    DLX_FAIL(error, SYSTEM, "zmq link: no routing id: %s", zmq_strerror(errno));
 }
 
 static void channel_close(dlxi_channel *channel) {
@@ -75,8 +82,7 @@ static dlx_status bind_channel(dlxi_zmq *me, dlxi_channel *channel, uint32_t ind
                      (unsigned)me->listen_port, index, index);
         port = (uint16_t)(me->listen_port + index);
     }
-    DLX_TRY(channel_open(me, channel, index, strchr(numeric, ':') != NULL, NULL, error));
-    channel->binds = true;
+    DLX_TRY(channel_open(me, channel, index, true, strchr(numeric, ':') != NULL, error));
     uint16_t bound_port = 0;
     status = dlxi_socket_bind(channel->socket, numeric, port, &bound_port, "wan.listen", error);
     if (status == DLX_OK) dlxi_address_format(channel->endpoint, me->listen_host, bound_port);
@@ -122,8 +128,7 @@ dlx_status dlxi_zmq_connect(dlxi_link *link, uint32_t index, const char *endpoin
     if (!me->curve) DLX_TRY(dlxi_zmq_check_loopback(address.host, error));
     DLX_TRY(dlxi_address_remote(numeric, address.host, what, error));
     channel_close(channel);
-    DLX_TRY(channel_open(me, channel, index, strchr(numeric, ':') != NULL, me->curve ? channel->key_text : NULL, error));
-    channel->binds = false;
+    DLX_TRY(channel_open(me, channel, index, false, strchr(numeric, ':') != NULL, error));
     dlx_status status = dlxi_socket_connect(channel->socket, numeric, address.port, error);
     if (status == DLX_OK) snprintf(channel->endpoint, sizeof channel->endpoint, "%s", endpoint);
     else channel_close(channel);

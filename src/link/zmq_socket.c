@@ -70,11 +70,17 @@ static bool set_curve(void *socket, const dlxi_socket_settings *settings) {
            set_text(socket, ZMQ_CURVE_SECRETKEY, settings->keys->secret_text);
 }
 
+/* Mandatory: a peer that is gone is told, not silently skipped. Handover: one that comes again takes its own place. */
+static bool set_router(void *socket, const dlxi_socket_settings *settings) {
+    const option router[] = {{ZMQ_ROUTER_MANDATORY, 1}, {ZMQ_ROUTER_HANDOVER, 1}};
+    return settings->type != ZMQ_ROUTER || set_integers(socket, router, sizeof router / sizeof *router);
+}
+
 dlx_status dlxi_socket_open(void **out, const dlxi_socket_settings *settings, dlx_error *error) {
     *out = NULL;
     void *socket = zmq_socket(settings->context, settings->type);
     if (socket == NULL) DLX_FAIL(error, SYSTEM, "no ZeroMQ socket to be had: %s", zmq_strerror(errno));
-    if (!set_bounds(socket, settings) || !set_curve(socket, settings)) {
+    if (!set_bounds(socket, settings) || !set_router(socket, settings) || !set_curve(socket, settings)) {
         int system_errno = errno;
         zmq_close(socket);
         errno = system_errno;

@@ -15,6 +15,7 @@
 
 #include "base/clock.h"
 #include "link/link.h"
+#include "tcp_relay.h"
 
 enum { DEADLINE_MS = 30000, KEYS = 5, PATH_BYTES = 256, LOG_BYTES = 8192 };
 static const char *const names[KEYS] = {"coordinator", "delft", "oslo", "rome", "stranger"};
@@ -396,6 +397,69 @@ static void a_site_that_left_is_lost(void **state) {
     raze(&w);
 }
 
+/* One direction between two endpoints. */
+typedef struct stream {
+    dlxi_link *from;
+    uint32_t to; /* at from */
+    dlxi_link *at;
+    uint32_t sender; /* at `at` */
+    uint64_t sent, received;
+} stream;
+
+/* Sends until a frame that left after this call began has come. They come in order; what a cut swallowed is missing. */
+static void send_until_heard(stream *s) {
+    double from_s = dlxi_clock_s();
+    uint64_t before = s->sent;
+    while (dlxi_clock_s() - from_s < DEADLINE_MS / 1000.0) {
+        uint32_t sender;
+        dlxi_frame got;
+        dlx_status status = send(s->from, s->to, DLXI_FRAME_GREETING, s->sent + 1);
+        if (status == DLX_OK) s->sent++;
+        else assert_int_equal(status, DLX_AGAIN);
+        if (s->at->op->receive(s->at, 20, &sender, &got, &error) != DLX_OK || sender != s->sender) continue;
+        assert_true(got.round > s->received);
+        s->received = got.round;
+        if (s->received > before) return;
+    }
+    fail_msg("nothing came through within the deadline: %d sent, %d heard, to %u", (int)s->sent, (int)s->received, s->to);
+}
+
+static void a_cut_connection_is_made_again(void **state) {
+    (void)state;
+    world w;
+    tcp_relay to_coordinator, to_site;
+    open_coordinator(&w, "127.0.0.1:0", true);
+    assert_int_equal(tcp_relay_open(&to_coordinator, (uint16_t)atoi(w.bound + 10)), 0);
+    for (int i = 0; i < 2; i++) {
+        char at[DLXI_ENDPOINT_BYTES];
+        snprintf(at, sizeof at, "127.0.0.1:%d", to_coordinator.port);
+        dlxi_zmq_settings settings = settings_of(DELFT + i, i == 0 ? at : w.bound, true);
+        must(dlxi_zmq_site_open(&w.site[i], &settings, &error));
+    }
+    char at[DLXI_ENDPOINT_BYTES], none[DLXI_ENDPOINT_BYTES];
+    must(w.site[0]->op->listen(w.site[0], 0, 1, "oslo", key_text[OSLO], at, &error));
+    must(w.site[1]->op->listen(w.site[1], 1, 0, "delft", key_text[DELFT], none, &error));
+    assert_int_equal(tcp_relay_open(&to_site, (uint16_t)atoi(at + 10)), 0);
+    snprintf(at, sizeof at, "127.0.0.1:%d", to_site.port);
+    must(w.site[0]->op->connect(w.site[0], 1, none, &error));
+    must(w.site[1]->op->connect(w.site[1], 0, at, &error));
+
+    stream streams[] = {{w.site[0], DLXI_SITE_COORDINATOR, w.coordinator, 0, 0, 0}, /* the same number after a cut */
+                        {w.coordinator, 0, w.site[0], DLXI_SITE_COORDINATOR, 0, 0},
+                        {w.site[1], 0, w.site[0], 1, 0, 0},
+                        {w.site[0], 1, w.site[1], 0, 0, 0}};
+    for (int cut = 0; cut < 3; cut++) {
+        for (size_t i = 0; i < sizeof streams / sizeof *streams; i++) send_until_heard(&streams[i]);
+        assert_int_equal(to_coordinator.connections, cut + 1);
+        assert_int_equal(to_site.connections, cut + 1);
+        tcp_relay_cut(&to_coordinator);
+        tcp_relay_cut(&to_site);
+    }
+    raze(&w);
+    tcp_relay_close(&to_coordinator);
+    tcp_relay_close(&to_site);
+}
+
 static void ipv6_and_names(void **state) {
     (void)state;
     uint64_t refused;
@@ -544,17 +608,19 @@ static void raw_send(raw *r, uint64_t round) {
     assert_int_equal(zmq_send(r->socket, bytes, count_bytes, 0), (int)count_bytes);
 }
 
+static const char own_id[] = "s0123456789abcdef", other_id[] = "sfedcba9876543210"; /* of the form that sites have */
+
 static void a_routing_id_is_not_enough(void **state) {
     (void)state;
     world w;
     open_coordinator(&w, "127.0.0.1:0", true);
     uint32_t from;
     dlxi_frame got;
-    raw honest = raw_open(ZMQ_DEALER, DELFT, w.bound, COORDINATOR, "sid");
+    raw honest = raw_open(ZMQ_DEALER, DELFT, w.bound, COORDINATOR, own_id);
     raw_send(&honest, 1);
     expect_frame(w.coordinator, &from, &got);
     assert_int_equal(from, 0);
-    raw thief = raw_open(ZMQ_DEALER, ROME, w.bound, COORDINATOR, "sid");
+    raw thief = raw_open(ZMQ_DEALER, ROME, w.bound, COORDINATOR, own_id);
     raw_send(&thief, 2);
     double from_s = dlxi_clock_s();
     dlxi_link_statistics statistics = {0};
@@ -566,7 +632,7 @@ static void a_routing_id_is_not_enough(void **state) {
     raw_close(&thief);
     raw_close(&honest);
     /* who comes again with the same id and key is the same peer */
-    raw again = raw_open(ZMQ_DEALER, DELFT, w.bound, COORDINATOR, "sid");
+    raw again = raw_open(ZMQ_DEALER, DELFT, w.bound, COORDINATOR, own_id);
     raw_send(&again, 3);
     expect_frame(w.coordinator, &from, &got);
     assert_int_equal(from, 0);
@@ -584,7 +650,7 @@ static void malformed_messages_are_dropped(void **state) {
     open_coordinator(&w, "127.0.0.1:0", true);
     uint32_t from;
     dlxi_frame got;
-    raw r = raw_open(ZMQ_DEALER, DELFT, w.bound, COORDINATOR, NULL);
+    raw r = raw_open(ZMQ_DEALER, DELFT, w.bound, COORDINATOR, own_id);
     assert_int_equal(zmq_send(r.socket, "", 0, 0), 0);
     assert_int_equal(zmq_send(r.socket, "garbage", 7, 0), 7);
     for (int i = 0; i < 9; i++) assert_int_equal(zmq_send(r.socket, "parts", 5, i < 8 ? ZMQ_SNDMORE : 0), 5);
@@ -606,7 +672,7 @@ static void malformed_messages_are_dropped(void **state) {
     assert_non_null(large);
     assert_int_equal(zmq_send(r.socket, large, large_bytes, 0), (int)large_bytes);
     free(large);
-    raw second = raw_open(ZMQ_DEALER, OSLO, w.bound, COORDINATOR, NULL);
+    raw second = raw_open(ZMQ_DEALER, OSLO, w.bound, COORDINATOR, other_id);
     raw_send(&second, 6);
     expect_frame(w.coordinator, &from, &got);
     assert_int_equal(got.round, 6);
@@ -622,7 +688,7 @@ static void data_sockets_admit_their_peer_only(void **state) {
     build(&w, "127.0.0.1:0", true);
     char at[DLXI_ENDPOINT_BYTES], expected[512];
     must(w.site[0]->op->listen(w.site[0], 0, 1, "oslo", key_text[OSLO], at, &error)); /* says where again */
-    raw r = raw_open(ZMQ_PAIR, ROME, at, DELFT, NULL);
+    raw r = raw_open(ZMQ_DEALER, ROME, at, DELFT, "site");
     raw_send(&r, 66);
     snprintf(expected, sizeof expected, "refused a connection from 127.0.0.1: its key %s is not that of site 'oslo'\n",
              key_text[ROME]);
@@ -751,6 +817,7 @@ int main(void) {
         cmocka_unit_test(wake_ends_a_receive),
         cmocka_unit_test(close_lets_queued_frames_leave),
         cmocka_unit_test(a_site_that_left_is_lost),
+        cmocka_unit_test(a_cut_connection_is_made_again),
         cmocka_unit_test(ipv6_and_names),
         cmocka_unit_test(an_unknown_key_gets_nothing),
         cmocka_unit_test(a_false_coordinator_gets_nothing),
