@@ -1,0 +1,84 @@
+#include "in_process.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+in_process *in_process_new(void) {
+    in_process *p = calloc(1, sizeof *p);
+    if (p == NULL) abort();
+    p->coordinator = (dlx_coordinator_config)DLX_COORDINATOR_CONFIG_INIT;
+    for (size_t i = 0; i < IN_PROCESS_SITES_MAX; i++) p->site[i].config = (dlx_sync_config)DLX_SYNC_CONFIG_INIT;
+    return p;
+}
+
+dlx_status in_process_train(in_process_site *site) {
+    dlx_step done = {0};
+    dlx_status status = DLX_OK;
+    for (uint64_t step = 0; status == DLX_OK && !done.finished; step++) {
+        if (site->inner_step != NULL) site->inner_step(site, step);
+        status = dlx_sync_step(site->sync, site->tokens_per_step, &done, &site->error);
+        site->steps = step + 1;
+        if (status == DLX_OK && site->after_step != NULL) site->after_step(site, step, &done);
+    }
+    return status == DLX_OK ? dlx_sync_report(site->sync, "", &site->error) : status;
+}
+
+static void set_floating_point_mode(unsigned bits) {
+#if defined(__x86_64__)
+    if (bits != 0) _mm_setcsr(_mm_getcsr() | bits);
+#else
+    (void)bits;
+#endif
+}
+
+static void *site_thread(void *context) {
+    in_process_site *site = context;
+    set_floating_point_mode(site->floating_point_mode);
+    site->status = dlx_sync_open(&site->sync, &site->config, site->tensors, site->tensor_count, &site->error);
+    if (site->status == DLX_OK) {
+        site->status = (site->script != NULL ? site->script : in_process_train)(site);
+        if (site->sync != NULL) dlx_sync_statistics(site->sync, &site->statistics);
+    }
+    dlx_sync_close(&site->sync);
+    return NULL;
+}
+
+static void *coordinator_thread(void *context) {
+    in_process *p = context;
+    p->status = dlx_coordinator_run(p->running, &p->error);
+    return NULL;
+}
+
+static void join(in_process_site *site) {
+    if (!site->joined) pthread_join(site->thread, NULL);
+    site->joined = true;
+}
+
+bool in_process_run(in_process *p, size_t count, uint64_t tokens) {
+    if (dlx_hub_open(&p->hub, &p->error) != DLX_OK) return false;
+    p->coordinator.link.hub = p->hub;
+    p->coordinator.sites = p->sites_expected != 0 ? p->sites_expected : (uint32_t)count;
+    p->coordinator.tokens = tokens;
+    if (dlx_coordinator_open(&p->running, &p->coordinator, &p->error) != DLX_OK) {
+        dlx_hub_close(&p->hub);
+        return false;
+    }
+    if (pthread_create(&p->thread, NULL, coordinator_thread, p) != 0) abort();
+    for (size_t i = 0; i < count; i++) {
+        in_process_site *site = &p->site[i];
+        site->index = i;
+        snprintf(site->name_space, sizeof site->name_space, "site-%zu", i);
+        site->config.site = site->name != NULL ? site->name : site->name_space;
+        site->config.link.hub = p->hub;
+        if (site->after_previous) join(&p->site[i - 1]);
+        if (pthread_create(&site->thread, NULL, site_thread, site) != 0) abort();
+    }
+    for (size_t i = 0; i < count; i++) join(&p->site[i]);
+    pthread_join(p->thread, NULL);
+    dlx_coordinator_close(&p->running);
+    dlx_hub_close(&p->hub);
+    return true;
+}

@@ -1,0 +1,63 @@
+/* A whole run in one process: a coordinator and D sites over a hub, each in a thread of its own, whose inner steps a test
+ * scripts. Threads only record; the test's thread asserts. */
+#ifndef DLXI_TESTS_IN_PROCESS_H
+#define DLXI_TESTS_IN_PROCESS_H
+
+#include "dilocox.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+enum { IN_PROCESS_SITES_MAX = 8 };
+
+typedef struct in_process_site in_process_site;
+
+/* Runs in the site's thread after dlx_sync_open and returns what the site ends with. */
+typedef dlx_status (*in_process_script)(in_process_site *site);
+
+struct in_process_site {
+    /* the test's */
+    dlx_sync_config config; /* link and site are filled in */
+    const char *name;       /* NULL: "site-<i>" */
+    const dlx_tensor *tensors;
+    size_t tensor_count;
+    bool after_previous;          /* started when the site before it is over */
+    unsigned floating_point_mode; /* bits of MXCSR to set before open, so that the exchange thread inherits them */
+    in_process_script script;     /* NULL: in_process_train */
+    void (*inner_step)(in_process_site *site, uint64_t step); /* changes the parameters; step from 0 */
+    void (*after_step)(in_process_site *site, uint64_t step, const dlx_step *done); /* may be NULL */
+    uint64_t tokens_per_step;
+    void *context;
+    /* the run's */
+    size_t index;
+    dlx_sync *sync; /* while the script runs */
+    uint64_t steps;
+    dlx_status status;
+    dlx_error error;
+    dlx_statistics statistics; /* at the script's end */
+    char name_space[16];
+    pthread_t thread;
+    bool joined;
+};
+
+typedef struct in_process {
+    dlx_coordinator_config coordinator; /* link, sites, tokens are filled in */
+    in_process_site site[IN_PROCESS_SITES_MAX];
+    uint32_t sites_expected; /* by the coordinator; 0: all */
+    dlx_status status;       /* the coordinator's */
+    dlx_error error;
+    dlx_hub *hub;
+    dlx_coordinator *running;
+    pthread_t thread;
+} in_process;
+
+/* Everything zeroed, every config at its INIT. Free with free(). */
+in_process *in_process_new(void);
+
+/* Runs sites 0 … count−1 to their end; false where threads or the hub could not be had. */
+bool in_process_run(in_process *p, size_t count, uint64_t tokens);
+
+/* The plain script: inner_step, dlx_sync_step, after_step until finished; then a report. */
+dlx_status in_process_train(in_process_site *site);
+
+#endif
