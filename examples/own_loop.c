@@ -37,23 +37,23 @@ static double gradient(float *slope, const float *weights, float (*x)[FEATURES])
 }
 
 static void *site(void *context) {
-    job *job = context;
+    job *mine = context;
     float x[SAMPLES][FEATURES], slope[FEATURES];
     for (int i = 0; i < SAMPLES; i++)
-        for (int j = 0; j < FEATURES; j++) x[i][j] = uniform(&job->seed);
+        for (int j = 0; j < FEATURES; j++) x[i][j] = uniform(&mine->seed);
 
     dlx_sync_config config = DLX_SYNC_CONFIG_INIT;
-    config.site = job->name;
-    config.link.hub = job->hub;
+    config.site = mine->name;
+    config.link.hub = mine->hub;
     config.inner_steps = 10;
-    dlx_tensor tensor = {.name = "weights", .data = job->weights, .rows = 1, .cols = FEATURES};
+    dlx_tensor tensor = {.name = "weights", .data = mine->weights, .rows = 1, .cols = FEATURES};
     dlx_sync *sync = NULL;
     dlx_step step = {0};
-    job->status = dlx_sync_open(&sync, &config, &tensor, 1, &job->error);
-    while (job->status == DLX_OK && !step.finished) {
-        job->loss = gradient(slope, job->weights, x);
-        for (int j = 0; j < FEATURES; j++) job->weights[j] -= 0.1f * slope[j];
-        job->status = dlx_sync_step(sync, SAMPLES, &step, &job->error); /* weights may change here */
+    mine->status = dlx_sync_open(&sync, &config, &tensor, 1, &mine->error);
+    while (mine->status == DLX_OK && !step.finished) {
+        mine->loss = gradient(slope, mine->weights, x);
+        for (int j = 0; j < FEATURES; j++) mine->weights[j] -= 0.1f * slope[j];
+        mine->status = dlx_sync_step(sync, SAMPLES, &step, &mine->error); /* weights may change here */
     }
     dlx_sync_close(&sync);
     return NULL;
