@@ -16,6 +16,8 @@
 
 enum { TICK_MS = 100, LEASES = 4, OUTSTANDING = 2, ANCHOR_GROUP = 64 /* values a "group" of an ANCHOR frame */ };
 
+static const char left_early[] = "it left before the run's end";
+
 struct dlx_sync {
     dlxi_shard *shard;
     dlxi_sync_settings settings;
@@ -460,7 +462,7 @@ out:
 
 void dlxi_sync_fail(dlx_sync *s, const char *reason) {
     dlx_error why;
-    dlxi_error_set(&why, DLX_PEER_LOST, "%s", reason);
+    dlxi_error_set(&why, DLX_PEER_LOST, "%s", reason != NULL ? reason : left_early);
     pthread_mutex_lock(&s->mutex);
     if (s->failure.status == DLX_OK) s->failure = why;
     pthread_mutex_unlock(&s->mutex);
@@ -473,7 +475,7 @@ void dlxi_sync_close(dlx_sync **sync) {
         if (s->finished && !s->reported)
             (void)dlxi_sync_report(s, "", NULL);
         else if (!s->finished)
-            dlxi_sync_fail(s, is_interrupted(s) ? "interrupted" : "it left before the run's end");
+            dlxi_sync_fail(s, is_interrupted(s) ? "interrupted" : left_early);
         request(s, &s->quit);
         pthread_join(s->thread, NULL);
     }
