@@ -677,16 +677,23 @@ uint32_t dlxi_sync_site_count(const dlx_sync *s) {
     return s->site_count;
 }
 
+/* `allreduce`: the parameters are what all sites have in common; θ stays where the run started until it ends. */
+static bool holds_no_anchor(const dlx_sync *s) {
+    return s->round.overlap == DLX_OVERLAP_ALLREDUCE;
+}
+
 void dlxi_sync_anchor(dlx_sync *s, float *const *dst) {
     pthread_mutex_lock(&s->anchor_mutex);
     for (size_t i = 0; i < s->shard->count; i++) {
         const dlxi_shard_tensor *t = &s->shard->tensors[i];
-        memcpy(dst[i], t->anchor, (size_t)(t->rows * t->cols) * sizeof(float));
+        const float *anchor = holds_no_anchor(s) ? t->parameter : t->anchor;
+        memcpy(dst[i], anchor, (size_t)(t->rows * t->cols) * sizeof(float));
     }
     pthread_mutex_unlock(&s->anchor_mutex);
 }
 
 void dlxi_sync_take_anchor(dlx_sync *s) {
+    if (holds_no_anchor(s)) return;
     pthread_mutex_lock(&s->anchor_mutex);
     dlxi_shard_apply(s->shard, true);
     pthread_mutex_unlock(&s->anchor_mutex);
