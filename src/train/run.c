@@ -358,7 +358,8 @@ static json_t *summarize(site_run *r, const char *outcome) {
         {"rounds", json_integer((json_int_t)st.rounds)},
         {"attempts", json_integer((json_int_t)st.attempts)},
         {"tokens", json_integer((json_int_t)st.committed_tokens)},
-        {"val_loss", dlxi_json_real(r->val_loss_sum / r->val_tokens)},
+        /* a run that ended early has none of the end */
+        {"val_loss", dlxi_json_real(r->val_loss_sum > 0 ? r->val_loss_sum / r->val_tokens : (double)NAN)},
         {"val_loss_initial", dlxi_json_real(r->val_loss_initial_sum / r->val_tokens)},
         {"val_loss_sum", dlxi_json_real(r->val_loss_sum)},
         {"val_loss_initial_sum", dlxi_json_real(r->val_loss_initial_sum)},
@@ -425,11 +426,21 @@ static void save_what_there_is(site_run *r, dlx_status why) {
     json_decref(summary);
 }
 
+static void tell_joining(const site_run *r) {
+    char text[256];
+    const char *coordinator = r->options->coordinator;
+    snprintf(text, sizeof text, "joining at %s, waiting for every site",
+             coordinator != NULL ? coordinator : r->config->wan.coordinator);
+    dlx_event event = {.kind = DLX_EVENT_MESSAGE, .text = text};
+    tell(r, &event);
+}
+
 static dlx_status run_site(site_run *r, dlx_error *error) {
     dlx_step step = {0};
     DLX_TRY(open_results(r, error));
     DLX_TRY(open_data(r, error));
     DLX_TRY(open_model(r, error));
+    if (r->options->hub == NULL) tell_joining(r);
     DLX_TRY(open_sync(r, error));
     dlx_event joined = {.kind = DLX_EVENT_JOINED, .step = dlx_sync_site_count(r->sync)};
     tell(r, &joined);
