@@ -359,7 +359,19 @@ static void on_report(dlxi_coordinator *c, member *m, const char *text) {
     c->phase = DLXI_COORDINATOR_DONE;
 }
 
+/* Its place is free for another; the settings of one that is gone bind nobody. */
+static void leave(dlxi_coordinator *c, member *m) {
+    *m = c->members[--c->count];
+    if (c->count > 0 || c->shared_text_is_given) return;
+    free(c->shared_text);
+    c->shared_text = NULL;
+}
+
 static void on_failed(dlxi_coordinator *c, member *m, const dlxi_reason *reason) {
+    if (c->phase == DLXI_COORDINATOR_GATHERING && c->count < c->settings.sites) {
+        leave(c, m);
+        return;
+    }
     bool known = reason->status != DLX_OK && reason->status <= DLX_DIVERGED;
     dlxi_coordinator_fail(c, known ? (dlx_status)reason->status : DLX_PEER_LOST, m->name, "site '%s' failed: %s", m->name,
                           reason->text);
@@ -397,14 +409,6 @@ void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *n
     case DLXI_FRAME_REPORT: on_report(c, m, c->incoming.as.report.text); break;
     default: break; /* pings were heard above; the rest is not for a coordinator */
     }
-}
-
-/* Its place is free for another; the settings of one that is gone bind nobody. */
-static void leave(dlxi_coordinator *c, member *m) {
-    *m = c->members[--c->count];
-    if (c->count > 0 || c->shared_text_is_given) return;
-    free(c->shared_text);
-    c->shared_text = NULL;
 }
 
 void dlxi_coordinator_on_tick(dlxi_coordinator *c, int64_t now_ms) {
