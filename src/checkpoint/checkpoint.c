@@ -218,7 +218,8 @@ out:
 
 static dlx_status read_parameter(const dlxi_safetensors *file, const entry *entries, int64_t entry_count,
                                  dlxi_parameter *parameter, dlx_error *error) {
-    for (int64_t i = 0; i < entry_count; i++) {
+    for (int64_t i = 0;; i++) {
+        DLXI_ASSERT(i < entry_count); /* every tensor of the model is in an entry */
         const entry *e = &entries[i];
         int64_t column = 0;
         for (int p = 0; p < e->parts; column += e->part_size[p++]) {
@@ -231,8 +232,6 @@ static dlx_status read_parameter(const dlxi_safetensors *file, const entry *entr
             return status;
         }
     }
-    DLXI_ASSERT(!"every tensor of the model is in an entry");
-    return DLX_STATE;
 }
 
 dlx_status dlxi_checkpoint_load(const char *folder, const dlxi_model_config *config, dlxi_parameter *parameter,

@@ -151,18 +151,18 @@ int64_t dlxi_model_tensor_count(const dlxi_model_config *config) {
 
 dlxi_role dlxi_tensor_role(const dlxi_model_config *config, int64_t id) {
     int64_t place = (id - before_blocks(config)) % roles_per_layer(config);
-    for (int role = 0; role < DLXI_ROLE_COUNT; role++) {
-        if (role_name(config, role) != NULL && place-- == 0) return (dlxi_role)role;
-    }
-    DLXI_ASSERT(!"a block's tensor has a role");
-    return DLXI_ROLE_COUNT;
+    int role = 0;
+    while (role_name(config, role) == NULL || place-- > 0) role++;
+    DLXI_ASSERT(role < DLXI_ROLE_COUNT);
+    return (dlxi_role)role;
 }
 
 static void block_tensor(dlxi_tensor *tensor, const dlxi_model_config *config, int64_t place) {
     dlxi_role role = dlxi_tensor_role(config, tensor->id);
     tensor->layer = place / roles_per_layer(config);
     const char *prefix = config->family == DLXI_FAMILY_GPT2 ? "transformer.h" : "model.layers";
-    snprintf(tensor->name, sizeof tensor->name, "%s.%" PRId64 ".%s", prefix, tensor->layer, role_name(config, role));
+    snprintf(tensor->name, sizeof tensor->name, "%s.%" PRId64 ".%s", prefix, tensor->layer,
+             role_name(config, (int)role));
     tensor->rows = size_of_letter(config, role_table[role].rows);
     tensor->cols = size_of_letter(config, role_table[role].cols);
     tensor->vector = role_table[role].rows == '1';
