@@ -386,7 +386,8 @@ void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *n
     if (m == NULL && frame->kind != DLXI_FRAME_HELLO) return;
     if (m != NULL) {
         m->heard_ms = now_ms;
-        if (frame->term != c->term) return;
+        bool has_heard_none = frame->term == 0 && c->phase == DLXI_COORDINATOR_GATHERING;
+        if (frame->term != c->term && !has_heard_none) return;
     }
     dlx_error error;
     if (dlxi_message_decode(&c->incoming, frame, &error) != DLX_OK) {
