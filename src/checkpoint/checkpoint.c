@@ -159,7 +159,11 @@ static dlx_status check_entry(const dlxi_safetensors *file, const entry *e, dlx_
         DLX_FAIL(error, DATA, "%s: tensor '%s' is missing; does the file belong to this config.json?", path, e->name);
     bool fits = e->vector ? tensor->dims == 1 && tensor->shape[0] == e->cols
                           : tensor->dims == 2 && tensor->shape[0] == e->rows && tensor->shape[1] == e->cols;
-    if (fits) return DLX_OK;
+    if (fits) {
+        dlx_status status = dlxi_file_tensor_check(tensor, error);
+        if (status != DLX_OK) dlxi_error_prefix(error, "%s: ", path);
+        return status;
+    }
     char shape[24 * DLXI_SAFETENSORS_DIMS_MAX] = "", want[64];
     size_t at = 0;
     for (int i = 0; i < tensor->dims; i++)
@@ -225,11 +229,8 @@ static dlx_status read_parameter(const dlxi_safetensors *file, const entry *entr
         for (int p = 0; p < e->parts; column += e->part_size[p++]) {
             if (e->id[p] != parameter->tensor.id) continue;
             const dlxi_file_tensor *tensor = find_entry(file, e->name);
-            dlx_status status = e->transposed
-                                    ? read_transposed(parameter->data, tensor, e, column, e->part_size[p], error)
-                                    : dlxi_file_tensor_read(parameter->data, tensor, column, parameter->count, error);
-            if (status != DLX_OK) dlxi_error_prefix(error, "%s: ", dlxi_safetensors_path(file));
-            return status;
+            if (e->transposed) return read_transposed(parameter->data, tensor, e, column, e->part_size[p], error);
+            return dlxi_file_tensor_read(parameter->data, tensor, column, parameter->count, error);
         }
     }
 }

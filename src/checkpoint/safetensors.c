@@ -225,13 +225,19 @@ static float float_of_half(uint16_t half) {
     return sign != 0 ? -small : small;
 }
 
+dlx_status dlxi_file_tensor_check(const dlxi_file_tensor *tensor, dlx_error *error) {
+    static const char *const readable[] = {"F32", "F16", "BF16"};
+    for (size_t i = 0; i < sizeof readable / sizeof *readable; i++)
+        if (strcmp(tensor->dtype, readable[i]) == 0) return DLX_OK;
+    DLX_FAIL(error, DATA, "tensor '%.96s' has dtype %s; only F32, F16 and BF16 are read: convert it first",
+             tensor->name, tensor->dtype);
+}
+
 dlx_status dlxi_file_tensor_read(float *dst, const dlxi_file_tensor *tensor, int64_t first, int64_t count,
                                  dlx_error *error) {
     DLXI_ASSERT(first >= 0 && count >= 0 && first <= tensor->count - count);
+    DLX_TRY(dlxi_file_tensor_check(tensor, error));
     bool single = strcmp(tensor->dtype, "F32") == 0, half = strcmp(tensor->dtype, "F16") == 0;
-    if (!single && !half && strcmp(tensor->dtype, "BF16") != 0)
-        DLX_FAIL(error, DATA, "tensor '%.96s' has dtype %s; only F32, F16 and BF16 are read: convert it first",
-                 tensor->name, tensor->dtype);
     size_t item_bytes = single ? 4 : 2;
     const uint8_t *from = tensor->data + (size_t)first * item_bytes;
     for (int64_t i = 0; i < count; i++, from += item_bytes) {

@@ -34,7 +34,10 @@ const dlxi_file_tensor *dlxi_safetensors_at(const dlxi_safetensors *file, size_t
 const dlxi_file_tensor *dlxi_safetensors_find(const dlxi_safetensors *file, const char *name);
 const char *dlxi_safetensors_path(const dlxi_safetensors *file);
 
-/* dst[count] ← elements first … first + count − 1 as f32. F32, F16 and BF16; DLX_DATA for every other dtype. */
+/* Whether dlxi_file_tensor_read takes the tensor's dtype: F32, F16 or BF16. DLX_DATA where not. */
+dlx_status dlxi_file_tensor_check(const dlxi_file_tensor *tensor, dlx_error *error);
+
+/* dst[count] ← elements first … first + count − 1 as f32. DLX_DATA as dlxi_file_tensor_check. */
 dlx_status dlxi_file_tensor_read(float *dst, const dlxi_file_tensor *tensor, int64_t first, int64_t count,
                                  dlx_error *error);
 

@@ -138,6 +138,41 @@ static void test_other_model(void **unused) {
     dlxi_kernels_close(&kernels);
 }
 
+/* A tensor of a dtype that can't be read is told before any data changes. */
+static void test_unreadable_dtype(void **unused) {
+    (void)unused;
+    char path[128], *text;
+    size_t bytes;
+    snprintf(path, sizeof path, "%s/model.safetensors", folder);
+    assert_int_equal(dlxi_file_read(&text, &bytes, path, 1 << 20, NULL), DLX_OK);
+    char *entry = text + 8, *at = NULL; /* the last "F32" of the header */
+    while ((entry = memmem(entry, bytes - (size_t)(entry - text), "\"F32\"", 5)) != NULL) at = entry++;
+    assert_non_null(at);
+    memcpy(at, "\"I32\"", 5);
+    dlxi_file_writer *writer = NULL;
+    assert_int_equal(dlxi_file_writer_open(&writer, path, NULL), DLX_OK);
+    assert_int_equal(dlxi_file_writer_append(writer, text, bytes, NULL), DLX_OK);
+    assert_int_equal(dlxi_file_writer_commit(writer, NULL), DLX_OK);
+    dlxi_file_writer_close(&writer);
+    free(text);
+
+    dlxi_model_config config = small(3);
+    dlx_error error = {0};
+    dlxi_kernels *kernels = NULL;
+    assert_int_equal(dlxi_kernels_open(&kernels, "ref", DLXI_PRECISION_F32, 1, NULL), DLX_OK);
+    dlxi_stage *stage = open_stage(&config, 1, 0, kernels);
+    int64_t count;
+    dlxi_parameter *parameter = dlxi_stage_parameters(stage, &count);
+    float before = parameter[0].data[0];
+    assert_int_equal(dlxi_checkpoint_load(folder, &config, parameter, count, &error), DLX_DATA);
+    assert_non_null(strstr(error.message,
+                           "/model.safetensors: tensor 'lm_head.weight' has dtype I32; only F32, F16 and "
+                           "BF16 are read: convert it first"));
+    assert_true(parameter[0].data[0] == before);
+    dlxi_stage_close(&stage);
+    dlxi_kernels_close(&kernels);
+}
+
 /* A save that fails half-way leaves what was there. */
 static void test_failed_save(void **unused) {
     (void)unused;
@@ -311,8 +346,9 @@ static void test_config(void **unused) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_round_trip), cmocka_unit_test(test_other_model), cmocka_unit_test(test_failed_save),
-        cmocka_unit_test(test_malformed),  cmocka_unit_test(test_dtypes),      cmocka_unit_test(test_config),
+        cmocka_unit_test(test_round_trip),       cmocka_unit_test(test_other_model), cmocka_unit_test(test_failed_save),
+        cmocka_unit_test(test_unreadable_dtype), cmocka_unit_test(test_malformed),   cmocka_unit_test(test_dtypes),
+        cmocka_unit_test(test_config),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }
