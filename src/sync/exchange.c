@@ -231,6 +231,9 @@ dlx_status dlxi_exchange_on_frame(dlxi_exchange *x, const dlxi_frame *frame, dlx
     if (frame->term < x->term || frame->trip > 1) return DLX_OK;
     int order = order_of(x, frame);
     if (order < 0) return DLX_OK;
+    if (frame->round > x->round + 1) /* it would need this site's part in the round between */
+        DLX_FAIL(error, DATA, "site %u sends round %llu while this site is in round %llu", frame->site,
+                 (unsigned long long)frame->round, (unsigned long long)x->round);
     return order > 0 ? keep_early(x, frame, error) : take(x, frame, error);
 }
 
