@@ -314,7 +314,8 @@ static dlx_status on_frame(dlx_sync *s, uint32_t peer, const dlxi_frame *frame, 
     case DLXI_FRAME_CONTRIBUTION:
     case DLXI_FRAME_RESULT: {
         dlx_status status = dlxi_exchange_on_frame(s->exchange, frame, error);
-        if (status != DLX_DATA) return status;
+        /* what is staged is promised: only an attempt that is still under way can be given up */
+        if (status != DLX_DATA || dlxi_exchange_trip(s->exchange) < 0) return status;
         dlxi_exchange_abort(s->exchange); /* the next attempt starts from M, which is untouched */
         dlxi_site_on_attempt_failed(s->site, error != NULL ? error->message : "a malformed frame");
         return DLX_OK;
