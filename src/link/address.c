@@ -12,7 +12,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* ---- text ----------------------------------------------------------------------------------------------------------- */
+/* ---- text -----------------------------------------------------------------------------------------------------------
+ */
 
 static bool host_character(char c) {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || strchr("._-:%", c) != NULL;
@@ -70,7 +71,8 @@ bool dlxi_host_is_loopback(const char *host) {
     return inet_pton(AF_INET6, host, &v6) == 1 && IN6_IS_ADDR_LOOPBACK(&v6);
 }
 
-/* ---- lookup --------------------------------------------------------------------------------------------------------- */
+/* ---- lookup ---------------------------------------------------------------------------------------------------------
+ */
 
 /* Binds (own) or connects a UDP socket. */
 static int probe(const struct sockaddr *address, socklen_t bytes, bool own) {
@@ -105,8 +107,10 @@ static dlx_status first_usable(char numeric[DLXI_NUMERIC_BYTES], const char *hos
     bool usable = false;
     for (const struct addrinfo *a = found; a != NULL && !usable; a = a->ai_next) {
         int fd = probe(a->ai_addr, a->ai_addrlen, own);
-        if (fd < 0) system_errno = errno;
-        else close(fd);
+        if (fd < 0)
+            system_errno = errno;
+        else
+            close(fd);
         usable = fd >= 0 && format_numeric(numeric, a->ai_addr, a->ai_addrlen);
     }
     freeaddrinfo(found);
@@ -121,8 +125,7 @@ dlx_status dlxi_address_own(char numeric[DLXI_NUMERIC_BYTES], const char *host, 
     return first_usable(numeric, host, true, what, error);
 }
 
-dlx_status dlxi_address_remote(char numeric[DLXI_NUMERIC_BYTES], const char *host, const char *what,
-                               dlx_error *error) {
+dlx_status dlxi_address_remote(char numeric[DLXI_NUMERIC_BYTES], const char *host, const char *what, dlx_error *error) {
     return first_usable(numeric, host, false, what, error);
 }
 

@@ -20,7 +20,8 @@ void dlxi_key_pair_wipe(dlxi_key_pair *keys) {
     explicit_bzero(keys, sizeof *keys);
 }
 
-/* ---- reading -------------------------------------------------------------------------------------------------------- */
+/* ---- reading --------------------------------------------------------------------------------------------------------
+ */
 
 static dlx_status open_key_file(int *fd, const char *path, dlx_error *error) {
     if (path == NULL || path[0] == '\0')
@@ -31,10 +32,14 @@ static dlx_status open_key_file(int *fd, const char *path, dlx_error *error) {
     if (*fd < 0) DLX_FAIL(error, SYSTEM, "wan.key: '%s' can't be opened: %s", path, strerror(errno));
     struct stat about;
     const char *reason = NULL;
-    if (fstat(*fd, &about) != 0) reason = strerror(errno);
-    else if (!S_ISREG(about.st_mode)) reason = "it is no regular file";
-    else if (about.st_size > KEY_FILE_BYTES_MAX) reason = "it is too large for a key file";
-    else if ((about.st_mode & 077) == 0) return DLX_OK;
+    if (fstat(*fd, &about) != 0)
+        reason = strerror(errno);
+    else if (!S_ISREG(about.st_mode))
+        reason = "it is no regular file";
+    else if (about.st_size > KEY_FILE_BYTES_MAX)
+        reason = "it is too large for a key file";
+    else if ((about.st_mode & 077) == 0)
+        return DLX_OK;
     close(*fd);
     *fd = -1;
     if (reason != NULL) DLX_FAIL(error, CONFIG, "wan.key: '%s' is not used: %s", path, reason);
@@ -89,17 +94,18 @@ dlx_status dlxi_key_pair_read(dlxi_key_pair *out, const char *path, dlx_error *e
     char derived[DLXI_KEY_TEXT_BYTES] = "";
     bool complete = find_value(keys.public_text, text, "public") && find_value(keys.secret_text, text, "secret") &&
                     dlxi_key_decode(public_key, keys.public_text) && dlxi_key_decode(secret_key, keys.secret_text);
-    bool matched = complete && zmq_curve_public(derived, keys.secret_text) == 0 &&
-                   strcmp(derived, keys.public_text) == 0;
+    bool matched =
+        complete && zmq_curve_public(derived, keys.secret_text) == 0 && strcmp(derived, keys.public_text) == 0;
     if (matched) *out = keys;
     explicit_bzero(text, sizeof text);
     explicit_bzero(secret_key, sizeof secret_key);
     dlxi_key_pair_wipe(&keys);
     if (!complete)
-        DLX_FAIL(error, CONFIG,
-                 "wan.key: '%s' is no key file: it must have the lines 'public: KEY' and 'secret: KEY' of %d characters "
-                 "each; make one with 'dilocox keygen'",
-                 path, KEY_TEXT_CHARACTERS);
+        DLX_FAIL(
+            error, CONFIG,
+            "wan.key: '%s' is no key file: it must have the lines 'public: KEY' and 'secret: KEY' of %d characters "
+            "each; make one with 'dilocox keygen'",
+            path, KEY_TEXT_CHARACTERS);
     if (!matched)
         DLX_FAIL(error, CONFIG,
                  "wan.key: the public and secret halves in '%s' do not belong together; make a new pair with 'dilocox "
@@ -117,7 +123,8 @@ dlx_status dlxi_key_public(const char *path, char public_text[DLXI_KEY_TEXT_BYTE
     return DLX_OK;
 }
 
-/* ---- making --------------------------------------------------------------------------------------------------------- */
+/* ---- making ---------------------------------------------------------------------------------------------------------
+ */
 
 static bool write_all(int fd, const char *text, size_t bytes) {
     while (bytes != 0) {
@@ -143,8 +150,8 @@ dlx_status dlxi_key_generate(const char *path, char public_text[DLXI_KEY_TEXT_BY
     dlx_status status = DLX_OK;
     int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (fd < 0 && errno == EEXIST)
-        DLX_FAIL_OUT(error, CONFIG, "'%s' exists already and a key is never overwritten; choose another name or remove it",
-                     path);
+        DLX_FAIL_OUT(error, CONFIG,
+                     "'%s' exists already and a key is never overwritten; choose another name or remove it", path);
     if (fd < 0) DLX_FAIL_OUT(error, SYSTEM, "key file '%s' can't be written: %s", path, strerror(errno));
     bool written = fchmod(fd, 0600) == 0 && write_all(fd, text, (size_t)bytes) && fsync(fd) == 0;
     if (close(fd) != 0) written = false;

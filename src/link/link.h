@@ -19,21 +19,24 @@ enum { DLXI_ENDPOINT_BYTES = 128, DLXI_NAME_BYTES = 64, DLXI_KEY_TEXT_BYTES = 41
 typedef struct dlxi_link_operations {
     const char *name;
     /* Copies and queues one frame; never blocks. DLX_AGAIN: this peer's queue is full, receive() returns DLX_AGAIN when
-     * there may be room again. DLX_PEER_LOST: this peer is known to be gone. */
+     * there may be room again. DLX_PEER_LOST: this peer is known to be gone (zmq: only the
+     * coordinator's endpoint says so, after 5 s without a connection; until then, and to another site, DLX_AGAIN). */
     dlx_status (*send)(dlxi_link *link, uint32_t peer, const dlxi_frame *frame, dlx_error *error);
-    /* Waits up to timeout_ms (0: not at all; < 0: for ever). DLX_OK: *frame and *peer are set, the payload is valid until
-     * the next call on the link. DLX_AGAIN: woken, or room for a send that was refused. DLX_TIMEOUT. */
+    /* Waits up to timeout_ms (0: not at all; < 0: for ever). DLX_OK: *frame and *peer are set, the payload is valid
+     * until the next call on the link. DLX_AGAIN: woken, or room for a send that was refused. DLX_TIMEOUT. DLX_REFUSED
+     * (zmq, at a site): the coordinator does not admit this site's key; nothing will ever come. */
     dlx_status (*receive)(dlxi_link *link, int64_t timeout_ms, uint32_t *peer, dlxi_frame *frame, dlx_error *error);
-    /* Makes a present or the next receive return DLX_AGAIN. Any thread. */
+    /* Makes a present or the next receive return DLX_AGAIN. Any thread; with zmq also a signal handler. */
     void (*wake)(dlxi_link *link);
-    /* Site: be ready to hear from `peer` (called for every other site), whose roster name is given and who must prove to
-     * own public_key (Z85 text; "" where the link has no security). Writes where, for the coordinator to pass on; may
-     * write "" where this side will connect instead. */
+    /* Site: be ready to hear from `peer` (called for every other site), whose roster name is given and who must prove
+     * to own public_key (Z85 text; "" where the link has no security). Writes where, for the coordinator to pass on;
+     * may write "" where this side will connect instead. */
     dlx_status (*listen)(dlxi_link *link, uint32_t me, uint32_t peer, const char *name, const char *public_key,
                          char endpoint[DLXI_ENDPOINT_BYTES], dlx_error *error);
     /* Site: `endpoint` is what the peer's listen(…, me, …) wrote; called for every other site, "" included. */
     dlx_status (*connect)(dlxi_link *link, uint32_t peer, const char *endpoint, dlx_error *error);
-    /* Coordinator: the roster name that this peer proved to own; "" where the link has no security. */
+    /* Coordinator: the roster name that this peer proved to own (mem: the name it opened with); "" where the link has
+     * no security. */
     const char *(*peer_name)(dlxi_link *link, uint32_t peer);
     /* The peer's public key as proved (Z85 text), or "". */
     const char *(*peer_key)(dlxi_link *link, uint32_t peer);
@@ -54,7 +57,8 @@ struct dlxi_link {
 void dlxi_link_statistics_read(const dlxi_link *link, dlxi_link_statistics *out);
 void dlxi_link_close(dlxi_link **link); /* takes NULL */
 
-/* ---- mem: threads of one process ---------------------------------------------------------------------------------- */
+/* ---- mem: threads of one process ----------------------------------------------------------------------------------
+ */
 
 typedef struct dlxi_mem_hub dlxi_mem_hub;
 
@@ -64,13 +68,15 @@ void dlxi_mem_hub_close(dlxi_mem_hub **hub);
 dlx_status dlxi_mem_site_open(dlxi_link **out, dlxi_mem_hub *hub, const char *name, dlx_error *error);
 dlx_status dlxi_mem_coordinator_open(dlxi_link **out, dlxi_mem_hub *hub, dlx_error *error); /* one a hub */
 
-/* ---- zmq: processes ------------------------------------------------------------------------------------------------ */
+/* ---- zmq: processes ------------------------------------------------------------------------------------------------
+ */
 
 typedef void (*dlxi_log)(void *context, const char *line); /* e.g. a refused key; any of the library's threads */
 
 typedef struct dlxi_zmq_settings {
     const char *coordinator; /* "host:port"; the coordinator may ask for port 0 */
-    const char *listen_host; /* site: address that peers reach it at; "" = the local address that reaches the coordinator */
+    const char
+        *listen_host; /* site: address that peers reach it at; "" = the local address that reaches the coordinator */
     uint16_t listen_port;    /* site: first of a range of D ports (port + peer's index); 0 = any free ones */
     bool curve;              /* false (security: none): loopback addresses only, refused elsewhere */
     const char *key_path;    /* own secret key file, made by dlxi_key_generate */
@@ -85,7 +91,8 @@ dlx_status dlxi_zmq_site_open(dlxi_link **out, const dlxi_zmq_settings *settings
 dlx_status dlxi_zmq_coordinator_open(dlxi_link **out, const dlxi_zmq_settings *settings,
                                      char bound[DLXI_ENDPOINT_BYTES], dlx_error *error);
 
-/* ---- keys and rosters ---------------------------------------------------------------------------------------------- */
+/* ---- keys and rosters ----------------------------------------------------------------------------------------------
+ */
 
 /* Writes a new CURVE key pair to path (mode 0600; refuses to overwrite) and its public half to public_text. */
 dlx_status dlxi_key_generate(const char *path, char public_text[DLXI_KEY_TEXT_BYTES], dlx_error *error);

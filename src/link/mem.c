@@ -1,8 +1,9 @@
 /* The `mem` link: sites and a coordinator that are threads of one process.
  *
- * Every endpoint holds one bounded queue for each endpoint that ever sent to it. One mutex, the hub's, guards all queues
- * and flags; each endpoint has a condition variable that its owner waits on. Frames are encoded and decoded as on a real
- * link, so that bytes are counted alike. A frame from a site that this one has not yet connected to waits in its queue.
+ * Every endpoint holds one bounded queue for each endpoint that ever sent to it. One mutex, the hub's, guards all
+ * queues and flags; each endpoint has a condition variable that its owner waits on. Frames are encoded and decoded as
+ * on a real link, so that bytes are counted alike. A frame from a site that this one has not yet connected to waits in
+ * its queue.
  *
  * Endpoints are known to each other by a number that the hub never gives twice, so that a site that comes back is not
  * taken for the one that left. */
@@ -28,7 +29,7 @@ typedef struct packet {
 typedef struct queue {
     uint32_t sender; /* hub's number */
     uint32_t first, count;
-    bool refused; /* the sender was told DLX_AGAIN and wants to hear of room */
+    bool refused;    /* the sender was told DLX_AGAIN and wants to hear of room */
     packet *packets; /* [queue_frames], a ring */
 } queue;
 
@@ -59,7 +60,8 @@ struct dlxi_mem_hub {
     uint32_t coordinator; /* the last one opened, or NOBODY */
 };
 
-/* ---- hub ----------------------------------------------------------------------------------------------------------- */
+/* ---- hub -----------------------------------------------------------------------------------------------------------
+ */
 
 dlx_status dlxi_mem_hub_open(dlxi_mem_hub **out, uint32_t queue_frames, dlx_error *error) {
     *out = NULL;
@@ -91,7 +93,8 @@ static mem_endpoint *endpoint_at(const dlxi_mem_hub *hub, uint32_t number) {
     return number < hub->endpoint_count ? hub->endpoints[number] : NULL;
 }
 
-/* ---- queues (the hub's mutex is held) ------------------------------------------------------------------------------- */
+/* ---- queues (the hub's mutex is held) -------------------------------------------------------------------------------
+ */
 
 static queue *queue_from(mem_endpoint *receiver, uint32_t sender) {
     for (size_t i = 0; i < receiver->queue_count; i++)
@@ -134,7 +137,8 @@ static packet queue_pop(mem_endpoint *receiver, queue *q) {
     return p;
 }
 
-/* ---- send ----------------------------------------------------------------------------------------------------------- */
+/* ---- send -----------------------------------------------------------------------------------------------------------
+ */
 
 /* The queue that a frame to `to` goes to, if there is room in it. */
 static dlx_status find_room(queue **out, mem_endpoint **receiver, mem_endpoint *me, uint32_t to, dlx_error *error) {
@@ -186,7 +190,8 @@ static dlx_status mem_send(dlxi_link *link, uint32_t to, const dlxi_frame *frame
     return DLX_OK;
 }
 
-/* ---- receive -------------------------------------------------------------------------------------------------------- */
+/* ---- receive --------------------------------------------------------------------------------------------------------
+ */
 
 /* The coordinator's number for a sender, given at its first frame; NOBODY where all are given. */
 static uint32_t number_of(mem_endpoint *me, uint32_t sender) {
@@ -273,7 +278,8 @@ static void mem_wake(dlxi_link *link) {
     pthread_mutex_unlock(&me->hub->mutex);
 }
 
-/* ---- peers ---------------------------------------------------------------------------------------------------------- */
+/* ---- peers ----------------------------------------------------------------------------------------------------------
+ */
 
 static dlx_status mem_listen(dlxi_link *link, uint32_t own_index, uint32_t index, const char *name,
                              const char *public_key, char endpoint[DLXI_ENDPOINT_BYTES], dlx_error *error) {
@@ -318,7 +324,8 @@ static const char *mem_peer_key(dlxi_link *link, uint32_t index) {
     return "";
 }
 
-/* ---- open and close -------------------------------------------------------------------------------------------------- */
+/* ---- open and close
+ * -------------------------------------------------------------------------------------------------- */
 
 static void mem_close(dlxi_link *link) {
     mem_endpoint *me = (mem_endpoint *)link;
@@ -362,8 +369,8 @@ static const dlxi_link_operations mem_operations = {
 static bool condition_init(pthread_cond_t *condition) {
     pthread_condattr_t attributes;
     if (pthread_condattr_init(&attributes) != 0) return false;
-    bool done = pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC) == 0 &&
-                pthread_cond_init(condition, &attributes) == 0;
+    bool done =
+        pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC) == 0 && pthread_cond_init(condition, &attributes) == 0;
     pthread_condattr_destroy(&attributes);
     return done;
 }

@@ -35,7 +35,8 @@ const dlxi_roster_line *dlxi_roster_by_key(const dlxi_roster *roster, const uint
     return NULL;
 }
 
-/* ---- parsing -------------------------------------------------------------------------------------------------------- */
+/* ---- parsing --------------------------------------------------------------------------------------------------------
+ */
 
 static bool blank(char c) {
     return c == ' ' || c == '\t' || c == '\r';
@@ -62,10 +63,11 @@ static dlx_status parse_name(dlxi_roster_line *dst, const char *word, size_t cha
     char text[DLXI_NAME_BYTES] = "";
     if (characters < DLXI_NAME_BYTES) memcpy(dst->name, word, characters);
     if (characters >= DLXI_NAME_BYTES || strlen(dst->name) != characters || !dlxi_name_valid(dst->name))
-        DLX_FAIL(error, CONFIG,
-                 "wan.roster: %s:%zu: the name '%s' is not allowed; names have 1 to %d of the characters A-Z a-z 0-9 . _ "
-                 "- and begin with a letter, digit or _",
-                 path, line, shown(text, word, characters), DLXI_NAME_BYTES - 1);
+        DLX_FAIL(
+            error, CONFIG,
+            "wan.roster: %s:%zu: the name '%s' is not allowed; names have 1 to %d of the characters A-Z a-z 0-9 . _ "
+            "- and begin with a letter, digit or _",
+            path, line, shown(text, word, characters), DLXI_NAME_BYTES - 1);
     return DLX_OK;
 }
 
@@ -74,10 +76,11 @@ static dlx_status parse_key(dlxi_roster_line *dst, const char *word, size_t char
     if (characters == DLXI_KEY_TEXT_BYTES - 1) memcpy(dst->key_text, word, characters);
     /* The key itself is not shown: someone may have pasted the secret half. */
     if (characters != DLXI_KEY_TEXT_BYTES - 1 || !dlxi_key_decode(dst->key, dst->key_text))
-        DLX_FAIL(error, CONFIG,
-                 "wan.roster: %s:%zu: the key of '%s' is malformed (%zu characters); allowed are the 40 characters of a "
-                 "public key, as 'dilocox keygen' prints it",
-                 path, line, dst->name, characters);
+        DLX_FAIL(
+            error, CONFIG,
+            "wan.roster: %s:%zu: the key of '%s' is malformed (%zu characters); allowed are the 40 characters of a "
+            "public key, as 'dilocox keygen' prints it",
+            path, line, dst->name, characters);
     return DLX_OK;
 }
 

@@ -2,13 +2,13 @@
  *
  * Sockets. Who binds has a ROUTER: the coordinator one for all sites, a site one for each site of a higher index. Who
  * connects has a DEALER. So control never waits behind data. A ROUTER hands over: a peer whose connection broke unseen
- * and who comes again takes its own place, which a PAIR or DEALER doesn't know how to do. All sockets belong to the owner
- * thread. libzmq's own thread does input, output and encryption; one
- * more thread admits keys (zmq_auth.c). `wake` writes to an eventfd, and may be called from a signal handler.
+ * and who comes again takes its own place, which a PAIR or DEALER doesn't know how to do. All sockets belong to the
+ * owner thread. libzmq's own thread does input, output and encryption; one more thread admits keys (zmq_auth.c). `wake`
+ * writes to an eventfd, and may be called from a signal handler.
  *
- * Who speaks. A peer of the coordinator is known by its routing id, 16 random bytes a process, so that a connection that
- * broke and came back keeps its number; each of its frames must also carry the roster name that the first one did. That
- * name was proved in the handshake and is not the peer's to choose. */
+ * Who speaks. A peer of the coordinator is known by its routing id, 16 random bytes a process, so that a connection
+ * that broke and came back keeps its number; each of its frames must also carry the roster name that the first one did.
+ * That name was proved in the handshake and is not the peer's to choose. */
 #include <errno.h>
 #include <poll.h>
 #include <stdarg.h>
@@ -47,7 +47,8 @@ dlx_status dlxi_zmq_check_loopback(const char *host, dlx_error *error) {
     return DLX_OK;
 }
 
-/* ---- send ------------------------------------------------------------------------------------------------------------ */
+/* ---- send
+ * ------------------------------------------------------------------------------------------------------------ */
 
 /* What a send that failed with errno means. */
 static dlx_status send_failure(dlx_error *error) {
@@ -55,13 +56,28 @@ static dlx_status send_failure(dlx_error *error) {
     DLX_FAIL(error, SYSTEM, "zmq link: send failed: %s", zmq_strerror(errno));
 }
 
-static dlx_status send_frame(dlxi_zmq *me, void *socket, const dlxi_frame *frame, dlx_error *error) {
+/* Puts the routing id before a message of a ROUTER. DLX_AGAIN: the peer's queue is full; DLX_OK: it has room for the
+ * message that follows. DLX_PEER_LOST: it has no connection. */
+static dlx_status send_routing_id(void *socket, const void *routing_id, size_t routing_id_bytes, dlx_error *error) {
+    int sent;
+    do sent = zmq_send(socket, routing_id, routing_id_bytes, ZMQ_DONTWAIT | ZMQ_SNDMORE);
+    while (sent < 0 && errno == EINTR);
+    if (sent >= 0) return DLX_OK;
+    return errno == EHOSTUNREACH ? DLX_PEER_LOST : send_failure(error);
+}
+
+/* routing_id: NULL where the socket is no ROUTER. The frame is made first, so that nothing can fail between its id and
+ * it. */
+static dlx_status send_frame(dlxi_zmq *me, void *socket, const void *routing_id, size_t routing_id_bytes,
+                             const dlxi_frame *frame, dlx_error *error) {
     zmq_msg_t message;
     size_t bytes = (size_t)DLXI_FRAME_HEADER_BYTES + frame->payload_bytes;
     if (zmq_msg_init_size(&message, bytes) != 0) DLX_FAIL(error, MEMORY, "out of memory: a frame of %zu bytes", bytes);
     dlxi_frame_encode(zmq_msg_data(&message), frame);
-    if (zmq_msg_send(&message, socket, ZMQ_DONTWAIT) < 0) {
-        dlx_status status = send_failure(error);
+    dlx_status status = DLX_OK;
+    if (routing_id != NULL) status = send_routing_id(socket, routing_id, routing_id_bytes, error);
+    if (status == DLX_OK && zmq_msg_send(&message, socket, ZMQ_DONTWAIT) < 0) status = send_failure(error);
+    if (status != DLX_OK) {
         zmq_msg_close(&message);
         return status;
     }
@@ -69,18 +85,8 @@ static dlx_status send_frame(dlxi_zmq *me, void *socket, const dlxi_frame *frame
     return DLX_OK;
 }
 
-/* Through a ROUTER. DLX_AGAIN: the peer's queue is full. DLX_PEER_LOST: it has no connection. */
-static dlx_status send_routed(dlxi_zmq *me, void *socket, const void *routing_id, size_t routing_id_bytes,
-                              const dlxi_frame *frame, dlx_error *error) {
-    int sent;
-    do sent = zmq_send(socket, routing_id, routing_id_bytes, ZMQ_DONTWAIT | ZMQ_SNDMORE);
-    while (sent < 0 && errno == EINTR);
-    if (sent >= 0) return send_frame(me, socket, frame, error); /* the routing id found room for it */
-    return errno == EHOSTUNREACH ? DLX_PEER_LOST : send_failure(error);
-}
-
 static dlx_status send_to_coordinator(dlxi_zmq *me, const dlxi_frame *frame, dlx_error *error) {
-    dlx_status status = send_frame(me, me->control, frame, error);
+    dlx_status status = send_frame(me, me->control, NULL, 0, frame, error);
     me->control_refused = status == DLX_AGAIN;
     return status;
 }
@@ -89,9 +95,8 @@ static dlx_status send_to_coordinator(dlxi_zmq *me, const dlxi_frame *frame, dlx
 static dlx_status send_to_site(dlxi_zmq *me, dlxi_channel *channel, const dlxi_frame *frame, dlx_error *error) {
     dlx_status status = DLX_AGAIN;
     if (dlxi_socket_ready(channel->socket, ZMQ_POLLOUT)) {
-        if (channel->binds)
-            status = send_routed(me, channel->socket, dlxi_data_routing_id, DATA_ROUTING_ID_BYTES, frame, error);
-        else status = send_frame(me, channel->socket, frame, error);
+        const char *routing_id = channel->binds ? dlxi_data_routing_id : NULL;
+        status = send_frame(me, channel->socket, routing_id, DATA_ROUTING_ID_BYTES, frame, error);
     }
     if (status == DLX_PEER_LOST) status = DLX_AGAIN;
     channel->refused = status == DLX_AGAIN;
@@ -101,7 +106,7 @@ static dlx_status send_to_site(dlxi_zmq *me, dlxi_channel *channel, const dlxi_f
 static dlx_status send_from_coordinator(dlxi_zmq *me, uint32_t to, const dlxi_frame *frame, dlx_error *error) {
     if (to >= me->numbered_count) DLX_FAIL(error, STATE, "zmq link: send to peer %u, which never spoke", to);
     dlxi_numbered *peer = &me->numbered[to];
-    dlx_status status = send_routed(me, me->control, peer->routing_id, sizeof peer->routing_id, frame, error);
+    dlx_status status = send_frame(me, me->control, peer->routing_id, sizeof peer->routing_id, frame, error);
     if (status == DLX_OK) peer->unreachable_since_ns = 0;
     if (status != DLX_AGAIN && status != DLX_PEER_LOST) return status;
     int64_t now_ns = dlxi_clock_ns();
@@ -124,7 +129,8 @@ static dlx_status link_send(dlxi_link *link, uint32_t to, const dlxi_frame *fram
     return send_to_site(me, &me->channels[to], frame, error);
 }
 
-/* ---- receive --------------------------------------------------------------------------------------------------------- */
+/* ---- receive
+ * --------------------------------------------------------------------------------------------------------- */
 
 /* DLX_TIMEOUT: nothing is there. `more`: parts of the same message follow. */
 static dlx_status receive_part(zmq_msg_t *part, void *socket, bool *more, dlx_error *error) {
@@ -174,8 +180,8 @@ static bool take_current(dlxi_zmq *me, void *socket, bool more, bool welcome, dl
     return true;
 }
 
-/* The peer's number, given at its first frame; UINT32_MAX where its frame is not taken. A ROUTER gives what is left of a
- * connection that was handed over a routing id of its own making, which is not one of ours. */
+/* The peer's number, given at its first frame; UINT32_MAX where its frame is not taken. A ROUTER gives what is left of
+ * a connection that was handed over a routing id of its own making, which is not one of ours. */
 static uint32_t number_of(dlxi_zmq *me, zmq_msg_t *id) {
     const uint8_t *routing_id = zmq_msg_data(id);
     const char *name = me->curve ? zmq_msg_gets(&me->current, "User-Id") : "";
@@ -353,7 +359,8 @@ static const char *link_peer_key(dlxi_link *link, uint32_t peer) {
     return peer < DLXI_SITES_MAX ? me->channels[peer].key_text : "";
 }
 
-/* ---- open and close --------------------------------------------------------------------------------------------------- */
+/* ---- open and close
+ * --------------------------------------------------------------------------------------------------- */
 
 static void link_close(dlxi_link *link) {
     dlxi_zmq *me = (dlxi_zmq *)link;
@@ -392,7 +399,8 @@ static const dlxi_link_operations zmq_operations = {
 /* The key and the roster must say the same about who this process is. */
 static dlx_status check_identity(const dlxi_zmq *me, const dlxi_zmq_settings *settings, dlx_error *error) {
     uint8_t key[DLXI_KEY_BYTES];
-    if (!dlxi_key_decode(key, me->keys.public_text)) DLX_FAIL(error, CONFIG, "wan.key: '%s' is malformed", settings->key_path);
+    if (!dlxi_key_decode(key, me->keys.public_text))
+        DLX_FAIL(error, CONFIG, "wan.key: '%s' is malformed", settings->key_path);
     const char *name = me->coordinator ? dlxi_coordinator_name : settings->name;
     const dlxi_roster_line *coordinator = dlxi_roster_by_name(me->roster, dlxi_coordinator_name);
     const dlxi_roster_line *own_name = dlxi_roster_by_name(me->roster, name);
@@ -461,8 +469,8 @@ static dlx_status set_routing_id(void *socket, dlx_error *error) {
 
 static dlx_status open_monitor(dlxi_zmq *me, dlx_error *error) {
     static const char place[] = "inproc://coordinator.monitor";
-    int events = ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
-                 ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL;
+    int events =
+        ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL;
     int linger_ms = 0;
     if (zmq_socket_monitor(me->control, place, events) == 0) me->monitor = zmq_socket(me->context, ZMQ_PAIR);
     if (me->monitor == NULL || zmq_setsockopt(me->monitor, ZMQ_LINGER, &linger_ms, sizeof linger_ms) != 0 ||
@@ -545,8 +553,10 @@ static dlx_status endpoint_open(dlxi_link **out, bool coordinator, const dlxi_zm
     me->log = settings->log;
     me->log_context = settings->log_context;
     dlx_status status = coordinator ? coordinator_open(me, settings, bound, error) : site_open(me, settings, error);
-    if (status == DLX_OK) *out = &me->link;
-    else link_close(&me->link);
+    if (status == DLX_OK)
+        *out = &me->link;
+    else
+        link_close(&me->link);
     return status;
 }
 

@@ -1,8 +1,8 @@
 /* Admitting keys: a thread a context that answers ZAP requests (RFC 27) for every socket that binds.
  *
- * The coordinator admits the keys of the roster, under their names; a site's socket for one peer admits that peer's key.
- * The name becomes the connection's User-Id, which no frame can change. Whoever is refused gets nothing; the log gets
- * one line a key and 10 s, from a table whose size bounds lines and memory under a flood of fresh keys.
+ * The coordinator admits the keys of the roster, under their names; a site's socket for one peer admits that peer's
+ * key. The name becomes the connection's User-Id, which no frame can change. Whoever is refused gets nothing; the log
+ * gets one line a key and 10 s, from a table whose size bounds lines and memory under a flood of fresh keys.
  *
  * libzmq lets everybody in where nobody answers. So the handler is there before the first bind and until the context is
  * shut down, and receivers drop frames without the right User-Id. */
@@ -44,7 +44,8 @@ struct dlxi_zmq_auth {
     logged logged_keys[LOGGED_KEYS_MAX];
 };
 
-/* version, request id, domain, address, routing id, mechanism, credentials: each cut to PART_BYTES_MAX, with a 0 after it */
+/* version, request id, domain, address, routing id, mechanism, credentials: each cut to PART_BYTES_MAX, with a 0 after
+ * it */
 typedef struct request {
     size_t count;
     size_t bytes[REQUEST_PARTS];
@@ -52,7 +53,8 @@ typedef struct request {
 } request;
 enum { REQUEST_ID = 1, DOMAIN, ADDRESS, MECHANISM = 5, CREDENTIALS };
 
-/* ---- deciding ------------------------------------------------------------------------------------------------------- */
+/* ---- deciding -------------------------------------------------------------------------------------------------------
+ */
 
 /* Whether this key may be told of now; notes that it was. */
 static bool may_log(dlxi_zmq_auth *auth, const uint8_t key[DLXI_KEY_BYTES]) {
@@ -115,7 +117,8 @@ static bool admit(dlxi_zmq_auth *auth, const request *r, char name[DLXI_NAME_BYT
     return false;
 }
 
-/* ---- the thread ------------------------------------------------------------------------------------------------------ */
+/* ---- the thread
+ * ------------------------------------------------------------------------------------------------------ */
 
 /* False once the context is shut down. */
 static bool read_request(void *socket, request *r) {

@@ -9,7 +9,8 @@
 #include "link/address.h"
 #include "link/roster.h"
 
-/* ---- admitting keys (zmq_auth.c) ------------------------------------------------------------------------------------ */
+/* ---- admitting keys (zmq_auth.c) ------------------------------------------------------------------------------------
+ */
 
 /* Answers libzmq's question, for each connection to a socket that binds, whether its key may come in (ZAP, RFC 27). */
 typedef struct dlxi_zmq_auth dlxi_zmq_auth;
@@ -22,13 +23,15 @@ void dlxi_zmq_auth_admit(dlxi_zmq_auth *auth, uint32_t index, const char *name, 
 /* After zmq_ctx_shutdown, which ends its thread. */
 void dlxi_zmq_auth_close(dlxi_zmq_auth **auth);
 
-/* ---- sockets (zmq_socket.c) ----------------------------------------------------------------------------------------- */
+/* ---- sockets (zmq_socket.c) -----------------------------------------------------------------------------------------
+ */
 
 enum {
     CONTROL_QUEUE_FRAMES = 64,
-    DATA_QUEUE_FRAMES = 8, /* a direction and side: 2 MiB, so that memory and what waits before a new attempt are bounded */
-    /* A connection whose other side acknowledges nothing for so long, or takes no byte of what it has, is ended and made
-     * again. Data is given longer, since a site that computes may leave it lying. */
+    DATA_QUEUE_FRAMES =
+        8, /* a direction and side: 2 MiB, so that memory and what waits before a new attempt are bounded */
+    /* A connection whose other side acknowledges nothing for so long, or takes no byte of what it has, is ended and
+     * made again. Data is given longer, since a site that computes may leave it lying. */
     CONTROL_SILENCE_MS = 20000,
     DATA_SILENCE_MS = 60000,
     CLOSE_LINGER_MS = 1000
@@ -51,9 +54,11 @@ dlx_status dlxi_socket_connect(void *socket, const char *numeric, uint16_t port,
 /* Whether ZMQ_POLLOUT (or another event) holds now. */
 bool dlxi_socket_ready(void *socket, short event);
 
-/* ---- the endpoint (zmq.c, zmq_site.c) -------------------------------------------------------------------------------- */
+/* ---- the endpoint (zmq.c, zmq_site.c)
+ * -------------------------------------------------------------------------------- */
 
-/* A routing id towards the coordinator: ROUTING_ID_FIRST, then 16 random bytes. Between two sites it is always the same. */
+/* A routing id towards the coordinator: ROUTING_ID_FIRST, then 16 random bytes. Between two sites it is always the
+ * same. */
 enum { NUMBERED_MAX = 2 * DLXI_SITES_MAX, ROUTING_ID_FIRST = 's', ROUTING_ID_BYTES = 17, DATA_ROUTING_ID_BYTES = 4 };
 extern const char dlxi_data_routing_id[]; /* "site" */
 

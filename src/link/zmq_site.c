@@ -1,5 +1,5 @@
-/* A site's part of the `zmq` link: a socket for each other site, and news of the way to the coordinator. Of two sites the
- * lower index binds, the higher connects. */
+/* A site's part of the `zmq` link: a socket for each other site, and news of the way to the coordinator. Of two sites
+ * the lower index binds, the higher connects. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -8,8 +8,8 @@
 #include "link/zmq_internal.h"
 
 /* The coordinator says which key a peer has; where this site's roster knows better, it is not believed. */
-static dlx_status check_key(const dlxi_zmq *me, const char *name, const char *public_key,
-                            uint8_t key[DLXI_KEY_BYTES], dlx_error *error) {
+static dlx_status check_key(const dlxi_zmq *me, const char *name, const char *public_key, uint8_t key[DLXI_KEY_BYTES],
+                            dlx_error *error) {
     if (!dlxi_key_decode(key, public_key))
         DLX_FAIL(error, DATA, "the coordinator gave a malformed public key for site '%.63s'", name);
     const dlxi_roster_line *line = dlxi_roster_by_name(me->roster, name);
@@ -48,8 +48,7 @@ static dlx_status channel_open(dlxi_zmq *me, dlxi_channel *channel, uint32_t ind
     };
     DLX_TRY(dlxi_socket_open(&channel->socket, &settings, error));
     channel->binds = binds;
-    if (binds ||
-        zmq_setsockopt(channel->socket, ZMQ_ROUTING_ID, dlxi_data_routing_id, DATA_ROUTING_ID_BYTES) == 0)
+    if (binds || zmq_setsockopt(channel->socket, ZMQ_ROUTING_ID, dlxi_data_routing_id, DATA_ROUTING_ID_BYTES) == 0)
         return DLX_OK;
     zmq_close(channel->socket);
     channel->socket = NULL;
@@ -85,8 +84,10 @@ static dlx_status bind_channel(dlxi_zmq *me, dlxi_channel *channel, uint32_t ind
     DLX_TRY(channel_open(me, channel, index, true, strchr(numeric, ':') != NULL, error));
     uint16_t bound_port = 0;
     status = dlxi_socket_bind(channel->socket, numeric, port, &bound_port, "wan.listen", error);
-    if (status == DLX_OK) dlxi_address_format(channel->endpoint, me->listen_host, bound_port);
-    else channel_close(channel);
+    if (status == DLX_OK)
+        dlxi_address_format(channel->endpoint, me->listen_host, bound_port);
+    else
+        channel_close(channel);
     return status;
 }
 
@@ -130,12 +131,15 @@ dlx_status dlxi_zmq_connect(dlxi_link *link, uint32_t index, const char *endpoin
     channel_close(channel);
     DLX_TRY(channel_open(me, channel, index, false, strchr(numeric, ':') != NULL, error));
     dlx_status status = dlxi_socket_connect(channel->socket, numeric, address.port, error);
-    if (status == DLX_OK) snprintf(channel->endpoint, sizeof channel->endpoint, "%s", endpoint);
-    else channel_close(channel);
+    if (status == DLX_OK)
+        snprintf(channel->endpoint, sizeof channel->endpoint, "%s", endpoint);
+    else
+        channel_close(channel);
     return status;
 }
 
-/* ---- news of the way to the coordinator ------------------------------------------------------------------------------ */
+/* ---- news of the way to the coordinator
+ * ------------------------------------------------------------------------------ */
 
 /* The event's number, or 0. */
 static uint16_t read_event(void *monitor) {
@@ -158,16 +162,18 @@ dlx_status dlxi_zmq_monitor_read(dlxi_zmq *me, dlx_error *error) {
     static const int64_t log_pause_ns = 10000000000;
     uint16_t event = read_event(me->monitor);
     if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
-        DLX_FAIL(error, REFUSED,
-                 "wan.key: the coordinator at %s does not admit the key %s; add the line 'NAME %s' to the coordinator's "
-                 "roster and start it again",
-                 me->coordinator_text, me->keys.public_text, me->keys.public_text);
+        DLX_FAIL(
+            error, REFUSED,
+            "wan.key: the coordinator at %s does not admit the key %s; add the line 'NAME %s' to the coordinator's "
+            "roster and start it again",
+            me->coordinator_text, me->keys.public_text, me->keys.public_text);
     if (event == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL || event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL) {
         int64_t now_ns = dlxi_clock_ns();
         if (me->handshake_logged_ns == 0 || now_ns - me->handshake_logged_ns >= log_pause_ns) {
             me->handshake_logged_ns = now_ns;
             dlxi_zmq_log(me, "the coordinator at %s ended the handshake; %s", me->coordinator_text,
-                         me->curve ? "its key may not be the one on this site's roster" : "it may want security: curve");
+                         me->curve ? "its key may not be the one on this site's roster"
+                                   : "it may want security: curve");
         }
     }
     return DLX_OK;

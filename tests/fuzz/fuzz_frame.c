@@ -1,5 +1,5 @@
-/* Any bytes as a frame; once as they are and once with the checksum made right, as a hostile sender would. What is taken
- * must be bounded and encode to the same bytes again. */
+/* Any bytes as a frame; once as they are and once with the checksum made right, as a hostile sender would. What is
+ * taken must be bounded and encode to the same bytes again. */
 #include "replay.h"
 #include "base/hash.h"
 #include "base/panic.h"
@@ -16,7 +16,8 @@ static void decode_and_encode(const uint8_t *data, size_t bytes) {
         return;
     }
     DLXI_ASSERT(frame.payload_bytes <= DLXI_FRAME_PAYLOAD_MAX);
-    DLXI_ASSERT(frame.payload == data + DLXI_FRAME_HEADER_BYTES && frame.payload_bytes == bytes - DLXI_FRAME_HEADER_BYTES);
+    DLXI_ASSERT(frame.payload == data + DLXI_FRAME_HEADER_BYTES &&
+                frame.payload_bytes == bytes - DLXI_FRAME_HEADER_BYTES);
     DLXI_ASSERT(dlxi_frame_encode(again, &frame) == bytes && memcmp(again, data, bytes) == 0);
 }
 
@@ -37,8 +38,14 @@ size_t fuzz_seed(uint8_t *data, int index) {
     static const dlxi_frame frames[] = {
         {.kind = DLXI_FRAME_PING, .site = DLXI_SITE_COORDINATOR},
         {.kind = DLXI_FRAME_HELLO, .payload = (const uint8_t *)"delft", .payload_bytes = 5},
-        {.kind = DLXI_FRAME_RESULT, .round = 1, .tensor = 2, .trip = 1, .offset_groups = 3, .count_groups = 4,
-         .payload = (const uint8_t *)"0123456789abcdef0123456789abcdef", .payload_bytes = 32},
+        {.kind = DLXI_FRAME_RESULT,
+         .round = 1,
+         .tensor = 2,
+         .trip = 1,
+         .offset_groups = 3,
+         .count_groups = 4,
+         .payload = (const uint8_t *)"0123456789abcdef0123456789abcdef",
+         .payload_bytes = 32},
     };
     if ((size_t)index >= sizeof frames / sizeof *frames) return 0;
     return dlxi_frame_encode(data, &frames[index]);

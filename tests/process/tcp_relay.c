@@ -69,8 +69,10 @@ static void *relay_thread(void *argument) {
         if (items[1].revents != 0) {
             pair[0] = accept(relay->listener, NULL, NULL);
             pair[1] = pair[0] >= 0 ? connect_to(relay->target_port) : -1;
-            if (pair[1] < 0) drop(pair);
-            else atomic_fetch_add(&relay->connections, 1);
+            if (pair[1] < 0)
+                drop(pair);
+            else
+                atomic_fetch_add(&relay->connections, 1);
             continue;
         }
         if ((items[2].revents != 0 && !move(pair[0], pair[1])) || (items[3].revents != 0 && !move(pair[1], pair[0])))

@@ -66,8 +66,17 @@ static void frames_arrive_in_order_with_their_fields(void **state) {
     uint8_t payload[300];
     for (size_t i = 0; i < sizeof payload; i++) payload[i] = (uint8_t)(i * 7);
     for (uint32_t i = 0; i < 3; i++) {
-        dlxi_frame frame = {.kind = DLXI_FRAME_CONTRIBUTION, .term = 9, .round = i, .attempt = 2, .site = 0, .rank = 1,
-                            .tensor = 40 + i, .trip = 1, .offset_groups = 3, .count_groups = 8, .payload = payload,
+        dlxi_frame frame = {.kind = DLXI_FRAME_CONTRIBUTION,
+                            .term = 9,
+                            .round = i,
+                            .attempt = 2,
+                            .site = 0,
+                            .rank = 1,
+                            .tensor = 40 + i,
+                            .trip = 1,
+                            .offset_groups = 3,
+                            .count_groups = 8,
+                            .payload = payload,
                             .payload_bytes = 100 * i};
         must(w.site[0]->op->send(w.site[0], 1, &frame, &error));
     }
@@ -104,7 +113,7 @@ static void a_full_queue_refuses_and_room_is_told(void **state) {
     assert_int_equal(receive(w.site[0], 0, &from, &got), DLX_TIMEOUT);
     assert_int_equal(send(w.site[0], 1, DLXI_FRAME_RESULT, 99), DLX_AGAIN);
     assert_int_equal(receive(w.site[0], 0, &from, &got), DLX_TIMEOUT); /* no room yet */
-    must(send(w.site[0], DLXI_SITE_COORDINATOR, DLXI_FRAME_PING, 0));    /* another queue is not concerned */
+    must(send(w.site[0], DLXI_SITE_COORDINATOR, DLXI_FRAME_PING, 0));  /* another queue is not concerned */
     must(receive(w.site[1], 0, &from, &got));
     assert_int_equal(got.round, 0);
     assert_int_equal(receive(w.site[0], 0, &from, &got), DLX_AGAIN);
@@ -216,14 +225,15 @@ static void wrong_use_is_refused(void **state) {
     assert_int_equal(send(w.site[0], UINT32_MAX, DLXI_FRAME_RESULT, 0), DLX_STATE);
     assert_int_equal(w.site[0]->op->listen(w.site[0], 0, 64, "x", "", endpoint, &error), DLX_ARGUMENT);
     assert_int_equal(w.site[0]->op->connect(w.site[0], 64, "mem:1", &error), DLX_ARGUMENT);
-    static const char *const hostile[] = {"", "mem:", "mem:1x", "tcp://127.0.0.1:1", "mem:99999", "mem:-1",
-                                          "mem:11111111111111111111"};
+    static const char *const hostile[] = {
+        "", "mem:", "mem:1x", "tcp://127.0.0.1:1", "mem:99999", "mem:-1", "mem:11111111111111111111"};
     for (size_t i = 0; i < sizeof hostile / sizeof *hostile; i++)
         assert_int_equal(w.site[0]->op->connect(w.site[0], 1, hostile[i], &error), DLX_DATA);
     raze(&w);
 }
 
-/* ---- several threads ------------------------------------------------------------------------------------------------ */
+/* ---- several threads ------------------------------------------------------------------------------------------------
+ */
 
 static void *wake_it(void *argument) {
     dlxi_link *link = argument;
@@ -267,12 +277,17 @@ static void *exchange(void *argument) {
     while (p->sent < EXCHANGED || p->received < EXCHANGED) {
         if (p->sent < EXCHANGED && !full) {
             memset(payload, (int)(p->sent & 0xFF), sizeof payload);
-            dlxi_frame frame = {.kind = DLXI_FRAME_RESULT, .round = p->sent, .payload = payload,
+            dlxi_frame frame = {.kind = DLXI_FRAME_RESULT,
+                                .round = p->sent,
+                                .payload = payload,
                                 .payload_bytes = (uint32_t)(p->sent % sizeof payload)};
             dlx_status status = p->link->op->send(p->link, p->other, &frame, &failure);
-            if (status == DLX_OK) p->sent++;
-            else if (status == DLX_AGAIN) full = true;
-            else return p->failure = "send failed", NULL;
+            if (status == DLX_OK)
+                p->sent++;
+            else if (status == DLX_AGAIN)
+                full = true;
+            else
+                return p->failure = "send failed", NULL;
             if (!full) continue;
         }
         uint32_t from;

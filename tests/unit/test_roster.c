@@ -45,7 +45,8 @@ static void write_file(const char *path, const char *text, mode_t mode) {
     assert_int_equal(chmod(path, mode), 0);
 }
 
-/* ---- keys -------------------------------------------------------------------------------------------------------------- */
+/* ---- keys
+ * -------------------------------------------------------------------------------------------------------------- */
 
 static void a_key_is_made_and_read(void **state) {
     (void)state;
@@ -108,9 +109,14 @@ static void keys_that_are_not_used(void **state) {
              "wan.key: '%s' is no key file: it must have the lines 'public: KEY' and 'secret: KEY' of 40 characters "
              "each; make one with 'dilocox keygen'",
              path);
-    static const char *const malformed[] = {"", "public: %s\n", "secret: %s\n", "public %s\nsecret %s\n",
-                                            "public: %.39s\nsecret: %s\n", "public: %s\nsecret: %sx\n",
-                                            "public: %.39s~\nsecret: %s\n", "# public: %s\n# secret: %s\n"};
+    static const char *const malformed[] = {"",
+                                            "public: %s\n",
+                                            "secret: %s\n",
+                                            "public %s\nsecret %s\n",
+                                            "public: %.39s\nsecret: %s\n",
+                                            "public: %s\nsecret: %sx\n",
+                                            "public: %.39s~\nsecret: %s\n",
+                                            "# public: %s\n# secret: %s\n"};
     for (size_t i = 0; i < sizeof malformed / sizeof *malformed; i++) {
         snprintf(text, sizeof text, malformed[i], keys.public_text, keys.secret_text);
         write_file(path, text, 0600);
@@ -130,7 +136,8 @@ static void keys_that_are_not_used(void **state) {
     unlink(path);
 }
 
-/* ---- rosters ------------------------------------------------------------------------------------------------------------ */
+/* ---- rosters
+ * ------------------------------------------------------------------------------------------------------------ */
 
 static dlxi_roster roster;
 
@@ -166,10 +173,9 @@ static void expect_roster_error(const char *text, const char *message) {
 static void malformed_rosters_are_refused_with_their_line(void **state) {
     (void)state;
     char text[512], message[512];
-#define NAMES                                                                                                          \
-    "names have 1 to 63 of the characters A-Z a-z 0-9 . _ - and begin with a letter, digit or _"
-    static const char *const bad_names[][2] = {{"a/b", "a/b"}, {"..", ".."}, {"-x", "-x"}, {"d\x1b[2J", "d?[2J"},
-                                               {"d\xc3\xa9", "d??"}};
+#define NAMES "names have 1 to 63 of the characters A-Z a-z 0-9 . _ - and begin with a letter, digit or _"
+    static const char *const bad_names[][2] = {
+        {"a/b", "a/b"}, {"..", ".."}, {"-x", "-x"}, {"d\x1b[2J", "d?[2J"}, {"d\xc3\xa9", "d??"}};
     for (size_t i = 0; i < sizeof bad_names / sizeof *bad_names; i++) {
         snprintf(text, sizeof text, "# one\n%s %s\n", bad_names[i][0], a);
         snprintf(message, sizeof message, "wan.roster: roster.txt:2: the name '%s' is not allowed; " NAMES,
@@ -205,8 +211,7 @@ static void a_roster_has_an_end(void **state) {
     char *text = malloc(DLXI_ROSTER_BYTES_MAX);
     assert_non_null(text);
     size_t used = 0;
-    for (int i = 0; i < DLXI_ROSTER_NAMES_MAX; i++)
-        used += (size_t)sprintf(text + used, "site%d %.35s%05d\n", i, a, i);
+    for (int i = 0; i < DLXI_ROSTER_NAMES_MAX; i++) used += (size_t)sprintf(text + used, "site%d %.35s%05d\n", i, a, i);
     must(parse(text));
     assert_int_equal(roster.count, DLXI_ROSTER_NAMES_MAX);
     sprintf(text + used, "more %.35s%05d\n", a, DLXI_ROSTER_NAMES_MAX);
@@ -222,8 +227,7 @@ static void roster_files(void **state) {
                                        "public-key' for the coordinator and each site");
     assert_null(read);
     assert_int_equal(dlxi_roster_read(&read, NULL, &error), DLX_CONFIG);
-    assert_string_equal(error.message,
-                        "wan.roster: no roster is given; set it to a file of lines 'name public-key'");
+    assert_string_equal(error.message, "wan.roster: no roster is given; set it to a file of lines 'name public-key'");
     char path[PATH_BYTES], message[512], line[128];
     snprintf(path, sizeof path, "%s/roster.txt", folder);
     char *large = malloc(DLXI_ROSTER_BYTES_MAX + 2);

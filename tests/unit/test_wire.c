@@ -17,7 +17,8 @@ enum { FRAME_BYTES_MAX = DLXI_FRAME_HEADER_BYTES + DLXI_FRAME_PAYLOAD_MAX, GOLDE
 
 static dlx_error error;
 
-/* ---- golden ----------------------------------------------------------------------------------------------------------- */
+/* ---- golden
+ * ----------------------------------------------------------------------------------------------------------- */
 
 /* Reads the frame of this name from tests/golden/frames.hex; returns its size. */
 static size_t read_golden(uint8_t dst[GOLDEN_BYTES_MAX], const char *name) {
@@ -49,13 +50,31 @@ static const struct {
     {"hello",
      {.kind = DLXI_FRAME_HELLO, .site = DLXI_SITE_NONE, .payload = (const uint8_t *)"delft", .payload_bytes = 5}},
     {"contribution",
-     {.kind = DLXI_FRAME_CONTRIBUTION, .term = 0x01020304, .round = 0x1112131415161718, .attempt = 0x21222324,
-      .site = 0x3132, .rank = 0x4142, .tensor = 0x51525354, .trip = 1, .offset_groups = 0x61626364,
-      .count_groups = 0x71727374, .payload = ramp, .payload_bytes = sizeof ramp}},
+     {.kind = DLXI_FRAME_CONTRIBUTION,
+      .term = 0x01020304,
+      .round = 0x1112131415161718,
+      .attempt = 0x21222324,
+      .site = 0x3132,
+      .rank = 0x4142,
+      .tensor = 0x51525354,
+      .trip = 1,
+      .offset_groups = 0x61626364,
+      .count_groups = 0x71727374,
+      .payload = ramp,
+      .payload_bytes = sizeof ramp}},
     {"greeting",
-     {.kind = DLXI_FRAME_GREETING, .term = UINT32_MAX, .round = UINT64_MAX, .attempt = UINT32_MAX, .site = 63,
-      .rank = UINT16_MAX, .tensor = UINT32_MAX, .trip = UINT16_MAX, .offset_groups = UINT32_MAX,
-      .count_groups = UINT32_MAX, .payload = (const uint8_t *)"\x00\xff", .payload_bytes = 2}},
+     {.kind = DLXI_FRAME_GREETING,
+      .term = UINT32_MAX,
+      .round = UINT64_MAX,
+      .attempt = UINT32_MAX,
+      .site = 63,
+      .rank = UINT16_MAX,
+      .tensor = UINT32_MAX,
+      .trip = UINT16_MAX,
+      .offset_groups = UINT32_MAX,
+      .count_groups = UINT32_MAX,
+      .payload = (const uint8_t *)"\x00\xff",
+      .payload_bytes = 2}},
 };
 
 static void assert_same(const dlxi_frame *a, const dlxi_frame *b) {
@@ -87,7 +106,8 @@ static void frames_are_the_golden_bytes(void **state) {
     }
 }
 
-/* ---- there and back ---------------------------------------------------------------------------------------------------- */
+/* ---- there and back
+ * ---------------------------------------------------------------------------------------------------- */
 
 static void every_kind_comes_back(void **state) {
     (void)state;
@@ -103,10 +123,18 @@ static void every_kind_comes_back(void **state) {
     for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++) {
         for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
             uint64_t draw = dlxi_rng_u64(3, k, s);
-            dlxi_frame sent = {.kind = kinds[k], .term = (uint32_t)draw, .round = draw * 3, .attempt = (uint32_t)(draw >> 8),
-                               .site = (uint16_t)(draw >> 16), .rank = (uint16_t)(draw >> 24), .tensor = (uint32_t)(draw >> 32),
-                               .trip = (uint16_t)(draw >> 40), .offset_groups = (uint32_t)(draw >> 11),
-                               .count_groups = (uint32_t)(draw >> 21), .payload_bytes = sizes[s], .payload = payload};
+            dlxi_frame sent = {.kind = kinds[k],
+                               .term = (uint32_t)draw,
+                               .round = draw * 3,
+                               .attempt = (uint32_t)(draw >> 8),
+                               .site = (uint16_t)(draw >> 16),
+                               .rank = (uint16_t)(draw >> 24),
+                               .tensor = (uint32_t)(draw >> 32),
+                               .trip = (uint16_t)(draw >> 40),
+                               .offset_groups = (uint32_t)(draw >> 11),
+                               .count_groups = (uint32_t)(draw >> 21),
+                               .payload_bytes = sizes[s],
+                               .payload = payload};
             size_t count = dlxi_frame_encode(bytes, &sent);
             assert_int_equal(count, DLXI_FRAME_HEADER_BYTES + sizes[s]);
             dlxi_frame got;
@@ -118,7 +146,8 @@ static void every_kind_comes_back(void **state) {
     free(bytes);
 }
 
-/* ---- what is refused ---------------------------------------------------------------------------------------------------- */
+/* ---- what is refused
+ * ---------------------------------------------------------------------------------------------------- */
 
 static void every_flipped_bit_is_refused(void **state) {
     (void)state;
@@ -221,7 +250,8 @@ static void a_payload_over_the_bound_is_refused(void **state) {
     free(bytes);
 }
 
-/* ---- fields -------------------------------------------------------------------------------------------------------------- */
+/* ---- fields
+ * -------------------------------------------------------------------------------------------------------------- */
 
 static void fields_are_little_endian_and_come_back(void **state) {
     (void)state;
@@ -234,9 +264,9 @@ static void fields_are_little_endian_and_come_back(void **state) {
     dlxi_write_f64(&w, -1.5);
     dlxi_write_string(&w, "oslo", 4);
     dlxi_write_bytes(&w, "xyz", 3);
-    static const uint8_t expected[] = {0xA1, 0xA1, 0xB2, 0xA1, 0xB2, 0xC3, 0xD4, 0x88, 0x77, 0x66, 0x55, 0x44,
-                                       0x33, 0x22, 0x11, 0,    0,    0,    0,    0,    0,    0xF8, 0xBF, 4,
-                                       0,    'o',  's',  'l',  'o',  'x',  'y',  'z'};
+    static const uint8_t expected[] = {0xA1, 0xA1, 0xB2, 0xA1, 0xB2, 0xC3, 0xD4, 0x88, 0x77, 0x66, 0x55,
+                                       0x44, 0x33, 0x22, 0x11, 0,    0,    0,    0,    0,    0,    0xF8,
+                                       0xBF, 4,    0,    'o',  's',  'l',  'o',  'x',  'y',  'z'};
     assert_false(w.failed);
     assert_int_equal(w.used_bytes, sizeof expected);
     assert_memory_equal(bytes, expected, sizeof expected);
