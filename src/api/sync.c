@@ -77,10 +77,15 @@ static int or_default(int value, int otherwise) {
 
 static dlxi_shard_settings shard_settings(const dlx_sync_config *config, double learning_rate, double momentum) {
     bool gradients = config->overlap == DLX_OVERLAP_ALLREDUCE;
+    dlxi_arithmetic saved; /* the outer step's numbers are replicated: round them alike whatever mode the caller is in */
+    const volatile double exact[2] = {learning_rate, momentum}; /* volatile: rounded here, not earlier or later */
+    dlxi_arithmetic_enter(&saved);
+    const volatile float replicated[2] = {(float)exact[0], (float)exact[1]};
+    dlxi_arithmetic_leave(&saved);
     return (dlxi_shard_settings){
         .overlap = config->overlap,
-        .learning_rate = (float)learning_rate,
-        .momentum = (float)momentum,
+        .learning_rate = replicated[0],
+        .momentum = replicated[1],
         .quantiser = {gradients ? 32 : config->bits, config->group},
         .error_feedback = config->error_feedback,
         .seed = config->seed,
