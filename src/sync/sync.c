@@ -340,12 +340,6 @@ static void *exchange_thread(void *context) {
             if (status == DLX_OK) status = s->link->op->receive(s->link, 0, &peer, &frame, &error);
         }
         if (dlx_status_class_of(status) != DLX_CLASS_RETRY && s->site->phase != DLXI_SITE_DONE) fail_telling(s, &error);
-        dlxi_link_statistics link;
-        dlxi_link_statistics_read(s->link, &link);
-        pthread_mutex_lock(&s->mutex);
-        s->statistics.wan_bytes_sent = link.bytes_sent;
-        s->statistics.wan_bytes_received = link.bytes_received;
-        pthread_mutex_unlock(&s->mutex);
     }
     send_control(s); /* last words; the link gives them time when it closes */
     return NULL;
@@ -704,6 +698,10 @@ void dlxi_sync_statistics(dlx_sync *s, dlx_statistics *out) {
     pthread_mutex_lock(&s->mutex);
     *out = s->statistics;
     pthread_mutex_unlock(&s->mutex);
+    dlxi_link_statistics link;
+    dlxi_link_statistics_read(s->link, &link);
+    out->wan_bytes_sent = link.bytes_sent;
+    out->wan_bytes_received = link.bytes_received;
 }
 
 void dlxi_sync_interrupt(dlx_sync *s) {
