@@ -10,9 +10,16 @@
     do {                                                                                                               \
         double in_range_value_ = (double)config->field;                                                                \
         if (!(in_range_value_ >= (low) && in_range_value_ <= (high)))                                                  \
-            DLX_FAIL(error, CONFIG, #field ": %g is out of range; allowed: %g to %g", in_range_value_, (double)(low),  \
+            DLX_FAIL(error, CONFIG, #field ": %.10g is out of range; allowed: %.10g to %.10g", in_range_value_, (double)(low),  \
                      (double)(high));                                                                                  \
     } while (0)
+
+/* Inner steps that a round may have. `none` never trains past H. */
+static uint32_t steps_at_most(const dlx_sync_config *config) {
+    if (config->overlap == DLX_OVERLAP_ALLREDUCE) return 1;
+    if (config->overlap == DLX_OVERLAP_NONE) return config->inner_steps;
+    return config->inner_steps_max != 0 ? config->inner_steps_max : config->inner_steps + config->inner_steps / 2;
+}
 
 static dlx_status check_config(const dlx_sync_config *config, dlx_error *error) {
     if (config->size != sizeof *config)
@@ -36,7 +43,14 @@ static dlx_status check_config(const dlx_sync_config *config, dlx_error *error) 
     if (config->bits != 4 && config->bits != 8 && config->bits != 16 && config->bits != 32)
         DLX_FAIL(error, CONFIG, "bits: %d is out of range; allowed: 4, 8, 16, 32", config->bits);
     IN_RANGE(timeout_ms, 1000, 86400000);
-    if (config->windows > 0) IN_RANGE(windows_per_step, 1, 1000000);
+    if (config->windows > 0) {
+        IN_RANGE(windows_per_step, 1, 1000000);
+        uint32_t most = steps_at_most(config);
+        if (config->windows_per_step > UINT32_MAX / most)
+            DLX_FAIL(error, CONFIG,
+                     "windows_per_step: %u with up to %u inner steps a round is more than a lease holds; allowed: up to %u",
+                     config->windows_per_step, most, UINT32_MAX / most);
+    }
     if (config->shared_text != NULL && strlen(config->shared_text) > 65535)
         DLX_FAIL(error, CONFIG, "shared_text is longer than 65535 bytes");
     return DLX_OK;
@@ -111,11 +125,7 @@ dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config, const dl
     if (config->outer_momentum != DLX_AUTO) momentum = config->outer_momentum;
     warn_if_unstable(config, learning_rate, momentum);
 
-    bool gradients = config->overlap == DLX_OVERLAP_ALLREDUCE;
-    uint32_t most = config->inner_steps_max != 0 ? config->inner_steps_max : config->inner_steps + config->inner_steps / 2;
-    /* `none` never trains past H */
-    if (gradients) most = 1;
-    if (config->overlap == DLX_OVERLAP_NONE) most = config->inner_steps;
+    uint32_t most = steps_at_most(config);
     dlxi_sync_settings settings = {.shard = shard_settings(config, learning_rate, momentum),
                                    .shared_text = config->shared_text,
                                    .inner_steps_max = most,

@@ -1,0 +1,307 @@
+/* What callers get wrong, by the messages that they see: dlx_sync_open, dlx_coordinator_open, dlx_codec_*, the calls of a run
+ * that is not in the right state, and leases as a training loop uses them. */
+#include "in_process.h"
+
+#include <float.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+static float values[4];
+
+static dlx_tensor good_tensor(void) {
+    return (dlx_tensor){.name = "p", .data = values, .rows = 2, .cols = 2};
+}
+
+static dlx_sync_config good_config(void) {
+    dlx_sync_config config = DLX_SYNC_CONFIG_INIT;
+    config.site = "paris";
+    return config;
+}
+
+static void open_fails(const dlx_sync_config *config, const dlx_tensor *tensors, size_t count, dlx_status status,
+                       const char *message) {
+    dlx_error error;
+    dlx_sync *sync = (dlx_sync *)(uintptr_t)1;
+    dlx_status got = dlx_sync_open(&sync, config, tensors, count, &error);
+    assert_string_equal(error.message, message);
+    assert_int_equal(got, status);
+    assert_int_equal(error.status, status);
+    assert_null(sync);
+}
+
+static void sync_configs_are_checked(void **state) {
+    (void)state;
+    dlx_tensor tensor = good_tensor();
+#define REFUSED(message, ...)                                                                                          \
+    do {                                                                                                               \
+        dlx_sync_config config = good_config();                                                                        \
+        __VA_ARGS__;                                                                                                   \
+        open_fails(&config, &tensor, 1, DLX_CONFIG, message);                                                          \
+    } while (0)
+    REFUSED("site: a name of 1 to 63 characters is needed", config.site = NULL);
+    REFUSED("site: a name of 1 to 63 characters is needed", config.site = "");
+    REFUSED("site: a name of 1 to 63 characters is needed",
+            config.site = "0123456789012345678901234567890123456789012345678901234567890123");
+    REFUSED("ranks: 2; a site is one rank for now", config.ranks = 2);
+    REFUSED("inner_steps: 0 is out of range; allowed: 1 to 100000", config.inner_steps = 0);
+    REFUSED("inner_steps: 100001 is out of range; allowed: 1 to 100000", config.inner_steps = 100001);
+    REFUSED("inner_steps_min: 26 is out of range; allowed: 1 to 25", config.inner_steps_min = 26);
+    REFUSED("inner_steps_max: 24 is out of range; allowed: 25 to 200000", config.inner_steps_max = 24);
+    REFUSED("exchange_steps: 26 is out of range; allowed: 0 to 25", config.exchange_steps = 26);
+    REFUSED("outer_learning_rate: 11 is out of range; allowed: 0 to 10", config.outer_learning_rate = 11);
+    REFUSED("outer_learning_rate: nan is out of range; allowed: 0 to 10", config.outer_learning_rate = (double)NAN);
+    REFUSED("outer_momentum: 1 is out of range; allowed: 0 to 0.999", config.outer_momentum = 1);
+    REFUSED("outer_momentum: -0.5 is out of range; allowed: 0 to 0.999", config.outer_momentum = -0.5);
+    REFUSED("rank_columns: 1025 is out of range; allowed: 0 to 1024", config.rank_columns = 1025);
+    REFUSED("rank_columns: -1 is out of range; allowed: 0 to 1024", config.rank_columns = -1);
+    REFUSED("rank_min: 17 is out of range; allowed: 1 to 16", config.rank_min = 17);
+    REFUSED("rank_max: 15 is out of range; allowed: 16 to 1024", config.rank_max = 15);
+    REFUSED("bits: 5 is out of range; allowed: 4, 8, 16, 32", config.bits = 5);
+    REFUSED("group: 63 is odd; allowed: even, 2 to 1024", config.group = 63);
+    REFUSED("group: 0 is out of range; allowed: 2 to 1024", config.group = 0);
+    REFUSED("timeout_ms: 999 is out of range; allowed: 1000 to 86400000", config.timeout_ms = 999);
+    REFUSED("windows_per_step: 0 is out of range; allowed: 1 to 1000000", config.windows = 10);
+    REFUSED("overlap: 5 is out of range; allowed: 0 to 4", config.overlap = (dlx_overlap)5);
+    REFUSED("adaptation: 3 is out of range; allowed: 0 to 2", config.adaptation = (dlx_adaptation)3);
+    /* a lease is counted in 32 bits */
+    REFUSED("windows_per_step: 1000000 with up to 150000 inner steps a round is more than a lease holds; allowed: up to 28633",
+            config.windows = 10, config.windows_per_step = 1000000, config.inner_steps = 100000);
+#undef REFUSED
+    dlx_sync_config config = good_config();
+    char *text = malloc(65537);
+    memset(text, 'x', 65536);
+    text[65536] = '\0';
+    config.shared_text = text;
+    open_fails(&config, &tensor, 1, DLX_CONFIG, "shared_text is longer than 65535 bytes");
+    free(text);
+}
+
+static void sync_arguments_are_checked(void **state) {
+    (void)state;
+    dlx_tensor tensor = good_tensor(), two[2] = {tensor, tensor};
+    dlx_sync_config config = good_config();
+    dlx_error error;
+    dlx_sync *sync;
+    assert_int_equal(dlx_sync_open(NULL, &config, &tensor, 1, &error), DLX_ARGUMENT);
+    assert_string_equal(error.message, "dlx_sync_open: an argument is NULL");
+    assert_int_equal(dlx_sync_open(&sync, NULL, &tensor, 1, NULL), DLX_ARGUMENT);
+    open_fails(&config, NULL, 1, DLX_ARGUMENT, "there are no tensors to synchronise");
+    open_fails(&config, &tensor, 0, DLX_ARGUMENT, "there are no tensors to synchronise");
+    open_fails(&config, two, 2, DLX_ARGUMENT, "two tensors are named p");
+    tensor.name = "";
+    open_fails(&config, &tensor, 1, DLX_ARGUMENT, "tensor 0 has no name or no data");
+    tensor = good_tensor();
+    tensor.data = NULL;
+    open_fails(&config, &tensor, 1, DLX_ARGUMENT, "tensor 0 has no name or no data");
+    tensor = good_tensor();
+    tensor.rows = 0;
+    open_fails(&config, &tensor, 1, DLX_ARGUMENT, "tensor p: 0 × 2 is no shape; rows and cols are 1 and more");
+    tensor.rows = INT64_MAX;
+    open_fails(&config, &tensor, 1, DLX_ARGUMENT,
+               "tensor p: 9223372036854775807 × 2 is no shape; rows and cols are 1 and more");
+    tensor = good_tensor();
+    tensor.memory = (dlx_memory)1;
+    open_fails(&config, &tensor, 1, DLX_ARGUMENT, "tensor p: only host memory for now");
+    tensor = good_tensor();
+    open_fails(&config, &tensor, 1, DLX_ARGUMENT,
+               "link.coordinator is NULL; give \"host:port\", or a hub for threads of one process");
+    config.link.coordinator = "127.0.0.1:1";
+    open_fails(&config, &tensor, 1, DLX_ARGUMENT,
+               "link.key_path and link.roster_path are needed; make them with dlx_key_generate");
+    config.size = 4;
+    char expected[128];
+    snprintf(expected, sizeof expected, "size is 4, not %zu; begin with DLX_SYNC_CONFIG_INIT", sizeof config);
+    open_fails(&config, &tensor, 1, DLX_ARGUMENT, expected);
+    dlx_sync_close(NULL);
+    sync = NULL;
+    dlx_sync_close(&sync);
+    assert_int_equal(dlx_sync_step(NULL, 1, NULL, &error), DLX_ARGUMENT);
+    assert_string_equal(error.message, "dlx_sync_step: sync is NULL");
+    assert_int_equal(dlx_sync_gradients(NULL, NULL, 1, NULL, &error), DLX_ARGUMENT);
+    assert_int_equal(dlx_sync_windows(NULL, NULL, 1, &error), DLX_ARGUMENT);
+    assert_int_equal(dlx_sync_report(NULL, NULL, &error), DLX_ARGUMENT);
+}
+
+static void nobody_answers(void **state) {
+    (void)state;
+    dlx_sync_config config = good_config();
+    dlx_tensor tensor = good_tensor();
+    dlx_hub *hub = NULL;
+    assert_int_equal(dlx_hub_open(&hub, NULL), DLX_OK);
+    config.link.hub = hub;
+    config.timeout_ms = 1000;
+    open_fails(&config, &tensor, 1, DLX_TIMEOUT,
+               "no coordinator answers; check wan.coordinator, wan.key and the roster, and that it runs");
+    dlx_hub_close(&hub);
+}
+
+static void coordinators_are_checked(void **state) {
+    (void)state;
+    dlx_hub *hub = NULL;
+    assert_int_equal(dlx_hub_open(&hub, NULL), DLX_OK);
+#define REFUSED(code, text, ...)                                                                                       \
+    do {                                                                                                               \
+        dlx_coordinator_config config = DLX_COORDINATOR_CONFIG_INIT;                                                   \
+        dlx_coordinator *coordinator = (dlx_coordinator *)(uintptr_t)1;                                                \
+        dlx_error error;                                                                                               \
+        config.link.hub = hub;                                                                                         \
+        config.tokens = 5;                                                                                             \
+        __VA_ARGS__;                                                                                                   \
+        assert_int_equal(dlx_coordinator_open(&coordinator, &config, &error), code);                                   \
+        assert_string_equal(error.message, text);                                                                   \
+        assert_null(coordinator);                                                                                      \
+    } while (0)
+    REFUSED(DLX_CONFIG, "sites: 0 is out of range; allowed: 1 to 64", config.sites = 0);
+    REFUSED(DLX_CONFIG, "sites: 65 is out of range; allowed: 1 to 64", config.sites = 65);
+    REFUSED(DLX_CONFIG, "tokens: 0 is out of range; a run ends when so many are committed", config.tokens = 0);
+    REFUSED(DLX_CONFIG, "timeout_ms: 10 is out of range; allowed: 1000 and more", config.timeout_ms = 10);
+    REFUSED(DLX_ARGUMENT, "link.coordinator is NULL; give \"host:port\", or a hub for threads of one process",
+            config.link.hub = NULL);
+    char expected[128];
+    snprintf(expected, sizeof expected, "size is 0, not %zu; begin with DLX_COORDINATOR_CONFIG_INIT",
+             sizeof(dlx_coordinator_config));
+    REFUSED(DLX_ARGUMENT, expected, config.size = 0);
+#undef REFUSED
+    dlx_error error;
+    assert_int_equal(dlx_coordinator_open(NULL, NULL, &error), DLX_ARGUMENT);
+    assert_string_equal(error.message, "dlx_coordinator_open: an argument is NULL");
+    dlx_coordinator_close(NULL);
+    dlx_hub_close(&hub);
+    assert_int_equal(dlx_hub_open(NULL, &error), DLX_ARGUMENT);
+    assert_string_equal(error.message, "dlx_hub_open: out is NULL");
+    dlx_hub_close(NULL);
+}
+
+/* ---- codec --------------------------------------------------------------------------------------------------------------- */
+
+static void the_codec_is_checked(void **state) {
+    (void)state;
+    uint8_t bytes[256];
+    float back[70], some[70];
+    dlx_error error;
+    for (int i = 0; i < 70; i++) some[i] = (float)(i % 13) - 6.0f;
+    assert_int_equal(dlx_codec_bound(70, 4, 64), 2 * 34);
+    assert_int_equal(dlx_codec_bound(0, 4, 64), 0);
+    assert_int_equal(dlx_codec_bound(70, 5, 64), 0);
+    assert_int_equal(dlx_codec_bound(70, 4, 3), 0);
+    assert_int_equal(dlx_codec_bound(SIZE_MAX, 32, 64), 0);
+    assert_int_equal(dlx_codec_encode(NULL, some, 70, 4, 64, &error), DLX_ARGUMENT);
+    assert_string_equal(error.message, "dlx_codec: an argument is NULL");
+    assert_int_equal(dlx_codec_encode(bytes, some, 70, 7, 64, &error), DLX_ARGUMENT);
+    assert_string_equal(error.message, "bits 7, group 64: bits is 4, 8, 16 or 32, group is even and 2 to 1024");
+    assert_int_equal(dlx_codec_decode(back, bytes, 67, 70, 4, 64, &error), DLX_DATA);
+    assert_string_equal(error.message, "67 bytes do not hold 70 values of 4 bits; 68 would");
+    some[69] = (float)NAN;
+    assert_int_equal(dlx_codec_encode(bytes, some, 70, 4, 64, &error), DLX_NUMERIC);
+    assert_string_equal(error.message, "a value is not finite, or too large for 4 bits");
+    some[69] = 1;
+    assert_int_equal(dlx_codec_encode(bytes, some, 70, 4, 64, &error), DLX_OK);
+    assert_int_equal(dlx_codec_decode(back, bytes, 68, 70, 4, 64, &error), DLX_OK);
+    for (int i = 0; i < 70; i++) assert_float_equal(back[i], some[i], 6.01 / 7 / 2);
+    bytes[33] = 0xff; /* the first scale: a NaN */
+    assert_int_equal(dlx_codec_decode(back, bytes, 68, 70, 4, 64, &error), DLX_DATA);
+    assert_string_equal(error.message, "a scale or value is not finite");
+    assert_int_equal(dlx_codec_encode(bytes, some, 5, 32, 2, &error), DLX_OK);
+    assert_int_equal(dlx_codec_decode(back, bytes, 24, 5, 32, 2, &error), DLX_OK);
+    assert_memory_equal(back, some, 5 * sizeof(float));
+}
+
+/* ---- states of a run, leases --------------------------------------------------------------------------------------------------- */
+
+enum { WINDOWS_PER_STEP = 4, TOKENS_PER_WINDOW = 3, SITES = 3, SEEN = 4096 };
+
+static atomic_int seen[SEEN]; /* how often a position was trained on */
+
+static dlx_status train_on_leases(in_process_site *site) {
+    dlx_step done = {0};
+    dlx_error *error = &site->error, ignored;
+    float *const gradient[1] = {values};
+    if (dlx_sync_gradients(site->sync, gradient, 1, NULL, &ignored) != DLX_STATE) return DLX_DATA;
+    if (strcmp(ignored.message, "gradients are exchanged under overlap allreduce only; call dlx_sync_step") != 0) return DLX_DATA;
+    if (dlx_sync_report(site->sync, "", &ignored) != DLX_STATE) return DLX_DATA;
+    if (strcmp(ignored.message, "the run is not finished") != 0) return DLX_DATA;
+    if (dlx_sync_site_count(site->sync) != SITES || dlx_sync_tokens_target(site->sync) == 0) return DLX_DATA;
+    uint64_t positions[1024];
+    if (dlx_sync_windows(site->sync, positions, 1024, &ignored) != DLX_STATE) return DLX_DATA;
+    if (strcmp(ignored.message, "the lease of round 1 has 12 windows left, not 1024") != 0) return DLX_DATA;
+    while (!done.finished) {
+        dlx_status status = dlx_sync_windows(site->sync, positions, WINDOWS_PER_STEP, error);
+        if (status != DLX_OK) return status;
+        for (int i = 0; i < WINDOWS_PER_STEP; i++)
+            if (positions[i] < SEEN) atomic_fetch_add(&seen[positions[i]], 1);
+        status = dlx_sync_step(site->sync, WINDOWS_PER_STEP * TOKENS_PER_WINDOW, &done, error);
+        if (status != DLX_OK) return status;
+    }
+    if (dlx_sync_step(site->sync, 1, NULL, &ignored) != DLX_STATE) return DLX_DATA;
+    if (strcmp(ignored.message, "the run is finished") != 0) return DLX_DATA;
+    if (dlx_sync_tokens(site->sync) < dlx_sync_tokens_target(site->sync)) return DLX_DATA;
+    char report[32];
+    snprintf(report, sizeof report, "site %u", dlx_sync_site_index(site->sync));
+    return dlx_sync_report(site->sync, report, error);
+}
+
+static char reports[256];
+
+static void on_report(void *context, const char *site, const char *text) {
+    (void)context;
+    size_t used = strlen(reports);
+    snprintf(reports + used, sizeof reports - used, "%s says %s; ", site, text);
+}
+
+static void leases_and_reports(void **state) {
+    (void)state;
+    for (int overlap = DLX_OVERLAP_NONE; overlap <= DLX_OVERLAP_CARRY; overlap++) {
+        in_process *p = in_process_new();
+        static float parameters[SITES][4];
+        dlx_tensor tensors[SITES];
+        for (int i = 0; i < SEEN; i++) seen[i] = 0;
+        reports[0] = '\0';
+        for (size_t i = 0; i < SITES; i++) {
+            tensors[i] = (dlx_tensor){.name = "p", .data = parameters[i], .rows = 2, .cols = 2};
+            p->site[i].tensors = &tensors[i];
+            p->site[i].tensor_count = 1;
+            p->site[i].config.overlap = (dlx_overlap)overlap;
+            p->site[i].config.inner_steps = 2;
+            p->site[i].config.inner_steps_max = 3;
+            p->site[i].config.windows = 1000;
+            p->site[i].config.windows_per_step = WINDOWS_PER_STEP;
+            p->site[i].config.tokens_per_window = TOKENS_PER_WINDOW;
+            p->site[i].script = train_on_leases;
+        }
+        if (overlap == DLX_OVERLAP_NONE)
+            for (size_t i = 0; i < SITES; i++) p->site[i].config.inner_steps = 3; /* `none` leases H windows, not H_max */
+        p->coordinator.on_report = on_report;
+        uint64_t target = 10 * SITES * 2 * WINDOWS_PER_STEP * TOKENS_PER_WINDOW;
+        assert_true(in_process_run(p, SITES, target));
+        for (size_t i = 0; i < SITES; i++)
+            if (p->site[i].status != DLX_OK) fail_msg("overlap %d, site %zu: %s", overlap, i, p->site[i].error.message);
+        assert_int_equal(p->status, DLX_OK);
+        uint64_t trained = 0;
+        for (int i = 0; i < SEEN; i++) {
+            assert_in_range(seen[i], 0, 1);
+            trained += (uint64_t)seen[i];
+        }
+        uint64_t committed = p->site[0].statistics.committed_tokens;
+        assert_true(committed >= target);
+        assert_true(trained * TOKENS_PER_WINDOW >= committed);
+        assert_string_equal(reports, "site-0 says site 0; site-1 says site 1; site-2 says site 2; ");
+        free(p);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(sync_configs_are_checked),
+        cmocka_unit_test(sync_arguments_are_checked),
+        cmocka_unit_test(nobody_answers),
+        cmocka_unit_test(coordinators_are_checked),
+        cmocka_unit_test(the_codec_is_checked),
+        cmocka_unit_test(leases_and_reports),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
