@@ -14,152 +14,8 @@
 #include <zmq.h>
 
 #include "base/clock.h"
-#include "link/link.h"
+#include "link_world.h"
 #include "tcp_relay.h"
-
-enum { DEADLINE_MS = 30000, KEYS = 5, PATH_BYTES = 256, LOG_BYTES = 8192 };
-static const char *const names[KEYS] = {"coordinator", "delft", "oslo", "rome", "stranger"};
-enum { COORDINATOR, DELFT, OSLO, ROME, STRANGER };
-
-static dlx_error error;
-static char folder[] = "/tmp/dilocox-link-XXXXXX";
-static char key_path[KEYS][PATH_BYTES], key_text[KEYS][DLXI_KEY_TEXT_BYTES];
-static char roster_path[PATH_BYTES], coordinator_roster_path[PATH_BYTES];
-
-static void must(dlx_status status) {
-    if (status != DLX_OK) fail_msg("%s: %s", dlx_status_text(status), error.message);
-}
-
-/* ---- a log that can be waited for
- * ------------------------------------------------------------------------------------ */
-
-typedef struct journal {
-    pthread_mutex_t mutex;
-    pthread_cond_t changed;
-    char text[LOG_BYTES];
-    size_t lines;
-} journal;
-
-static journal coordinator_log = {.mutex = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
-static journal site_log = {.mutex = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
-
-static void journal_add(void *context, const char *line) {
-    journal *j = context;
-    pthread_mutex_lock(&j->mutex);
-    size_t used = strlen(j->text);
-    snprintf(j->text + used, sizeof j->text - used, "%s\n", line);
-    j->lines++;
-    pthread_cond_broadcast(&j->changed);
-    pthread_mutex_unlock(&j->mutex);
-}
-
-static void journal_clear(journal *j) {
-    pthread_mutex_lock(&j->mutex);
-    j->text[0] = '\0';
-    j->lines = 0;
-    pthread_mutex_unlock(&j->mutex);
-}
-
-/* Waits until the log holds `piece`. */
-static void journal_expect(journal *j, const char *piece) {
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += DEADLINE_MS / 1000;
-    pthread_mutex_lock(&j->mutex);
-    int late = 0;
-    while (strstr(j->text, piece) == NULL && late == 0) late = pthread_cond_timedwait(&j->changed, &j->mutex, &until);
-    bool found = strstr(j->text, piece) != NULL;
-    pthread_mutex_unlock(&j->mutex);
-    if (!found) fail_msg("the log does not say '%s' but:\n%s", piece, j->text);
-}
-
-/* ---- building a run
- * --------------------------------------------------------------------------------------------------- */
-
-static void write_file(const char *path, const char *text) {
-    FILE *file = fopen(path, "w");
-    assert_non_null(file);
-    assert_true(fputs(text, file) >= 0);
-    assert_int_equal(fclose(file), 0);
-}
-
-static int make_keys(void **state) {
-    (void)state;
-    assert_non_null(mkdtemp(folder));
-    char roster[1024] = "# who may join\n";
-    for (int i = 0; i < KEYS; i++) {
-        snprintf(key_path[i], PATH_BYTES, "%s/%s.key", folder, names[i]);
-        must(dlxi_key_generate(key_path[i], key_text[i], &error));
-        size_t used = strlen(roster);
-        if (i != STRANGER) snprintf(roster + used, sizeof roster - used, "%s %s\n", names[i], key_text[i]);
-    }
-    snprintf(roster_path, PATH_BYTES, "%s/roster.txt", folder);
-    write_file(roster_path, roster);
-    /* what a site needs at least */
-    snprintf(coordinator_roster_path, PATH_BYTES, "%s/coordinator-only.txt", folder);
-    snprintf(roster, sizeof roster, "coordinator %s\n", key_text[COORDINATOR]);
-    write_file(coordinator_roster_path, roster);
-    return 0;
-}
-
-static int remove_keys(void **state) {
-    (void)state;
-    for (int i = 0; i < KEYS; i++) unlink(key_path[i]);
-    unlink(roster_path);
-    unlink(coordinator_roster_path);
-    return rmdir(folder);
-}
-
-typedef struct world {
-    dlxi_link *coordinator, *site[2];
-    char bound[DLXI_ENDPOINT_BYTES];
-} world;
-
-static dlxi_zmq_settings settings_of(int who, const char *coordinator, bool curve) {
-    return (dlxi_zmq_settings){
-        .coordinator = coordinator,
-        .listen_host = "",
-        .curve = curve,
-        .key_path = key_path[who],
-        .roster_path = roster_path,
-        .name = names[who],
-        .log = journal_add,
-        .log_context = who == COORDINATOR ? &coordinator_log : &site_log,
-    };
-}
-
-static void open_coordinator(world *w, const char *at, bool curve) {
-    *w = (world){0};
-    journal_clear(&coordinator_log);
-    journal_clear(&site_log);
-    dlxi_zmq_settings settings = settings_of(COORDINATOR, at, curve);
-    must(dlxi_zmq_coordinator_open(&w->coordinator, &settings, w->bound, &error));
-}
-
-static void join(dlxi_link *a, uint32_t a_index, int a_who, dlxi_link *b, uint32_t b_index, int b_who, bool curve) {
-    char at_a[DLXI_ENDPOINT_BYTES], at_b[DLXI_ENDPOINT_BYTES];
-    must(a->op->listen(a, a_index, b_index, names[b_who], curve ? key_text[b_who] : "", at_a, &error));
-    must(b->op->listen(b, b_index, a_index, names[a_who], curve ? key_text[a_who] : "", at_b, &error));
-    assert_true(at_a[0] != '\0');
-    assert_string_equal(at_b, ""); /* the lower index binds */
-    must(a->op->connect(a, b_index, at_b, &error));
-    must(b->op->connect(b, a_index, at_a, &error));
-}
-
-static void build(world *w, const char *at, bool curve) {
-    open_coordinator(w, at, curve);
-    for (int i = 0; i < 2; i++) {
-        dlxi_zmq_settings settings = settings_of(DELFT + i, w->bound, curve);
-        must(dlxi_zmq_site_open(&w->site[i], &settings, &error));
-    }
-    join(w->site[0], 0, DELFT, w->site[1], 1, OSLO, curve);
-}
-
-static void raze(world *w) {
-    dlxi_link_close(&w->site[0]);
-    dlxi_link_close(&w->site[1]);
-    dlxi_link_close(&w->coordinator);
-}
 
 static dlx_status send(dlxi_link *link, uint32_t to, dlxi_frame_kind kind, uint64_t round) {
     dlxi_frame frame = {.kind = kind, .round = round, .payload = (const uint8_t *)"hello", .payload_bytes = 5};
@@ -192,8 +48,7 @@ static void send_surely(dlxi_link *link, uint32_t to, dlxi_frame_kind kind, uint
     must(status);
 }
 
-/* ---- frames
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- frames ------------------------------------------------------------------------------------------------------ */
 
 enum { EXCHANGED = 1000, EXCHANGED_BYTES = 64 * 1024 };
 
@@ -490,8 +345,7 @@ static void ipv6_and_names(void **state) {
     exchange_seconds("localhost:0", false, &refused);
 }
 
-/* ---- who may speak
- * ---------------------------------------------------------------------------------------------------- */
+/* ---- who may speak ----------------------------------------------------------------------------------------------- */
 
 static void an_unknown_key_gets_nothing(void **state) {
     (void)state;
@@ -584,8 +438,7 @@ static void nobody_speaks_for_another(void **state) {
     raze(&w);
 }
 
-/* ---- raw sockets, which keep to no rule
- * ------------------------------------------------------------------------------- */
+/* ---- raw sockets, which keep to no rule -------------------------------------------------------------------------- */
 
 typedef struct raw {
     void *context, *socket;
@@ -719,137 +572,15 @@ static void data_sockets_admit_their_peer_only(void **state) {
     raw_close(&r);
     raze(&w);
 }
-
-/* ---- what is refused, in words
- * ----------------------------------------------------------------------------------------- */
-
-static void expect_site_error(const dlxi_zmq_settings *settings, dlx_status status, const char *message) {
-    dlxi_link *link = (dlxi_link *)&error;
-    assert_int_equal(dlxi_zmq_site_open(&link, settings, &error), status);
-    assert_null(link);
-    assert_string_equal(error.message, message);
-}
-
-static void expect_coordinator_error(const dlxi_zmq_settings *settings, dlx_status status, const char *message) {
-    dlxi_link *link = (dlxi_link *)&error;
-    char bound[DLXI_ENDPOINT_BYTES];
-    assert_int_equal(dlxi_zmq_coordinator_open(&link, settings, bound, &error), status);
-    assert_null(link);
-    assert_string_equal(error.message, message);
-}
-
-static void no_security_is_for_loopback(void **state) {
-    (void)state;
-    static const char none[] =
-        "wan.security: none is allowed on loopback addresses only, not '%s'; use security: curve";
-    char message[256];
-    static const char *const hosts[][2] = {{"10.0.0.1:4000", "10.0.0.1"},
-                                           {"0.0.0.0:0", "0.0.0.0"},
-                                           {"[::]:0", "::"},
-                                           {"example.org:4000", "example.org"},
-                                           {"126.255.255.255:1", "126.255.255.255"},
-                                           {"[::ffff:10.0.0.1]:1", "::ffff:10.0.0.1"}};
-    for (size_t i = 0; i < sizeof hosts / sizeof *hosts; i++) {
-        dlxi_zmq_settings settings = settings_of(COORDINATOR, hosts[i][0], false);
-        snprintf(message, sizeof message, none, hosts[i][1]);
-        expect_coordinator_error(&settings, DLX_CONFIG, message);
-    }
-    dlxi_zmq_settings settings = settings_of(DELFT, "10.0.0.1:4000", false);
-    snprintf(message, sizeof message, none, "10.0.0.1");
-    expect_site_error(&settings, DLX_CONFIG, message);
-    settings = settings_of(DELFT, "127.0.0.1:4000", false);
-    settings.listen_host = "0.0.0.0";
-    snprintf(message, sizeof message, none, "0.0.0.0");
-    expect_site_error(&settings, DLX_CONFIG, message);
-    /* a peer that says it listens elsewhere */
-    world w;
-    build(&w, "127.9.8.7:0", false);
-    char at[DLXI_ENDPOINT_BYTES];
-    must(w.site[1]->op->listen(w.site[1], 1, 0, "delft", "", at, &error));
-    assert_int_equal(w.site[1]->op->connect(w.site[1], 0, "192.168.1.1:5000", &error), DLX_CONFIG);
-    snprintf(message, sizeof message, none, "192.168.1.1");
-    assert_string_equal(error.message, message);
-    raze(&w);
-}
-
-static void addresses_are_checked(void **state) {
-    (void)state;
-    world w;
-    open_coordinator(&w, "127.0.0.1:0", true);
-    char message[256];
-    dlxi_zmq_settings settings = settings_of(COORDINATOR, w.bound, true);
-    snprintf(message, sizeof message,
-             "wan.coordinator: port %s on 127.0.0.1 is in use; choose another or 0 for any free port", w.bound + 10);
-    expect_coordinator_error(&settings, DLX_CONFIG, message);
-    settings.coordinator = "192.0.2.1:4000"; /* of nobody: RFC 5737 */
-    expect_coordinator_error(&settings, DLX_CONFIG,
-                             "wan.coordinator: '192.0.2.1' is not an address of this machine (Cannot assign requested "
-                             "address); 'ip address' lists them");
-    settings.coordinator = "127.0.0.1";
-    expect_coordinator_error(&settings, DLX_CONFIG,
-                             "wan.coordinator: '127.0.0.1' is not an address; write host:port, as 127.0.0.1:4000");
-    settings.coordinator = "::1:4000";
-    expect_coordinator_error(&settings, DLX_CONFIG,
-                             "wan.coordinator: '::1:4000' is not an address; write IPv6 in brackets, as [::1]:4000");
-    settings.coordinator = "127.0.0.1:65536";
-    expect_coordinator_error(&settings, DLX_CONFIG,
-                             "wan.coordinator: the port of '127.0.0.1:65536' is not a number from 0 to 65535");
-    settings = settings_of(DELFT, "127.0.0.1:0", true);
-    expect_site_error(&settings, DLX_CONFIG,
-                      "wan.coordinator: port 0 in '127.0.0.1:0' is for the coordinator only; give a site the port that "
-                      "the coordinator printed");
-    settings = settings_of(DELFT, "127.0.0.1:4000", true);
-    settings.name = "../delft";
-    expect_site_error(
-        &settings, DLX_CONFIG,
-        "site.name: '../delft' is not allowed; names have 1 to 63 of the characters A-Z a-z 0-9 . _ - and "
-        "begin with a letter, digit or _; 'coordinator' is taken");
-    raze(&w);
-}
-
-static void ports_of_a_range(void **state) {
-    (void)state;
-    world w;
-    open_coordinator(&w, "127.0.0.1:0", true);
-    dlxi_zmq_settings settings = settings_of(DELFT, w.bound, true);
-    /* A free port, which site 1's socket of a range that begins one below it gets. */
-    dlxi_link *probe = NULL;
-    char bound[DLXI_ENDPOINT_BYTES], at[DLXI_ENDPOINT_BYTES];
-    dlxi_zmq_settings other = settings_of(COORDINATOR, "127.0.0.1:0", true);
-    must(dlxi_zmq_coordinator_open(&probe, &other, bound, &error));
-    int port = atoi(bound + 10);
-    settings.listen_port = (uint16_t)(port - 1);
-    must(dlxi_zmq_site_open(&w.site[0], &settings, &error));
-    char message[256];
-    assert_int_equal(w.site[0]->op->listen(w.site[0], 0, 1, "oslo", key_text[OSLO], at, &error), DLX_CONFIG);
-    snprintf(message, sizeof message,
-             "wan.listen: port %d on 127.0.0.1 is in use; choose another or 0 for any free port", port);
-    assert_string_equal(error.message, message);
-    dlxi_link_close(&probe);
-    must(w.site[0]->op->listen(w.site[0], 0, 1, "oslo", key_text[OSLO], at, &error));
-    assert_string_equal(at, bound);
-    raze(&w);
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_thousand_frames_both_ways),
-        cmocka_unit_test(names_numbers_and_replies),
-        cmocka_unit_test(memory_stays_bounded),
-        cmocka_unit_test(wake_ends_a_receive),
-        cmocka_unit_test(close_lets_queued_frames_leave),
-        cmocka_unit_test(a_site_that_left_is_lost),
-        cmocka_unit_test(a_cut_connection_is_made_again),
-        cmocka_unit_test(ipv6_and_names),
-        cmocka_unit_test(an_unknown_key_gets_nothing),
-        cmocka_unit_test(a_false_coordinator_gets_nothing),
-        cmocka_unit_test(nobody_speaks_for_another),
-        cmocka_unit_test(a_routing_id_is_not_enough),
-        cmocka_unit_test(malformed_messages_are_dropped),
-        cmocka_unit_test(data_sockets_admit_their_peer_only),
-        cmocka_unit_test(no_security_is_for_loopback),
-        cmocka_unit_test(addresses_are_checked),
-        cmocka_unit_test(ports_of_a_range),
+        cmocka_unit_test(a_thousand_frames_both_ways),    cmocka_unit_test(names_numbers_and_replies),
+        cmocka_unit_test(memory_stays_bounded),           cmocka_unit_test(wake_ends_a_receive),
+        cmocka_unit_test(close_lets_queued_frames_leave), cmocka_unit_test(a_site_that_left_is_lost),
+        cmocka_unit_test(a_cut_connection_is_made_again), cmocka_unit_test(ipv6_and_names),
+        cmocka_unit_test(an_unknown_key_gets_nothing),    cmocka_unit_test(a_false_coordinator_gets_nothing),
+        cmocka_unit_test(nobody_speaks_for_another),      cmocka_unit_test(a_routing_id_is_not_enough),
+        cmocka_unit_test(malformed_messages_are_dropped), cmocka_unit_test(data_sockets_admit_their_peer_only),
     };
     return cmocka_run_group_tests(tests, make_keys, remove_keys);
 }
