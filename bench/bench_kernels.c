@@ -18,9 +18,9 @@ typedef struct bench {
     dlxi_kernels *k;
     float *buffer[BUFFERS];
     uint32_t *token;
-    int64_t N, I, O;             /* linear */
-    int64_t B, T, heads, kv, D;  /* attention */
-    int64_t count;               /* elementwise */
+    int64_t N, I, O;            /* linear */
+    int64_t B, T, heads, kv, D; /* attention */
+    int64_t count;              /* elementwise */
 } bench;
 
 typedef dlx_status (*operation)(bench *b);
@@ -164,7 +164,8 @@ static void bench_linear(bench *b, int64_t N, int64_t I, int64_t O) {
     b->O = O;
     fill(b, largest(N * I, N * O, I * O));
     double flops = 2e-9 * (double)N * (double)I * (double)O;
-    double forward = best_s(b, linear_forward, "linear_forward"), backward = best_s(b, linear_backward, "linear_backward");
+    double forward = best_s(b, linear_forward, "linear_forward"),
+           backward = best_s(b, linear_backward, "linear_backward");
     double step = best_s(b, linear_step, "linear step");
     printf("linear [%lld,%lld]x[%lld,%lld]: forward %.1f, backward %.1f, both with new weights %.1f GFLOP/s\n",
            (long long)N, (long long)I, (long long)O, (long long)I, flops / forward, 2.0 * flops / backward,

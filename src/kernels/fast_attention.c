@@ -32,8 +32,7 @@ typedef struct workspace {
     float *row_scale;             /* [M]: 1/Σ exp forward, Σ_d dout·out backward */
 } workspace;
 
-static attention attention_of(const dlxi_kernels *k, int64_t B, int64_t T, int64_t heads, int64_t kv_heads,
-                              int64_t D) {
+static attention attention_of(const dlxi_kernels *k, int64_t B, int64_t T, int64_t heads, int64_t kv_heads, int64_t D) {
     const int64_t score_elements_max = 65536; /* 256 KB of f32: half of a small second-level cache */
     const int64_t group = heads / kv_heads;
     int64_t block = 64;
@@ -82,7 +81,7 @@ static dlx_status workspace_of(workspace *w, dlxi_lane *lane, const attention *a
     return DLX_OK;
 }
 
-/* ---- between [B,T,heads,D] and packed factors --------------------------------------------------------------------- */
+/* ---- between [B,T,heads,D] and packed factors ------------------------------------------------------------------ */
 
 DLXI_CLONES static void pack_f32(float *dst, const float *src, int64_t rows, int64_t width, int64_t stride,
                                  float scale) {
@@ -94,8 +93,10 @@ DLXI_CLONES static void pack_f32(float *dst, const float *src, int64_t rows, int
 
 /* dst[rows,width] = scale · src, whose rows are `stride` apart; as bf16 or f32. */
 static void pack(void *dst, const float *src, int64_t rows, int64_t width, int64_t stride, float scale, bool bf16) {
-    if (bf16) dlxi_to_bf16(dst, src, rows, width, stride, scale);
-    else pack_f32(dst, src, rows, width, stride, scale);
+    if (bf16)
+        dlxi_to_bf16(dst, src, rows, width, stride, scale);
+    else
+        pack_f32(dst, src, rows, width, stride, scale);
 }
 
 DLXI_CLONES static void unpack(float *dst, const float *src, int64_t rows, int64_t width, int64_t stride, float scale) {
@@ -112,7 +113,8 @@ static void to_factor(char *dst, const float *src, int64_t count, bool bf16) {
 
 /* ---- forward ----------------------------------------------------------------------------------------------------- */
 
-/* A row's visible keys are rounded up to whole vectors, where exp turns −∞ into the 0 that belongs above the diagonal. */
+/* A row's visible keys are rounded up to whole vectors, where exp turns −∞ into the 0 that is due
+ * above the diagonal. */
 static inline int64_t hide_above_diagonal(float *row, int64_t seen, int64_t keys) {
     const int64_t rounded = (seen + 15) / 16 * 16, whole = rounded < keys ? rounded : keys;
     for (int64_t s = seen; s < whole; s++) row[s] = -HUGE_VALF;

@@ -126,8 +126,7 @@ dlx_status dlxi_fast_linear_backward(dlxi_kernels *k, float *dx, float *dweight,
         DLX_TRY(dlxi_onednn_run(k->state->products, &dyw, dx, d, b, NULL));
     }
     DLX_TRY(factor(k, &a, &k->state->factor_b, x, N * I, bf16));
-    const dlxi_product dyx = {
-        .M = O, .N = I, .K = N, .alpha = 1.0f, .beta = 1.0f, .transpose_a = true, .bf16 = bf16};
+    const dlxi_product dyx = {.M = O, .N = I, .K = N, .alpha = 1.0f, .beta = 1.0f, .transpose_a = true, .bf16 = bf16};
     DLX_TRY(dlxi_onednn_run(k->state->products, &dyx, dweight, d, a, NULL));
     if (dbias == NULL) return DLX_OK;
 

@@ -6,7 +6,7 @@
 #include <math.h>
 #include <string.h>
 
-/* ---- parameters' gradients, summed over rows by several threads --------------------------------------------------- */
+/* ---- parameters' gradients, summed over rows by several threads ------------------------------------------------ */
 
 /* *out ← [ranges, 2C] zeros: a place for each range's dgain[C] and dbias[C]. NULL where one range adds at once. */
 static dlx_status partial_sums(dlxi_kernels *k, float **out, int ranges, int64_t C) {

@@ -45,8 +45,10 @@ dlx_status dlxi_fast_activation_forward(dlxi_kernels *k, float *y, const float *
 #pragma omp parallel for num_threads(ranges) if (ranges > 1) schedule(static, 1)
     for (int r = 0; r < ranges; r++) {
         int64_t begin = dlxi_range_begin(count, r, ranges), length = dlxi_range_begin(count, r + 1, ranges) - begin;
-        if (kind == DLXI_GELU) gelu_forward(y + begin, x + begin, length);
-        else relu_forward(y + begin, x + begin, length);
+        if (kind == DLXI_GELU)
+            gelu_forward(y + begin, x + begin, length);
+        else
+            relu_forward(y + begin, x + begin, length);
     }
     return DLX_OK;
 }
@@ -57,8 +59,10 @@ dlx_status dlxi_fast_activation_backward(dlxi_kernels *k, float *dx, const float
 #pragma omp parallel for num_threads(ranges) if (ranges > 1) schedule(static, 1)
     for (int r = 0; r < ranges; r++) {
         int64_t begin = dlxi_range_begin(count, r, ranges), length = dlxi_range_begin(count, r + 1, ranges) - begin;
-        if (kind == DLXI_GELU) gelu_backward(dx + begin, dy + begin, x + begin, length);
-        else relu_backward(dx + begin, dy + begin, x + begin, length);
+        if (kind == DLXI_GELU)
+            gelu_backward(dx + begin, dy + begin, x + begin, length);
+        else
+            relu_backward(dx + begin, dy + begin, x + begin, length);
     }
     return DLX_OK;
 }

@@ -139,7 +139,8 @@ static dnnl_status_t set_attributes(dnnl_primitive_attr_t attributes, dnnl_post_
 }
 
 /* The primitive and its memory objects, from a primitive descriptor's description. */
-static dnnl_status_t build(dlxi_onednn *o, entry *e, dnnl_primitive_attr_t attributes, const dnnl_memory_desc_t *shape) {
+static dnnl_status_t build(dlxi_onednn *o, entry *e, dnnl_primitive_attr_t attributes,
+                           const dnnl_memory_desc_t *shape) {
     const dlxi_product *p = &e->key;
     dnnl_matmul_desc_t description;
     dnnl_primitive_desc_t descriptor = NULL;

@@ -123,8 +123,8 @@ static dlx_status layernorm_forward(dlxi_kernels *k, float *y, float *mean, floa
 
 /* With h = (x − mean)·rstd and g = dy·gain: dx = rstd · (g − mean_c(g) − h · mean_c(g·h)). */
 static dlx_status layernorm_backward(dlxi_kernels *k, float *dx, float *dgain, float *dbias, const float *dy,
-                                     const float *x, const float *mean, const float *rstd, const float *gain,
-                                     int64_t N, int64_t C) {
+                                     const float *x, const float *mean, const float *rstd, const float *gain, int64_t N,
+                                     int64_t C) {
     (void)k;
     for (int64_t n = 0; n < N; n++) {
         double centre = (double)mean[n], scale = (double)rstd[n];
@@ -185,8 +185,10 @@ static dlx_status activation_forward(dlxi_kernels *k, float *y, const float *x, 
     (void)k;
     for (int64_t i = 0; i < count; i++) {
         double v = (double)x[i];
-        if (kind == DLXI_RELU) y[i] = v > 0.0 ? x[i] : 0.0f;
-        else y[i] = (float)(0.5 * v * (1.0 + tanh(gelu_scale * (v + gelu_cubic * v * v * v))));
+        if (kind == DLXI_RELU)
+            y[i] = v > 0.0 ? x[i] : 0.0f;
+        else
+            y[i] = (float)(0.5 * v * (1.0 + tanh(gelu_scale * (v + gelu_cubic * v * v * v))));
     }
     return DLX_OK;
 }

@@ -5,7 +5,7 @@
 #include <math.h>
 
 /* C up to 65 and N up to 65 stay on one thread; the last shapes are shared by three. */
-static const int64_t shapes[][2] = {{1, 1},  {3, 1},  {1, 3},   {3, 17},  {17, 3},   {33, 33},
+static const int64_t shapes[][2] = {{1, 1},  {3, 1},  {1, 3},   {3, 17},   {17, 3},    {33, 33},
                                     {65, 5}, {5, 65}, {17, 64}, {64, 256}, {67, 1023}, {301, 257}};
 enum { SHAPES = sizeof shapes / sizeof *shapes };
 static const int64_t lengths[] = {1, 3, 15, 16, 17, 33, 65, 1000, 100003};
@@ -269,8 +269,10 @@ static int tear_down(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_norms),         cmocka_unit_test(test_pointwise),
-        cmocka_unit_test(test_embeddings),    cmocka_unit_test(test_cross_entropy),
+        cmocka_unit_test(test_norms),
+        cmocka_unit_test(test_pointwise),
+        cmocka_unit_test(test_embeddings),
+        cmocka_unit_test(test_cross_entropy),
         cmocka_unit_test(test_nan_is_not_hidden),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);

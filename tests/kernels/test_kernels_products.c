@@ -1,4 +1,4 @@
-/* Products and attention: fast against ref on the same input, over odd shapes, both precisions, one thread and three. */
+/* Products and attention: fast against ref on the same input, over odd shapes, both precisions, 1 thread and 3. */
 #include "kernel_test.h"
 
 #include <math.h>
@@ -107,8 +107,8 @@ static void test_product(void **state) {
 /* ---- attention --------------------------------------------------------------------------------------------------- */
 
 /* f32: scores of magnitude ~ sqrt(D)/3 keep an absolute error of some 1e-6, which p, and with it every result, keeps as
- * a relative one. bf16: factors q, k, v, dout, p and dscore carry up to 2^-8 each, and a score's error, ~ 2^-8 · sqrt(2 D / 9) /
- * sqrt(D) · |q||k|, is p's relative error: together below 1%, taken twice for backward. */
+ * a relative one. bf16: factors q, k, v, dout, p and dscore carry up to 2^-8 each, and a score's error, ~ 2^-8 · sqrt(2
+ * D / 9) / sqrt(D) · |q||k|, is p's relative error: together below 1%, taken twice for backward. */
 static void check_attention(const pair *p, int64_t B, int64_t T, int64_t heads, int64_t kv_heads, int64_t D) {
     case_label("attention B=%d T=%d heads=%d kv=%d D=%d bf16 %d threads %d", (int)B, (int)T, (int)heads, (int)kv_heads,
                (int)D, p->bf16, p->k[FAST]->threads);
@@ -168,7 +168,8 @@ static void test_attention_is_causal(void **state) {
             float *before = buffer_nan(COUNT), *after = buffer_nan(COUNT), *lse = buffer_nan(B * HEADS * T);
             OK(k->op->attention_forward(k, before, lse, q, key, value, B, T, HEADS, HEADS, D));
             for (int b = 0; b < B; b++)
-                for (int j = CUT * HEADS * D; j < T * HEADS * D; j++) key[b * T * HEADS * D + j] = value[b * T * HEADS * D + j] = 3.0f;
+                for (int j = CUT * HEADS * D; j < T * HEADS * D; j++)
+                    key[b * T * HEADS * D + j] = value[b * T * HEADS * D + j] = 3.0f;
             OK(k->op->attention_forward(k, after, lse, q, key, value, B, T, HEADS, HEADS, D));
             assert_memory_equal(before, after, CUT * HEADS * D * sizeof(float));
             case_end();
@@ -217,8 +218,8 @@ static void test_many_shapes(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_linear),       cmocka_unit_test(test_product),
-        cmocka_unit_test(test_attention),    cmocka_unit_test(test_attention_is_causal),
+        cmocka_unit_test(test_linear),          cmocka_unit_test(test_product),
+        cmocka_unit_test(test_attention),       cmocka_unit_test(test_attention_is_causal),
         cmocka_unit_test(test_weights_changed), cmocka_unit_test(test_many_shapes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

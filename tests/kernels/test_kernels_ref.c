@@ -7,7 +7,7 @@
 
 static dlxi_kernels *k; /* ref */
 
-/* ---- known values: torch 1.13.1, float64 --------------------------------------------------------------------------- */
+/* ---- known values: torch 1.13.1, float64 ------------------------------------------------------------------------ */
 
 static void known(const char *what, const float *value, const double *expected, int count) {
     for (int i = 0; i < count; i++)
@@ -55,8 +55,8 @@ static void test_known_attention(void **state) {
     (void)state;
     const float q[] = {1.0f, 2.0f, -1.0f, 0.5f, 0.25f, -2.0f}, key[] = {0.5f, 1.0f, 2.0f, -1.0f, -0.5f, 0.25f};
     const float value[] = {1.0f, -1.0f, 2.0f, 0.0f, 3.0f, 5.0f};
-    const double expected[] = {1.0, -1.0, 1.1458202499936194, -0.8541797500063807, 2.055748772391823,
-                               0.43575163378288784};
+    const double expected[] = {
+        1.0, -1.0, 1.1458202499936194, -0.8541797500063807, 2.055748772391823, 0.43575163378288784};
     const double expected_lse[] = {1.7677669529663687, 0.1576136272402476, 1.9119291191918668};
     float out[6], lse[3];
     OK(k->op->attention_forward(k, out, lse, q, key, value, 1, 3, 1, 1, 2));
@@ -101,13 +101,13 @@ static void test_known_by_hand(void **state) {
 
     /* positions 0 and 1, one head of D = 4, theta 100: at 1, pair (0,2) turns by 1 and pair (1,3) by 0.1 */
     float turned[] = {1, 2, 3, 4, 1, 2, 3, 4};
-    const double rope[] = {1, 2, 3, 4, cos(1) - 3 * sin(1), 2 * cos(0.1) - 4 * sin(0.1), sin(1) + 3 * cos(1),
-                           2 * sin(0.1) + 4 * cos(0.1)};
+    const double rope[] = {
+        1, 2, 3, 4, cos(1) - 3 * sin(1), 2 * cos(0.1) - 4 * sin(0.1), sin(1) + 3 * cos(1), 2 * sin(0.1) + 4 * cos(0.1)};
     OK(k->op->rope(k, turned, 2, 2, 1, 4, 100.0f, false));
     known("rope", turned, rope, 8);
 }
 
-/* ---- central differences ------------------------------------------------------------------------------------------- */
+/* ---- central differences ---------------------------------------------------------------------------------------- */
 
 enum { INPUTS_MAX = 3 };
 
@@ -286,8 +286,7 @@ static void embedding_d(const problem *p, float *const *g) {
 
 static void test_positions(void **state) {
     (void)state;
-    problem rope = {
-        .name = "rope", .shape = {6, 3, 2, 4}, .y_count = 48, .forward = rope_y, .backward = rope_d};
+    problem rope = {.name = "rope", .shape = {6, 3, 2, 4}, .y_count = 48, .forward = rope_y, .backward = rope_d};
     add_input(&rope, buffer(48, -1, 1), 48, false);
     check(&rope);
     problem embedding = {.name = "embedding", .y_count = 12, .forward = embedding_y, .backward = embedding_d};
