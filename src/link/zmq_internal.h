@@ -28,8 +28,8 @@ void dlxi_zmq_auth_close(dlxi_zmq_auth **auth);
 
 enum {
     CONTROL_QUEUE_FRAMES = 64,
-    DATA_QUEUE_FRAMES =
-        8, /* a direction and side: 2 MiB, so that memory and what waits before a new attempt are bounded */
+    /* A direction and side: 2 MiB, so that memory and what waits before a new attempt are bounded. */
+    DATA_QUEUE_FRAMES = 8,
     /* A connection whose other side acknowledges nothing for so long, or takes no byte of what it has, is ended and
      * made again. Data is given longer, since a site that computes may leave it lying. */
     CONTROL_SILENCE_MS = 20000,
