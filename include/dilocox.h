@@ -144,6 +144,7 @@ typedef struct dlx_sync_config {
     int bits;                 /* 4, 8, 16, or 32 for none */
     int group;                /* values with one scale: even, 2 to 1024 */
     bool error_feedback;
+    bool keep_unsent;         /* none, carry: go on from θ − e and not from θ, so that what waits in e is not done again */
 
     uint64_t windows, tokens_per_window; /* of the training data; 0: this run uses no leases */
     uint64_t data_hash;                  /* equal on all sites */
@@ -158,7 +159,7 @@ typedef struct dlx_sync_config {
     {                                                                                                                  \
         .size = sizeof(dlx_sync_config), .ranks = 1, .seed = 1, .overlap = DLX_OVERLAP_CARRY, .inner_steps = 25,       \
         .inner_steps_min = 1, .outer_learning_rate = DLX_AUTO, .outer_momentum = DLX_AUTO,                             \
-        .rank_columns = 16, .bits = 4, .group = 64, .error_feedback = true, .timeout_ms = 10000                        \
+        .rank_columns = 16, .bits = 4, .group = 64, .error_feedback = true, .keep_unsent = true, .timeout_ms = 10000                        \
     }
 
 typedef struct dlx_sync dlx_sync;

@@ -102,6 +102,7 @@ static dlxi_shard_settings shard_settings(const dlx_sync_config *config, double 
         .momentum = replicated[1],
         .quantiser = {gradients ? 32 : config->bits, config->group},
         .error_feedback = config->error_feedback,
+        .keep_unsent = config->keep_unsent && config->error_feedback,
         .seed = config->seed,
         .rank_columns = gradients ? 0 : config->rank_columns,
         .adapt = {.kind = gradients ? DLX_ADAPTATION_OFF : config->adaptation,

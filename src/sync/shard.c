@@ -173,11 +173,20 @@ static void accumulate(float *restrict carried, const float *restrict start, con
     for (int64_t k = 0; k < count; k++) carried[k] = (start[k] - parameter[k]) + carried[k];
 }
 
+/* Where local training kept what was unsent, and start is not kept apart from θ, p lacks both. */
+static void difference(float *restrict carried, const float *restrict anchor, const float *restrict parameter,
+                       int64_t count) {
+    for (int64_t k = 0; k < count; k++) carried[k] = anchor[k] - parameter[k];
+}
+
 void dlxi_shard_hand_out(dlxi_shard *s, double *norm) {
     for (size_t i = 0; i < s->count; i++) {
         dlxi_shard_tensor *t = &s->tensors[i];
         int64_t count = t->rows * t->cols;
-        accumulate(t->carried, t->start != NULL ? t->start : t->anchor, t->parameter, count);
+        if (t->start == NULL && s->settings.keep_unsent)
+            difference(t->carried, t->anchor, t->parameter, count);
+        else
+            accumulate(t->carried, t->start != NULL ? t->start : t->anchor, t->parameter, count);
         if (t->start != NULL) memcpy(t->start, t->parameter, (size_t)count * sizeof(float));
     }
     *norm = norm_of(s);
@@ -206,20 +215,32 @@ void dlxi_shard_hand_out_eager(dlxi_shard *s, float weight, double *norm) {
     *norm = norm_of(s);
 }
 
-/* carry: g ← start − p; p ← θ − g; start ← θ */
-static void carry(float *restrict parameter, float *restrict start, const float *restrict anchor, int64_t count) {
+/* carry: g ← start − p; start ← θ − kept; p ← start − g. `kept`: e, or zero. */
+static void carry(float *restrict parameter, float *restrict start, const float *restrict anchor,
+                  const float *restrict error, float kept, int64_t count) {
     for (int64_t k = 0; k < count; k++) {
-        parameter[k] = anchor[k] - (start[k] - parameter[k]);
-        start[k] = anchor[k];
+        float progress = start[k] - parameter[k];
+        start[k] = anchor[k] - kept * error[k];
+        parameter[k] = start[k] - progress;
     }
+}
+
+/* none: p ← θ − kept */
+static void restart(float *restrict parameter, const float *restrict anchor, const float *restrict error, float kept,
+                    int64_t count) {
+    for (int64_t k = 0; k < count; k++) parameter[k] = anchor[k] - kept * error[k];
 }
 
 void dlxi_shard_apply(dlxi_shard *s, bool final) {
     for (size_t i = 0; i < s->count; i++) {
         dlxi_shard_tensor *t = &s->tensors[i];
-        size_t bytes = (size_t)(t->rows * t->cols) * sizeof(float);
+        int64_t count = t->rows * t->cols;
+        size_t bytes = (size_t)count * sizeof(float);
+        float kept = s->settings.keep_unsent ? 1.0f : 0.0f;
         if (s->settings.overlap == DLX_OVERLAP_CARRY && !final) {
-            carry(t->parameter, t->start, t->anchor, t->rows * t->cols);
+            carry(t->parameter, t->start, t->anchor, t->carried, kept, count);
+        } else if (s->settings.overlap == DLX_OVERLAP_NONE && !final) {
+            restart(t->parameter, t->anchor, t->carried, kept, count);
         } else {
             memcpy(t->parameter, t->anchor, bytes);
             if (t->start != NULL) memcpy(t->start, t->anchor, bytes);

@@ -10,6 +10,7 @@ typedef struct dlxi_shard_settings {
     float learning_rate, momentum; /* of the outer step */
     dlxi_quantiser quantiser;
     bool error_feedback;
+    bool keep_unsent; /* none, carry: local training goes on from θ − e, so that it does not do again what waits in e */
     uint64_t seed;
     int rank_columns; /* 0: no low-rank factors */
     dlxi_adapt adapt;

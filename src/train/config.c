@@ -71,6 +71,7 @@ static const dlxi_option options[] = {
     CHOICE("sync.compression.bits", sync.compression.bits, widths, "4", "of a value sent"),
     INTEGER("sync.compression.group", sync.compression.group, 2, 1024, "64", "values that share a scale; even"),
     BOOLEAN("sync.compression.error_feedback", sync.compression.error_feedback, "true", "what was not sent is sent later"),
+    BOOLEAN("sync.compression.keep_unsent", sync.compression.keep_unsent, "true", "none, carry: a site keeps what it has not sent yet"),
     BOOLEAN("sync.compression.tables", sync.compression.tables, "true", "embedding and head may be low rank too"),
 
     CHOICE("wan.link", wan.link, links, "zmq", "zmq: processes; mem: threads of one process"),

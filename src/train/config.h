@@ -37,7 +37,7 @@ typedef struct dlxi_config {
         struct {
             int64_t rank, rank_min, rank_max, group;
             int bits;
-            bool error_feedback, tables;
+            bool error_feedback, keep_unsent, tables;
         } compression;
     } sync;
     struct {

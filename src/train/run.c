@@ -145,6 +145,7 @@ static dlx_status open_sync(site_run *r, dlx_error *error) {
     sync.bits = dlxi_config_bits(c);
     sync.group = (int)c->sync.compression.group;
     sync.error_feedback = c->sync.compression.error_feedback;
+    sync.keep_unsent = c->sync.compression.keep_unsent;
     sync.windows = (uint64_t)r->sampler.windows;
     sync.tokens_per_window = (uint64_t)c->model.context;
     sync.data_hash = dlxi_hash(r->train_shard->payload, (size_t)r->train_shard->count * r->train_shard->token_bytes, 0);
