@@ -166,7 +166,7 @@ typedef struct line {
 /* The line that begins at text[0]; all zero at the end. A line without ": " is all key. */
 static line cut_line(const char *text, size_t text_bytes) {
     line cut = {.key = text, .value = text};
-    if (text_bytes == 0) return cut;
+    if (text == NULL || text_bytes == 0) return cut;
     const char *end = memchr(text, '\n', text_bytes);
     size_t bytes = end != NULL ? (size_t)(end - text) : text_bytes;
     const char *colon = memmem(text, bytes, ": ", 2);

@@ -1,5 +1,5 @@
 /* The arithmetic of a training step: one table of operations, filled by `ref` (plain C, frozen, reads like the formula)
- * and by `fast` (oneDNN and OpenBLAS, and our own vector loops).
+ * and by `fast` (oneDNN, and our own vector loops).
  *
  * Everything is f32 in memory, row-major. Token rows N = B·T. Shapes stand beside the names. Forward operations
  * overwrite their outputs. Backward operations overwrite gradients of activations (d of x, q, k, v) and *add to*
