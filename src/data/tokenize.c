@@ -79,11 +79,11 @@ static dlx_status encode_block(tokenizing *t, int which, int64_t block_bytes, bo
 
 static dlx_status check_options(const dlxi_tokenize_options *options, dlx_error *error) {
     if (options->validation_every != 0 && (options->validation_every < 2 || options->validation_every > 1000000)) {
-        DLX_FAIL(error, CONFIG, "--split: %lld is out of range; allowed: 2 to 1000000, or 0 for no split",
+        DLX_FAIL(error, CONFIG, "--validation-every: %lld is out of range; allowed: 2 to 1000000, or 0 for no split",
                  (long long)options->validation_every);
     }
     if (options->validation_every != 0 && (options->block_bytes < 1 || options->block_bytes > 1 << 30)) {
-        DLX_FAIL(error, CONFIG, "--block-bytes: %lld is out of range; allowed: 1 to %d",
+        DLX_FAIL(error, CONFIG, "--block: %lld is out of range; allowed: 1 to %d",
                  (long long)options->block_bytes, 1 << 30);
     }
     return DLX_OK;
@@ -105,7 +105,7 @@ static dlx_status commit(tokenizing *t, const dlxi_tokenize_options *options, dl
     for (int i = 0; i < SHARDS; i++) {
         if (t->writer[i] == NULL || t->count[i] > 0) continue;
         DLX_FAIL(error, DATA,
-                 "%s: its %lld bytes leave nothing for %s; try less than --split %lld or --block-bytes %lld",
+                 "%s: its %lld bytes leave nothing for %s; try less than --validation-every %lld or --block %lld",
                  t->in_path, (long long)t->read_bytes, i == TRAIN ? "training" : "validation",
                  (long long)options->validation_every, (long long)options->block_bytes);
     }

@@ -428,12 +428,12 @@ static void test_tokenize_refuses(void **state) {
     snprintf(out, sizeof out, "%s/y", folder);
     put_file(text_path, "0123456789", 10);
     expect_not_tokenized(out, (dlxi_tokenize_options){1, 4}, DLX_CONFIG,
-                         "--split: 1 is out of range; allowed: 2 to 1000000, or 0 for no split");
+                         "--validation-every: 1 is out of range; allowed: 2 to 1000000, or 0 for no split");
     expect_not_tokenized(out, (dlxi_tokenize_options){3, 0}, DLX_CONFIG,
-                         "--block-bytes: 0 is out of range; allowed: 1 to 1073741824");
+                         "--block: 0 is out of range; allowed: 1 to 1073741824");
     expect_not_tokenized(
         out, (dlxi_tokenize_options){3, 5}, DLX_DATA,
-        "x.txt: its 10 bytes leave nothing for validation; try less than --split 3 or --block-bytes 5");
+        "x.txt: its 10 bytes leave nothing for validation; try less than --validation-every 3 or --block 5");
     put_file(text_path, "", 0);
     expect_not_tokenized(out, (dlxi_tokenize_options){0, 0}, DLX_DATA,
                          "x.txt: is empty; give a text with at least one byte");
