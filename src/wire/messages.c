@@ -24,7 +24,7 @@ DEFINE_FIELD(u64, uint64_t)
 DEFINE_FIELD(f64, double)
 
 static void field_bool(fields *f, bool *value) {
-    uint8_t byte = *value;
+    uint8_t byte = f->writer != NULL && *value; /* a reader finds any bytes here, which may be no bool */
     field_u8(f, &byte);
     if (byte > 1) f->out_of_range = true;
     *value = byte == 1;
