@@ -82,6 +82,7 @@ int launch_threads(const dlx_config *config, int sites) {
         fprintf(stderr, "dilocox: interrupted; what there is lies in %s\n", dlx_config_run_dir(config));
         return EXIT_FAILED;
     }
-    fprintf(stderr, "dilocox: %s: ", worst->name);
-    return fail_with(&worst->error);
+    dlx_error named = {.status = worst->status};
+    snprintf(named.message, sizeof named.message, "%s failed: %.400s", worst->name, worst->error.message);
+    return fail_with(&named);
 }
