@@ -334,17 +334,18 @@ static double norm_of(const double *x) {
 static float at(const dlxi_shard *s, int k, int what) {
     size_t which = k < MATRIX ? 0 : k < MATRIX + 30 ? 1 : 2;
     const dlxi_shard_tensor *t = &s->tensors[which];
-    const float *values = what == 0 ? t->velocity : t->carried;
+    const float *values = what == 0 ? t->velocity : what == 1 ? t->carried : t->anchor;
     return values[k - (which == 0 ? 0 : which == 1 ? MATRIX : MATRIX + 30)];
 }
 
 static void error_feedback_conserves(void **state) {
     (void)state;
     enum { ROUNDS = 30 };
-    for (int adaptation = DLX_ADAPTATION_OFF; adaptation <= DLX_ADAPTATION_PAPER; adaptation++) {
+    for (int variant = 0; variant < 4; variant++) {
         dlxi_shard_settings settings = team_settings(4, 4);
         settings.momentum = 0; /* v is Δ */
-        settings.adapt.kind = (dlx_adaptation)adaptation;
+        settings.adapt.kind = variant % 2 == 0 ? DLX_ADAPTATION_OFF : DLX_ADAPTATION_PAPER;
+        settings.keep_unsent = variant >= 2;
         team *t = team_open(3, &settings);
         static double updates[TEAM_PARAMETERS], means[TEAM_PARAMETERS], off[TEAM_PARAMETERS], left[TEAM_PARAMETERS];
         static float start[TEAM_MAX][TEAM_PARAMETERS];
@@ -369,6 +370,49 @@ static void error_feedback_conserves(void **state) {
         assert_true(norm_of(left) > 1e-2 * norm_of(means)); /* the sum would not do without e */
         team_close(t);
     }
+}
+
+/* Local training goes on from θ − e where the setting says so, and from θ where not; progress made meanwhile stays. */
+static void what_is_unsent_is_kept(void **state) {
+    (void)state;
+    for (int kept = 0; kept < 2; kept++)
+        for (int carried = 0; carried < 2; carried++) {
+            dlxi_shard_settings settings = team_settings(4, 4);
+            settings.overlap = carried == 1 ? DLX_OVERLAP_CARRY : DLX_OVERLAP_NONE;
+            settings.keep_unsent = kept == 1;
+            team *t = team_open(2, &settings);
+            static float before[TEAM_PARAMETERS], progress[TEAM_PARAMETERS];
+            for (uint64_t round = 1; round <= 3; round++) {
+                train(t, round);
+                team_hand_out(t);
+                memcpy(before, t->p[0], sizeof before);
+                if (carried == 1) train(t, 100 + round);
+                for (int k = 0; k < TEAM_PARAMETERS; k++) progress[k] = before[k] - t->p[0][k];
+                team_begin(t, round, 1);
+                assert_true(team_move(t));
+                team_commit(t);
+                team_apply(t);
+                double errors = 0;
+                for (int k = 0; k < TEAM_PARAMETERS; k++) {
+                    double e = (double)at(t->shard[0], k, 1), theta = (double)at(t->shard[0], k, 2);
+                    assert_float_equal(t->p[0][k], (float)(theta - kept * e - (double)progress[k]), 1e-6);
+                    errors += e * e;
+                }
+                assert_true(errors > 0.01); /* there is something to keep */
+                /* and the next M is the progress since, and e: nothing twice */
+                static float next[TEAM_PARAMETERS], error[TEAM_PARAMETERS];
+                memcpy(next, t->p[0], sizeof next);
+                for (int k = 0; k < TEAM_PARAMETERS; k++) error[k] = at(t->shard[0], k, 1);
+                if (round < 3) continue;
+                train(t, 50);
+                team_hand_out(t);
+                for (int k = 0; k < TEAM_PARAMETERS; k++) {
+                    float expected = (next[k] - t->p[0][k]) + progress[k] + error[k];
+                    assert_float_equal(at(t->shard[0], k, 1), expected, 1e-6);
+                }
+            }
+            team_close(t);
+        }
 }
 
 /* ‖e‖ of the worst site after each round, for sites that pull apart for ever: δ_i = −(c_i + noise), Σ w_i c_i = 0. Feedback
@@ -439,6 +483,7 @@ int main(void) {
         cmocka_unit_test(strangers_and_lower_terms),
         cmocka_unit_test(what_is_not_finite_is_not_sent),
         cmocka_unit_test(error_feedback_conserves),
+        cmocka_unit_test(what_is_unsent_is_kept),
         cmocka_unit_test(local_feedback_stays_bounded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
