@@ -1,0 +1,275 @@
+"""What the process tests share: a folder and a text of their own, dilocox as a process, waiting with deadlines.
+
+The build hands over DILOCOX (the program), SOURCE_ROOT and BUILD_ROOT. Nothing here sleeps for a guessed time: a test
+waits for a line, a file or an exit, and fails at a deadline that only a broken program reaches."""
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+
+DILOCOX = os.environ["DILOCOX"]
+SOURCE_ROOT = os.environ["SOURCE_ROOT"]
+BUILD_ROOT = os.environ["BUILD_ROOT"]
+SKIPPED = 77  # what Meson takes for "skipped"
+
+with open(DILOCOX, "rb") as program:
+    SANITIZED = b"__asan_init" in program.read()
+SLOWER = 5 if SANITIZED else 1  # of promises in seconds, where a sanitizer slows the program down
+DEADLINE_S = 120
+
+SMALL = {
+    "model": {"family": "llama", "layers": 1, "width": 32, "heads": 2, "kv_heads": 1, "mlp_width": 64, "context": 32,
+              "vocabulary": 256},
+    "train": {"tokens": 10240, "batch": 4, "micro_batch": 4, "learning_rate": "5e-3", "warmup_tokens": 1000,
+              "eval_tokens": 1500, "precision": "f32"},
+    "sync": {"inner_steps": 10, "compression": {"rank": 4}},
+}
+
+
+def merge(base, changes):
+    merged = dict(base)
+    for key, value in changes.items():
+        merged[key] = merge(merged.get(key, {}), value) if isinstance(value, dict) else value
+    return merged
+
+
+class Process:
+    """dilocox as a process in a session of its own; every line that it says is kept."""
+
+    def __init__(self, arguments, cwd, env=None, prefix=()):
+        self.arguments = list(arguments)
+        self.lines = {"stdout": [], "stderr": []}
+        self.changed = threading.Condition()
+        self.popen = subprocess.Popen([*prefix, DILOCOX, *self.arguments], cwd=cwd, env={**os.environ, **(env or {})},
+                                      stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                      start_new_session=True)
+        self.readers = [threading.Thread(target=self._read, args=(name, getattr(self.popen, name)), daemon=True)
+                        for name in self.lines]
+        for reader in self.readers:
+            reader.start()
+
+    def _read(self, name, stream):
+        for line in stream:
+            with self.changed:
+                self.lines[name].append(line.decode(errors="replace").rstrip("\n"))
+                self.changed.notify_all()
+        stream.close()
+
+    @property
+    def pid(self):
+        return self.popen.pid
+
+    def text(self, name):
+        with self.changed:
+            return "\n".join(self.lines[name])
+
+    def everything(self):
+        return f"dilocox {' '.join(self.arguments)}\n--- stdout\n{self.text('stdout')}\n--- stderr\n{self.text('stderr')}"
+
+    def wait_line(self, pattern, deadline_s=DEADLINE_S):
+        """The match of the first line, said already or still to come, on either stream."""
+        until = time.monotonic() + deadline_s
+        with self.changed:
+            while True:
+                for line in self.lines["stdout"] + self.lines["stderr"]:
+                    match = re.search(pattern, line)
+                    if match:
+                        return match
+                left = until - time.monotonic()
+                dead = not any(reader.is_alive() for reader in self.readers)
+                if left <= 0 or dead:
+                    break
+                self.changed.wait(min(left, 0.5))
+        raise AssertionError(f"no line like '{pattern}'\n{self.everything()}")
+
+    def signal(self, number):
+        os.kill(self.pid, number)
+
+    def wait(self, deadline_s=DEADLINE_S):
+        try:
+            code = self.popen.wait(deadline_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {deadline_s} s\n{self.everything()}") from None
+        for reader in self.readers:
+            reader.join(5)
+        return code
+
+    def end(self):
+        if self.popen.poll() is None:
+            self.popen.kill()
+            self.popen.wait()
+        for reader in self.readers:
+            reader.join(5)
+
+
+class Case(unittest.TestCase):
+    maxDiff = None
+
+    def setUp(self):
+        self.folder = tempfile.mkdtemp(prefix="dilocox-test-")
+        self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
+        self.processes = []
+        self.addCleanup(self.end_all)
+
+    def end_all(self):
+        for process in self.processes:
+            process.end()
+        for pid in self.pids():  # what a broken launch has left
+            os.kill(pid, signal.SIGKILL)
+
+    # ---- files
+
+    def path(self, *parts):
+        return os.path.join(self.folder, *parts)
+
+    def write(self, name, text, mode=0o644):
+        path = self.path(name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as out:
+            out.write(text if isinstance(text, bytes) else text.encode())
+        os.chmod(path, mode)
+        return path
+
+    def license_text(self):
+        with open(os.path.join(SOURCE_ROOT, "LICENSE"), "rb") as text:
+            return text.read()
+
+    def prepare_data(self, text=None):
+        """data.train.tokens and data.validation.tokens of the licence's text, or the one given."""
+        self.write("text.txt", text or self.license_text())
+        self.call("tokenize", "text.txt", self.path("data"), "--validation-every", "4", "--block", "1024")
+
+    def config(self, name="config.yaml", **changes):
+        """A small run's config; sections given by name change it."""
+        base = merge(SMALL, {"run": {"name": "test", "dir": self.path("run")},
+                             "data": {"train": self.path("data.train.tokens"),
+                                      "validation": self.path("data.validation.tokens")}})
+        return self.write(name, json.dumps(merge(base, changes), indent=1))  # JSON is YAML
+
+    # ---- processes
+
+    def start(self, *arguments, env=None, cwd=None, prefix=()):
+        process = Process([str(a) for a in arguments], cwd or self.folder, env, prefix)
+        self.processes.append(process)
+        return process
+
+    def call(self, *arguments, code=0, env=None, cwd=None, prefix=()):
+        """Runs to the end, checks the exit code."""
+        process = self.start(*arguments, env=env, cwd=cwd, prefix=prefix)
+        got = process.wait()
+        self.assertEqual(got, code, process.everything())
+        return process
+
+    def refused(self, pattern, *arguments, code=2, **options):
+        """Ends with this exit code, a sentence on stderr that matches, and nothing of the machine room."""
+        process = self.call(*arguments, code=code, **options)
+        self.assertRegex(process.text("stderr"), pattern)
+        self.assertTrue(process.text("stderr").startswith("dilocox: "), process.everything())
+        return process
+
+    def pids(self):
+        """Processes whose command line names this test's folder: launch's children, too."""
+        found = []
+        for entry in os.listdir("/proc"):
+            if not entry.isdigit() or int(entry) == os.getpid():
+                continue
+            try:
+                with open(f"/proc/{entry}/cmdline", "rb") as line, open(f"/proc/{entry}/stat") as stat:
+                    if self.folder.encode() in line.read() and stat.read().rsplit(")", 1)[1].split()[0] != "Z":
+                        found.append(int(entry))
+            except OSError:
+                pass
+        return found
+
+    def pid_of(self, *words):
+        """The one process of this test with these words on its command line."""
+        found = []
+        for pid in self.pids():
+            try:
+                with open(f"/proc/{pid}/cmdline", "rb") as line:
+                    given = line.read().decode().split("\0")
+            except OSError:
+                continue
+            if all(word in given for word in words):
+                found.append(pid)
+        self.assertEqual(len(found), 1, f"{words}: {found}")
+        return found[0]
+
+    def assert_nothing_left(self):
+        self.assertEqual(self.pids(), [], "processes are left")
+
+    def wait_until(self, what, happened, deadline_s=DEADLINE_S):
+        """Files and exits of others announce nothing: this looks fifty times a second. The first true answer."""
+        until = time.monotonic() + deadline_s
+        while time.monotonic() < until:
+            answer = happened()
+            if answer:
+                return answer
+            time.sleep(0.02)
+        self.fail(f"not within {deadline_s} s: {what}\n" + "\n".join(p.everything() for p in self.processes))
+
+    def wait_for_event(self, path, accept):
+        """Until a line of a growing metrics.jsonl is accepted."""
+        return self.wait_until(f"a line of {path}", lambda: os.path.exists(path) and
+                               next((e for e in events(path, partial=True) if accept(e)), None))
+
+    def wait_for_exit_of_one(self, processes):
+        return self.wait_until("one exits", lambda: next((p for p in processes if p.popen.poll() is not None), None))
+
+    def wait_until_nothing_is_left(self):
+        self.wait_until("all processes are gone", lambda: not self.pids(), 10 * SLOWER)
+
+    # ---- a run by hand
+
+    def keys(self, names):
+        """Keys of coordinator and sites and their roster.txt, as a person makes them."""
+        roster = ""
+        for name in ["coordinator", *names]:
+            roster += f"{name} {self.call('keygen', f'{name}.key').text('stdout')}\n"
+        return self.write("roster.txt", roster)
+
+    def secured(self, name):
+        return ["--set", f"wan.key={self.path(name + '.key')}", "--set", f"wan.roster={self.path('roster.txt')}"]
+
+    def start_coordinator(self, config, sites, *more, secure=True):
+        """The process, and where it listens."""
+        security = self.secured("coordinator") if secure else ["--set", "wan.security=none"]
+        process = self.start("coordinator", config, "--sites", sites, "--listen", "127.0.0.1:0", *security, *more)
+        return process, process.wait_line(r"^listening (\S+)$").group(1)
+
+    def start_site(self, config, name, coordinator, *more, env=None, secure=True):
+        security = self.secured(name) if secure else ["--set", "wan.security=none"]
+        return self.start("train", config, "--site", name, "--coordinator", coordinator, *security, *more, env=env)
+
+
+def events(path, kind=None, partial=False):
+    """The lines of a metrics.jsonl; partial: the last one may be half-written."""
+    with open(path) as lines:
+        text = lines.read()
+    whole = text[:text.rfind("\n") + 1]
+    if not partial and whole != text:
+        raise AssertionError(f"{path}: the last line is cut")
+    parsed = [json.loads(line) for line in whole.splitlines()]
+    return [event for event in parsed if kind is None or event["event"] == kind]
+
+
+def summary(folder):
+    with open(os.path.join(folder, "summary.json")) as text:
+        return json.load(text)
+
+
+def skip(reason):
+    """Ends the whole file as skipped."""
+    print(f"skipped: {reason}")
+    sys.exit(SKIPPED)
+
+
+def main():
+    unittest.main(verbosity=2)
