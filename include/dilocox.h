@@ -135,6 +135,7 @@ typedef struct dlx_sync_config {
     uint32_t inner_steps;     /* H, 1 to 100000 */
     uint32_t inner_steps_min; /* adaptation's lower bound, 1 to H */
     uint32_t inner_steps_max; /* train on past H while an exchange is late, then wait; 0: H + H/2 */
+    double pace_max;          /* the largest factor that dlx_sync_pace will be given, 1 to 100; sizes the leases */
     uint32_t exchange_steps;  /* carry: apply a commit exactly so many steps after the hand-out, so that a run repeats to
                                  the bit; 0: as soon as it is there */
     double outer_learning_rate, outer_momentum; /* DLX_AUTO: chosen for the overlap */
@@ -158,7 +159,7 @@ typedef struct dlx_sync_config {
 #define DLX_SYNC_CONFIG_INIT                                                                                           \
     {                                                                                                                  \
         .size = sizeof(dlx_sync_config), .ranks = 1, .seed = 1, .overlap = DLX_OVERLAP_CARRY, .inner_steps = 25,       \
-        .inner_steps_min = 1, .outer_learning_rate = DLX_AUTO, .outer_momentum = DLX_AUTO,                             \
+        .inner_steps_min = 1, .pace_max = 1, .outer_learning_rate = DLX_AUTO, .outer_momentum = DLX_AUTO,                             \
         .rank_columns = 16, .bits = 4, .group = 64, .error_feedback = true, .keep_unsent = true, .timeout_ms = 10000                        \
     }
 
@@ -184,6 +185,10 @@ typedef struct dlx_step {
  * `step` may be NULL. One thread at a time. DLX_NUMERIC: a parameter is no longer finite; DLX_PEER_LOST; DLX_DIVERGED;
  * DLX_INTERRUPTED after dlx_sync_interrupt. After a failure only interrupt, anchor, statistics and close may be called. */
 DLX_API dlx_status dlx_sync_step(dlx_sync *sync, uint64_t tokens, dlx_step *step, dlx_error *error);
+
+/* Rounds that begin from now on last `factor` times H inner steps, factor 0.01 to pace_max: where the inner learning rate is low,
+ * sites drift apart slowly and may go on for longer. All sites give the same factor at the same tokens. */
+DLX_API void dlx_sync_pace(dlx_sync *sync, double factor);
 
 /* Overlap `allreduce` only, before the inner optimiser's step: replaces gradients[i], of tensors[i]'s shape, by the mean over
  * all sites, weighted by tokens. Blocks. waited_s may be NULL. */

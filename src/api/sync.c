@@ -1,4 +1,5 @@
 /* dlx_sync: validate, translate, delegate. */
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -32,6 +33,7 @@ static dlx_status check_config(const dlx_sync_config *config, dlx_error *error) 
     IN_RANGE(inner_steps, 1, 100000);
     IN_RANGE(inner_steps_min, 1, config->inner_steps);
     if (config->inner_steps_max != 0) IN_RANGE(inner_steps_max, config->inner_steps, 200000);
+    IN_RANGE(pace_max, 1, 100);
     IN_RANGE(exchange_steps, 0, config->inner_steps);
     if (config->outer_learning_rate != DLX_AUTO) IN_RANGE(outer_learning_rate, 0, 10);
     if (config->outer_momentum != DLX_AUTO) IN_RANGE(outer_momentum, 0, 0.999);
@@ -135,7 +137,8 @@ dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config, const dl
                                    .windows = config->windows,
                                    .tokens_per_window = config->tokens_per_window,
                                    .data_hash = config->data_hash,
-                                   .lease_windows = most * config->windows_per_step,
+                                   .lease_windows = (uint32_t)fmin(most * config->pace_max * config->windows_per_step, 1e9),
+                                   .pace_max = config->pace_max,
                                    .interrupted = config->interrupted};
     snprintf(settings.site, sizeof settings.site, "%s", config->site);
     dlxi_link *link;
@@ -163,6 +166,10 @@ dlx_status dlx_sync_report(dlx_sync *sync, const char *text, dlx_error *error) {
     if (sync == NULL || text == NULL || strlen(text) > 65535)
         DLX_FAIL(error, ARGUMENT, "dlx_sync_report: an argument is NULL, or the text longer than 65535 bytes");
     return dlxi_sync_report(sync, text, error);
+}
+
+void dlx_sync_pace(dlx_sync *sync, double factor) {
+    dlxi_sync_pace(sync, factor);
 }
 
 uint64_t dlx_sync_tokens(const dlx_sync *sync) {

@@ -30,6 +30,7 @@ struct dlx_sync {
     uint64_t flying_tokens;   /* of the round that is handed out and not applied */
     uint64_t applied_tokens;  /* committed, as of the last apply */
     uint64_t windows_taken;   /* of the present round's lease */
+    double pace;              /* rounds from now on last so many times H */
     bool finished, reported;
 
     pthread_t thread;
@@ -426,6 +427,7 @@ dlx_status dlxi_sync_open(dlx_sync **out, const dlxi_sync_settings *settings, dl
     }
     s->link = link;
     s->settings = *settings;
+    s->pace = 1;
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
@@ -500,7 +502,9 @@ static void hand_over(dlx_sync *s, double norm) {
     s->round_tokens = 0;
     s->windows_taken = 0;
     s->round_step_s = 0;
-    dlxi_round_on_handed_out(&s->round, s->shard->settings.adapt.inner_steps);
+    double inner_steps = fmax(1, round(s->pace * s->shard->settings.adapt.inner_steps));
+    s->round.inner_steps_max = (uint32_t)fmax(inner_steps, round(s->pace * s->settings.inner_steps_max));
+    dlxi_round_on_handed_out(&s->round, (uint32_t)inner_steps);
     pthread_mutex_lock(&s->mutex);
     s->statistics.update_norm = norm;
     s->statistics.inner_steps = s->round.inner_steps;
@@ -654,6 +658,10 @@ dlx_status dlxi_sync_report(dlx_sync *s, const char *text, dlx_error *error) {
     bool never = false;
     dlx_status status = wait_for(s, &never, NULL, error);
     return status == DLX_STATE ? DLX_OK : status; /* the run is over, and well */
+}
+
+void dlxi_sync_pace(dlx_sync *s, double factor) {
+    s->pace = factor > s->settings.pace_max ? s->settings.pace_max : factor >= 0.01 ? factor : 0.01;
 }
 
 uint64_t dlxi_sync_tokens(const dlx_sync *s) {

@@ -16,6 +16,7 @@ typedef struct dlxi_sync_settings {
     uint32_t inner_steps_max, exchange_steps, timeout_ms;
     uint64_t windows, tokens_per_window, data_hash;
     uint32_t lease_windows;
+    double pace_max;
     const volatile bool *interrupted; /* may be NULL */
 } dlxi_sync_settings;
 
@@ -26,6 +27,7 @@ dlx_status dlxi_sync_step(dlx_sync *s, uint64_t tokens, dlx_step *step, dlx_erro
 dlx_status dlxi_sync_gradients(dlx_sync *s, float *const *gradients, uint64_t tokens, double *waited_s, dlx_error *error);
 dlx_status dlxi_sync_windows(dlx_sync *s, uint64_t *positions, uint32_t count, dlx_error *error);
 dlx_status dlxi_sync_report(dlx_sync *s, const char *text, dlx_error *error);
+void dlxi_sync_pace(dlx_sync *s, double factor);
 uint64_t dlxi_sync_tokens(const dlx_sync *s);
 uint64_t dlxi_sync_tokens_target(const dlx_sync *s);
 uint32_t dlxi_sync_site_index(const dlx_sync *s);

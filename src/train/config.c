@@ -7,6 +7,7 @@ static const char *const precisions[] = {"auto", "f32", "bf16", NULL};
 static const char *const backends[] = {"auto", "fast", "ref", NULL};
 static const char *const overlaps[] = {"allreduce", "none", "delayed", "eager", "carry", NULL};
 static const char *const adaptations[] = {"off", "paper", "link", NULL};
+static const char *const paces[] = {"constant", "rate", NULL};
 static const char *const widths[] = {"4", "8", "16", "none", NULL};
 static const char *const links[] = {"mem", "zmq", NULL};
 static const char *const securities[] = {"curve", "none", NULL};
@@ -61,6 +62,7 @@ static const dlxi_option options[] = {
     INTEGER("sync.inner_steps", sync.inner_steps, 1, 100000, "25", "H: inner steps a round"),
     INTEGER("sync.inner_steps_min", sync.inner_steps_min, 1, 100000, "1", "adaptation's lower bound of H"),
     INTEGER("sync.inner_steps_max", sync.inner_steps_max, 0, 200000, "0", "train on past H to here while an exchange is late; 0: 1.5 H"),
+    CHOICE("sync.pace", sync.pace, paces, "constant", "rate: H grows as the inner learning rate falls, up to ten times"),
     INTEGER("sync.exchange_steps", sync.exchange_steps, 0, 100000, "0", "carry: apply exactly so many steps after handing out; 0: at once"),
     REAL("sync.outer_learning_rate", sync.outer_learning_rate, 0, 10, "auto", "of the outer Nesterov step", .allow_auto = true),
     REAL("sync.outer_momentum", sync.outer_momentum, 0, 0.999, "auto", "of the outer Nesterov step", .allow_auto = true),

@@ -7,6 +7,8 @@
 
 enum { DLXI_CONFIG_PATH_BYTES = 512 };
 
+enum { DLXI_PACE_CONSTANT, DLXI_PACE_RATE };
+
 typedef struct dlxi_config {
     struct {
         char name[64], dir[DLXI_CONFIG_PATH_BYTES];
@@ -31,7 +33,7 @@ typedef struct dlxi_config {
         int64_t stages, replicas, threads;
     } site;
     struct {
-        int overlap, adaptation;
+        int overlap, adaptation, pace;
         int64_t inner_steps, inner_steps_min, inner_steps_max, exchange_steps;
         double outer_learning_rate, outer_momentum;
         struct {

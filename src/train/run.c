@@ -13,6 +13,8 @@
 #include "data/sampler.h"
 #include "train/results.h"
 
+enum { PACE_MAX = 10 };
+
 /* One site at work; the fields of a kind together. */
 typedef struct site_run {
     const dlxi_config *config;
@@ -136,6 +138,7 @@ static dlx_status open_sync(site_run *r, dlx_error *error) {
     sync.inner_steps_min = (uint32_t)c->sync.inner_steps_min;
     sync.inner_steps_max = (uint32_t)c->sync.inner_steps_max;
     sync.exchange_steps = (uint32_t)c->sync.exchange_steps;
+    if (c->sync.pace == DLXI_PACE_RATE) sync.pace_max = PACE_MAX;
     if (!dlxi_option_is_auto(c->sync.outer_learning_rate)) sync.outer_learning_rate = c->sync.outer_learning_rate;
     if (!dlxi_option_is_auto(c->sync.outer_momentum)) sync.outer_momentum = c->sync.outer_momentum;
     sync.adaptation = (dlx_adaptation)c->sync.adaptation;
@@ -308,6 +311,8 @@ static dlx_status train_step(site_run *r, dlx_step *step, dlx_error *error) {
     double loss, norm, begun_s = dlxi_clock_s(), sync_s = 0;
     int64_t step_tokens = (int64_t)(tokens * dlx_sync_site_count(r->sync));
     float rate = dlxi_schedule_rate(&schedule, (int64_t)dlx_sync_tokens(r->sync) + step_tokens);
+    if (c->sync.pace == DLXI_PACE_RATE && dlx_sync_tokens(r->sync) >= (uint64_t)c->train.warmup_tokens)
+        dlx_sync_pace(r->sync, (double)schedule.peak / (double)rate);
     DLX_TRY(accumulate(r, &loss, error));
     if (gradients) {
         double before_s = dlxi_clock_s();

@@ -1,12 +1,15 @@
 #include "train/tools.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/memory.h"
 #include "checkpoint/checkpoint.h"
 #include "data/sampler.h"
+#include "train/results.h"
 
 /* A checkpoint's model, forward only. */
 typedef struct loaded {
@@ -20,8 +23,16 @@ static void unload(loaded *l) {
     dlxi_kernels_close(&l->kernels);
 }
 
+static dlx_status check_folder(const char *checkpoint, dlx_error *error) {
+    char path[DLXI_PATH_BYTES];
+    DLX_TRY(dlxi_path_join(path, checkpoint, NULL, "config.json", error));
+    if (access(path, F_OK) == 0 || errno != ENOENT) return DLX_OK;
+    DLX_FAIL(error, CONFIG, "%s: no such file; give a folder of weights, RUN_DIR/weights after a run", path);
+}
+
 static dlx_status load(loaded *l, const char *checkpoint, int64_t batch, int threads, dlx_error *error) {
     *l = (loaded){0};
+    DLX_TRY(check_folder(checkpoint, error));
     DLX_TRY(dlxi_checkpoint_load_config(&l->config, checkpoint, error));
     DLX_TRY(dlxi_kernels_open(&l->kernels, "auto", DLXI_PRECISION_AUTO, threads, error));
     dlxi_stage_options options = dlxi_stage_options_whole(&l->config, batch, l->config.context, 0);
