@@ -63,7 +63,9 @@ display *display_open(const char *const *names, int count) {
 /* The cursor stands below the block of lines, which is drawn over itself. */
 static void draw(display *d) {
     if (d->drawn) printf("\033[%dA", d->count);
+    printf("\033[?7l"); /* a line too long for the terminal is cut, not wrapped: the block keeps its height */
     for (int i = 0; i < d->count; i++) printf("\r\033[K%-*s  %s\n", d->name_width, d->names[i], d->lines[i]);
+    printf("\033[?7h");
     fflush(stdout);
     d->drawn = true;
     d->drawn_s = now_s();

@@ -16,7 +16,8 @@ static void print_sample(const char *weights) {
     if (dlx_generate(&text, weights, &options, &error) != DLX_OK) return; /* weights of another tokenizer, say */
     printf("\na sample\n  ");
     for (const char *c = text; *c != '\0'; c++) {
-        putchar(*c);
+        /* a model that has learnt little writes anything, and a terminal obeys */
+        putchar(((unsigned char)*c < ' ' && *c != '\n') || *c == 0x7f ? '?' : *c);
         if (*c == '\n') printf("  ");
     }
     printf("\n");
