@@ -1,7 +1,12 @@
 """dilocox launch from end to end on a real text: what it writes, and that the numbers in it fit together."""
+import fcntl
 import os
+import pty
+import re
 import shutil
+import struct
 import subprocess
+import termios
 
 from harness import Case, DILOCOX, events, main, summary
 
@@ -138,6 +143,27 @@ class Launch(Case):
                 self.assertGreaterEqual(s["tokens"], 5120)
                 self.assertIsInstance(s["anchor_hash"], str)
                 self.assertLess(s["val_loss"], s["val_loss_initial"])
+
+    def test_a_terminal_gets_one_live_line_a_site(self):
+        """Drawn over itself, and never wrapped: on a narrow terminal the block would grow at every redraw."""
+        leader, follower = pty.openpty()
+        fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+        run = subprocess.Popen([DILOCOX, "launch", self.file, "--sites", "2", "--set", "train.tokens=204800"], cwd=self.folder,
+                               stdin=subprocess.DEVNULL, stdout=follower, stderr=subprocess.STDOUT)
+        os.close(follower)
+        said = b""
+        try:
+            while True:
+                said += os.read(leader, 65536)
+        except OSError:  # the other end is closed
+            pass
+        os.close(leader)
+        self.assertEqual(run.wait(), 0, said)
+        line = rb"\r\x1b\[Ksite-%d  [^\r\n]*\r\n"
+        blocks = re.findall(rb"(\x1b\[2A)?\x1b\[\?7l" + line % 1 + line % 2 + rb"\x1b\[\?7h", said)
+        self.assertGreaterEqual(len(blocks), 2, said)
+        self.assertIn(b"\x1b[2A", blocks)
+        self.assertEqual(said.count(b"\x1b[?7l"), len(blocks))
 
     def test_one_site_alone(self):
         self.call("launch", self.file, "--sites", 1, "--set", "wan.security=none")
