@@ -153,8 +153,9 @@ static bool refusal(char text[DLXI_REASON_MAX + 1], dlxi_coordinator *c, const c
                         difference.key, difference.theirs, hello->site, difference.ours);
     if (first == NULL) return false;
     if (first->tensors_hash != hello->tensors_hash)
-        return snprintf(text, size, "the tensors of site '%s' have other names or shapes than those of '%s'", hello->site,
-                        first->name);
+        return snprintf(text, size, "site '%s' has other tensors (names, shapes) or settings (overlap, inner steps, outer step, compression, "
+                        "adaptation, seed) than '%s'; all sites must have the same",
+                        hello->site, first->name);
     if (first->windows != hello->windows || first->data_hash != hello->data_hash ||
         first->tokens_per_window != hello->tokens_per_window)
         return snprintf(text, size,

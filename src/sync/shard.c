@@ -118,8 +118,27 @@ uint64_t dlxi_shard_anchor_hash(const dlxi_shard *s) {
     return sum;
 }
 
+static uint64_t settings_hash(const dlxi_shard_settings *s) {
+    uint32_t outer_step[2];
+    memcpy(&outer_step[0], &s->learning_rate, sizeof s->learning_rate);
+    memcpy(&outer_step[1], &s->momentum, sizeof s->momentum);
+    const uint64_t settings[] = {s->overlap,
+                                 outer_step[0],
+                                 outer_step[1],
+                                 (uint64_t)s->quantiser.bits,
+                                 (uint64_t)s->quantiser.group,
+                                 s->seed,
+                                 (uint64_t)s->rank_columns,
+                                 s->adapt.kind,
+                                 (uint64_t)s->adapt.rank_min,
+                                 (uint64_t)s->adapt.rank_max,
+                                 s->adapt.inner_steps_first,
+                                 s->adapt.inner_steps_min};
+    return dlxi_hash(settings, sizeof settings, 0);
+}
+
 uint64_t dlxi_shard_tensors_hash(const dlxi_shard *s) {
-    uint64_t sum = 0;
+    uint64_t sum = settings_hash(&s->settings);
     for (size_t i = 0; i < s->count; i++) {
         const dlxi_shard_tensor *t = &s->tensors[i];
         uint64_t shape[4] = {t->id, (uint64_t)t->rows, (uint64_t)t->cols, t->low_rank};

@@ -55,7 +55,7 @@ void dlxi_shard_close(dlxi_shard **shard);
 /* Hash of all θ, by tensor id, whatever the order or the cut. */
 void dlxi_shard_rehash(dlxi_shard *shard);
 uint64_t dlxi_shard_anchor_hash(const dlxi_shard *shard);
-/* Of ids, names and shapes. */
+/* Of ids, names and shapes, and of the settings that replicas must share. */
 uint64_t dlxi_shard_tensors_hash(const dlxi_shard *shard);
 int64_t dlxi_shard_parameters(const dlxi_shard *shard);
 /* Payload bytes of one site's whole vectors (C), all low-rank tensors at `rank`; 0: at the present ranks. */

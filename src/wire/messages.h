@@ -30,7 +30,7 @@ typedef struct dlxi_lease {
 typedef struct dlxi_hello {
     char site[DLXI_SITE_NAME_MAX + 1];
     uint16_t rank, ranks;
-    uint64_t tensors_hash; /* of ids, names and shapes */
+    uint64_t tensors_hash; /* of ids, names, shapes, and settings that replicas share */
     uint64_t anchor_hash;
     uint64_t windows, tokens_per_window, data_hash;
     uint32_t lease_windows; /* wanted a round */

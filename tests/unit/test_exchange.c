@@ -58,6 +58,33 @@ static void a_rank_that_suffices_gives_the_mean(void **state) {
         }
 }
 
+/* Sites whose replicas would differ, or whose frames would not fit, must not get past the rendezvous: it compares this. */
+static void settings_are_part_of_the_tensors_hash(void **state) {
+    (void)state;
+    dlxi_shard_settings settings = team_settings(4, 4);
+    team *t = team_open(1, &settings);
+    uint64_t plain = dlxi_shard_tensors_hash(t->shard[0]);
+    team_close(t);
+    for (int which = 0; which < 13; which++) {
+        dlxi_shard_settings other = settings;
+        if (which == 1) other.overlap = DLX_OVERLAP_CARRY;
+        if (which == 2) other.learning_rate = 0.5f;
+        if (which == 3) other.momentum = 0.5f;
+        if (which == 4) other.quantiser.bits = 8;
+        if (which == 5) other.quantiser.group = 32;
+        if (which == 6) other.seed = 4;
+        if (which == 7) other.rank_columns = 5;
+        if (which == 8) other.adapt.kind = DLX_ADAPTATION_LINK;
+        if (which == 9) other.adapt.rank_min = 2;
+        if (which == 10) other.adapt.rank_max = 9;
+        if (which == 11) other.adapt.inner_steps_first = 11;
+        if (which == 12) other.adapt.inner_steps_min = 2;
+        t = team_open(1, &other);
+        assert_int_equal(dlxi_shard_tensors_hash(t->shard[0]) == plain, which == 0);
+        team_close(t);
+    }
+}
+
 /* ---- nothing changes before a commit --------------------------------------------------------------------------------------- */
 
 typedef struct image {
@@ -475,6 +502,7 @@ static void local_feedback_stays_bounded(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_rank_that_suffices_gives_the_mean),
+        cmocka_unit_test(settings_are_part_of_the_tensors_hash),
         cmocka_unit_test(an_aborted_attempt_leaves_no_trace),
         cmocka_unit_test(the_next_trip_may_come_early),
         cmocka_unit_test(the_next_attempt_may_come_early),

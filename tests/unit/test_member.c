@@ -198,7 +198,8 @@ static void refusals_say_why(void **state) {
         {"ranks", "", "site 'ranks' has 2 ranks; a site is one rank for now"},
         {"config", "", "sync.bits: '8' on site 'config', '4' in the run; all sites must use the same value"},
         {"fewer", "", "sync.bits: '(absent)' on site 'fewer', '4' in the run; all sites must use the same value"},
-        {"tensors", "", "the tensors of site 'tensors' have other names or shapes than those of 'a'"},
+        {"tensors", "", "site 'tensors' has other tensors (names, shapes) or settings (overlap, inner steps, outer step, compression, "
+                        "adaptation, seed) than 'a'; all sites must have the same"},
         {"windows", "",
          "data.train: site 'windows' has 999 windows (hash 000000000000000d), 'a' has 1000 (000000000000000d); all sites "
          "need the same tokens"},
