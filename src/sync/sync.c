@@ -50,7 +50,7 @@ struct dlx_sync {
     dlxi_lease leases[LEASES]; /* of round n at n mod LEASES */
     uint64_t tokens_target;
     uint32_t site_index, site_count;
-    const char *report_text;
+    char *report_text;
     dlx_statistics statistics;
 
     /* exchange thread */
@@ -476,6 +476,7 @@ void dlxi_sync_close(dlx_sync **sync) {
         request(s, &s->quit);
         pthread_join(s->thread, NULL);
     }
+    free(s->report_text);
     dlxi_site_close(&s->site);
     dlxi_exchange_close(&s->exchange);
     dlxi_shard_close(&s->shard);
@@ -652,12 +653,16 @@ dlx_status dlxi_sync_windows(dlx_sync *s, uint64_t *positions, uint32_t count, d
 
 dlx_status dlxi_sync_report(dlx_sync *s, const char *text, dlx_error *error) {
     if (!s->finished) DLX_FAIL(error, STATE, "the run is not finished");
+    if (s->reported) DLX_FAIL(error, STATE, "the run has this site's report already");
+    if ((s->report_text = strdup(text)) == NULL) DLX_FAIL(error, MEMORY, "out of memory for a report");
     s->reported = true;
-    s->report_text = text;
     request(s, &s->report_wanted);
     bool never = false;
-    dlx_status status = wait_for(s, &never, NULL, error);
-    return status == DLX_STATE ? DLX_OK : status; /* the run is over, and well */
+    dlx_error why;
+    dlx_status status = wait_for(s, &never, NULL, &why);
+    if (status == DLX_STATE) return DLX_OK; /* the run is over, and well */
+    if (error != NULL) *error = why;
+    return status;
 }
 
 void dlxi_sync_pace(dlx_sync *s, double factor) {

@@ -20,6 +20,8 @@ static dlx_tensor good_tensor(void) {
 static dlx_sync_config good_config(void) {
     dlx_sync_config config = DLX_SYNC_CONFIG_INIT;
     config.site = "paris";
+    config.inner_steps = 25; /* whatever the defaults are */
+    config.rank_columns = 16;
     return config;
 }
 
@@ -65,6 +67,7 @@ static void sync_configs_are_checked(void **state) {
     REFUSED("group: 63 is odd; allowed: even, 2 to 1024", config.group = 63);
     REFUSED("group: 0 is out of range; allowed: 2 to 1024", config.group = 0);
     REFUSED("timeout_ms: 999 is out of range; allowed: 1000 to 86400000", config.timeout_ms = 999);
+    REFUSED("pace_max: 0.5 is out of range; allowed: 1 to 100", config.pace_max = 0.5);
     REFUSED("windows_per_step: 0 is out of range; allowed: 1 to 1000000", config.windows = 10);
     REFUSED("overlap: 5 is out of range; allowed: 0 to 4", config.overlap = (dlx_overlap)5);
     REFUSED("adaptation: 3 is out of range; allowed: 0 to 2", config.adaptation = (dlx_adaptation)3);
@@ -242,7 +245,11 @@ static dlx_status train_on_leases(in_process_site *site) {
     if (dlx_sync_tokens(site->sync) < dlx_sync_tokens_target(site->sync)) return DLX_DATA;
     char report[32];
     snprintf(report, sizeof report, "site %u", dlx_sync_site_index(site->sync));
-    return dlx_sync_report(site->sync, report, error);
+    *error = (dlx_error){0};
+    dlx_status status = dlx_sync_report(site->sync, report, error);
+    if (status != DLX_OK || error->status != DLX_OK) return DLX_DATA; /* an error is filled by a failure alone */
+    if (dlx_sync_report(site->sync, report, &ignored) != DLX_STATE) return DLX_DATA;
+    return strcmp(ignored.message, "the run has this site's report already") == 0 ? DLX_OK : DLX_DATA;
 }
 
 static char reports[256];
