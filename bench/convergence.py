@@ -69,7 +69,7 @@ def mean_and_range(values, form):
 
 
 def table(methods, results, seeds):
-    rows = ["| method | loss | recovered share | above `allreduce` | H | exchange, steps | codec_ratio | compression_ratio |",
+    rows = ["| method | loss | recovered share | above `allreduce` | H, mean | exchange, steps | codec_ratio | compression_ratio |",
             "| --- | --- | --- | --- | --- | --- | --- | --- |"]
     for name, _, overlap, _ in methods:
         runs = [results[name, seed] for seed in seeds]
@@ -82,7 +82,7 @@ def table(methods, results, seeds):
         exchanging = overlap != "allreduce"
         rows.append("| " + " | ".join([
             name, mean_and_range(losses, "{:.4f}"), mean_and_range(shares, "{:.0f}%"), mean_and_range(above, "{:.1f}%"),
-            str(runs[0]["inner_steps"]) if exchanging else "1" if name == "allreduce" else "–",
+            f"{runs[0]['steps'] / runs[0]['rounds']:.1f}" if exchanging else "1" if name == "allreduce" else "–",
             f"{statistics.mean(one['exchange_steps_mean'] for one in runs):.1f}" if exchanging else "–",
             f"{statistics.mean(one['codec_ratio'] for one in runs):.1f}" if exchanging else "1" if name == "allreduce" else "–",
             f"{statistics.mean(one['compression_ratio'] for one in runs):.0f}" if exchanging else "1" if name == "allreduce" else "–",
@@ -102,9 +102,43 @@ def replace_between(path, name, text):
 
 
 MODEL = {
-    "model.family": "llama", "model.layers": 2, "model.width": 32, "model.heads": 2, "model.kv_heads": 2, "model.mlp_width": 88,
-    "model.context": 64, "model.vocabulary": 256, "train.precision": "f32", "train.eval_tokens": 1.9e5, "sync.adaptation": "off",
+    "model.family": "llama", "model.layers": 2, "model.width": 64, "model.heads": 4, "model.kv_heads": 2, "model.mlp_width": 176,
+    "model.context": 64, "model.vocabulary": 256, "train.precision": "f32", "train.eval_tokens": 1.9e5,
 }
+# What is not named is the default of `dilocox config --defaults`: Muon, its rate, H, pace, the outer step, 4 bits.
+DEFAULT = Regime("default", 4000, {**MODEL, "train.batch": 4, "train.micro_batch": 4, "sync.exchange_steps": 2})
+# Few long rounds of a small-batch, high-rate run with AdamW.
+STEEP = Regime("steep", 800, {
+    **MODEL, "train.batch": 8, "train.micro_batch": 8, "train.optimizer": "adamw", "train.learning_rate": 1e-2,
+    "sync.inner_steps": 25, "sync.pace": "constant", "sync.exchange_steps": 2})
+# The default regime at a rank that its matrices are large enough for.
+LOW_RANK = {"sync.compression.rank": 24, "sync.adaptation": "off"}
+
+BASELINES = [("allreduce", SITES, "allreduce", {}), ("alone", 1, "allreduce", {})]
+
+
+def plan(seeds):
+    """[(name of the table, regime, [(method, sites, overlap, settings)], seeds)]"""
+    overlaps = []
+    for overlap in ("none", "delayed", "eager", "carry"):
+        overlaps += [(f"{overlap}, f32", SITES, overlap, PLAIN), (f"{overlap}, int4", SITES, overlap, {})]
+    steep = [
+        ("none, f32, outer 0.7, 0.9", SITES, "none", {**PLAIN, "sync.outer_learning_rate": 0.7, "sync.outer_momentum": 0.9}),
+        ("delayed, f32, outer 0.7, 0.9", SITES, "delayed", {**PLAIN, "sync.outer_learning_rate": 0.7, "sync.outer_momentum": 0.9}),
+        ("delayed, int4", SITES, "delayed", {}),
+        ("carry, int4", SITES, "carry", {}),
+        ("carry, int4, exchange as long as the round", SITES, "carry", {"sync.exchange_steps": 25}),
+    ]
+    compressions = [
+        ("carry, int8", SITES, "carry", {"sync.compression.bits": 8}),
+        ("carry, int4", SITES, "carry", {}),
+        ("carry, int4, rank 24", SITES, "carry", LOW_RANK),
+        ("carry, int4, rank 24, unsent not kept", SITES, "carry", {**LOW_RANK, "sync.compression.keep_unsent": "false"}),
+        ("carry, int4, rank 24, no error feedback", SITES, "carry", {**LOW_RANK, "sync.compression.error_feedback": "false"}),
+    ]
+    return [("default", DEFAULT, BASELINES + overlaps, seeds),
+            ("compression", DEFAULT, BASELINES + compressions, 1),
+            ("steep", STEEP, BASELINES + steep, 1)]
 
 
 def main():

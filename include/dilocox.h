@@ -158,9 +158,9 @@ typedef struct dlx_sync_config {
 
 #define DLX_SYNC_CONFIG_INIT                                                                                           \
     {                                                                                                                  \
-        .size = sizeof(dlx_sync_config), .ranks = 1, .seed = 1, .overlap = DLX_OVERLAP_CARRY, .inner_steps = 25,       \
+        .size = sizeof(dlx_sync_config), .ranks = 1, .seed = 1, .overlap = DLX_OVERLAP_CARRY, .inner_steps = 16,       \
         .inner_steps_min = 1, .pace_max = 1, .outer_learning_rate = DLX_AUTO, .outer_momentum = DLX_AUTO,                             \
-        .rank_columns = 16, .bits = 4, .group = 64, .error_feedback = true, .keep_unsent = true, .timeout_ms = 10000                        \
+        .rank_columns = 64, .bits = 4, .group = 64, .error_feedback = true, .keep_unsent = true, .timeout_ms = 10000                        \
     }
 
 typedef struct dlx_sync dlx_sync;

@@ -106,9 +106,9 @@ double dlxi_stability_worst(dlx_overlap overlap, double eta, double mu, int site
 void dlxi_outer_defaults(dlx_overlap overlap, double *learning_rate, double *momentum) {
     switch (overlap) {
     case DLX_OVERLAP_ALLREDUCE:
-    case DLX_OVERLAP_NONE: *learning_rate = 1.0, *momentum = 0.5; break;
+    case DLX_OVERLAP_NONE: *learning_rate = 0.7, *momentum = 0.7; break;
     case DLX_OVERLAP_DELAYED: *learning_rate = 0.7, *momentum = 0.0; break;
     case DLX_OVERLAP_EAGER: *learning_rate = 0.7, *momentum = 0.3; break;
-    case DLX_OVERLAP_CARRY: *learning_rate = 1.0, *momentum = 0.3; break;
+    case DLX_OVERLAP_CARRY: *learning_rate = 0.7, *momentum = 0.7; break;
     }
 }
