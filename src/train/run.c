@@ -138,7 +138,8 @@ static dlx_status open_sync(site_run *r, dlx_error *error) {
     sync.inner_steps_min = (uint32_t)c->sync.inner_steps_min;
     sync.inner_steps_max = (uint32_t)c->sync.inner_steps_max;
     sync.exchange_steps = (uint32_t)c->sync.exchange_steps;
-    if (c->sync.pace == DLXI_PACE_RATE) sync.pace_max = PACE_MAX;
+    /* a gradient mean has no rounds; long leases would only part its windows from those of one site with the whole batch */
+    if (c->sync.pace == DLXI_PACE_RATE && sync.overlap != DLX_OVERLAP_ALLREDUCE) sync.pace_max = PACE_MAX;
     if (!dlxi_option_is_auto(c->sync.outer_learning_rate)) sync.outer_learning_rate = c->sync.outer_learning_rate;
     if (!dlxi_option_is_auto(c->sync.outer_momentum)) sync.outer_momentum = c->sync.outer_momentum;
     sync.adaptation = (dlx_adaptation)c->sync.adaptation;
