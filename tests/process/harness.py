@@ -27,9 +27,9 @@ DEADLINE_S = 120
 SMALL = {
     "model": {"family": "llama", "layers": 1, "width": 32, "heads": 2, "kv_heads": 1, "mlp_width": 64, "context": 32,
               "vocabulary": 256},
-    "train": {"tokens": 10240, "batch": 4, "micro_batch": 4, "learning_rate": "5e-3", "warmup_tokens": 1000,
-              "eval_tokens": 1500, "precision": "f32"},
-    "sync": {"inner_steps": 10, "compression": {"rank": 4}},
+    "train": {"tokens": 10240, "batch": 4, "micro_batch": 4, "optimizer": "adamw", "learning_rate": "5e-3",
+              "warmup_tokens": 1000, "eval_tokens": 1500, "precision": "f32"},
+    "sync": {"overlap": "carry", "inner_steps": 10, "pace": "constant", "adaptation": "paper", "compression": {"rank": 4}},
 }
 
 

@@ -85,7 +85,7 @@ class Arithmetic(Case):
         config = self.config(model={"family": "gpt2"},
                              train={"tokens": 4 * 32 * 3 * 20, "learning_rate": "1e-39", "warmup_tokens": 0},
                              sync={"overlap": "none", "inner_steps": 5, "adaptation": "off",
-                                   "compression": {"rank": 0, "bits": "none"}})
+                                   "outer_learning_rate": 0.7, "outer_momentum": 0.5, "compression": {"rank": 0, "bits": "none"}})
         rounds = self.run_sites("different", config, 3, True)
         self.assert_equal_anchors("different", rounds, 4)
 

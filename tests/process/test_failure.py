@@ -1,4 +1,5 @@
-"""When one process of a launched run fails, launch says which and why, ends the others, and exits 1 (2 where the config is wrong)."""
+"""When one process of a launched run fails, launch says which and why, ends the others, and exits 1, or 2
+where the config is wrong."""
 import os
 import signal
 

@@ -1,8 +1,9 @@
-"""The loss curve of 50 inner steps on a real text (the licence's, two sites, carry, rank 4, four bits), against golden/loss_curve.json.
+"""The loss curve of 50 inner steps on a real text, against golden/loss_curve.json: the licence's, two sites, carry, rank 4,
+four bits.
 
 The arithmetic of a run differs from machine to machine in its last bits (the C library's exp and log), and quantising
-makes steps of such bits: between the `ref` and the `fast` kernels, which share no code, the curves part by up to 1e-4.
-The tolerance is 1e-3; a change of method moves the curve by more: 8 bits instead of 4 by 2e-2.
+makes steps of such bits: between the `ref` and the `fast` kernels, which share no code, the curves part by 3e-4.
+The tolerance is 2e-3; a change of method moves the curve by more: 8 bits instead of 4 by 2e-2.
 `test_golden_curve.py --write` writes the file anew: do that in a commit that says why the curve changed."""
 import json
 import os
@@ -11,13 +12,17 @@ import sys
 from harness import Case, SOURCE_ROOT, events, main, summary
 
 GOLDEN = os.path.join(SOURCE_ROOT, "tests", "golden", "loss_curve.json")
-SITES, STEPS, TOLERANCE = 2, 50, 1e-3
+SITES, STEPS, TOLERANCE = 2, 50, 2e-3
+# whatever the defaults are
+METHOD = {"overlap": "carry", "exchange_steps": 3, "inner_steps": 10, "outer_learning_rate": 1, "outer_momentum": 0.3,
+          "adaptation": "paper",
+          "compression": {"rank": 4, "bits": 4, "group": 64, "error_feedback": True, "keep_unsent": True}}
 
 
 class GoldenCurve(Case):
     def curve(self, *more):
         self.prepare_data()
-        file = self.config(train={"tokens": SITES * STEPS * 4 * 32, "backend": "ref"}, sync={"exchange_steps": 3})
+        file = self.config(train={"tokens": SITES * STEPS * 4 * 32, "backend": "ref"}, sync=METHOD)
         self.call("launch", file, "--sites", SITES, "--set", "wan.link=mem", *more)
         sites = [[e["loss"] for e in events(self.path("run", f"site-{i + 1}", "metrics.jsonl"), "step")[:STEPS]]
                  for i in range(SITES)]

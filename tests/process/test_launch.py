@@ -1,5 +1,6 @@
 """dilocox launch from end to end on a real text: what it writes, and that the numbers in it fit together."""
 import fcntl
+import json
 import os
 import pty
 import re
@@ -8,7 +9,7 @@ import struct
 import subprocess
 import termios
 
-from harness import Case, DILOCOX, events, main, summary
+from harness import Case, DILOCOX, SMALL, events, main, summary
 
 # design.md, section 6
 SUMMARY_FIELDS = {
@@ -170,6 +171,18 @@ class Launch(Case):
         s = summary(self.path("run"))
         self.assertEqual((s["sites"], s["allreduce_bytes_equivalent"]), (1, 0))
         self.assertLess(s["val_loss"], 3.6)
+
+    def test_the_defaults(self):
+        """Of everything but the model's size, the data and the length: the method that a newcomer gets."""
+        file = self.write("own.yaml", json.dumps({"model": SMALL["model"], "run": {"dir": self.path("run")},
+                          "data": {k: self.path(f"data.{k}.tokens") for k in ("train", "validation")},
+                          "train": {"tokens": 3 * TOKENS, "warmup_tokens": 2000, "eval_tokens": EVAL_TOKENS}}))
+        self.call("launch", file, "--sites", 2)
+        s = summary(self.path("run"))
+        self.assertEqual((s["overlap"], s["status"]), ("carry", "done"))
+        self.assertIsInstance(s["anchor_hash"], str)
+        self.assertLess(s["val_loss"], 3)
+        self.assertGreater(s["compression_ratio"], 20)
 
     def test_a_second_run_replaces_the_first(self):
         self.call("launch", self.file, "--sites", 2, "--set", "train.tokens=2560")
