@@ -1,5 +1,5 @@
-/* Any bytes as a control message, the first byte choosing its kind. What is taken must be within its bounds, and be written
- * and read again as the same bytes. */
+/* Any bytes as a control message, the first byte choosing its kind. What is taken must be within its bounds, and be
+ * written and read again as the same bytes. */
 #include "replay.h"
 #include "../unit/messages_sample.h"
 #include "base/panic.h"
@@ -9,7 +9,8 @@
 static void check_lease(const dlxi_lease *lease) {
     DLXI_ASSERT(lease->range_count <= DLXI_LEASE_RANGES_MAX);
     for (uint32_t i = 0; i < lease->range_count; i++)
-        DLXI_ASSERT(lease->ranges[i].count > 0 && lease->ranges[i].first + lease->ranges[i].count > lease->ranges[i].first);
+        DLXI_ASSERT(lease->ranges[i].count > 0 &&
+                    lease->ranges[i].first + lease->ranges[i].count > lease->ranges[i].first);
 }
 
 static void check(const dlxi_message *m) {
@@ -25,13 +26,18 @@ static void check(const dlxi_message *m) {
         check_lease(&m->as.welcome.leases[1]);
         break;
     case DLXI_FRAME_LISTENING:
-    case DLXI_FRAME_PEERS: DLXI_ASSERT(m->as.endpoints.sites <= DLXI_SITES_MAX); break;
+    case DLXI_FRAME_PEERS:
+        DLXI_ASSERT(m->as.endpoints.sites <= DLXI_SITES_MAX);
+        break;
     case DLXI_FRAME_BEGIN:
         DLXI_ASSERT(m->as.view.members >= 1 && m->as.view.members <= DLXI_SITES_MAX);
         for (uint16_t i = 0; i < m->as.view.members; i++) DLXI_ASSERT(m->as.view.member[i].site < DLXI_SITES_MAX);
         break;
-    case DLXI_FRAME_COMMIT: check_lease(&m->as.commit.lease); break;
-    default: break;
+    case DLXI_FRAME_COMMIT:
+        check_lease(&m->as.commit.lease);
+        break;
+    default:
+        break;
     }
 }
 
@@ -39,7 +45,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     static dlxi_message message;
     static uint8_t again[DLXI_FRAME_PAYLOAD_MAX];
     if (bytes < 1) return 0;
-    dlxi_frame frame = {.kind = sample_kinds[data[0] % SAMPLE_KINDS], .payload = data + 1, .payload_bytes = (uint32_t)bytes - 1};
+    dlxi_frame frame = {
+        .kind = sample_kinds[data[0] % SAMPLE_KINDS], .payload = data + 1, .payload_bytes = (uint32_t)bytes - 1};
     dlx_error error;
     if (dlxi_message_decode(&message, &frame, &error) != DLX_OK) return 0;
     check(&message);

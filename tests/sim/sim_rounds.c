@@ -1,5 +1,6 @@
-/* Rounds under every order of events: the production coordinator, sites and exchanges, moved one frame at a time in an order
- * drawn from a seed, while attempts fail at random. Whatever happens, a run must end with the bits of a run without trouble.
+/* Rounds under every order of events: the production coordinator, sites and exchanges, moved one frame at a time in an
+ * order drawn from a seed, while attempts fail at random. Whatever happens, a run must end with the bits of a run
+ * without trouble.
  *
  *   sim_rounds                     the test: the same seeds every time
  *   sim_rounds --seed S [--runs N] others; the seed of a failure is printed */
@@ -52,7 +53,9 @@ static void train(team *t, uint16_t i, uint64_t round) {
 static void hand_out(world *w, uint16_t i) {
     dlxi_ready ready = {.tokens = w->team->view.member[i].tokens,
                         .anchor_hash = dlxi_shard_anchor_hash(w->team->shard[i]),
-                        .step_ns = 1000, .exchange_ns = 1000, .exchange_bytes = 1000};
+                        .step_ns = 1000,
+                        .exchange_ns = 1000,
+                        .exchange_bytes = 1000};
     train(w->team, i, w->site[i]->round);
     dlxi_shard_hand_out(w->team->shard[i], &ready.norm);
     dlxi_site_on_ready(w->site[i], &ready);
@@ -63,24 +66,35 @@ static void act(world *w, uint16_t i, dlxi_site_action action) {
     dlx_error error;
     dlxi_endpoints endpoints = {.sites = SITES};
     switch (action) {
-    case DLXI_SITE_LISTEN: dlxi_site_on_listening(s, &endpoints); break;
-    case DLXI_SITE_CONNECT: hand_out(w, i); break;
+    case DLXI_SITE_LISTEN:
+        dlxi_site_on_listening(s, &endpoints);
+        break;
+    case DLXI_SITE_CONNECT:
+        hand_out(w, i);
+        break;
     case DLXI_SITE_BEGIN:
         w->staged_told[i] = false;
-        if (dlxi_exchange_begin(w->team->exchange[i], &s->view, s->index, s->term, s->round, s->attempt, &error) != DLX_OK)
+        if (dlxi_exchange_begin(w->team->exchange[i], &s->view, s->index, s->term, s->round, s->attempt, &error) !=
+            DLX_OK)
             fail_msg("seed %llu: begin: %s", (unsigned long long)w->seed, error.message);
         break;
-    case DLXI_SITE_ABORT: dlxi_exchange_abort(w->team->exchange[i]); break;
+    case DLXI_SITE_ABORT:
+        dlxi_exchange_abort(w->team->exchange[i]);
+        break;
     case DLXI_SITE_COMMIT:
         dlxi_exchange_commit(w->team->exchange[i]);
         dlxi_shard_apply(w->team->shard[i], false);
-        if (!s->commit.finished) hand_out(w, i);
-        else dlxi_site_on_report(s, "");
+        if (!s->commit.finished)
+            hand_out(w, i);
+        else
+            dlxi_site_on_report(s, "");
         break;
     case DLXI_SITE_ENDED:
-        if (s->result.status != DLX_OK) fail_msg("seed %llu: site %u: %s", (unsigned long long)w->seed, i, s->result.message);
+        if (s->result.status != DLX_OK)
+            fail_msg("seed %llu: site %u: %s", (unsigned long long)w->seed, i, s->result.message);
         break;
-    case DLXI_SITE_NOTHING: break;
+    case DLXI_SITE_NOTHING:
+        break;
     }
 }
 
@@ -177,9 +191,14 @@ static uint64_t simulate(uint64_t seed, uint32_t failing, uint64_t *failures) {
     while (!all_ended(&w) && w.step < STEPS_MAX) {
         uint16_t i = (uint16_t)draw(&w, SITES);
         switch (draw(&w, 3)) {
-        case 0: work(&w, i); break;
-        case 1: deliver_control(&w, i); break;
-        default: deliver_data(&w, (uint16_t)draw(&w, SITES), i);
+        case 0:
+            work(&w, i);
+            break;
+        case 1:
+            deliver_control(&w, i);
+            break;
+        default:
+            deliver_data(&w, (uint16_t)draw(&w, SITES), i);
         }
     }
     if (!all_ended(&w)) fail_msg("seed %llu: the run does not end", (unsigned long long)seed);

@@ -1,4 +1,5 @@
-/* D exchanges over D shards in one thread: a test writes the pseudo-gradients, and moves, holds back and drops frames. */
+/* D exchanges over D shards in one thread: a test writes the pseudo-gradients, and moves, holds back and drops frames.
+ */
 #ifndef DLXI_TESTS_EXCHANGE_TEAM_H
 #define DLXI_TESTS_EXCHANGE_TEAM_H
 
@@ -38,8 +39,12 @@ static inline dlxi_shard_settings team_settings(int bits, int rank_columns) {
                                  .error_feedback = true,
                                  .seed = 3,
                                  .rank_columns = rank_columns,
-                                 .adapt = {.kind = DLX_ADAPTATION_OFF, .rank_min = 1, .rank_max = 8,
-                                           .inner_steps_first = 10, .inner_steps_min = 1, .inner_steps = 10}};
+                                 .adapt = {.kind = DLX_ADAPTATION_OFF,
+                                           .rank_min = 1,
+                                           .rank_max = 8,
+                                           .inner_steps_first = 10,
+                                           .inner_steps_min = 1,
+                                           .inner_steps = 10}};
 }
 
 /* A matrix with factors, one too small for them, and a bias. */

@@ -7,9 +7,9 @@
 #include <string.h>
 
 static const dlxi_frame_kind sample_kinds[] = {
-    DLXI_FRAME_HELLO,  DLXI_FRAME_WELCOME, DLXI_FRAME_LISTENING, DLXI_FRAME_PEERS, DLXI_FRAME_READY,
-    DLXI_FRAME_BEGIN,  DLXI_FRAME_STAGED,  DLXI_FRAME_COMMIT,    DLXI_FRAME_ABORT, DLXI_FRAME_FAILED,
-    DLXI_FRAME_STOP,   DLXI_FRAME_REPORT,  DLXI_FRAME_FINISHED,  DLXI_FRAME_PING};
+    DLXI_FRAME_HELLO, DLXI_FRAME_WELCOME, DLXI_FRAME_LISTENING, DLXI_FRAME_PEERS, DLXI_FRAME_READY,
+    DLXI_FRAME_BEGIN, DLXI_FRAME_STAGED,  DLXI_FRAME_COMMIT,    DLXI_FRAME_ABORT, DLXI_FRAME_FAILED,
+    DLXI_FRAME_STOP,  DLXI_FRAME_REPORT,  DLXI_FRAME_FINISHED,  DLXI_FRAME_PING};
 
 enum { SAMPLE_KINDS = sizeof sample_kinds / sizeof *sample_kinds };
 
@@ -24,13 +24,24 @@ static inline void sample_message(dlxi_message *message, dlxi_frame_kind kind) {
     switch (kind) {
     case DLXI_FRAME_HELLO: {
         dlxi_hello *m = &message->as.hello;
-        *m = (dlxi_hello){.site = "paris", .rank = 1, .ranks = 3, .tensors_hash = UINT64_MAX, .anchor_hash = 2, .windows = 3,
-                          .tokens_per_window = 4, .data_hash = 5, .lease_windows = 6, .shared_text = "a.b: c\n"};
+        *m = (dlxi_hello){.site = "paris",
+                          .rank = 1,
+                          .ranks = 3,
+                          .tensors_hash = UINT64_MAX,
+                          .anchor_hash = 2,
+                          .windows = 3,
+                          .tokens_per_window = 4,
+                          .data_hash = 5,
+                          .lease_windows = 6,
+                          .shared_text = "a.b: c\n"};
         break;
     }
     case DLXI_FRAME_WELCOME: {
         dlxi_welcome *m = &message->as.welcome;
-        *m = (dlxi_welcome){.site = 1, .sites = 2, .anchor_source = 1, .tokens_target = 1234567890123,
+        *m = (dlxi_welcome){.site = 1,
+                            .sites = 2,
+                            .anchor_source = 1,
+                            .tokens_target = 1234567890123,
                             .leases = {sample_lease(1), sample_lease(2)}};
         strcpy(m->members[0].name, "paris");
         strcpy(m->members[1].name, "tokyo");
@@ -45,21 +56,33 @@ static inline void sample_message(dlxi_message *message, dlxi_frame_kind kind) {
         strcpy(message->as.endpoints.endpoint[2], "mem:4");
         break;
     case DLXI_FRAME_READY:
-        message->as.ready = (dlxi_ready){.tokens = 1, .windows_used = 2, .anchor_hash = 3, .norm = -0.5, .step_ns = 4,
-                                         .exchange_ns = 5, .exchange_bytes = 6};
+        message->as.ready = (dlxi_ready){.tokens = 1,
+                                         .windows_used = 2,
+                                         .anchor_hash = 3,
+                                         .norm = -0.5,
+                                         .step_ns = 4,
+                                         .exchange_ns = 5,
+                                         .exchange_bytes = 6};
         break;
     case DLXI_FRAME_BEGIN:
         message->as.view = (dlxi_view){.members = 2, .member = {{0, 1, 2, 3, 4}, {63, 5, 6, 7, 8}}};
         break;
-    case DLXI_FRAME_STAGED: message->as.staged.hash = 0x0123456789abcdef; break;
+    case DLXI_FRAME_STAGED:
+        message->as.staged.hash = 0x0123456789abcdef;
+        break;
     case DLXI_FRAME_COMMIT:
         message->as.commit = (dlxi_commit){.committed_tokens = 9, .finished = true, .lease = sample_lease(7)};
         break;
     case DLXI_FRAME_ABORT:
     case DLXI_FRAME_FAILED:
-    case DLXI_FRAME_STOP: message->as.reason = (dlxi_reason){.status = 13, .text = "because"}; break;
-    case DLXI_FRAME_REPORT: strcpy(message->as.report.text, "{\"loss\": 1}"); break;
-    default: break;
+    case DLXI_FRAME_STOP:
+        message->as.reason = (dlxi_reason){.status = 13, .text = "because"};
+        break;
+    case DLXI_FRAME_REPORT:
+        strcpy(message->as.report.text, "{\"loss\": 1}");
+        break;
+    default:
+        break;
     }
 }
 

@@ -16,14 +16,16 @@ static void train(team *t, uint64_t round) {
         for (int k = 0; k < TEAM_PARAMETERS; k++) t->p[i][k] += 0.01f * noise(round * 10 + i, (uint64_t)k);
 }
 
-/* ---- what it computes ---------------------------------------------------------------------------------------------------- */
+/* ---- what it computes
+ * ---------------------------------------------------------------------------------------------------- */
 
 /* matrix ← −Σ of `rank` outer products: the pseudo-gradient is that sum. */
 static void subtract_outer_products(float *p, uint64_t stream, int rank) {
     for (int r = 0; r < rank; r++)
         for (int i = 0; i < ROWS; i++)
             for (int j = 0; j < COLS; j++)
-                p[i * COLS + j] -= noise(stream, (uint64_t)(1000 * r + i)) * noise(stream, (uint64_t)(1000 * r + 500 + j));
+                p[i * COLS + j] -=
+                    noise(stream, (uint64_t)(1000 * r + i)) * noise(stream, (uint64_t)(1000 * r + 500 + j));
 }
 
 static void a_rank_that_suffices_gives_the_mean(void **state) {
@@ -58,7 +60,8 @@ static void a_rank_that_suffices_gives_the_mean(void **state) {
         }
 }
 
-/* Sites whose replicas would differ, or whose frames would not fit, must not get past the rendezvous: it compares this. */
+/* Sites whose replicas would differ, or whose frames would not fit, must not get past the rendezvous: it compares this.
+ */
 static void settings_are_part_of_the_tensors_hash(void **state) {
     (void)state;
     dlxi_shard_settings settings = team_settings(4, 4);
@@ -85,7 +88,8 @@ static void settings_are_part_of_the_tensors_hash(void **state) {
     }
 }
 
-/* ---- nothing changes before a commit --------------------------------------------------------------------------------------- */
+/* ---- nothing changes before a commit
+ * --------------------------------------------------------------------------------------- */
 
 typedef struct image {
     uint8_t *bytes;
@@ -128,8 +132,11 @@ static void assert_same(const image *a, const image *b) {
 static const struct {
     int trip;
     dlxi_frame_kind kind;
-} disturbances[] = {{0, DLXI_FRAME_CONTRIBUTION}, {0, DLXI_FRAME_RESULT}, {1, DLXI_FRAME_CONTRIBUTION},
-                    {1, DLXI_FRAME_RESULT},       {-1, DLXI_FRAME_PING}};
+} disturbances[] = {{0, DLXI_FRAME_CONTRIBUTION},
+                    {0, DLXI_FRAME_RESULT},
+                    {1, DLXI_FRAME_CONTRIBUTION},
+                    {1, DLXI_FRAME_RESULT},
+                    {-1, DLXI_FRAME_PING}};
 
 static void disturb(team *t, uint64_t round, size_t which, uint32_t attempt) {
     team_begin(t, round, attempt);
@@ -185,7 +192,8 @@ static void an_aborted_attempt_leaves_no_trace(void **state) {
         }
 }
 
-/* ---- early and stale frames -------------------------------------------------------------------------------------------------- */
+/* ---- early and stale frames
+ * -------------------------------------------------------------------------------------------------- */
 
 /* Runs the same round in a calm team; the hash that all must end with. */
 static uint64_t calm_hash(uint16_t members, uint64_t rounds) {
@@ -272,8 +280,14 @@ static void the_next_round_may_come_early(void **state) {
 
 static dlxi_frame frame_of(const team *t, uint16_t from, uint64_t round, uint32_t attempt, const uint8_t *payload,
                            uint32_t bytes) {
-    return (dlxi_frame){.kind = DLXI_FRAME_CONTRIBUTION, .term = 1, .round = round, .attempt = attempt,
-                        .site = t->view.member[from].site, .tensor = 0, .payload = payload, .payload_bytes = bytes};
+    return (dlxi_frame){.kind = DLXI_FRAME_CONTRIBUTION,
+                        .term = 1,
+                        .round = round,
+                        .attempt = attempt,
+                        .site = t->view.member[from].site,
+                        .tensor = 0,
+                        .payload = payload,
+                        .payload_bytes = bytes};
 }
 
 static void a_flood_is_bounded(void **state) {
@@ -343,13 +357,15 @@ static void what_is_not_finite_is_not_sent(void **state) {
         t->p[0][where == 0 ? 5 : MATRIX + 3] = (float)INFINITY;
         team_hand_out(t);
         dlx_error error;
-        assert_int_equal(dlxi_exchange_begin(t->exchange[0], &t->view, t->view.member[0].site, 1, 1, 1, &error), DLX_NUMERIC);
+        assert_int_equal(dlxi_exchange_begin(t->exchange[0], &t->view, t->view.member[0].site, 1, 1, 1, &error),
+                         DLX_NUMERIC);
         assert_non_null(strstr(error.message, "round 1: a pseudo-gradient is not finite"));
         team_close(t);
     }
 }
 
-/* ---- error feedback ---------------------------------------------------------------------------------------------------------- */
+/* ---- error feedback
+ * ---------------------------------------------------------------------------------------------------------- */
 
 static double norm_of(const double *x) {
     double sum = 0;
@@ -442,8 +458,8 @@ static void what_is_unsent_is_kept(void **state) {
         }
 }
 
-/* ‖e‖ of the worst site after each round, for sites that pull apart for ever: δ_i = −(c_i + noise), Σ w_i c_i = 0. Feedback
- * against Δ (e ← M − Δ) is simulated by overwriting e after each commit. */
+/* ‖e‖ of the worst site after each round, for sites that pull apart for ever: δ_i = −(c_i + noise), Σ w_i c_i = 0.
+ * Feedback against Δ (e ← M − Δ) is simulated by overwriting e after each commit. */
 static void pull_apart(double *norms, int rounds, bool against_update, bool smooth) {
     dlxi_shard_settings settings = team_settings(4, 4);
     settings.momentum = 0;

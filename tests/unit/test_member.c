@@ -125,8 +125,13 @@ static world *run_open(uint16_t sites, uint64_t tokens_target) {
 }
 
 static dlxi_ready ready_of(uint64_t tokens) {
-    return (dlxi_ready){.tokens = tokens, .windows_used = (uint32_t)(tokens / TOKENS_PER_WINDOW), .anchor_hash = 99,
-                        .norm = 1.0, .step_ns = 5, .exchange_ns = 6, .exchange_bytes = 7};
+    return (dlxi_ready){.tokens = tokens,
+                        .windows_used = (uint32_t)(tokens / TOKENS_PER_WINDOW),
+                        .anchor_hash = 99,
+                        .norm = 1.0,
+                        .step_ns = 5,
+                        .exchange_ns = 6,
+                        .exchange_bytes = 7};
 }
 
 static void ready(world *w, uint32_t peer, uint64_t round, uint64_t tokens) {
@@ -151,7 +156,8 @@ static void assert_stopped(world *w, uint16_t sites, dlx_status status, const ch
     }
 }
 
-/* ---- rendezvous ---------------------------------------------------------------------------------------------------------- */
+/* ---- rendezvous
+ * ---------------------------------------------------------------------------------------------------------- */
 
 static void sites_are_numbered_by_name(void **state) {
     (void)state;
@@ -198,10 +204,12 @@ static void refusals_say_why(void **state) {
         {"ranks", "", "site 'ranks' has 2 ranks; a site is one rank for now"},
         {"config", "", "sync.bits: '8' on site 'config', '4' in the run; all sites must use the same value"},
         {"fewer", "", "sync.bits: '(absent)' on site 'fewer', '4' in the run; all sites must use the same value"},
-        {"tensors", "", "site 'tensors' has other tensors (names, shapes) or settings (overlap, inner steps, outer step, compression, "
-                        "adaptation, seed) than 'a'; all sites must have the same"},
+        {"tensors", "",
+         "site 'tensors' has other tensors (names, shapes) or settings (overlap, inner steps, outer step, compression, "
+         "adaptation, seed) than 'a'; all sites must have the same"},
         {"windows", "",
-         "data.train: site 'windows' has 999 windows (hash 000000000000000d), 'a' has 1000 (000000000000000d); all sites "
+         "data.train: site 'windows' has 999 windows (hash 000000000000000d), 'a' has 1000 (000000000000000d); all "
+         "sites "
          "need the same tokens"},
         {"data", "",
          "data.train: site 'data' has 1000 windows (hash 000000000000000e), 'a' has 1000 (000000000000000d); all sites "
@@ -253,7 +261,8 @@ static void the_coordinators_own_config_counts_first(void **state) {
     world_close(w);
 }
 
-/* A site that went silent while the others gather leaves its place, and its config does not bind those who come later. */
+/* A site that went silent while the others gather leaves its place, and its config does not bind those who come later.
+ */
 static void a_silent_site_leaves_its_place_while_gathering(void **state) {
     (void)state;
     world *w = world_open(2, 1000, NULL);
@@ -270,7 +279,8 @@ static void a_silent_site_leaves_its_place_while_gathering(void **state) {
     world_close(w);
 }
 
-/* ---- rounds -------------------------------------------------------------------------------------------------------------- */
+/* ---- rounds
+ * -------------------------------------------------------------------------------------------------------------- */
 
 static void a_round_begins_when_all_are_ready(void **state) {
     (void)state;
@@ -372,7 +382,8 @@ static void another_anchor_ends_the_run(void **state) {
     w->message->as.ready = ready_of(30);
     w->message->as.ready.anchor_hash = 98;
     say(w, 2, DLXI_FRAME_READY, 1, 0);
-    assert_stopped(w, 3, DLX_DIVERGED, "site 'c' holds another anchor than 'a' after round 0; this is a bug or bad memory");
+    assert_stopped(w, 3, DLX_DIVERGED,
+                   "site 'c' holds another anchor than 'a' after round 0; this is a bug or bad memory");
     dlx_error error;
     dlxi_coordinator_result(w->c, &error);
     assert_string_equal(error.site, "c");
@@ -484,7 +495,8 @@ static void weight_is_clamped_to_the_lease(void **state) {
     world_close(w);
 }
 
-/* ---- leases -------------------------------------------------------------------------------------------------------------- */
+/* ---- leases
+ * -------------------------------------------------------------------------------------------------------------- */
 
 enum { POSITIONS = 100000 };
 
@@ -597,7 +609,8 @@ static void the_ledger_leases_again_what_came_back(void **state) {
     assert_null(ledger);
 }
 
-/* ---- site ---------------------------------------------------------------------------------------------------------------- */
+/* ---- site
+ * ---------------------------------------------------------------------------------------------------------------- */
 
 typedef struct lone {
     dlxi_site *s;
@@ -620,7 +633,8 @@ static void lone_close(lone *l) {
     free(l->message);
 }
 
-static dlxi_site_action tell(lone *l, dlxi_frame_kind kind, uint32_t term, uint64_t round, uint32_t attempt, int64_t now) {
+static dlxi_site_action tell(lone *l, dlxi_frame_kind kind, uint32_t term, uint64_t round, uint32_t attempt,
+                             int64_t now) {
     l->message->kind = kind;
     dlxi_frame header = {.term = term, .round = round, .attempt = attempt, .site = DLXI_SITE_COORDINATOR};
     assert_int_equal(dlxi_outbox_put(&l->coordinator, 0, header, l->message, NULL), DLX_OK);
@@ -665,7 +679,7 @@ static void a_site_follows_its_coordinator(void **state) {
     assert_int_equal(commit_lone(&l, 1, 1), DLXI_SITE_NOTHING); /* of the attempt that is over */
     assert_int_equal(commit_lone(&l, 1, 2), DLXI_SITE_COMMIT);
     assert_int_equal(l.s->round, 2);
-    assert_int_equal(commit_lone(&l, 1, 2), DLXI_SITE_NOTHING); /* twice */
+    assert_int_equal(commit_lone(&l, 1, 2), DLXI_SITE_NOTHING);   /* twice */
     assert_int_equal(begin_lone(&l, 3, 2, 1), DLXI_SITE_NOTHING); /* a lower term */
     assert_int_equal(begin_lone(&l, 5, 2, 1), DLXI_SITE_BEGIN);
     assert_int_equal(l.s->term, 5);
@@ -723,8 +737,8 @@ static void a_silent_coordinator_ends_the_site(void **state) {
     lone_close(&l);
 }
 
-/* At the shortest timeout that the interface allows, with ticks every 100 ms, a coordinator and sites that only ping each
- * other never lose one another. */
+/* At the shortest timeout that the interface allows, with ticks every 100 ms, a coordinator and sites that only ping
+ * each other never lose one another. */
 static void pings_keep_an_idle_run_alive(void **state) {
     (void)state;
     enum { SHORTEST_MS = 1000, TICK_MS = 100 };

@@ -1,4 +1,5 @@
-/* Control messages: what is written is read again, what is cut or out of range is refused, and the bytes stay as they are. */
+/* Control messages: what is written is read again, what is cut or out of range is refused, and the bytes stay as they
+ * are. */
 #include "messages_sample.h"
 
 #include <setjmp.h>
@@ -105,9 +106,9 @@ static void what_is_out_of_range_is_refused(void **state) {
     refused(b, DLXI_FRAME_BEGIN, 2 + 34, 64, 2); /* site 64 */
     refused(b, DLXI_FRAME_BEGIN, 2 + 34, 0, 2);  /* site 0 twice */
     refused(b, DLXI_FRAME_COMMIT, 8, 2, 1);
-    refused(b, DLXI_FRAME_COMMIT, 17, 65, 2);                        /* ranges of a lease */
-    refused(b, DLXI_FRAME_COMMIT, 19 + 8, 0, 4);                     /* an empty range */
-    refused(b, DLXI_FRAME_COMMIT, 19, (uint64_t)INT64_MAX, 8);       /* positions that would wrap */
+    refused(b, DLXI_FRAME_COMMIT, 17, 65, 2);                  /* ranges of a lease */
+    refused(b, DLXI_FRAME_COMMIT, 19 + 8, 0, 4);               /* an empty range */
+    refused(b, DLXI_FRAME_COMMIT, 19, (uint64_t)INT64_MAX, 8); /* positions that would wrap */
     refused(b, DLXI_FRAME_ABORT, 2, DLXI_REASON_MAX + 1, 2);
     sample_message(&b->written, DLXI_FRAME_PING);
     encode(b);
@@ -131,15 +132,15 @@ static void golden_bytes(void **state) {
     encode(b);
     assert_int_equal(b->used_bytes, sizeof staged);
     assert_memory_equal(b->bytes, staged, sizeof staged);
-    static const uint8_t commit[] = {9, 0, 0, 0, 0, 0, 0, 0, 1,                                  /* tokens, finished */
-                                     7, 0, 0, 0, 0, 0, 0, 0, 2, 0,                               /* round, ranges */
-                                     5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0,                         /* 5 … 10 */
+    static const uint8_t commit[] = {9, 0, 0, 0, 0, 0, 0, 0, 1,                   /* tokens, finished */
+                                     7, 0, 0, 0, 0, 0, 0, 0, 2,    0,             /* round, ranges */
+                                     5, 0, 0, 0, 0, 0, 0, 0, 6,    0,    0,    0, /* 5 … 10 */
                                      0, 0, 0, 0, 0, 1, 0, 0, 0xff, 0xff, 0xff, 0xff};
     sample_message(&b->written, DLXI_FRAME_COMMIT);
     encode(b);
     assert_int_equal(b->used_bytes, sizeof commit);
     assert_memory_equal(b->bytes, commit, sizeof commit);
-    static const uint8_t ready[] = {1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    static const uint8_t ready[] = {1,    0,    0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
                                     0xe0, 0xbf, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0};
     sample_message(&b->written, DLXI_FRAME_READY);
     encode(b);
@@ -154,12 +155,9 @@ static void golden_bytes(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(what_is_written_is_read),
-        cmocka_unit_test(the_longest_texts_fit),
-        cmocka_unit_test(what_is_cut_or_longer_is_refused),
-        cmocka_unit_test(what_is_out_of_range_is_refused),
-        cmocka_unit_test(a_refusal_names_kind_and_site),
-        cmocka_unit_test(golden_bytes),
+        cmocka_unit_test(what_is_written_is_read),          cmocka_unit_test(the_longest_texts_fit),
+        cmocka_unit_test(what_is_cut_or_longer_is_refused), cmocka_unit_test(what_is_out_of_range_is_refused),
+        cmocka_unit_test(a_refusal_names_kind_and_site),    cmocka_unit_test(golden_bytes),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

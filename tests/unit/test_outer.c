@@ -12,18 +12,21 @@
 #include <string.h>
 #include <cmocka.h>
 
-/* ---- stability --------------------------------------------------------------------------------------------------------- */
+/* ---- stability
+ * --------------------------------------------------------------------------------------------------------- */
 
 /* The table's figures were rounded from three decimals. */
 static void assert_two_decimals(double value, double expected) {
     if (fabs(value - expected) > 0.0055) fail_msg("%.4f, the table says %.2f", value, expected);
 }
 
-/* The design's table, but for `eager`: its column belongs to anchors that take each site's own share in and so differ between
- * sites (1.14, 0.99, 0.94, 0.97, 0.87 at c = 1). Here θ and v stay common; modes_match_a_simulation has the proof. */
+/* The design's table, but for `eager`: its column belongs to anchors that take each site's own share in and so differ
+ * between sites (1.14, 0.99, 0.94, 0.97, 0.87 at c = 1). Here θ and v stay common; modes_match_a_simulation has the
+ * proof. */
 static void the_stability_table(void **state) {
     (void)state;
-    static const dlx_overlap overlaps[4] = {DLX_OVERLAP_NONE, DLX_OVERLAP_DELAYED, DLX_OVERLAP_EAGER, DLX_OVERLAP_CARRY};
+    static const dlx_overlap overlaps[4] = {DLX_OVERLAP_NONE, DLX_OVERLAP_DELAYED, DLX_OVERLAP_EAGER,
+                                            DLX_OVERLAP_CARRY};
     static const struct {
         double eta, mu, modes[4][2]; /* at c = 0.02 and c = 1 */
     } table[] = {
@@ -36,10 +39,10 @@ static void the_stability_table(void **state) {
     for (size_t row = 0; row < sizeof table / sizeof *table; row++)
         for (size_t i = 0; i < 4; i++)
             for (size_t end = 0; end < 2; end++)
-                assert_two_decimals(dlxi_stability_modes(overlaps[i], table[row].eta, table[row].mu,
-                                                         end == 0 ? 0.02 : 1.0, 4, 1.0)
-                                        .mean,
-                                    table[row].modes[i][end]);
+                assert_two_decimals(
+                    dlxi_stability_modes(overlaps[i], table[row].eta, table[row].mu, end == 0 ? 0.02 : 1.0, 4, 1.0)
+                        .mean,
+                    table[row].modes[i][end]);
 }
 
 static void carry_disagreement_is_c(void **state) {
@@ -48,7 +51,8 @@ static void carry_disagreement_is_c(void **state) {
     for (int k = 0; k < 3; k++)
         for (int i = 1; i <= 10; i++) {
             double c = 0.1 * i;
-            double mode = dlxi_stability_modes(DLX_OVERLAP_CARRY, settings[k][0], settings[k][1], c, 4, 1.0).disagreement;
+            double mode =
+                dlxi_stability_modes(DLX_OVERLAP_CARRY, settings[k][0], settings[k][1], c, 4, 1.0).disagreement;
             assert_float_equal(mode, c, 1e-12);
         }
     /* overlaps whose rounds start at the anchor have no such mode */
@@ -69,8 +73,8 @@ static void outer_step(simulation *s, double update) {
     s->anchor -= s->eta * (update + s->mu * s->velocity);
 }
 
-/* One round of the algorithm, line by line, for sites whose local training goes a share c of its way; the exchange takes the
- * whole round. */
+/* One round of the algorithm, line by line, for sites whose local training goes a share c of its way; the exchange
+ * takes the whole round. */
 static void simulate_round(simulation *s) {
     double delta[SITES], mean = 0, flying = 0;
     for (int i = 0; i < SITES; i++) {
@@ -110,17 +114,19 @@ static double growth(dlx_overlap overlap, double eta, double mu, double c, bool 
 
 static void modes_match_a_simulation(void **state) {
     (void)state;
-    static const dlx_overlap overlaps[4] = {DLX_OVERLAP_NONE, DLX_OVERLAP_DELAYED, DLX_OVERLAP_EAGER, DLX_OVERLAP_CARRY};
+    static const dlx_overlap overlaps[4] = {DLX_OVERLAP_NONE, DLX_OVERLAP_DELAYED, DLX_OVERLAP_EAGER,
+                                            DLX_OVERLAP_CARRY};
     static const double settings[3][2] = {{0.7, 0.9}, {0.4, 0.9}, {0.7, 0.3}};
     for (int kind = 0; kind < 4; kind++)
         for (int k = 0; k < 3; k++)
             for (int i = 1; i <= 5; i++) {
                 double eta = settings[k][0], mu = settings[k][1], c = 0.2 * i - 0.1;
                 dlxi_modes modes = dlxi_stability_modes(overlaps[kind], eta, mu, c, SITES, 1.0);
-                double mean = growth(overlaps[kind], eta, mu, c, false), apart = growth(overlaps[kind], eta, mu, c, true);
+                double mean = growth(overlaps[kind], eta, mu, c, false),
+                       apart = growth(overlaps[kind], eta, mu, c, true);
                 if (fabs(mean - modes.mean) > 2e-3 || fabs(apart - modes.disagreement) > 2e-3)
-                    fail_msg("overlap %d, %g, %g, c %.1f: modes %.4f, %.4f, simulated %.4f, %.4f", (int)overlaps[kind], eta,
-                             mu, c, modes.mean, modes.disagreement, mean, apart);
+                    fail_msg("overlap %d, %g, %g, c %.1f: modes %.4f, %.4f, simulated %.4f, %.4f", (int)overlaps[kind],
+                             eta, mu, c, modes.mean, modes.disagreement, mean, apart);
             }
 }
 
@@ -139,9 +145,11 @@ static void the_worst_mode_names_its_place(void **state) {
     }
 }
 
-/* ---- rhythm ------------------------------------------------------------------------------------------------------------ */
+/* ---- rhythm
+ * ------------------------------------------------------------------------------------------------------------ */
 
-static dlxi_round round_of(dlx_overlap overlap, uint32_t inner_steps, uint32_t inner_steps_max, uint32_t exchange_steps) {
+static dlxi_round round_of(dlx_overlap overlap, uint32_t inner_steps, uint32_t inner_steps_max,
+                           uint32_t exchange_steps) {
     return (dlxi_round){.overlap = overlap,
                         .inner_steps = inner_steps,
                         .inner_steps_max = inner_steps_max,
@@ -149,9 +157,9 @@ static dlxi_round round_of(dlx_overlap overlap, uint32_t inner_steps, uint32_t i
                         .number = 1};
 }
 
-/* Lets the machine run as the owner would: one letter an event. `commits`: a committed update is there from that inner step
- * on (counted from 1) after the hand-out that it belongs to. s = step, H, A, B = hand out and apply, W = wait (and then the
- * commit comes). */
+/* Lets the machine run as the owner would: one letter an event. `commits`: a committed update is there from that inner
+ * step on (counted from 1) after the hand-out that it belongs to. s = step, H, A, B = hand out and apply, W = wait (and
+ * then the commit comes). */
 static void run(char *log, size_t bytes, dlxi_round *round, uint32_t commit_after, uint32_t steps, bool end) {
     size_t used = 0;
     uint32_t since = 0;
@@ -171,8 +179,12 @@ static void run(char *log, size_t bytes, dlxi_round *round, uint32_t commit_afte
             committed = committed || (round->outstanding && since >= commit_after);
             log[used++] = 's';
             break;
-        case DLXI_ROUND_WAIT: committed = true, log[used++] = 'W'; break;
-        case DLXI_ROUND_APPLY: committed = false, dlxi_round_on_applied(round), log[used++] = 'A'; break;
+        case DLXI_ROUND_WAIT:
+            committed = true, log[used++] = 'W';
+            break;
+        case DLXI_ROUND_APPLY:
+            committed = false, dlxi_round_on_applied(round), log[used++] = 'A';
+            break;
         case DLXI_ROUND_HAND_OUT:
             since = 0, dlxi_round_on_handed_out(round, round->inner_steps), log[used++] = 'H';
             break;
@@ -208,10 +220,10 @@ static void rhythm_of_delayed_and_eager(void **state) {
     (void)state;
     for (int i = 0; i < 2; i++) {
         dlxi_round r = round_of(i == 0 ? DLX_OVERLAP_DELAYED : DLX_OVERLAP_EAGER, 3, 5, 0);
-        assert_rhythm(r, 1, 9, false, "sssHsssBsssB");          /* there early: applied at the boundary all the same */
-        assert_rhythm(r, 4, 10, false, "sssHssssBsss");         /* one step late: train on */
+        assert_rhythm(r, 1, 9, false, "sssHsssBsssB");           /* there early: applied at the boundary all the same */
+        assert_rhythm(r, 4, 10, false, "sssHssssBsss");          /* one step late: train on */
         assert_rhythm(r, LATE, 13, false, "sssHsssssWBsssssWB"); /* up to H_max, then wait */
-        assert_rhythm(r, 1, 7, true, "sssHsssBsBWA");           /* the flush */
+        assert_rhythm(r, 1, 7, true, "sssHsssBsBWA");            /* the flush */
         assert_rhythm(r, LATE, 5, true, "sssHssWBWA");
         assert_rhythm(r, LATE, 3, true, "sssHWA");
     }
@@ -273,7 +285,8 @@ static void rounds_are_counted(void **state) {
     assert_true(r.outstanding);
 }
 
-/* ---- outer step ----------------------------------------------------------------------------------------------------------- */
+/* ---- outer step
+ * ----------------------------------------------------------------------------------------------------------- */
 
 static void the_outer_step_is_nesterovs(void **state) {
     (void)state;
@@ -292,11 +305,12 @@ static void the_outer_step_is_nesterovs(void **state) {
     for (int i = 0; i < COUNT; i++) assert_float_equal(anchor[i], theta[i], 2e-6);
 }
 
-/* ---- adaptation ---------------------------------------------------------------------------------------------------------- */
+/* ---- adaptation
+ * ---------------------------------------------------------------------------------------------------------- */
 
 static dlxi_adapt adapt_of(dlx_adaptation kind) {
-    return (dlxi_adapt){.kind = kind, .rank_min = 4, .rank_max = 32, .inner_steps_first = 40, .inner_steps_min = 5,
-                        .inner_steps = 40};
+    return (dlxi_adapt){
+        .kind = kind, .rank_min = 4, .rank_max = 32, .inner_steps_first = 40, .inner_steps_min = 5, .inner_steps = 40};
 }
 
 /* `energetic` equal singular values and nothing but dust below, seen through `columns` probes. */
@@ -387,7 +401,8 @@ static uint64_t bytes_at(void *context, int rank) {
 static dlxi_adapt decide(double exchange_ms, int *rank) {
     dlxi_adapt adapt = adapt_of(DLX_ADAPTATION_LINK);
     dlxi_adapt_tensor tensor = {.parameters = 10000, .rank_first = 16, .rank_limit = 100, .rank = 16};
-    const dlxi_adapt_member members[2] = {{10000000, 1000, 1000000}, {10000000, (uint64_t)(exchange_ms * 1e6), 1000000}};
+    const dlxi_adapt_member members[2] = {{10000000, 1000, 1000000},
+                                          {10000000, (uint64_t)(exchange_ms * 1e6), 1000000}};
     uint64_t bytes_a_rank = 1000000 / 16;
     dlxi_adapt_link(&adapt, &tensor, 1, members, 2, bytes_at, &bytes_a_rank);
     *rank = tensor.rank;
@@ -421,8 +436,10 @@ static void link_slower_is_never_more(void **state) {
         dlxi_adapt adapt = decide(ms, &rank);
         assert_true(rank <= before);
         /* at the same rank H only grows; a smaller one is taken only where another rank would not fit H_1 */
-        if (rank == before) assert_true(adapt.inner_steps >= steps_before);
-        else if (before <= 32) assert_true(ceil(ms * (rank + 1) / 16 / 9) > 40);
+        if (rank == before)
+            assert_true(adapt.inner_steps >= steps_before);
+        else if (before <= 32)
+            assert_true(ceil(ms * (rank + 1) / 16 / 9) > 40);
         if (rank > 4) assert_true(ms * rank / 16 <= 0.9 * 10 * adapt.inner_steps + 1e-6);
         before = rank;
         steps_before = adapt.inner_steps;
@@ -431,7 +448,8 @@ static void link_slower_is_never_more(void **state) {
 
 static void link_decides_alike_whoever_asks(void **state) {
     (void)state;
-    dlxi_adapt_member members[3] = {{9000000, 150000000, 700000}, {11000000, 90000000, 700000}, {4000000, 10000000, 700000}};
+    dlxi_adapt_member members[3] = {
+        {9000000, 150000000, 700000}, {11000000, 90000000, 700000}, {4000000, 10000000, 700000}};
     static const int orders[3][3] = {{0, 1, 2}, {2, 0, 1}, {1, 2, 0}};
     dlxi_adapt first = {0};
     dlxi_adapt_tensor first_tensor = {0};

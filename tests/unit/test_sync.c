@@ -1,5 +1,5 @@
-/* dlx_sync as a caller sees it: rounds of every overlap against the formulas of the design, the baseline, one site alone,
- * starting parameters, interrupts and departures. */
+/* dlx_sync as a caller sees it: rounds of every overlap against the formulas of the design, the baseline, one site
+ * alone, starting parameters, interrupts and departures. */
 #include "in_process.h"
 
 #include <math.h>
@@ -17,10 +17,11 @@ static void assert_ended_well(const in_process *p, size_t count) {
     if (p->status != DLX_OK) fail_msg("coordinator: %s", p->error.message);
 }
 
-/* ---- rounds by hand ------------------------------------------------------------------------------------------------------ */
+/* ---- rounds by hand
+ * ------------------------------------------------------------------------------------------------------ */
 
-/* Two sites with 170 and 230 tokens a step. The estimate of each of them reaches 4750 tokens in the fourth round's last step
- * at the earliest, and the four rounds commit 4800. */
+/* Two sites with 170 and 230 tokens a step. The estimate of each of them reaches 4750 tokens in the fourth round's last
+ * step at the earliest, and the four rounds commit 4800. */
 enum { VALUES = 6, H = 3, ROUNDS = 4, SITES = 2, STEPS = H * ROUNDS, EXCHANGE_STEPS = 2, TOKENS = 4750 };
 static const uint64_t tokens_per_step[SITES] = {170, 230};
 static const double eta = 0.7, mu = 0.6;
@@ -43,7 +44,8 @@ typedef struct trajectory {
 
 static void scripted_step(in_process_site *site, uint64_t step) {
     trajectory *t = site->context;
-    for (int k = 0; k < VALUES; k++) t->p[k] = (float)((double)t->p[k] + step_change(site->index, step, k, (double)t->p[k]));
+    for (int k = 0; k < VALUES; k++)
+        t->p[k] = (float)((double)t->p[k] + step_change(site->index, step, k, (double)t->p[k]));
 }
 
 static void record(in_process_site *site, uint64_t step, const dlx_step *done) {
@@ -207,7 +209,8 @@ static void rounds_of_carry(void **state) {
     check_rounds(DLX_OVERLAP_CARRY);
 }
 
-/* ---- one site alone -------------------------------------------------------------------------------------------------------- */
+/* ---- one site alone
+ * -------------------------------------------------------------------------------------------------------- */
 
 static void one_site_is_plain_training(void **state) {
     (void)state;
@@ -246,7 +249,8 @@ static void one_site_is_plain_training(void **state) {
     }
 }
 
-/* ---- the baseline ------------------------------------------------------------------------------------------------------------ */
+/* ---- the baseline
+ * ------------------------------------------------------------------------------------------------------------ */
 
 typedef struct gradients {
     float p[VALUES], g[VALUES], mean[8][VALUES];
@@ -346,7 +350,8 @@ static void the_baselines_anchor_is_what_was_trained(void **state) {
     free(p);
 }
 
-/* ---- starting parameters ------------------------------------------------------------------------------------------------------ */
+/* ---- starting parameters
+ * ------------------------------------------------------------------------------------------------------ */
 
 enum { LARGE = 150000 }; /* values: more than one frame holds */
 
@@ -396,7 +401,9 @@ static void all_start_where_the_first_does(void **state) {
     }
 }
 
-/* ---- endings ------------------------------------------------------------------------------------------------------------------- */
+/* ---- endings
+ * -------------------------------------------------------------------------------------------------------------------
+ */
 
 static float lone_value[IN_PROCESS_SITES_MAX];
 
@@ -507,7 +514,8 @@ static void parameters_that_are_not_finite_end_the_run(void **state) {
     assert_true(in_process_run(p, 2, 100));
     for (size_t i = 0; i < 2; i++) {
         assert_int_equal(p->site[i].status, DLX_NUMERIC);
-        assert_non_null(strstr(p->site[i].error.message, "the pseudo-gradient of site 'site-1' is not finite in round 3"));
+        assert_non_null(
+            strstr(p->site[i].error.message, "the pseudo-gradient of site 'site-1' is not finite in round 3"));
     }
     free(p);
 }

@@ -1,5 +1,5 @@
-/* What callers get wrong, by the messages that they see: dlx_sync_open, dlx_coordinator_open, dlx_codec_*, the calls of a run
- * that is not in the right state, and leases as a training loop uses them. */
+/* What callers get wrong, by the messages that they see: dlx_sync_open, dlx_coordinator_open, dlx_codec_*, the calls of
+ * a run that is not in the right state, and leases as a training loop uses them. */
 #include "in_process.h"
 
 #include <float.h>
@@ -72,7 +72,8 @@ static void sync_configs_are_checked(void **state) {
     REFUSED("overlap: 5 is out of range; allowed: 0 to 4", config.overlap = (dlx_overlap)5);
     REFUSED("adaptation: 3 is out of range; allowed: 0 to 2", config.adaptation = (dlx_adaptation)3);
     /* a lease is counted in 32 bits */
-    REFUSED("windows_per_step: 1000000 with up to 150000 inner steps a round is more than a lease holds; allowed: up to 28633",
+    REFUSED("windows_per_step: 1000000 with up to 150000 inner steps a round is more than a lease holds; allowed: up "
+            "to 28633",
             config.windows = 10, config.windows_per_step = 1000000, config.inner_steps = 100000);
 #undef REFUSED
     dlx_sync_config config = good_config();
@@ -156,7 +157,7 @@ static void coordinators_are_checked(void **state) {
         config.tokens = 5;                                                                                             \
         __VA_ARGS__;                                                                                                   \
         assert_int_equal(dlx_coordinator_open(&coordinator, &config, &error), code);                                   \
-        assert_string_equal(error.message, text);                                                                   \
+        assert_string_equal(error.message, text);                                                                      \
         assert_null(coordinator);                                                                                      \
     } while (0)
     REFUSED(DLX_CONFIG, "sites: 0 is out of range; allowed: 1 to 64", config.sites = 0);
@@ -180,7 +181,8 @@ static void coordinators_are_checked(void **state) {
     dlx_hub_close(NULL);
 }
 
-/* ---- codec --------------------------------------------------------------------------------------------------------------- */
+/* ---- codec
+ * --------------------------------------------------------------------------------------------------------------- */
 
 static void the_codec_is_checked(void **state) {
     (void)state;
@@ -214,7 +216,8 @@ static void the_codec_is_checked(void **state) {
     assert_memory_equal(back, some, 5 * sizeof(float));
 }
 
-/* ---- states of a run, leases --------------------------------------------------------------------------------------------------- */
+/* ---- states of a run, leases
+ * --------------------------------------------------------------------------------------------------- */
 
 enum { WINDOWS_PER_STEP = 4, TOKENS_PER_WINDOW = 3, SITES = 3, SEEN = 4096 };
 
@@ -225,7 +228,8 @@ static dlx_status train_on_leases(in_process_site *site) {
     dlx_error *error = &site->error, ignored;
     float *const gradient[1] = {values};
     if (dlx_sync_gradients(site->sync, gradient, 1, NULL, &ignored) != DLX_STATE) return DLX_DATA;
-    if (strcmp(ignored.message, "gradients are exchanged under overlap allreduce only; call dlx_sync_step") != 0) return DLX_DATA;
+    if (strcmp(ignored.message, "gradients are exchanged under overlap allreduce only; call dlx_sync_step") != 0)
+        return DLX_DATA;
     if (dlx_sync_report(site->sync, "", &ignored) != DLX_STATE) return DLX_DATA;
     if (strcmp(ignored.message, "the run is not finished") != 0) return DLX_DATA;
     if (dlx_sync_site_count(site->sync) != SITES || dlx_sync_tokens_target(site->sync) == 0) return DLX_DATA;
@@ -281,7 +285,8 @@ static void leases_and_reports(void **state) {
             p->site[i].script = train_on_leases;
         }
         if (overlap == DLX_OVERLAP_NONE)
-            for (size_t i = 0; i < SITES; i++) p->site[i].config.inner_steps = 3; /* `none` leases H windows, not H_max */
+            for (size_t i = 0; i < SITES; i++)
+                p->site[i].config.inner_steps = 3; /* `none` leases H windows, not H_max */
         p->coordinator.on_report = on_report;
         uint64_t target = 10 * SITES * 2 * WINDOWS_PER_STEP * TOKENS_PER_WINDOW;
         assert_true(in_process_run(p, SITES, target));
@@ -303,12 +308,9 @@ static void leases_and_reports(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(sync_configs_are_checked),
-        cmocka_unit_test(sync_arguments_are_checked),
-        cmocka_unit_test(nobody_answers),
-        cmocka_unit_test(coordinators_are_checked),
-        cmocka_unit_test(the_codec_is_checked),
-        cmocka_unit_test(leases_and_reports),
+        cmocka_unit_test(sync_configs_are_checked), cmocka_unit_test(sync_arguments_are_checked),
+        cmocka_unit_test(nobody_answers),           cmocka_unit_test(coordinators_are_checked),
+        cmocka_unit_test(the_codec_is_checked),     cmocka_unit_test(leases_and_reports),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

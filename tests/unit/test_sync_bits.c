@@ -1,5 +1,5 @@
-/* Equal to the bit: sites whose threads round and flush differently end every round with the same anchor. The coordinator
- * compares the hashes in each `ready`, so that a run that ends well has proved it. */
+/* Equal to the bit: sites whose threads round and flush differently end every round with the same anchor. The
+ * coordinator compares the hashes in each `ready`, so that a run that ends well has proved it. */
 #include "in_process.h"
 
 #include <setjmp.h>
@@ -50,8 +50,9 @@ static void run(size_t count, const dlx_sync_config *config) {
     }
     assert_true(in_process_run(p, count, 10 * count * 2 * ROUNDS));
     for (size_t i = 0; i < count; i++) {
-        if (p->site[i].status != DLX_OK) fail_msg("%zu sites, overlap %d, %d bits: site %zu: %s", count, (int)config->overlap, config->bits, i,
-                                                p->site[i].error.message);
+        if (p->site[i].status != DLX_OK)
+            fail_msg("%zu sites, overlap %d, %d bits: site %zu: %s", count, (int)config->overlap, config->bits, i,
+                     p->site[i].error.message);
         assert_true(p->site[i].statistics.rounds >= ROUNDS);
         assert_true(p->site[i].statistics.anchor_hash == p->site[0].statistics.anchor_hash);
         assert_memory_equal(m[i].p, m[0].p, sizeof m[i].p); /* the final anchor itself */

@@ -20,7 +20,8 @@ typedef struct model {
 
 static void inner_step(in_process_site *site, uint64_t step) {
     model *m = site->context;
-    for (int k = 0; k < VALUES; k++) m->p[k] += 1e-3f * (float)((k * 31 + (int)site->index * 17 + (int)step * 7) % 23 - 11);
+    for (int k = 0; k < VALUES; k++)
+        m->p[k] += 1e-3f * (float)((k * 31 + (int)site->index * 17 + (int)step * 7) % 23 - 11);
 }
 
 static void after_step(in_process_site *site, uint64_t step, const dlx_step *done) {
@@ -68,9 +69,9 @@ static void check_bytes(size_t count, int bits, int rank) {
         assert_int_equal(s->rounds, ROUNDS);
         assert_int_equal(s->round_bytes, c);
         assert_int_equal(s->raw_bytes, VALUES * sizeof(float));
-        /* Framing: in each trip a header for every piece of 2 tensors to and from D − 1 members, in pieces of at most 256 KiB;
-         * and as much payload as blocks may be uneven by, which are cut so that headers and all are equal: one tensor's
-         * headers and a group. Control: ready and staged a round, hello, listening, report, and pings. */
+        /* Framing: in each trip a header for every piece of 2 tensors to and from D − 1 members, in pieces of at most
+         * 256 KiB; and as much payload as blocks may be uneven by, which are cut so that headers and all are equal: one
+         * tensor's headers and a group. Control: ready and staged a round, hello, listening, report, and pings. */
         double trips = rank > 0 ? 2 : 1, others = (double)count - 1;
         double frames = trips * 2 * others * (2 + 1 + ceil((double)c / DLXI_FRAME_PAYLOAD_MAX));
         double framing = (frames + trips * others * 4) * DLXI_FRAME_HEADER_BYTES + trips * others * 2 * 256;
@@ -79,8 +80,8 @@ static void check_bytes(size_t count, int bits, int rank) {
         double expected = 2.0 * (double)c * others / (double)count;
         double sent = (double)s->wan_bytes_sent / ROUNDS;
         if (sent < expected - framing || sent > expected + framing + control + once / ROUNDS)
-            fail_msg("%zu sites, %d bits, rank %d: site %zu sent %.0f bytes a round, 2·C·(D−1)/D is %.0f", count, bits, rank, i,
-                     sent, expected);
+            fail_msg("%zu sites, %d bits, rank %d: site %zu sent %.0f bytes a round, 2·C·(D−1)/D is %.0f", count, bits,
+                     rank, i, sent, expected);
         if (count > 1) assert_true(framing + control + once / ROUNDS < 0.25 * expected); /* the bound means something */
         /* whoever asks after the last step gets the last round's bytes too: all but report, pings */
         assert_true((double)m[i].sent_at_the_end + 2048 > (double)s->wan_bytes_sent);
