@@ -1,4 +1,5 @@
 /* The coordinator of a run: checks that sites share the config, collects their summaries, writes the run's. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -48,6 +49,7 @@ dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_optio
     settings.interrupted = options->interrupted;
     DLX_TRY_OUT(dlxi_folder_make(config->run.dir, error));
     DLX_TRY_OUT(dlxi_path_join(path, config->run.dir, NULL, "summary.json", error));
+    (void)remove(path); /* an earlier run's says nothing of this one */
     DLX_TRY_OUT(dlx_coordinator_open(&coordinator, &settings, error));
     if (options->on_listening != NULL) options->on_listening(options->context, dlx_coordinator_endpoint(coordinator));
     DLX_TRY_OUT(dlx_coordinator_run(coordinator, error));

@@ -168,6 +168,8 @@ static dlx_status open_results(site_run *r, dlx_error *error) {
     char path[DLXI_PATH_BYTES];
     DLX_TRY(dlxi_path_join(r->folder, r->config->run.dir, NULL, r->options->site, error));
     DLX_TRY(dlxi_folder_make(r->folder, error));
+    DLX_TRY(dlxi_path_join(path, r->folder, NULL, "summary.json", error));
+    (void)remove(path); /* an earlier run's says nothing of this one */
     DLX_TRY(dlxi_path_join(path, r->folder, NULL, "metrics.jsonl", error));
     return dlxi_metrics_open(&r->metrics, path, error);
 }
