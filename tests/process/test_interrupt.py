@@ -29,6 +29,7 @@ class Interrupt(Case):
         return code
 
     def check_saved(self):
+        self.assertFalse(os.path.exists(self.path("run", "summary.json")), "of an earlier run")
         for name in ("site-1", "site-2"):
             self.assertGreaterEqual(len(events(self.path("run", name, "metrics.jsonl"), "step")), 20)
             s = summary(self.path("run", name))
@@ -38,6 +39,7 @@ class Interrupt(Case):
         self.call("eval", self.path("run", "weights"), "--data", self.path("data.validation.tokens"), "--tokens", 500)
 
     def check_launch(self, number, *more):
+        self.write("run/summary.json", "{}")  # of an earlier run
         run = self.started(*more)
         self.assertEqual(self.interrupted(run, number), 1)
         self.assertIn("dilocox: interrupted; what there is lies in " + self.path("run"), run.text("stderr"))
