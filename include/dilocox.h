@@ -153,7 +153,8 @@ typedef struct dlx_sync_config {
     uint32_t timeout_ms;                 /* a peer not heard of for so long is lost */
     dlx_log log;
     void *log_context;
-    const volatile bool *interrupted; /* may be NULL; as dlx_sync_interrupt, for a signal handler; must outlive the sync */
+    const volatile bool *interrupted; /* may be NULL; as dlx_sync_interrupt, for a signal handler (from
+                                         another thread call that function instead); must outlive the sync */
 } dlx_sync_config;
 
 #define DLX_SYNC_CONFIG_INIT                                                                                           \
@@ -199,7 +200,8 @@ DLX_API dlx_status dlx_sync_gradients(dlx_sync *sync, float *const *gradients, u
  * fewer left, or the run has none. */
 DLX_API dlx_status dlx_sync_windows(dlx_sync *sync, uint64_t *positions, uint32_t count, dlx_error *error);
 
-/* Tokens that schedules should follow: committed ones, and this site's uncommitted ones times the number of sites. */
+/* Tokens that schedules should follow: committed ones, and this site's uncommitted ones times what the whole run trains
+ * meanwhile (by the last round's weights). */
 DLX_API uint64_t dlx_sync_tokens(const dlx_sync *sync);
 DLX_API uint64_t dlx_sync_tokens_target(const dlx_sync *sync);
 DLX_API uint32_t dlx_sync_site_index(const dlx_sync *sync);
@@ -218,7 +220,7 @@ typedef struct dlx_statistics {
     uint64_t round_bytes;   /* payload of one whole vector in the last exchange: C */
     uint64_t raw_bytes;     /* the same in f32 without compression */
     uint64_t payload_bytes; /* Σ over rounds of C */
-    double exchange_s;      /* last exchange, from hand-out to commit */
+    double exchange_s;      /* last exchange, from the view's arrival to the commit's end */
     double exchange_total_s;
     double rank_mean;       /* over the low-rank tensors, by parameters */
     double update_norm;     /* of the last M handed out */

@@ -47,11 +47,12 @@ static dlx_status check_config(const dlx_sync_config *config, dlx_error *error) 
     IN_RANGE(timeout_ms, 1000, 86400000);
     if (config->windows > 0) {
         IN_RANGE(windows_per_step, 1, 1000000);
+        const uint32_t most_windows = (uint32_t)(UINT32_MAX / config->pace_max);
         uint32_t most = steps_at_most(config);
-        if (config->windows_per_step > UINT32_MAX / most)
+        if (config->windows_per_step > most_windows / most)
             DLX_FAIL(error, CONFIG,
                      "windows_per_step: %u with up to %u inner steps a round is more than a lease holds; allowed: up to %u",
-                     config->windows_per_step, most, UINT32_MAX / most);
+                     config->windows_per_step, most, most_windows / most);
     }
     if (config->shared_text != NULL && strlen(config->shared_text) > 65535)
         DLX_FAIL(error, CONFIG, "shared_text is longer than 65535 bytes");
@@ -64,7 +65,7 @@ static dlx_status check_tensors(const dlx_tensor *tensors, size_t count, dlx_err
         const dlx_tensor *t = &tensors[i];
         if (t->name == NULL || t->name[0] == '\0' || t->data == NULL)
             DLX_FAIL(error, ARGUMENT, "tensor %zu has no name or no data", i);
-        if (t->rows < 1 || t->cols < 1 || t->rows > INT64_MAX / 8 / t->cols || t->rows * t->cols > (INT64_C(1) << 36))
+        if (t->rows < 1 || t->cols < 1 || t->rows > INT64_MAX / 8 / t->cols || t->rows * t->cols > (INT64_C(1) << 32))
             DLX_FAIL(error, ARGUMENT, "tensor %s: %lld × %lld is no shape; rows and cols are 1 and more", t->name,
                      (long long)t->rows, (long long)t->cols);
         if (t->memory != DLX_MEMORY_HOST) DLX_FAIL(error, ARGUMENT, "tensor %s: only host memory for now", t->name);
@@ -137,7 +138,7 @@ dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config, const dl
                                    .windows = config->windows,
                                    .tokens_per_window = config->tokens_per_window,
                                    .data_hash = config->data_hash,
-                                   .lease_windows = (uint32_t)fmin(most * config->pace_max * config->windows_per_step, 1e9),
+                                   .lease_windows = (uint32_t)(most * config->pace_max * config->windows_per_step),
                                    .pace_max = config->pace_max,
                                    .interrupted = config->interrupted};
     snprintf(settings.site, sizeof settings.site, "%s", config->site);

@@ -34,7 +34,7 @@ typedef struct dlxi_site {
     uint64_t round;   /* whose exchange is under way or next */
     uint32_t attempt; /* the present one; 0: none */
     uint32_t timeout_ms;
-    int64_t heard_ms, pinged_ms, hello_ms;
+    int64_t heard_ms, pinged_ms;
     uint16_t index, count;
     dlxi_welcome welcome;
     dlxi_endpoints peers;

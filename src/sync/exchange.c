@@ -29,6 +29,7 @@ struct dlxi_exchange {
     dlxi_allreduce *trips[2];
     dlxi_segment *segments; /* [tensors] */
     float *flat[2], *own[2]; /* by trip: values, then the sum; what this site's message said */
+    size_t flat_values[2];   /* at most */
     dlxi_adapt_tensor *adapted; /* [tensors] */
     bool has_low_rank;
     early *early_first, **early_last;
@@ -61,6 +62,7 @@ dlx_status dlxi_exchange_open(dlxi_exchange **out, dlxi_shard *shard, dlx_error 
             values += values_in(x, &shard->tensors[i], trip, shard->tensors[i].columns_max);
             x->has_low_rank = x->has_low_rank || shard->tensors[i].low_rank;
         }
+        x->flat_values[trip] = values;
         DLX_TRY_OUT(dlxi_allreduce_open(&x->trips[trip], error));
         DLX_TRY_OUT(DLXI_NEW(&x->flat[trip], values, error));
         DLX_TRY_OUT(DLXI_NEW(&x->own[trip], values, error));
@@ -280,13 +282,17 @@ static dlx_status begin_projections(dlxi_exchange *x, dlx_error *error) {
     return begin_trip(x, 1, error);
 }
 
-/* own ← what this site's message said, less what its second quantisation lost, so that e takes that in. */
+/* own ← what this site's message said, less what its second quantisation lost, so that e takes that in. A message of weight 0
+ * said nothing. */
 static void collect(dlxi_exchange *x, int trip) {
     dlxi_arithmetic saved;
     dlxi_arithmetic_enter(&saved);
     dlxi_allreduce_result(x->trips[trip], x->flat[trip]);
     dlxi_allreduce_own(x->trips[trip], x->own[trip]);
-    if (x->weights[x->me] > 0) dlxi_allreduce_add_residual(x->trips[trip], x->own[trip], -1.0f / x->weights[x->me]);
+    if (x->weights[x->me] > 0)
+        dlxi_allreduce_add_residual(x->trips[trip], x->own[trip], -1.0f / x->weights[x->me]);
+    else
+        memset(x->own[trip], 0, x->flat_values[trip] * sizeof(float));
     dlxi_arithmetic_leave(&saved);
 }
 

@@ -14,7 +14,7 @@
 #include "outer/round.h"
 #include "sync/exchange.h"
 
-enum { TICK_MS = 100, LEASES = 4, OUTSTANDING = 2, ANCHOR_GROUP = 64 /* values a "group" of an ANCHOR frame */ };
+enum { TICK_MS = 100, LEASES = 4, ANCHOR_GROUP = 64 /* values a "group" of an ANCHOR frame */ };
 
 static const char left_early[] = "it left before the run's end";
 
@@ -29,6 +29,7 @@ struct dlx_sync {
     uint64_t round_tokens;    /* trained on in the present round */
     uint64_t flying_tokens;   /* of the round that is handed out and not applied */
     uint64_t applied_tokens;  /* committed, as of the last apply */
+    double run_share;         /* the run's tokens to one of this site's, as of the last apply */
     uint64_t windows_taken;   /* of the present round's lease */
     double pace;              /* rounds from now on last so many times H */
     bool finished, reported;
@@ -46,6 +47,7 @@ struct dlx_sync {
     bool ready_wanted, committed, report_wanted, quit, ended;
     dlxi_ready ready;
     dlxi_commit commit;
+    uint64_t view_tokens, own_tokens; /* of the last committed round: all members', and this site's */
     dlx_error failure; /* status OK while all is well */
     dlxi_lease leases[LEASES]; /* of round n at n mod LEASES */
     uint64_t tokens_target;
@@ -216,6 +218,12 @@ static void on_commit(dlx_sync *s) {
     }
     pthread_mutex_lock(&s->mutex);
     s->commit = s->site->commit;
+    s->view_tokens = s->own_tokens = 0;
+    for (uint16_t i = 0; i < s->site->view.members; i++) {
+        uint64_t tokens = s->site->view.member[i].tokens;
+        s->view_tokens += tokens;
+        if (s->site->view.member[i].site == s->site->index) s->own_tokens = tokens;
+    }
     s->leases[s->commit.lease.round % LEASES] = s->commit.lease;
     s->committed = true;
     s->handed_out = false;
@@ -232,11 +240,20 @@ static void on_commit(dlx_sync *s) {
     pthread_mutex_unlock(&s->mutex);
 }
 
+/* A malformed frame ends the attempt, not the run: the next one starts from M, which is untouched. What is staged is
+ * promised, and can't be given up. Returns what remains of `status`. */
+static dlx_status give_up_attempt(dlx_sync *s, dlx_status status, const dlx_error *error) {
+    if (status != DLX_DATA || dlxi_exchange_trip(s->exchange) < 0) return status;
+    dlxi_exchange_abort(s->exchange);
+    dlxi_site_on_attempt_failed(s->site, error->message);
+    return DLX_OK;
+}
+
 static dlx_status act(dlx_sync *s, dlxi_site_action action, dlx_error *error) {
     switch (action) {
     case DLXI_SITE_LISTEN: return on_listen(s, error);
     case DLXI_SITE_CONNECT: return on_connect(s, error);
-    case DLXI_SITE_BEGIN: return on_begin(s, error);
+    case DLXI_SITE_BEGIN: return give_up_attempt(s, on_begin(s, error), error);
     case DLXI_SITE_ABORT: dlxi_exchange_abort(s->exchange); return DLX_OK;
     case DLXI_SITE_COMMIT: on_commit(s); return DLX_OK;
     case DLXI_SITE_ENDED: on_ended(s); return DLX_OK;
@@ -313,14 +330,7 @@ static dlx_status on_frame(dlx_sync *s, uint32_t peer, const dlxi_frame *frame, 
     switch (frame->kind) {
     case DLXI_FRAME_ANCHOR: return on_anchor_frame(s, frame, error);
     case DLXI_FRAME_CONTRIBUTION:
-    case DLXI_FRAME_RESULT: {
-        dlx_status status = dlxi_exchange_on_frame(s->exchange, frame, error);
-        /* what is staged is promised: only an attempt that is still under way can be given up */
-        if (status != DLX_DATA || dlxi_exchange_trip(s->exchange) < 0) return status;
-        dlxi_exchange_abort(s->exchange); /* the next attempt starts from M, which is untouched */
-        dlxi_site_on_attempt_failed(s->site, error != NULL ? error->message : "a malformed frame");
-        return DLX_OK;
-    }
+    case DLXI_FRAME_RESULT: return give_up_attempt(s, dlxi_exchange_on_frame(s->exchange, frame, error), error);
     default: return DLX_OK;
     }
 }
@@ -330,7 +340,7 @@ static void *exchange_thread(void *context) {
     dlx_error error;
     while (take_requests(s)) {
         dlx_status status = act(s, dlxi_site_on_tick(s->site, now_ms()), &error);
-        if (status == DLX_OK && s->site->phase == DLXI_SITE_RUNNING) status = poll_exchange(s, &error);
+        if (status == DLX_OK && s->site->phase == DLXI_SITE_RUNNING) status = give_up_attempt(s, poll_exchange(s, &error), &error);
         send_control(s);
         uint32_t peer;
         dlxi_frame frame;
@@ -521,6 +531,7 @@ static void hand_over(dlx_sync *s, double norm) {
 static void settle(dlx_sync *s) {
     pthread_mutex_lock(&s->mutex);
     s->applied_tokens = s->commit.committed_tokens;
+    if (s->own_tokens > 0) s->run_share = (double)s->view_tokens / (double)s->own_tokens;
     s->finished = s->commit.finished;
     s->committed = false;
     pthread_mutex_unlock(&s->mutex);
@@ -670,7 +681,8 @@ void dlxi_sync_pace(dlx_sync *s, double factor) {
 }
 
 uint64_t dlxi_sync_tokens(const dlx_sync *s) {
-    return s->applied_tokens + (s->flying_tokens + s->round_tokens) * s->site_count;
+    double share = s->run_share > 0 ? s->run_share : s->site_count; /* before the first commit: all alike */
+    return s->applied_tokens + (uint64_t)(share * (double)(s->flying_tokens + s->round_tokens));
 }
 
 uint64_t dlxi_sync_tokens_target(const dlx_sync *s) {

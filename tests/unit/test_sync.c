@@ -540,8 +540,83 @@ static void a_site_with_another_config_is_refused(void **state) {
     free(p);
 }
 
+/* ---- the length of rounds and runs --------------------------------------------------------------------------------------- */
+
+typedef struct lengths {
+    float p;
+    dlx_tensor tensor;
+    uint32_t inner_steps[64]; /* of round r at r */
+    uint64_t last_round;
+} lengths;
+
+static void do_nothing(in_process_site *site, uint64_t step) {
+    (void)site;
+    (void)step;
+}
+
+static void note_length(in_process_site *site, uint64_t step, const dlx_step *done) {
+    lengths *l = site->context;
+    (void)step;
+    if (done->round < 64) l->inner_steps[done->round] = done->inner_steps;
+    l->last_round = done->round;
+}
+
+static void set_up_lengths(in_process *p, lengths *l, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        l[i] = (lengths){.tensor = {.name = "w", .data = &l[i].p, .rows = 1, .cols = 1}};
+        p->site[i].tensors = &l[i].tensor;
+        p->site[i].tensor_count = 1;
+        p->site[i].context = &l[i];
+        p->site[i].inner_step = do_nothing;
+        p->site[i].after_step = note_length;
+        p->site[i].config.overlap = DLX_OVERLAP_NONE;
+        p->site[i].config.inner_steps = 4;
+    }
+}
+
+/* Five rounds of four steps are the run. A small site's own tokens say how far a large one has come: by the second round it knows. */
+static void sites_of_unequal_size_end_together(void **state) {
+    (void)state;
+    in_process *p = in_process_new();
+    lengths l[2];
+    set_up_lengths(p, l, 2);
+    p->site[0].tokens_per_step = 10;
+    p->site[1].tokens_per_step = 1000;
+    assert_true(in_process_run(p, 2, 5 * 4 * 1010));
+    assert_ended_well(p, 2);
+    assert_in_range(p->site[0].statistics.rounds, 5, 6);
+    assert_in_range(p->site[0].steps, 17, 24);
+    free(p);
+}
+
+static void pace_from_the_second_round(in_process_site *site, uint64_t step, const dlx_step *done) {
+    note_length(site, step, done);
+    if (done->round >= 2) dlx_sync_pace(site->sync, 2.5);
+}
+
+static void pace_lengthens_the_rounds_that_follow(void **state) {
+    (void)state;
+    in_process *p = in_process_new();
+    lengths l[2];
+    set_up_lengths(p, l, 2);
+    for (size_t i = 0; i < 2; i++) {
+        p->site[i].config.pace_max = 2; /* and no more than that */
+        p->site[i].tokens_per_step = 1;
+        p->site[i].after_step = pace_from_the_second_round;
+    }
+    assert_true(in_process_run(p, 2, 2 * (4 + 4 + 8 + 8)));
+    assert_ended_well(p, 2);
+    assert_int_equal(l[0].inner_steps[2], 4);
+    assert_int_equal(l[0].inner_steps[3], 8);
+    assert_int_equal(p->site[0].statistics.rounds, 4);
+    assert_int_equal(p->site[0].steps, 24);
+    free(p);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(sites_of_unequal_size_end_together),
+        cmocka_unit_test(pace_lengthens_the_rounds_that_follow),
         cmocka_unit_test(rounds_of_none),
         cmocka_unit_test(rounds_of_delayed),
         cmocka_unit_test(rounds_of_eager),
