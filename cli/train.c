@@ -99,9 +99,9 @@ static void on_listening(void *context, const char *endpoint) {
 }
 
 static void on_coordinator_event(void *context, const dlx_event *event) {
-    (void)context;
+    const bool *for_launcher = context;
     if (event->kind != DLX_EVENT_MESSAGE) return;
-    printf("text %s\n", event->text);
+    printf("%s%s\n", *for_launcher ? "text " : "", event->text);
     fflush(stdout);
 }
 
@@ -128,6 +128,7 @@ int coordinator_main(int count, char **arguments) {
     options.coordinator = listen;
     options.on_listening = on_listening;
     options.on_event = on_coordinator_event;
+    options.context = &for_launcher;
     options.interrupted = &interrupted;
     dlx_status status = dlx_coordinate(config, &options, &error);
     exit_code = status == DLX_OK ? EXIT_DONE : fail_with(&error);

@@ -32,6 +32,8 @@ dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_con
     dlx_coordinator *c = NULL;
     DLX_TRY_OUT(DLXI_NEW(&c, 1, error));
     c->config = *config;
+    c->at_work.log = config->log;
+    c->at_work.log_context = config->log_context;
     c->at_work.interrupted_too = config->interrupted;
     dlxi_coordinator_settings settings = {.sites = (uint16_t)config->sites,
                                           .tokens_target = config->tokens,

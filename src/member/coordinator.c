@@ -41,6 +41,7 @@ struct dlxi_coordinator {
     dlxi_ledger *ledger;
     dlxi_outbox outbox;
     dlxi_message incoming;
+    char notice[DLXI_REASON_MAX + 64];
 };
 
 dlx_status dlxi_coordinator_open(dlxi_coordinator **out, const dlxi_coordinator_settings *settings, int64_t now_ms,
@@ -202,6 +203,7 @@ static void on_hello(dlxi_coordinator *c, uint32_t peer, const char *name, const
                      int64_t now_ms) {
     char text[DLXI_REASON_MAX + 1];
     if (refusal(text, c, name, hello)) {
+        snprintf(c->notice, sizeof c->notice, "refused a site: %s", text);
         put_reason(c, peer, DLXI_FRAME_STOP, DLX_REFUSED, text);
         return;
     }
@@ -220,6 +222,7 @@ static void on_hello(dlxi_coordinator *c, uint32_t peer, const char *name, const
                   .heard_ms = now_ms};
     memcpy(m->name, hello->site, sizeof m->name);
     dlxi_text_copy(m->key, sizeof m->key, key);
+    snprintf(c->notice, sizeof c->notice, "site '%s' is there, %u of %u", m->name, c->count, c->settings.sites);
     if (c->count == c->settings.sites) welcome(c);
 }
 
@@ -431,6 +434,13 @@ void dlxi_coordinator_on_tick(dlxi_coordinator *c, int64_t now_ms) {
         c->pinged_ms = now_ms;
         put_all(c, compose(c, DLXI_FRAME_PING));
     }
+}
+
+bool dlxi_coordinator_take_notice(dlxi_coordinator *c, char *text, size_t text_bytes) {
+    if (c->notice[0] == '\0') return false;
+    dlxi_text_copy(text, text_bytes, c->notice);
+    c->notice[0] = '\0';
+    return true;
 }
 
 dlxi_outbox *dlxi_coordinator_outbox(dlxi_coordinator *c) {

@@ -40,6 +40,9 @@ void dlxi_coordinator_on_tick(dlxi_coordinator *c, int64_t now_ms);
 void dlxi_coordinator_fail(dlxi_coordinator *c, dlx_status status, const char *site, const char *format, ...)
     DLXI_PRINTF(4, 5);
 
+/* True where the last frame gave something to say to whoever watches: who joined, who was refused. */
+bool dlxi_coordinator_take_notice(dlxi_coordinator *c, char *text, size_t text_bytes);
+
 /* Frames to send, oldest first; `to` is a link's peer number. */
 dlxi_outbox *dlxi_coordinator_outbox(dlxi_coordinator *c);
 dlxi_coordinator_phase dlxi_coordinator_phase_of(const dlxi_coordinator *c);

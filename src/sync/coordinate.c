@@ -33,6 +33,9 @@ dlx_status dlxi_coordinate_run(dlxi_coordinate *c, void (*on_report)(void *conte
         else if (dlx_status_class_of(status) != DLX_CLASS_RETRY)
             dlxi_coordinator_fail(c->machine, status, NULL, "the coordinator's link failed");
         dlxi_coordinator_on_tick(c->machine, now_ms());
+        char notice[512];
+        if (dlxi_coordinator_take_notice(c->machine, notice, sizeof notice) && c->log != NULL)
+            c->log(c->log_context, notice);
     }
     int64_t deadline_ms = now_ms() + LAST_WORDS_MS;
     for (flush(c); dlxi_outbox_peek(dlxi_coordinator_outbox(c->machine)) != NULL && now_ms() < deadline_ms; flush(c)) {

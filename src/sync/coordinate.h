@@ -9,6 +9,8 @@ typedef struct dlxi_coordinate {
     dlxi_coordinator *machine;
     dlxi_link *link;
     _Atomic bool interrupted;
+    dlx_log log; /* may be NULL */
+    void *log_context;
     const volatile bool *interrupted_too; /* may be NULL: a signal handler's flag */
 } dlxi_coordinate;
 
