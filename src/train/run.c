@@ -349,8 +349,9 @@ static json_t *summarize(site_run *r, const char *outcome) {
     getrusage(RUSAGE_SELF, &usage);
     if (r->sync != NULL) dlx_sync_statistics(r->sync, &st);
     double D = r->sync != NULL ? dlx_sync_site_count(r->sync) : 1, wall_s = dlxi_clock_s() - r->start_s;
-    double equivalent = (double)r->steps * 2 * (double)st.raw_bytes * (D - 1) / D;
-    double trained = (double)r->steps * (double)(c->train.batch * c->model.context);
+    double step_tokens = (double)(c->train.batch * c->model.context), trained = (double)r->steps * step_tokens;
+    /* for the steps that count: what was trained past the run's end was thrown away */
+    double equivalent = (double)st.committed_tokens / (D * step_tokens) * 2 * (double)st.raw_bytes * (D - 1) / D;
     char hash[17];
     snprintf(hash, sizeof hash, "%016llx", (unsigned long long)st.anchor_hash);
     json_t *s = json_pack("{s:i, s:s, s:s, s:s, s:i, s:i, s:i}", "version", DLXI_SUMMARY_VERSION, "site", r->options->site,
