@@ -29,7 +29,11 @@ class Regime:
         return self.settings["train.batch"] * self.settings["model.context"] * self.steps * sites
 
 
-def run(dilocox, regime, sites, overlap, seed, extra):
+def run(dilocox, keep, regime, name, sites, overlap, seed, extra):
+    kept = os.path.join(keep, f"{regime.name}-{name}-{seed}.json".replace(" ", "_")) if keep else None
+    if kept and os.path.exists(kept):
+        with open(kept) as file:
+            return json.load(file)
     settings = dict(regime.settings)
     settings.update(extra)
     settings.update({
@@ -47,15 +51,19 @@ def run(dilocox, regime, sites, overlap, seed, extra):
         if done.returncode != 0:
             sys.exit(f"{' '.join(command)}\n{done.stderr}")
         with open(os.path.join(folder, "run", "summary.json")) as file:
-            return json.load(file)
+            summary = json.load(file)
+    if kept:
+        with open(kept, "w") as file:
+            json.dump(summary, file)
+    return summary
 
 
-def measure(dilocox, regime, methods, seeds):
+def measure(dilocox, keep, regime, methods, seeds):
     """{(method, seed): summary}"""
     jobs = [(method, seed) for seed in seeds for method in methods]
     results, begun = {}, time.time()
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        futures = {pool.submit(run, dilocox, regime, sites, overlap, seed, extra): (name, seed)
+        futures = {pool.submit(run, dilocox, keep, regime, name, sites, overlap, seed, extra): (name, seed)
                    for (name, sites, overlap, extra), seed in jobs}
         for future in concurrent.futures.as_completed(futures):
             results[futures[future]] = future.result()
@@ -93,12 +101,13 @@ def table(methods, results, seeds):
 def replace_between(path, name, text):
     with open(path) as file:
         old = file.read()
-    begin, end = f"<!-- {name} -->\n", f"\n<!-- end {name} -->"
-    if begin not in old or end not in old:
+    begin, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
+    head, found, rest = old.partition(begin)
+    _, found_end, tail = rest.partition(end)
+    if not found or not found_end:
         sys.exit(f"{path}: no place for the table '{name}'")
-    head, rest = old.split(begin, 1)
     with open(path, "w") as file:
-        file.write(head + begin + text + end + rest.split(end, 1)[1])
+        file.write(head + begin + text + "\n" + end + tail)
 
 
 MODEL = {
@@ -146,13 +155,16 @@ def main():
     parser.add_argument("--dilocox", default="build/dilocox")
     parser.add_argument("--out", default="docs/convergence.md")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", help="one regime")
+    parser.add_argument("--only", help="one table")
+    parser.add_argument("--keep", help="a folder for every run's summary; what it holds already is not run again")
     options = parser.parse_args()
+    if options.keep:
+        os.makedirs(options.keep, exist_ok=True)
     for name, regime, methods, seed_count in plan(options.seeds):
         if options.only not in (None, name):
             continue
         seeds = list(range(1, seed_count + 1))
-        results = measure(options.dilocox, regime, methods, seeds)
+        results = measure(options.dilocox, options.keep, regime, methods, seeds)
         replace_between(options.out, name, table(methods, results, seeds))
 
 
