@@ -63,7 +63,7 @@ static int64_t largest(int64_t a, int64_t b, int64_t c) {
     return a > b ? (a > c ? a : c) : (b > c ? b : c);
 }
 
-/* ---- operations -------------------------------------------------------------------------------------------------- */
+/* ---- operations ------------------------------------------------------------------------------------------------ */
 
 static dlx_status linear_forward(bench *b) {
     return b->k->op->linear_forward(b->k, b->buffer[0], b->buffer[1], b->buffer[2], NULL, b->N, b->I, b->O);
@@ -156,7 +156,7 @@ static dlx_status cross_entropy(bench *b) {
     return b->k->op->cross_entropy(b->k, &loss, b->buffer[0], b->token, b->count / b->O, b->O, true, 1.0f);
 }
 
-/* ---- tables ------------------------------------------------------------------------------------------------------ */
+/* ---- tables ---------------------------------------------------------------------------------------------------- */
 
 static void bench_linear(bench *b, int64_t N, int64_t I, int64_t O) {
     b->N = N;

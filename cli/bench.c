@@ -16,10 +16,11 @@ static int bench_model(long threads, long steps, bool f32) {
     enum { BATCH = 4, LENGTH = 64 };
     dlx_bench_model_result r;
     dlx_error error;
-    printf("GPT-2 124M shape, %d x %d tokens a step, AdamW included, %ld thread%s, %ld timed steps ...\n", BATCH, LENGTH,
-           threads, threads == 1 ? "" : "s", steps);
+    printf("GPT-2 124M shape, %d x %d tokens a step, AdamW included, %ld thread%s, %ld timed steps ...\n", BATCH,
+           LENGTH, threads, threads == 1 ? "" : "s", steps);
     fflush(stdout);
-    if (dlx_bench_model(&r, BATCH, LENGTH, (uint32_t)steps, (int)threads, f32, &error) != DLX_OK) return fail_with(&error);
+    if (dlx_bench_model(&r, BATCH, LENGTH, (uint32_t)steps, (int)threads, f32, &error) != DLX_OK)
+        return fail_with(&error);
     printf("kernels             %s, %s\n", r.backend, r.precision);
     printf("parameters          %.1f M (with the head, without the position table)\n", (double)r.parameters * 1e-6);
     printf("step                %.3f s median, %.3f to %.3f\n", r.step_s_median, r.step_s_min, r.step_s_max);
@@ -67,7 +68,8 @@ static int bench_codec(long megabytes, long group) {
                (double)(count * sizeof *values) / (double)code_bytes, RUNS);
         for (int k = 0; k < 3; k++) {
             qsort(seconds[k], RUNS, sizeof(double), by_value);
-            printf("%-12s %6.2f GB/s of f32\n", names[k], (double)(count * sizeof *values) * 1e-9 / seconds[k][RUNS / 2]);
+            printf("%-12s %6.2f GB/s of f32\n", names[k],
+                   (double)(count * sizeof *values) * 1e-9 / seconds[k][RUNS / 2]);
         }
     }
     free(values);
@@ -88,8 +90,10 @@ int bench_main(int count, char **arguments) {
         {"megabytes", "N", "codec: buffer size; 64 unless given", &megabytes_text, NULL, NULL},
         {"group", "N", "codec: values with one scale; 64 unless given", &group_text, NULL, NULL},
     };
-    if (parse_arguments(count, arguments, specs, sizeof specs / sizeof *specs, &what, 1, 1, &exit_code)) return exit_code;
-    if (!parse_number(threads_text, "--threads", 1, 1024, &threads) || !parse_number(steps_text, "--steps", 1, 1000, &steps) ||
+    if (parse_arguments(count, arguments, specs, sizeof specs / sizeof *specs, &what, 1, 1, &exit_code))
+        return exit_code;
+    if (!parse_number(threads_text, "--threads", 1, 1024, &threads) ||
+        !parse_number(steps_text, "--steps", 1, 1000, &steps) ||
         !parse_number(megabytes_text, "--megabytes", 1, 65536, &megabytes) ||
         !parse_number(group_text, "--group", 2, 1024, &group))
         return EXIT_USE;

@@ -24,7 +24,7 @@ int config_main(int count, char **arguments);
 int keygen_main(int count, char **arguments);
 int bench_main(int count, char **arguments);
 
-/* ---- arguments ---- */
+/* ---- arguments ------------------------------------------------------------------------------------------------- */
 
 /* One option of a subcommand: --name VALUE, or --name where flag is set. Given values land in the pointers. */
 typedef struct option_spec {
@@ -47,19 +47,19 @@ bool parse_real(const char *text, const char *name, double low, double high, dou
 /* Defaults, then the file (may be NULL), then --run-dir, then --set. Prints what is wrong; NULL then. */
 dlx_config *load_config(const char *path, const char *run_dir, const char **sets);
 
-/* ---- messages ---- */
+/* ---- messages -------------------------------------------------------------------------------------------------- */
 
 /* "dilocox: …" on stderr. Returns the exit code that the error's class means. */
 int fail_with(const dlx_error *error);
 int fail_use(const char *format, ...);
 
-/* ---- interrupts ---- */
+/* ---- interrupts ------------------------------------------------------------------------------------------------ */
 
 /* Set by the first SIGINT or SIGTERM; the second ends the process at once. */
 extern volatile bool interrupted;
 void catch_interrupts(void);
 
-/* ---- progress ---- */
+/* ---- progress -------------------------------------------------------------------------------------------------- */
 
 /* "step 120/480  loss 2.310  41.2k tokens/s  round 5  H 25  rank 16.0  sent 1.2 MB  busy 97%  left 1:05" */
 void format_step(char line[LINE_BYTES], const dlx_event *event);

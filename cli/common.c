@@ -90,17 +90,21 @@ bool parse_arguments(int count, char **arguments, const option_spec *specs, size
         size_t length = strcspn(argument + 2, "=");
         const option_spec *spec = find_option(argument + 2, length, specs, spec_count);
         if (spec == NULL)
-            return fail_use("%s: no option '%s'; 'dilocox %s --help' lists them", arguments[0], argument, arguments[0]), true;
+            return fail_use("%s: no option '%s'; 'dilocox %s --help' lists them", arguments[0], argument, arguments[0]),
+                   true;
         if (spec->flag != NULL) {
             *spec->flag = true;
             continue;
         }
         const char *value = argument[2 + length] == '=' ? argument + 3 + length : i + 1 < count ? arguments[++i] : NULL;
-        if (value == NULL) return fail_use("%s: --%s needs a value, %s", arguments[0], spec->name, spec->value_name), true;
-        if (!give(spec, value)) return fail_use("%s: --%s was given more than %d times", arguments[0], spec->name, SETS_MAX), true;
+        if (value == NULL)
+            return fail_use("%s: --%s needs a value, %s", arguments[0], spec->name, spec->value_name), true;
+        if (!give(spec, value))
+            return fail_use("%s: --%s was given more than %d times", arguments[0], spec->name, SETS_MAX), true;
     }
     if (found < least)
-        return fail_use("%s: an argument is missing; 'dilocox %s --help' shows the use", arguments[0], arguments[0]), true;
+        return fail_use("%s: an argument is missing; 'dilocox %s --help' shows the use", arguments[0], arguments[0]),
+               true;
     return false;
 }
 
@@ -132,7 +136,8 @@ dlx_config *load_config(const char *path, const char *run_dir, const char **sets
         snprintf(assignment, sizeof assignment, "run.dir=%s", run_dir);
         status = dlx_config_set(config, assignment, &error);
     }
-    for (int i = 0; status == DLX_OK && sets != NULL && sets[i] != NULL; i++) status = dlx_config_set(config, sets[i], &error);
+    for (int i = 0; status == DLX_OK && sets != NULL && sets[i] != NULL; i++)
+        status = dlx_config_set(config, sets[i], &error);
     if (status == DLX_OK) status = dlx_config_check(config, &error);
     if (status == DLX_OK) return config;
     fail_with(&error);

@@ -40,11 +40,12 @@ void format_step(char line[LINE_BYTES], const dlx_event *event) {
     double share = event->tokens_target > 0 ? (double)event->tokens / (double)event->tokens_target : 0;
     double steps = share > 0 ? fmax((double)event->step, round((double)event->step / fmin(share, 1))) : 0;
     long left = event->left_s < 1e7 ? lround(event->left_s) : 9999999;
-    snprintf(line, LINE_BYTES,
-             "step %llu/%.0f  loss %.3f  %.1fk tokens/s  round %llu  rank %.1f  H %u  sent %s  busy %.0f%%  left %ld:%02ld",
-             (unsigned long long)event->step, steps, event->loss, event->tokens_per_s / 1000,
-             (unsigned long long)event->round, event->rank_mean, event->inner_steps, sent, 100 * event->utilization,
-             left / 60, left % 60);
+    snprintf(
+        line, LINE_BYTES,
+        "step %llu/%.0f  loss %.3f  %.1fk tokens/s  round %llu  rank %.1f  H %u  sent %s  busy %.0f%%  left %ld:%02ld",
+        (unsigned long long)event->step, steps, event->loss, event->tokens_per_s / 1000,
+        (unsigned long long)event->round, event->rank_mean, event->inner_steps, sent, 100 * event->utilization,
+        left / 60, left % 60);
 }
 
 display *display_open(const char *const *names, int count) {

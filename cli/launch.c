@@ -43,7 +43,7 @@ static int64_t now_ms(void) {
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* ---- keys --------------------------------------------------------------------------------------------------------------- */
+/* ---- keys ------------------------------------------------------------------------------------------------------ */
 
 /* Throwaway keys of this run: RUN_DIR/keys/<name>.key and RUN_DIR/keys/roster.txt. */
 static bool make_keys(const launch *l) {
@@ -73,7 +73,7 @@ static bool make_keys(const launch *l) {
     return fclose(roster) == 0 && fine;
 }
 
-/* ---- children ------------------------------------------------------------------------------------------------------------- */
+/* ---- children -------------------------------------------------------------------------------------------------- */
 
 static void add(const char **arguments, int *count, const char *a, const char *b) {
     arguments[(*count)++] = a;

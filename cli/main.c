@@ -22,7 +22,8 @@ static void print_help(FILE *to) {
     fprintf(to, "dilocox trains large neural networks across sites that are joined by slow networks.\n\n");
     for (size_t i = 0; commands[i].run != NULL; i++)
         fprintf(to, "  dilocox %-11s %-43s %s\n", commands[i].name, commands[i].use, commands[i].summary);
-    fprintf(to, "\n'dilocox SUBCOMMAND --help' says more. Exit codes: 0 done, 1 the run failed, 2 wrong use or config.\n");
+    fprintf(to,
+            "\n'dilocox SUBCOMMAND --help' says more. Exit codes: 0 done, 1 the run failed, 2 wrong use or config.\n");
 }
 
 int main(int count, char **arguments) {

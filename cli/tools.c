@@ -16,9 +16,11 @@ int eval_main(int count, char **arguments) {
         {"tokens", "N", "use at most so many of it; all unless given", &tokens_text, NULL, NULL},
         {"threads", "N", "1 unless given", &threads_text, NULL, NULL},
     };
-    if (parse_arguments(count, arguments, specs, sizeof specs / sizeof *specs, &checkpoint, 1, 1, &exit_code)) return exit_code;
+    if (parse_arguments(count, arguments, specs, sizeof specs / sizeof *specs, &checkpoint, 1, 1, &exit_code))
+        return exit_code;
     if (data == NULL) return fail_use("eval: --data FILE is needed: a token shard, as dilocox tokenize makes them");
-    if (!parse_real(tokens_text, "--tokens", 0, 1e15, &tokens) || !parse_number(threads_text, "--threads", 1, 1024, &threads))
+    if (!parse_real(tokens_text, "--tokens", 0, 1e15, &tokens) ||
+        !parse_number(threads_text, "--threads", 1, 1024, &threads))
         return EXIT_USE;
     dlx_error error;
     if (dlx_evaluate(&loss, &used, checkpoint, data, (uint64_t)tokens, (int)threads, &error) != DLX_OK)
@@ -41,14 +43,16 @@ int generate_main(int count, char **arguments) {
         {"seed", "N", "1 unless given", &seed_text, NULL, NULL},
         {"threads", "N", "1 unless given", &threads_text, NULL, NULL},
     };
-    if (parse_arguments(count, arguments, specs, sizeof specs / sizeof *specs, &checkpoint, 1, 1, &exit_code)) return exit_code;
+    if (parse_arguments(count, arguments, specs, sizeof specs / sizeof *specs, &checkpoint, 1, 1, &exit_code))
+        return exit_code;
     if (!parse_number(tokens_text, "--tokens", 1, 1000000, &tokens) ||
-        !parse_number(top_k_text, "--top-k", 0, 1000000, &top_k) || !parse_number(seed_text, "--seed", 0, INT32_MAX, &seed) ||
+        !parse_number(top_k_text, "--top-k", 0, 1000000, &top_k) ||
+        !parse_number(seed_text, "--seed", 0, INT32_MAX, &seed) ||
         !parse_number(threads_text, "--threads", 1, 1024, &threads) ||
         !parse_real(temperature_text, "--temperature", 0, 100, &temperature))
         return EXIT_USE;
-    const dlx_generate_options options = {prompt,          (uint32_t)tokens, temperature, (uint32_t)top_k,
-                                          (uint64_t)seed, (int)threads};
+    const dlx_generate_options options = {prompt,          (uint32_t)tokens, temperature,
+                                          (uint32_t)top_k, (uint64_t)seed,   (int)threads};
     dlx_error error;
     char *text;
     if (dlx_generate(&text, checkpoint, &options, &error) != DLX_OK) return fail_with(&error);
@@ -63,10 +67,12 @@ int tokenize_main(int count, char **arguments) {
     long every, block;
     uint64_t train, validation;
     const option_spec specs[] = {
-        {"validation-every", "K", "OUT.train.tokens and, of every K-th block, OUT.validation.tokens", &every_text, NULL, NULL},
+        {"validation-every", "K", "OUT.train.tokens and, of every K-th block, OUT.validation.tokens", &every_text, NULL,
+         NULL},
         {"block", "BYTES", "of text; 65536 unless given", &block_text, NULL, NULL},
     };
-    if (parse_arguments(count, arguments, specs, sizeof specs / sizeof *specs, paths, 2, 2, &exit_code)) return exit_code;
+    if (parse_arguments(count, arguments, specs, sizeof specs / sizeof *specs, paths, 2, 2, &exit_code))
+        return exit_code;
     if (!parse_number(every_text, "--validation-every", 0, 1000000, &every) ||
         !parse_number(block_text, "--block", 1, 1 << 30, &block))
         return EXIT_USE;
@@ -90,7 +96,8 @@ int config_main(int count, char **arguments) {
         {"options", NULL, "a line an option: default, range, meaning", NULL, &options, NULL},
         {"set", "KEY=VALUE", "one option of the config; may be given often", NULL, NULL, sets},
     };
-    if (parse_arguments(count, arguments, specs, sizeof specs / sizeof *specs, &path, 0, 1, &exit_code)) return exit_code;
+    if (parse_arguments(count, arguments, specs, sizeof specs / sizeof *specs, &path, 0, 1, &exit_code))
+        return exit_code;
     dlx_error error;
     char *text;
     dlx_status status;
@@ -117,7 +124,10 @@ int keygen_main(int count, char **arguments) {
     dlx_error error;
     if (dlx_key_generate(path, public_text, &error) != DLX_OK) return fail_with(&error);
     printf("%s\n", public_text);
-    fprintf(stderr, "%s holds the secret key: it stays on this machine. The line above is the public key: put 'NAME KEY' on the "
-                    "roster of every site.\n", path);
+    fprintf(
+        stderr,
+        "%s holds the secret key: it stays on this machine. The line above is the public key: put 'NAME KEY' on the "
+        "roster of every site.\n",
+        path);
     return EXIT_DONE;
 }

@@ -32,7 +32,9 @@ static void on_event(void *context, const dlx_event *event) {
     progress *p = context;
     char line[LINE_BYTES];
     switch (event->kind) {
-    case DLX_EVENT_MESSAGE: say(p, event->site, event->text); break;
+    case DLX_EVENT_MESSAGE:
+        say(p, event->site, event->text);
+        break;
     case DLX_EVENT_JOINED:
         snprintf(line, sizeof line, "joined: %llu sites", (unsigned long long)event->step);
         say(p, event->site, line);
@@ -71,7 +73,8 @@ int train_main(int count, char **arguments) {
         {"set", "KEY=VALUE", "one option of the config; may be given often", NULL, NULL, sets},
         {"for-launcher", NULL, "print progress for a program to read", NULL, &for_launcher, NULL},
     };
-    if (parse_arguments(count, arguments, specs, sizeof specs / sizeof *specs, &path, 1, 1, &exit_code)) return exit_code;
+    if (parse_arguments(count, arguments, specs, sizeof specs / sizeof *specs, &path, 1, 1, &exit_code))
+        return exit_code;
     if (site == NULL) return fail_use("train: --site NAME is needed");
     dlx_config *config = load_config(path, run_dir, sets);
     if (config == NULL) return EXIT_USE;
@@ -117,7 +120,8 @@ int coordinator_main(int count, char **arguments) {
         {"set", "KEY=VALUE", "one option of the config; may be given often", NULL, NULL, sets},
         {"for-launcher", NULL, "end when the starting process does", NULL, &for_launcher, NULL},
     };
-    if (parse_arguments(count, arguments, specs, sizeof specs / sizeof *specs, &path, 1, 1, &exit_code)) return exit_code;
+    if (parse_arguments(count, arguments, specs, sizeof specs / sizeof *specs, &path, 1, 1, &exit_code))
+        return exit_code;
     if (!parse_number(sites_text, "--sites", 1, SITES_MAX, &sites)) return EXIT_USE;
     dlx_config *config = load_config(path, run_dir, sets);
     if (config == NULL) return EXIT_USE;

@@ -29,9 +29,10 @@
 extern "C" {
 #endif
 
-/* ---- statuses ---------------------------------------------------------------------------------------------------- */
+/* ---- statuses -------------------------------------------------------------------------------------------------- */
 
-/* X(code, class, text). The class says what to do: retry the call, go on in another view, give up, or mend the caller. */
+/* X(code, class, text). The class says what to do: retry the call, go on in another view, give up, or mend the caller.
+ */
 #define DLX_STATUS_TABLE(X)                                                                                            \
     X(OK, DLX_CLASS_NONE, "done")                                                                                      \
     X(AGAIN, DLX_CLASS_RETRY, "would block; try again")                                                                \
@@ -76,7 +77,7 @@ typedef struct dlx_error {
 DLX_API const char *dlx_status_text(dlx_status status);
 DLX_API dlx_status_class dlx_status_class_of(dlx_status status);
 
-/* ---- one site's side of a run ---------------------------------------------------------------------------------------- */
+/* ---- one site's side of a run ---------------------------------------------------------------------------------- */
 
 /* What training does while a round's pseudo-gradients travel (docs/algorithm.md). */
 typedef enum dlx_overlap {
@@ -95,8 +96,8 @@ typedef enum dlx_adaptation {
 
 typedef enum dlx_memory { DLX_MEMORY_HOST } dlx_memory;
 
-/* A named parameter tensor, rows × cols, row-major; a vector has rows = 1. `data` stays the caller's; dlx_sync reads and
- * writes it inside its calls only. */
+/* A named parameter tensor, rows × cols, row-major; a vector has rows = 1. `data` stays the caller's; dlx_sync reads
+ * and writes it inside its calls only. */
 typedef struct dlx_tensor {
     const char *name; /* unique; copied */
     float *data;
@@ -124,8 +125,8 @@ typedef void (*dlx_log)(void *context, const char *line);
 
 typedef struct dlx_sync_config {
     size_t size;
-    const char *site;      /* its name: 1 to 63 of A–Z a–z 0–9 . _ - */
-    uint16_t rank, ranks;  /* within the site; 0 of 1 */
+    const char *site;     /* its name: 1 to 63 of A–Z a–z 0–9 . _ - */
+    uint16_t rank, ranks; /* within the site; 0 of 1 */
     dlx_link_config link;
     uint64_t seed;
     const char *shared_text; /* settings that all sites must share, "key: value\n" a line; the coordinator refuses a
@@ -136,16 +137,16 @@ typedef struct dlx_sync_config {
     uint32_t inner_steps_min; /* adaptation's lower bound, 1 to H */
     uint32_t inner_steps_max; /* train on past H while an exchange is late, then wait; 0: H + H/2 */
     double pace_max;          /* the largest factor that dlx_sync_pace will be given, 1 to 100; sizes the leases */
-    uint32_t exchange_steps;  /* carry: apply a commit exactly so many steps after the hand-out, so that a run repeats to
-                                 the bit; 0: as soon as it is there */
+    uint32_t exchange_steps; /* carry: apply a commit exactly so many steps after the hand-out, so that a run repeats to
+                                the bit; 0: as soon as it is there */
     double outer_learning_rate, outer_momentum; /* DLX_AUTO: chosen for the overlap */
     dlx_adaptation adaptation;
-    int rank_columns;         /* r of the low-rank factors, 1 to 1024; 0: no factors */
-    int rank_min, rank_max;   /* adaptation's bounds; 0: a quarter of and twice rank_columns */
-    int bits;                 /* 4, 8, 16, or 32 for none */
-    int group;                /* values with one scale: even, 2 to 1024 */
+    int rank_columns;       /* r of the low-rank factors, 1 to 1024; 0: no factors */
+    int rank_min, rank_max; /* adaptation's bounds; 0: a quarter of and twice rank_columns */
+    int bits;               /* 4, 8, 16, or 32 for none */
+    int group;              /* values with one scale: even, 2 to 1024 */
     bool error_feedback;
-    bool keep_unsent;         /* none, carry: go on from θ − e and not from θ, so that what waits in e is not done again */
+    bool keep_unsent; /* none, carry: go on from θ − e and not from θ, so that what waits in e is not done again */
 
     uint64_t windows, tokens_per_window; /* of the training data; 0: this run uses no leases */
     uint64_t data_hash;                  /* equal on all sites */
@@ -160,8 +161,8 @@ typedef struct dlx_sync_config {
 #define DLX_SYNC_CONFIG_INIT                                                                                           \
     {                                                                                                                  \
         .size = sizeof(dlx_sync_config), .ranks = 1, .seed = 1, .overlap = DLX_OVERLAP_CARRY, .inner_steps = 16,       \
-        .inner_steps_min = 1, .pace_max = 1, .outer_learning_rate = DLX_AUTO, .outer_momentum = DLX_AUTO,                             \
-        .rank_columns = 64, .bits = 4, .group = 64, .error_feedback = true, .keep_unsent = true, .timeout_ms = 10000                        \
+        .inner_steps_min = 1, .pace_max = 1, .outer_learning_rate = DLX_AUTO, .outer_momentum = DLX_AUTO,              \
+        .rank_columns = 64, .bits = 4, .group = 64, .error_feedback = true, .keep_unsent = true, .timeout_ms = 10000   \
     }
 
 typedef struct dlx_sync dlx_sync;
@@ -182,22 +183,23 @@ typedef struct dlx_step {
     uint32_t inner_steps, step_in_round;
 } dlx_step;
 
-/* After every inner step that trained on `tokens` tokens. Parameters may be replaced. Blocks only where the overlap waits.
- * `step` may be NULL. One thread at a time. DLX_NUMERIC: a parameter is no longer finite; DLX_PEER_LOST; DLX_DIVERGED;
- * DLX_INTERRUPTED after dlx_sync_interrupt. After a failure only interrupt, anchor, statistics and close may be called. */
+/* After every inner step that trained on `tokens` tokens. Parameters may be replaced. Blocks only where the overlap
+ * waits. `step` may be NULL. One thread at a time. DLX_NUMERIC: a parameter is no longer finite; DLX_PEER_LOST;
+ * DLX_DIVERGED; DLX_INTERRUPTED after dlx_sync_interrupt. After a failure only interrupt, anchor, statistics and close
+ * may be called. */
 DLX_API dlx_status dlx_sync_step(dlx_sync *sync, uint64_t tokens, dlx_step *step, dlx_error *error);
 
-/* Rounds that begin from now on last `factor` times H inner steps, factor 0.01 to pace_max: where the inner learning rate is low,
- * sites drift apart slowly and may go on for longer. All sites give the same factor at the same tokens. */
+/* Rounds that begin from now on last `factor` times H inner steps, factor 0.01 to pace_max: where the inner learning
+ * rate is low, sites drift apart slowly and may go on for longer. All sites give the same factor at the same tokens. */
 DLX_API void dlx_sync_pace(dlx_sync *sync, double factor);
 
-/* Overlap `allreduce` only, before the inner optimiser's step: replaces gradients[i], of tensors[i]'s shape, by the mean over
- * all sites, weighted by tokens. Blocks. waited_s may be NULL. */
+/* Overlap `allreduce` only, before the inner optimiser's step: replaces gradients[i], of tensors[i]'s shape, by the
+ * mean over all sites, weighted by tokens. Blocks. waited_s may be NULL. */
 DLX_API dlx_status dlx_sync_gradients(dlx_sync *sync, float *const *gradients, uint64_t tokens, double *waited_s,
                                       dlx_error *error);
 
-/* The next `count` positions of this site's lease on the global order of training windows. DLX_STATE where the lease has
- * fewer left, or the run has none. */
+/* The next `count` positions of this site's lease on the global order of training windows. DLX_STATE where the lease
+ * has fewer left, or the run has none. */
 DLX_API dlx_status dlx_sync_windows(dlx_sync *sync, uint64_t *positions, uint32_t count, dlx_error *error);
 
 /* Tokens that schedules should follow: committed ones, and this site's uncommitted ones times what the whole run trains
@@ -213,17 +215,17 @@ DLX_API void dlx_sync_take_anchor(dlx_sync *sync);
 DLX_API void dlx_sync_anchor(dlx_sync *sync, float *const *dst);
 
 typedef struct dlx_statistics {
-    uint64_t rounds;                      /* committed */
-    uint64_t attempts;                    /* begun; more than rounds where one was repeated */
+    uint64_t rounds;   /* committed */
+    uint64_t attempts; /* begun; more than rounds where one was repeated */
     uint64_t committed_tokens;
     uint64_t wan_bytes_sent, wan_bytes_received; /* at the link, framing included */
-    uint64_t round_bytes;   /* payload of one whole vector in the last exchange: C */
-    uint64_t raw_bytes;     /* the same in f32 without compression */
-    uint64_t payload_bytes; /* Σ over rounds of C */
-    double exchange_s;      /* last exchange, from the view's arrival to the commit's end */
+    uint64_t round_bytes;                        /* payload of one whole vector in the last exchange: C */
+    uint64_t raw_bytes;                          /* the same in f32 without compression */
+    uint64_t payload_bytes;                      /* Σ over rounds of C */
+    double exchange_s;                           /* last exchange, from the view's arrival to the commit's end */
     double exchange_total_s;
-    double rank_mean;       /* over the low-rank tensors, by parameters */
-    double update_norm;     /* of the last M handed out */
+    double rank_mean;                           /* over the low-rank tensors, by parameters */
+    double update_norm;                         /* of the last M handed out */
     double outer_learning_rate, outer_momentum; /* as resolved */
     uint32_t inner_steps;
     uint64_t anchor_hash;
@@ -235,16 +237,16 @@ DLX_API void dlx_sync_statistics(dlx_sync *sync, dlx_statistics *out); /* any th
 /* Makes present and later calls return DLX_INTERRUPTED. Any thread; async-signal-safe. */
 DLX_API void dlx_sync_interrupt(dlx_sync *sync);
 
-/* Tells the coordinator that this site is through, with a report of at most 64 KiB of text, and waits until all sites are,
- * or the run has failed. Call once, after `finished`. */
+/* Tells the coordinator that this site is through, with a report of at most 64 KiB of text, and waits until all sites
+ * are, or the run has failed. Call once, after `finished`. */
 DLX_API dlx_status dlx_sync_report(dlx_sync *sync, const char *text, dlx_error *error);
 
-/* After `finished` without a report: reports an empty one. Before: leaves, and the run fails for the others. `reason` of
- * leaving may be NULL. */
+/* After `finished` without a report: reports an empty one. Before: leaves, and the run fails for the others. `reason`
+ * of leaving may be NULL. */
 DLX_API void dlx_sync_close(dlx_sync **sync);
 DLX_API void dlx_sync_fail(dlx_sync *sync, const char *reason);
 
-/* ---- coordinator ------------------------------------------------------------------------------------------------------ */
+/* ---- coordinator ----------------------------------------------------------------------------------------------- */
 
 typedef struct dlx_coordinator dlx_coordinator;
 
@@ -275,7 +277,7 @@ DLX_API dlx_status dlx_coordinator_run(dlx_coordinator *coordinator, dlx_error *
 DLX_API void dlx_coordinator_interrupt(dlx_coordinator *coordinator); /* any thread; async-signal-safe */
 DLX_API void dlx_coordinator_close(dlx_coordinator **coordinator);
 
-/* ---- mem link, keys ---------------------------------------------------------------------------------------------------- */
+/* ---- mem link, keys -------------------------------------------------------------------------------------------- */
 
 DLX_API dlx_status dlx_hub_open(dlx_hub **out, dlx_error *error);
 DLX_API void dlx_hub_close(dlx_hub **hub); /* after every sync and coordinator on it */
@@ -283,7 +285,7 @@ DLX_API void dlx_hub_close(dlx_hub **hub); /* after every sync and coordinator o
 /* Writes a new key pair to `path` (mode 0600; never overwrites) and the public half to public_text. */
 DLX_API dlx_status dlx_key_generate(const char *path, char public_text[41], dlx_error *error);
 
-/* ---- tier 3: the quantiser by itself ----------------------------------------------------------------------------------- */
+/* ---- tier 3: the quantiser by itself --------------------------------------------------------------------------- */
 
 /* Bytes that `count` values take; 0 where bits or group are out of range. The last group is padded with zeros. */
 DLX_API size_t dlx_codec_bound(size_t count, int bits, int group);

@@ -9,7 +9,7 @@
 extern "C" {
 #endif
 
-/* ---- config ------------------------------------------------------------------------------------------------------------ */
+/* ---- config ---------------------------------------------------------------------------------------------------- */
 
 /* All options of a run, with their defaults (`dilocox config --defaults`). One thread at a time. */
 typedef struct dlx_config dlx_config;
@@ -31,7 +31,7 @@ DLX_API const char *dlx_config_coordinator(const dlx_config *config);
 DLX_API bool dlx_config_encrypted(const dlx_config *config);
 DLX_API bool dlx_config_in_process(const dlx_config *config); /* wan.link is mem */
 
-/* ---- a run -------------------------------------------------------------------------------------------------------------- */
+/* ---- a run ----------------------------------------------------------------------------------------------------- */
 
 typedef enum dlx_event_kind {
     DLX_EVENT_MESSAGE,  /* text: a warning or a notice */
@@ -42,8 +42,8 @@ typedef enum dlx_event_kind {
 
 typedef struct dlx_event {
     dlx_event_kind kind;
-    const char *site, *text; /* valid during the call */
-    uint64_t step;           /* inner steps done by this site */
+    const char *site, *text;        /* valid during the call */
+    uint64_t step;                  /* inner steps done by this site */
     uint64_t tokens, tokens_target; /* of the run, for schedules */
     uint64_t round;
     uint32_t inner_steps, step_in_round;
@@ -71,8 +71,9 @@ typedef struct dlx_train_options {
 #define DLX_TRAIN_OPTIONS_INIT                                                                                         \
     { .size = sizeof(dlx_train_options) }
 
-/* One site of a run, from joining to the end; blocks. Writes RUN_DIR/<site>/metrics.jsonl and summary.json, and the first
- * site the weights to RUN_DIR/weights (also when interrupted). DLX_INTERRUPTED, and whatever else ended the run. */
+/* One site of a run, from joining to the end; blocks. Writes RUN_DIR/<site>/metrics.jsonl and summary.json, and the
+ * first site the weights to RUN_DIR/weights (also when interrupted). DLX_INTERRUPTED, and whatever else ended the run.
+ */
 DLX_API dlx_status dlx_train(const dlx_config *config, const dlx_train_options *options, dlx_error *error);
 
 typedef struct dlx_coordinate_options {
@@ -92,7 +93,7 @@ typedef struct dlx_coordinate_options {
 /* The coordinator of a run; blocks until it is over. Writes RUN_DIR/summary.json. */
 DLX_API dlx_status dlx_coordinate(const dlx_config *config, const dlx_coordinate_options *options, dlx_error *error);
 
-/* ---- weights and data ---------------------------------------------------------------------------------------------------- */
+/* ---- weights and data ------------------------------------------------------------------------------------------ */
 
 /* Mean loss a token of the checkpoint folder's model over a token shard, at most `tokens` of it (0: all). */
 DLX_API dlx_status dlx_evaluate(double *loss, uint64_t *tokens_used, const char *checkpoint, const char *data,
@@ -113,18 +114,19 @@ DLX_API dlx_status dlx_generate(char **text, const char *checkpoint, const dlx_g
 
 /* Text to a token shard; validation_every K > 0: to OUT.train.tokens and OUT.validation.tokens, every K-th block of
  * block_bytes to the latter. Counts may be NULL. */
-DLX_API dlx_status dlx_tokenize(const char *out_path, const char *in_path, uint32_t validation_every, uint32_t block_bytes,
-                                uint64_t *train_tokens, uint64_t *validation_tokens, dlx_error *error);
+DLX_API dlx_status dlx_tokenize(const char *out_path, const char *in_path, uint32_t validation_every,
+                                uint32_t block_bytes, uint64_t *train_tokens, uint64_t *validation_tokens,
+                                dlx_error *error);
 
-/* ---- benchmarks ----------------------------------------------------------------------------------------------------------- */
+/* ---- benchmarks ------------------------------------------------------------------------------------------------ */
 
 typedef struct dlx_bench_model_result {
     const char *backend, *precision;
-    uint64_t parameters;          /* N: with the head, without the position table */
+    uint64_t parameters; /* N: with the head, without the position table */
     double step_s_median, step_s_min, step_s_max;
-    double model_flops_per_s;     /* 6 · N · tokens / median */
-    double product_flops_per_s;   /* best of five, 1024³, same threads and precision */
-    double share;                 /* of the two */
+    double model_flops_per_s;   /* 6 · N · tokens / median */
+    double product_flops_per_s; /* best of five, 1024³, same threads and precision */
+    double share;               /* of the two */
 } dlx_bench_model_result;
 
 /* The training step of the GPT-2 124M shape (batch × length tokens, AdamW included), `steps` timed ones after one. */

@@ -23,7 +23,8 @@ dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_con
                  sizeof *config);
     if (config->sites < 1 || config->sites > DLXI_SITES_MAX)
         DLX_FAIL(error, CONFIG, "sites: %u is out of range; allowed: 1 to %d", config->sites, DLXI_SITES_MAX);
-    if (config->tokens == 0) DLX_FAIL(error, CONFIG, "tokens: 0 is out of range; a run ends when so many are committed");
+    if (config->tokens == 0)
+        DLX_FAIL(error, CONFIG, "tokens: 0 is out of range; a run ends when so many are committed");
     if (config->timeout_ms < 1000)
         DLX_FAIL(error, CONFIG, "timeout_ms: %u is out of range; allowed: 1000 and more", config->timeout_ms);
     if (config->shared_text != NULL && strlen(config->shared_text) > DLXI_TEXT_MAX)
@@ -41,8 +42,8 @@ dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_con
                                           .timeout_ms = config->timeout_ms,
                                           .attempts_max = ATTEMPTS_MAX};
     DLX_TRY_OUT(dlxi_coordinator_open(&c->at_work.machine, &settings, dlxi_clock_ns() / 1000000, error));
-    DLX_TRY_OUT(dlxi_link_open_coordinator(&c->at_work.link, &config->link, config->log, config->log_context, c->endpoint,
-                                           error));
+    DLX_TRY_OUT(dlxi_link_open_coordinator(&c->at_work.link, &config->link, config->log, config->log_context,
+                                           c->endpoint, error));
     *out = c;
     return DLX_OK;
 out:

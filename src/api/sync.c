@@ -11,8 +11,8 @@
     do {                                                                                                               \
         double in_range_value_ = (double)config->field;                                                                \
         if (!(in_range_value_ >= (low) && in_range_value_ <= (high)))                                                  \
-            DLX_FAIL(error, CONFIG, #field ": %.10g is out of range; allowed: %.10g to %.10g", in_range_value_, (double)(low),  \
-                     (double)(high));                                                                                  \
+            DLX_FAIL(error, CONFIG, #field ": %.10g is out of range; allowed: %.10g to %.10g", in_range_value_,        \
+                     (double)(low), (double)(high));                                                                   \
     } while (0)
 
 /* Inner steps that a round may have. `none` never trains past H. */
@@ -24,10 +24,12 @@ static uint32_t steps_at_most(const dlx_sync_config *config) {
 
 static dlx_status check_config(const dlx_sync_config *config, dlx_error *error) {
     if (config->size != sizeof *config)
-        DLX_FAIL(error, ARGUMENT, "size is %zu, not %zu; begin with DLX_SYNC_CONFIG_INIT", config->size, sizeof *config);
+        DLX_FAIL(error, ARGUMENT, "size is %zu, not %zu; begin with DLX_SYNC_CONFIG_INIT", config->size,
+                 sizeof *config);
     if (config->site == NULL || config->site[0] == '\0' || strlen(config->site) >= DLXI_NAME_BYTES)
         DLX_FAIL(error, CONFIG, "site: a name of 1 to %d characters is needed", DLXI_NAME_BYTES - 1);
-    if (config->ranks != 1 || config->rank != 0) DLX_FAIL(error, CONFIG, "ranks: %u; a site is one rank for now", config->ranks);
+    if (config->ranks != 1 || config->rank != 0)
+        DLX_FAIL(error, CONFIG, "ranks: %u; a site is one rank for now", config->ranks);
     IN_RANGE(overlap, DLX_OVERLAP_ALLREDUCE, DLX_OVERLAP_CARRY);
     IN_RANGE(adaptation, DLX_ADAPTATION_OFF, DLX_ADAPTATION_LINK);
     IN_RANGE(inner_steps, 1, 100000);
@@ -50,9 +52,10 @@ static dlx_status check_config(const dlx_sync_config *config, dlx_error *error) 
         const uint32_t most_windows = (uint32_t)(UINT32_MAX / config->pace_max);
         uint32_t most = steps_at_most(config);
         if (config->windows_per_step > most_windows / most)
-            DLX_FAIL(error, CONFIG,
-                     "windows_per_step: %u with up to %u inner steps a round is more than a lease holds; allowed: up to %u",
-                     config->windows_per_step, most, most_windows / most);
+            DLX_FAIL(
+                error, CONFIG,
+                "windows_per_step: %u with up to %u inner steps a round is more than a lease holds; allowed: up to %u",
+                config->windows_per_step, most, most_windows / most);
     }
     if (config->shared_text != NULL && strlen(config->shared_text) > 65535)
         DLX_FAIL(error, CONFIG, "shared_text is longer than 65535 bytes");
@@ -81,10 +84,11 @@ static void warn_if_unstable(const dlx_sync_config *config, double learning_rate
     double c, worst = dlxi_stability_worst(config->overlap, learning_rate, momentum, 4, share, &c);
     if (config->log == NULL || config->overlap == DLX_OVERLAP_ALLREDUCE || worst < limit) return;
     char line[256];
-    snprintf(line, sizeof line,
-             "warning: outer learning rate %g with momentum %g and this overlap: a mode of %.2f (%s) where local training "
-             "goes a share %.2f of its way in a round; lower either, or use auto",
-             learning_rate, momentum, worst, worst >= 1 ? "grows" : "fades slowly", c);
+    snprintf(
+        line, sizeof line,
+        "warning: outer learning rate %g with momentum %g and this overlap: a mode of %.2f (%s) where local training "
+        "goes a share %.2f of its way in a round; lower either, or use auto",
+        learning_rate, momentum, worst, worst >= 1 ? "grows" : "fades slowly", c);
     config->log(config->log_context, line);
 }
 
@@ -94,7 +98,8 @@ static int or_default(int value, int otherwise) {
 
 static dlxi_shard_settings shard_settings(const dlx_sync_config *config, double learning_rate, double momentum) {
     bool gradients = config->overlap == DLX_OVERLAP_ALLREDUCE;
-    dlxi_arithmetic saved; /* the outer step's numbers are replicated: round them alike whatever mode the caller is in */
+    dlxi_arithmetic
+        saved; /* the outer step's numbers are replicated: round them alike whatever mode the caller is in */
     const volatile double exact[2] = {learning_rate, momentum}; /* volatile: rounded here, not earlier or later */
     dlxi_arithmetic_enter(&saved);
     const volatile float replicated[2] = {(float)exact[0], (float)exact[1]};

@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <string.h>
 
-
 const char *dlx_status_text(dlx_status status) {
     static const char *const texts[] = {
 #define TEXT(code, class, text) text,

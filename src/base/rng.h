@@ -1,4 +1,5 @@
-/* Random numbers: a counter-based generator, the same on every machine. No libm, whose last bits differ between CPUs. */
+/* Random numbers: a counter-based generator, the same on every machine. No libm, whose last bits differ between CPUs.
+ */
 #ifndef DLXI_BASE_RNG_H
 #define DLXI_BASE_RNG_H
 

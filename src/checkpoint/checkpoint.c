@@ -80,7 +80,7 @@ static int64_t list_entries(entry *entries, const dlxi_model_config *config) {
     return count;
 }
 
-/* ---- save -------------------------------------------------------------------------------------------------------- */
+/* ---- save ------------------------------------------------------------------------------------------------------ */
 
 static void write_rows(float *dst, const void *context, int64_t first, int64_t rows) {
     const entry *e = context;
@@ -141,7 +141,7 @@ out:
     return status;
 }
 
-/* ---- load -------------------------------------------------------------------------------------------------------- */
+/* ---- load ------------------------------------------------------------------------------------------------------ */
 
 /* GPT-2's own files leave out the prefix. */
 static const dlxi_file_tensor *find_entry(const dlxi_safetensors *file, const char *name) {

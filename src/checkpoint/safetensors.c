@@ -209,7 +209,7 @@ const char *dlxi_safetensors_path(const dlxi_safetensors *file) {
     return file->path;
 }
 
-/* ---- elements ---------------------------------------------------------------------------------------------------- */
+/* ---- elements -------------------------------------------------------------------------------------------------- */
 
 static float float_of_bits(uint32_t bits) {
     float value;

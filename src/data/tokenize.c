@@ -83,8 +83,8 @@ static dlx_status check_options(const dlxi_tokenize_options *options, dlx_error 
                  (long long)options->validation_every);
     }
     if (options->validation_every != 0 && (options->block_bytes < 1 || options->block_bytes > 1 << 30)) {
-        DLX_FAIL(error, CONFIG, "--block: %lld is out of range; allowed: 1 to %d",
-                 (long long)options->block_bytes, 1 << 30);
+        DLX_FAIL(error, CONFIG, "--block: %lld is out of range; allowed: 1 to %d", (long long)options->block_bytes,
+                 1 << 30);
     }
     return DLX_OK;
 }

@@ -111,7 +111,7 @@ static void to_factor(char *dst, const float *src, int64_t count, bool bf16) {
     if (bf16) dlxi_to_bf16((uint16_t *)(void *)dst, src, 1, count, count, 1.0f);
 }
 
-/* ---- forward ----------------------------------------------------------------------------------------------------- */
+/* ---- forward --------------------------------------------------------------------------------------------------- */
 
 /* A row's visible keys are rounded up to whole vectors, where exp turns −∞ into the 0 that is due
  * above the diagonal. */
@@ -199,7 +199,7 @@ dlx_status dlxi_fast_attention_forward(dlxi_kernels *k, float *out, float *lse, 
     return joined(k);
 }
 
-/* ---- backward ---------------------------------------------------------------------------------------------------- */
+/* ---- backward -------------------------------------------------------------------------------------------------- */
 
 /* row_scale[m] = Σ_d dout·out of row m, whose positions are `stride` apart */
 DLXI_CLONES static void row_products(float *row_scale, const float *dout, const float *out, int64_t M, int64_t group,

@@ -31,7 +31,7 @@ static dlx_status factor(dlxi_kernels *k, const void **out, dlxi_scratch *scratc
     return DLX_OK;
 }
 
-/* ---- converted weights ------------------------------------------------------------------------------------------- */
+/* ---- converted weights ----------------------------------------------------------------------------------------- */
 
 static dlx_status converted_append(struct dlxi_kernels_state *s, const float *weight, int64_t count) {
     if (s->converted_count == s->converted_capacity) {
@@ -86,7 +86,7 @@ void dlxi_fast_weights_changed(dlxi_kernels *k, const float *weight) {
         if (weight == NULL || k->state->converted[i].weight == weight) k->state->converted[i].valid = false;
 }
 
-/* ---- linear ------------------------------------------------------------------------------------------------------ */
+/* ---- linear ---------------------------------------------------------------------------------------------------- */
 
 dlx_status dlxi_fast_linear_forward(dlxi_kernels *k, float *y, const float *x, const float *weight, const float *bias,
                                     int64_t N, int64_t I, int64_t O) {

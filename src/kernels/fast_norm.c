@@ -25,7 +25,7 @@ static void join(float *dgain, float *dbias, const float *partial, int ranges, i
     }
 }
 
-/* ---- LayerNorm --------------------------------------------------------------------------------------------------- */
+/* ---- LayerNorm ------------------------------------------------------------------------------------------------- */
 
 DLXI_CLONES static void layernorm_rows(float *y, float *mean, float *rstd, const float *x, const float *gain,
                                        const float *bias, int64_t begin, int64_t end, int64_t C, float epsilon) {
@@ -98,7 +98,7 @@ dlx_status dlxi_fast_layernorm_backward(dlxi_kernels *k, float *dx, float *dgain
     return DLX_OK;
 }
 
-/* ---- RMSNorm ----------------------------------------------------------------------------------------------------- */
+/* ---- RMSNorm --------------------------------------------------------------------------------------------------- */
 
 DLXI_CLONES static void rmsnorm_rows(float *y, float *rstd, const float *x, const float *gain, int64_t begin,
                                      int64_t end, int64_t C, float epsilon) {

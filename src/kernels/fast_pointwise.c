@@ -7,7 +7,7 @@
 #include <math.h>
 #include <string.h>
 
-/* ---- activations ------------------------------------------------------------------------------------------------- */
+/* ---- activations ----------------------------------------------------------------------------------------------- */
 
 /* (1 + tanh u)/2 = sigmoid(2u), so GELU is x · sigmoid(2 sqrt(2/π) (x + 0.044715 x³)). */
 static const float gelu_scale = 1.59576912160573071176f, gelu_cubic = 0.044715f;
@@ -113,7 +113,7 @@ dlx_status dlxi_fast_add(dlxi_kernels *k, float *y, const float *x, int64_t coun
     return DLX_OK;
 }
 
-/* ---- rotary embedding -------------------------------------------------------------------------------------------- */
+/* ---- rotary embedding ------------------------------------------------------------------------------------------ */
 
 /* state->turn ← [positions,D]: for each position D/2 cosines, then D/2 sines. Kept while D and theta stay. */
 static dlx_status turns(struct dlxi_kernels_state *s, int64_t T, int64_t D, float theta) {
@@ -163,7 +163,7 @@ dlx_status dlxi_fast_rope(dlxi_kernels *k, float *x, int64_t N, int64_t T, int64
     return DLX_OK;
 }
 
-/* ---- token embedding --------------------------------------------------------------------------------------------- */
+/* ---- token embedding ------------------------------------------------------------------------------------------- */
 
 DLXI_CLONES static void embed_rows(float *y, const uint32_t *token, const float *table, const float *position,
                                    int64_t begin, int64_t end, int64_t T, int64_t C) {
@@ -212,7 +212,7 @@ dlx_status dlxi_fast_embedding_backward(dlxi_kernels *k, float *dtable, float *d
     return DLX_OK;
 }
 
-/* ---- optimiser --------------------------------------------------------------------------------------------------- */
+/* ---- optimiser ------------------------------------------------------------------------------------------------- */
 
 /* What of a step does not depend on the element: p ← p − (decay · p + rate · m / (sqrt(v) · root + epsilon)). */
 typedef struct adamw_step {

@@ -7,7 +7,8 @@
  *
  * A `dlxi_kernels` holds scratch memory and cached primitives that grow at the first call of a shape and are kept: no
  * allocation after the first step. One thread at a time may use one object; `threads` caps every pool it uses.
- * Operations return DLX_OK, DLX_MEMORY or DLX_SYSTEM; nothing else can go wrong for arguments in range (our own bug). */
+ * Operations return DLX_OK, DLX_MEMORY or DLX_SYSTEM; nothing else can go wrong for arguments in range (our own bug).
+ */
 #ifndef DLXI_KERNELS_H
 #define DLXI_KERNELS_H
 
@@ -39,8 +40,8 @@ typedef struct dlxi_operations {
     /* dx[N,I] = dy[N,O] · weight (dx may be NULL); dweight[O,I] += dyᵀ · x; dbias[O] += Σ_n dy (may be NULL). */
     dlx_status (*linear_backward)(dlxi_kernels *k, float *dx, float *dweight, float *dbias, const float *dy,
                                   const float *x, const float *weight, int64_t N, int64_t I, int64_t O);
-    /* `weight` (as passed to linear_*) has changed, or will not be seen again: forget any converted copy of it. NULL: of
-     * all. Call after every optimiser step and every time an outer step moves the parameters. */
+    /* `weight` (as passed to linear_*) has changed, or will not be seen again: forget any converted copy of it. NULL:
+     * of all. Call after every optimiser step and every time an outer step moves the parameters. */
     void (*weights_changed)(dlxi_kernels *k, const float *weight);
 
     /* c[M,N] = alpha · a' · b' + beta · c, with a' = a[M,K] or a[K,M]ᵀ, b' = b[K,N] or b[N,K]ᵀ, all dense. */
@@ -57,8 +58,8 @@ typedef struct dlxi_operations {
     dlx_status (*layernorm_forward)(dlxi_kernels *k, float *y, float *mean, float *rstd, const float *x,
                                     const float *gain, const float *bias, int64_t N, int64_t C, float epsilon);
     dlx_status (*layernorm_backward)(dlxi_kernels *k, float *dx, float *dgain, float *dbias, const float *dy,
-                                     const float *x, const float *mean, const float *rstd, const float *gain,
-                                     int64_t N, int64_t C);
+                                     const float *x, const float *mean, const float *rstd, const float *gain, int64_t N,
+                                     int64_t C);
     /* y = x · rstd · gain, rstd[N] = 1/sqrt(mean(x²) + epsilon). */
     dlx_status (*rmsnorm_forward)(dlxi_kernels *k, float *y, float *rstd, const float *x, const float *gain, int64_t N,
                                   int64_t C, float epsilon);

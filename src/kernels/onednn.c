@@ -100,7 +100,7 @@ void dlxi_onednn_close(dlxi_onednn **pointer) {
     *pointer = NULL;
 }
 
-/* ---- cache ------------------------------------------------------------------------------------------------------- */
+/* ---- cache ----------------------------------------------------------------------------------------------------- */
 
 static bool same(const dlxi_product *a, const dlxi_product *b) {
     return a->M == b->M && a->N == b->N && a->K == b->K && a->alpha == b->alpha && a->beta == b->beta &&

@@ -6,7 +6,8 @@
 
 #include <stdlib.h>
 
-dlx_status dlxi_kernels_product_rate(double *flops_per_s, const dlxi_kernels *k, int64_t n, int runs, dlx_error *error) {
+dlx_status dlxi_kernels_product_rate(double *flops_per_s, const dlxi_kernels *k, int64_t n, int runs,
+                                     dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_onednn *products = NULL;
     float *values = NULL, *c = NULL;

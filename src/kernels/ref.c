@@ -11,7 +11,7 @@ struct dlxi_kernels_state {
     dlxi_scratch row; /* [T] f64: attention probabilities of one query */
 };
 
-/* ---- products ---------------------------------------------------------------------------------------------------- */
+/* ---- products -------------------------------------------------------------------------------------------------- */
 
 static dlx_status linear_forward(dlxi_kernels *k, float *y, const float *x, const float *weight, const float *bias,
                                  int64_t N, int64_t I, int64_t O) {
@@ -75,7 +75,7 @@ static dlx_status product(dlxi_kernels *k, float *c, const float *a, const float
     return DLX_OK;
 }
 
-/* ---- embedding --------------------------------------------------------------------------------------------------- */
+/* ---- embedding ------------------------------------------------------------------------------------------------- */
 
 static dlx_status embedding_forward(dlxi_kernels *k, float *y, const uint32_t *token, const float *table,
                                     const float *position, int64_t N, int64_t T, int64_t C) {
@@ -101,7 +101,7 @@ static dlx_status embedding_backward(dlxi_kernels *k, float *dtable, float *dpos
     return DLX_OK;
 }
 
-/* ---- normalisation ----------------------------------------------------------------------------------------------- */
+/* ---- normalisation --------------------------------------------------------------------------------------------- */
 
 static dlx_status layernorm_forward(dlxi_kernels *k, float *y, float *mean, float *rstd, const float *x,
                                     const float *gain, const float *bias, int64_t N, int64_t C, float epsilon) {
@@ -176,7 +176,7 @@ static dlx_status rmsnorm_backward(dlxi_kernels *k, float *dx, float *dgain, con
     return DLX_OK;
 }
 
-/* ---- pointwise --------------------------------------------------------------------------------------------------- */
+/* ---- pointwise ------------------------------------------------------------------------------------------------- */
 
 /* GELU, tanh form (Hendrycks & Gimpel 2016, section 2): x/2 · (1 + tanh(sqrt(2/π)(x + 0.044715 x³))). */
 static const double gelu_scale = 0.79788456080286535588, gelu_cubic = 0.044715;
@@ -252,7 +252,7 @@ static dlx_status rope(dlxi_kernels *k, float *x, int64_t N, int64_t T, int64_t 
     return DLX_OK;
 }
 
-/* ---- attention --------------------------------------------------------------------------------------------------- */
+/* ---- attention ------------------------------------------------------------------------------------------------- */
 
 /* Where token t of window b has head h in an array [B,T,heads,D]. */
 static int64_t at(int64_t b, int64_t t, int64_t h, int64_t T, int64_t heads, int64_t D) {
@@ -320,7 +320,7 @@ static dlx_status attention_backward(dlxi_kernels *k, float *dq, float *dkey, fl
     return DLX_OK;
 }
 
-/* ---- loss and optimiser ------------------------------------------------------------------------------------------ */
+/* ---- loss and optimiser ---------------------------------------------------------------------------------------- */
 
 static dlx_status cross_entropy(dlxi_kernels *k, double *loss_sum, float *logits, const uint32_t *target, int64_t N,
                                 int64_t V, bool gradient, float gradient_scale) {

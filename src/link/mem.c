@@ -324,7 +324,7 @@ static const char *mem_peer_key(dlxi_link *link, uint32_t index) {
     return "";
 }
 
-/* ---- open and close ---------------------------------------------------------------------------------------------- */
+/* ---- open and close -------------------------------------------------------------------------------------------- */
 
 static void mem_close(dlxi_link *link) {
     mem_endpoint *me = (mem_endpoint *)link;

@@ -47,7 +47,7 @@ dlx_status dlxi_zmq_check_loopback(const char *host, dlx_error *error) {
     return DLX_OK;
 }
 
-/* ---- send -------------------------------------------------------------------------------------------------------- */
+/* ---- send ------------------------------------------------------------------------------------------------------ */
 
 /* What a send that failed with errno means. */
 static dlx_status send_failure(dlx_error *error) {
@@ -128,7 +128,7 @@ static dlx_status link_send(dlxi_link *link, uint32_t to, const dlxi_frame *fram
     return send_to_site(me, &me->channels[to], frame, error);
 }
 
-/* ---- receive ----------------------------------------------------------------------------------------------------- */
+/* ---- receive --------------------------------------------------------------------------------------------------- */
 
 /* DLX_TIMEOUT: nothing is there. `more`: parts of the same message follow. */
 static dlx_status receive_part(zmq_msg_t *part, void *socket, bool *more, dlx_error *error) {
@@ -357,7 +357,7 @@ static const char *link_peer_key(dlxi_link *link, uint32_t peer) {
     return peer < DLXI_SITES_MAX ? me->channels[peer].key_text : "";
 }
 
-/* ---- open and close ---------------------------------------------------------------------------------------------- */
+/* ---- open and close -------------------------------------------------------------------------------------------- */
 
 static void link_close(dlxi_link *link) {
     dlxi_zmq *me = (dlxi_zmq *)link;

@@ -117,7 +117,7 @@ static bool admit(dlxi_zmq_auth *auth, const request *r, char name[DLXI_NAME_BYT
     return false;
 }
 
-/* ---- the thread -------------------------------------------------------------------------------------------------- */
+/* ---- the thread ------------------------------------------------------------------------------------------------ */
 
 /* False once the context is shut down. */
 static bool read_request(void *socket, request *r) {

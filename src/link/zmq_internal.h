@@ -54,7 +54,7 @@ dlx_status dlxi_socket_connect(void *socket, const char *numeric, uint16_t port,
 /* Whether ZMQ_POLLOUT (or another event) holds now. */
 bool dlxi_socket_ready(void *socket, short event);
 
-/* ---- the endpoint (zmq.c, zmq_site.c) ---------------------------------------------------------------------------- */
+/* ---- the endpoint (zmq.c, zmq_site.c) -------------------------------------------------------------------------- */
 
 /* A routing id towards the coordinator: ROUTING_ID_FIRST, then 16 random bytes. Between two sites it is always the
  * same. */

@@ -138,7 +138,7 @@ dlx_status dlxi_zmq_connect(dlxi_link *link, uint32_t index, const char *endpoin
     return status;
 }
 
-/* ---- news of the way to the coordinator -------------------------------------------------------------------------- */
+/* ---- news of the way to the coordinator ------------------------------------------------------------------------ */
 
 /* The event's number, or 0. */
 static uint16_t read_event(void *monitor) {

@@ -36,7 +36,7 @@ struct dlxi_coordinator {
     int64_t pinged_ms;
     char *shared_text;
     bool shared_text_is_given; /* or the first site's */
-    uint16_t count; /* joined */
+    uint16_t count;            /* joined */
     member members[DLXI_SITES_MAX];
     dlxi_ledger *ledger;
     dlxi_outbox outbox;
@@ -77,7 +77,7 @@ void dlxi_coordinator_close(dlxi_coordinator **coordinator) {
     *coordinator = NULL;
 }
 
-/* ---- sending ----------------------------------------------------------------------------------------------------------- */
+/* ---- sending --------------------------------------------------------------------------------------------------- */
 
 static dlxi_message *compose(dlxi_coordinator *c, dlxi_frame_kind kind) {
     dlxi_message *message = &c->outbox.scratch;
@@ -118,7 +118,7 @@ static void put_all(dlxi_coordinator *c, const dlxi_message *message) {
             dlxi_coordinator_fail(c, DLX_MEMORY, NULL, "the coordinator ran out of memory");
 }
 
-/* ---- gathering --------------------------------------------------------------------------------------------------------- */
+/* ---- gathering ------------------------------------------------------------------------------------------------- */
 
 static member *find(dlxi_coordinator *c, uint32_t peer) {
     for (uint16_t i = 0; i < c->count; i++)
@@ -145,7 +145,8 @@ static bool refusal(char text[DLXI_REASON_MAX + 1], dlxi_coordinator *c, const c
         return snprintf(text, size, "site '%s' uses the key of '%s'; set --site or wan.key", hello->site, proved_name);
     for (uint16_t i = 0; i < c->count; i++)
         if (strcmp(c->members[i].name, hello->site) == 0)
-            return snprintf(text, size, "a site named '%s' is in the run already; give --site another name", hello->site);
+            return snprintf(text, size, "a site named '%s' is in the run already; give --site another name",
+                            hello->site);
     if (hello->ranks != 1)
         return snprintf(text, size, "site '%s' has %u ranks; a site is one rank for now", hello->site, hello->ranks);
     if (c->shared_text != NULL && !dlxi_options_canonical_equal(&difference, c->shared_text, strlen(c->shared_text),
@@ -154,9 +155,11 @@ static bool refusal(char text[DLXI_REASON_MAX + 1], dlxi_coordinator *c, const c
                         difference.key, difference.theirs, hello->site, difference.ours);
     if (first == NULL) return false;
     if (first->tensors_hash != hello->tensors_hash)
-        return snprintf(text, size, "site '%s' has other tensors (names, shapes) or settings (overlap, inner steps, outer step, compression, "
-                        "adaptation, seed) than '%s'; all sites must have the same",
-                        hello->site, first->name);
+        return snprintf(
+            text, size,
+            "site '%s' has other tensors (names, shapes) or settings (overlap, inner steps, outer step, compression, "
+            "adaptation, seed) than '%s'; all sites must have the same",
+            hello->site, first->name);
     if (first->windows != hello->windows || first->data_hash != hello->data_hash ||
         first->tokens_per_window != hello->tokens_per_window)
         return snprintf(text, size,
@@ -178,8 +181,8 @@ static void grant(dlxi_coordinator *c, uint64_t round) {
     }
 }
 
-/* Sites are numbered by name, not by arrival, so that a run repeats; a round is granted to all before the next one, so that
- * one step of D sites uses the windows that one site with D times the batch would. */
+/* Sites are numbered by name, not by arrival, so that a run repeats; a round is granted to all before the next one, so
+ * that one step of D sites uses the windows that one site with D times the batch would. */
 static void welcome(dlxi_coordinator *c) {
     qsort(c->members, c->count, sizeof *c->members, by_name);
     grant(c, 1);
@@ -243,7 +246,7 @@ static void on_listening(dlxi_coordinator *c, member *m, const dlxi_endpoints *e
     if (c->phase == DLXI_COORDINATOR_GATHERING) c->phase = DLXI_COORDINATOR_RUNNING;
 }
 
-/* ---- rounds ------------------------------------------------------------------------------------------------------------ */
+/* ---- rounds ---------------------------------------------------------------------------------------------------- */
 
 static void begin(dlxi_coordinator *c) {
     dlxi_view *view = &compose(c, DLXI_FRAME_BEGIN)->as.view;
@@ -287,22 +290,24 @@ static void on_ready(dlxi_coordinator *c, member *m, uint64_t round, const dlxi_
         if (!c->members[i].ready) return;
         tokens += c->members[i].round_ready.tokens;
         if (c->members[i].round_ready.anchor_hash != c->members[0].round_ready.anchor_hash) {
-            dlxi_coordinator_fail(c, DLX_DIVERGED, c->members[i].name,
-                                  "site '%s' holds another anchor than '%s' after round %llu; this is a bug or bad memory",
-                                  c->members[i].name, c->members[0].name, (unsigned long long)round - 1);
+            dlxi_coordinator_fail(
+                c, DLX_DIVERGED, c->members[i].name,
+                "site '%s' holds another anchor than '%s' after round %llu; this is a bug or bad memory",
+                c->members[i].name, c->members[0].name, (unsigned long long)round - 1);
             return;
         }
     }
     if (tokens == 0)
-        dlxi_coordinator_fail(c, DLX_DATA, NULL, "no site trained on any token in round %llu", (unsigned long long)round);
+        dlxi_coordinator_fail(c, DLX_DATA, NULL, "no site trained on any token in round %llu",
+                              (unsigned long long)round);
     else
         begin(c);
 }
 
 static void abort_attempt(dlxi_coordinator *c, const char *why) {
     if (c->attempt >= c->settings.attempts_max) {
-        dlxi_coordinator_fail(c, DLX_DIVERGED, NULL, "round %llu failed %u times, last: %s", (unsigned long long)c->round,
-                              c->attempt, why);
+        dlxi_coordinator_fail(c, DLX_DIVERGED, NULL, "round %llu failed %u times, last: %s",
+                              (unsigned long long)c->round, c->attempt, why);
         return;
     }
     dlxi_message *message = compose(c, DLXI_FRAME_ABORT);
@@ -377,11 +382,11 @@ static void on_failed(dlxi_coordinator *c, member *m, const dlxi_reason *reason)
         return;
     }
     bool known = reason->status != DLX_OK && reason->status <= DLX_DIVERGED;
-    dlxi_coordinator_fail(c, known ? (dlx_status)reason->status : DLX_PEER_LOST, m->name, "site '%s' failed: %s", m->name,
-                          reason->text);
+    dlxi_coordinator_fail(c, known ? (dlx_status)reason->status : DLX_PEER_LOST, m->name, "site '%s' failed: %s",
+                          m->name, reason->text);
 }
 
-/* ---- events ------------------------------------------------------------------------------------------------------------ */
+/* ---- events ---------------------------------------------------------------------------------------------------- */
 
 void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *name, const char *key,
                                const dlxi_frame *frame, int64_t now_ms) {
@@ -402,17 +407,26 @@ void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *n
     case DLXI_FRAME_HELLO:
         if (m == NULL) on_hello(c, peer, name, key, &c->incoming.as.hello, now_ms);
         break;
-    case DLXI_FRAME_LISTENING: on_listening(c, m, &c->incoming.as.endpoints); break;
-    case DLXI_FRAME_READY: on_ready(c, m, frame->round, &c->incoming.as.ready); break;
-    case DLXI_FRAME_STAGED: on_staged(c, m, frame, c->incoming.as.staged.hash); break;
+    case DLXI_FRAME_LISTENING:
+        on_listening(c, m, &c->incoming.as.endpoints);
+        break;
+    case DLXI_FRAME_READY:
+        on_ready(c, m, frame->round, &c->incoming.as.ready);
+        break;
+    case DLXI_FRAME_STAGED:
+        on_staged(c, m, frame, c->incoming.as.staged.hash);
+        break;
     case DLXI_FRAME_ABORT:
         if (frame->round == c->round && frame->attempt == c->attempt) abort_attempt(c, c->incoming.as.reason.text);
         break;
     case DLXI_FRAME_FAILED:
         on_failed(c, m, &c->incoming.as.reason);
         break;
-    case DLXI_FRAME_REPORT: on_report(c, m, c->incoming.as.report.text); break;
-    default: break; /* pings were heard above; the rest is not for a coordinator */
+    case DLXI_FRAME_REPORT:
+        on_report(c, m, c->incoming.as.report.text);
+        break;
+    default:
+        break; /* pings were heard above; the rest is not for a coordinator */
     }
 }
 

@@ -1,5 +1,5 @@
-/* The coordinator's side of a run: rendezvous, leases, attempts, commits. A pure state machine: it owns no socket, thread
- * or clock. Feed it messages and time; send what it queues.
+/* The coordinator's side of a run: rendezvous, leases, attempts, commits. A pure state machine: it owns no socket,
+ * thread or clock. Feed it messages and time; send what it queues.
  *
  *   GATHERING  hello from every site → welcome → listening from every site → peers
  *   RUNNING    ready from every member → begin → staged from every member → commit (hashes agree) or abort, again

@@ -1,5 +1,5 @@
-/* The lease ledger: which site may use which windows in which round. Positions come from one global order without end; what
- * a lease leaves unused goes back and is leased again first. Pure. */
+/* The lease ledger: which site may use which windows in which round. Positions come from one global order without end;
+ * what a lease leaves unused goes back and is leased again first. Pure. */
 #ifndef DLXI_MEMBER_LEASE_H
 #define DLXI_MEMBER_LEASE_H
 

@@ -89,13 +89,16 @@ static dlxi_site_action dispatch(dlxi_site *s, const dlxi_frame *frame) {
         if (!current) return DLXI_SITE_NOTHING;
         s->staged = false;
         return DLXI_SITE_ABORT;
-    case DLXI_FRAME_COMMIT: return current ? on_commit(s) : DLXI_SITE_NOTHING;
+    case DLXI_FRAME_COMMIT:
+        return current ? on_commit(s) : DLXI_SITE_NOTHING;
     case DLXI_FRAME_STOP: {
         dlx_status status = s->incoming.as.reason.status <= DLX_DIVERGED ? s->incoming.as.reason.status : DLX_DATA;
         return end(s, status == DLX_OK ? DLX_PEER_LOST : status, "%s", s->incoming.as.reason.text);
     }
-    case DLXI_FRAME_FINISHED: return end(s, DLX_OK, "%s", "");
-    default: return DLXI_SITE_NOTHING;
+    case DLXI_FRAME_FINISHED:
+        return end(s, DLX_OK, "%s", "");
+    default:
+        return DLXI_SITE_NOTHING;
     }
 }
 

@@ -1,5 +1,5 @@
-/* A site's side of a run, as the coordinator sees it: joining, attempts, commits, the end. A pure state machine: it owns
- * no socket, thread or clock. Feed it what came, what was done, and time; do what it queues.
+/* A site's side of a run, as the coordinator sees it: joining, attempts, commits, the end. A pure state machine: it
+ * owns no socket, thread or clock. Feed it what came, what was done, and time; do what it queues.
  *
  *   JOINING → hello … welcome → LISTENING → listening … peers → RUNNING … finished → DONE
  *   anything → DONE on stop, on the coordinator's silence, or on the site's own failure: `result` says which

@@ -88,7 +88,7 @@ dlx_status dlxi_model_config_validate(const dlxi_model_config *config, dlx_error
     return DLX_OK;
 }
 
-/* ---- tensors ----------------------------------------------------------------------------------------------------- */
+/* ---- tensors --------------------------------------------------------------------------------------------------- */
 
 /* Sizes by letter: C width, K keys' width, M MLP width, 1 a vector's rows. A NULL name: the family has no such tensor.
  */

@@ -16,7 +16,7 @@
 #include "base/error.h"
 #include "kernels/kernels.h"
 
-/* ---- configuration ----------------------------------------------------------------------------------------------- */
+/* ---- configuration --------------------------------------------------------------------------------------------- */
 
 typedef enum dlxi_family { DLXI_FAMILY_GPT2, DLXI_FAMILY_LLAMA } dlxi_family;
 
@@ -46,7 +46,7 @@ const char *dlxi_family_name(dlxi_family family);
  * 6·N·tokens. */
 int64_t dlxi_model_parameter_count(const dlxi_model_config *config, bool without_positions);
 
-/* ---- tensors ----------------------------------------------------------------------------------------------------- */
+/* ---- tensors --------------------------------------------------------------------------------------------------- */
 
 enum { DLXI_TENSOR_NAME_MAX = 96 };
 
@@ -74,7 +74,7 @@ dlxi_tensor dlxi_model_tensor(const dlxi_model_config *config, int64_t id);
  * the stages: they depend on the config, the seed and the tensor's id alone. */
 void dlxi_model_initialize(float *dst, const dlxi_model_config *config, const dlxi_tensor *tensor, uint64_t seed);
 
-/* ---- stage ------------------------------------------------------------------------------------------------------- */
+/* ---- stage ----------------------------------------------------------------------------------------------------- */
 
 typedef struct dlxi_stage dlxi_stage;
 
@@ -136,7 +136,7 @@ dlx_status dlxi_stage_backward(dlxi_stage *stage, int slot, const float *d_outpu
 /* [B,T,C], for the stage before; valid until the next backward. Without an embedding only. */
 const float *dlxi_stage_d_input(const dlxi_stage *stage);
 
-/* ---- a whole model, forward only --------------------------------------------------------------------------------- */
+/* ---- a whole model, forward only ------------------------------------------------------------------------------- */
 
 /* Mean loss of window_count windows of T + 1 tokens each: window[window_count, T+1]. A stage with embedding and head;
  * training or not; slot 0's activations are lost. */

@@ -204,7 +204,7 @@ void dlxi_optimizer_set_step_count(dlxi_optimizer *optimizer, int64_t step) {
     optimizer->step = step;
 }
 
-/* ---- schedule ---------------------------------------------------------------------------------------------------- */
+/* ---- schedule -------------------------------------------------------------------------------------------------- */
 
 float dlxi_schedule_rate(const dlxi_schedule *schedule, int64_t tokens) {
     double peak = (double)schedule->peak, floor_rate = peak * (double)schedule->final_share;

@@ -48,7 +48,7 @@ int64_t dlxi_muon_scratch_count(int64_t rows, int64_t cols);
 dlx_status dlxi_muon_orthogonalize(dlxi_kernels *kernels, float *dst, const float *src, int64_t rows, int64_t cols,
                                    float *scratch);
 
-/* ---- schedule ---------------------------------------------------------------------------------------------------- */
+/* ---- schedule -------------------------------------------------------------------------------------------------- */
 
 /* Linear from 0 to peak over warmup_tokens, then half a cosine down to peak · final_share at total_tokens, and flat. */
 typedef struct dlxi_schedule {

@@ -36,7 +36,7 @@ static dlx_status validate_options(const dlxi_model_config *config, const dlxi_s
     return DLX_OK;
 }
 
-/* ---- tensors ----------------------------------------------------------------------------------------------------- */
+/* ---- tensors --------------------------------------------------------------------------------------------------- */
 
 static bool stage_has(const dlxi_stage_options *options, const dlxi_tensor *tensor) {
     if (tensor->layer >= 0) return tensor->layer >= options->first_layer && tensor->layer < options->end_layer;
@@ -95,7 +95,7 @@ static dlx_status open_parameters(dlxi_stage *stage, dlx_error *error) {
     return DLX_OK;
 }
 
-/* ---- activations ------------------------------------------------------------------------------------------------- */
+/* ---- activations ----------------------------------------------------------------------------------------------- */
 
 /* Hands out cache lines; with base NULL it only counts. */
 typedef struct arena {
@@ -205,7 +205,7 @@ static dlx_status open_activations(dlxi_stage *stage, dlx_error *error) {
     return DLX_OK;
 }
 
-/* ---- open and close ---------------------------------------------------------------------------------------------- */
+/* ---- open and close -------------------------------------------------------------------------------------------- */
 
 dlx_status dlxi_stage_open(dlxi_stage **out, const dlxi_model_config *config, const dlxi_stage_options *options,
                            dlxi_kernels *kernels, dlx_error *error) {

@@ -8,7 +8,7 @@ enum { DLXI_ADAPT_WINDOW = 5 /* c: rounds averaged */, DLXI_ADAPT_PROBES = 2 /* 
 #define DLXI_ADAPT_SHARE 0.95 /* τ: of the probed energy that the rank must hold */
 
 typedef struct dlxi_adapt_tensor {
-    int64_t parameters; /* rows · cols */
+    int64_t parameters;         /* rows · cols */
     int rank_first, rank_limit; /* r_1, and the most that this shape can gain from */
     int rank;                   /* r_t */
     int history[DLXI_ADAPT_WINDOW], history_count;
@@ -24,7 +24,8 @@ typedef struct dlxi_adapt {
 /* The columns that a tensor exchanges: its rank, and for `paper` the probes, within its limit. */
 int dlxi_adapt_columns(const dlxi_adapt *adapt, const dlxi_adapt_tensor *tensor);
 
-/* paper. The least rank whose singular values hold DLXI_ADAPT_SHARE of the energy of all `count` of them (descending). */
+/* paper. The least rank whose singular values hold DLXI_ADAPT_SHARE of the energy of all `count` of them (descending).
+ */
 int dlxi_adapt_effective_rank(const double *singular_values, int count);
 /* paper. Takes one tensor's effective rank of a committed round: r_t ← mean of the last c, within the bounds. */
 void dlxi_adapt_observe(const dlxi_adapt *adapt, dlxi_adapt_tensor *tensor, int effective_rank);

@@ -10,7 +10,8 @@ static dlxi_round_action apply_or_wait(bool committed) {
 
 dlxi_round_action dlxi_round_next(const dlxi_round *round, bool committed) {
     if (round->outstanding) {
-        if (!applies_at_boundary(round->overlap) && round->overlap != DLX_OVERLAP_CARRY) return apply_or_wait(committed);
+        if (!applies_at_boundary(round->overlap) && round->overlap != DLX_OVERLAP_CARRY)
+            return apply_or_wait(committed);
         if (round->overlap == DLX_OVERLAP_CARRY) {
             if (round->exchange_steps == 0 && committed) return DLXI_ROUND_APPLY;
             uint32_t due = round->exchange_steps < round->inner_steps ? round->exchange_steps : round->inner_steps;

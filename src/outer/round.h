@@ -19,7 +19,7 @@ typedef struct dlxi_round {
 
 typedef enum dlxi_round_action {
     DLXI_ROUND_TRAIN,
-    DLXI_ROUND_WAIT,              /* for the commit */
+    DLXI_ROUND_WAIT, /* for the commit */
     DLXI_ROUND_APPLY,
     DLXI_ROUND_HAND_OUT,
     DLXI_ROUND_HAND_OUT_AND_APPLY /* delayed, eager: the pseudo-gradient is taken first, then the update applied */

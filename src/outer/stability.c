@@ -6,8 +6,8 @@
 enum { STATES = 4 };
 typedef double matrix[STATES][STATES];
 
-/* ρ(A) = lim ‖A^n‖^(1/n), by squaring with the norm taken out each time: no eigenvalue is ever computed, so that complex
- * pairs and defective matrices need no care. */
+/* ρ(A) = lim ‖A^n‖^(1/n), by squaring with the norm taken out each time: no eigenvalue is ever computed, so that
+ * complex pairs and defective matrices need no care. */
 static double spectral_radius(matrix a) {
     enum { SQUARINGS = 30 };
     double log_radius = 0, power = 1;
@@ -42,7 +42,8 @@ static void outer_rows(matrix a, double eta, double mu) {
     a[VELOCITY][FLYING] = 1;
 }
 
-dlxi_modes dlxi_stability_modes(dlx_overlap overlap, double eta, double mu, double c, int sites, double exchange_share) {
+dlxi_modes dlxi_stability_modes(dlx_overlap overlap, double eta, double mu, double c, int sites,
+                                double exchange_share) {
     matrix a = {{0}};
     dlxi_modes modes = {0, 0};
     switch (overlap) {
@@ -106,9 +107,17 @@ double dlxi_stability_worst(dlx_overlap overlap, double eta, double mu, int site
 void dlxi_outer_defaults(dlx_overlap overlap, double *learning_rate, double *momentum) {
     switch (overlap) {
     case DLX_OVERLAP_ALLREDUCE:
-    case DLX_OVERLAP_NONE: *learning_rate = 0.7, *momentum = 0.7; break;
-    case DLX_OVERLAP_DELAYED: *learning_rate = 0.7, *momentum = 0.0; break;
-    case DLX_OVERLAP_EAGER: *learning_rate = 0.7, *momentum = 0.3; break;
-    case DLX_OVERLAP_CARRY: *learning_rate = 0.7, *momentum = 0.7; break;
+    case DLX_OVERLAP_NONE:
+        *learning_rate = 0.7, *momentum = 0.7;
+        break;
+    case DLX_OVERLAP_DELAYED:
+        *learning_rate = 0.7, *momentum = 0.0;
+        break;
+    case DLX_OVERLAP_EAGER:
+        *learning_rate = 0.7, *momentum = 0.3;
+        break;
+    case DLX_OVERLAP_CARRY:
+        *learning_rate = 0.7, *momentum = 0.7;
+        break;
     }
 }

@@ -3,8 +3,8 @@
 #include "base/simd.h"
 
 /* static: a dispatched function is exported whatever its visibility says */
-DLXI_CLONES static void step(float *restrict anchor, float *restrict velocity, const float *restrict update, int64_t count,
-                             float learning_rate, float momentum) {
+DLXI_CLONES static void step(float *restrict anchor, float *restrict velocity, const float *restrict update,
+                             int64_t count, float learning_rate, float momentum) {
     for (int64_t i = 0; i < count; i++) {
         velocity[i] = momentum * velocity[i] + update[i];
         anchor[i] = anchor[i] - learning_rate * (update[i] + momentum * velocity[i]);

@@ -27,16 +27,16 @@ struct dlxi_exchange {
     float weights[DLXI_SITES_MAX];
     dlxi_adapt_member measured[DLXI_SITES_MAX];
     dlxi_allreduce *trips[2];
-    dlxi_segment *segments; /* [tensors] */
-    float *flat[2], *own[2]; /* by trip: values, then the sum; what this site's message said */
-    size_t flat_values[2];   /* at most */
+    dlxi_segment *segments;     /* [tensors] */
+    float *flat[2], *own[2];    /* by trip: values, then the sum; what this site's message said */
+    size_t flat_values[2];      /* at most */
     dlxi_adapt_tensor *adapted; /* [tensors] */
     bool has_low_rank;
     early *early_first, **early_last;
     size_t early_bytes, early_bytes_max;
 };
 
-/* ---- layout: each trip's flat vector, tensors ascending ------------------------------------------------------------------ */
+/* ---- layout: each trip's flat vector, tensors ascending -------------------------------------------------------- */
 
 static int64_t stride_of(const dlxi_exchange *x, int64_t length) {
     return dlxi_factor_stride(length, x->shard->settings.quantiser.group);
@@ -135,8 +135,8 @@ static dlx_status take_view(dlxi_exchange *x, const dlxi_view *view, uint16_t si
     for (uint16_t i = 0; i < view->members; i++) {
         total += (double)view->member[i].tokens;
         x->member_site[i] = view->member[i].site;
-        x->measured[i] = (dlxi_adapt_member){view->member[i].step_ns, view->member[i].exchange_ns,
-                                             view->member[i].exchange_bytes};
+        x->measured[i] =
+            (dlxi_adapt_member){view->member[i].step_ns, view->member[i].exchange_ns, view->member[i].exchange_bytes};
         if (view->member[i].site == site) x->me = i;
     }
     if (x->me == UINT16_MAX || total <= 0) DLX_FAIL(error, DATA, "the coordinator's view leaves out site %u", site);
@@ -158,7 +158,8 @@ dlx_status dlxi_exchange_begin(dlxi_exchange *x, const dlxi_view *view, uint16_t
         t->columns = t->basis_columns;
         size_t values = values_in(x, t, 0, t->columns);
         if (t->low_rank) {
-            dlxi_project_rows(at, t->carried, t->basis, t->rows, t->cols, t->columns, x->shard->settings.quantiser.group);
+            dlxi_project_rows(at, t->carried, t->basis, t->rows, t->cols, t->columns,
+                              x->shard->settings.quantiser.group);
         } else {
             size_t count = (size_t)(t->rows * t->cols);
             memcpy(at, t->carried, count * sizeof(float));
@@ -176,7 +177,7 @@ void dlxi_exchange_abort(dlxi_exchange *x) {
     x->phase = IDLE;
 }
 
-/* ---- frames -------------------------------------------------------------------------------------------------------------- */
+/* ---- frames ---------------------------------------------------------------------------------------------------- */
 
 int dlxi_exchange_trip(const dlxi_exchange *x) {
     return x->phase == TRIP_FACTORS ? 0 : x->phase == TRIP_PROJECTIONS ? 1 : -1;
@@ -209,7 +210,8 @@ static int order_of(const dlxi_exchange *x, const dlxi_frame *frame) {
 
 static dlx_status take(dlxi_exchange *x, const dlxi_frame *frame, dlx_error *error) {
     uint16_t from = position_of(x, frame->site);
-    if (from == UINT16_MAX || from == x->me) DLX_FAIL(error, DATA, "a frame from site %u, which is not in the view", frame->site);
+    if (from == UINT16_MAX || from == x->me)
+        DLX_FAIL(error, DATA, "a frame from site %u, which is not in the view", frame->site);
     return dlxi_allreduce_on_frame(x->trips[frame->trip], from, frame, error);
 }
 
@@ -258,7 +260,7 @@ static dlx_status replay_early(dlxi_exchange *x, dlx_error *error) {
     return status;
 }
 
-/* ---- between trips --------------------------------------------------------------------------------------------------------- */
+/* ---- between trips --------------------------------------------------------------------------------------------- */
 
 /* P̂ ← orthonormalised sums; Q ← Mᵀ P̂. */
 static dlx_status begin_projections(dlxi_exchange *x, dlx_error *error) {
@@ -282,8 +284,8 @@ static dlx_status begin_projections(dlxi_exchange *x, dlx_error *error) {
     return begin_trip(x, 1, error);
 }
 
-/* own ← what this site's message said, less what its second quantisation lost, so that e takes that in. A message of weight 0
- * said nothing. */
+/* own ← what this site's message said, less what its second quantisation lost, so that e takes that in. A message of
+ * weight 0 said nothing. */
 static void collect(dlxi_exchange *x, int trip) {
     dlxi_arithmetic saved;
     dlxi_arithmetic_enter(&saved);
@@ -313,8 +315,10 @@ dlx_status dlxi_exchange_poll(dlxi_exchange *x, bool *staged, dlx_error *error) 
     *staged = false;
     if (x->phase == TRIP_FACTORS && dlxi_allreduce_done(x->trips[0])) {
         collect(x, 0);
-        if (x->has_low_rank) DLX_TRY(begin_projections(x, error));
-        else x->phase = STAGED;
+        if (x->has_low_rank)
+            DLX_TRY(begin_projections(x, error));
+        else
+            x->phase = STAGED;
     }
     if (x->phase == TRIP_PROJECTIONS && dlxi_allreduce_done(x->trips[1])) {
         collect(x, 1);
@@ -329,7 +333,7 @@ uint64_t dlxi_exchange_staged_hash(const dlxi_exchange *x) {
     return dlxi_allreduce_hash(x->trips[0]) ^ (x->has_low_rank ? dlxi_allreduce_hash(x->trips[1]) * 3 : 0);
 }
 
-/* ---- commit ---------------------------------------------------------------------------------------------------------------- */
+/* ---- commit ---------------------------------------------------------------------------------------------------- */
 
 /* e ← M − own; the outer step; row by row, since Δ and own stay factored. */
 static void commit_tensor(dlxi_shard *s, dlxi_shard_tensor *t) {
@@ -341,7 +345,8 @@ static void commit_tensor(dlxi_shard *s, dlxi_shard_tensor *t) {
             t->carried[at + k] = s->settings.error_feedback ? t->carried[at + k] - expanded[k] : 0.0f;
         const float *update = t->low_rank ? expanded : t->update + at;
         if (t->low_rank)
-            dlxi_expand_row(expanded, t->p_hat, t->q_hat, row, t->rows, t->cols, t->columns, s->settings.quantiser.group);
+            dlxi_expand_row(expanded, t->p_hat, t->q_hat, row, t->rows, t->cols, t->columns,
+                            s->settings.quantiser.group);
         dlxi_outer_step(t->anchor + at, t->velocity + at, update, t->cols, s->settings.learning_rate,
                         s->settings.momentum);
     }
@@ -380,8 +385,7 @@ static void adapt(dlxi_exchange *x) {
     for (size_t i = 0; i < s->count; i++)
         if (s->tensors[i].low_rank) low_rank[count++] = s->tensors[i].adapt;
     if (a->kind == DLX_ADAPTATION_PAPER) dlxi_adapt_paper(a, low_rank, count);
-    if (a->kind == DLX_ADAPTATION_LINK)
-        dlxi_adapt_link(a, low_rank, count, x->measured, x->members, bytes_at, s);
+    if (a->kind == DLX_ADAPTATION_LINK) dlxi_adapt_link(a, low_rank, count, x->measured, x->members, bytes_at, s);
     count = 0;
     for (size_t i = 0; i < s->count; i++)
         if (s->tensors[i].low_rank) s->tensors[i].adapt = low_rank[count++];

@@ -1,5 +1,5 @@
-/* One site's part in the exchange of a round: projections, two AllReduces, and what a commit does to the shard. Pure: it
- * owns no link, thread or clock.
+/* One site's part in the exchange of a round: projections, two AllReduces, and what a commit does to the shard. Pure:
+ * it owns no link, thread or clock.
  *
  *   begin → trip 0: P factors of low-rank tensors, the rest whole → trip 1: Q factors → staged → commit | abort → begin
  *
@@ -16,8 +16,8 @@ typedef struct dlxi_exchange dlxi_exchange;
 dlx_status dlxi_exchange_open(dlxi_exchange **out, dlxi_shard *shard, dlx_error *error);
 void dlxi_exchange_close(dlxi_exchange **exchange);
 
-/* Starts an attempt with the view's members, of which `site` is one; an earlier attempt is dropped. DLX_NUMERIC where M is
- * not finite. */
+/* Starts an attempt with the view's members, of which `site` is one; an earlier attempt is dropped. DLX_NUMERIC where M
+ * is not finite. */
 dlx_status dlxi_exchange_begin(dlxi_exchange *x, const dlxi_view *view, uint16_t site, uint32_t term, uint64_t round,
                                uint32_t attempt, dlx_error *error);
 void dlxi_exchange_abort(dlxi_exchange *x);
@@ -26,8 +26,8 @@ void dlxi_exchange_abort(dlxi_exchange *x);
 bool dlxi_exchange_peek(dlxi_exchange *x, uint16_t site, dlxi_frame *frame);
 void dlxi_exchange_advance(dlxi_exchange *x, uint16_t site);
 
-/* A contribution or result from another site. Frames of attempts and trips to come are kept (bounded) until then; those of
- * past ones are dropped. DLX_DATA: malformed, the attempt can't go on. */
+/* A contribution or result from another site. Frames of attempts and trips to come are kept (bounded) until then; those
+ * of past ones are dropped. DLX_DATA: malformed, the attempt can't go on. */
 dlx_status dlxi_exchange_on_frame(dlxi_exchange *x, const dlxi_frame *frame, dlx_error *error);
 
 /* Goes on to the next trip once the present one is done. *staged is true when the last one is. */

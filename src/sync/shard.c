@@ -41,7 +41,8 @@ static dlx_status open_factors(dlxi_shard *s, dlxi_shard_tensor *t, dlx_error *e
     return DLX_OK;
 }
 
-static dlx_status open_tensor(dlxi_shard *s, dlxi_shard_tensor *t, const dlx_tensor *from, uint32_t id, dlx_error *error) {
+static dlx_status open_tensor(dlxi_shard *s, dlxi_shard_tensor *t, const dlx_tensor *from, uint32_t id,
+                              dlx_error *error) {
     size_t count = (size_t)(from->rows * from->cols);
     bool gradients = s->settings.overlap == DLX_OVERLAP_ALLREDUCE;
     *t = (dlxi_shard_tensor){.id = id, .rows = from->rows, .cols = from->cols, .parameter = from->data};
@@ -59,8 +60,8 @@ static dlx_status open_tensor(dlxi_shard *s, dlxi_shard_tensor *t, const dlx_ten
     return t->low_rank ? open_factors(s, t, error) : DLX_OK;
 }
 
-dlx_status dlxi_shard_open(dlxi_shard **out, const dlxi_shard_settings *settings, const dlx_tensor *tensors, size_t count,
-                           dlx_error *error) {
+dlx_status dlxi_shard_open(dlxi_shard **out, const dlxi_shard_settings *settings, const dlx_tensor *tensors,
+                           size_t count, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_shard *s = NULL;
     DLX_TRY_OUT(DLXI_NEW(&s, 1, error));
@@ -161,7 +162,8 @@ uint64_t dlxi_shard_exchange_bytes(const dlxi_shard *s, int rank) {
         if (t->low_rank) {
             dlxi_adapt_tensor at = t->adapt;
             if (rank > 0) at.rank = rank;
-            groups += (uint64_t)(dlxi_adapt_columns(&s->settings.adapt, &at) * (stride_rows(s, t) + stride_cols(s, t)) / group);
+            groups += (uint64_t)(dlxi_adapt_columns(&s->settings.adapt, &at) * (stride_rows(s, t) + stride_cols(s, t)) /
+                                 group);
         } else {
             groups += (uint64_t)((t->rows * t->cols + group - 1) / group);
         }
@@ -169,7 +171,7 @@ uint64_t dlxi_shard_exchange_bytes(const dlxi_shard *s, int rank) {
     return groups * dlxi_quantiser_group_bytes(s->settings.quantiser);
 }
 
-/* ---- the two events ---------------------------------------------------------------------------------------------------- */
+/* ---- the two events -------------------------------------------------------------------------------------------- */
 
 void dlxi_shard_own_row(const dlxi_shard *s, const dlxi_shard_tensor *t, float *dst, int64_t row) {
     if (t->low_rank)

@@ -32,8 +32,8 @@ typedef struct dlxi_shard_tensor {
     int columns;     /* of the factors of the last exchange begun */
     float *basis;    /* [columns_max][stride(cols)]; what the next exchange projects on */
     int basis_columns;
-    float *p_hat;         /* [columns_max][stride(rows)], orthonormal */
-    float *q_hat, *q_own; /* [columns_max][stride(cols)]: the sum, and what this site's message said */
+    float *p_hat;              /* [columns_max][stride(rows)], orthonormal */
+    float *q_hat, *q_own;      /* [columns_max][stride(cols)]: the sum, and what this site's message said */
     const float *update, *own; /* not low rank: the same for whole tensors; borrowed from the last exchange */
     uint64_t anchor_hash;
 } dlxi_shard_tensor;
@@ -42,14 +42,15 @@ typedef struct dlxi_shard {
     dlxi_shard_settings settings;
     dlxi_shard_tensor *tensors;
     size_t count;
-    float *row;          /* [2][widest row], for expanding */
+    float *row;           /* [2][widest row], for expanding */
     float *basis_scratch; /* [columns_max · stride] of the largest */
-    double *spectrum;    /* [columns_max + columns_max²] of the largest */
+    double *spectrum;     /* [columns_max + columns_max²] of the largest */
 } dlxi_shard;
 
-/* Copies the parameters to θ and start. *out is the caller's; the tensors' data stays the caller's and must outlive it. */
-dlx_status dlxi_shard_open(dlxi_shard **out, const dlxi_shard_settings *settings, const dlx_tensor *tensors, size_t count,
-                           dlx_error *error);
+/* Copies the parameters to θ and start. *out is the caller's; the tensors' data stays the caller's and must outlive it.
+ */
+dlx_status dlxi_shard_open(dlxi_shard **out, const dlxi_shard_settings *settings, const dlx_tensor *tensors,
+                           size_t count, dlx_error *error);
 void dlxi_shard_close(dlxi_shard **shard);
 
 /* Hash of all θ, by tensor id, whatever the order or the cut. */
@@ -61,7 +62,7 @@ int64_t dlxi_shard_parameters(const dlxi_shard *shard);
 /* Payload bytes of one site's whole vectors (C), all low-rank tensors at `rank`; 0: at the present ranks. */
 uint64_t dlxi_shard_exchange_bytes(const dlxi_shard *shard, int rank);
 
-/* ---- the two events of a round (design: the algorithm); on the training thread, while nothing is handed out ------------ */
+/* ---- the two events of a round (design: the algorithm); on the training thread, while nothing is handed out ---- */
 
 /* M ← (start − p) + e; start ← p. *norm ← ‖M‖. */
 void dlxi_shard_hand_out(dlxi_shard *shard, double *norm);

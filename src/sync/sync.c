@@ -24,14 +24,14 @@ struct dlx_sync {
 
     /* training thread */
     dlxi_round round;
-    double outside_since_s;   /* when the last call returned */
-    double round_step_s;      /* time spent outside, i.e. training, in the present round */
-    uint64_t round_tokens;    /* trained on in the present round */
-    uint64_t flying_tokens;   /* of the round that is handed out and not applied */
-    uint64_t applied_tokens;  /* committed, as of the last apply */
-    double run_share;         /* the run's tokens to one of this site's, as of the last apply */
-    uint64_t windows_taken;   /* of the present round's lease */
-    double pace;              /* rounds from now on last so many times H */
+    double outside_since_s;  /* when the last call returned */
+    double round_step_s;     /* time spent outside, i.e. training, in the present round */
+    uint64_t round_tokens;   /* trained on in the present round */
+    uint64_t flying_tokens;  /* of the round that is handed out and not applied */
+    uint64_t applied_tokens; /* committed, as of the last apply */
+    double run_share;        /* the run's tokens to one of this site's, as of the last apply */
+    uint64_t windows_taken;  /* of the present round's lease */
+    double pace;             /* rounds from now on last so many times H */
     bool finished, reported;
 
     pthread_t thread;
@@ -43,13 +43,13 @@ struct dlx_sync {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
     bool joined;
-    bool handed_out;  /* M belongs to the exchange thread */
+    bool handed_out; /* M belongs to the exchange thread */
     bool ready_wanted, committed, report_wanted, quit, ended;
     dlxi_ready ready;
     dlxi_commit commit;
     uint64_t view_tokens, own_tokens; /* of the last committed round: all members', and this site's */
-    dlx_error failure; /* status OK while all is well */
-    dlxi_lease leases[LEASES]; /* of round n at n mod LEASES */
+    dlx_error failure;                /* status OK while all is well */
+    dlxi_lease leases[LEASES];        /* of round n at n mod LEASES */
     uint64_t tokens_target;
     uint32_t site_index, site_count;
     char *report_text;
@@ -78,7 +78,7 @@ static bool is_interrupted(const dlx_sync *s) {
     return s->interrupted || (s->settings.interrupted != NULL && *s->settings.interrupted);
 }
 
-/* ---- exchange thread: endings ------------------------------------------------------------------------------------------------ */
+/* ---- exchange thread: endings ---------------------------------------------------------------------------------- */
 
 static void fail(dlx_sync *s, const dlx_error *why) {
     pthread_mutex_lock(&s->mutex);
@@ -104,7 +104,7 @@ static void on_ended(dlx_sync *s) {
     pthread_mutex_unlock(&s->mutex);
 }
 
-/* ---- exchange thread: joining -------------------------------------------------------------------------------------------------- */
+/* ---- exchange thread: joining ---------------------------------------------------------------------------------- */
 
 static void on_joined(dlx_sync *s) {
     pthread_mutex_lock(&s->mutex);
@@ -189,7 +189,7 @@ static dlx_status on_anchor_frame(dlx_sync *s, const dlxi_frame *frame, dlx_erro
     return DLX_OK;
 }
 
-/* ---- exchange thread: rounds ----------------------------------------------------------------------------------------------------- */
+/* ---- exchange thread: rounds ----------------------------------------------------------------------------------- */
 
 static dlx_status on_begin(dlx_sync *s, dlx_error *error) {
     pthread_mutex_lock(&s->mutex);
@@ -251,18 +251,28 @@ static dlx_status give_up_attempt(dlx_sync *s, dlx_status status, const dlx_erro
 
 static dlx_status act(dlx_sync *s, dlxi_site_action action, dlx_error *error) {
     switch (action) {
-    case DLXI_SITE_LISTEN: return on_listen(s, error);
-    case DLXI_SITE_CONNECT: return on_connect(s, error);
-    case DLXI_SITE_BEGIN: return give_up_attempt(s, on_begin(s, error), error);
-    case DLXI_SITE_ABORT: dlxi_exchange_abort(s->exchange); return DLX_OK;
-    case DLXI_SITE_COMMIT: on_commit(s); return DLX_OK;
-    case DLXI_SITE_ENDED: on_ended(s); return DLX_OK;
-    case DLXI_SITE_NOTHING: break;
+    case DLXI_SITE_LISTEN:
+        return on_listen(s, error);
+    case DLXI_SITE_CONNECT:
+        return on_connect(s, error);
+    case DLXI_SITE_BEGIN:
+        return give_up_attempt(s, on_begin(s, error), error);
+    case DLXI_SITE_ABORT:
+        dlxi_exchange_abort(s->exchange);
+        return DLX_OK;
+    case DLXI_SITE_COMMIT:
+        on_commit(s);
+        return DLX_OK;
+    case DLXI_SITE_ENDED:
+        on_ended(s);
+        return DLX_OK;
+    case DLXI_SITE_NOTHING:
+        break;
     }
     return DLX_OK;
 }
 
-/* ---- exchange thread: the loop ------------------------------------------------------------------------------------------------------ */
+/* ---- exchange thread: the loop --------------------------------------------------------------------------------- */
 
 static bool send_control(dlx_sync *s) {
     const dlxi_outbox_item *item;
@@ -328,10 +338,13 @@ static dlx_status on_frame(dlx_sync *s, uint32_t peer, const dlxi_frame *frame, 
     if (peer == DLXI_SITE_COORDINATOR) return act(s, dlxi_site_on_frame(s->site, frame, now_ms()), error);
     if (frame->site != peer || frame->rank != 0) DLX_FAIL(error, DATA, "site %u speaks for site %u", peer, frame->site);
     switch (frame->kind) {
-    case DLXI_FRAME_ANCHOR: return on_anchor_frame(s, frame, error);
+    case DLXI_FRAME_ANCHOR:
+        return on_anchor_frame(s, frame, error);
     case DLXI_FRAME_CONTRIBUTION:
-    case DLXI_FRAME_RESULT: return give_up_attempt(s, dlxi_exchange_on_frame(s->exchange, frame, error), error);
-    default: return DLX_OK;
+    case DLXI_FRAME_RESULT:
+        return give_up_attempt(s, dlxi_exchange_on_frame(s->exchange, frame, error), error);
+    default:
+        return DLX_OK;
     }
 }
 
@@ -340,7 +353,8 @@ static void *exchange_thread(void *context) {
     dlx_error error;
     while (take_requests(s)) {
         dlx_status status = act(s, dlxi_site_on_tick(s->site, now_ms()), &error);
-        if (status == DLX_OK && s->site->phase == DLXI_SITE_RUNNING) status = give_up_attempt(s, poll_exchange(s, &error), &error);
+        if (status == DLX_OK && s->site->phase == DLXI_SITE_RUNNING)
+            status = give_up_attempt(s, poll_exchange(s, &error), &error);
         send_control(s);
         uint32_t peer;
         dlxi_frame frame;
@@ -356,7 +370,7 @@ static void *exchange_thread(void *context) {
     return NULL;
 }
 
-/* ---- training thread: open and close -------------------------------------------------------------------------------------------------- */
+/* ---- training thread: open and close --------------------------------------------------------------------------- */
 
 static void request(dlx_sync *s, bool *flag) {
     pthread_mutex_lock(&s->mutex);
@@ -425,8 +439,8 @@ static void set_first_statistics(dlx_sync *s) {
     if (st->low_rank_tensors == 0) st->rank_mean = 0;
 }
 
-dlx_status dlxi_sync_open(dlx_sync **out, const dlxi_sync_settings *settings, dlxi_link *link, const dlx_tensor *tensors,
-                          size_t count, dlx_error *error) {
+dlx_status dlxi_sync_open(dlx_sync **out, const dlxi_sync_settings *settings, dlxi_link *link,
+                          const dlx_tensor *tensors, size_t count, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlx_sync *s = NULL;
     *out = NULL;
@@ -498,16 +512,15 @@ void dlxi_sync_close(dlx_sync **sync) {
     *sync = NULL;
 }
 
-/* ---- training thread: steps ------------------------------------------------------------------------------------------------------------ */
+/* ---- training thread: steps ------------------------------------------------------------------------------------ */
 
 /* The round's M is in place: the exchange thread's turn. */
 static void hand_over(dlx_sync *s, double norm) {
     dlxi_ready ready = {.tokens = s->round_tokens,
                         .windows_used = (uint32_t)s->windows_taken,
                         .norm = norm,
-                        .anchor_hash = s->settings.shard.overlap == DLX_OVERLAP_ALLREDUCE
-                                           ? 0
-                                           : dlxi_shard_anchor_hash(s->shard),
+                        .anchor_hash =
+                            s->settings.shard.overlap == DLX_OVERLAP_ALLREDUCE ? 0 : dlxi_shard_anchor_hash(s->shard),
                         .step_ns = s->round.steps == 0 ? 0 : (uint64_t)(s->round_step_s * 1e9 / s->round.steps)};
     s->flying_tokens = s->round_tokens;
     s->round_tokens = 0;
@@ -577,15 +590,22 @@ static dlx_status proceed(dlx_sync *s, dlx_step *step, dlx_error *error) {
         dlxi_round_action action = dlxi_round_next(&s->round, committed);
         if (finished) action = DLXI_ROUND_APPLY; /* whatever was trained since then is past the run's end */
         switch (action) {
-        case DLXI_ROUND_TRAIN: return DLX_OK;
-        case DLXI_ROUND_WAIT: DLX_TRY(wait_for(s, &s->committed, &step->waited_s, error)); break;
+        case DLXI_ROUND_TRAIN:
+            return DLX_OK;
+        case DLXI_ROUND_WAIT:
+            DLX_TRY(wait_for(s, &s->committed, &step->waited_s, error));
+            break;
         case DLXI_ROUND_APPLY:
             dlxi_shard_apply(s->shard, finished);
             step->applied = true;
             settle(s);
             break;
-        case DLXI_ROUND_HAND_OUT: hand_out(s, false, step); break;
-        case DLXI_ROUND_HAND_OUT_AND_APPLY: hand_out(s, true, step); break;
+        case DLXI_ROUND_HAND_OUT:
+            hand_out(s, false, step);
+            break;
+        case DLXI_ROUND_HAND_OUT_AND_APPLY:
+            hand_out(s, true, step);
+            break;
         }
     }
     return DLX_OK;
@@ -624,7 +644,8 @@ dlx_status dlxi_sync_step(dlx_sync *s, uint64_t tokens, dlx_step *step, dlx_erro
     return status;
 }
 
-dlx_status dlxi_sync_gradients(dlx_sync *s, float *const *gradients, uint64_t tokens, double *waited_s, dlx_error *error) {
+dlx_status dlxi_sync_gradients(dlx_sync *s, float *const *gradients, uint64_t tokens, double *waited_s,
+                               dlx_error *error) {
     if (s->round.overlap != DLX_OVERLAP_ALLREDUCE)
         DLX_FAIL(error, STATE, "gradients are exchanged under overlap allreduce only; call dlx_sync_step");
     if (s->finished) DLX_FAIL(error, STATE, "the run is finished");
@@ -646,7 +667,7 @@ dlx_status dlxi_sync_gradients(dlx_sync *s, float *const *gradients, uint64_t to
     return DLX_OK;
 }
 
-/* ---- training thread: the rest ------------------------------------------------------------------------------------------------------------ */
+/* ---- training thread: the rest --------------------------------------------------------------------------------- */
 
 dlx_status dlxi_sync_windows(dlx_sync *s, uint64_t *positions, uint32_t count, dlx_error *error) {
     pthread_mutex_lock(&s->mutex);

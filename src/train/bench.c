@@ -24,8 +24,8 @@ static dlx_status timed_step(double *seconds, dlxi_stage *stage, dlxi_optimizer 
     return DLX_OK;
 }
 
-dlx_status dlxi_bench_model(dlx_bench_model_result *result, uint32_t batch, uint32_t length, uint32_t steps, int threads,
-                            bool f32, dlx_error *error) {
+dlx_status dlxi_bench_model(dlx_bench_model_result *result, uint32_t batch, uint32_t length, uint32_t steps,
+                            int threads, bool f32, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_kernels *kernels = NULL;
     dlxi_stage *stage = NULL;
@@ -51,8 +51,7 @@ dlx_status dlxi_bench_model(dlx_bench_model_result *result, uint32_t batch, uint
     }
     double first_s;
     DLX_TRY_OUT(timed_step(&first_s, stage, optimizer, tokens, targets, error));
-    for (uint32_t i = 0; i < steps; i++)
-        DLX_TRY_OUT(timed_step(&seconds[i], stage, optimizer, tokens, targets, error));
+    for (uint32_t i = 0; i < steps; i++) DLX_TRY_OUT(timed_step(&seconds[i], stage, optimizer, tokens, targets, error));
     qsort(seconds, steps, sizeof *seconds, by_value);
     *result = (dlx_bench_model_result){.backend = kernels->op->name,
                                        .precision = kernels->precision == DLXI_PRECISION_BF16 ? "bf16" : "f32",

@@ -27,7 +27,8 @@ static const dlxi_option options[] = {
     INTEGER("model.layers", model.layers, 1, 1000, "4", "blocks"),
     INTEGER("model.width", model.width, 2, 65536, "256", "of the residual stream; a multiple of heads"),
     INTEGER("model.heads", model.heads, 1, 1024, "8", "attention heads"),
-    INTEGER("model.kv_heads", model.kv_heads, 0, 1024, "4", "key and value heads, a divisor of heads; 0: as many as heads"),
+    INTEGER("model.kv_heads", model.kv_heads, 0, 1024, "4",
+            "key and value heads, a divisor of heads; 0: as many as heads"),
     INTEGER("model.mlp_width", model.mlp_width, 1, 262144, "704", "hidden width of a block's MLP"),
     INTEGER("model.context", model.context, 2, 65536, "256", "tokens in a window"),
     INTEGER("model.vocabulary", model.vocabulary, 2, 1e6, "256", "at least the data's"),
@@ -61,28 +62,41 @@ static const dlxi_option options[] = {
     CHOICE("sync.overlap", sync.overlap, overlaps, "carry", "what training does while a round's update travels"),
     INTEGER("sync.inner_steps", sync.inner_steps, 1, 100000, "16", "H: inner steps a round"),
     INTEGER("sync.inner_steps_min", sync.inner_steps_min, 1, 100000, "1", "adaptation's lower bound of H"),
-    INTEGER("sync.inner_steps_max", sync.inner_steps_max, 0, 200000, "0", "train on past H to here while an exchange is late; 0: 1.5 H"),
+    INTEGER("sync.inner_steps_max", sync.inner_steps_max, 0, 200000, "0",
+            "train on past H to here while an exchange is late; 0: 1.5 H"),
     CHOICE("sync.pace", sync.pace, paces, "rate", "rate: H grows as the inner learning rate falls, up to ten times"),
-    INTEGER("sync.exchange_steps", sync.exchange_steps, 0, 100000, "0", "carry: apply exactly so many steps after handing out; 0: at once"),
-    REAL("sync.outer_learning_rate", sync.outer_learning_rate, 0, 10, "auto", "of the outer Nesterov step", .allow_auto = true),
-    REAL("sync.outer_momentum", sync.outer_momentum, 0, 0.999, "auto", "of the outer Nesterov step", .allow_auto = true),
-    CHOICE("sync.adaptation", sync.adaptation, adaptations, "paper", "of rank and H: off, by spectrum (paper), by link"),
-    INTEGER("sync.compression.rank", sync.compression.rank, 0, 1024, "64", "columns of the low-rank factors, where they are smaller than the matrix; 0: none"),
-    INTEGER("sync.compression.rank_min", sync.compression.rank_min, 0, 1024, "0", "adaptation's lower bound; 0: a quarter of rank"),
-    INTEGER("sync.compression.rank_max", sync.compression.rank_max, 0, 1024, "0", "adaptation's upper bound; 0: twice rank"),
+    INTEGER("sync.exchange_steps", sync.exchange_steps, 0, 100000, "0",
+            "carry: apply exactly so many steps after handing out; 0: at once"),
+    REAL("sync.outer_learning_rate", sync.outer_learning_rate, 0, 10, "auto", "of the outer Nesterov step",
+         .allow_auto = true),
+    REAL("sync.outer_momentum", sync.outer_momentum, 0, 0.999, "auto", "of the outer Nesterov step",
+         .allow_auto = true),
+    CHOICE("sync.adaptation", sync.adaptation, adaptations, "paper",
+           "of rank and H: off, by spectrum (paper), by link"),
+    INTEGER("sync.compression.rank", sync.compression.rank, 0, 1024, "64",
+            "columns of the low-rank factors, where they are smaller than the matrix; 0: none"),
+    INTEGER("sync.compression.rank_min", sync.compression.rank_min, 0, 1024, "0",
+            "adaptation's lower bound; 0: a quarter of rank"),
+    INTEGER("sync.compression.rank_max", sync.compression.rank_max, 0, 1024, "0",
+            "adaptation's upper bound; 0: twice rank"),
     CHOICE("sync.compression.bits", sync.compression.bits, widths, "4", "of a value sent"),
     INTEGER("sync.compression.group", sync.compression.group, 2, 1024, "64", "values that share a scale; even"),
-    BOOLEAN("sync.compression.error_feedback", sync.compression.error_feedback, "true", "what was not sent is sent later"),
-    BOOLEAN("sync.compression.keep_unsent", sync.compression.keep_unsent, "true", "none, carry: a site keeps what it has not sent yet"),
+    BOOLEAN("sync.compression.error_feedback", sync.compression.error_feedback, "true",
+            "what was not sent is sent later"),
+    BOOLEAN("sync.compression.keep_unsent", sync.compression.keep_unsent, "true",
+            "none, carry: a site keeps what it has not sent yet"),
     BOOLEAN("sync.compression.tables", sync.compression.tables, "true", "embedding and head may be low rank too"),
 
     CHOICE("wan.link", wan.link, links, "zmq", "zmq: processes; mem: threads of one process"),
-    STRING("wan.coordinator", wan.coordinator, "127.0.0.1:0", "host:port; port 0: any free one", .site_may_differ = true),
-    STRING("wan.listen", wan.listen, "", "host[:port] that peers reach this site at; empty: found by itself", .site_may_differ = true),
+    STRING("wan.coordinator", wan.coordinator, "127.0.0.1:0", "host:port; port 0: any free one",
+           .site_may_differ = true),
+    STRING("wan.listen", wan.listen, "", "host[:port] that peers reach this site at; empty: found by itself",
+           .site_may_differ = true),
     CHOICE("wan.security", wan.security, securities, "curve", "none: on loopback only"),
     STRING("wan.key", wan.key, "site.key", "this site's secret key, made by dilocox keygen", .site_may_differ = true),
     STRING("wan.roster", wan.roster, "roster.txt", "names and public keys that may join", .site_may_differ = true),
-    REAL("wan.timeout_s", wan.timeout_s, 1, 86400, "10", "a peer not heard of for so long is lost", .site_may_differ = true),
+    REAL("wan.timeout_s", wan.timeout_s, 1, 86400, "10", "a peer not heard of for so long is lost",
+         .site_may_differ = true),
 };
 
 const dlxi_option_table dlxi_config_table = {options, sizeof options / sizeof *options};
@@ -92,7 +106,8 @@ dlxi_model_config dlxi_config_model(const dlxi_config *config) {
     model.layers = config->model.layers;
     model.width = config->model.width;
     model.heads = config->model.heads;
-    model.kv_heads = config->model.kv_heads == 0 || model.family == DLXI_FAMILY_GPT2 ? model.heads : config->model.kv_heads;
+    model.kv_heads =
+        config->model.kv_heads == 0 || model.family == DLXI_FAMILY_GPT2 ? model.heads : config->model.kv_heads;
     model.mlp_width = config->model.mlp_width;
     model.context = config->model.context;
     model.vocabulary = config->model.vocabulary;
@@ -123,7 +138,8 @@ dlx_status dlxi_config_check(const dlxi_config *config, dlx_error *error) {
         DLX_FAIL(error, CONFIG, "sync.inner_steps_min: %lld is out of range; allowed: 1 to sync.inner_steps, %lld",
                  (long long)config->sync.inner_steps_min, (long long)config->sync.inner_steps);
     if (config->sync.inner_steps_max != 0 && config->sync.inner_steps_max < config->sync.inner_steps)
-        DLX_FAIL(error, CONFIG, "sync.inner_steps_max: %lld is out of range; allowed: 0, or sync.inner_steps, %lld, and more",
+        DLX_FAIL(error, CONFIG,
+                 "sync.inner_steps_max: %lld is out of range; allowed: 0, or sync.inner_steps, %lld, and more",
                  (long long)config->sync.inner_steps_max, (long long)config->sync.inner_steps);
     if (config->sync.exchange_steps > config->sync.inner_steps)
         DLX_FAIL(error, CONFIG, "sync.exchange_steps: %lld is out of range; allowed: 0 to sync.inner_steps, %lld",
@@ -132,11 +148,13 @@ dlx_status dlxi_config_check(const dlxi_config *config, dlx_error *error) {
         DLX_FAIL(error, CONFIG, "sync.compression.group: %lld is odd; allowed: even, 2 to 1024",
                  (long long)config->sync.compression.group);
     if (config->sync.compression.rank_min > config->sync.compression.rank)
-        DLX_FAIL(error, CONFIG, "sync.compression.rank_min: %lld is out of range; allowed: 0 to sync.compression.rank, %lld",
+        DLX_FAIL(error, CONFIG,
+                 "sync.compression.rank_min: %lld is out of range; allowed: 0 to sync.compression.rank, %lld",
                  (long long)config->sync.compression.rank_min, (long long)config->sync.compression.rank);
     if (config->sync.compression.rank_max != 0 && config->sync.compression.rank_max < config->sync.compression.rank)
-        DLX_FAIL(error, CONFIG, "sync.compression.rank_max: %lld is out of range; allowed: 0, or sync.compression.rank, %lld, "
-                                "and more",
+        DLX_FAIL(error, CONFIG,
+                 "sync.compression.rank_max: %lld is out of range; allowed: 0, or sync.compression.rank, %lld, "
+                 "and more",
                  (long long)config->sync.compression.rank_max, (long long)config->sync.compression.rank);
     return DLX_OK;
 }

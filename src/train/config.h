@@ -1,4 +1,5 @@
-/* A run's options: the one table that drives the config file, --set, printed defaults, help, and the comparison of sites. */
+/* A run's options: the one table that drives the config file, --set, printed defaults, help, and the comparison of
+ * sites. */
 #ifndef DLXI_TRAIN_CONFIG_H
 #define DLXI_TRAIN_CONFIG_H
 

@@ -81,7 +81,7 @@ out:
     return status;
 }
 
-/* ---- merging ------------------------------------------------------------------------------------------------------------- */
+/* ---- merging --------------------------------------------------------------------------------------------------- */
 
 static double number(const json_t *site, const char *key) {
     return json_number_value(json_object_get(site, key));
@@ -161,6 +161,7 @@ json_t *dlxi_summary_merge(const json_t *sites) {
         {"anchor_hash", common(sites, "anchor_hash")},
         {"per_site", json_deep_copy(sites)},
     };
-    for (size_t k = 0; k < sizeof fields / sizeof *fields; k++) json_object_set_new(merged, fields[k].key, fields[k].value);
+    for (size_t k = 0; k < sizeof fields / sizeof *fields; k++)
+        json_object_set_new(merged, fields[k].key, fields[k].value);
     return merged;
 }

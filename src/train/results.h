@@ -27,8 +27,8 @@ json_t *dlxi_json_real(double value);
 
 dlx_status dlxi_summary_write(const char *path, const json_t *summary, dlx_error *error);
 
-/* The run's summary from the sites' (an array of objects as run.c makes them): sums, means, and whether hashes agree. NULL
- * where memory is out. The caller's to release. */
+/* The run's summary from the sites' (an array of objects as run.c makes them): sums, means, and whether hashes agree.
+ * NULL where memory is out. The caller's to release. */
 json_t *dlxi_summary_merge(const json_t *sites);
 
 #endif

@@ -33,8 +33,8 @@ typedef struct site_run {
     dlx_sync *sync;
     dlxi_metrics *metrics;
 
-    uint64_t *positions; /* [batch] */
-    int64_t *micro_positions; /* [micro_batch] */
+    uint64_t *positions;        /* [batch] */
+    int64_t *micro_positions;   /* [micro_batch] */
     uint32_t *tokens, *targets; /* [micro_batch, T] */
 
     uint64_t steps;
@@ -59,7 +59,7 @@ static void on_log(void *context, const char *line) {
     tell(context, &event);
 }
 
-/* ---- opening ------------------------------------------------------------------------------------------------------------- */
+/* ---- opening --------------------------------------------------------------------------------------------------- */
 
 static dlx_status open_data(site_run *r, dlx_error *error) {
     const dlxi_config *c = r->config;
@@ -75,7 +75,8 @@ static dlx_status open_model(site_run *r, dlx_error *error) {
     const dlxi_config *c = r->config;
     static const char *const backends[] = {"auto", "fast", "ref"};
     dlxi_model_config model = dlxi_config_model(c);
-    dlxi_stage_options stage = dlxi_stage_options_whole(&model, c->train.micro_batch, c->model.context, (uint64_t)c->run.seed);
+    dlxi_stage_options stage =
+        dlxi_stage_options_whole(&model, c->train.micro_batch, c->model.context, (uint64_t)c->run.seed);
     dlxi_optimizer_options optimizer = dlxi_optimizer_options_default((dlxi_optimizer_kind)c->train.optimizer);
     optimizer.weight_decay = (float)c->train.weight_decay;
     optimizer.clip_norm = (float)c->train.clip_norm;
@@ -138,7 +139,8 @@ static dlx_status open_sync(site_run *r, dlx_error *error) {
     sync.inner_steps_min = (uint32_t)c->sync.inner_steps_min;
     sync.inner_steps_max = (uint32_t)c->sync.inner_steps_max;
     sync.exchange_steps = (uint32_t)c->sync.exchange_steps;
-    /* a gradient mean has no rounds; long leases would only part its windows from those of one site with the whole batch */
+    /* a gradient mean has no rounds; long leases would only part its windows from those of one site with the whole
+     * batch */
     if (c->sync.pace == DLXI_PACE_RATE && sync.overlap != DLX_OVERLAP_ALLREDUCE) sync.pace_max = PACE_MAX;
     if (!dlxi_option_is_auto(c->sync.outer_learning_rate)) sync.outer_learning_rate = c->sync.outer_learning_rate;
     if (!dlxi_option_is_auto(c->sync.outer_momentum)) sync.outer_momentum = c->sync.outer_momentum;
@@ -190,7 +192,7 @@ static void close_run(site_run *r) {
     dlxi_shard_close(&r->validation_shard);
 }
 
-/* ---- evaluation ------------------------------------------------------------------------------------------------------------- */
+/* ---- evaluation ------------------------------------------------------------------------------------------------ */
 
 /* This site's part of the validation windows: its loss, summed over tokens. */
 static dlx_status evaluate(site_run *r, const char *of, double *loss_sum, dlx_error *error) {
@@ -218,16 +220,17 @@ static dlx_status evaluate(site_run *r, const char *of, double *loss_sum, dlx_er
     r->val_tokens = tokens;
     dlx_event event = {.kind = DLX_EVENT_EVALUATED, .text = of, .loss = *loss_sum / tokens, .step = r->steps};
     tell(r, &event);
-    DLX_TRY_OUT(dlxi_metrics_write(r->metrics,
-                                   json_pack("{s:s, s:s, s:I, s:o, s:f}", "event", "evaluation", "of", of, "step",
-                                             (json_int_t)r->steps, "loss", dlxi_json_real(event.loss), "tokens", tokens),
-                                   error));
+    DLX_TRY_OUT(
+        dlxi_metrics_write(r->metrics,
+                           json_pack("{s:s, s:s, s:I, s:o, s:f}", "event", "evaluation", "of", of, "step",
+                                     (json_int_t)r->steps, "loss", dlxi_json_real(event.loss), "tokens", tokens),
+                           error));
 out:
     free(windows);
     return status;
 }
 
-/* ---- steps -------------------------------------------------------------------------------------------------------------------- */
+/* ---- steps ----------------------------------------------------------------------------------------------------- */
 
 /* Forward and backward of one inner step's windows. */
 static dlx_status accumulate(site_run *r, double *loss, dlx_error *error) {
@@ -248,7 +251,8 @@ static dlx_status accumulate(site_run *r, double *loss, dlx_error *error) {
     return DLX_OK;
 }
 
-static dlx_status step_metrics(site_run *r, const dlx_step *step, double loss, double norm, float rate, dlx_error *error) {
+static dlx_status step_metrics(site_run *r, const dlx_step *step, double loss, double norm, float rate,
+                               dlx_error *error) {
     dlx_statistics st;
     dlx_sync_statistics(r->sync, &st);
     json_t *line = json_pack("{s:s, s:f, s:I, s:o, s:o, s:f, s:I, s:I}", "event", "step", "time_s",
@@ -259,12 +263,12 @@ static dlx_status step_metrics(site_run *r, const dlx_step *step, double loss, d
     if (!step->applied && !step->handed_out) return DLX_OK;
     char hash[17];
     snprintf(hash, sizeof hash, "%016llx", (unsigned long long)st.anchor_hash);
-    line = json_pack("{s:s, s:f, s:I, s:b, s:b, s:f, s:I, s:I, s:f, s:f, s:I, s:I, s:f, s:s}", "event", "round", "time_s",
-                     dlxi_clock_s() - r->start_s, "step", (json_int_t)r->steps, "handed_out", step->handed_out, "applied",
-                     step->applied, "waited_s", step->waited_s, "committed_rounds", (json_int_t)st.rounds,
-                     "committed_tokens", (json_int_t)st.committed_tokens, "rank_mean", st.rank_mean, "update_norm",
-                     st.update_norm, "inner_steps", (json_int_t)step->inner_steps, "wan_bytes_sent",
-                     (json_int_t)st.wan_bytes_sent, "exchange_s", st.exchange_s, "anchor_hash", hash);
+    line = json_pack("{s:s, s:f, s:I, s:b, s:b, s:f, s:I, s:I, s:f, s:f, s:I, s:I, s:f, s:s}", "event", "round",
+                     "time_s", dlxi_clock_s() - r->start_s, "step", (json_int_t)r->steps, "handed_out",
+                     step->handed_out, "applied", step->applied, "waited_s", step->waited_s, "committed_rounds",
+                     (json_int_t)st.rounds, "committed_tokens", (json_int_t)st.committed_tokens, "rank_mean",
+                     st.rank_mean, "update_norm", st.update_norm, "inner_steps", (json_int_t)step->inner_steps,
+                     "wan_bytes_sent", (json_int_t)st.wan_bytes_sent, "exchange_s", st.exchange_s, "anchor_hash", hash);
     return dlxi_metrics_write(r->metrics, line, error);
 }
 
@@ -340,7 +344,7 @@ static dlx_status train_step(site_run *r, dlx_step *step, dlx_error *error) {
     return step_metrics(r, step, loss, norm, rate, error);
 }
 
-/* ---- the end ---------------------------------------------------------------------------------------------------------------------- */
+/* ---- the end --------------------------------------------------------------------------------------------------- */
 
 static json_t *summarize(site_run *r, const char *outcome) {
     const dlxi_config *c = r->config;
@@ -354,9 +358,9 @@ static json_t *summarize(site_run *r, const char *outcome) {
     double equivalent = (double)st.committed_tokens / (D * step_tokens) * 2 * (double)st.raw_bytes * (D - 1) / D;
     char hash[17];
     snprintf(hash, sizeof hash, "%016llx", (unsigned long long)st.anchor_hash);
-    json_t *s = json_pack("{s:i, s:s, s:s, s:s, s:i, s:i, s:i}", "version", DLXI_SUMMARY_VERSION, "site", r->options->site,
-                          "status", outcome, "overlap", dlxi_config_overlap_name(c), "sites", (int)D, "stages",
-                          (int)c->site.stages, "replicas", (int)c->site.replicas);
+    json_t *s = json_pack("{s:i, s:s, s:s, s:s, s:i, s:i, s:i}", "version", DLXI_SUMMARY_VERSION, "site",
+                          r->options->site, "status", outcome, "overlap", dlxi_config_overlap_name(c), "sites", (int)D,
+                          "stages", (int)c->site.stages, "replicas", (int)c->site.replicas);
     const struct {
         const char *key;
         json_t *value;
@@ -432,7 +436,8 @@ static void save_what_there_is(site_run *r, dlx_status why) {
         (void)save_weights(r, NULL);
     }
     json_t *summary = summarize(r, why == DLX_INTERRUPTED ? "interrupted" : "failed");
-    if (dlxi_path_join(path, r->folder, NULL, "summary.json", NULL) == DLX_OK) (void)dlxi_summary_write(path, summary, NULL);
+    if (dlxi_path_join(path, r->folder, NULL, "summary.json", NULL) == DLX_OK)
+        (void)dlxi_summary_write(path, summary, NULL);
     json_decref(summary);
 }
 

@@ -84,12 +84,13 @@ out:
 }
 
 /* *tokens ← the prompt's, with room for `room` more. An empty prompt is a line's end: something must come first. */
-static dlx_status encode(uint32_t **tokens, size_t *count, const dlxi_tokenizer *tokenizer, const char *prompt, size_t room,
-                         dlx_error *error) {
+static dlx_status encode(uint32_t **tokens, size_t *count, const dlxi_tokenizer *tokenizer, const char *prompt,
+                         size_t room, dlx_error *error) {
     if (prompt == NULL || prompt[0] == '\0') prompt = "\n";
     size_t bytes = strlen(prompt), consumed;
     DLX_TRY(DLXI_NEW(tokens, bytes + room, error));
-    return tokenizer->op->encode(tokenizer, *tokens, bytes, count, (const uint8_t *)prompt, bytes, &consumed, true, error);
+    return tokenizer->op->encode(tokenizer, *tokens, bytes, count, (const uint8_t *)prompt, bytes, &consumed, true,
+                                 error);
 }
 
 static dlx_status decode(char **text, const dlxi_tokenizer *tokenizer, const uint32_t *tokens, size_t count,

@@ -130,21 +130,41 @@ static void reason_fields(fields *f, dlxi_reason *m) {
 
 static void message_fields(fields *f, dlxi_message *m) {
     switch (m->kind) {
-    case DLXI_FRAME_HELLO: hello_fields(f, &m->as.hello); break;
-    case DLXI_FRAME_WELCOME: welcome_fields(f, &m->as.welcome); break;
+    case DLXI_FRAME_HELLO:
+        hello_fields(f, &m->as.hello);
+        break;
+    case DLXI_FRAME_WELCOME:
+        welcome_fields(f, &m->as.welcome);
+        break;
     case DLXI_FRAME_LISTENING:
-    case DLXI_FRAME_PEERS: endpoints_fields(f, &m->as.endpoints); break;
-    case DLXI_FRAME_READY: ready_fields(f, &m->as.ready); break;
-    case DLXI_FRAME_BEGIN: view_fields(f, &m->as.view); break;
-    case DLXI_FRAME_STAGED: field_u64(f, &m->as.staged.hash); break;
-    case DLXI_FRAME_COMMIT: commit_fields(f, &m->as.commit); break;
+    case DLXI_FRAME_PEERS:
+        endpoints_fields(f, &m->as.endpoints);
+        break;
+    case DLXI_FRAME_READY:
+        ready_fields(f, &m->as.ready);
+        break;
+    case DLXI_FRAME_BEGIN:
+        view_fields(f, &m->as.view);
+        break;
+    case DLXI_FRAME_STAGED:
+        field_u64(f, &m->as.staged.hash);
+        break;
+    case DLXI_FRAME_COMMIT:
+        commit_fields(f, &m->as.commit);
+        break;
     case DLXI_FRAME_ABORT:
     case DLXI_FRAME_FAILED:
-    case DLXI_FRAME_STOP: reason_fields(f, &m->as.reason); break;
-    case DLXI_FRAME_REPORT: field_string(f, m->as.report.text, DLXI_TEXT_MAX); break;
+    case DLXI_FRAME_STOP:
+        reason_fields(f, &m->as.reason);
+        break;
+    case DLXI_FRAME_REPORT:
+        field_string(f, m->as.report.text, DLXI_TEXT_MAX);
+        break;
     case DLXI_FRAME_FINISHED:
-    case DLXI_FRAME_PING: break;
-    default: f->out_of_range = true;
+    case DLXI_FRAME_PING:
+        break;
+    default:
+        f->out_of_range = true;
     }
 }
 

@@ -1,5 +1,6 @@
-/* Control messages: the payloads of the frames between a site and the coordinator. One function a message both writes and
- * reads it, so that the two can't disagree. Everything read is bounded here; what it means is checked by its reader. */
+/* Control messages: the payloads of the frames between a site and the coordinator. One function a message both writes
+ * and reads it, so that the two can't disagree. Everything read is bounded here; what it means is checked by its
+ * reader. */
 #ifndef DLXI_WIRE_MESSAGES_H
 #define DLXI_WIRE_MESSAGES_H
 

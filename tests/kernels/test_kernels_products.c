@@ -104,7 +104,7 @@ static void test_product(void **state) {
     close_pairs(pairs, count);
 }
 
-/* ---- attention --------------------------------------------------------------------------------------------------- */
+/* ---- attention ------------------------------------------------------------------------------------------------- */
 
 /* f32: scores of magnitude ~ sqrt(D)/3 keep an absolute error of some 1e-6, which p, and with it every result, keeps as
  * a relative one. bf16: factors q, k, v, dout, p and dscore carry up to 2^-8 each, and a score's error, ~ 2^-8 · sqrt(2
@@ -178,7 +178,7 @@ static void test_attention_is_causal(void **state) {
     close_pairs(pairs, count);
 }
 
-/* ---- converted weights ------------------------------------------------------------------------------------------- */
+/* ---- converted weights ----------------------------------------------------------------------------------------- */
 
 /* A changed weight must be seen after weights_changed, by its address or by NULL, whatever copies are kept. */
 static void test_weights_changed(void **state) {

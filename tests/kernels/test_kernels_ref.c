@@ -7,7 +7,7 @@
 
 static dlxi_kernels *k; /* ref */
 
-/* ---- known values: torch 1.13.1, float64 ------------------------------------------------------------------------ */
+/* ---- known values: torch 1.13.1, float64 ----------------------------------------------------------------------- */
 
 static void known(const char *what, const float *value, const double *expected, int count) {
     for (int i = 0; i < count; i++)
@@ -107,7 +107,7 @@ static void test_known_by_hand(void **state) {
     known("rope", turned, rope, 8);
 }
 
-/* ---- central differences ---------------------------------------------------------------------------------------- */
+/* ---- central differences --------------------------------------------------------------------------------------- */
 
 enum { INPUTS_MAX = 3 };
 

@@ -1,5 +1,5 @@
-/* Preloaded into one site by test_arithmetic.py: every thread flushes denormal results to zero and reads denormals as zero,
- * as code built with -ffast-math makes its whole process do. */
+/* Preloaded into one site by test_arithmetic.py: every thread flushes denormal results to zero and reads denormals as
+ * zero, as code built with -ffast-math makes its whole process do. */
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdlib.h>

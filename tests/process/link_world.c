@@ -21,7 +21,7 @@ void must(dlx_status status) {
     if (status != DLX_OK) fail_msg("%s: %s", dlx_status_text(status), error.message);
 }
 
-/* ---- a log that can be waited for -------------------------------------------------------------------------------- */
+/* ---- a log that can be waited for ------------------------------------------------------------------------------ */
 
 journal coordinator_log = {.mutex = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
 journal site_log = {.mutex = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
@@ -56,7 +56,7 @@ void journal_expect(journal *j, const char *piece) {
     if (!found) fail_msg("the log does not say '%s' but:\n%s", piece, j->text);
 }
 
-/* ---- building a run ---------------------------------------------------------------------------------------------- */
+/* ---- building a run -------------------------------------------------------------------------------------------- */
 
 void write_file(const char *path, const char *text) {
     FILE *file = fopen(path, "w");

@@ -48,7 +48,7 @@ static void send_surely(dlxi_link *link, uint32_t to, dlxi_frame_kind kind, uint
     must(status);
 }
 
-/* ---- frames ------------------------------------------------------------------------------------------------------ */
+/* ---- frames ---------------------------------------------------------------------------------------------------- */
 
 enum { EXCHANGED = 1000, EXCHANGED_BYTES = 64 * 1024 };
 
@@ -345,7 +345,7 @@ static void ipv6_and_names(void **state) {
     exchange_seconds("localhost:0", false, &refused);
 }
 
-/* ---- who may speak ----------------------------------------------------------------------------------------------- */
+/* ---- who may speak --------------------------------------------------------------------------------------------- */
 
 static void an_unknown_key_gets_nothing(void **state) {
     (void)state;
@@ -438,7 +438,7 @@ static void nobody_speaks_for_another(void **state) {
     raze(&w);
 }
 
-/* ---- raw sockets, which keep to no rule -------------------------------------------------------------------------- */
+/* ---- raw sockets, which keep to no rule ------------------------------------------------------------------------ */
 
 typedef struct raw {
     void *context, *socket;

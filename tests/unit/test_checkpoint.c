@@ -201,7 +201,7 @@ static void test_failed_save(void **unused) {
     dlxi_kernels_close(&kernels);
 }
 
-/* ---- safetensors by hand ----------------------------------------------------------------------------------------- */
+/* ---- safetensors by hand --------------------------------------------------------------------------------------- */
 
 /* header with its length before it, and data_bytes bytes after it. */
 static dlx_status parse(dlxi_safetensors **out, const char *header, size_t header_bytes, size_t data_bytes,
@@ -302,7 +302,7 @@ static void test_dtypes(void **unused) {
     dlxi_safetensors_close(&safetensors);
 }
 
-/* ---- config.json by hand ----------------------------------------------------------------------------------------- */
+/* ---- config.json by hand --------------------------------------------------------------------------------------- */
 
 static void refused(const char *text, const char *message) {
     dlxi_model_config config;

@@ -16,8 +16,7 @@ static void train(team *t, uint64_t round) {
         for (int k = 0; k < TEAM_PARAMETERS; k++) t->p[i][k] += 0.01f * noise(round * 10 + i, (uint64_t)k);
 }
 
-/* ---- what it computes
- * ---------------------------------------------------------------------------------------------------- */
+/* ---- what it computes ------------------------------------------------------------------------------------------ */
 
 /* matrix ← −Σ of `rank` outer products: the pseudo-gradient is that sum. */
 static void subtract_outer_products(float *p, uint64_t stream, int rank) {
@@ -88,8 +87,7 @@ static void settings_are_part_of_the_tensors_hash(void **state) {
     }
 }
 
-/* ---- nothing changes before a commit
- * --------------------------------------------------------------------------------------- */
+/* ---- nothing changes before a commit --------------------------------------------------------------------------- */
 
 typedef struct image {
     uint8_t *bytes;
@@ -192,8 +190,7 @@ static void an_aborted_attempt_leaves_no_trace(void **state) {
         }
 }
 
-/* ---- early and stale frames
- * -------------------------------------------------------------------------------------------------- */
+/* ---- early and stale frames ------------------------------------------------------------------------------------ */
 
 /* Runs the same round in a calm team; the hash that all must end with. */
 static uint64_t calm_hash(uint16_t members, uint64_t rounds) {
@@ -364,8 +361,7 @@ static void what_is_not_finite_is_not_sent(void **state) {
     }
 }
 
-/* ---- error feedback
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- error feedback -------------------------------------------------------------------------------------------- */
 
 static double norm_of(const double *x) {
     double sum = 0;

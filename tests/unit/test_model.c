@@ -71,7 +71,7 @@ static double difference(const float *a, const float *b, int64_t count) {
     return size == 0.0 ? sqrt(apart) : sqrt(apart / size);
 }
 
-/* ---- configuration ----------------------------------------------------------------------------------------------- */
+/* ---- configuration --------------------------------------------------------------------------------------------- */
 
 static void refused(dlxi_model_config config, const char *message) {
     dlx_error error = {0};
@@ -139,7 +139,7 @@ static void test_tensor_list(void **unused) {
     }
 }
 
-/* ---- stages ------------------------------------------------------------------------------------------------------ */
+/* ---- stages ---------------------------------------------------------------------------------------------------- */
 
 static void test_starting_values(void **unused) {
     (void)unused;
@@ -307,7 +307,7 @@ static void test_not_finite(void **unused) {
     dlxi_kernels_close(&kernels);
 }
 
-/* ---- forward only ------------------------------------------------------------------------------------------------ */
+/* ---- forward only ---------------------------------------------------------------------------------------------- */
 
 /* Five windows in batches of two, by a stage that keeps no activations, against the training stage one by one. */
 static void test_evaluate(void **unused) {

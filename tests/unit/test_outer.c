@@ -12,8 +12,7 @@
 #include <string.h>
 #include <cmocka.h>
 
-/* ---- stability
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- stability ------------------------------------------------------------------------------------------------- */
 
 /* The table's figures were rounded from three decimals. */
 static void assert_two_decimals(double value, double expected) {
@@ -145,8 +144,7 @@ static void the_worst_mode_names_its_place(void **state) {
     }
 }
 
-/* ---- rhythm
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- rhythm ---------------------------------------------------------------------------------------------------- */
 
 static dlxi_round round_of(dlx_overlap overlap, uint32_t inner_steps, uint32_t inner_steps_max,
                            uint32_t exchange_steps) {
@@ -285,8 +283,7 @@ static void rounds_are_counted(void **state) {
     assert_true(r.outstanding);
 }
 
-/* ---- outer step
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- outer step ------------------------------------------------------------------------------------------------ */
 
 static void the_outer_step_is_nesterovs(void **state) {
     (void)state;
@@ -305,8 +302,7 @@ static void the_outer_step_is_nesterovs(void **state) {
     for (int i = 0; i < COUNT; i++) assert_float_equal(anchor[i], theta[i], 2e-6);
 }
 
-/* ---- adaptation
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- adaptation ------------------------------------------------------------------------------------------------ */
 
 static dlxi_adapt adapt_of(dlx_adaptation kind) {
     return (dlxi_adapt){

@@ -17,8 +17,7 @@ static void assert_ended_well(const in_process *p, size_t count) {
     if (p->status != DLX_OK) fail_msg("coordinator: %s", p->error.message);
 }
 
-/* ---- rounds by hand
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- rounds by hand -------------------------------------------------------------------------------------------- */
 
 /* Two sites with 170 and 230 tokens a step. The estimate of each of them reaches 4750 tokens in the fourth round's last
  * step at the earliest, and the four rounds commit 4800. */
@@ -209,8 +208,7 @@ static void rounds_of_carry(void **state) {
     check_rounds(DLX_OVERLAP_CARRY);
 }
 
-/* ---- one site alone
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- one site alone -------------------------------------------------------------------------------------------- */
 
 static void one_site_is_plain_training(void **state) {
     (void)state;
@@ -249,8 +247,7 @@ static void one_site_is_plain_training(void **state) {
     }
 }
 
-/* ---- the baseline
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- the baseline ---------------------------------------------------------------------------------------------- */
 
 typedef struct gradients {
     float p[VALUES], g[VALUES], mean[8][VALUES];
@@ -350,8 +347,7 @@ static void the_baselines_anchor_is_what_was_trained(void **state) {
     free(p);
 }
 
-/* ---- starting parameters
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- starting parameters --------------------------------------------------------------------------------------- */
 
 enum { LARGE = 150000 }; /* values: more than one frame holds */
 
@@ -540,7 +536,7 @@ static void a_site_with_another_config_is_refused(void **state) {
     free(p);
 }
 
-/* ---- the length of rounds and runs --------------------------------------------------------------------------------------- */
+/* ---- the length of rounds and runs ----------------------------------------------------------------------------- */
 
 typedef struct lengths {
     float p;
@@ -574,7 +570,8 @@ static void set_up_lengths(in_process *p, lengths *l, size_t count) {
     }
 }
 
-/* Five rounds of four steps are the run. A small site's own tokens say how far a large one has come: by the second round it knows. */
+/* Five rounds of four steps are the run. A small site's own tokens say how far a large one has come: by the second
+ * round it knows. */
 static void sites_of_unequal_size_end_together(void **state) {
     (void)state;
     in_process *p = in_process_new();

@@ -181,8 +181,7 @@ static void coordinators_are_checked(void **state) {
     dlx_hub_close(NULL);
 }
 
-/* ---- codec
- * --------------------------------------------------------------------------------------------------------------- */
+/* ---- codec ----------------------------------------------------------------------------------------------------- */
 
 static void the_codec_is_checked(void **state) {
     (void)state;
@@ -216,8 +215,7 @@ static void the_codec_is_checked(void **state) {
     assert_memory_equal(back, some, 5 * sizeof(float));
 }
 
-/* ---- states of a run, leases
- * --------------------------------------------------------------------------------------------------- */
+/* ---- states of a run, leases ----------------------------------------------------------------------------------- */
 
 enum { WINDOWS_PER_STEP = 4, TOKENS_PER_WINDOW = 3, SITES = 3, SEEN = 4096 };
 

@@ -17,7 +17,7 @@ enum { FRAME_BYTES_MAX = DLXI_FRAME_HEADER_BYTES + DLXI_FRAME_PAYLOAD_MAX, GOLDE
 
 static dlx_error error;
 
-/* ---- golden ------------------------------------------------------------------------------------------------------ */
+/* ---- golden ---------------------------------------------------------------------------------------------------- */
 
 /* Reads the frame of this name from tests/golden/frames.hex; returns its size. */
 static size_t read_golden(uint8_t dst[GOLDEN_BYTES_MAX], const char *name) {
@@ -105,7 +105,7 @@ static void frames_are_the_golden_bytes(void **state) {
     }
 }
 
-/* ---- there and back ---------------------------------------------------------------------------------------------- */
+/* ---- there and back -------------------------------------------------------------------------------------------- */
 
 static void every_kind_comes_back(void **state) {
     (void)state;
@@ -144,7 +144,7 @@ static void every_kind_comes_back(void **state) {
     free(bytes);
 }
 
-/* ---- what is refused --------------------------------------------------------------------------------------------- */
+/* ---- what is refused ------------------------------------------------------------------------------------------- */
 
 static void every_flipped_bit_is_refused(void **state) {
     (void)state;
@@ -247,7 +247,7 @@ static void a_payload_over_the_bound_is_refused(void **state) {
     free(bytes);
 }
 
-/* ---- fields ------------------------------------------------------------------------------------------------------ */
+/* ---- fields ---------------------------------------------------------------------------------------------------- */
 
 static void fields_are_little_endian_and_come_back(void **state) {
     (void)state;
