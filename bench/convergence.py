@@ -76,10 +76,17 @@ def mean_and_range(values, form):
     return form.format(mean) if len(values) == 1 else f"{form.format(mean)} ({form.format(min(values))} to {form.format(max(values))})"
 
 
-def table(methods, results, seeds):
+def exchange_time(overlap, settings, summary):
+    """In inner steps, as the overlap defines it: `none` waits, `delayed` and `eager` take the round, `carry` what is set."""
+    if overlap == "none":
+        return "0"
+    return str(settings["sync.exchange_steps"]) if overlap == "carry" else f"{summary['steps'] / summary['rounds']:.1f}"
+
+
+def table(regime, methods, results, seeds):
     rows = ["| method | loss | recovered share | above `allreduce` | H, mean | exchange, steps | codec_ratio | compression_ratio |",
             "| --- | --- | --- | --- | --- | --- | --- | --- |"]
-    for name, _, overlap, _ in methods:
+    for name, _, overlap, extra in methods:
         runs = [results[name, seed] for seed in seeds]
         losses = [one["val_loss"] for one in runs]
         shares, above = [], []
@@ -91,7 +98,7 @@ def table(methods, results, seeds):
         rows.append("| " + " | ".join([
             name, mean_and_range(losses, "{:.4f}"), mean_and_range(shares, "{:.0f}%"), mean_and_range(above, "{:.1f}%"),
             f"{runs[0]['steps'] / runs[0]['rounds']:.1f}" if exchanging else "1" if name == "allreduce" else "–",
-            f"{statistics.mean(one['exchange_steps_mean'] for one in runs):.1f}" if exchanging else "–",
+            exchange_time(overlap, {**regime.settings, **extra}, runs[0]) if exchanging else "–",
             f"{statistics.mean(one['codec_ratio'] for one in runs):.1f}" if exchanging else "1" if name == "allreduce" else "–",
             f"{statistics.mean(one['compression_ratio'] for one in runs):.0f}" if exchanging else "1" if name == "allreduce" else "–",
         ]) + " |")
@@ -165,7 +172,7 @@ def main():
             continue
         seeds = list(range(1, seed_count + 1))
         results = measure(options.dilocox, options.keep, regime, methods, seeds)
-        replace_between(options.out, name, table(methods, results, seeds))
+        replace_between(options.out, name, table(regime, methods, results, seeds))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,17 @@
 
 volatile bool interrupted;
 
+void interrupt(void) {
+#if defined(__GNUC__) || defined(__clang__)
+    __atomic_store_n(&interrupted, true, __ATOMIC_RELAXED);
+#else
+    interrupted = true;
+#endif
+}
+
 static void on_signal(int number) {
     if (interrupted) _exit(128 + number);
-    interrupted = true;
+    interrupt();
 }
 
 void catch_interrupts(void) {

@@ -2,6 +2,7 @@
 #include "cli.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -10,6 +11,7 @@ typedef struct shared {
     dlx_hub *hub;
     display *display;
     int sites;
+    atomic_int failed;
 } shared;
 
 typedef struct worker {
@@ -19,6 +21,7 @@ typedef struct worker {
     pthread_t thread;
     dlx_status status;
     dlx_error error;
+    int failed_as; /* the how-many-th to fail, from 1; 0: it did not */
 } worker;
 
 static void on_event(void *context, const dlx_event *event) {
@@ -51,7 +54,10 @@ static void *run(void *context) {
         options.interrupted = &interrupted;
         w->status = dlx_train(w->shared->config, &options, &w->error);
     }
-    if (w->status != DLX_OK) interrupted = true; /* the others end with it */
+    if (w->status != DLX_OK) {
+        w->failed_as = atomic_fetch_add(&w->shared->failed, 1) + 1;
+        interrupt(); /* the others end with it */
+    }
     return NULL;
 }
 
@@ -69,20 +75,20 @@ int launch_threads(const dlx_config *config, int sites) {
     all.display = display_open(names, sites);
     int started = 0;
     while (started <= sites && pthread_create(&workers[started].thread, NULL, run, &workers[started]) == 0) started++;
-    if (started <= sites) interrupted = true;
+    if (started <= sites) interrupt();
     for (int i = 0; i < started; i++) pthread_join(workers[i].thread, NULL);
     display_close(all.display);
     dlx_hub_close(&all.hub);
     if (started <= sites) return fail_use("launch: no thread for site %d", started + 1);
-    const worker *worst = NULL;
+    const worker *first = NULL; /* the others failed since it did */
     for (int i = 0; i <= sites; i++)
-        if (workers[i].status != DLX_OK && (worst == NULL || worst->status == DLX_INTERRUPTED)) worst = &workers[i];
-    if (worst == NULL) return print_results(config);
-    if (worst->status == DLX_INTERRUPTED) {
+        if (workers[i].failed_as > 0 && (first == NULL || workers[i].failed_as < first->failed_as)) first = &workers[i];
+    if (first == NULL) return print_results(config);
+    if (first->status == DLX_INTERRUPTED) {
         fprintf(stderr, "dilocox: interrupted; what there is lies in %s\n", dlx_config_run_dir(config));
         return EXIT_FAILED;
     }
-    dlx_error named = {.status = worst->status};
-    snprintf(named.message, sizeof named.message, "%s failed: %.400s", worst->name, worst->error.message);
+    dlx_error named = {.status = first->status};
+    snprintf(named.message, sizeof named.message, "%s failed: %.400s", first->name, first->error.message);
     return fail_with(&named);
 }

@@ -9,8 +9,9 @@
  * Conventions. Functions return a dlx_status and, where one is given, fill the caller's dlx_error. On failure nothing
  * is handed over: what the caller owned it still owns, and every *out is NULL. `*_close(&p)` takes NULL and half-built
  * objects, joins their threads, and sets p to NULL. The library does not print, exit, or install signal handlers.
- * Sizes are in the unit that ends the name. Arrays are row-major. A struct that begins with `size` may grow: set it
- * with its DLX_*_INIT macro, and older callers stay valid.
+ * Sizes are in the unit that ends the name. Arrays are row-major. A struct that begins with `size` is set with its
+ * DLX_*_INIT macro; a library that knows it in another size refuses it instead of reading past its end. Calls on one object
+ * come from one thread at a time unless said, block only where said, and return DLX_ARGUMENT for a NULL that must not be one.
  */
 #ifndef DILOCOX_H
 #define DILOCOX_H
@@ -181,6 +182,7 @@ typedef struct dlx_step {
     double waited_s; /* time spent in this call waiting for others */
     uint64_t round;  /* the present round, from 1 */
     uint32_t inner_steps, step_in_round;
+    uint32_t exchange_steps; /* where applied: inner steps since the hand-out of what was applied */
 } dlx_step;
 
 /* After every inner step that trained on `tokens` tokens. Parameters may be replaced. Blocks only where the overlap

@@ -22,6 +22,11 @@ static uint32_t steps_at_most(const dlx_sync_config *config) {
     return config->inner_steps_max != 0 ? config->inner_steps_max : config->inner_steps + config->inner_steps / 2;
 }
 
+/* … where it is paced. */
+static uint32_t longest_round(const dlx_sync_config *config) {
+    return (uint32_t)ceil(steps_at_most(config) * config->pace_max);
+}
+
 static dlx_status check_config(const dlx_sync_config *config, dlx_error *error) {
     if (config->size != sizeof *config)
         DLX_FAIL(error, ARGUMENT, "size is %zu, not %zu; begin with DLX_SYNC_CONFIG_INIT", config->size,
@@ -49,13 +54,11 @@ static dlx_status check_config(const dlx_sync_config *config, dlx_error *error) 
     IN_RANGE(timeout_ms, 1000, 86400000);
     if (config->windows > 0) {
         IN_RANGE(windows_per_step, 1, 1000000);
-        const uint32_t most_windows = (uint32_t)(UINT32_MAX / config->pace_max);
-        uint32_t most = steps_at_most(config);
-        if (config->windows_per_step > most_windows / most)
-            DLX_FAIL(
-                error, CONFIG,
-                "windows_per_step: %u with up to %u inner steps a round is more than a lease holds; allowed: up to %u",
-                config->windows_per_step, most, most_windows / most);
+        uint32_t longest = longest_round(config);
+        if (config->windows_per_step > UINT32_MAX / longest)
+            DLX_FAIL(error, CONFIG,
+                     "windows_per_step: %u with up to %u inner steps a round is more than a lease holds; allowed: up to %u",
+                     config->windows_per_step, longest, UINT32_MAX / longest);
     }
     if (config->shared_text != NULL && strlen(config->shared_text) > 65535)
         DLX_FAIL(error, CONFIG, "shared_text is longer than 65535 bytes");
@@ -143,7 +146,7 @@ dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config, const dl
                                    .windows = config->windows,
                                    .tokens_per_window = config->tokens_per_window,
                                    .data_hash = config->data_hash,
-                                   .lease_windows = (uint32_t)(most * config->pace_max * config->windows_per_step),
+                                   .lease_windows = longest_round(config) * config->windows_per_step,
                                    .pace_max = config->pace_max,
                                    .interrupted = config->interrupted};
     snprintf(settings.site, sizeof settings.site, "%s", config->site);

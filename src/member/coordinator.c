@@ -12,6 +12,9 @@
 
 enum { PING_MS = 250 /* well below the shortest timeout, 1 s */, LEASES = 3 /* rounds t, t+1, t+2 */ };
 
+#define TOKENS_MAX            (UINT64_C(1) << 48) /* of a site's round, so that no sum overflows */
+#define TOKENS_PER_WINDOW_MAX (UINT64_C(1) << 24)
+
 typedef struct member {
     uint32_t peer;
     char name[DLXI_SITE_NAME_MAX + 1];
@@ -147,6 +150,9 @@ static bool refusal(char text[DLXI_REASON_MAX + 1], dlxi_coordinator *c, const c
         if (strcmp(c->members[i].name, hello->site) == 0)
             return snprintf(text, size, "a site named '%s' is in the run already; give --site another name",
                             hello->site);
+    if (hello->tokens_per_window > TOKENS_PER_WINDOW_MAX)
+        return snprintf(text, size, "site '%s' has %llu tokens in a window; allowed: up to %llu", hello->site,
+                        (unsigned long long)hello->tokens_per_window, (unsigned long long)TOKENS_PER_WINDOW_MAX);
     if (hello->ranks != 1)
         return snprintf(text, size, "site '%s' has %u ranks; a site is one rank for now", hello->site, hello->ranks);
     if (c->shared_text != NULL && !dlxi_options_canonical_equal(&difference, c->shared_text, strlen(c->shared_text),
@@ -277,6 +283,12 @@ static void on_ready(dlxi_coordinator *c, member *m, uint64_t round, const dlxi_
                               m->name, (unsigned long long)round);
         return;
     }
+    if (ready->tokens > TOKENS_MAX) {
+        dlxi_coordinator_fail(c, DLX_DATA, m->name, "site '%s' claims %llu tokens in round %llu; allowed: up to %llu",
+                              m->name, (unsigned long long)ready->tokens, (unsigned long long)round,
+                              (unsigned long long)TOKENS_MAX);
+        return;
+    }
     m->ready = true;
     m->round_ready = *ready;
     if (m->windows > 0) {
@@ -322,7 +334,7 @@ static void commit(dlxi_coordinator *c) {
         member *m = &c->members[i];
         c->committed_tokens += m->round_ready.tokens;
         dlxi_ledger_settle(c->ledger, &m->leases[c->round % LEASES], m->round_ready.windows_used);
-        m->ready = false;
+        m->ready = m->staged = false;
     }
     bool finished = c->committed_tokens >= c->settings.tokens_target;
     grant(c, c->round + 2);
@@ -339,8 +351,14 @@ static void commit(dlxi_coordinator *c) {
     if (finished && c->phase == DLXI_COORDINATOR_RUNNING) c->phase = DLXI_COORDINATOR_ENDING;
 }
 
+/* Of the attempt that is under way; between rounds there is none, and what names it is stale or made up. */
+static bool is_current(const dlxi_coordinator *c, const dlxi_frame *frame) {
+    return c->phase == DLXI_COORDINATOR_RUNNING && c->attempt > 0 && frame->round == c->round &&
+           frame->attempt == c->attempt;
+}
+
 static void on_staged(dlxi_coordinator *c, member *m, const dlxi_frame *frame, uint64_t hash) {
-    if (frame->round != c->round || frame->attempt != c->attempt) return; /* of an attempt that is over */
+    if (!is_current(c, frame)) return;
     m->staged = true;
     m->staged_hash = hash;
     bool agree = true;
@@ -417,7 +435,7 @@ void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *n
         on_staged(c, m, frame, c->incoming.as.staged.hash);
         break;
     case DLXI_FRAME_ABORT:
-        if (frame->round == c->round && frame->attempt == c->attempt) abort_attempt(c, c->incoming.as.reason.text);
+        if (is_current(c, frame)) abort_attempt(c, c->incoming.as.reason.text);
         break;
     case DLXI_FRAME_FAILED:
         on_failed(c, m, &c->incoming.as.reason);

@@ -42,6 +42,27 @@ void dlxi_outbox_drop(dlxi_outbox *outbox) {
     free(item);
 }
 
+void dlxi_outbox_flush(dlxi_outbox *outbox, bool (*send)(void *context, const dlxi_outbox_item *item), void *context) {
+    enum { BLOCKED_MAX = 4 * DLXI_SITES_MAX };
+    uint32_t blocked[BLOCKED_MAX];
+    size_t blocked_count = 0;
+    dlxi_outbox_item **link = &outbox->first;
+    outbox->last = NULL;
+    while (*link != NULL) {
+        dlxi_outbox_item *item = *link;
+        bool waits = blocked_count == BLOCKED_MAX;
+        for (size_t i = 0; i < blocked_count && !waits; i++) waits = blocked[i] == item->to;
+        if (!waits && send(context, item)) {
+            *link = item->next;
+            free(item);
+            continue;
+        }
+        if (!waits) blocked[blocked_count++] = item->to;
+        outbox->last = item;
+        link = &item->next;
+    }
+}
+
 void dlxi_outbox_clear(dlxi_outbox *outbox) {
     while (outbox->first != NULL) dlxi_outbox_drop(outbox);
 }

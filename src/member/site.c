@@ -111,6 +111,13 @@ dlxi_site_action dlxi_site_on_frame(dlxi_site *s, const dlxi_frame *frame, int64
     return dispatch(s, frame);
 }
 
+void dlxi_site_keep_alive(dlxi_site *s, int64_t now_ms) {
+    if (s->phase == DLXI_SITE_DONE || now_ms - s->pinged_ms < PING_MS) return;
+    s->pinged_ms = now_ms;
+    s->outbox.scratch.kind = DLXI_FRAME_PING;
+    put(s, &s->outbox.scratch);
+}
+
 dlxi_site_action dlxi_site_on_tick(dlxi_site *s, int64_t now_ms) {
     if (s->phase == DLXI_SITE_DONE) return DLXI_SITE_NOTHING;
     if (now_ms - s->heard_ms > s->timeout_ms)
@@ -118,11 +125,7 @@ dlxi_site_action dlxi_site_on_tick(dlxi_site *s, int64_t now_ms) {
                    s->phase == DLXI_SITE_JOINING && s->term == 0
                        ? "no coordinator answers; check wan.coordinator, wan.key and the roster, and that it runs"
                        : "the coordinator has fallen silent");
-    if (now_ms - s->pinged_ms >= PING_MS) {
-        s->pinged_ms = now_ms;
-        s->outbox.scratch.kind = DLXI_FRAME_PING;
-        put(s, &s->outbox.scratch);
-    }
+    dlxi_site_keep_alive(s, now_ms);
     return s->phase == DLXI_SITE_DONE ? DLXI_SITE_ENDED : DLXI_SITE_NOTHING;
 }
 

@@ -52,6 +52,9 @@ void dlxi_site_close(dlxi_site **site);
 
 /* A control frame from the coordinator. */
 dlxi_site_action dlxi_site_on_frame(dlxi_site *s, const dlxi_frame *frame, int64_t now_ms);
+/* As on_tick, but only says that this site is alive: for the middle of a long computation, when nothing was received.
+ */
+void dlxi_site_keep_alive(dlxi_site *s, int64_t now_ms);
 dlxi_site_action dlxi_site_on_tick(dlxi_site *s, int64_t now_ms);
 void dlxi_site_on_listening(dlxi_site *s, const dlxi_endpoints *endpoints);
 void dlxi_site_on_ready(dlxi_site *s, const dlxi_ready *ready);

@@ -1,41 +1,52 @@
 #include "sync/coordinate.h"
 
 #include "base/clock.h"
+#include "base/flag.h"
 
-enum { TICK_MS = 100, LAST_WORDS_MS = 1000 };
+enum { TICK_MS = 100, LAST_WORDS_MS = 1000, FRAMES_AT_ONCE = 1024 };
 
 static int64_t now_ms(void) {
     return dlxi_clock_ns() / 1000000;
 }
 
-/* Sends what can be sent; a peer that is gone loses what was for it. */
+/* A peer that is gone loses what was for it. */
+static bool send_item(void *context, const dlxi_outbox_item *item) {
+    dlxi_coordinate *c = context;
+    return c->link->op->send(c->link, item->to, &item->frame, NULL) != DLX_AGAIN;
+}
+
 static void flush(dlxi_coordinate *c) {
-    dlxi_outbox *outbox = dlxi_coordinator_outbox(c->machine);
-    const dlxi_outbox_item *item;
-    while ((item = dlxi_outbox_peek(outbox)) != NULL) {
-        if (c->link->op->send(c->link, item->to, &item->frame, NULL) == DLX_AGAIN) return;
-        dlxi_outbox_drop(outbox);
+    dlxi_outbox_flush(dlxi_coordinator_outbox(c->machine), send_item, c);
+}
+
+/* Waits for a frame and takes all that are there, before anyone is found silent. */
+static dlx_status receive_all(dlxi_coordinate *c, dlx_error *error) {
+    uint32_t peer;
+    dlxi_frame frame;
+    int64_t wait_ms = TICK_MS;
+    for (int i = 0; i < FRAMES_AT_ONCE; i++) {
+        dlx_status status = c->link->op->receive(c->link, wait_ms, &peer, &frame, error);
+        if (status != DLX_OK) return dlx_status_class_of(status) == DLX_CLASS_RETRY ? DLX_OK : status;
+        dlxi_coordinator_on_frame(c->machine, peer, c->link->op->peer_name(c->link, peer),
+                                  c->link->op->peer_key(c->link, peer), &frame, now_ms());
+        char notice[512];
+        if (dlxi_coordinator_take_notice(c->machine, notice, sizeof notice) && c->log != NULL)
+            c->log(c->log_context, notice);
+        wait_ms = 0;
     }
+    return DLX_OK;
 }
 
 dlx_status dlxi_coordinate_run(dlxi_coordinate *c, void (*on_report)(void *context, const char *site, const char *text),
                                void *context, dlx_error *error) {
     while (dlxi_coordinator_phase_of(c->machine) != DLXI_COORDINATOR_DONE) {
         flush(c);
-        uint32_t peer;
-        dlxi_frame frame;
-        dlx_status status = c->link->op->receive(c->link, TICK_MS, &peer, &frame, error);
-        if (c->interrupted || (c->interrupted_too != NULL && *c->interrupted_too))
+        dlx_status status = receive_all(c, error);
+        if (c->interrupted || dlxi_flag_is_set(c->interrupted_too))
             dlxi_coordinator_fail(c->machine, DLX_INTERRUPTED, NULL, "the coordinator was interrupted");
-        else if (status == DLX_OK)
-            dlxi_coordinator_on_frame(c->machine, peer, c->link->op->peer_name(c->link, peer),
-                                      c->link->op->peer_key(c->link, peer), &frame, now_ms());
-        else if (dlx_status_class_of(status) != DLX_CLASS_RETRY)
+        else if (status != DLX_OK)
             dlxi_coordinator_fail(c->machine, status, NULL, "the coordinator's link failed");
         dlxi_coordinator_on_tick(c->machine, now_ms());
-        char notice[512];
-        if (dlxi_coordinator_take_notice(c->machine, notice, sizeof notice) && c->log != NULL)
-            c->log(c->log_context, notice);
     }
     int64_t deadline_ms = now_ms() + LAST_WORDS_MS;
     for (flush(c); dlxi_outbox_peek(dlxi_coordinator_outbox(c->machine)) != NULL && now_ms() < deadline_ms; flush(c)) {

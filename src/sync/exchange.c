@@ -34,6 +34,8 @@ struct dlxi_exchange {
     bool has_low_rank;
     early *early_first, **early_last;
     size_t early_bytes, early_bytes_max;
+    void (*breath)(void *context);
+    void *breath_context;
 };
 
 /* ---- layout: each trip's flat vector, tensors ascending -------------------------------------------------------- */
@@ -75,6 +77,15 @@ out:
     *out = NULL;
     dlxi_exchange_close(&x);
     return status;
+}
+
+void dlxi_exchange_set_breath(dlxi_exchange *x, void (*breath)(void *context), void *context) {
+    x->breath = breath;
+    x->breath_context = context;
+}
+
+static void breathe(const dlxi_exchange *x) {
+    if (x->breath != NULL) x->breath(x->breath_context);
 }
 
 static void drop_early(dlxi_exchange *x) {
@@ -169,6 +180,7 @@ dlx_status dlxi_exchange_begin(dlxi_exchange *x, const dlxi_view *view, uint16_t
         }
         at += values;
         own += values;
+        breathe(x);
     }
     return begin_trip(x, 0, error);
 }
@@ -280,6 +292,7 @@ static dlx_status begin_projections(dlxi_exchange *x, dlx_error *error) {
             at += values_in(x, t, 1, t->columns);
         }
         factors += values;
+        breathe(x);
     }
     return begin_trip(x, 1, error);
 }
@@ -413,6 +426,7 @@ void dlxi_exchange_commit(dlxi_exchange *x) {
         }
         commit_tensor(s, t);
         if (t->low_rank) next_basis(x, t);
+        breathe(x);
     }
     if (s->settings.overlap != DLX_OVERLAP_ALLREDUCE) dlxi_shard_rehash(s);
     adapt(x);

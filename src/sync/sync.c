@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/flag.h"
 #include "base/memory.h"
 #include "base/panic.h"
 #include "member/lease.h"
@@ -14,7 +15,7 @@
 #include "outer/round.h"
 #include "sync/exchange.h"
 
-enum { TICK_MS = 100, LEASES = 4, ANCHOR_GROUP = 64 /* values a "group" of an ANCHOR frame */ };
+enum { TICK_MS = 100, LEASES = 4, FRAMES_AT_ONCE = 256, ANCHOR_GROUP = 64 /* values a "group" of an ANCHOR frame */ };
 
 static const char left_early[] = "it left before the run's end";
 
@@ -75,7 +76,7 @@ static int64_t now_ms(void) {
 }
 
 static bool is_interrupted(const dlx_sync *s) {
-    return s->interrupted || (s->settings.interrupted != NULL && *s->settings.interrupted);
+    return s->interrupted || dlxi_flag_is_set(s->settings.interrupted);
 }
 
 /* ---- exchange thread: endings ---------------------------------------------------------------------------------- */
@@ -348,23 +349,31 @@ static dlx_status on_frame(dlx_sync *s, uint32_t peer, const dlxi_frame *frame, 
     }
 }
 
+static void on_breath(void *context) {
+    dlx_sync *s = context;
+    dlxi_site_keep_alive(s->site, now_ms());
+    send_control(s);
+}
+
 static void *exchange_thread(void *context) {
     dlx_sync *s = context;
     dlx_error error;
     while (take_requests(s)) {
-        dlx_status status = act(s, dlxi_site_on_tick(s->site, now_ms()), &error);
-        if (status == DLX_OK && s->site->phase == DLXI_SITE_RUNNING)
-            status = give_up_attempt(s, poll_exchange(s, &error), &error);
+        dlx_status status = DLX_OK;
+        if (s->site->phase == DLXI_SITE_RUNNING) status = give_up_attempt(s, poll_exchange(s, &error), &error);
         send_control(s);
         uint32_t peer;
         dlxi_frame frame;
         if (status == DLX_OK) status = s->link->op->receive(s->link, TICK_MS, &peer, &frame, &error);
-        /* everything that is there, before looking at anything else */
-        while (status == DLX_OK) {
+        /* all that is there, before the coordinator is found silent; but no peer may keep this thread to itself */
+        for (int i = 0; status == DLX_OK && i < FRAMES_AT_ONCE; i++) {
             status = on_frame(s, peer, &frame, &error);
             if (status == DLX_OK) status = s->link->op->receive(s->link, 0, &peer, &frame, &error);
         }
-        if (dlx_status_class_of(status) != DLX_CLASS_RETRY && s->site->phase != DLXI_SITE_DONE) fail_telling(s, &error);
+        if (status == DLX_OK || dlx_status_class_of(status) == DLX_CLASS_RETRY)
+            status = act(s, dlxi_site_on_tick(s->site, now_ms()), &error);
+        if (status != DLX_OK && dlx_status_class_of(status) != DLX_CLASS_RETRY && s->site->phase != DLXI_SITE_DONE)
+            fail_telling(s, &error);
     }
     send_control(s); /* last words; the link gives them time when it closes */
     return NULL;
@@ -466,6 +475,7 @@ dlx_status dlxi_sync_open(dlx_sync **out, const dlxi_sync_settings *settings, dl
                             .number = 1};
     DLX_TRY_OUT(dlxi_shard_open(&s->shard, &settings->shard, tensors, count, error));
     DLX_TRY_OUT(dlxi_exchange_open(&s->exchange, s->shard, error));
+    dlxi_exchange_set_breath(s->exchange, on_breath, s);
     DLX_TRY_OUT(open_site(s, error));
     s->settings.shared_text = NULL; /* borrowed for hello only */
     set_first_statistics(s);
@@ -577,6 +587,7 @@ static void hand_out(dlx_sync *s, bool with_apply, dlx_step *step) {
         else
             dlxi_shard_hand_out_delayed(s->shard, &norm);
         step->applied = true;
+        step->exchange_steps = s->round.steps_since;
         settle(s);
     }
     hand_over(s, norm);
@@ -596,6 +607,7 @@ static dlx_status proceed(dlx_sync *s, dlx_step *step, dlx_error *error) {
             DLX_TRY(wait_for(s, &s->committed, &step->waited_s, error));
             break;
         case DLXI_ROUND_APPLY:
+            step->exchange_steps = s->round.steps_since;
             dlxi_shard_apply(s->shard, finished);
             step->applied = true;
             settle(s);
@@ -698,6 +710,7 @@ dlx_status dlxi_sync_report(dlx_sync *s, const char *text, dlx_error *error) {
 }
 
 void dlxi_sync_pace(dlx_sync *s, double factor) {
+    if (isnan(factor)) factor = 1;
     s->pace = factor > s->settings.pace_max ? s->settings.pace_max : factor >= 0.01 ? factor : 0.01;
 }
 

@@ -7,6 +7,7 @@
 #include <sys/resource.h>
 
 #include "base/clock.h"
+#include "base/flag.h"
 #include "base/hash.h"
 #include "base/memory.h"
 #include "checkpoint/checkpoint.h"
@@ -42,11 +43,11 @@ typedef struct site_run {
     double recent_s, recent_tokens; /* of the speed shown: decaying sums */
     double val_loss_sum, val_loss_initial_sum, val_tokens;
     double exchange_steps; /* Σ over rounds of the steps that an exchange took */
-    uint64_t exchange_rounds, hand_out_step;
+    uint64_t exchange_rounds;
 } site_run;
 
 static bool interrupted(const site_run *r) {
-    return r->options->interrupted != NULL && *r->options->interrupted;
+    return dlxi_flag_is_set(r->options->interrupted);
 }
 
 static void tell(const site_run *r, dlx_event *event) {
@@ -299,11 +300,9 @@ static void show_step(site_run *r, const dlx_step *step, double loss, float rate
 }
 
 static void count_exchange(site_run *r, const dlx_step *step) {
-    if (step->applied && r->hand_out_step > 0) {
-        r->exchange_steps += (double)(r->steps - r->hand_out_step);
-        r->exchange_rounds++;
-    }
-    if (step->handed_out) r->hand_out_step = r->steps;
+    if (!step->applied) return;
+    r->exchange_steps += step->exchange_steps;
+    r->exchange_rounds++;
 }
 
 static dlx_status train_step(site_run *r, dlx_step *step, dlx_error *error) {
@@ -401,10 +400,10 @@ static json_t *summarize(site_run *r, const char *outcome) {
     return s;
 }
 
-static dlx_status save_weights(site_run *r, dlx_error *error) {
+static dlx_status save_weights(site_run *r, const char *folder, dlx_error *error) {
     char path[DLXI_PATH_BYTES];
     dlxi_model_config model = dlxi_config_model(r->config);
-    DLX_TRY(dlxi_path_join(path, r->config->run.dir, NULL, "weights", error));
+    DLX_TRY(dlxi_path_join(path, folder, NULL, "weights", error));
     DLX_TRY(dlxi_checkpoint_save(path, &model, r->parameters, r->parameter_count, error));
     dlx_event event = {.kind = DLX_EVENT_MESSAGE, .text = path};
     char text[DLXI_PATH_BYTES + 32];
@@ -427,13 +426,14 @@ static dlx_status report(site_run *r, dlx_error *error) {
     return status;
 }
 
-/* A run that ends early leaves what it has: the anchor of the last commit, and a summary that says why. */
+/* A run that ends early leaves what it has: the anchor of the last commit, and a summary that says why. Every site
+ * keeps the anchor, since who ended the run need not be the first, and the first may be gone. */
 static void save_what_there_is(site_run *r, dlx_status why) {
     char path[DLXI_PATH_BYTES];
     if (r->sync == NULL || r->metrics == NULL || r->steps == 0) return;
-    if (why == DLX_INTERRUPTED && dlx_sync_site_index(r->sync) == 0) {
+    if (why != DLX_NUMERIC && why != DLX_DIVERGED) {
         dlx_sync_take_anchor(r->sync);
-        (void)save_weights(r, NULL);
+        (void)save_weights(r, dlx_sync_site_index(r->sync) == 0 ? r->config->run.dir : r->folder, NULL);
     }
     json_t *summary = summarize(r, why == DLX_INTERRUPTED ? "interrupted" : "failed");
     if (dlxi_path_join(path, r->folder, NULL, "summary.json", NULL) == DLX_OK)
@@ -466,7 +466,7 @@ static dlx_status run_site(site_run *r, dlx_error *error) {
         DLX_TRY(train_step(r, &step, error));
     }
     DLX_TRY(evaluate(r, "end", &r->val_loss_sum, error));
-    if (dlx_sync_site_index(r->sync) == 0) DLX_TRY(save_weights(r, error));
+    if (dlx_sync_site_index(r->sync) == 0) DLX_TRY(save_weights(r, r->config->run.dir, error));
     return report(r, error);
 }
 

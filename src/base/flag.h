@@ -1,0 +1,17 @@
+/* A stop flag that a signal handler or another thread sets, read without a data race where the compiler can. */
+#ifndef DLXI_BASE_FLAG_H
+#define DLXI_BASE_FLAG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+/* False where there is none. */
+static inline bool dlxi_flag_is_set(const volatile bool *flag) {
+#if defined(__GNUC__) || defined(__clang__)
+    return flag != NULL && __atomic_load_n(flag, __ATOMIC_RELAXED);
+#else
+    return flag != NULL && *flag;
+#endif
+}
+
+#endif
