@@ -28,7 +28,8 @@ build: $(BUILD)/build.ninja
 data: build
 	@scripts/data.sh $(BUILD)/dilocox
 
-demo: setup
+demo:
+	@scripts/setup.sh --without-tests
 	@$(MAKE) --no-print-directory data
 	@$(BUILD)/dilocox launch examples/quickstart.yaml --sites 2
 
@@ -42,7 +43,7 @@ asan:
 	@test -f build-asan/build.ninja || meson setup build-asan -Db_sanitize=address,undefined -Db_lundef=false --buildtype=debugoptimized > build-asan.log
 	@ninja -C build-asan --quiet
 	@ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-		meson test -C build-asan --suite unit --suite kernels --suite process --print-errorlogs --timeout-multiplier 4
+		meson test -C build-asan --suite unit --suite kernels --suite process --suite fuzz --print-errorlogs --timeout-multiplier 4
 
 tsan:
 	@test -f build-tsan/build.ninja || meson setup build-tsan -Db_sanitize=thread -Db_lundef=false --buildtype=debugoptimized > build-tsan.log
@@ -50,7 +51,9 @@ tsan:
 	@meson test -C build-tsan --suite threads --print-errorlogs --timeout-multiplier 4
 
 fuzz:
-	@scripts/fuzz.sh
+	@test -f build-asan/build.ninja || meson setup build-asan -Db_sanitize=address,undefined -Db_lundef=false --buildtype=debugoptimized > build-asan.log
+	@ninja -C build-asan --quiet
+	@scripts/fuzz.sh build-asan/tests
 
 bench: build
 	@$(BUILD)/dilocox bench model

@@ -1,10 +1,9 @@
 #!/bin/sh
-# Runs every fuzzer for a minute (or SECONDS_EACH) from a seed that it prints; a failing run prints how to replay it.
+# Runs every fuzzer of a folder of programs, fuzz.sh build-asan/tests, for a minute (or SECONDS_EACH) from a seed that it prints; a failing run prints how to replay it.
 set -eu
 cd "$(dirname "$0")/.."
-make --no-print-directory build
 seed=${SEED:-$(date +%s)}
-for fuzzer in build/tests/fuzz_*; do
+for fuzzer in "$1"/fuzz_*; do
     [ -x "$fuzzer" ] && [ -f "$fuzzer" ] || continue
     echo "$fuzzer --seed $seed"
     code=0

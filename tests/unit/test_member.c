@@ -338,6 +338,21 @@ static void staged_hashes_that_differ_are_repeated(void **state) {
     world_close(w);
 }
 
+/* Between rounds there is no attempt, and messages that name number 0 are made up. */
+static void nothing_counts_between_rounds(void **state) {
+    (void)state;
+    world *w = run_open(1, 1000);
+    w->message->as.reason = (dlxi_reason){.status = DLX_ABORTED};
+    say(w, 0, DLXI_FRAME_ABORT, 1, 0);
+    ready(w, 0, 1, 30);
+    stage(w, 0, 1, 1, 9);
+    assert_int_equal(w->counts[0][DLXI_FRAME_COMMIT], 1);
+    stage(w, 0, 2, 0, 9);
+    assert_int_equal(w->counts[0][DLXI_FRAME_COMMIT], 1);
+    assert_int_equal(w->counts[0][DLXI_FRAME_BEGIN], 1);
+    world_close(w);
+}
+
 static void attempts_have_an_end(void **state) {
     (void)state;
     world *w = run_open(2, 1000);
@@ -745,6 +760,7 @@ int main(void) {
         cmocka_unit_test(a_silent_site_leaves_its_place_while_gathering),
         cmocka_unit_test(a_round_begins_when_all_are_ready),
         cmocka_unit_test(staged_hashes_that_differ_are_repeated),
+        cmocka_unit_test(nothing_counts_between_rounds),
         cmocka_unit_test(attempts_have_an_end),
         cmocka_unit_test(a_site_in_another_round_ends_the_run),
         cmocka_unit_test(a_norm_that_is_not_finite_ends_the_run),
