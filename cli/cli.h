@@ -58,6 +58,7 @@ int fail_use(const char *format, ...);
 /* Set by the first SIGINT or SIGTERM; the second ends the process at once. */
 extern volatile bool interrupted;
 void interrupt(void); /* sets it, from any thread or a handler */
+bool is_interrupted(void);
 void catch_interrupts(void);
 
 /* ---- progress -------------------------------------------------------------------------------------------------- */

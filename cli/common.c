@@ -19,8 +19,16 @@ void interrupt(void) {
 #endif
 }
 
+bool is_interrupted(void) {
+#if defined(__GNUC__) || defined(__clang__)
+    return __atomic_load_n(&interrupted, __ATOMIC_RELAXED);
+#else
+    return interrupted;
+#endif
+}
+
 static void on_signal(int number) {
-    if (interrupted) _exit(128 + number);
+    if (is_interrupted()) _exit(128 + number);
     interrupt();
 }
 

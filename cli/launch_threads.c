@@ -12,6 +12,7 @@ typedef struct shared {
     display *display;
     int sites;
     atomic_int failed;
+    bool interrupted; /* that is why the first one ended; set by it, read after all are joined */
 } shared;
 
 typedef struct worker {
@@ -55,7 +56,9 @@ static void *run(void *context) {
         w->status = dlx_train(w->shared->config, &options, &w->error);
     }
     if (w->status != DLX_OK) {
+        bool asked = is_interrupted();
         w->failed_as = atomic_fetch_add(&w->shared->failed, 1) + 1;
+        if (w->failed_as == 1) w->shared->interrupted = asked;
         interrupt(); /* the others end with it */
     }
     return NULL;
@@ -84,7 +87,7 @@ int launch_threads(const dlx_config *config, int sites) {
     for (int i = 0; i <= sites; i++)
         if (workers[i].failed_as > 0 && (first == NULL || workers[i].failed_as < first->failed_as)) first = &workers[i];
     if (first == NULL) return print_results(config);
-    if (first->status == DLX_INTERRUPTED) {
+    if (all.interrupted) {
         fprintf(stderr, "dilocox: interrupted; what there is lies in %s\n", dlx_config_run_dir(config));
         return EXIT_FAILED;
     }
