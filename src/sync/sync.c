@@ -491,12 +491,17 @@ out:
     return status;
 }
 
-void dlxi_sync_fail(dlx_sync *s, const char *reason) {
+/* What the others will be told, unless the run has failed already. */
+static void leave(dlx_sync *s, dlx_status status, const char *reason) {
     dlx_error why;
-    dlxi_error_set(&why, DLX_PEER_LOST, "%s", reason != NULL ? reason : left_early);
+    dlxi_error_set(&why, status, "%s", reason);
     pthread_mutex_lock(&s->mutex);
     if (s->failure.status == DLX_OK) s->failure = why;
     pthread_mutex_unlock(&s->mutex);
+}
+
+void dlxi_sync_fail(dlx_sync *s, const char *reason) {
+    leave(s, DLX_PEER_LOST, reason != NULL ? reason : left_early);
 }
 
 void dlxi_sync_close(dlx_sync **sync) {
@@ -505,8 +510,10 @@ void dlxi_sync_close(dlx_sync **sync) {
     if (s->thread_started) {
         if (s->finished && !s->reported)
             (void)dlxi_sync_report(s, "", NULL);
+        else if (!s->finished && is_interrupted(s))
+            leave(s, DLX_INTERRUPTED, "interrupted");
         else if (!s->finished)
-            dlxi_sync_fail(s, is_interrupted(s) ? "interrupted" : left_early);
+            leave(s, DLX_PEER_LOST, left_early);
         request(s, &s->quit);
         pthread_join(s->thread, NULL);
     }
