@@ -146,6 +146,14 @@ class Launch(Case):
                 self.assertIsInstance(s["anchor_hash"], str)
                 self.assertLess(s["val_loss"], s["val_loss_initial"])
 
+    def test_an_unstable_outer_step_gets_a_warning(self):
+        outer = ["--set", "sync.outer_learning_rate=0.7", "--set", "sync.outer_momentum=0.9"]
+        said = self.call("launch", self.file, "--sites", 2, "--run-dir", self.path("bad"), "--set", "wan.link=mem",
+                         "--set", "sync.overlap=delayed", *outer, "--set", "train.learning_rate=1e-4").text("stdout")
+        self.assertRegex(said, r"warning: outer learning rate 0\.7 with momentum 0\.9 and this overlap: a mode of 1\.28 \(grows\)")
+        said = self.call("launch", self.file, "--sites", 2, "--run-dir", self.path("good"), "--set", "wan.link=mem").text("stdout")
+        self.assertNotIn("warning", said)
+
     def test_a_terminal_gets_one_live_line_a_site(self):
         """Drawn over itself, and never wrapped: on a narrow terminal the block would grow at every redraw."""
         leader, follower = pty.openpty()
