@@ -25,7 +25,11 @@ class Machines(Case):
     def setUp(self):
         super().setUp()
         self.addCleanup(self.take_network_down)  # runs first: cleanups go in reverse
-        self.prepare_network()
+        try:
+            self.prepare_network()
+        except subprocess.CalledProcessError as why:  # a container without bridges, say
+            print(f"skipped: no network of namespaces here: {' '.join(why.cmd)}: {why.stderr.strip()}")
+            self.skipTest("no network of namespaces")
         self.prepare_data()
         for machine in MACHINES:  # "Build dilocox on each machine, and put the same config and the same data on each"
             os.makedirs(self.path(machine, "build"))
