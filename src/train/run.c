@@ -13,6 +13,7 @@
 #include "checkpoint/checkpoint.h"
 #include "data/sampler.h"
 #include "train/results.h"
+#include "train/tools.h"
 
 enum { PACE_MAX = 10 };
 
@@ -198,37 +199,18 @@ static void close_run(site_run *r) {
 /* This site's part of the validation windows: its loss, summed over tokens. */
 static dlx_status evaluate(site_run *r, const char *of, double *loss_sum, dlx_error *error) {
     const dlxi_config *c = r->config;
-    int64_t T = c->model.context, B = c->train.micro_batch;
-    dlx_status status = DLX_OK;
     dlxi_validation reader;
-    uint32_t *windows = NULL;
-    double tokens = 0;
-    *loss_sum = 0;
-    DLX_TRY(dlxi_validation_open(&reader, r->validation_shard, T, (int64_t)c->train.eval_tokens,
+    double tokens;
+    DLX_TRY(dlxi_validation_open(&reader, r->validation_shard, c->model.context, (int64_t)c->train.eval_tokens,
                                  dlx_sync_site_index(r->sync), dlx_sync_site_count(r->sync), error));
-    DLX_TRY_OUT(DLXI_NEW(&windows, B * (T + 1), error));
-    for (int64_t n; (n = dlxi_validation_next(r->tokens, r->targets, &reader, B)) > 0;) {
-        if (interrupted(r)) DLX_FAIL_OUT(error, INTERRUPTED, "interrupted");
-        for (int64_t w = 0; w < n; w++) {
-            memcpy(windows + w * (T + 1), r->tokens + w * T, (size_t)T * sizeof *windows);
-            windows[w * (T + 1) + T] = r->targets[w * T + T - 1];
-        }
-        double mean;
-        DLX_TRY_OUT(dlxi_model_evaluate(r->stage, windows, n, &mean, error));
-        *loss_sum += mean * (double)(n * T);
-        tokens += (double)(n * T);
-    }
+    DLX_TRY(dlxi_evaluate_part(loss_sum, &tokens, r->stage, &reader, r->options->interrupted, error));
     r->val_tokens = tokens;
     dlx_event event = {.kind = DLX_EVENT_EVALUATED, .text = of, .loss = *loss_sum / tokens, .step = r->steps};
     tell(r, &event);
-    DLX_TRY_OUT(
-        dlxi_metrics_write(r->metrics,
-                           json_pack("{s:s, s:s, s:I, s:o, s:f}", "event", "evaluation", "of", of, "step",
-                                     (json_int_t)r->steps, "loss", dlxi_json_real(event.loss), "tokens", tokens),
-                           error));
-out:
-    free(windows);
-    return status;
+    return dlxi_metrics_write(r->metrics,
+                              json_pack("{s:s, s:s, s:I, s:o, s:f}", "event", "evaluation", "of", of, "step",
+                                        (json_int_t)r->steps, "loss", dlxi_json_real(event.loss), "tokens", tokens),
+                              error);
 }
 
 /* ---- steps ----------------------------------------------------------------------------------------------------- */

@@ -6,9 +6,9 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/flag.h"
 #include "base/memory.h"
 #include "checkpoint/checkpoint.h"
-#include "data/sampler.h"
 #include "train/results.h"
 
 /* A checkpoint's model, forward only. */
@@ -45,6 +45,33 @@ static dlx_status load(loaded *l, const char *checkpoint, int64_t batch, int thr
     return DLX_OK;
 }
 
+dlx_status dlxi_evaluate_part(double *loss_sum, double *tokens, dlxi_stage *stage, dlxi_validation *reader,
+                              const volatile bool *interrupted, dlx_error *error) {
+    const int64_t B = dlxi_stage_opened_with(stage)->batch, T = reader->context;
+    dlx_status status = DLX_OK;
+    uint32_t *inputs = NULL, *targets = NULL, *windows = NULL;
+    *loss_sum = *tokens = 0;
+    DLX_TRY_OUT(DLXI_NEW(&inputs, B * T, error));
+    DLX_TRY_OUT(DLXI_NEW(&targets, B * T, error));
+    DLX_TRY_OUT(DLXI_NEW(&windows, B * (T + 1), error));
+    for (int64_t n; (n = dlxi_validation_next(inputs, targets, reader, B)) > 0;) {
+        if (dlxi_flag_is_set(interrupted)) DLX_FAIL_OUT(error, INTERRUPTED, "interrupted");
+        for (int64_t w = 0; w < n; w++) {
+            memcpy(windows + w * (T + 1), inputs + w * T, (size_t)T * sizeof *windows);
+            windows[w * (T + 1) + T] = targets[w * T + T - 1];
+        }
+        double mean;
+        DLX_TRY_OUT(dlxi_model_evaluate(stage, windows, n, &mean, error));
+        *loss_sum += mean * (double)(n * T);
+        *tokens += (double)(n * T);
+    }
+out:
+    free(inputs);
+    free(targets);
+    free(windows);
+    return status;
+}
+
 dlx_status dlxi_evaluate(double *loss, uint64_t *tokens_used, const char *checkpoint, const char *data, uint64_t tokens,
                          int threads, dlx_error *error) {
     enum { BATCH = 8 };
@@ -52,32 +79,15 @@ dlx_status dlxi_evaluate(double *loss, uint64_t *tokens_used, const char *checkp
     loaded model;
     dlxi_shard *shard = NULL;
     dlxi_validation reader;
-    uint32_t *inputs = NULL, *targets = NULL, *windows = NULL;
-    double sum = 0, used = 0;
+    double sum, used;
     DLX_TRY_OUT(load(&model, checkpoint, BATCH, threads, error));
     DLX_TRY_OUT(dlxi_shard_open(&shard, "--data", data, error));
     DLX_TRY_OUT(dlxi_shard_check_vocabulary(shard, model.config.vocabulary, error));
-    int64_t T = model.config.context;
-    DLX_TRY_OUT(dlxi_validation_open(&reader, shard, T, (int64_t)tokens, 0, 1, error));
-    DLX_TRY_OUT(DLXI_NEW(&inputs, BATCH * T, error));
-    DLX_TRY_OUT(DLXI_NEW(&targets, BATCH * T, error));
-    DLX_TRY_OUT(DLXI_NEW(&windows, BATCH * (T + 1), error));
-    for (int64_t n; (n = dlxi_validation_next(inputs, targets, &reader, BATCH)) > 0;) {
-        double mean;
-        for (int64_t w = 0; w < n; w++) {
-            memcpy(windows + w * (T + 1), inputs + w * T, (size_t)T * sizeof *windows);
-            windows[w * (T + 1) + T] = targets[w * T + T - 1];
-        }
-        DLX_TRY_OUT(dlxi_model_evaluate(model.stage, windows, n, &mean, error));
-        sum += mean * (double)(n * T);
-        used += (double)(n * T);
-    }
+    DLX_TRY_OUT(dlxi_validation_open(&reader, shard, model.config.context, (int64_t)tokens, 0, 1, error));
+    DLX_TRY_OUT(dlxi_evaluate_part(&sum, &used, model.stage, &reader, NULL, error));
     *loss = sum / used;
     *tokens_used = (uint64_t)used;
 out:
-    free(inputs);
-    free(targets);
-    free(windows);
     dlxi_shard_close(&shard);
     unload(&model);
     return status;
