@@ -10,8 +10,9 @@
  * is handed over: what the caller owned it still owns, and every *out is NULL. `*_close(&p)` takes NULL and half-built
  * objects, joins their threads, and sets p to NULL. The library does not print, exit, or install signal handlers.
  * Sizes are in the unit that ends the name. Arrays are row-major. A struct that begins with `size` is set with its
- * DLX_*_INIT macro; a library that knows it in another size refuses it instead of reading past its end. Calls on one object
- * come from one thread at a time unless said, block only where said, and return DLX_ARGUMENT for a NULL that must not be one.
+ * DLX_*_INIT macro; a library that knows it in another size refuses it instead of reading past its end. Calls on one
+ * object come from one thread at a time unless said, block only where said, and return DLX_ARGUMENT for a NULL that
+ * must not be one.
  */
 #ifndef DILOCOX_H
 #define DILOCOX_H
@@ -104,7 +105,9 @@ typedef struct dlx_tensor {
     float *data;
     int64_t rows, cols;
     dlx_memory memory;
-    bool plain; /* never low rank, whatever its shape: quantised whole */
+    bool plain;  /* never low rank, whatever its shape: quantised whole */
+    uint32_t id; /* its place in the whole model, where a site has several ranks: ascending, and unique over the ranks.
+                    With one rank it is the place in the array, and this is not read */
 } dlx_tensor;
 
 typedef struct dlx_hub dlx_hub;
@@ -121,13 +124,21 @@ typedef struct dlx_link_config {
 
 typedef void (*dlx_log)(void *context, const char *line);
 
+/* all[ranks][bytes] ← own[bytes] of each rank of this site, in order of rank. Every rank of the site makes the same
+ * calls in the same order, inside its dlx_sync_step and dlx_sync_gradients. MPI_Allgather is one. */
+typedef dlx_status (*dlx_gather)(void *context, void *all, const void *own, size_t bytes, dlx_error *error);
+
 /* As an outer learning rate or momentum: choose for me. */
 #define DLX_AUTO (-1.0)
 
 typedef struct dlx_sync_config {
     size_t size;
     const char *site;     /* its name: 1 to 63 of A–Z a–z 0–9 . _ - */
-    uint16_t rank, ranks; /* within the site; 0 of 1 */
+    uint16_t rank, ranks; /* within the site; 0 of 1. Each rank opens the tensors that it alone synchronises, and
+                             exchanges them with the ranks of the same number elsewhere; 1 to 1024 */
+    dlx_gather
+        gather; /* needed where ranks > 1: all ranks hand out, apply, fail and are interrupted at the same step */
+    void *gather_context;
     dlx_link_config link;
     uint64_t seed;
     const char *shared_text; /* settings that all sites must share, "key: value\n" a line; the coordinator refuses a

@@ -10,15 +10,33 @@
 dlx_status dlxi_checkpoint_save(const char *folder, const dlxi_model_config *config, const dlxi_parameter *parameter,
                                 int64_t count, dlx_error *error);
 
+/* The same by several ranks, in three steps with a barrier of theirs between each. Each rank writes the tensors that it
+ * gives (whole files' tensors: GPT-2's q, k and v of a layer together) into its part, number `part` of `parts`:
+ * model-00001-of-00002.safetensors. Names are those of Hugging Face's sharded checkpoints; `parts` = 1 is
+ * dlxi_checkpoint_save's single file.
+ *   begin    makes the folder and writes the part beside its place; on success *out is the caller's
+ *   commit   puts the part in its place
+ *   finish   by one rank: the index, config.json, and away with files of an earlier set */
+typedef struct dlxi_checkpoint_part dlxi_checkpoint_part;
+dlx_status dlxi_checkpoint_part_begin(dlxi_checkpoint_part **out, const char *folder, const dlxi_model_config *config,
+                                      const dlxi_parameter *parameter, int64_t count, int part, int parts,
+                                      dlx_error *error);
+dlx_status dlxi_checkpoint_part_commit(dlxi_checkpoint_part *part, dlx_error *error);
+void dlxi_checkpoint_part_close(dlxi_checkpoint_part **part); /* takes NULL; without commit, nothing remains of it */
+/* part_of[id] is the part, from 0, of each of the model's tensors. */
+dlx_status dlxi_checkpoint_finish(const char *folder, const dlxi_model_config *config, const int *part_of, int parts,
+                                  dlx_error *error);
+
 /* Reads and validates folder/config.json. DLX_DATA where it describes a model that this program does not have. */
 dlx_status dlxi_checkpoint_load_config(dlxi_model_config *out, const char *folder, dlx_error *error);
 /* The same from text[bytes]; `path` is what messages call it. */
 dlx_status dlxi_checkpoint_parse_config(dlxi_model_config *out, const char *text, size_t bytes, const char *path,
                                         dlx_error *error);
 
-/* Reads folder/model.safetensors into parameter[count].data: a stage's tensors, or all. The whole file is checked
- * against config first: a missing, surplus or misshapen tensor is DLX_DATA, and no data has changed then. Afterwards
- * call dlxi_stage_parameters_changed. Blocks. */
+/* Reads folder/model.safetensors, or the set that folder/model.safetensors.index.json lists, into
+ * parameter[count].data: a stage's tensors, or all. The whole file is checked against config first: a missing, surplus
+ * or misshapen tensor is DLX_DATA, and no data has changed then. Afterwards call dlxi_stage_parameters_changed. Blocks.
+ */
 dlx_status dlxi_checkpoint_load(const char *folder, const dlxi_model_config *config, dlxi_parameter *parameter,
                                 int64_t count, dlx_error *error);
 

@@ -95,6 +95,8 @@ typedef struct dlxi_stage_options {
     int64_t length; /* T ≤ context */
     int slots;      /* micro-batches that may be alive between their forward and backward; ≥ 1 */
     bool training;  /* false: no gradients and no activations kept; forward only */
+    bool recompute; /* keep a block's input only, and run its forward again before its backward: less memory, a third
+                       more time */
     uint64_t seed;  /* of the starting values */
 } dlxi_stage_options;
 
@@ -135,6 +137,17 @@ const float *dlxi_stage_output(const dlxi_stage *stage, int slot);
 dlx_status dlxi_stage_backward(dlxi_stage *stage, int slot, const float *d_output, dlx_error *error);
 /* [B,T,C], for the stage before; valid until the next backward. Without an embedding only. */
 const float *dlxi_stage_d_input(const dlxi_stage *stage);
+
+/* From now on `done` is called on the way, as soon as a pass has added the last of what it adds to the gradients of a
+ * part of the stage: with the model's number of the block, with `layers` for what only the head has (in forward, where
+ * its backward is), and with −1 for what lives with the embedding, a tied table included. NULL: never. */
+typedef void (*dlxi_gradients_done)(void *context, int64_t layer);
+void dlxi_stage_on_gradients(dlxi_stage *stage, dlxi_gradients_done done, void *context);
+
+/* Forward only, of windows ≤ B windows; nothing is kept for a backward pass but what dlxi_stage_output says of the slot
+ * ([windows,T,C]). Arguments as in dlxi_stage_forward; with the head, *loss_sum ← Σ −log p over the windows' tokens. */
+dlx_status dlxi_stage_evaluate(dlxi_stage *stage, int slot, const uint32_t *token, const float *input,
+                               const uint32_t *target, int64_t windows, double *loss_sum, dlx_error *error);
 
 /* ---- a whole model, forward only ------------------------------------------------------------------------------- */
 
