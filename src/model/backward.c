@@ -80,13 +80,17 @@ static dlx_status run_backward(dlxi_stage *stage, const dlxi_slot *slot, dlxi_sh
     dlxi_kernels *k = stage->kernels;
     for (int64_t layer = stage->layer_count - 1; layer >= 0; layer--) {
         const dlxi_block *block = &stage->block[layer];
-        const dlxi_block_activations *kept = &slot->block[layer];
+        dlxi_block_activations *kept = &slot->block[layer];
+        if (stage->options.recompute) DLX_TRY(dlxi_block_recompute(stage, block, kept, slot->residual[layer], shape));
         DLX_TRY(mlp_half_backward(stage, block, kept, shape.B * shape.T));
         DLX_TRY(attention_half_backward(stage, block, kept, slot->residual[layer], shape));
+        dlxi_stage_gradients_done(stage, stage->options.first_layer + layer);
     }
     if (!stage->options.has_embedding) return DLX_OK;
-    return k->op->embedding_backward(k, stage->table->gradient, gradient_of(stage->position), stage->d, slot->token,
-                                     shape.B * shape.T, shape.T, stage->config.width);
+    DLX_TRY(k->op->embedding_backward(k, stage->table->gradient, gradient_of(stage->position), stage->d, slot->token,
+                                      shape.B * shape.T, shape.T, stage->config.width));
+    dlxi_stage_gradients_done(stage, -1);
+    return DLX_OK;
 }
 
 dlx_status dlxi_stage_backward(dlxi_stage *stage, int slot, const float *d_output, dlx_error *error) {

@@ -54,24 +54,37 @@ static dlx_status attention_half(const dlxi_stage *stage, const dlxi_block *bloc
     return k->op->add(k, kept->middle, x, N * config->width);
 }
 
-/* y = middle + down(activation(up(norm2(middle)))) */
-static dlx_status mlp_half(const dlxi_stage *stage, const dlxi_block *block, dlxi_block_activations *kept, float *y,
-                           dlxi_shape shape) {
+/* hidden = activation(up(norm2(middle))) */
+static dlx_status mlp_hidden(const dlxi_stage *stage, const dlxi_block *block, dlxi_block_activations *kept,
+                             int64_t N) {
     const dlxi_model_config *config = &stage->config;
     dlxi_kernels *k = stage->kernels;
     dlxi_parameter *const *role = block->role;
-    int64_t N = shape.B * shape.T, NM = N * config->mlp_width;
+    int64_t NM = N * config->mlp_width;
     DLX_TRY(normalize(stage, kept->norm2, kept->mean2, kept->rstd2, kept->middle, role[DLXI_ROLE_NORM2_GAIN],
                       role[DLXI_ROLE_NORM2_BIAS], N));
     DLX_TRY(linear(stage, kept->up, kept->norm2, role[DLXI_ROLE_UP], role[DLXI_ROLE_UP_BIAS], N));
     if (config->family == DLXI_FAMILY_LLAMA) {
         DLX_TRY(linear(stage, kept->gate, kept->norm2, role[DLXI_ROLE_GATE], NULL, N));
-        DLX_TRY(k->op->swiglu_forward(k, kept->hidden, kept->gate, kept->up, NM));
-    } else {
-        DLX_TRY(k->op->activation_forward(k, kept->hidden, kept->up, config->activation, NM));
+        return k->op->swiglu_forward(k, kept->hidden, kept->gate, kept->up, NM);
     }
+    return k->op->activation_forward(k, kept->hidden, kept->up, config->activation, NM);
+}
+
+/* y = middle + down(hidden) */
+static dlx_status mlp_half(const dlxi_stage *stage, const dlxi_block *block, dlxi_block_activations *kept, float *y,
+                           int64_t N) {
+    dlxi_kernels *k = stage->kernels;
+    dlxi_parameter *const *role = block->role;
+    DLX_TRY(mlp_hidden(stage, block, kept, N));
     DLX_TRY(linear(stage, y, kept->hidden, role[DLXI_ROLE_DOWN], role[DLXI_ROLE_DOWN_BIAS], N));
-    return k->op->add(k, y, kept->middle, N * config->width);
+    return k->op->add(k, y, kept->middle, N * stage->config.width);
+}
+
+dlx_status dlxi_block_recompute(const dlxi_stage *stage, const dlxi_block *block, dlxi_block_activations *kept,
+                                const float *x, dlxi_shape shape) {
+    DLX_TRY(attention_half(stage, block, kept, x, shape));
+    return mlp_hidden(stage, block, kept, shape.B * shape.T);
 }
 
 static dlx_status check_tokens(const dlxi_stage *stage, const uint32_t *token, int64_t N, const char *what,
@@ -98,7 +111,7 @@ static dlx_status run_blocks(dlxi_stage *stage, dlxi_slot *slot, dlxi_shape shap
         const dlxi_block *block = &stage->block[layer];
         dlxi_block_activations *kept = &slot->block[layer];
         DLX_TRY(attention_half(stage, block, kept, slot->residual[layer], shape));
-        DLX_TRY(mlp_half(stage, block, kept, slot->residual[layer + 1], shape));
+        DLX_TRY(mlp_half(stage, block, kept, slot->residual[layer + 1], N));
     }
     return DLX_OK;
 }
@@ -126,15 +139,30 @@ dlx_status dlxi_stage_head_forward(dlxi_stage *stage, int slot, int64_t first, i
     return linear(stage, stage->logits, stage->final_norm, stage->head, NULL, N);
 }
 
-dlx_status dlxi_stage_loss_sum(dlxi_stage *stage, int slot, const uint32_t *token, const uint32_t *target,
-                               dlxi_shape shape, double *loss_sum, dlx_error *error) {
+/* Embedding or input, blocks, and with the head the logits and loss_sum ← Σ −log p; where gradient is true the logits
+ * are overwritten with the gradient of the mean loss. */
+static dlx_status forward_and_loss(dlxi_stage *stage, int slot, const uint32_t *token, const float *input,
+                                   const uint32_t *target, int64_t windows, bool gradient, double *loss_sum,
+                                   dlx_error *error) {
     dlxi_kernels *k = stage->kernels;
+    dlxi_shape shape = {windows, stage->options.length};
     int64_t N = shape.B * shape.T;
-    DLX_TRY(check_tokens(stage, target, N, "target token", error));
-    DLX_TRY(dlxi_stage_blocks_forward(stage, slot, token, NULL, shape, error));
+    bool head = stage->options.has_head;
+    DLXI_ASSERT(head == (target != NULL) && head == (loss_sum != NULL));
+    if (head) DLX_TRY(check_tokens(stage, target, N, "target token", error));
+    DLX_TRY(dlxi_stage_blocks_forward(stage, slot, token, input, shape, error));
+    if (!head) return DLX_OK;
     DLX_TRY(dlxi_kernel_failed(dlxi_stage_head_forward(stage, slot, 0, N), error));
-    return dlxi_kernel_failed(
-        k->op->cross_entropy(k, loss_sum, stage->logits, target, N, stage->config.vocabulary, false, 0.0f), error);
+    *loss_sum = 0.0;
+    return dlxi_kernel_failed(k->op->cross_entropy(k, loss_sum, stage->logits, target, N, stage->config.vocabulary,
+                                                   gradient, 1.0f / (float)N),
+                              error);
+}
+
+dlx_status dlxi_stage_evaluate(dlxi_stage *stage, int slot, const uint32_t *token, const float *input,
+                               const uint32_t *target, int64_t windows, double *loss_sum, dlx_error *error) {
+    DLXI_ASSERT(windows >= 1);
+    return forward_and_loss(stage, slot, token, input, target, windows, false, loss_sum, error);
 }
 
 /* d_final ← the gradient of the residual stream below the head; logits hold their own gradient. */
@@ -152,32 +180,21 @@ static dlx_status head_backward(dlxi_stage *stage, dlxi_slot *slot, int64_t N) {
                                    C);
 }
 
-static dlx_status run_head(dlxi_stage *stage, int slot, const uint32_t *target, int64_t N, double *loss,
-                           dlx_error *error) {
-    dlxi_kernels *k = stage->kernels;
-    double sum = 0.0;
-    bool training = stage->options.training;
-    DLX_TRY(dlxi_kernel_failed(dlxi_stage_head_forward(stage, slot, 0, N), error));
-    DLX_TRY(dlxi_kernel_failed(
-        k->op->cross_entropy(k, &sum, stage->logits, target, N, stage->config.vocabulary, training, 1.0f / (float)N),
-        error));
-    *loss = sum / (double)N;
+dlx_status dlxi_stage_forward(dlxi_stage *stage, int slot, const uint32_t *token, const float *input,
+                              const uint32_t *target, double *loss, dlx_error *error) {
+    const dlxi_stage_options *options = &stage->options;
+    int64_t N = options->batch * options->length;
+    DLX_TRY(forward_and_loss(stage, slot, token, input, target, options->batch, options->training, loss, error));
+    if (!options->has_head) return DLX_OK;
+    *loss /= (double)N;
     if (!isfinite(*loss))
         DLX_FAIL(error, NUMERIC,
                  "the training loss is not finite; try a lower train.learning_rate or a longer warm-up");
-    if (!training) return DLX_OK;
-    return dlxi_kernel_failed(head_backward(stage, &stage->slot[slot], N), error);
-}
-
-dlx_status dlxi_stage_forward(dlxi_stage *stage, int slot, const uint32_t *token, const float *input,
-                              const uint32_t *target, double *loss, dlx_error *error) {
-    dlxi_shape shape = {stage->options.batch, stage->options.length};
-    int64_t N = shape.B * shape.T;
-    bool head = stage->options.has_head;
-    DLXI_ASSERT(head == (target != NULL) && head == (loss != NULL));
-    if (head) DLX_TRY(check_tokens(stage, target, N, "target token", error));
-    DLX_TRY(dlxi_stage_blocks_forward(stage, slot, token, input, shape, error));
-    return head ? run_head(stage, slot, target, N, loss, error) : DLX_OK;
+    if (!options->training) return DLX_OK;
+    DLX_TRY(dlxi_kernel_failed(head_backward(stage, &stage->slot[slot], N), error));
+    dlxi_stage_gradients_done(stage, stage->config.layers);
+    if (!options->has_embedding && stage->config.tied_head) dlxi_stage_gradients_done(stage, -1);
+    return DLX_OK;
 }
 
 const float *dlxi_stage_output(const dlxi_stage *stage, int slot) {

@@ -10,7 +10,7 @@ dlx_status dlxi_model_evaluate(dlxi_stage *stage, const uint32_t *window, int64_
                                dlx_error *error) {
     DLXI_ASSERT(stage->options.has_embedding && stage->options.has_head && window_count > 0);
     int64_t T = stage->options.length, B = stage->options.batch;
-    double sum = 0.0;
+    double sum = 0.0, part;
     uint32_t *token = stage->token, *target = stage->target;
     for (int64_t first = 0; first < window_count; first += B) {
         int64_t rows = window_count - first < B ? window_count - first : B;
@@ -19,7 +19,8 @@ dlx_status dlxi_model_evaluate(dlxi_stage *stage, const uint32_t *window, int64_
             memcpy(token + b * T, from, (size_t)T * sizeof *from);
             memcpy(target + b * T, from + 1, (size_t)T * sizeof *from);
         }
-        DLX_TRY(dlxi_stage_loss_sum(stage, 0, token, target, (dlxi_shape){rows, T}, &sum, error));
+        DLX_TRY(dlxi_stage_evaluate(stage, 0, token, NULL, target, rows, &part, error));
+        sum += part;
     }
     *mean_loss = sum / ((double)window_count * (double)T);
     if (!isfinite(*mean_loss)) DLX_FAIL(error, NUMERIC, "the validation loss is not finite; try a lower learning rate");

@@ -52,8 +52,8 @@ typedef struct dlxi_block_activations {
 typedef struct dlxi_slot {
     uint32_t *token;  /* [N] */
     float **residual; /* [layers + 1] of [N,C]: the residual stream before each block, and after the last */
-    dlxi_block_activations *block;
-    float *d_final; /* [N,C]: the gradient below the head */
+    dlxi_block_activations *block; /* [layers] */
+    float *d_final;                /* [N,C]: the gradient below the head */
 } dlxi_slot;
 
 struct dlxi_stage {
@@ -78,6 +78,9 @@ struct dlxi_stage {
     float *d, *d_a, *d_b;            /* [N,C] */
     float *d_q, *d_key, *d_value;    /* [N,C], [N,K], [N,K] */
     float *d_hidden, *d_gate, *d_up; /* [N,M] */
+
+    dlxi_gradients_done done; /* may be NULL */
+    void *done_context;
 };
 
 /* The micro-batch's shape: B windows of T tokens, at most what the stage was opened with. */
@@ -90,9 +93,11 @@ dlx_status dlxi_stage_blocks_forward(dlxi_stage *stage, int slot, const uint32_t
                                      dlxi_shape shape, dlx_error *error);
 /* The final norm of rows [first, first + N) of the slot's last residual into stage->final_norm, and their logits. */
 dlx_status dlxi_stage_head_forward(dlxi_stage *stage, int slot, int64_t first, int64_t N);
-/* Forward and loss of any shape up to the stage's. loss_sum += Σ −log p. */
-dlx_status dlxi_stage_loss_sum(dlxi_stage *stage, int slot, const uint32_t *token, const uint32_t *target,
-                               dlxi_shape shape, double *loss_sum, dlx_error *error);
+/* Fills `kept` again from the block's input x, as its forward pass did; the residual after the block is not written. */
+dlx_status dlxi_block_recompute(const dlxi_stage *stage, const dlxi_block *block, dlxi_block_activations *kept,
+                                const float *x, dlxi_shape shape);
+/* Tells the stage's listener, if it has one, that a part's gradients are complete. */
+void dlxi_stage_gradients_done(const dlxi_stage *stage, int64_t layer);
 
 /* What a failed kernel means to a person. */
 dlx_status dlxi_kernel_failed(dlx_status status, dlx_error *error);

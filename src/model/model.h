@@ -140,12 +140,15 @@ const float *dlxi_stage_d_input(const dlxi_stage *stage);
 
 /* From now on `done` is called on the way, as soon as a pass has added the last of what it adds to the gradients of a
  * part of the stage: with the model's number of the block, with `layers` for what only the head has (in forward, where
- * its backward is), and with −1 for what lives with the embedding, a tied table included. NULL: never. */
+ * its backward is), and with −1 for what lives with the embedding, a tied table included: at the end of
+ * backward, or after `layers` in a stage that has the table for its head only. Each pass of a micro-batch adds once to
+ * every part that the stage has. Not called where a pass fails. NULL: never. */
 typedef void (*dlxi_gradients_done)(void *context, int64_t layer);
 void dlxi_stage_on_gradients(dlxi_stage *stage, dlxi_gradients_done done, void *context);
 
 /* Forward only, of windows ≤ B windows; nothing is kept for a backward pass but what dlxi_stage_output says of the slot
- * ([windows,T,C]). Arguments as in dlxi_stage_forward; with the head, *loss_sum ← Σ −log p over the windows' tokens. */
+ * ([windows,T,C]); other slots keep what they have. Arguments as in dlxi_stage_forward; with the head, *loss_sum ←
+ * Σ −log p over the windows' tokens, finite or not. */
 dlx_status dlxi_stage_evaluate(dlxi_stage *stage, int slot, const uint32_t *token, const float *input,
                                const uint32_t *target, int64_t windows, double *loss_sum, dlx_error *error);
 

@@ -140,24 +140,23 @@ static void lay_out_block(dlxi_block_activations *kept, arena *a, const dlxi_sta
     if (a->base != NULL) *kept = block;
 }
 
-/* A stage that does not train uses one block's memory for all, and two residuals in turn. */
-static void lay_out_slot(dlxi_stage *stage, arena *a, int slot) {
+/* shared: one block's memory for all. A stage that does not train uses two residuals in turn. */
+static void lay_out_slot(dlxi_stage *stage, arena *a, int slot, const dlxi_block_activations *shared) {
     int64_t N = stage->options.batch * stage->options.length, NC = N * stage->config.width, L = stage->layer_count;
     dlxi_slot *s = &stage->slot[slot];
     s->residual = stage->residual + slot * (L + 1);
     s->block = stage->kept + slot * L;
     s->token = take(a, N, sizeof *s->token);
     for (int64_t layer = 0; layer <= L; layer++) {
-        bool shared = !stage->options.training && layer >= 2;
-        float *residual = shared ? s->residual[layer - 2] : take_floats(a, NC);
+        bool in_turn = !stage->options.training && layer >= 2;
+        float *residual = in_turn ? s->residual[layer - 2] : take_floats(a, NC);
         if (a->base != NULL) s->residual[layer] = residual;
     }
     for (int64_t layer = 0; layer < L; layer++) {
-        bool shared = !stage->options.training && layer >= 1;
-        if (!shared) {
+        if (shared == NULL) {
             lay_out_block(&s->block[layer], a, stage);
         } else {
-            s->block[layer] = s->block[0];
+            s->block[layer] = *shared;
         }
     }
     if (stage->options.has_head && stage->options.training) s->d_final = take_floats(a, NC);
@@ -167,7 +166,10 @@ static void lay_out(dlxi_stage *stage, arena *a) {
     const dlxi_model_config *config = &stage->config;
     int64_t N = stage->options.batch * stage->options.length, C = config->width, K = dlxi_kv_width(config);
     int64_t M = config->mlp_width;
-    for (int slot = 0; slot < stage->options.slots; slot++) lay_out_slot(stage, a, slot);
+    bool share = (stage->options.recompute || !stage->options.training) && stage->layer_count > 0;
+    dlxi_block_activations shared = {0};
+    if (share) lay_out_block(&shared, a, stage);
+    for (int slot = 0; slot < stage->options.slots; slot++) lay_out_slot(stage, a, slot, share ? &shared : NULL);
     if (stage->options.has_head) {
         stage->final_norm = take_floats(a, N * C);
         stage->final_mean = take_floats(a, N);
@@ -269,4 +271,13 @@ void dlxi_stage_zero_gradients(dlxi_stage *stage) {
 
 int64_t dlxi_stage_bytes(const dlxi_stage *stage) {
     return stage->bytes;
+}
+
+void dlxi_stage_on_gradients(dlxi_stage *stage, dlxi_gradients_done done, void *context) {
+    stage->done = done;
+    stage->done_context = context;
+}
+
+void dlxi_stage_gradients_done(const dlxi_stage *stage, int64_t layer) {
+    if (stage->done != NULL) stage->done(stage->done_context, layer);
 }
