@@ -1,5 +1,5 @@
-/* The model room: what configs are refused, the list of tensors, starting values, stages against the whole,
- * micro-batches against one batch, evaluation and generation. Gradients against PyTorch are in torch_model.py. */
+/* The model room: what configs are refused, the list of tensors, starting values, micro-batches against one batch,
+ * evaluation and generation. Cut models are in test_model_stages.c, gradients against PyTorch in torch_model.py. */
 #include "model/model.h"
 #include "base/hash.h"
 #include "base/rng.h"
@@ -178,68 +178,6 @@ static void test_starting_values(void **unused) {
     dlxi_kernels_close(&kernels);
 }
 
-/* Layers 0–1 with the embedding, then 2–3 with the head, two micro-batches alive at once, against the whole. */
-static void chained_stages(dlxi_model_config config) {
-    dlxi_kernels *kernels = open_kernels();
-    uint32_t token[2 * N], target[2 * N];
-    draw_tokens(token, 2 * N, 0);
-    draw_tokens(target, 2 * N, 1);
-    double loss[2], chained_loss[2];
-    dlxi_stage *whole = open_whole(&config, B, kernels);
-    for (int m = 0; m < 2; m++) {
-        assert_int_equal(dlxi_stage_forward(whole, 0, token + m * N, NULL, target + m * N, &loss[m], NULL), DLX_OK);
-        assert_int_equal(dlxi_stage_backward(whole, 0, NULL, NULL), DLX_OK);
-    }
-    dlxi_stage_options options = dlxi_stage_options_whole(&config, B, T, 4);
-    options.slots = 2;
-    options.end_layer = 2, options.has_head = false;
-    dlxi_stage *first = open_stage(&config, &options, kernels);
-    options.first_layer = 2, options.end_layer = 4, options.has_embedding = false, options.has_head = true;
-    dlxi_stage *last = open_stage(&config, &options, kernels);
-    for (int m = 0; m < 2; m++) {
-        assert_int_equal(dlxi_stage_forward(first, m, token + m * N, NULL, NULL, NULL, NULL), DLX_OK);
-        assert_int_equal(
-            dlxi_stage_forward(last, m, NULL, dlxi_stage_output(first, m), target + m * N, &chained_loss[m], NULL),
-            DLX_OK);
-        assert_true(fabs(chained_loss[m] - loss[m]) < 1e-6);
-    }
-    for (int m = 0; m < 2; m++) {
-        assert_int_equal(dlxi_stage_backward(last, m, NULL, NULL), DLX_OK);
-        assert_int_equal(dlxi_stage_backward(first, m, dlxi_stage_d_input(last), NULL), DLX_OK);
-    }
-    int64_t count, seen = 0;
-    const dlxi_parameter *parameter = dlxi_stage_parameters(whole, &count);
-    for (int64_t i = 0; i < count; i++) {
-        const dlxi_parameter *p = &parameter[i];
-        float *sum = calloc((size_t)p->count, sizeof *sum); /* a tied table is in both stages */
-        for (int s = 0; s < 2; s++) {
-            int64_t part_count;
-            const dlxi_parameter *part = dlxi_stage_parameters(s == 0 ? first : last, &part_count);
-            for (int64_t j = 0; j < part_count; j++) {
-                if (part[j].tensor.id != p->tensor.id) continue;
-                for (int64_t x = 0; x < p->count; x++) sum[x] += part[j].gradient[x];
-                seen++;
-            }
-        }
-        assert_true(difference(sum, p->gradient, p->count) < 1e-5);
-        free(sum);
-    }
-    assert_int_equal(seen, count + config.tied_head);
-    dlxi_stage_close(&last);
-    dlxi_stage_close(&first);
-    dlxi_stage_close(&whole);
-    dlxi_kernels_close(&kernels);
-}
-
-static void test_chained_stages(void **unused) {
-    (void)unused;
-    chained_stages(small(DLXI_FAMILY_GPT2));
-    chained_stages(small(DLXI_FAMILY_LLAMA));
-    dlxi_model_config tied = small(DLXI_FAMILY_LLAMA);
-    tied.tied_head = true, tied.qkv_bias = true;
-    chained_stages(tied);
-}
-
 static void test_micro_batches_make_a_batch(void **unused) {
     (void)unused;
     dlxi_kernels *kernels = open_kernels();
@@ -400,12 +338,17 @@ static void test_sample(void **unused) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_validate),       cmocka_unit_test(test_parameter_counts),
-        cmocka_unit_test(test_tensor_list),    cmocka_unit_test(test_starting_values),
-        cmocka_unit_test(test_chained_stages), cmocka_unit_test(test_micro_batches_make_a_batch),
-        cmocka_unit_test(test_bad_tokens),     cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_evaluate),       cmocka_unit_test(test_logits_agree_with_loss),
-        cmocka_unit_test(test_generate),       cmocka_unit_test(test_sample),
+        cmocka_unit_test(test_validate),
+        cmocka_unit_test(test_parameter_counts),
+        cmocka_unit_test(test_tensor_list),
+        cmocka_unit_test(test_starting_values),
+        cmocka_unit_test(test_micro_batches_make_a_batch),
+        cmocka_unit_test(test_bad_tokens),
+        cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_evaluate),
+        cmocka_unit_test(test_logits_agree_with_loss),
+        cmocka_unit_test(test_generate),
+        cmocka_unit_test(test_sample),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
