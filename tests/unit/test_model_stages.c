@@ -394,7 +394,10 @@ static void test_evaluate_cut(void **unused) {
             options.slots = 2;
             stage[s] = open_stage(&config, &options, kernels);
         }
-        double loss, sum, cut_sum;
+        options = part(&config, 0, LAYERS);
+        options.batch = 1;
+        dlxi_stage *one = open_stage(&config, &options, kernels);
+        double loss, sum, cut_sum, expected = 0.0;
         for (int64_t windows = 1; windows <= B; windows++) {
             assert_int_equal(dlxi_stage_evaluate(whole, 0, token, NULL, target, windows, &sum, NULL), DLX_OK);
             assert_int_equal(dlxi_stage_evaluate(stage[0], 1, token, NULL, NULL, windows, NULL, NULL), DLX_OK);
@@ -402,11 +405,16 @@ static void test_evaluate_cut(void **unused) {
             assert_int_equal(dlxi_stage_evaluate(stage[1], 0, NULL, x, NULL, windows, NULL, NULL), DLX_OK);
             x = dlxi_stage_output(stage[1], 0);
             assert_int_equal(dlxi_stage_evaluate(stage[2], 1, NULL, x, target, windows, &cut_sum, NULL), DLX_OK);
-            assert_true(cut_sum == sum && sum > 0.0);
+            assert_true(cut_sum == sum);
+            const uint32_t *last = token + (windows - 1) * T, *last_target = target + (windows - 1) * T;
+            assert_int_equal(dlxi_stage_forward(one, 0, last, NULL, last_target, &loss, NULL), DLX_OK);
+            expected += loss * T;
+            assert_true(fabs(sum - expected) < 1e-4);
         }
         assert_int_equal(dlxi_stage_forward(whole, 0, token, NULL, target, &loss, NULL), DLX_OK);
         assert_true(fabs(sum / N - loss) < 1e-12);
         for (int s = 0; s < 3; s++) dlxi_stage_close(&stage[s]);
+        dlxi_stage_close(&one);
         dlxi_stage_close(&whole);
     }
     dlxi_kernels_close(&kernels);
