@@ -1,10 +1,11 @@
-/* Which stage has which layers, and which rank owns which tensor. Pure, and the same on every rank and site. */
+/* Which stage has which layers, and which rank owns which tensor. Pure, and the same on every rank and site (measured
+ * costs aside). */
 #ifndef DLXI_PIPELINE_CUT_H
 #define DLXI_PIPELINE_CUT_H
 
 #include "model/model.h"
 
-enum { DLXI_STAGES_MAX = 256 };
+enum { DLXI_STAGES_MAX = 256, DLXI_RANKS_MAX = 1024 /* of a site */ };
 
 typedef struct dlxi_cut {
     int stages;
@@ -12,17 +13,26 @@ typedef struct dlxi_cut {
         first_layer[DLXI_STAGES_MAX + 1]; /* stage s has layers first_layer[s] … first_layer[s+1] − 1; ≥ 1 of them */
 } dlxi_cut;
 
-/* Relative times of a micro-batch's forward and backward: one block, the embedding, and the head with its loss. */
+/* Times of a micro-batch's forward and backward, relative to each other: one block, the embedding, and the head with
+ * its loss. */
 typedef struct dlxi_costs {
     double block, embedding, head;
 } dlxi_costs;
 
-/* From operations and from rates measured with `dilocox bench stages` (docs/benchmarks.md), so that all sites cut alike
- * whatever their machines do at the moment. T: tokens in a window. */
+/* From operations and from rates measured with dlxi_costs_measure (costs.c), so that all sites cut alike whatever their
+ * machines do at the moment. T: tokens in a window. */
 dlxi_costs dlxi_costs_estimate(const dlxi_model_config *config, int64_t T);
 
-/* The contiguous cut whose slowest stage is fastest; of equal ones, the one that gives early stages fewer layers.
- * DLX_CONFIG where there are fewer layers than stages. */
+/* Seconds a micro-batch of `batch` windows of T tokens, on these kernels and this machine at this moment: the medians
+ * of a few passes over random tokens, gradients added up as between two optimiser steps. DLX_CONFIG, DLX_MEMORY. */
+dlx_status dlxi_costs_measure(dlxi_costs *out, const dlxi_model_config *config, int64_t batch, int64_t T,
+                              dlxi_kernels *kernels, dlx_error *error);
+
+/* The same costs where blocks run their forward again before their backward (dlxi_stage_options.recompute). */
+dlxi_costs dlxi_costs_with_recompute(dlxi_costs costs);
+
+/* The contiguous cut whose slowest stage is fastest; of equal ones an even one, with the longer stages late, where
+ * fewer micro-batches are alive. DLX_CONFIG where there are fewer layers than stages. */
 dlx_status dlxi_cut_balanced(dlxi_cut *out, const dlxi_model_config *config, const dlxi_costs *costs, int stages,
                              dlx_error *error);
 /* From text: layers of each stage, "9,3". DLX_CONFIG names site.cut and what it must be. */
@@ -31,7 +41,8 @@ dlx_status dlxi_cut_parse(dlxi_cut *out, const dlxi_model_config *config, int st
 
 /* owner[id] ← the rank of the site (stage · replicas + replica) that holds optimiser and outer state of tensor id, for
  * all dlxi_model_tensor_count(config) of them: one of those that hold the tensor, so that ranks have about equally many
- * parameters to keep. Large tensors first, each to the least laden; the tied table, which both ends hold, last. */
+ * parameters to keep. Large tensors first, each to the least laden; the tied table, which both ends hold, last.
+ * stages · replicas ≤ DLXI_RANKS_MAX. */
 void dlxi_owners(int *owner, const dlxi_model_config *config, const dlxi_cut *cut, int replicas);
 
 #endif
