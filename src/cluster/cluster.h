@@ -7,15 +7,17 @@
 
 #include "base/error.h"
 
-typedef struct dlxi_cluster {
+struct dlx_cluster {
     MPI_Comm job; /* all ranks of the job; errors return */
     MPI_Comm wan; /* the same ranks: the mpi link's */
     MPI_Comm last_words;
     int rank, ranks;
-} dlxi_cluster;
+};
+typedef struct dlx_cluster dlxi_cluster; /* the public interface hands it around unseen */
 
-/* Starts MPI with MPI_THREAD_MULTIPLE; DLX_SYSTEM where the MPI at hand lacks it, saying what it has. Works without a
- * launcher: a job of one rank. Once a process. Collective over the job. */
+/* Starts MPI with MPI_THREAD_MULTIPLE; DLX_SYSTEM where the MPI at hand lacks it, saying what it has, on one rank:
+ * on the others the message is empty. Works without a launcher: a job of one rank. Once a process. Collective over the
+ * job. */
 dlx_status dlxi_cluster_open(dlxi_cluster **out, dlx_error *error);
 /* Ends MPI. Collective; takes NULL. */
 void dlxi_cluster_close(dlxi_cluster **cluster);

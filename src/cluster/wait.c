@@ -1,0 +1,55 @@
+/* Waiting for MPI asleep, and MPI's errors in our form. */
+#include <errno.h>
+#include <sched.h>
+#include <time.h>
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
+
+#include "base/clock.h"
+#include "cluster/cluster.h"
+
+dlx_status dlxi_mpi_check(int code, const char *what, dlx_error *error) {
+    if (code == MPI_SUCCESS) return DLX_OK;
+    char text[MPI_MAX_ERROR_STRING] = "";
+    int length = 0;
+    if (MPI_Error_string(code, text, &length) != MPI_SUCCESS) dlxi_text_copy(text, sizeof text, "unknown error");
+    errno = 0; /* MPI's errors are not errno's */
+    DLX_FAIL(error, SYSTEM, "MPI: %s: %s (code %d)", what, text, code);
+}
+
+/* Linux lets timers run late by 50 µs, more than the shortest sleep here. */
+static void sleep_exactly(void) {
+#ifdef __linux__
+    static _Thread_local bool done;
+    if (done) return;
+    done = true;
+    prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
+#endif
+}
+
+void dlxi_mpi_idle(int *idle) {
+    enum { YIELDS = 4, DOUBLINGS = 3, SLEEP_FIRST_NS = 20000, SLEEP_LAST_NS = 200000 };
+    int sleeps = *idle - YIELDS;
+    if (sleeps <= DOUBLINGS) ++*idle;
+    if (sleeps < 0) {
+        sched_yield();
+        return;
+    }
+    sleep_exactly();
+    struct timespec pause = {.tv_nsec = sleeps <= DOUBLINGS ? SLEEP_FIRST_NS << sleeps : SLEEP_LAST_NS};
+    nanosleep(&pause, NULL);
+}
+
+dlx_status dlxi_mpi_wait(MPI_Request *requests, int count, double *waited_s, dlx_error *error) {
+    int64_t start_ns = dlxi_clock_ns();
+    int code = MPI_SUCCESS;
+    int idle = 0;
+    /* One by one: a test that finds its request open moves all the others too, and the code is the request's own. */
+    for (int i = 0, done = 0; code == MPI_SUCCESS && i < count; i += done) {
+        code = MPI_Test(&requests[i], &done, MPI_STATUS_IGNORE);
+        if (code == MPI_SUCCESS && !done) dlxi_mpi_idle(&idle);
+    }
+    if (waited_s != NULL) *waited_s += (double)(dlxi_clock_ns() - start_ns) * 1e-9;
+    return dlxi_mpi_check(code, "waiting for other ranks", error);
+}
