@@ -1,27 +1,13 @@
 #include "api/link_config.h"
 
-#include <stdlib.h>
-
-#include "base/memory.h"
-
-struct dlx_hub {
-    dlxi_mem_hub *mem;
-};
-
 dlx_status dlx_hub_open(dlx_hub **out, dlx_error *error) {
     enum { QUEUE_FRAMES = 64 };
     if (out == NULL) DLX_FAIL(error, ARGUMENT, "dlx_hub_open: out is NULL");
-    DLX_TRY(DLXI_NEW(out, 1, error));
-    dlx_status status = dlxi_mem_hub_open(&(*out)->mem, QUEUE_FRAMES, error);
-    if (status != DLX_OK) dlx_hub_close(out);
-    return status;
+    return dlxi_mem_hub_open(out, QUEUE_FRAMES, error);
 }
 
 void dlx_hub_close(dlx_hub **hub) {
-    if (hub == NULL || *hub == NULL) return;
-    dlxi_mem_hub_close(&(*hub)->mem);
-    free(*hub);
-    *hub = NULL;
+    dlxi_hub_close(hub);
 }
 
 static dlxi_zmq_settings zmq_settings(const dlx_link_config *config, const char *site, dlx_log log, void *log_context) {
@@ -45,11 +31,11 @@ static dlx_status check(const dlx_link_config *config, dlx_error *error) {
     return DLX_OK;
 }
 
-dlx_status dlxi_link_open_site(dlxi_link **out, const dlx_link_config *config, const char *site, dlx_log log,
-                               void *log_context, dlx_error *error) {
+dlx_status dlxi_link_open_site(dlxi_link **out, const dlx_link_config *config, const char *site, uint16_t rank,
+                               dlx_log log, void *log_context, dlx_error *error) {
     *out = NULL;
     DLX_TRY(check(config, error));
-    if (config->hub != NULL) return dlxi_mem_site_open(out, config->hub->mem, site, error);
+    if (config->hub != NULL) return config->hub->open_site(config->hub, out, site, rank, error);
     dlxi_zmq_settings settings = zmq_settings(config, site, log, log_context);
     return dlxi_zmq_site_open(out, &settings, error);
 }
@@ -59,7 +45,7 @@ dlx_status dlxi_link_open_coordinator(dlxi_link **out, const dlx_link_config *co
     *out = NULL;
     endpoint[0] = '\0';
     DLX_TRY(check(config, error));
-    if (config->hub != NULL) return dlxi_mem_coordinator_open(out, config->hub->mem, error);
+    if (config->hub != NULL) return config->hub->open_coordinator(config->hub, out, error);
     dlxi_zmq_settings settings = zmq_settings(config, "coordinator", log, log_context);
     return dlxi_zmq_coordinator_open(out, &settings, endpoint, error);
 }

@@ -56,9 +56,10 @@ static dlx_status check_config(const dlx_sync_config *config, dlx_error *error) 
         IN_RANGE(windows_per_step, 1, 1000000);
         uint32_t longest = longest_round(config);
         if (config->windows_per_step > UINT32_MAX / longest)
-            DLX_FAIL(error, CONFIG,
-                     "windows_per_step: %u with up to %u inner steps a round is more than a lease holds; allowed: up to %u",
-                     config->windows_per_step, longest, UINT32_MAX / longest);
+            DLX_FAIL(
+                error, CONFIG,
+                "windows_per_step: %u with up to %u inner steps a round is more than a lease holds; allowed: up to %u",
+                config->windows_per_step, longest, UINT32_MAX / longest);
     }
     if (config->shared_text != NULL && strlen(config->shared_text) > 65535)
         DLX_FAIL(error, CONFIG, "shared_text is longer than 65535 bytes");
@@ -151,7 +152,8 @@ dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config, const dl
                                    .interrupted = config->interrupted};
     snprintf(settings.site, sizeof settings.site, "%s", config->site);
     dlxi_link *link;
-    DLX_TRY(dlxi_link_open_site(&link, &config->link, config->site, config->log, config->log_context, error));
+    DLX_TRY(dlxi_link_open_site(&link, &config->link, config->site, config->rank, config->log, config->log_context,
+                                error));
     return dlxi_sync_open(out, &settings, link, tensors, tensor_count, error);
 }
 

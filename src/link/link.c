@@ -1,5 +1,5 @@
 /* What all links share: statistics and closing. */
-#include "link/link.h"
+#include "link/hub.h"
 
 #include <stdatomic.h>
 
@@ -17,4 +17,10 @@ void dlxi_link_close(dlxi_link **link) {
     if (link == NULL || *link == NULL) return;
     (*link)->op->close(*link);
     *link = NULL;
+}
+
+void dlxi_hub_close(dlx_hub **hub) {
+    if (hub == NULL || *hub == NULL) return;
+    (*hub)->close(*hub);
+    *hub = NULL;
 }

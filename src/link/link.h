@@ -1,7 +1,10 @@
-/* Links: how frames move between sites and the coordinator. One vtable; `mem` and `zmq` fill it.
+/* Links: how frames move between sites and the coordinator. One vtable; `mem`, `mpi` (hub.h) and `zmq` fill it.
  *
  * An endpoint has one owner thread that sends and receives; only `wake` may come from another. Frames from one peer
  * arrive in the order sent, unchanged (a link checks the checksum and drops and counts what fails it), or not at all.
+ *
+ * Where a site has several ranks, each has an endpoint of its own, and talks to the rank of the same number in the
+ * other sites: below, "site i" is that rank of it. The coordinator hears all ranks.
  *
  * A site's endpoint is open to the coordinator from the start; it learns its index and its peers from the coordinator
  * (welcome), calls `listen`, tells the coordinator where it listens, and calls `connect` when it hears where the others
@@ -15,7 +18,8 @@ typedef struct dlxi_link dlxi_link;
 
 enum { DLXI_ENDPOINT_BYTES = 128, DLXI_NAME_BYTES = 64, DLXI_KEY_TEXT_BYTES = 41 };
 
-/* On a site's endpoint: peers 0..D−1 are sites by index, DLXI_SITE_COORDINATOR is the coordinator. */
+/* On a site's endpoint: peers 0..D−1 are the same rank of the sites by index, DLXI_SITE_COORDINATOR is the coordinator.
+ */
 typedef struct dlxi_link_operations {
     const char *name;
     /* Copies and queues one frame; never blocks. DLX_AGAIN: this peer's queue is full, receive() returns DLX_AGAIN when
@@ -57,17 +61,6 @@ struct dlxi_link {
 void dlxi_link_statistics_read(const dlxi_link *link, dlxi_link_statistics *out);
 void dlxi_link_close(dlxi_link **link); /* takes NULL */
 
-/* ---- mem: threads of one process ----------------------------------------------------------------------------------
- */
-
-typedef struct dlxi_mem_hub dlxi_mem_hub;
-
-/* A hub outlives its endpoints; close it after them. queue_frames bounds each directed pair (≥ 1). Any thread. */
-dlx_status dlxi_mem_hub_open(dlxi_mem_hub **out, uint32_t queue_frames, dlx_error *error);
-void dlxi_mem_hub_close(dlxi_mem_hub **hub);
-dlx_status dlxi_mem_site_open(dlxi_link **out, dlxi_mem_hub *hub, const char *name, dlx_error *error);
-dlx_status dlxi_mem_coordinator_open(dlxi_link **out, dlxi_mem_hub *hub, dlx_error *error); /* one a hub */
-
 /* ---- zmq: processes ------------------------------------------------------------------------------------------------
  */
 
@@ -77,9 +70,10 @@ typedef struct dlxi_zmq_settings {
     const char *coordinator; /* "host:port"; the coordinator may ask for port 0 */
     const char
         *listen_host; /* site: address that peers reach it at; "" = the local address that reaches the coordinator */
-    uint16_t listen_port;    /* site: first of a range of D ports (port + peer's index); 0 = any free ones */
+    uint16_t listen_port;    /* site: first of a range of D ports (port + peer's index); 0 = any free ones. Ranks of one
+                                site on one machine need ranges of their own */
     bool curve;              /* false (security: none): loopback addresses only, refused elsewhere */
-    const char *key_path;    /* own secret key file, made by dlxi_key_generate */
+    const char *key_path;    /* own secret key file, made by dlxi_key_generate; a site's ranks share it */
     const char *roster_path; /* public keys with names */
     const char *name;        /* site: own name; must be the roster's for its key */
     dlxi_log log;

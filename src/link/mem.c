@@ -17,8 +17,9 @@
 #include "base/memory.h"
 #include "base/panic.h"
 #include "link/count.h"
+#include "link/hub.h"
 
-enum { ENDPOINTS_MAX = 65536, NUMBERED_MAX = 2 * DLXI_SITES_MAX, QUEUE_FRAMES_MAX = 65536 };
+enum { ENDPOINTS_MAX = 65536, QUEUE_FRAMES_MAX = 65536 };
 static const uint32_t NOBODY = UINT32_MAX;
 
 typedef struct packet {
@@ -38,21 +39,24 @@ typedef struct peer {
     char name[DLXI_NAME_BYTES];
 } peer;
 
+typedef struct mem_hub mem_hub;
+
 typedef struct mem_endpoint {
     dlxi_link link; /* first */
-    dlxi_mem_hub *hub;
+    mem_hub *hub;
     uint32_t number;
     bool coordinator, woken, room;
     char name[DLXI_NAME_BYTES];
     pthread_cond_t changed;
     queue *queues; /* [queue_count], in the order of first frames */
     size_t queue_count, queue_next;
-    peer peers[NUMBERED_MAX]; /* site: by index; coordinator: by number */
-    uint32_t peer_count;      /* coordinator: numbers given */
+    peer *peers;         /* [peer_count]; site: by index, DLXI_SITES_MAX; coordinator: by number, as many as it gave */
+    uint32_t peer_count;
     packet current;           /* what the last receive handed out */
 } mem_endpoint;
 
-struct dlxi_mem_hub {
+struct mem_hub {
+    dlx_hub hub; /* first */
     pthread_mutex_t mutex;
     uint32_t queue_frames;
     mem_endpoint **endpoints; /* [endpoint_count], NULL where closed */
@@ -63,33 +67,16 @@ struct dlxi_mem_hub {
 /* ---- hub -----------------------------------------------------------------------------------------------------------
  */
 
-dlx_status dlxi_mem_hub_open(dlxi_mem_hub **out, uint32_t queue_frames, dlx_error *error) {
-    *out = NULL;
-    if (queue_frames < 1 || queue_frames > QUEUE_FRAMES_MAX)
-        DLX_FAIL(error, ARGUMENT, "hub: queue of %u frames, allowed are 1 to %d", queue_frames, QUEUE_FRAMES_MAX);
-    dlxi_mem_hub *hub = NULL;
-    DLX_TRY(DLXI_NEW(&hub, 1, error));
-    if (pthread_mutex_init(&hub->mutex, NULL) != 0) {
-        free(hub);
-        DLX_FAIL(error, SYSTEM, "hub: no mutex to be had");
-    }
-    hub->queue_frames = queue_frames;
-    hub->coordinator = NOBODY;
-    *out = hub;
-    return DLX_OK;
-}
-
-void dlxi_mem_hub_close(dlxi_mem_hub **hub) {
-    if (hub == NULL || *hub == NULL) return;
-    for (uint32_t i = 0; i < (*hub)->endpoint_count; i++) DLXI_ASSERT((*hub)->endpoints[i] == NULL);
-    pthread_mutex_destroy(&(*hub)->mutex);
-    free((*hub)->endpoints);
-    free(*hub);
-    *hub = NULL;
+static void hub_close(dlx_hub *base) {
+    mem_hub *hub = (mem_hub *)base;
+    for (uint32_t i = 0; i < hub->endpoint_count; i++) DLXI_ASSERT(hub->endpoints[i] == NULL);
+    pthread_mutex_destroy(&hub->mutex);
+    free(hub->endpoints);
+    free(hub);
 }
 
 /* NULL where it is closed or never was. */
-static mem_endpoint *endpoint_at(const dlxi_mem_hub *hub, uint32_t number) {
+static mem_endpoint *endpoint_at(const mem_hub *hub, uint32_t number) {
     return number < hub->endpoint_count ? hub->endpoints[number] : NULL;
 }
 
@@ -142,12 +129,12 @@ static packet queue_pop(mem_endpoint *receiver, queue *q) {
 
 /* The queue that a frame to `to` goes to, if there is room in it. */
 static dlx_status find_room(queue **out, mem_endpoint **receiver, mem_endpoint *me, uint32_t to, dlx_error *error) {
-    dlxi_mem_hub *hub = me->hub;
+    mem_hub *hub = me->hub;
     uint32_t number = NOBODY;
     if (!me->coordinator && to == DLXI_SITE_COORDINATOR) {
         number = hub->coordinator;
         if (number == NOBODY) return DLX_AGAIN; /* its opening wakes all sites */
-    } else if (to < NUMBERED_MAX) {
+    } else if (to < me->peer_count) {
         number = me->peers[to].endpoint;
     }
     if (number == NOBODY) DLX_FAIL(error, STATE, "mem link: send to %u, which is not connected", to);
@@ -193,11 +180,13 @@ static dlx_status mem_send(dlxi_link *link, uint32_t to, const dlxi_frame *frame
 /* ---- receive --------------------------------------------------------------------------------------------------------
  */
 
-/* The coordinator's number for a sender, given at its first frame; NOBODY where all are given. */
+/* The coordinator's number for a sender, given at its first frame; NOBODY without memory. */
 static uint32_t number_of(mem_endpoint *me, uint32_t sender) {
     for (uint32_t i = 0; i < me->peer_count; i++)
         if (me->peers[i].endpoint == sender) return i;
-    if (me->peer_count == NUMBERED_MAX) return NOBODY;
+    peer *grown = realloc(me->peers, (me->peer_count + 1) * sizeof *grown);
+    if (grown == NULL) return NOBODY;
+    me->peers = grown;
     peer *fresh = &me->peers[me->peer_count];
     fresh->endpoint = sender;
     mem_endpoint *known = endpoint_at(me->hub, sender);
@@ -206,7 +195,7 @@ static uint32_t number_of(mem_endpoint *me, uint32_t sender) {
 }
 
 static uint32_t site_of(const mem_endpoint *me, uint32_t sender) {
-    for (uint32_t i = 0; i < DLXI_SITES_MAX; i++)
+    for (uint32_t i = 0; i < me->peer_count; i++)
         if (me->peers[i].endpoint == sender) return i;
     return NOBODY;
 }
@@ -316,7 +305,7 @@ static dlx_status mem_connect(dlxi_link *link, uint32_t index, const char *endpo
 /* The hub knows who opened an endpoint, so the name needs no proof. */
 static const char *mem_peer_name(dlxi_link *link, uint32_t index) {
     mem_endpoint *me = (mem_endpoint *)link;
-    return index < NUMBERED_MAX ? me->peers[index].name : "";
+    return index < me->peer_count ? me->peers[index].name : "";
 }
 
 static const char *mem_peer_key(dlxi_link *link, uint32_t index) {
@@ -328,7 +317,7 @@ static const char *mem_peer_key(dlxi_link *link, uint32_t index) {
 
 static void mem_close(dlxi_link *link) {
     mem_endpoint *me = (mem_endpoint *)link;
-    dlxi_mem_hub *hub = me->hub;
+    mem_hub *hub = me->hub;
     pthread_mutex_lock(&hub->mutex);
     hub->endpoints[me->number] = NULL;
     for (uint32_t i = 0; i < hub->endpoint_count; i++) {
@@ -348,6 +337,7 @@ static void mem_close(dlxi_link *link) {
     }
     pthread_mutex_unlock(&hub->mutex);
     free(me->queues);
+    free(me->peers);
     free(me->current.bytes);
     pthread_cond_destroy(&me->changed);
     free(me);
@@ -375,7 +365,7 @@ static bool condition_init(pthread_cond_t *condition) {
 }
 
 /* Gives the endpoint its number. The hub's mutex is held. */
-static dlx_status enter(dlxi_mem_hub *hub, mem_endpoint *me, dlx_error *error) {
+static dlx_status enter(mem_hub *hub, mem_endpoint *me, dlx_error *error) {
     if (me->coordinator && endpoint_at(hub, hub->coordinator) != NULL)
         DLX_FAIL(error, STATE, "hub: it has a coordinator already");
     if (hub->endpoint_count == ENDPOINTS_MAX)
@@ -395,27 +385,34 @@ static dlx_status enter(dlxi_mem_hub *hub, mem_endpoint *me, dlx_error *error) {
     return DLX_OK;
 }
 
-static dlx_status endpoint_open(dlxi_link **out, dlxi_mem_hub *hub, const char *name, bool coordinator,
-                                dlx_error *error) {
+static dlx_status endpoint_open(dlxi_link **out, mem_hub *hub, const char *name, bool coordinator, dlx_error *error) {
     *out = NULL;
     if (strlen(name) >= DLXI_NAME_BYTES)
         DLX_FAIL(error, ARGUMENT, "site.name: '%.80s' is longer than %d characters", name, DLXI_NAME_BYTES - 1);
     mem_endpoint *me = NULL;
     DLX_TRY(DLXI_NEW(&me, 1, error));
+    dlx_status status = coordinator ? DLX_OK : DLXI_NEW(&me->peers, DLXI_SITES_MAX, error);
+    if (status != DLX_OK) {
+        free(me);
+        return status;
+    }
+    me->peer_count = coordinator ? 0 : DLXI_SITES_MAX;
     me->link.op = &mem_operations;
     me->hub = hub;
     me->coordinator = coordinator;
     snprintf(me->name, sizeof me->name, "%s", name);
-    for (size_t i = 0; i < NUMBERED_MAX; i++) me->peers[i].endpoint = NOBODY;
+    for (uint32_t i = 0; i < me->peer_count; i++) me->peers[i].endpoint = NOBODY;
     if (!condition_init(&me->changed)) {
+        free(me->peers);
         free(me);
         DLX_FAIL(error, SYSTEM, "mem link: no condition variable to be had");
     }
     pthread_mutex_lock(&hub->mutex);
-    dlx_status status = enter(hub, me, error);
+    status = enter(hub, me, error);
     pthread_mutex_unlock(&hub->mutex);
     if (status != DLX_OK) {
         pthread_cond_destroy(&me->changed);
+        free(me->peers);
         free(me);
         return status;
     }
@@ -423,10 +420,29 @@ static dlx_status endpoint_open(dlxi_link **out, dlxi_mem_hub *hub, const char *
     return DLX_OK;
 }
 
-dlx_status dlxi_mem_site_open(dlxi_link **out, dlxi_mem_hub *hub, const char *name, dlx_error *error) {
-    return endpoint_open(out, hub, name, false, error);
+/* Ranks of one site need not be told apart: an endpoint is found by its number. */
+static dlx_status open_site(dlx_hub *hub, dlxi_link **out, const char *site, uint16_t rank, dlx_error *error) {
+    (void)rank;
+    return endpoint_open(out, (mem_hub *)hub, site, false, error);
 }
 
-dlx_status dlxi_mem_coordinator_open(dlxi_link **out, dlxi_mem_hub *hub, dlx_error *error) {
-    return endpoint_open(out, hub, "", true, error);
+static dlx_status open_coordinator(dlx_hub *hub, dlxi_link **out, dlx_error *error) {
+    return endpoint_open(out, (mem_hub *)hub, "", true, error);
+}
+
+dlx_status dlxi_mem_hub_open(dlx_hub **out, uint32_t queue_frames, dlx_error *error) {
+    *out = NULL;
+    if (queue_frames < 1 || queue_frames > QUEUE_FRAMES_MAX)
+        DLX_FAIL(error, ARGUMENT, "hub: queue of %u frames, allowed are 1 to %d", queue_frames, QUEUE_FRAMES_MAX);
+    mem_hub *hub = NULL;
+    DLX_TRY(DLXI_NEW(&hub, 1, error));
+    if (pthread_mutex_init(&hub->mutex, NULL) != 0) {
+        free(hub);
+        DLX_FAIL(error, SYSTEM, "hub: no mutex to be had");
+    }
+    hub->hub = (dlx_hub){open_site, open_coordinator, hub_close};
+    hub->queue_frames = queue_frames;
+    hub->coordinator = NOBODY;
+    *out = &hub->hub;
+    return DLX_OK;
 }

@@ -178,6 +178,15 @@ static bool take_current(dlxi_zmq *me, void *socket, bool more, bool welcome, dl
     return true;
 }
 
+static bool grow_numbered(dlxi_zmq *me) {
+    uint32_t room = me->numbered_room == 0 ? 16 : 2 * me->numbered_room;
+    dlxi_numbered *grown = realloc(me->numbered, room * sizeof *grown);
+    if (grown == NULL) return false;
+    me->numbered = grown;
+    me->numbered_room = room;
+    return true;
+}
+
 /* The peer's number, given at its first frame; UINT32_MAX where its frame is not taken. A ROUTER gives what is left of
  * a connection that was handed over a routing id of its own making, which is not one of ours. */
 static uint32_t number_of(dlxi_zmq *me, zmq_msg_t *id) {
@@ -199,7 +208,9 @@ static uint32_t number_of(dlxi_zmq *me, zmq_msg_t *id) {
         me->numbered_full_logged = true;
         return UINT32_MAX;
     }
+    if (me->numbered_count == me->numbered_room && !grow_numbered(me)) return UINT32_MAX;
     dlxi_numbered *fresh = &me->numbered[me->numbered_count];
+    *fresh = (dlxi_numbered){0};
     memcpy(fresh->routing_id, routing_id, ROUTING_ID_BYTES);
     snprintf(fresh->name, sizeof fresh->name, "%s", name);
     snprintf(fresh->key_text, sizeof fresh->key_text, "%s", line != NULL ? line->key_text : "");
@@ -376,6 +387,7 @@ static void link_close(dlxi_link *link) {
     }
     if (me->wake_fd >= 0) close(me->wake_fd);
     dlxi_key_pair_wipe(&me->keys);
+    free(me->numbered);
     free(me->roster);
     free(me->roster_path);
     free(me);

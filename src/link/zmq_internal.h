@@ -58,7 +58,10 @@ bool dlxi_socket_ready(void *socket, short event);
 
 /* A routing id towards the coordinator: ROUTING_ID_FIRST, then 16 random bytes. Between two sites it is always the
  * same. */
-enum { NUMBERED_MAX = 2 * DLXI_SITES_MAX, ROUTING_ID_FIRST = 's', ROUTING_ID_BYTES = 17, DATA_ROUTING_ID_BYTES = 4 };
+enum { ROUTING_ID_FIRST = 's', ROUTING_ID_BYTES = 17, DATA_ROUTING_ID_BYTES = 4 };
+/* Processes that a coordinator tells apart in its life: every rank of a run, and as many that were refused or came
+ * again. */
+enum { NUMBERED_MAX = 8192 };
 extern const char dlxi_data_routing_id[]; /* "site" */
 
 /* One site's data, seen from another site. */
@@ -70,7 +73,7 @@ typedef struct dlxi_channel {
     char endpoint[DLXI_ENDPOINT_BYTES]; /* where this side listens, or what it connected to */
 } dlxi_channel;
 
-/* A peer of the coordinator. */
+/* A peer of the coordinator: one process. The ranks of a site share its name and key. */
 typedef struct dlxi_numbered {
     uint8_t routing_id[ROUTING_ID_BYTES];
     char name[DLXI_NAME_BYTES], key_text[DLXI_KEY_TEXT_BYTES];
@@ -99,8 +102,8 @@ typedef struct dlxi_zmq {
     uint32_t channel_next;
     int64_t handshake_logged_ns;
     /* the coordinator's */
-    dlxi_numbered numbered[NUMBERED_MAX];
-    uint32_t numbered_count;
+    dlxi_numbered *numbered; /* [numbered_count], room for numbered_room */
+    uint32_t numbered_count, numbered_room;
     bool numbered_full_logged;
     int64_t retry_at_ns; /* 0: no send was refused */
 } dlxi_zmq;

@@ -15,20 +15,38 @@ enum { PING_MS = 250 /* well below the shortest timeout, 1 s */, LEASES = 3 /* r
 #define TOKENS_MAX            (UINT64_C(1) << 48) /* of a site's round, so that no sum overflows */
 #define TOKENS_PER_WINDOW_MAX (UINT64_C(1) << 24)
 
-typedef struct member {
-    uint32_t peer;
-    char name[DLXI_SITE_NAME_MAX + 1];
-    char key[DLXI_KEY_TEXT_MAX + 1];
-    uint64_t tensors_hash, anchor_hash, windows, tokens_per_window, data_hash;
-    uint32_t lease_windows;
+/* One rank of a site: it joins, hands out and stages by itself; a round counts for all or for none. */
+typedef struct participant {
+    bool there; /* it said hello */
     bool listening, ready, staged, reported;
-    dlxi_endpoints endpoints;
+    uint32_t peer;
+    uint64_t tensors_hash, anchor_hash;
+    int64_t heard_ms;
+    dlxi_endpoints *endpoints; /* from listening until peers, else NULL */
     dlxi_ready round_ready;
     uint64_t staged_hash;
+} participant;
+
+typedef struct site {
+    char name[DLXI_SITE_NAME_MAX + 1];
+    char key[DLXI_KEY_TEXT_MAX + 1];
+    uint16_t ranks, there;
+    participant *participants; /* [ranks] */
+    uint64_t windows, tokens_per_window, data_hash;
+    uint32_t lease_windows;
+    uint64_t tokens; /* of the present round, once all its ranks are ready */
+    uint32_t windows_used;
     dlxi_lease leases[LEASES]; /* of round t at t mod LEASES */
-    int64_t heard_ms;
-    char *report;
-} member;
+    char *report;              /* its rank 0's */
+} site;
+
+/* The last site of several ranks that was refused: its ranks come one by one, and all are told the same. */
+typedef struct refused_site {
+    char name[DLXI_SITE_NAME_MAX + 1]; /* "": none */
+    char text[DLXI_REASON_MAX + 1];
+    int64_t until_ms;
+    bool told[DLXI_RANKS_MAX]; /* one that comes again is of another try */
+} refused_site;
 
 struct dlxi_coordinator {
     dlxi_coordinator_settings settings;
@@ -39,8 +57,12 @@ struct dlxi_coordinator {
     int64_t pinged_ms;
     char *shared_text;
     bool shared_text_is_given; /* or the first site's */
-    uint16_t count;            /* joined */
-    member members[DLXI_SITES_MAX];
+    bool welcomed;
+    uint16_t count; /* sites, with all of their ranks or some */
+    site sites[DLXI_SITES_MAX];
+    uint32_t participants; /* of all sites, once welcomed */
+    uint32_t listening_count, ready_count, staged_count, reported_count;
+    refused_site refused;
     dlxi_ledger *ledger;
     dlxi_outbox outbox;
     dlxi_message incoming;
@@ -69,10 +91,16 @@ out:
     return status;
 }
 
+static void release(site *s) {
+    for (uint16_t r = 0; r < s->ranks; r++) free(s->participants[r].endpoints);
+    free(s->participants);
+    free(s->report);
+}
+
 void dlxi_coordinator_close(dlxi_coordinator **coordinator) {
     dlxi_coordinator *c = *coordinator;
     if (c == NULL) return;
-    for (uint16_t i = 0; i < c->count; i++) free(c->members[i].report);
+    for (uint16_t i = 0; i < c->count; i++) release(&c->sites[i]);
     dlxi_outbox_clear(&c->outbox);
     dlxi_ledger_close(&c->ledger);
     free(c->shared_text);
@@ -100,7 +128,33 @@ static void put_reason(dlxi_coordinator *c, uint32_t peer, dlxi_frame_kind kind,
     (void)put(c, peer, message); /* what can't be said is found out by silence */
 }
 
-void dlxi_coordinator_fail(dlxi_coordinator *c, dlx_status status, const char *site, const char *format, ...) {
+/* "site 'paris'", or "site 'paris' (rank 3)" where a site has several. */
+typedef struct label {
+    char text[DLXI_SITE_NAME_MAX + 32];
+} label;
+
+static label label_for(const char *name, uint16_t rank, uint16_t ranks) {
+    label l;
+    if (ranks > 1)
+        snprintf(l.text, sizeof l.text, "site '%s' (rank %u)", name, rank);
+    else
+        snprintf(l.text, sizeof l.text, "site '%s'", name);
+    return l;
+}
+
+static label label_of(const site *s, const participant *p) {
+    return label_for(s->name, (uint16_t)(p - s->participants), s->ranks);
+}
+
+static void put_reason_to_site(dlxi_coordinator *c, const site *s, const participant *except, dlx_status status,
+                               const char *text) {
+    for (uint16_t r = 0; r < s->ranks; r++) {
+        const participant *p = &s->participants[r];
+        if (p->there && p != except) put_reason(c, p->peer, DLXI_FRAME_STOP, status, text);
+    }
+}
+
+void dlxi_coordinator_fail(dlxi_coordinator *c, dlx_status status, const char *name, const char *format, ...) {
     if (c->phase == DLXI_COORDINATOR_DONE) return;
     char text[DLXI_REASON_MAX + 1];
     va_list arguments;
@@ -110,23 +164,52 @@ void dlxi_coordinator_fail(dlxi_coordinator *c, dlx_status status, const char *s
     c->phase = DLXI_COORDINATOR_DONE;
     dlxi_error_set(&c->result, status, "%s", text);
     c->result.round = (int64_t)c->round;
-    dlxi_text_copy(c->result.site, sizeof c->result.site, site == NULL ? "" : site);
-    for (uint16_t i = 0; i < c->count; i++) put_reason(c, c->members[i].peer, DLXI_FRAME_STOP, status, text);
+    dlxi_text_copy(c->result.site, sizeof c->result.site, name == NULL ? "" : name);
+    for (uint16_t i = 0; i < c->count; i++) put_reason_to_site(c, &c->sites[i], NULL, status, text);
 }
 
-/* Puts one message to all; a message that can't be queued ends the run. */
+/* A message that can't be queued ends the run. */
+static void put_or_fail(dlxi_coordinator *c, uint32_t peer, const dlxi_message *message) {
+    if (put(c, peer, message) != DLX_OK)
+        dlxi_coordinator_fail(c, DLX_MEMORY, NULL, "the coordinator ran out of memory");
+}
+
+static void put_site(dlxi_coordinator *c, const site *s, const dlxi_message *message) {
+    for (uint16_t r = 0; r < s->ranks; r++)
+        if (s->participants[r].there) put_or_fail(c, s->participants[r].peer, message);
+}
+
 static void put_all(dlxi_coordinator *c, const dlxi_message *message) {
-    for (uint16_t i = 0; i < c->count; i++)
-        if (put(c, c->members[i].peer, message) != DLX_OK)
-            dlxi_coordinator_fail(c, DLX_MEMORY, NULL, "the coordinator ran out of memory");
+    for (uint16_t i = 0; i < c->count; i++) put_site(c, &c->sites[i], message);
 }
 
 /* ---- gathering ------------------------------------------------------------------------------------------------- */
 
-static member *find(dlxi_coordinator *c, uint32_t peer) {
+static participant *find(dlxi_coordinator *c, uint32_t peer, site **of) {
     for (uint16_t i = 0; i < c->count; i++)
-        if (c->members[i].peer == peer) return &c->members[i];
+        for (uint16_t r = 0; r < c->sites[i].ranks; r++) {
+            participant *p = &c->sites[i].participants[r];
+            if (!p->there || p->peer != peer) continue;
+            *of = &c->sites[i];
+            return p;
+        }
     return NULL;
+}
+
+static site *find_name(dlxi_coordinator *c, const char *name) {
+    for (uint16_t i = 0; i < c->count; i++)
+        if (strcmp(c->sites[i].name, name) == 0) return &c->sites[i];
+    return NULL;
+}
+
+static bool is_whole(const site *s) {
+    return s->there == s->ranks;
+}
+
+static uint16_t whole_count(const dlxi_coordinator *c) {
+    uint16_t count = 0;
+    for (uint16_t i = 0; i < c->count; i++) count = (uint16_t)(count + is_whole(&c->sites[i]));
+    return count;
 }
 
 static bool name_is_valid(const char *name) {
@@ -134,181 +217,358 @@ static bool name_is_valid(const char *name) {
     return length > 0 && name[length] == '\0';
 }
 
-/* Why this site can't join, or false. */
-static bool refusal(char text[DLXI_REASON_MAX + 1], dlxi_coordinator *c, const char *proved_name,
-                    const dlxi_hello *hello) {
+/* Why there is no place for whoever says this, or false; it is no fault of a site that is there. */
+static bool has_no_place(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c, const char *proved_name,
+                         const site *s, const dlxi_hello *hello) {
     size_t size = DLXI_REASON_MAX + 1;
-    const member *first = c->count > 0 ? &c->members[0] : NULL;
-    dlxi_option_difference difference;
-    if (c->phase != DLXI_COORDINATOR_GATHERING)
-        return snprintf(text, size, "the run has begun with %u sites; start a new run", c->count);
+    if (c->welcomed) return snprintf(text, size, "the run has begun with %u sites; start a new run", c->count);
     if (!name_is_valid(hello->site))
         return snprintf(text, size, "a site's name is 1 to %d of A-Z a-z 0-9 . _ -; set --site", DLXI_SITE_NAME_MAX);
     if (proved_name[0] != '\0' && strcmp(proved_name, hello->site) != 0)
         return snprintf(text, size, "site '%s' uses the key of '%s'; set --site or wan.key", hello->site, proved_name);
-    for (uint16_t i = 0; i < c->count; i++)
-        if (strcmp(c->members[i].name, hello->site) == 0)
-            return snprintf(text, size, "a site named '%s' is in the run already; give --site another name",
-                            hello->site);
+    if (s != NULL && is_whole(s))
+        return snprintf(text, size, "a site named '%s' is in the run already; give --site another name", hello->site);
+    if (s == NULL && c->count == c->settings.sites)
+        return snprintf(text, size, "%u sites are joining, as many as the run has; start the coordinator with more",
+                        c->count);
+    return false;
+}
+
+/* Why this rank makes no whole with its site or the run, or false. */
+static bool misfit_of_rank(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c, const site *s,
+                           const dlxi_hello *hello) {
+    size_t size = DLXI_REASON_MAX + 1;
+    if (hello->ranks < 1 || hello->ranks > DLXI_RANKS_MAX)
+        return snprintf(text, size, "site '%s' has %u ranks; allowed: 1 to %d", hello->site, hello->ranks,
+                        DLXI_RANKS_MAX);
+    if (hello->rank >= hello->ranks)
+        return snprintf(text, size, "site '%s' has a rank %u; of %u ranks, allowed: 0 to %u", hello->site, hello->rank,
+                        hello->ranks, hello->ranks - 1);
+    if (c->settings.sites * hello->ranks > DLXI_PARTICIPANTS_MAX)
+        return snprintf(text, size, "site '%s' has %u ranks; allowed with %u sites: 1 to %u", hello->site,
+                        hello->ranks, c->settings.sites, DLXI_PARTICIPANTS_MAX / c->settings.sites);
+    if (s != NULL && s->ranks != hello->ranks)
+        return snprintf(text, size,
+                        "site '%s' has %u ranks by its rank %u and %u by another; start all ranks of a site together",
+                        s->name, hello->ranks, hello->rank, s->ranks);
+    if (s != NULL && s->participants[hello->rank].there)
+        return snprintf(text, size, "site '%s' has a rank %u already; start each once, or give --site another name",
+                        s->name, hello->rank);
     if (hello->tokens_per_window > TOKENS_PER_WINDOW_MAX)
         return snprintf(text, size, "site '%s' has %llu tokens in a window; allowed: up to %llu", hello->site,
                         (unsigned long long)hello->tokens_per_window, (unsigned long long)TOKENS_PER_WINDOW_MAX);
-    if (hello->ranks != 1)
-        return snprintf(text, size, "site '%s' has %u ranks; a site is one rank for now", hello->site, hello->ranks);
-    if (c->shared_text != NULL && !dlxi_options_canonical_equal(&difference, c->shared_text, strlen(c->shared_text),
-                                                                hello->shared_text, strlen(hello->shared_text)))
-        return snprintf(text, size, "%s: '%s' on site '%s', '%s' in the run; all sites must use the same value",
-                        difference.key, difference.theirs, hello->site, difference.ours);
-    if (first == NULL) return false;
-    if (first->tensors_hash != hello->tensors_hash)
-        return snprintf(
-            text, size,
-            "site '%s' has other tensors (names, shapes) or settings (overlap, inner steps, outer step, compression, "
-            "adaptation, seed) than '%s'; all sites must have the same",
-            hello->site, first->name);
+    return false;
+}
+
+/* Why this rank's settings are other ones than the run's, naming both sites; or false. */
+static bool misfit_of_settings(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c, const site *s,
+                               const dlxi_hello *hello) {
+    size_t size = DLXI_REASON_MAX + 1;
+    dlxi_option_difference d;
+    if (c->shared_text == NULL || dlxi_options_canonical_equal(&d, c->shared_text, strlen(c->shared_text),
+                                                               hello->shared_text, strlen(hello->shared_text)))
+        return false;
+    if (c->shared_text_is_given)
+        return snprintf(text, size, "%s: '%s' on site '%s', '%s' in the run; all sites must use the same value", d.key,
+                        d.theirs, hello->site, d.ours);
+    if (s == &c->sites[0])
+        return snprintf(text, size,
+                        "%s: '%s' on rank %u of site '%s', '%s' on another; all ranks must use the same value", d.key,
+                        d.theirs, hello->rank, s->name, d.ours);
+    return snprintf(text, size, "%s: '%s' on site '%s', '%s' on site '%s'; all sites must use the same value", d.key,
+                    d.theirs, hello->site, d.ours, c->sites[0].name);
+}
+
+/* Why this rank has other tensors or data than its like elsewhere, naming both sites; or false. */
+static bool misfit_of_model(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c, const site *s,
+                            const dlxi_hello *hello) {
+    size_t size = DLXI_REASON_MAX + 1;
+    if (c->count == 0) return false;
+    const site *first = &c->sites[0];
+    label who = label_for(hello->site, hello->rank, hello->ranks);
+    if (first->ranks != hello->ranks)
+        return snprintf(text, size, "site '%s' has %u ranks, '%s' has %u; all sites must have the same", hello->site,
+                        hello->ranks, first->name, first->ranks);
+    for (uint16_t i = 0; i < c->count; i++) {
+        const participant *like = &c->sites[i].participants[hello->rank];
+        if (like->there && like->tensors_hash != hello->tensors_hash)
+            return snprintf(
+                text, size,
+                "%s has other tensors (names, shapes) or settings (overlap, inner steps, outer step, compression, "
+                "adaptation, seed) than '%s'; all sites must have the same",
+                who.text, c->sites[i].name);
+    }
     if (first->windows != hello->windows || first->data_hash != hello->data_hash ||
         first->tokens_per_window != hello->tokens_per_window)
         return snprintf(text, size,
-                        "data.train: site '%s' has %llu windows (hash %016llx), '%s' has %llu (%016llx); all sites "
+                        "data.train: %s has %llu windows (hash %016llx), '%s' has %llu (%016llx); all sites "
                         "need the same tokens",
-                        hello->site, (unsigned long long)hello->windows, (unsigned long long)hello->data_hash,
+                        who.text, (unsigned long long)hello->windows, (unsigned long long)hello->data_hash,
                         first->name, (unsigned long long)first->windows, (unsigned long long)first->data_hash);
+    if (s != NULL && s->lease_windows != hello->lease_windows)
+        return snprintf(text, size, "%s asks for %u windows a round, another rank for %u; all ranks must ask for as many",
+                        who.text, hello->lease_windows, s->lease_windows);
     return false;
 }
 
 static int by_name(const void *a, const void *b) {
-    return strcmp(((const member *)a)->name, ((const member *)b)->name);
+    return strcmp(((const site *)a)->name, ((const site *)b)->name);
 }
 
 static void grant(dlxi_coordinator *c, uint64_t round) {
     for (uint16_t i = 0; i < c->count; i++) {
-        member *m = &c->members[i];
-        dlxi_ledger_grant(c->ledger, &m->leases[round % LEASES], round, m->windows > 0 ? m->lease_windows : 0);
+        site *s = &c->sites[i];
+        dlxi_ledger_grant(c->ledger, &s->leases[round % LEASES], round, s->windows > 0 ? s->lease_windows : 0);
     }
 }
 
 /* Sites are numbered by name, not by arrival, so that a run repeats; a round is granted to all before the next one, so
  * that one step of D sites uses the windows that one site with D times the batch would. */
 static void welcome(dlxi_coordinator *c) {
-    qsort(c->members, c->count, sizeof *c->members, by_name);
+    qsort(c->sites, c->count, sizeof *c->sites, by_name);
     grant(c, 1);
     grant(c, 2);
+    uint16_t ranks = c->sites[0].ranks;
+    c->welcomed = true;
+    c->participants = (uint32_t)c->count * ranks;
     for (uint16_t to = 0; to < c->count; to++) {
-        dlxi_welcome *w = &compose(c, DLXI_FRAME_WELCOME)->as.welcome;
-        *w = (dlxi_welcome){.site = to, .sites = c->count, .tokens_target = c->settings.tokens_target};
-        for (uint16_t i = 0; i < c->count; i++) {
-            memcpy(w->members[i].name, c->members[i].name, sizeof w->members[i].name);
-            memcpy(w->members[i].public_key, c->members[i].key, sizeof w->members[i].public_key);
-            w->members[i].needs_anchor = c->members[i].anchor_hash != c->members[0].anchor_hash;
+        for (uint16_t r = 0; r < ranks; r++) {
+            dlxi_welcome *w = &compose(c, DLXI_FRAME_WELCOME)->as.welcome;
+            *w = (dlxi_welcome){.site = to, .sites = c->count, .tokens_target = c->settings.tokens_target};
+            for (uint16_t i = 0; i < c->count; i++) {
+                memcpy(w->members[i].name, c->sites[i].name, sizeof w->members[i].name);
+                memcpy(w->members[i].public_key, c->sites[i].key, sizeof w->members[i].public_key);
+                w->members[i].needs_anchor =
+                    c->sites[i].participants[r].anchor_hash != c->sites[0].participants[r].anchor_hash;
+            }
+            w->leases[0] = c->sites[to].leases[1 % LEASES];
+            w->leases[1] = c->sites[to].leases[2 % LEASES];
+            put_or_fail(c, c->sites[to].participants[r].peer, &c->outbox.scratch);
         }
-        w->leases[0] = c->members[to].leases[1 % LEASES];
-        w->leases[1] = c->members[to].leases[2 % LEASES];
-        if (put(c, c->members[to].peer, &c->outbox.scratch) != DLX_OK)
-            dlxi_coordinator_fail(c, DLX_MEMORY, NULL, "the coordinator ran out of memory");
     }
+}
+
+/* Its place is free for another, and its other ranks are told why; the settings of one that is gone bind nobody. */
+static void leave(dlxi_coordinator *c, site *s, const participant *culprit, dlx_status status, const char *text) {
+    put_reason_to_site(c, s, culprit, status, text);
+    release(s);
+    *s = c->sites[--c->count];
+    c->sites[c->count] = (site){0};
+    if (c->count > 0 || c->shared_text_is_given) return;
+    free(c->shared_text);
+    c->shared_text = NULL;
+}
+
+/* Whether a rank of this site was refused a short time ago, and this one not yet told. */
+static bool was_refused(dlxi_coordinator *c, const dlxi_hello *hello, int64_t now_ms) {
+    refused_site *r = &c->refused;
+    bool same = strcmp(r->name, hello->site) == 0 && now_ms < r->until_ms && hello->rank < DLXI_RANKS_MAX;
+    if (!same) return false;
+    if (r->told[hello->rank]) r->name[0] = '\0';
+    bool first_time = !r->told[hello->rank];
+    r->told[hello->rank] = true;
+    return first_time;
+}
+
+/* The whole site is refused for what one of its ranks said. `s`: what is there of it, or NULL. */
+static void refuse_site(dlxi_coordinator *c, site *s, const dlxi_hello *hello, const char *text, int64_t now_ms) {
+    if (hello->ranks > 1 && hello->rank < DLXI_RANKS_MAX) {
+        c->refused = (refused_site){.until_ms = now_ms + c->settings.timeout_ms};
+        dlxi_text_copy(c->refused.name, sizeof c->refused.name, hello->site);
+        dlxi_text_copy(c->refused.text, sizeof c->refused.text, text);
+        c->refused.told[hello->rank] = true;
+        for (uint16_t r = 0; s != NULL && r < s->ranks; r++)
+            if (s->participants[r].there) c->refused.told[r] = true;
+    }
+    if (s != NULL) leave(c, s, NULL, DLX_REFUSED, text);
+}
+
+/* True where whoever says this can't join; `text` says why. */
+static bool refuse(char text[DLXI_REASON_MAX + 1], dlxi_coordinator *c, const char *proved_name,
+                   const dlxi_hello *hello, int64_t now_ms) {
+    site *s = find_name(c, hello->site);
+    if (has_no_place(text, c, proved_name, s, hello)) return true;
+    if (was_refused(c, hello, now_ms)) {
+        dlxi_text_copy(text, DLXI_REASON_MAX + 1, c->refused.text);
+        return true;
+    }
+    if (!misfit_of_rank(text, c, s, hello) && !misfit_of_settings(text, c, s, hello) &&
+        !misfit_of_model(text, c, s, hello))
+        return false;
+    refuse_site(c, s, hello, text, now_ms);
+    return true;
+}
+
+/* A place for a new site, or NULL without memory. */
+static site *enter(dlxi_coordinator *c, const dlxi_hello *hello, const char *key) {
+    participant *participants;
+    if (c->shared_text == NULL && (c->shared_text = strdup(hello->shared_text)) == NULL) return NULL;
+    if (DLXI_NEW(&participants, hello->ranks, NULL) != DLX_OK) return NULL;
+    site *s = &c->sites[c->count++];
+    *s = (site){.ranks = hello->ranks,
+                .participants = participants,
+                .windows = hello->windows,
+                .tokens_per_window = hello->tokens_per_window,
+                .data_hash = hello->data_hash,
+                .lease_windows = hello->lease_windows};
+    memcpy(s->name, hello->site, sizeof s->name);
+    dlxi_text_copy(s->key, sizeof s->key, key);
+    return s;
 }
 
 static void on_hello(dlxi_coordinator *c, uint32_t peer, const char *name, const char *key, const dlxi_hello *hello,
                      int64_t now_ms) {
     char text[DLXI_REASON_MAX + 1];
-    if (refusal(text, c, name, hello)) {
+    if (refuse(text, c, name, hello, now_ms)) {
         snprintf(c->notice, sizeof c->notice, "refused a site: %s", text);
         put_reason(c, peer, DLXI_FRAME_STOP, DLX_REFUSED, text);
         return;
     }
-    if (c->shared_text == NULL && (c->shared_text = strdup(hello->shared_text)) == NULL) {
+    site *s = find_name(c, hello->site);
+    if (s == NULL) s = enter(c, hello, key);
+    if (s == NULL) {
         dlxi_coordinator_fail(c, DLX_MEMORY, NULL, "the coordinator ran out of memory");
         return;
     }
-    member *m = &c->members[c->count++];
-    *m = (member){.peer = peer,
-                  .tensors_hash = hello->tensors_hash,
-                  .anchor_hash = hello->anchor_hash,
-                  .windows = hello->windows,
-                  .tokens_per_window = hello->tokens_per_window,
-                  .data_hash = hello->data_hash,
-                  .lease_windows = hello->lease_windows,
-                  .heard_ms = now_ms};
-    memcpy(m->name, hello->site, sizeof m->name);
-    dlxi_text_copy(m->key, sizeof m->key, key);
-    snprintf(c->notice, sizeof c->notice, "site '%s' is there, %u of %u", m->name, c->count, c->settings.sites);
-    if (c->count == c->settings.sites) welcome(c);
+    s->participants[hello->rank] = (participant){.there = true,
+                                                 .peer = peer,
+                                                 .tensors_hash = hello->tensors_hash,
+                                                 .anchor_hash = hello->anchor_hash,
+                                                 .heard_ms = now_ms};
+    s->there++;
+    if (!is_whole(s)) return;
+    uint16_t whole = whole_count(c);
+    snprintf(c->notice, sizeof c->notice, "site '%s' is there, %u of %u", s->name, whole, c->settings.sites);
+    if (whole == c->settings.sites) welcome(c);
 }
 
-static void on_listening(dlxi_coordinator *c, member *m, const dlxi_endpoints *endpoints) {
-    if (c->phase != DLXI_COORDINATOR_GATHERING || c->count < c->settings.sites || endpoints->sites != c->count) return;
-    m->endpoints = *endpoints;
-    m->listening = true;
-    for (uint16_t i = 0; i < c->count; i++)
-        if (!c->members[i].listening) return;
+/* Rank r of every site learns where rank r of the others waits for it. */
+static void put_peers(dlxi_coordinator *c) {
     for (uint16_t to = 0; to < c->count; to++) {
-        dlxi_endpoints *e = &compose(c, DLXI_FRAME_PEERS)->as.endpoints;
-        e->sites = c->count;
-        for (uint16_t i = 0; i < c->count; i++)
-            memcpy(e->endpoint[i], c->members[i].endpoints.endpoint[to], sizeof e->endpoint[i]);
-        if (put(c, c->members[to].peer, &c->outbox.scratch) != DLX_OK)
-            dlxi_coordinator_fail(c, DLX_MEMORY, NULL, "the coordinator ran out of memory");
+        for (uint16_t r = 0; r < c->sites[to].ranks; r++) {
+            dlxi_endpoints *e = &compose(c, DLXI_FRAME_PEERS)->as.endpoints;
+            e->sites = c->count;
+            for (uint16_t i = 0; i < c->count; i++)
+                memcpy(e->endpoint[i], c->sites[i].participants[r].endpoints->endpoint[to], sizeof e->endpoint[i]);
+            put_or_fail(c, c->sites[to].participants[r].peer, &c->outbox.scratch);
+        }
     }
+    for (uint16_t i = 0; i < c->count; i++)
+        for (uint16_t r = 0; r < c->sites[i].ranks; r++) {
+            free(c->sites[i].participants[r].endpoints);
+            c->sites[i].participants[r].endpoints = NULL;
+        }
+}
+
+static void on_listening(dlxi_coordinator *c, participant *p, const dlxi_endpoints *endpoints) {
+    if (c->phase != DLXI_COORDINATOR_GATHERING || !c->welcomed || endpoints->sites != c->count || p->listening) return;
+    if (DLXI_NEW(&p->endpoints, 1, NULL) != DLX_OK) {
+        dlxi_coordinator_fail(c, DLX_MEMORY, NULL, "the coordinator ran out of memory");
+        return;
+    }
+    *p->endpoints = *endpoints;
+    p->listening = true;
+    if (++c->listening_count < c->participants) return;
+    put_peers(c);
     if (c->phase == DLXI_COORDINATOR_GATHERING) c->phase = DLXI_COORDINATOR_RUNNING;
 }
 
 /* ---- rounds ---------------------------------------------------------------------------------------------------- */
 
-static void begin(dlxi_coordinator *c) {
-    dlxi_view *view = &compose(c, DLXI_FRAME_BEGIN)->as.view;
-    c->attempt++;
+/* The view of rank r: its own measurements of the exchange, and the step of the site's slowest rank, which all wait
+ * for. */
+static void view_of_rank(dlxi_view *view, const dlxi_coordinator *c, uint16_t rank) {
     view->members = c->count;
     for (uint16_t i = 0; i < c->count; i++) {
-        const dlxi_ready *r = &c->members[i].round_ready;
-        c->members[i].staged = false;
+        const site *s = &c->sites[i];
+        uint64_t step_ns = 0;
+        for (uint16_t r = 0; r < s->ranks; r++)
+            if (s->participants[r].round_ready.step_ns > step_ns) step_ns = s->participants[r].round_ready.step_ns;
         view->member[i].site = i;
-        view->member[i].tokens = r->tokens;
-        view->member[i].step_ns = r->step_ns;
-        view->member[i].exchange_ns = r->exchange_ns;
-        view->member[i].exchange_bytes = r->exchange_bytes;
+        view->member[i].tokens = s->tokens;
+        view->member[i].step_ns = step_ns;
+        view->member[i].exchange_ns = s->participants[rank].round_ready.exchange_ns;
+        view->member[i].exchange_bytes = s->participants[rank].round_ready.exchange_bytes;
     }
-    put_all(c, &c->outbox.scratch);
 }
 
-static void on_ready(dlxi_coordinator *c, member *m, uint64_t round, const dlxi_ready *ready) {
-    if (c->phase != DLXI_COORDINATOR_RUNNING || round != c->round || m->ready) {
-        dlxi_coordinator_fail(c, DLX_DATA, m->name, "site '%s' handed out round %llu while the run is at %llu", m->name,
-                              (unsigned long long)round, (unsigned long long)c->round);
+static void begin(dlxi_coordinator *c) {
+    c->attempt++;
+    c->staged_count = 0;
+    for (uint16_t r = 0; r < c->sites[0].ranks; r++) {
+        view_of_rank(&compose(c, DLXI_FRAME_BEGIN)->as.view, c, r);
+        for (uint16_t i = 0; i < c->count; i++) {
+            c->sites[i].participants[r].staged = false;
+            put_or_fail(c, c->sites[i].participants[r].peer, &c->outbox.scratch);
+        }
+    }
+}
+
+/* Whether all that handed out hold the same anchor, and all ranks of a site the same tokens; ends the run if not. */
+static bool agree_on_round(dlxi_coordinator *c) {
+    for (uint16_t i = 0; i < c->count; i++) {
+        const site *s = &c->sites[i];
+        const dlxi_ready *first = &s->participants[0].round_ready;
+        for (uint16_t r = 0; r < s->ranks; r++) {
+            const participant *p = &s->participants[r];
+            const dlxi_ready *said = &p->round_ready;
+            if (said->anchor_hash != c->sites[0].participants[r].round_ready.anchor_hash) {
+                dlxi_coordinator_fail(
+                    c, DLX_DIVERGED, s->name,
+                    "%s holds another anchor than '%s' after round %llu; this is a bug or bad memory",
+                    label_of(s, p).text, c->sites[0].name, (unsigned long long)c->round - 1);
+                return false;
+            }
+            if (said->tokens != first->tokens || said->windows_used != first->windows_used) {
+                dlxi_coordinator_fail(c, DLX_DIVERGED, s->name,
+                                      "%s says that its site trained on %llu tokens of %u windows in round %llu, its "
+                                      "rank 0 says %llu of %u; all ranks must count alike",
+                                      label_of(s, p).text, (unsigned long long)said->tokens, said->windows_used,
+                                      (unsigned long long)c->round, (unsigned long long)first->tokens,
+                                      first->windows_used);
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+/* A site's weight: what it trained on, and never more than its lease. */
+static uint64_t take_tokens(const dlxi_coordinator *c, site *s) {
+    s->tokens = s->participants[0].round_ready.tokens;
+    s->windows_used = s->participants[0].round_ready.windows_used;
+    if (s->windows == 0) return s->tokens;
+    uint64_t leased = dlxi_lease_windows(&s->leases[c->round % LEASES]);
+    if (s->windows_used > leased) s->windows_used = (uint32_t)leased;
+    uint64_t most = s->windows_used * s->tokens_per_window;
+    if (s->tokens > most) s->tokens = most;
+    return s->tokens;
+}
+
+static void on_ready(dlxi_coordinator *c, site *s, participant *p, uint64_t round, const dlxi_ready *ready) {
+    if (c->phase != DLXI_COORDINATOR_RUNNING || round != c->round || p->ready) {
+        dlxi_coordinator_fail(c, DLX_DATA, s->name, "%s handed out round %llu while the run is at %llu",
+                              label_of(s, p).text, (unsigned long long)round, (unsigned long long)c->round);
         return;
     }
     if (!isfinite(ready->norm)) {
-        dlxi_coordinator_fail(c, DLX_NUMERIC, m->name,
-                              "the pseudo-gradient of site '%s' is not finite in round %llu; lower "
+        dlxi_coordinator_fail(c, DLX_NUMERIC, s->name,
+                              "the pseudo-gradient of %s is not finite in round %llu; lower "
                               "train.learning_rate or sync.outer_learning_rate",
-                              m->name, (unsigned long long)round);
+                              label_of(s, p).text, (unsigned long long)round);
         return;
     }
     if (ready->tokens > TOKENS_MAX) {
-        dlxi_coordinator_fail(c, DLX_DATA, m->name, "site '%s' claims %llu tokens in round %llu; allowed: up to %llu",
-                              m->name, (unsigned long long)ready->tokens, (unsigned long long)round,
+        dlxi_coordinator_fail(c, DLX_DATA, s->name, "%s claims %llu tokens in round %llu; allowed: up to %llu",
+                              label_of(s, p).text, (unsigned long long)ready->tokens, (unsigned long long)round,
                               (unsigned long long)TOKENS_MAX);
         return;
     }
-    m->ready = true;
-    m->round_ready = *ready;
-    if (m->windows > 0) {
-        uint64_t leased = dlxi_lease_windows(&m->leases[round % LEASES]);
-        if (m->round_ready.windows_used > leased) m->round_ready.windows_used = (uint32_t)leased;
-        uint64_t most = m->round_ready.windows_used * m->tokens_per_window;
-        if (m->round_ready.tokens > most) m->round_ready.tokens = most;
-    }
+    p->ready = true;
+    p->round_ready = *ready;
+    if (++c->ready_count < c->participants || !agree_on_round(c)) return;
     uint64_t tokens = 0;
-    for (uint16_t i = 0; i < c->count; i++) {
-        if (!c->members[i].ready) return;
-        tokens += c->members[i].round_ready.tokens;
-        if (c->members[i].round_ready.anchor_hash != c->members[0].round_ready.anchor_hash) {
-            dlxi_coordinator_fail(
-                c, DLX_DIVERGED, c->members[i].name,
-                "site '%s' holds another anchor than '%s' after round %llu; this is a bug or bad memory",
-                c->members[i].name, c->members[0].name, (unsigned long long)round - 1);
-            return;
-        }
-    }
+    for (uint16_t i = 0; i < c->count; i++) tokens += take_tokens(c, &c->sites[i]);
     if (tokens == 0)
         dlxi_coordinator_fail(c, DLX_DATA, NULL, "no site trained on any token in round %llu",
                               (unsigned long long)round);
@@ -331,20 +591,20 @@ static void abort_attempt(dlxi_coordinator *c, const char *why) {
 
 static void commit(dlxi_coordinator *c) {
     for (uint16_t i = 0; i < c->count; i++) {
-        member *m = &c->members[i];
-        c->committed_tokens += m->round_ready.tokens;
-        dlxi_ledger_settle(c->ledger, &m->leases[c->round % LEASES], m->round_ready.windows_used);
-        m->ready = m->staged = false;
+        site *s = &c->sites[i];
+        c->committed_tokens += s->tokens;
+        dlxi_ledger_settle(c->ledger, &s->leases[c->round % LEASES], s->windows_used);
+        for (uint16_t r = 0; r < s->ranks; r++) s->participants[r].ready = s->participants[r].staged = false;
     }
+    c->ready_count = c->staged_count = 0;
     bool finished = c->committed_tokens >= c->settings.tokens_target;
     grant(c, c->round + 2);
     for (uint16_t i = 0; i < c->count; i++) {
         dlxi_commit *message = &compose(c, DLXI_FRAME_COMMIT)->as.commit;
         message->committed_tokens = c->committed_tokens;
         message->finished = finished;
-        message->lease = c->members[i].leases[(c->round + 2) % LEASES];
-        if (put(c, c->members[i].peer, &c->outbox.scratch) != DLX_OK)
-            dlxi_coordinator_fail(c, DLX_MEMORY, NULL, "the coordinator ran out of memory");
+        message->lease = c->sites[i].leases[(c->round + 2) % LEASES];
+        put_site(c, &c->sites[i], &c->outbox.scratch);
     }
     c->round++;
     c->attempt = 0;
@@ -357,110 +617,121 @@ static bool is_current(const dlxi_coordinator *c, const dlxi_frame *frame) {
            frame->attempt == c->attempt;
 }
 
-static void on_staged(dlxi_coordinator *c, member *m, const dlxi_frame *frame, uint64_t hash) {
+static bool staged_alike(const dlxi_coordinator *c) {
+    bool alike = true;
+    for (uint16_t i = 0; i < c->count; i++)
+        for (uint16_t r = 0; r < c->sites[i].ranks; r++)
+            alike = alike && c->sites[i].participants[r].staged_hash == c->sites[0].participants[r].staged_hash;
+    return alike;
+}
+
+static void on_staged(dlxi_coordinator *c, participant *p, const dlxi_frame *frame, uint64_t hash) {
     if (!is_current(c, frame)) return;
-    m->staged = true;
-    m->staged_hash = hash;
-    bool agree = true;
-    for (uint16_t i = 0; i < c->count; i++) {
-        if (!c->members[i].staged) return;
-        agree = agree && c->members[i].staged_hash == c->members[0].staged_hash;
-    }
-    if (agree)
+    p->staged_hash = hash;
+    if (!p->staged) c->staged_count++;
+    p->staged = true;
+    if (c->staged_count < c->participants) return;
+    if (staged_alike(c))
         commit(c);
     else
         abort_attempt(c, "the sites received different results");
 }
 
-static void on_report(dlxi_coordinator *c, member *m, const char *text) {
-    if (c->phase != DLXI_COORDINATOR_ENDING || m->reported) return;
-    m->report = strdup(text);
-    if (m->report == NULL) {
+static void on_report(dlxi_coordinator *c, site *s, participant *p, const char *text) {
+    if (c->phase != DLXI_COORDINATOR_ENDING || p->reported) return;
+    if (p == &s->participants[0] && (s->report = strdup(text)) == NULL) {
         dlxi_coordinator_fail(c, DLX_MEMORY, NULL, "the coordinator ran out of memory");
         return;
     }
-    m->reported = true;
-    for (uint16_t i = 0; i < c->count; i++)
-        if (!c->members[i].reported) return;
+    p->reported = true;
+    if (++c->reported_count < c->participants) return;
     put_all(c, compose(c, DLXI_FRAME_FINISHED));
     c->phase = DLXI_COORDINATOR_DONE;
 }
 
-/* Its place is free for another; the settings of one that is gone bind nobody. */
-static void leave(dlxi_coordinator *c, member *m) {
-    *m = c->members[--c->count];
-    if (c->count > 0 || c->shared_text_is_given) return;
-    free(c->shared_text);
-    c->shared_text = NULL;
-}
-
-static void on_failed(dlxi_coordinator *c, member *m, const dlxi_reason *reason) {
-    if (c->phase == DLXI_COORDINATOR_GATHERING && c->count < c->settings.sites) {
-        leave(c, m);
-        return;
-    }
+static void on_failed(dlxi_coordinator *c, site *s, const participant *p, const dlxi_reason *reason) {
     bool known = reason->status != DLX_OK && reason->status <= DLX_DIVERGED;
-    dlxi_coordinator_fail(c, known ? (dlx_status)reason->status : DLX_PEER_LOST, m->name, "site '%s' failed: %s",
-                          m->name, reason->text);
+    dlx_status status = known ? (dlx_status)reason->status : DLX_PEER_LOST;
+    char text[DLXI_REASON_MAX + sizeof(label) + 16]; /* cut where it is sent */
+    snprintf(text, sizeof text, "%s failed: %s", label_of(s, p).text, reason->text);
+    if (c->welcomed)
+        dlxi_coordinator_fail(c, status, s->name, "%s", text);
+    else
+        leave(c, s, p, status, text);
 }
 
 /* ---- events ---------------------------------------------------------------------------------------------------- */
 
 void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *name, const char *key,
                                const dlxi_frame *frame, int64_t now_ms) {
-    member *m = find(c, peer);
+    site *s = NULL;
+    participant *p = find(c, peer, &s);
     if (c->phase == DLXI_COORDINATOR_DONE) return;
-    if (m == NULL && frame->kind != DLXI_FRAME_HELLO) return;
-    if (m != NULL) {
-        m->heard_ms = now_ms;
+    if (p == NULL && frame->kind != DLXI_FRAME_HELLO) return;
+    if (p != NULL) {
+        p->heard_ms = now_ms;
         bool has_heard_none = frame->term == 0 && c->phase == DLXI_COORDINATOR_GATHERING;
         if (frame->term != c->term && !has_heard_none) return;
     }
     dlx_error error;
     if (dlxi_message_decode(&c->incoming, frame, &error) != DLX_OK) {
-        if (m != NULL) dlxi_coordinator_fail(c, DLX_DATA, m->name, "site '%s' sent a malformed message", m->name);
+        if (p != NULL)
+            dlxi_coordinator_fail(c, DLX_DATA, s->name, "%s sent a malformed message", label_of(s, p).text);
         return;
     }
     switch (frame->kind) {
     case DLXI_FRAME_HELLO:
-        if (m == NULL) on_hello(c, peer, name, key, &c->incoming.as.hello, now_ms);
+        if (p == NULL) on_hello(c, peer, name, key, &c->incoming.as.hello, now_ms);
         break;
     case DLXI_FRAME_LISTENING:
-        on_listening(c, m, &c->incoming.as.endpoints);
+        on_listening(c, p, &c->incoming.as.endpoints);
         break;
     case DLXI_FRAME_READY:
-        on_ready(c, m, frame->round, &c->incoming.as.ready);
+        on_ready(c, s, p, frame->round, &c->incoming.as.ready);
         break;
     case DLXI_FRAME_STAGED:
-        on_staged(c, m, frame, c->incoming.as.staged.hash);
+        on_staged(c, p, frame, c->incoming.as.staged.hash);
         break;
     case DLXI_FRAME_ABORT:
         if (is_current(c, frame)) abort_attempt(c, c->incoming.as.reason.text);
         break;
     case DLXI_FRAME_FAILED:
-        on_failed(c, m, &c->incoming.as.reason);
+        on_failed(c, s, p, &c->incoming.as.reason);
         break;
     case DLXI_FRAME_REPORT:
-        on_report(c, m, c->incoming.as.report.text);
+        on_report(c, s, p, c->incoming.as.report.text);
         break;
     default:
         break; /* pings were heard above; the rest is not for a coordinator */
     }
 }
 
+/* The first rank of the site that has been silent for too long, or NULL. */
+static const participant *silent_rank(const dlxi_coordinator *c, const site *s, int64_t now_ms) {
+    for (uint16_t r = 0; r < s->ranks; r++) {
+        const participant *p = &s->participants[r];
+        if (p->there && now_ms - p->heard_ms > c->settings.timeout_ms) return p;
+    }
+    return NULL;
+}
+
 void dlxi_coordinator_on_tick(dlxi_coordinator *c, int64_t now_ms) {
     if (c->phase == DLXI_COORDINATOR_DONE) return;
     for (uint16_t i = 0; i < c->count;) {
-        member *m = &c->members[i];
-        if (now_ms - m->heard_ms <= c->settings.timeout_ms) {
+        site *s = &c->sites[i];
+        const participant *silent = silent_rank(c, s, now_ms);
+        if (silent == NULL) {
             i++;
-        } else if (c->phase == DLXI_COORDINATOR_GATHERING && c->count < c->settings.sites) {
-            leave(c, m);
-        } else {
-            dlxi_coordinator_fail(c, DLX_PEER_LOST, m->name, "site '%s' was not heard of for %lld ms", m->name,
-                                  (long long)(now_ms - m->heard_ms));
+            continue;
+        }
+        char text[DLXI_REASON_MAX + 1];
+        snprintf(text, sizeof text, "%s was not heard of for %lld ms", label_of(s, silent).text,
+                 (long long)(now_ms - silent->heard_ms));
+        if (c->welcomed) {
+            dlxi_coordinator_fail(c, DLX_PEER_LOST, s->name, "%s", text);
             return;
         }
+        leave(c, s, silent, DLX_PEER_LOST, text);
     }
     if (now_ms - c->pinged_ms >= PING_MS) {
         c->pinged_ms = now_ms;
@@ -488,8 +759,8 @@ dlx_status dlxi_coordinator_result(const dlxi_coordinator *c, dlx_error *error) 
     return c->result.status;
 }
 
-const char *dlxi_coordinator_report(const dlxi_coordinator *c, uint16_t site, const char **name) {
-    if (site >= c->count) return NULL;
-    *name = c->members[site].name;
-    return c->members[site].report;
+const char *dlxi_coordinator_report(const dlxi_coordinator *c, uint16_t index, const char **name) {
+    if (index >= c->count) return NULL;
+    *name = c->sites[index].name;
+    return c->sites[index].report;
 }

@@ -70,7 +70,6 @@ static void hello_fields(fields *f, dlxi_hello *m) {
     field_u64(f, &m->data_hash);
     field_u32(f, &m->lease_windows);
     field_string(f, m->shared_text, DLXI_TEXT_MAX);
-    if (m->ranks == 0 || m->rank >= m->ranks) f->out_of_range = true;
 }
 
 static void welcome_fields(fields *f, dlxi_welcome *m) {

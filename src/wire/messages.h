@@ -12,7 +12,9 @@ enum {
     DLXI_ENDPOINT_MAX = 127,
     DLXI_REASON_MAX = 400,
     DLXI_TEXT_MAX = 65535,
-    DLXI_LEASE_RANGES_MAX = 64
+    DLXI_LEASE_RANGES_MAX = 64,
+    DLXI_RANKS_MAX = 1024,       /* of a site */
+    DLXI_PARTICIPANTS_MAX = 4096 /* sites · ranks of a run */
 };
 
 typedef struct dlxi_range {
@@ -30,7 +32,7 @@ typedef struct dlxi_lease {
 /* site → coordinator: who I am and what I would train. */
 typedef struct dlxi_hello {
     char site[DLXI_SITE_NAME_MAX + 1];
-    uint16_t rank, ranks;
+    uint16_t rank, ranks;  /* as sent: a coordinator says what is wrong with them */
     uint64_t tensors_hash; /* of ids, names, shapes, and settings that replicas share */
     uint64_t anchor_hash;
     uint64_t windows, tokens_per_window, data_hash;

@@ -7,13 +7,13 @@
 
 #include <cmocka.h>
 
-#include "link/link.h"
+#include "link/hub.h"
 
 enum { QUEUE_FRAMES = 4, DEADLINE_MS = 20000 };
 
 /* A hub with a coordinator and two sites that know each other as peers 0 and 1. */
 typedef struct world {
-    dlxi_mem_hub *hub;
+    dlx_hub *hub;
     dlxi_link *coordinator, *site[2];
 } world;
 
@@ -34,9 +34,9 @@ static void join(dlxi_link *a, uint32_t a_index, dlxi_link *b, uint32_t b_index)
 static void build(world *w) {
     *w = (world){0};
     must(dlxi_mem_hub_open(&w->hub, QUEUE_FRAMES, &error));
-    must(dlxi_mem_coordinator_open(&w->coordinator, w->hub, &error));
-    must(dlxi_mem_site_open(&w->site[0], w->hub, "delft", &error));
-    must(dlxi_mem_site_open(&w->site[1], w->hub, "oslo", &error));
+    must(w->hub->open_coordinator(w->hub, &w->coordinator, &error));
+    must(w->hub->open_site(w->hub, &w->site[0], "delft", 0, &error));
+    must(w->hub->open_site(w->hub, &w->site[1], "oslo", 0, &error));
     join(w->site[0], 0, w->site[1], 1);
 }
 
@@ -45,7 +45,7 @@ static void raze(world *w) {
     dlxi_link_close(&w->site[1]);
     dlxi_link_close(&w->coordinator);
     assert_null(w->coordinator);
-    dlxi_mem_hub_close(&w->hub);
+    dlxi_hub_close(&w->hub);
     assert_null(w->hub);
 }
 
@@ -156,7 +156,7 @@ static void frames_wait_until_their_sender_is_known(void **state) {
     world w;
     build(&w);
     dlxi_link *late = NULL;
-    must(dlxi_mem_site_open(&late, w.hub, "rome", &error));
+    must(w.hub->open_site(w.hub, &late, "rome", 0, &error));
     char at_late[DLXI_ENDPOINT_BYTES], at_0[DLXI_ENDPOINT_BYTES];
     uint32_t from;
     dlxi_frame got;
@@ -194,23 +194,23 @@ static void a_closed_peer_is_lost_but_what_it_sent_arrives(void **state) {
 
 static void a_site_may_open_before_the_coordinator(void **state) {
     (void)state;
-    dlxi_mem_hub *hub = NULL;
+    dlx_hub *hub = NULL;
     dlxi_link *site = NULL, *coordinator = NULL, *second = NULL;
     uint32_t from;
     dlxi_frame got;
     must(dlxi_mem_hub_open(&hub, 1, &error));
-    must(dlxi_mem_site_open(&site, hub, "delft", &error));
+    must(hub->open_site(hub, &site, "delft", 0, &error));
     assert_int_equal(send(site, DLXI_SITE_COORDINATOR, DLXI_FRAME_HELLO, 0), DLX_AGAIN);
-    must(dlxi_mem_coordinator_open(&coordinator, hub, &error));
+    must(hub->open_coordinator(hub, &coordinator, &error));
     assert_int_equal(receive(site, 0, &from, &got), DLX_AGAIN);
     must(send(site, DLXI_SITE_COORDINATOR, DLXI_FRAME_HELLO, 0));
     must(receive(coordinator, 0, &from, &got));
-    assert_int_equal(dlxi_mem_coordinator_open(&second, hub, &error), DLX_STATE);
+    assert_int_equal(hub->open_coordinator(hub, &second, &error), DLX_STATE);
     assert_string_equal(error.message, "hub: it has a coordinator already");
     assert_null(second);
     dlxi_link_close(&site);
     dlxi_link_close(&coordinator);
-    dlxi_mem_hub_close(&hub);
+    dlxi_hub_close(&hub);
 }
 
 static void wrong_use_is_refused(void **state) {
@@ -218,7 +218,7 @@ static void wrong_use_is_refused(void **state) {
     world w;
     build(&w);
     char endpoint[DLXI_ENDPOINT_BYTES];
-    dlxi_mem_hub *hub = NULL;
+    dlx_hub *hub = NULL;
     assert_int_equal(dlxi_mem_hub_open(&hub, 0, &error), DLX_ARGUMENT);
     assert_string_equal(error.message, "hub: queue of 0 frames, allowed are 1 to 65536");
     assert_int_equal(send(w.site[0], 5, DLXI_FRAME_RESULT, 0), DLX_STATE);

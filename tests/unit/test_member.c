@@ -200,9 +200,9 @@ static void refusals_say_why(void **state) {
         {"", "", "a site's name is 1 to 63 of A-Z a-z 0-9 . _ -; set --site"},
         {"c", "mallory", "site 'c' uses the key of 'mallory'; set --site or wan.key"},
         {"a", "", "a site named 'a' is in the run already; give --site another name"},
-        {"ranks", "", "site 'ranks' has 2 ranks; a site is one rank for now"},
-        {"config", "", "sync.bits: '8' on site 'config', '4' in the run; all sites must use the same value"},
-        {"fewer", "", "sync.bits: '(absent)' on site 'fewer', '4' in the run; all sites must use the same value"},
+        {"ranks", "", "site 'ranks' has 2 ranks, 'a' has 1; all sites must have the same"},
+        {"config", "", "sync.bits: '8' on site 'config', '4' on site 'a'; all sites must use the same value"},
+        {"fewer", "", "sync.bits: '(absent)' on site 'fewer', '4' on site 'a'; all sites must use the same value"},
         {"tensors", "",
          "site 'tensors' has other tensors (names, shapes) or settings (overlap, inner steps, outer step, compression, "
          "adaptation, seed) than 'a'; all sites must have the same"},
