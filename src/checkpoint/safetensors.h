@@ -4,7 +4,7 @@
 #ifndef DLXI_CHECKPOINT_SAFETENSORS_H
 #define DLXI_CHECKPOINT_SAFETENSORS_H
 
-#include "base/error.h"
+#include "base/file.h"
 
 enum { DLXI_SAFETENSORS_DIMS_MAX = 8 };
 
@@ -50,7 +50,9 @@ typedef struct dlxi_tensor_source {
     const void *context;
 } dlxi_tensor_source;
 
-/* Writes a temporary file beside `path`, flushes it, and renames it: a crash leaves the old file or the new one. */
-dlx_status dlxi_safetensors_write(const char *path, const dlxi_tensor_source *source, size_t count, dlx_error *error);
+/* Writes a temporary file beside `path`. On success *out is the caller's: dlxi_file_writer_commit puts the file in its
+ * place whole, dlxi_file_writer_close without it leaves nothing. Blocks. */
+dlx_status dlxi_safetensors_write(dlxi_file_writer **out, const char *path, const dlxi_tensor_source *source,
+                                  size_t count, dlx_error *error);
 
 #endif

@@ -1,6 +1,5 @@
 /* Writes safetensors files: header first, then the tensors in the order given, a few rows at a time. */
 #include "checkpoint/safetensors.h"
-#include "base/file.h"
 #include "base/memory.h"
 
 #include <jansson.h>
@@ -64,11 +63,13 @@ static dlx_status write_tensor(dlxi_file_writer *writer, float *block, const dlx
     return DLX_OK;
 }
 
-dlx_status dlxi_safetensors_write(const char *path, const dlxi_tensor_source *source, size_t count, dlx_error *error) {
+dlx_status dlxi_safetensors_write(dlxi_file_writer **out, const char *path, const dlxi_tensor_source *source,
+                                  size_t count, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_file_writer *writer = NULL;
     float *block = NULL;
     int64_t widest = BLOCK_FLOATS;
+    *out = NULL;
     for (size_t i = 0; i < count; i++) widest = source[i].cols > widest ? source[i].cols : widest;
     char *text = header_text(source, count);
     if (text == NULL) DLX_FAIL(error, MEMORY, "out of memory: the header of %s", path);
@@ -76,7 +77,8 @@ dlx_status dlxi_safetensors_write(const char *path, const dlxi_tensor_source *so
     DLX_TRY_OUT(dlxi_file_writer_open(&writer, path, error));
     DLX_TRY_OUT(write_header(writer, text, error));
     for (size_t i = 0; i < count; i++) DLX_TRY_OUT(write_tensor(writer, block, &source[i], error));
-    DLX_TRY_OUT(dlxi_file_writer_commit(writer, error));
+    *out = writer;
+    writer = NULL;
 out:
     dlxi_file_writer_close(&writer);
     free(block);
