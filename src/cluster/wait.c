@@ -18,14 +18,15 @@ dlx_status dlxi_mpi_check(int code, const char *what, dlx_error *error) {
     DLX_FAIL(error, SYSTEM, "MPI: %s: %s (code %d)", what, text, code);
 }
 
-/* Linux lets timers run late by 50 µs, more than the shortest sleep here. */
-static void sleep_exactly(void) {
+void dlxi_mpi_pause(int64_t pause_ns) {
 #ifdef __linux__
-    static _Thread_local bool done;
-    if (done) return;
-    done = true;
-    prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
+    /* Linux lets this thread's timers run late by 50 µs, more than the shortest pause, unless told otherwise. */
+    static _Thread_local bool told;
+    if (!told) prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
+    told = true;
 #endif
+    struct timespec pause = {.tv_sec = (time_t)(pause_ns / 1000000000), .tv_nsec = (long)(pause_ns % 1000000000)};
+    nanosleep(&pause, NULL);
 }
 
 void dlxi_mpi_idle(int *idle) {
@@ -36,9 +37,7 @@ void dlxi_mpi_idle(int *idle) {
         sched_yield();
         return;
     }
-    sleep_exactly();
-    struct timespec pause = {.tv_nsec = sleeps <= DOUBLINGS ? SLEEP_FIRST_NS << sleeps : SLEEP_LAST_NS};
-    nanosleep(&pause, NULL);
+    dlxi_mpi_pause(sleeps <= DOUBLINGS ? SLEEP_FIRST_NS << sleeps : SLEEP_LAST_NS);
 }
 
 dlx_status dlxi_mpi_wait(MPI_Request *requests, int count, double *waited_s, dlx_error *error) {
