@@ -157,8 +157,7 @@ static dlx_status check_file(const dlxi_index *index, size_t number, const dlxi_
             DLX_FAIL(error, DATA, "%s: tensor '%s' of %s is not listed; do the files belong together?", index->path,
                      shown(text, key.tensor), index->file[number]);
         if (item->file != number)
-            DLX_FAIL(error, DATA,
-                     "%s: tensor '%s' is listed in %s, but %s holds one too; do the files belong together?",
+            DLX_FAIL(error, DATA, "%s: tensor '%s' is listed in %s but lies in %s; do the files belong together?",
                      index->path, shown(text, key.tensor), index->file[item->file], index->file[number]);
     }
     return DLX_OK;

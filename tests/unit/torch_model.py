@@ -32,6 +32,22 @@ def read_safetensors(path):
     return tensors
 
 
+def read_parts(folder):
+    """As transformers reads a sharded checkpoint; nothing may be missing, surplus, or in another file."""
+    with open(os.path.join(folder, "model.safetensors.index.json")) as file:
+        index = json.load(file)
+    tensors, held, size = {}, {}, 0
+    for name in sorted(set(index["weight_map"].values())):
+        for tensor, value in read_safetensors(os.path.join(folder, name)).items():
+            tensors[tensor], held[tensor] = value, name
+            size += 4 * value.numel()
+    assert held == index["weight_map"], (held, index)
+    assert size == index["metadata"]["total_size"], (size, index)
+    assert sorted(os.listdir(folder)) == sorted(["config.json", "model.safetensors.index.json"] + list(set(held.values())))
+    assert len(set(held.values())) == 2
+    return tensors
+
+
 def attention(q, k, v, heads, kv_heads):
     """q [B,T,C]; k, v [B,T,K]; causal, query head h reads key head h // (heads / kv_heads)."""
     B, T, C = q.shape
@@ -179,6 +195,8 @@ def main():
                 config = json.load(file)
             read = {n: read_safetensors(os.path.join(folder, n, "model.safetensors"))
                     for n in ("start", "gradients", "adamw", "muon")}
+            parts = read_parts(os.path.join(folder, "parts"))
+        assert set(parts) == set(read["start"]) and all(torch.equal(parts[n], read["start"][n]) for n in parts)
         loss, gradients = gradients_of(read["start"], config, batch)
         assert abs(loss - batch["loss"]) <= 1e-5 * loss, (loss, batch["loss"])
         compare(case + " gradients", read["gradients"], gradients, 1e-5)

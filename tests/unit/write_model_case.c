@@ -1,5 +1,6 @@
-/* Writes what torch_model.py compares: for one named small model its weights, a batch, its loss and gradients, and its
- * weights after optimiser steps; all as checkpoints. Use: write_model_case CASE FOLDER BACKEND. */
+/* Writes what torch_model.py compares: for one named small model its weights (in one file and in two), a batch, its
+ * loss and gradients, and its weights after optimiser steps; all as checkpoints. Use: write_model_case CASE FOLDER
+ * BACKEND. */
 #include "checkpoint/checkpoint.h"
 #include "model/optimizer.h"
 #include "base/rng.h"
@@ -80,6 +81,32 @@ static dlx_status save(const char *folder, const char *name, const dlxi_model_co
     return dlxi_checkpoint_save(path, config, parameter, count, error);
 }
 
+/* The last layer and the head are the second part. */
+static dlx_status save_in_parts(const char *folder, const dlxi_model_config *config, const dlxi_parameter *parameter,
+                                int64_t count, dlx_error *error) {
+    enum { TENSORS_MAX = 64 };
+    char path[512];
+    int part_of[TENSORS_MAX];
+    dlxi_parameter own[2][TENSORS_MAX];
+    int64_t held[2] = {0, 0};
+    snprintf(path, sizeof path, "%s/parts", folder);
+    if (count > TENSORS_MAX) DLX_FAIL(error, ARGUMENT, "%" PRId64 " tensors are too many", count);
+    for (int64_t id = 0; id < count; id++) {
+        const dlxi_tensor *tensor = &parameter[id].tensor;
+        int part = tensor->layer >= 0 ? tensor->layer == config->layers - 1 : !tensor->in_embedding;
+        part_of[id] = part;
+        own[part][held[part]++] = parameter[id];
+    }
+    for (int p = 0; p < 2; p++) {
+        dlxi_checkpoint_part *part = NULL;
+        DLX_TRY(dlxi_checkpoint_part_begin(&part, path, config, own[p], held[p], p, 2, error));
+        dlx_status status = dlxi_checkpoint_part_commit(part, error);
+        dlxi_checkpoint_part_close(&part);
+        if (status != DLX_OK) return status;
+    }
+    return dlxi_checkpoint_finish(path, config, part_of, 2, error);
+}
+
 static int write_batch(const char *folder, const uint32_t *token, const uint32_t *target, double loss) {
     char path[512];
     snprintf(path, sizeof path, "%s/batch.json", folder);
@@ -122,6 +149,7 @@ static dlx_status write_gradients(dlxi_stage *stage, const char *folder, const u
     double loss;
     dlxi_parameter *parameter = dlxi_stage_parameters(stage, &count);
     DLX_TRY(save(folder, "start", dlxi_stage_config(stage), parameter, count, error));
+    DLX_TRY(save_in_parts(folder, dlxi_stage_config(stage), parameter, count, error));
     DLX_TRY(dlxi_stage_forward(stage, 0, token, NULL, target, &loss, error));
     DLX_TRY(dlxi_stage_backward(stage, 0, NULL, error));
     if (write_batch(folder, token, target, loss) != 0) return DLX_SYSTEM;
