@@ -179,9 +179,10 @@ typedef struct dlx_sync_config {
 
 typedef struct dlx_sync dlx_sync;
 
-/* Opens a site: joins the run at the coordinator, waits (blocks) until every site is there, and takes over the run's
- * starting parameters where they differ from the first site's: `tensors[i].data` may change. All sites give the same
- * tensors in the same order. Starts one thread. DLX_ARGUMENT, DLX_CONFIG: what is wrong is in error->message;
+/* Opens a site: joins the run at the coordinator, waits (blocks) until every site is there with all its ranks, and takes
+ * over the run's starting parameters where they differ from the first site's: `tensors[i].data` may change. All sites
+ * give the same tensors in the same order, rank by rank; one of several ranks may have none. Where one rank of a site
+ * fails to open, the caller ends the others. Starts one thread. DLX_ARGUMENT, DLX_CONFIG: what is wrong is in error->message;
  * DLX_REFUSED: the coordinator's reason; DLX_PEER_LOST; DLX_TIMEOUT: no coordinator within config->timeout_ms. */
 DLX_API dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config, const dlx_tensor *tensors,
                                  size_t tensor_count, dlx_error *error);
@@ -196,8 +197,9 @@ typedef struct dlx_step {
     uint32_t exchange_steps; /* where applied: inner steps since the hand-out of what was applied */
 } dlx_step;
 
-/* After every inner step that trained on `tokens` tokens. Parameters may be replaced. Blocks only where the overlap
- * waits. `step` may be NULL. One thread at a time. DLX_NUMERIC: a parameter is no longer finite; DLX_PEER_LOST;
+/* After every inner step that trained on `tokens` tokens: the site's, so that all its ranks give the same. Parameters may
+ * be replaced. Blocks only where the overlap waits, and where a site has several ranks until all of them are here. A
+ * failure or an interrupt of one rank is returned by all of them in the same step. `step` may be NULL. One thread at a time. DLX_NUMERIC: a parameter is no longer finite; DLX_PEER_LOST;
  * DLX_DIVERGED; DLX_INTERRUPTED after dlx_sync_interrupt. After a failure only interrupt, anchor, statistics and close
  * may be called. */
 DLX_API dlx_status dlx_sync_step(dlx_sync *sync, uint64_t tokens, dlx_step *step, dlx_error *error);
@@ -211,7 +213,8 @@ DLX_API void dlx_sync_pace(dlx_sync *sync, double factor);
 DLX_API dlx_status dlx_sync_gradients(dlx_sync *sync, float *const *gradients, uint64_t tokens, double *waited_s,
                                       dlx_error *error);
 
-/* The next `count` positions of this site's lease on the global order of training windows. DLX_STATE where the lease
+/* The next `count` positions of this site's lease on the global order of training windows. All ranks of a site have the
+ * same lease and take the same positions from it. DLX_STATE where the lease
  * has fewer left, or the run has none. */
 DLX_API dlx_status dlx_sync_windows(dlx_sync *sync, uint64_t *positions, uint32_t count, dlx_error *error);
 
@@ -226,6 +229,8 @@ DLX_API uint32_t dlx_sync_site_count(const dlx_sync *sync);
 DLX_API void dlx_sync_take_anchor(dlx_sync *sync);
 /* Copies the anchor to dst[i], of tensors[i]'s shape, without touching the parameters: for evaluation during a run. */
 DLX_API void dlx_sync_anchor(dlx_sync *sync, float *const *dst);
+/* dst[i] ← a hash of tensors[i]'s anchor and id: the same on all sites, however the model is cut into ranks. */
+DLX_API void dlx_sync_anchor_hashes(const dlx_sync *sync, uint64_t *dst);
 
 typedef struct dlx_statistics {
     uint64_t rounds;   /* committed */
@@ -251,7 +256,7 @@ DLX_API void dlx_sync_statistics(dlx_sync *sync, dlx_statistics *out); /* any th
 DLX_API void dlx_sync_interrupt(dlx_sync *sync);
 
 /* Tells the coordinator that this site is through, with a report of at most 64 KiB of text, and waits until all sites
- * are, or the run has failed. Call once, after `finished`. */
+ * are, or the run has failed. Call once, after `finished`, on every rank; the text of rank 0 is the site's. */
 DLX_API dlx_status dlx_sync_report(dlx_sync *sync, const char *text, dlx_error *error);
 
 /* After `finished` without a report: reports an empty one. Before: leaves, and the run fails for the others. `reason`

@@ -6,6 +6,7 @@
 #include "api/link_config.h"
 #include "outer/stability.h"
 #include "sync/sync.h"
+#include "wire/messages.h"
 
 #define IN_RANGE(field, low, high)                                                                                     \
     do {                                                                                                               \
@@ -33,8 +34,10 @@ static dlx_status check_config(const dlx_sync_config *config, dlx_error *error) 
                  sizeof *config);
     if (config->site == NULL || config->site[0] == '\0' || strlen(config->site) >= DLXI_NAME_BYTES)
         DLX_FAIL(error, CONFIG, "site: a name of 1 to %d characters is needed", DLXI_NAME_BYTES - 1);
-    if (config->ranks != 1 || config->rank != 0)
-        DLX_FAIL(error, CONFIG, "ranks: %u; a site is one rank for now", config->ranks);
+    IN_RANGE(ranks, 1, DLXI_RANKS_MAX);
+    IN_RANGE(rank, 0, config->ranks - 1);
+    if (config->ranks > 1 && config->gather == NULL)
+        DLX_FAIL(error, ARGUMENT, "gather is NULL, and needed with ranks: %u", config->ranks);
     IN_RANGE(overlap, DLX_OVERLAP_ALLREDUCE, DLX_OVERLAP_CARRY);
     IN_RANGE(adaptation, DLX_ADAPTATION_OFF, DLX_ADAPTATION_LINK);
     IN_RANGE(inner_steps, 1, 100000);
@@ -66,8 +69,12 @@ static dlx_status check_config(const dlx_sync_config *config, dlx_error *error) 
     return DLX_OK;
 }
 
-static dlx_status check_tensors(const dlx_tensor *tensors, size_t count, dlx_error *error) {
-    if (tensors == NULL || count == 0) DLX_FAIL(error, ARGUMENT, "there are no tensors to synchronise");
+/* One of several ranks may have none. */
+static dlx_status check_tensors(const dlx_tensor *tensors, size_t count, uint16_t ranks, dlx_error *error) {
+    if (tensors == NULL || count == 0) {
+        if (ranks > 1 && count == 0) return DLX_OK;
+        DLX_FAIL(error, ARGUMENT, "there are no tensors to synchronise");
+    }
     for (size_t i = 0; i < count; i++) {
         const dlx_tensor *t = &tensors[i];
         if (t->name == NULL || t->name[0] == '\0' || t->data == NULL)
@@ -76,6 +83,9 @@ static dlx_status check_tensors(const dlx_tensor *tensors, size_t count, dlx_err
             DLX_FAIL(error, ARGUMENT, "tensor %s: %lld × %lld is no shape; rows and cols are 1 and more", t->name,
                      (long long)t->rows, (long long)t->cols);
         if (t->memory != DLX_MEMORY_HOST) DLX_FAIL(error, ARGUMENT, "tensor %s: only host memory for now", t->name);
+        if (ranks > 1 && i > 0 && t->id <= tensors[i - 1].id)
+            DLX_FAIL(error, ARGUMENT, "tensor %s: id %u after id %u; where a site has several ranks, ids ascend", t->name,
+                     t->id, tensors[i - 1].id);
         for (size_t k = 0; k < i; k++)
             if (strcmp(tensors[k].name, t->name) == 0) DLX_FAIL(error, ARGUMENT, "two tensors are named %s", t->name);
     }
@@ -116,6 +126,7 @@ static dlxi_shard_settings shard_settings(const dlx_sync_config *config, double 
         .error_feedback = config->error_feedback,
         .keep_unsent = config->keep_unsent && config->error_feedback,
         .seed = config->seed,
+        .ids_given = config->ranks > 1,
         .rank_columns = gradients ? 0 : config->rank_columns,
         .adapt = {.kind = gradients ? DLX_ADAPTATION_OFF : config->adaptation,
                   .rank_min = or_default(config->rank_min, (config->rank_columns + 3) / 4),
@@ -131,7 +142,7 @@ dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config, const dl
     if (out == NULL || config == NULL) DLX_FAIL(error, ARGUMENT, "dlx_sync_open: an argument is NULL");
     *out = NULL;
     DLX_TRY(check_config(config, error));
-    DLX_TRY(check_tensors(tensors, tensor_count, error));
+    DLX_TRY(check_tensors(tensors, tensor_count, config->ranks, error));
     double learning_rate, momentum;
     dlxi_outer_defaults(config->overlap, &learning_rate, &momentum);
     if (config->outer_learning_rate != DLX_AUTO) learning_rate = config->outer_learning_rate;
@@ -140,6 +151,10 @@ dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config, const dl
 
     uint32_t most = steps_at_most(config);
     dlxi_sync_settings settings = {.shard = shard_settings(config, learning_rate, momentum),
+                                   .rank = config->rank,
+                                   .ranks = config->ranks,
+                                   .gather = config->gather,
+                                   .gather_context = config->gather_context,
                                    .shared_text = config->shared_text,
                                    .inner_steps_max = most,
                                    .exchange_steps = config->exchange_steps,
@@ -205,6 +220,10 @@ void dlx_sync_take_anchor(dlx_sync *sync) {
 
 void dlx_sync_anchor(dlx_sync *sync, float *const *dst) {
     dlxi_sync_anchor(sync, dst);
+}
+
+void dlx_sync_anchor_hashes(const dlx_sync *sync, uint64_t *dst) {
+    dlxi_sync_anchor_hashes(sync, dst);
 }
 
 void dlx_sync_statistics(dlx_sync *sync, dlx_statistics *out) {

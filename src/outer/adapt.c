@@ -38,17 +38,27 @@ void dlxi_adapt_observe(const dlxi_adapt *adapt, dlxi_adapt_tensor *tensor, int 
     tensor->rank = bounded_rank(adapt, tensor, (2 * sum + tensor->history_count) / (2 * tensor->history_count));
 }
 
-void dlxi_adapt_paper(dlxi_adapt *adapt, const dlxi_adapt_tensor *tensors, size_t count) {
-    double weighted = 0, parameters = 0;
+dlxi_adapt_sums dlxi_adapt_sum(const dlxi_adapt_tensor *tensors, size_t count) {
+    dlxi_adapt_sums sums = {0};
     for (size_t i = 0; i < count; i++) {
-        weighted += (double)tensors[i].parameters * tensors[i].rank / tensors[i].rank_first;
-        parameters += (double)tensors[i].parameters;
+        sums.weighted_ranks += (uint64_t)tensors[i].parameters * (uint64_t)tensors[i].rank;
+        sums.parameters += (uint64_t)tensors[i].parameters;
     }
-    if (parameters <= 0) return;
-    double steps = adapt->inner_steps_first * (weighted / parameters) + 0.5;
+    return sums;
+}
+
+uint32_t dlxi_adapt_inner_steps(const dlxi_adapt *adapt, dlxi_adapt_sums sums, int rank_first) {
+    if (sums.parameters == 0) return adapt->inner_steps;
+    double mean = (double)sums.weighted_ranks / ((double)sums.parameters * rank_first);
+    double steps = adapt->inner_steps_first * mean + 0.5;
     if (steps > adapt->inner_steps_first) steps = adapt->inner_steps_first;
     if (steps < adapt->inner_steps_min) steps = adapt->inner_steps_min;
-    adapt->inner_steps = (uint32_t)steps;
+    return (uint32_t)steps;
+}
+
+void dlxi_adapt_paper(dlxi_adapt *adapt, const dlxi_adapt_tensor *tensors, size_t count) {
+    if (count == 0) return;
+    adapt->inner_steps = dlxi_adapt_inner_steps(adapt, dlxi_adapt_sum(tensors, count), tensors[0].rank_first);
 }
 
 void dlxi_adapt_link(dlxi_adapt *adapt, dlxi_adapt_tensor *tensors, size_t count, const dlxi_adapt_member *members,

@@ -29,7 +29,18 @@ int dlxi_adapt_columns(const dlxi_adapt *adapt, const dlxi_adapt_tensor *tensor)
 int dlxi_adapt_effective_rank(const double *singular_values, int count);
 /* paper. Takes one tensor's effective rank of a committed round: r_t ← mean of the last c, within the bounds. */
 void dlxi_adapt_observe(const dlxi_adapt *adapt, dlxi_adapt_tensor *tensor, int effective_rank);
-/* paper. H ← H_1 · mean(r_t / r_1, weighted by parameters), within [H_min, H_1]. */
+/* What tensors say about H. Whole numbers, so that the sums of a model's parts add up to the model's, however it is cut.
+ */
+typedef struct dlxi_adapt_sums {
+    uint64_t weighted_ranks; /* Σ parameters · r_t */
+    uint64_t parameters;     /* Σ parameters */
+} dlxi_adapt_sums;
+
+dlxi_adapt_sums dlxi_adapt_sum(const dlxi_adapt_tensor *tensors, size_t count);
+/* paper. H_1 · mean(r_t / r_1, weighted by parameters), within [H_min, H_1]; r_1 is common to all tensors. Without
+ * tensors: the present H. */
+uint32_t dlxi_adapt_inner_steps(const dlxi_adapt *adapt, dlxi_adapt_sums sums, int rank_first);
+/* paper. H ← as above, of these tensors. */
 void dlxi_adapt_paper(dlxi_adapt *adapt, const dlxi_adapt_tensor *tensors, size_t count);
 
 /* One member's measurements, as the view carries them. */

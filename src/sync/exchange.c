@@ -22,7 +22,7 @@ struct dlxi_exchange {
     phase phase;
     uint32_t term, attempt;
     uint64_t round;
-    uint16_t members, me;
+    uint16_t members, me, rank;
     uint16_t member_site[DLXI_SITES_MAX];
     float weights[DLXI_SITES_MAX];
     dlxi_adapt_member measured[DLXI_SITES_MAX];
@@ -79,6 +79,10 @@ out:
     return status;
 }
 
+void dlxi_exchange_set_rank(dlxi_exchange *x, uint16_t rank) {
+    x->rank = rank;
+}
+
 void dlxi_exchange_set_breath(dlxi_exchange *x, void (*breath)(void *context), void *context) {
     x->breath = breath;
     x->breath_context = context;
@@ -133,7 +137,8 @@ static dlx_status begin_trip(dlxi_exchange *x, int trip, dlx_error *error) {
                                      .term = x->term,
                                      .attempt = x->attempt,
                                      .round = x->round,
-                                     .trip = (uint16_t)trip};
+                                     .trip = (uint16_t)trip,
+                                     .rank = x->rank};
     DLX_TRY(dlxi_allreduce_begin_with(x->trips[trip], &settings, x->flat[trip], error));
     x->phase = trip == 0 ? TRIP_FACTORS : TRIP_PROJECTIONS;
     return replay_early(x, error);
@@ -162,6 +167,10 @@ dlx_status dlxi_exchange_begin(dlxi_exchange *x, const dlxi_view *view, uint16_t
     x->term = term;
     x->round = round;
     x->attempt = attempt;
+    if (x->shard->count == 0) {
+        x->phase = STAGED;
+        return DLX_OK;
+    }
     float *at = x->flat[0];
     const float *own = x->own[0];
     for (size_t i = 0; i < x->shard->count; i++) {
@@ -343,6 +352,7 @@ dlx_status dlxi_exchange_poll(dlxi_exchange *x, bool *staged, dlx_error *error) 
 }
 
 uint64_t dlxi_exchange_staged_hash(const dlxi_exchange *x) {
+    if (x->shard->count == 0) return 0;
     return dlxi_allreduce_hash(x->trips[0]) ^ (x->has_low_rank ? dlxi_allreduce_hash(x->trips[1]) * 3 : 0);
 }
 

@@ -16,10 +16,15 @@ typedef struct dlxi_exchange dlxi_exchange;
 dlx_status dlxi_exchange_open(dlxi_exchange **out, dlxi_shard *shard, dlx_error *error);
 void dlxi_exchange_close(dlxi_exchange **exchange);
 
+/* The number, within its site, of the rank that this is; 0 unless set. Frames carry it, and those of another rank are
+ * refused. */
+void dlxi_exchange_set_rank(dlxi_exchange *x, uint16_t rank);
+
 /* Called between tensors of the long computations, so that the owner can say that it is alive. */
 void dlxi_exchange_set_breath(dlxi_exchange *x, void (*breath)(void *context), void *context);
 
-/* Starts an attempt with the view's members, of which `site` is one; an earlier attempt is dropped. DLX_NUMERIC where M
+/* Starts an attempt with the view's members, of which `site` is one; an earlier attempt is dropped. A shard without
+ * tensors is staged at once. DLX_NUMERIC where M
  * is not finite. */
 dlx_status dlxi_exchange_begin(dlxi_exchange *x, const dlxi_view *view, uint16_t site, uint32_t term, uint64_t round,
                                uint32_t attempt, dlx_error *error);

@@ -72,7 +72,7 @@ dlx_status dlxi_shard_open(dlxi_shard **out, const dlxi_shard_settings *settings
     for (size_t i = 0; i < count; i++) {
         dlxi_shard_tensor *t = &s->tensors[i];
         s->count = i + 1;
-        DLX_TRY_OUT(open_tensor(s, t, &tensors[i], (uint32_t)i, error));
+        DLX_TRY_OUT(open_tensor(s, t, &tensors[i], settings->ids_given ? tensors[i].id : (uint32_t)i, error));
         if (t->cols > widest) widest = t->cols;
         if (t->columns_max > columns) columns = t->columns_max;
         if (t->columns_max * stride_cols(s, t) > scratch) scratch = t->columns_max * stride_cols(s, t);
@@ -117,6 +117,18 @@ uint64_t dlxi_shard_anchor_hash(const dlxi_shard *s) {
     uint64_t sum = 0; /* a sum, so that shards may be put together in any order */
     for (size_t i = 0; i < s->count; i++) sum += s->tensors[i].anchor_hash;
     return sum;
+}
+
+const dlxi_shard_tensor *dlxi_shard_find(const dlxi_shard *s, uint32_t id) {
+    size_t low = 0, high = s->count; /* ids ascend */
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (s->tensors[middle].id < id)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < s->count && s->tensors[low].id == id ? &s->tensors[low] : NULL;
 }
 
 static uint64_t settings_hash(const dlxi_shard_settings *s) {

@@ -13,6 +13,7 @@ typedef struct dlxi_shard_settings {
     bool keep_unsent; /* none, carry: local training goes on from θ − e, so that it does not do again what waits in e */
     uint64_t seed;
     int rank_columns; /* 0: no low-rank factors */
+    bool ids_given;   /* the tensors say their ids; otherwise they are places in the array */
     dlxi_adapt adapt;
 } dlxi_shard_settings;
 
@@ -47,7 +48,7 @@ typedef struct dlxi_shard {
     double *spectrum;     /* [columns_max + columns_max²] of the largest */
 } dlxi_shard;
 
-/* Copies the parameters to θ and start. *out is the caller's; the tensors' data stays the caller's and must outlive it.
+/* Copies the parameters to θ and start. A rank may have no tensors. *out is the caller's; the tensors' data stays the caller's and must outlive it.
  */
 dlx_status dlxi_shard_open(dlxi_shard **out, const dlxi_shard_settings *settings, const dlx_tensor *tensors,
                            size_t count, dlx_error *error);
@@ -56,6 +57,8 @@ void dlxi_shard_close(dlxi_shard **shard);
 /* Hash of all θ, by tensor id, whatever the order or the cut. */
 void dlxi_shard_rehash(dlxi_shard *shard);
 uint64_t dlxi_shard_anchor_hash(const dlxi_shard *shard);
+/* The tensor of that id, or NULL. */
+const dlxi_shard_tensor *dlxi_shard_find(const dlxi_shard *shard, uint32_t id);
 /* Of ids, names and shapes, and of the settings that replicas must share. */
 uint64_t dlxi_shard_tensors_hash(const dlxi_shard *shard);
 int64_t dlxi_shard_parameters(const dlxi_shard *shard);

@@ -1,385 +1,20 @@
-#include "sync/sync.h"
-
+/* The training thread's calls: open and close, steps, and what a caller may ask. */
 #include <math.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/clock.h"
-#include "base/flag.h"
+#include "base/hash.h"
 #include "base/memory.h"
-#include "base/panic.h"
 #include "member/lease.h"
-#include "member/site.h"
-#include "outer/round.h"
-#include "sync/exchange.h"
-
-enum { TICK_MS = 100, LEASES = 4, FRAMES_AT_ONCE = 256, ANCHOR_GROUP = 64 /* values a "group" of an ANCHOR frame */ };
+#include "sync/sync_internal.h"
 
 static const char left_early[] = "it left before the run's end";
-
-struct dlx_sync {
-    dlxi_shard *shard;
-    dlxi_sync_settings settings;
-
-    /* training thread */
-    dlxi_round round;
-    double outside_since_s;  /* when the last call returned */
-    double round_step_s;     /* time spent outside, i.e. training, in the present round */
-    uint64_t round_tokens;   /* trained on in the present round */
-    uint64_t flying_tokens;  /* of the round that is handed out and not applied */
-    uint64_t applied_tokens; /* committed, as of the last apply */
-    double run_share;        /* the run's tokens to one of this site's, as of the last apply */
-    uint64_t windows_taken;  /* of the present round's lease */
-    double pace;             /* rounds from now on last so many times H */
-    bool finished, reported;
-
-    pthread_t thread;
-    bool thread_started;
-    atomic_bool interrupted;
-
-    /* both, under the mutex */
-    pthread_mutex_t anchor_mutex; /* held while θ changes */
-    pthread_mutex_t mutex;
-    pthread_cond_t changed;
-    bool joined;
-    bool handed_out; /* M belongs to the exchange thread */
-    bool ready_wanted, committed, report_wanted, quit, ended;
-    dlxi_ready ready;
-    dlxi_commit commit;
-    uint64_t view_tokens, own_tokens; /* of the last committed round: all members', and this site's */
-    dlx_error failure;                /* status OK while all is well */
-    dlxi_lease leases[LEASES];        /* of round n at n mod LEASES */
-    uint64_t tokens_target;
-    uint32_t site_index, site_count;
-    char *report_text;
-    dlx_statistics statistics;
-
-    /* exchange thread */
-    dlxi_link *link;
-    dlxi_site *site;
-    dlxi_exchange *exchange;
-    bool staged_told;
-    int64_t begun_ns;
-    uint64_t exchange_ns, exchange_bytes;
-    struct {
-        size_t tensor;
-        int64_t value;
-        bool active;
-    } anchor_cursor[DLXI_SITES_MAX]; /* θ on its way to a site that starts elsewhere */
-    int64_t anchor_values_missing;
-};
-
-static int64_t now_ms(void) {
-    return dlxi_clock_ns() / 1000000;
-}
 
 static bool is_interrupted(const dlx_sync *s) {
     return s->interrupted || dlxi_flag_is_set(s->settings.interrupted);
 }
 
-/* ---- exchange thread: endings ---------------------------------------------------------------------------------- */
-
-static void fail(dlx_sync *s, const dlx_error *why) {
-    pthread_mutex_lock(&s->mutex);
-    if (s->failure.status == DLX_OK) s->failure = *why;
-    s->ended = true;
-    pthread_cond_broadcast(&s->changed);
-    pthread_mutex_unlock(&s->mutex);
-}
-
-static void fail_telling(dlx_sync *s, const dlx_error *why) {
-    dlxi_site_fail(s->site, why);
-    fail(s, why);
-}
-
-static void on_ended(dlx_sync *s) {
-    if (s->site->result.status != DLX_OK) {
-        fail(s, &s->site->result);
-        return;
-    }
-    pthread_mutex_lock(&s->mutex);
-    s->ended = true;
-    pthread_cond_broadcast(&s->changed);
-    pthread_mutex_unlock(&s->mutex);
-}
-
-/* ---- exchange thread: joining ---------------------------------------------------------------------------------- */
-
-static void on_joined(dlx_sync *s) {
-    pthread_mutex_lock(&s->mutex);
-    s->joined = true;
-    pthread_cond_broadcast(&s->changed);
-    pthread_mutex_unlock(&s->mutex);
-}
-
-static dlx_status on_listen(dlx_sync *s, dlx_error *error) {
-    const dlxi_welcome *w = &s->site->welcome;
-    dlxi_endpoints *endpoints;
-    DLX_TRY(DLXI_NEW(&endpoints, 1, error));
-    dlx_status status = DLX_OK;
-    endpoints->sites = w->sites;
-    for (uint16_t i = 0; i < w->sites && status == DLX_OK; i++)
-        if (i != w->site)
-            status = s->link->op->listen(s->link, w->site, i, w->members[i].name, w->members[i].public_key,
-                                         endpoints->endpoint[i], error);
-    if (status == DLX_OK) dlxi_site_on_listening(s->site, endpoints);
-    free(endpoints);
-    pthread_mutex_lock(&s->mutex);
-    s->site_index = w->site;
-    s->site_count = w->sites;
-    s->tokens_target = w->tokens_target;
-    s->leases[1 % LEASES] = w->leases[0];
-    s->leases[2 % LEASES] = w->leases[1];
-    pthread_mutex_unlock(&s->mutex);
-    return status;
-}
-
-static dlx_status on_connect(dlx_sync *s, dlx_error *error) {
-    const dlxi_welcome *w = &s->site->welcome;
-    for (uint16_t i = 0; i < w->sites; i++) {
-        if (i == w->site) continue;
-        DLX_TRY(s->link->op->connect(s->link, i, s->site->peers.endpoint[i], error));
-        s->anchor_cursor[i].active = w->site == w->anchor_source && w->members[i].needs_anchor;
-    }
-    if (w->members[w->site].needs_anchor)
-        s->anchor_values_missing = dlxi_shard_parameters(s->shard);
-    else
-        on_joined(s);
-    return DLX_OK;
-}
-
-/* The next piece of θ for a site that starts elsewhere; false when it has all, or its queue is full. */
-static bool send_anchor_piece(dlx_sync *s, uint16_t to) {
-    if (!s->anchor_cursor[to].active) return false;
-    const dlxi_shard_tensor *t = &s->shard->tensors[s->anchor_cursor[to].tensor];
-    int64_t left = t->rows * t->cols - s->anchor_cursor[to].value;
-    int64_t most = DLXI_FRAME_PAYLOAD_MAX / (int64_t)sizeof(float) / ANCHOR_GROUP * ANCHOR_GROUP;
-    int64_t count = left < most ? left : most;
-    dlxi_frame frame = {.kind = DLXI_FRAME_ANCHOR,
-                        .term = s->site->term,
-                        .site = s->site->index,
-                        .tensor = t->id,
-                        .offset_groups = (uint32_t)(s->anchor_cursor[to].value / ANCHOR_GROUP),
-                        .count_groups = (uint32_t)((count + ANCHOR_GROUP - 1) / ANCHOR_GROUP),
-                        .payload_bytes = (uint32_t)count * (uint32_t)sizeof(float),
-                        .payload = (const uint8_t *)(t->anchor + s->anchor_cursor[to].value)};
-    if (s->link->op->send(s->link, to, &frame, NULL) != DLX_OK) return false;
-    s->anchor_cursor[to].value += count;
-    if (count == left) {
-        s->anchor_cursor[to].value = 0;
-        s->anchor_cursor[to].active = ++s->anchor_cursor[to].tensor < s->shard->count;
-    }
-    return true;
-}
-
-static dlx_status on_anchor_frame(dlx_sync *s, const dlxi_frame *frame, dlx_error *error) {
-    if (s->anchor_values_missing == 0) return DLX_OK;
-    int64_t at = (int64_t)frame->offset_groups * ANCHOR_GROUP, count = frame->payload_bytes / sizeof(float);
-    const dlxi_shard_tensor *t = frame->tensor < s->shard->count ? &s->shard->tensors[frame->tensor] : NULL;
-    if (frame->site != s->site->welcome.anchor_source || t == NULL || frame->payload_bytes % sizeof(float) != 0 ||
-        at + count > t->rows * t->cols || count > s->anchor_values_missing)
-        DLX_FAIL(error, DATA, "site %u sent starting parameters that do not fit this model", frame->site);
-    memcpy(t->anchor + at, frame->payload, frame->payload_bytes);
-    s->anchor_values_missing -= count;
-    if (s->anchor_values_missing > 0) return DLX_OK;
-    dlxi_shard_rehash(s->shard);
-    dlxi_shard_apply(s->shard, true); /* the training thread still waits in open */
-    on_joined(s);
-    return DLX_OK;
-}
-
-/* ---- exchange thread: rounds ----------------------------------------------------------------------------------- */
-
-static dlx_status on_begin(dlx_sync *s, dlx_error *error) {
-    pthread_mutex_lock(&s->mutex);
-    bool mine = s->handed_out;
-    s->statistics.attempts++;
-    pthread_mutex_unlock(&s->mutex);
-    if (!mine) DLX_FAIL(error, DATA, "the coordinator began a round that this site has not handed out");
-    s->begun_ns = dlxi_clock_ns();
-    s->staged_told = false;
-    s->exchange_bytes = dlxi_shard_exchange_bytes(s->shard, 0);
-    return dlxi_exchange_begin(s->exchange, &s->site->view, s->site->index, s->site->term, s->site->round,
-                               s->site->attempt, error);
-}
-
-static void on_commit(dlx_sync *s) {
-    pthread_mutex_lock(&s->anchor_mutex);
-    dlxi_exchange_commit(s->exchange);
-    pthread_mutex_unlock(&s->anchor_mutex);
-    s->exchange_ns = (uint64_t)(dlxi_clock_ns() - s->begun_ns);
-    double ranks = 0, parameters = 0;
-    for (size_t i = 0; i < s->shard->count; i++) {
-        const dlxi_shard_tensor *t = &s->shard->tensors[i];
-        if (!t->low_rank) continue;
-        ranks += (double)t->adapt.parameters * t->adapt.rank;
-        parameters += (double)t->adapt.parameters;
-    }
-    pthread_mutex_lock(&s->mutex);
-    s->commit = s->site->commit;
-    s->view_tokens = s->own_tokens = 0;
-    for (uint16_t i = 0; i < s->site->view.members; i++) {
-        uint64_t tokens = s->site->view.member[i].tokens;
-        s->view_tokens += tokens;
-        if (s->site->view.member[i].site == s->site->index) s->own_tokens = tokens;
-    }
-    s->leases[s->commit.lease.round % LEASES] = s->commit.lease;
-    s->committed = true;
-    s->handed_out = false;
-    dlx_statistics *st = &s->statistics;
-    st->rounds++;
-    st->committed_tokens = s->commit.committed_tokens;
-    st->round_bytes = s->exchange_bytes;
-    st->payload_bytes += s->exchange_bytes;
-    st->exchange_s = (double)s->exchange_ns * 1e-9;
-    st->exchange_total_s += st->exchange_s;
-    st->rank_mean = parameters > 0 ? ranks / parameters : 0;
-    st->anchor_hash = dlxi_shard_anchor_hash(s->shard);
-    pthread_cond_broadcast(&s->changed);
-    pthread_mutex_unlock(&s->mutex);
-}
-
-/* A malformed frame ends the attempt, not the run: the next one starts from M, which is untouched. What is staged is
- * promised, and can't be given up. Returns what remains of `status`. */
-static dlx_status give_up_attempt(dlx_sync *s, dlx_status status, const dlx_error *error) {
-    if (status != DLX_DATA || dlxi_exchange_trip(s->exchange) < 0) return status;
-    dlxi_exchange_abort(s->exchange);
-    dlxi_site_on_attempt_failed(s->site, error->message);
-    return DLX_OK;
-}
-
-static dlx_status act(dlx_sync *s, dlxi_site_action action, dlx_error *error) {
-    switch (action) {
-    case DLXI_SITE_LISTEN:
-        return on_listen(s, error);
-    case DLXI_SITE_CONNECT:
-        return on_connect(s, error);
-    case DLXI_SITE_BEGIN:
-        return give_up_attempt(s, on_begin(s, error), error);
-    case DLXI_SITE_ABORT:
-        dlxi_exchange_abort(s->exchange);
-        return DLX_OK;
-    case DLXI_SITE_COMMIT:
-        on_commit(s);
-        return DLX_OK;
-    case DLXI_SITE_ENDED:
-        on_ended(s);
-        return DLX_OK;
-    case DLXI_SITE_NOTHING:
-        break;
-    }
-    return DLX_OK;
-}
-
-/* ---- exchange thread: the loop --------------------------------------------------------------------------------- */
-
-static bool send_control(dlx_sync *s) {
-    const dlxi_outbox_item *item;
-    while ((item = dlxi_outbox_peek(&s->site->outbox)) != NULL) {
-        dlx_status status = s->link->op->send(s->link, DLXI_SITE_COORDINATOR, &item->frame, NULL);
-        if (status == DLX_AGAIN) return false;
-        dlxi_outbox_drop(&s->site->outbox); /* a lost coordinator shows in its silence */
-    }
-    return true;
-}
-
-/* One frame to each peer in turn, until none has room or there is nothing left. */
-static void send_data(dlx_sync *s) {
-    dlxi_frame frame;
-    bool moved;
-    do {
-        moved = false;
-        for (uint16_t to = 0; to < s->site->count; to++) {
-            if (send_anchor_piece(s, to)) moved = true;
-            if (!dlxi_exchange_peek(s->exchange, to, &frame)) continue;
-            if (s->link->op->send(s->link, to, &frame, NULL) != DLX_OK) continue;
-            dlxi_exchange_advance(s->exchange, to);
-            moved = true;
-        }
-    } while (moved);
-}
-
-static dlx_status poll_exchange(dlx_sync *s, dlx_error *error) {
-    int before, after;
-    do { /* a new trip has frames to send */
-        before = dlxi_exchange_trip(s->exchange);
-        bool staged;
-        send_data(s);
-        DLX_TRY(dlxi_exchange_poll(s->exchange, &staged, error));
-        after = dlxi_exchange_trip(s->exchange);
-        if (staged && !s->staged_told) {
-            s->staged_told = true;
-            dlxi_site_on_staged(s->site, dlxi_exchange_staged_hash(s->exchange));
-        }
-    } while (after >= 0 && after != before);
-    return DLX_OK;
-}
-
-/* What the training thread asked for. False: it wants this thread to end. */
-static bool take_requests(dlx_sync *s) {
-    pthread_mutex_lock(&s->mutex);
-    bool ready = s->ready_wanted, report = s->report_wanted, quit = s->quit, ended = s->ended;
-    dlxi_ready message = s->ready;
-    dlx_error failure = s->failure;
-    s->ready_wanted = s->report_wanted = false;
-    pthread_mutex_unlock(&s->mutex);
-    if (ready) {
-        message.exchange_ns = s->exchange_ns;
-        message.exchange_bytes = s->exchange_bytes;
-        dlxi_site_on_ready(s->site, &message);
-    }
-    if (report) dlxi_site_on_report(s->site, s->report_text);
-    if (quit && !ended && failure.status != DLX_OK) dlxi_site_fail(s->site, &failure);
-    return !quit;
-}
-
-static dlx_status on_frame(dlx_sync *s, uint32_t peer, const dlxi_frame *frame, dlx_error *error) {
-    if (peer == DLXI_SITE_COORDINATOR) return act(s, dlxi_site_on_frame(s->site, frame, now_ms()), error);
-    if (frame->site != peer || frame->rank != 0) DLX_FAIL(error, DATA, "site %u speaks for site %u", peer, frame->site);
-    switch (frame->kind) {
-    case DLXI_FRAME_ANCHOR:
-        return on_anchor_frame(s, frame, error);
-    case DLXI_FRAME_CONTRIBUTION:
-    case DLXI_FRAME_RESULT:
-        return give_up_attempt(s, dlxi_exchange_on_frame(s->exchange, frame, error), error);
-    default:
-        return DLX_OK;
-    }
-}
-
-static void on_breath(void *context) {
-    dlx_sync *s = context;
-    dlxi_site_keep_alive(s->site, now_ms());
-    send_control(s);
-}
-
-static void *exchange_thread(void *context) {
-    dlx_sync *s = context;
-    dlx_error error;
-    while (take_requests(s)) {
-        dlx_status status = DLX_OK;
-        if (s->site->phase == DLXI_SITE_RUNNING) status = give_up_attempt(s, poll_exchange(s, &error), &error);
-        send_control(s);
-        uint32_t peer;
-        dlxi_frame frame;
-        if (status == DLX_OK) status = s->link->op->receive(s->link, TICK_MS, &peer, &frame, &error);
-        /* all that is there, before the coordinator is found silent; but no peer may keep this thread to itself */
-        for (int i = 0; status == DLX_OK && i < FRAMES_AT_ONCE; i++) {
-            status = on_frame(s, peer, &frame, &error);
-            if (status == DLX_OK) status = s->link->op->receive(s->link, 0, &peer, &frame, &error);
-        }
-        if (status == DLX_OK || dlx_status_class_of(status) == DLX_CLASS_RETRY)
-            status = act(s, dlxi_site_on_tick(s->site, now_ms()), &error);
-        if (status != DLX_OK && dlx_status_class_of(status) != DLX_CLASS_RETRY && s->site->phase != DLXI_SITE_DONE)
-            fail_telling(s, &error);
-    }
-    send_control(s); /* last words; the link gives them time when it closes */
-    return NULL;
-}
-
-/* ---- training thread: open and close --------------------------------------------------------------------------- */
+/* ---- open and close --------------------------------------------------------------------------- */
 
 static void request(dlx_sync *s, bool *flag) {
     pthread_mutex_lock(&s->mutex);
@@ -388,17 +23,26 @@ static void request(dlx_sync *s, bool *flag) {
     s->link->op->wake(s->link);
 }
 
+/* Whether *flag, a failure, or an interrupt is there. The mutex is held. */
+static bool has_news(const dlx_sync *s, const bool *flag) {
+    return *flag || s->failure.status != DLX_OK || s->ended || is_interrupted(s);
+}
+
+/* Waits for news, or a tick: interrupts come without a signal on the condition. The mutex is held. */
+static void wait_a_tick(dlx_sync *s, const bool *flag) {
+    if (has_news(s, flag)) return;
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += DLXI_SYNC_TICK_MS * 1000000L;
+    if (until.tv_nsec >= 1000000000L) until.tv_sec++, until.tv_nsec -= 1000000000L;
+    pthread_cond_timedwait(&s->changed, &s->mutex, &until);
+}
+
 /* Waits until *flag, a failure (returned), or an interrupt. */
 static dlx_status wait_for(dlx_sync *s, const bool *flag, double *waited_s, dlx_error *error) {
     double start_s = dlxi_clock_s();
     pthread_mutex_lock(&s->mutex);
-    while (!*flag && s->failure.status == DLX_OK && !s->ended && !is_interrupted(s)) {
-        struct timespec until; /* interrupts come without a signal on the condition */
-        clock_gettime(CLOCK_MONOTONIC, &until);
-        until.tv_nsec += TICK_MS * 1000000L;
-        if (until.tv_nsec >= 1000000000L) until.tv_sec++, until.tv_nsec -= 1000000000L;
-        pthread_cond_timedwait(&s->changed, &s->mutex, &until);
-    }
+    while (!has_news(s, flag)) wait_a_tick(s, flag);
     bool there = *flag;
     dlx_error failure = s->failure;
     pthread_mutex_unlock(&s->mutex);
@@ -417,7 +61,8 @@ static dlx_status open_site(dlx_sync *s, dlx_error *error) {
     dlxi_hello *hello;
     DLX_TRY(DLXI_NEW(&hello, 1, error));
     dlxi_text_copy(hello->site, sizeof hello->site, settings->site);
-    hello->ranks = 1;
+    hello->rank = settings->rank;
+    hello->ranks = settings->ranks;
     hello->tensors_hash = dlxi_shard_tensors_hash(s->shard);
     hello->anchor_hash = dlxi_shard_anchor_hash(s->shard);
     hello->windows = settings->windows;
@@ -426,7 +71,7 @@ static dlx_status open_site(dlx_sync *s, dlx_error *error) {
     hello->lease_windows = settings->lease_windows;
     if (settings->shared_text != NULL)
         dlxi_text_copy(hello->shared_text, sizeof hello->shared_text, settings->shared_text);
-    dlx_status status = dlxi_site_open(&s->site, hello, settings->timeout_ms, now_ms(), error);
+    dlx_status status = dlxi_site_open(&s->site, hello, settings->timeout_ms, dlxi_sync_now_ms(), error);
     free(hello);
     return status;
 }
@@ -475,11 +120,14 @@ dlx_status dlxi_sync_open(dlx_sync **out, const dlxi_sync_settings *settings, dl
                             .number = 1};
     DLX_TRY_OUT(dlxi_shard_open(&s->shard, &settings->shard, tensors, count, error));
     DLX_TRY_OUT(dlxi_exchange_open(&s->exchange, s->shard, error));
-    dlxi_exchange_set_breath(s->exchange, on_breath, s);
+    dlxi_exchange_set_rank(s->exchange, settings->rank);
+    dlxi_exchange_set_breath(s->exchange, dlxi_sync_breathe, s);
+    DLX_TRY_OUT(dlxi_agreement_open(&s->agreement, settings->rank, settings->ranks, settings->gather,
+                                    settings->gather_context, error));
     DLX_TRY_OUT(open_site(s, error));
     s->settings.shared_text = NULL; /* borrowed for hello only */
     set_first_statistics(s);
-    if (pthread_create(&s->thread, NULL, exchange_thread, s) != 0)
+    if (pthread_create(&s->thread, NULL, dlxi_sync_thread, s) != 0)
         DLX_FAIL_OUT(error, SYSTEM, "no thread for the exchange");
     s->thread_started = true;
     DLX_TRY_OUT(wait_for(s, &s->joined, NULL, error));
@@ -522,6 +170,7 @@ void dlxi_sync_close(dlx_sync **sync) {
     dlxi_exchange_close(&s->exchange);
     dlxi_shard_close(&s->shard);
     dlxi_link_close(&s->link);
+    dlxi_agreement_close(&s->agreement);
     pthread_cond_destroy(&s->changed);
     pthread_mutex_destroy(&s->mutex);
     pthread_mutex_destroy(&s->anchor_mutex);
@@ -529,10 +178,27 @@ void dlxi_sync_close(dlx_sync **sync) {
     *sync = NULL;
 }
 
-/* ---- training thread: steps ------------------------------------------------------------------------------------ */
+/* ---- steps ------------------------------------------------------------------------------------ */
+
+/* H of the next round, the same on all ranks: they are at the same step, and none has an exchange under way. */
+static dlx_status next_inner_steps(dlx_sync *s, uint32_t *inner_steps, dlx_error *error) {
+    const dlxi_adapt *adapt = &s->shard->settings.adapt;
+    *inner_steps = adapt->inner_steps;
+    if (s->settings.ranks == 1 || adapt->kind == DLX_ADAPTATION_OFF) return DLX_OK;
+    dlxi_adapt_sums sums = {0};
+    for (size_t i = 0; i < s->shard->count; i++) {
+        if (!s->shard->tensors[i].low_rank) continue;
+        dlxi_adapt_sums one = dlxi_adapt_sum(&s->shard->tensors[i].adapt, 1);
+        sums.weighted_ranks += one.weighted_ranks;
+        sums.parameters += one.parameters;
+    }
+    return dlxi_agree_on_inner_steps(&s->agreement, inner_steps, adapt, sums, s->shard->settings.rank_columns, error);
+}
 
 /* The round's M is in place: the exchange thread's turn. */
-static void hand_over(dlx_sync *s, double norm) {
+static dlx_status hand_over(dlx_sync *s, double norm, dlx_error *error) {
+    uint32_t next;
+    DLX_TRY(next_inner_steps(s, &next, error));
     dlxi_ready ready = {.tokens = s->round_tokens,
                         .windows_used = (uint32_t)s->windows_taken,
                         .norm = norm,
@@ -543,7 +209,7 @@ static void hand_over(dlx_sync *s, double norm) {
     s->round_tokens = 0;
     s->windows_taken = 0;
     s->round_step_s = 0;
-    double inner_steps = fmax(1, round(s->pace * s->shard->settings.adapt.inner_steps));
+    double inner_steps = fmax(1, round(s->pace * next));
     s->round.inner_steps_max = (uint32_t)fmax(inner_steps, round(s->pace * s->settings.inner_steps_max));
     dlxi_round_on_handed_out(&s->round, (uint32_t)inner_steps);
     pthread_mutex_lock(&s->mutex);
@@ -555,6 +221,7 @@ static void hand_over(dlx_sync *s, double norm) {
     s->committed = false;
     pthread_mutex_unlock(&s->mutex);
     s->link->op->wake(s->link);
+    return DLX_OK;
 }
 
 /* The committed round takes effect for the training thread. */
@@ -569,21 +236,44 @@ static void settle(dlx_sync *s) {
     dlxi_round_on_applied(&s->round);
 }
 
+/* Where the site stands: committed on all its ranks, or failed on one of them, which fails the call on all. */
 static dlx_status check(dlx_sync *s, bool *committed, bool *finished, dlx_error *error) {
     pthread_mutex_lock(&s->mutex);
     dlx_error failure = s->failure;
     *committed = s->committed;
-    *finished = s->committed && s->commit.finished;
+    bool last = s->commit.finished;
     pthread_mutex_unlock(&s->mutex);
-    if (failure.status != DLX_OK) {
-        if (error != NULL) *error = failure;
-        return failure.status;
+    if (failure.status == DLX_OK && is_interrupted(s)) dlxi_error_set(&failure, DLX_INTERRUPTED, "interrupted");
+    if (s->settings.ranks > 1) {
+        dlx_error agreed;
+        dlx_status status = dlxi_agree_on_state(&s->agreement, committed, &failure, &agreed);
+        if (status != DLX_OK && failure.status == DLX_OK) {
+            failure = agreed;
+            failure.status = status;
+            leave(s, status, agreed.message);
+        }
     }
-    if (is_interrupted(s)) DLX_FAIL(error, INTERRUPTED, "interrupted");
-    return DLX_OK;
+    *finished = *committed && last;
+    if (failure.status != DLX_OK && error != NULL) *error = failure;
+    return failure.status;
 }
 
-static void hand_out(dlx_sync *s, bool with_apply, dlx_step *step) {
+static dlx_status wait_for_commit(dlx_sync *s, double *waited_s, dlx_error *error) {
+    if (s->settings.ranks == 1) return wait_for(s, &s->committed, waited_s, error);
+    double start_s = dlxi_clock_s();
+    dlx_status status = DLX_OK;
+    /* in ticks, so that a rank which can't go on never waits long to say so */
+    for (bool committed = false, finished; status == DLX_OK && !committed;) {
+        pthread_mutex_lock(&s->mutex);
+        wait_a_tick(s, &s->committed);
+        pthread_mutex_unlock(&s->mutex);
+        status = check(s, &committed, &finished, error);
+    }
+    *waited_s += dlxi_clock_s() - start_s;
+    return status;
+}
+
+static dlx_status hand_out(dlx_sync *s, bool with_apply, dlx_step *step, dlx_error *error) {
     double norm;
     step->handed_out = true;
     if (!with_apply) {
@@ -597,7 +287,7 @@ static void hand_out(dlx_sync *s, bool with_apply, dlx_step *step) {
         step->exchange_steps = s->round.steps_since;
         settle(s);
     }
-    hand_over(s, norm);
+    return hand_over(s, norm, error);
 }
 
 static dlx_status proceed(dlx_sync *s, dlx_step *step, dlx_error *error) {
@@ -611,7 +301,7 @@ static dlx_status proceed(dlx_sync *s, dlx_step *step, dlx_error *error) {
         case DLXI_ROUND_TRAIN:
             return DLX_OK;
         case DLXI_ROUND_WAIT:
-            DLX_TRY(wait_for(s, &s->committed, &step->waited_s, error));
+            DLX_TRY(wait_for_commit(s, &step->waited_s, error));
             break;
         case DLXI_ROUND_APPLY:
             step->exchange_steps = s->round.steps_since;
@@ -620,10 +310,10 @@ static dlx_status proceed(dlx_sync *s, dlx_step *step, dlx_error *error) {
             settle(s);
             break;
         case DLXI_ROUND_HAND_OUT:
-            hand_out(s, false, step);
+            DLX_TRY(hand_out(s, false, step, error));
             break;
         case DLXI_ROUND_HAND_OUT_AND_APPLY:
-            hand_out(s, true, step);
+            DLX_TRY(hand_out(s, true, step, error));
             break;
         }
     }
@@ -675,8 +365,8 @@ dlx_status dlxi_sync_gradients(dlx_sync *s, float *const *gradients, uint64_t to
         for (int64_t k = 0; k < t->rows * t->cols; k++) sum += (double)t->carried[k] * (double)t->carried[k];
     }
     s->round_tokens = tokens;
-    hand_over(s, sqrt(sum));
-    DLX_TRY(wait_for(s, &s->committed, &waited, error));
+    DLX_TRY(hand_over(s, sqrt(sum), error));
+    DLX_TRY(wait_for_commit(s, &waited, error));
     for (size_t i = 0; i < s->shard->count; i++) {
         const dlxi_shard_tensor *t = &s->shard->tensors[i];
         memcpy(gradients[i], t->carried, (size_t)(t->rows * t->cols) * sizeof(float));
@@ -686,11 +376,11 @@ dlx_status dlxi_sync_gradients(dlx_sync *s, float *const *gradients, uint64_t to
     return DLX_OK;
 }
 
-/* ---- training thread: the rest --------------------------------------------------------------------------------- */
+/* ---- the rest --------------------------------------------------------------------------------- */
 
 dlx_status dlxi_sync_windows(dlx_sync *s, uint64_t *positions, uint32_t count, dlx_error *error) {
     pthread_mutex_lock(&s->mutex);
-    const dlxi_lease *lease = &s->leases[s->round.number % LEASES];
+    const dlxi_lease *lease = &s->leases[s->round.number % DLXI_SYNC_LEASES];
     uint64_t leased = lease->round == s->round.number ? dlxi_lease_windows(lease) : 0;
     bool enough = s->windows_taken <= leased && count <= leased - s->windows_taken;
     for (uint32_t i = 0; enough && i < count; i++) positions[i] = dlxi_lease_position(lease, s->windows_taken + i);
@@ -751,6 +441,17 @@ void dlxi_sync_anchor(dlx_sync *s, float *const *dst) {
         memcpy(dst[i], anchor, (size_t)(t->rows * t->cols) * sizeof(float));
     }
     pthread_mutex_unlock(&s->anchor_mutex);
+}
+
+void dlxi_sync_anchor_hashes(const dlx_sync *s, uint64_t *dst) {
+    pthread_mutex_t *mutex = (pthread_mutex_t *)(uintptr_t)&s->anchor_mutex; /* a lock changes nothing that shows */
+    pthread_mutex_lock(mutex);
+    for (size_t i = 0; i < s->shard->count; i++) {
+        const dlxi_shard_tensor *t = &s->shard->tensors[i];
+        dst[i] = holds_no_anchor(s) ? dlxi_hash(t->parameter, (size_t)(t->rows * t->cols) * sizeof(float), t->id)
+                                    : t->anchor_hash;
+    }
+    pthread_mutex_unlock(mutex);
 }
 
 void dlxi_sync_take_anchor(dlx_sync *s) {

@@ -13,6 +13,9 @@
 typedef struct dlxi_sync_settings {
     dlxi_shard_settings shard;
     char site[DLXI_NAME_BYTES];
+    uint16_t rank, ranks; /* of the site; the shard is this rank's */
+    dlx_gather gather;
+    void *gather_context;
     const char *shared_text;
     uint32_t inner_steps_max, exchange_steps, timeout_ms;
     uint64_t windows, tokens_per_window, data_hash;
@@ -36,6 +39,7 @@ uint32_t dlxi_sync_site_index(const dlx_sync *s);
 uint32_t dlxi_sync_site_count(const dlx_sync *s);
 void dlxi_sync_take_anchor(dlx_sync *s);
 void dlxi_sync_anchor(dlx_sync *s, float *const *dst);
+void dlxi_sync_anchor_hashes(const dlx_sync *s, uint64_t *dst);
 void dlxi_sync_statistics(dlx_sync *s, dlx_statistics *out);
 void dlxi_sync_interrupt(dlx_sync *s);
 void dlxi_sync_fail(dlx_sync *s, const char *reason);

@@ -1,0 +1,86 @@
+#include "sync/agree.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "codec/codec.h"
+
+typedef struct state_block {
+    uint32_t status, committed;
+    int64_t round;
+    char site[sizeof((dlx_error *)0)->site];
+    char text[240];
+} state_block;
+
+typedef struct adapt_block {
+    dlxi_adapt_sums sums;
+    uint64_t inner_steps;
+} adapt_block;
+
+dlx_status dlxi_agreement_open(dlxi_agreement *a, uint16_t rank, uint16_t ranks, dlx_gather gather, void *context,
+                               dlx_error *error) {
+    *a = (dlxi_agreement){.rank = rank, .ranks = ranks, .gather = gather, .context = context};
+    size_t bytes = sizeof(state_block) > sizeof(adapt_block) ? sizeof(state_block) : sizeof(adapt_block);
+    return dlxi_alloc(&a->all, ranks, bytes, "what the ranks of a site tell each other", error);
+}
+
+void dlxi_agreement_close(dlxi_agreement *a) {
+    free(a->all);
+    a->all = NULL;
+}
+
+dlx_status dlxi_agree_on_state(dlxi_agreement *a, bool *committed, const dlx_error *own, dlx_error *error) {
+    state_block mine, *all = a->all;
+    memset(&mine, 0, sizeof mine); /* its padding travels too */
+    mine.status = own->status;
+    mine.committed = *committed;
+    if (own->status != DLX_OK) {
+        mine.round = own->round;
+        dlxi_text_copy(mine.site, sizeof mine.site, own->site);
+        dlxi_text_copy(mine.text, sizeof mine.text, own->message);
+    }
+    dlx_status status = a->gather(a->context, all, &mine, sizeof mine, error);
+    if (own->status != DLX_OK) { /* whatever became of telling it */
+        if (error != NULL) *error = *own;
+        return own->status;
+    }
+    DLX_TRY(status);
+    for (uint16_t r = 0; r < a->ranks; r++) {
+        state_block *b = &all[r];
+        *committed = *committed && b->committed != 0;
+        if (b->status == DLX_OK) continue;
+        b->text[sizeof b->text - 1] = b->site[sizeof b->site - 1] = '\0';
+        status = b->status <= DLX_DIVERGED ? (dlx_status)b->status : DLX_PEER_LOST;
+        dlxi_error_set(error, status, "rank %u of this site: %s", r, b->text);
+        if (error != NULL) {
+            error->round = b->round;
+            dlxi_text_copy(error->site, sizeof error->site, b->site);
+        }
+        return status;
+    }
+    return DLX_OK;
+}
+
+dlx_status dlxi_agree_on_inner_steps(dlxi_agreement *a, uint32_t *inner_steps, const dlxi_adapt *adapt,
+                                     dlxi_adapt_sums own, int rank_first, dlx_error *error) {
+    adapt_block mine, *all = a->all;
+    memset(&mine, 0, sizeof mine);
+    mine.sums = own;
+    mine.inner_steps = adapt->inner_steps;
+    DLX_TRY(a->gather(a->context, all, &mine, sizeof mine, error));
+    dlxi_adapt_sums sums = {0};
+    uint64_t longest = 0;
+    for (uint16_t r = 0; r < a->ranks; r++) {
+        sums.weighted_ranks += all[r].sums.weighted_ranks;
+        sums.parameters += all[r].sums.parameters;
+        if (all[r].inner_steps > longest) longest = all[r].inner_steps;
+    }
+    *inner_steps = (uint32_t)longest;
+    if (adapt->kind != DLX_ADAPTATION_PAPER) return DLX_OK;
+    dlxi_arithmetic saved; /* replicated: the same whatever mode the caller's thread is in */
+    dlxi_arithmetic_enter(&saved);
+    *inner_steps = dlxi_adapt_inner_steps(adapt, sums, rank_first);
+    dlxi_arithmetic_leave(&saved);
+    return DLX_OK;
+}
