@@ -1,0 +1,289 @@
+#include "pipeline/pipeline.h"
+
+#include <inttypes.h>
+#include <limits.h>
+#include <math.h>
+#include <stdlib.h>
+
+#include "base/clock.h"
+#include "base/flag.h"
+#include "base/memory.h"
+#include "base/panic.h"
+#include "pipeline/exchange.h"
+#include "pipeline/reduce.h"
+#include "pipeline/schedule.h"
+
+struct dlxi_pipeline {
+    dlxi_model_config config;
+    dlxi_pipeline_options options;
+    int index, stages; /* of this rank's stage */
+    int replica, replicas;
+    bool is_first, is_last;
+    int64_t micro_batches; /* of a replica, in a step */
+    int slots;
+
+    dlxi_stage *stage;
+    int *owner; /* [tensors of the model] */
+    dlxi_parameter *owned;
+    int64_t owned_count;
+    dlxi_exchange *exchange; /* NULL: one stage */
+    dlxi_reduce *reduce;     /* NULL: one rank */
+
+    int64_t *positions;         /* [micro_batch]; these three at the ends only */
+    uint32_t *tokens, *targets; /* [micro_batch,T] */
+
+    bool is_last_micro_batch; /* its gradients are the last to be added */
+    dlx_status reduce_status; /* of what the stage's callback started */
+    dlx_error *reduce_error;
+    dlxi_pipeline_times times;
+};
+
+/* ---- open and close -------------------------------------------------------------------------------------------- */
+
+static dlx_status check_options(const dlxi_pipeline *p, dlx_error *error) {
+    const dlxi_pipeline_options *o = &p->options;
+    int64_t N = o->micro_batch * p->config.context, least = o->micro_batch * p->replicas;
+    DLXI_ASSERT(o->cut.stages == p->stages && o->cut.first_layer[p->stages] == p->config.layers);
+    DLXI_ASSERT(o->sampler->context == p->config.context);
+    if (o->batch < 1 || o->batch % least != 0)
+        DLX_FAIL(error, CONFIG,
+                 "train.batch: %" PRId64 " is not a multiple of train.micro_batch (%" PRId64
+                 ") times site.replicas (%d); set it to %" PRId64,
+                 o->batch, o->micro_batch, p->replicas, (o->batch / least + 1) * least);
+    if (p->stages > 1 && N > INT_MAX / p->config.width)
+        DLX_FAIL(error, CONFIG,
+                 "train.micro_batch: %" PRId64 " windows of %" PRId64 " tokens and model.width %" PRId64
+                 " are more than %d values to pass between stages; set a smaller one",
+                 o->micro_batch, p->config.context, p->config.width, INT_MAX);
+    return DLX_OK;
+}
+
+static dlx_status open_stage(dlxi_pipeline *p, dlxi_kernels *kernels, dlx_error *error) {
+    const dlxi_pipeline_options *o = &p->options;
+    dlxi_stage_options stage = {.first_layer = o->cut.first_layer[p->index],
+                                .end_layer = o->cut.first_layer[p->index + 1],
+                                .has_embedding = p->is_first,
+                                .has_head = p->is_last,
+                                .batch = o->micro_batch,
+                                .length = p->config.context,
+                                .slots = p->slots,
+                                .training = true,
+                                .recompute = o->recompute,
+                                .seed = o->seed};
+    return dlxi_stage_open(&p->stage, &p->config, &stage, kernels, error);
+}
+
+static dlx_status find_owned(dlxi_pipeline *p, dlx_error *error) {
+    int64_t count;
+    int rank = p->index * p->replicas + p->replica;
+    const dlxi_parameter *parameter = dlxi_stage_parameters(p->stage, &count);
+    DLX_TRY(DLXI_NEW(&p->owner, dlxi_model_tensor_count(&p->config), error));
+    DLX_TRY(DLXI_NEW(&p->owned, count, error));
+    dlxi_owners(p->owner, &p->config, &p->options.cut, p->replicas);
+    for (int64_t i = 0; i < count; i++)
+        if (p->owner[parameter[i].tensor.id] == rank) p->owned[p->owned_count++] = parameter[i];
+    return DLX_OK;
+}
+
+static void on_gradients(void *context, int64_t layer) {
+    dlxi_pipeline *p = context;
+    if (p->exchange != NULL) dlxi_exchange_progress(p->exchange);
+    dlxi_reduce_progress(p->reduce);
+    if (p->is_last_micro_batch && p->reduce_status == DLX_OK)
+        p->reduce_status = dlxi_reduce_start(p->reduce, layer, p->reduce_error);
+}
+
+static dlx_status open_parts(dlxi_pipeline *p, dlxi_kernels *kernels, dlx_error *error) {
+    const dlxi_pipeline_options *o = &p->options;
+    int64_t N = o->micro_batch * p->config.context;
+    DLX_TRY(check_options(p, error));
+    p->micro_batches = o->batch / o->micro_batch / p->replicas;
+    p->slots = dlxi_schedule_slots(p->index, p->stages, p->micro_batches);
+    DLX_TRY(open_stage(p, kernels, error));
+    DLX_TRY(find_owned(p, error));
+    if (p->stages > 1) DLX_TRY(dlxi_exchange_open(&p->exchange, o->place, N * p->config.width, p->slots, error));
+    if (o->place != NULL) {
+        DLX_TRY(dlxi_reduce_open(&p->reduce, o->place, p->stage, p->owner, error));
+        dlxi_stage_on_gradients(p->stage, on_gradients, p);
+    }
+    if (!p->is_first && !p->is_last) return DLX_OK;
+    DLX_TRY(DLXI_NEW(&p->positions, o->micro_batch, error));
+    DLX_TRY(DLXI_NEW(&p->tokens, N, error));
+    return DLXI_NEW(&p->targets, N, error);
+}
+
+dlx_status dlxi_pipeline_open(dlxi_pipeline **out, const dlxi_model_config *config,
+                              const dlxi_pipeline_options *options, dlxi_kernels *kernels, dlx_error *error) {
+    dlxi_pipeline *p = NULL;
+    *out = NULL;
+    DLX_TRY(DLXI_NEW(&p, 1, error));
+    *p = (dlxi_pipeline){.config = *config, .options = *options, .stages = 1, .replicas = 1};
+    if (options->place != NULL) {
+        p->index = options->place->stage;
+        p->stages = options->place->stages;
+        p->replica = options->place->replica;
+        p->replicas = options->place->replicas;
+    }
+    p->is_first = p->index == 0;
+    p->is_last = p->index == p->stages - 1;
+    dlx_status status = open_parts(p, kernels, error);
+    if (status != DLX_OK) {
+        dlxi_pipeline_close(&p);
+        return status;
+    }
+    *out = p;
+    return DLX_OK;
+}
+
+void dlxi_pipeline_close(dlxi_pipeline **pipeline) {
+    dlxi_pipeline *p = *pipeline;
+    if (p == NULL) return;
+    free(p->positions);
+    free(p->tokens);
+    free(p->targets);
+    free(p->owned);
+    free(p->owner);
+    dlxi_exchange_close(&p->exchange);
+    /* after a failure: where MPI may still write to gradients, their memory stays until the process ends */
+    if (p->reduce == NULL || !dlxi_reduce_is_busy(p->reduce)) {
+        dlxi_reduce_close(&p->reduce);
+        dlxi_stage_close(&p->stage);
+    }
+    free(p);
+    *pipeline = NULL;
+}
+
+dlxi_stage *dlxi_pipeline_stage(dlxi_pipeline *p) {
+    return p->stage;
+}
+
+dlxi_parameter *dlxi_pipeline_owned(dlxi_pipeline *p, int64_t *count) {
+    *count = p->owned_count;
+    return p->owned;
+}
+
+dlxi_pipeline_times dlxi_pipeline_times_of(const dlxi_pipeline *p) {
+    return p->times;
+}
+
+/* ---- a step ---------------------------------------------------------------------------------------------------- */
+
+/* Micro-batches go to the replicas in turn. */
+static void read_windows(dlxi_pipeline *p, const uint64_t *positions, int64_t micro_batch) {
+    const dlxi_pipeline_options *o = &p->options;
+    const uint64_t *from = positions + (micro_batch * p->replicas + p->replica) * o->micro_batch;
+    for (int64_t i = 0; i < o->micro_batch; i++) p->positions[i] = (int64_t)from[i];
+    dlxi_sampler_batch(p->tokens, p->targets, o->sampler, p->positions, o->micro_batch);
+}
+
+static dlx_status check_interrupt(const dlxi_pipeline *p, dlx_error *error) {
+    if (p->options.place != NULL || !dlxi_flag_is_set(p->options.interrupted)) return DLX_OK;
+    DLX_FAIL(error, INTERRUPTED, "interrupted");
+}
+
+static dlx_status run_forward(dlxi_pipeline *p, const dlxi_pass *pass, const uint64_t *positions, double *loss_sum,
+                              dlx_error *error) {
+    const float *input = NULL;
+    double loss = 0;
+    if (p->is_first || p->is_last) read_windows(p, positions, pass->micro_batch);
+    if (!p->is_first) DLX_TRY(dlxi_exchange_input(&input, p->exchange, error));
+    if (!p->is_last) DLX_TRY(dlxi_exchange_reserve(p->exchange, pass->slot, error));
+    DLX_TRY(dlxi_stage_forward(p->stage, pass->slot, p->is_first ? p->tokens : NULL, input,
+                               p->is_last ? p->targets : NULL, p->is_last ? &loss : NULL, error));
+    *loss_sum += loss;
+    if (p->is_last) return DLX_OK;
+    int64_t floats = p->options.micro_batch * p->config.context * p->config.width;
+    return dlxi_exchange_send_output(p->exchange, pass->slot, dlxi_stage_output(p->stage, pass->slot), floats, error);
+}
+
+static dlx_status run_backward(dlxi_pipeline *p, const dlxi_pass *pass, dlx_error *error) {
+    const float *d_output = NULL;
+    if (!p->is_last) DLX_TRY(dlxi_exchange_d_output(&d_output, p->exchange, error));
+    DLX_TRY(dlxi_stage_backward(p->stage, pass->slot, d_output, error));
+    if (p->is_first) return DLX_OK;
+    return dlxi_exchange_send_d_input(p->exchange, dlxi_stage_d_input(p->stage), error);
+}
+
+static dlx_status run_passes(dlxi_pipeline *p, const uint64_t *positions, double *loss_sum, dlx_error *error) {
+    if (p->exchange != NULL) DLX_TRY(dlxi_exchange_begin(p->exchange, p->micro_batches, true, error));
+    for (int64_t i = 0; i < 2 * p->micro_batches; i++) {
+        dlxi_pass pass = dlxi_schedule_pass(p->index, p->stages, p->micro_batches, i);
+        p->is_last_micro_batch = pass.micro_batch == p->micro_batches - 1;
+        if (pass.backward) {
+            DLX_TRY(run_backward(p, &pass, error));
+        } else {
+            DLX_TRY(check_interrupt(p, error));
+            DLX_TRY(run_forward(p, &pass, positions, loss_sum, error));
+        }
+        if (p->reduce_status != DLX_OK) return p->reduce_status;
+        if (p->reduce != NULL) dlxi_reduce_progress(p->reduce);
+    }
+    if (p->exchange != NULL) DLX_TRY(dlxi_exchange_end(p->exchange, error));
+    return p->reduce == NULL ? DLX_OK : dlxi_reduce_finish(p->reduce, &p->times.reduce_s, error);
+}
+
+dlx_status dlxi_pipeline_accumulate(dlxi_pipeline *p, const uint64_t *positions, double *loss, dlx_error *error) {
+    double begun_s = dlxi_clock_s(), waited_s = p->exchange == NULL ? 0 : dlxi_exchange_waited_s(p->exchange);
+    *loss = 0;
+    p->reduce_status = DLX_OK;
+    p->reduce_error = error;
+    dlxi_stage_zero_gradients(p->stage);
+    dlx_status status = run_passes(p, positions, loss, error);
+    *loss /= (double)(p->micro_batches * p->replicas);
+    p->times.step_s += dlxi_clock_s() - begun_s;
+    if (p->exchange != NULL) p->times.idle_s += dlxi_exchange_waited_s(p->exchange) - waited_s;
+    return status;
+}
+
+dlx_status dlxi_pipeline_share_parameters(dlxi_pipeline *p, dlx_error *error) {
+    if (p->reduce != NULL) DLX_TRY(dlxi_reduce_share(p->reduce, &p->times.share_s, error));
+    dlxi_stage_parameters_changed(p->stage);
+    return DLX_OK;
+}
+
+/* ---- evaluation ------------------------------------------------------------------------------------------------ */
+
+/* The next windows of this replica through this stage. */
+static dlx_status evaluate_some(dlxi_pipeline *p, dlxi_validation *reader, int64_t windows, int slot, double sums[2],
+                                dlx_error *error) {
+    const float *input = NULL;
+    double loss = 0;
+    int64_t N = windows * p->config.context;
+    if (p->is_first || p->is_last) dlxi_validation_next(p->tokens, p->targets, reader, windows);
+    if (!p->is_first) DLX_TRY(dlxi_exchange_input(&input, p->exchange, error));
+    if (!p->is_last) DLX_TRY(dlxi_exchange_reserve(p->exchange, slot, error));
+    DLX_TRY(dlxi_stage_evaluate(p->stage, slot, p->is_first ? p->tokens : NULL, input, p->is_last ? p->targets : NULL,
+                                windows, p->is_last ? &loss : NULL, error));
+    if (!p->is_last)
+        return dlxi_exchange_send_output(p->exchange, slot, dlxi_stage_output(p->stage, slot), N * p->config.width,
+                                         error);
+    sums[0] += loss;
+    sums[1] += (double)N;
+    return DLX_OK;
+}
+
+static dlx_status evaluate_all(dlxi_pipeline *p, dlxi_validation *reader, double sums[2], dlx_error *error) {
+    int64_t B = p->options.micro_batch, windows = dlxi_validation_count(reader), count = (windows + B - 1) / B;
+    if (p->exchange != NULL) DLX_TRY(dlxi_exchange_begin(p->exchange, count, false, error));
+    for (int64_t i = 0; i < count; i++) {
+        int64_t left = windows - i * B;
+        DLX_TRY(check_interrupt(p, error));
+        DLX_TRY(evaluate_some(p, reader, left < B ? left : B, (int)(i % p->slots), sums, error));
+    }
+    return p->exchange == NULL ? DLX_OK : dlxi_exchange_end(p->exchange, error);
+}
+
+dlx_status dlxi_pipeline_evaluate(dlxi_pipeline *p, const dlxi_shard *validation, int64_t tokens_max, int64_t index,
+                                  int64_t stride, double *loss_sum, double *tokens, dlx_error *error) {
+    dlxi_validation reader;
+    double sums[2] = {0, 0};
+    /* every `replicas`-th of the site's windows, which are every `stride`-th of all */
+    DLX_TRY(dlxi_validation_open(&reader, validation, p->config.context, tokens_max, index + stride * p->replica,
+                                 stride * p->replicas, error));
+    DLX_TRY(evaluate_all(p, &reader, sums, error));
+    if (p->options.place != NULL) DLX_TRY(dlxi_place_sum(p->options.place, sums, 2, error));
+    if (!isfinite(sums[0])) DLX_FAIL(error, NUMERIC, "the validation loss is not finite; try a lower learning rate");
+    *loss_sum = sums[0];
+    *tokens = sums[1];
+    return DLX_OK;
+}
