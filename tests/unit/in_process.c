@@ -2,6 +2,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 #endif
@@ -24,6 +25,26 @@ dlx_status in_process_train(in_process_site *site) {
         if (status == DLX_OK && site->after_step != NULL) site->after_step(site, step, &done);
     }
     return status == DLX_OK ? dlx_sync_report(site->sync, "", &site->error) : status;
+}
+
+dlx_status in_process_gather(void *context, void *all, const void *own, size_t bytes, dlx_error *error) {
+    in_process_seat *seat = context;
+    in_process_table *table = seat->table;
+    (void)error;
+    if (bytes > sizeof table->own[0]) abort();
+    pthread_mutex_lock(&table->mutex);
+    memcpy(table->own[seat->rank], own, bytes);
+    uint64_t generation = table->generation;
+    if (++table->arrived == table->ranks) {
+        for (size_t r = 0; r < table->ranks; r++) memcpy(table->all + r * bytes, table->own[r], bytes);
+        table->arrived = 0;
+        table->generation++;
+        pthread_cond_broadcast(&table->changed);
+    }
+    while (table->generation == generation) pthread_cond_wait(&table->changed, &table->mutex);
+    memcpy(all, table->all, table->ranks * bytes);
+    pthread_mutex_unlock(&table->mutex);
+    return DLX_OK;
 }
 
 static void set_floating_point_mode(unsigned bits) {

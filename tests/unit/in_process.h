@@ -1,4 +1,4 @@
-/* A whole run in one process: a coordinator and D sites over a hub, each in a thread of its own, whose inner steps a
+/* A whole run in one process: a coordinator and D sites, or ranks of sites, over a hub, each in a thread of its own, whose inner steps a
  * test scripts. Threads only record; the test's thread asserts. */
 #ifndef DLXI_TESTS_IN_PROCESS_H
 #define DLXI_TESTS_IN_PROCESS_H
@@ -18,7 +18,7 @@ typedef dlx_status (*in_process_script)(in_process_site *site);
 struct in_process_site {
     /* the test's */
     dlx_sync_config config; /* link and site are filled in */
-    const char *name;       /* NULL: "site-<i>" */
+    const char *name;       /* NULL: "site-<i>"; the ranks of one site have one name */
     const dlx_tensor *tensors;
     size_t tensor_count;
     bool after_previous;          /* started when the site before it is over */
@@ -43,13 +43,33 @@ struct in_process_site {
 typedef struct in_process {
     dlx_coordinator_config coordinator; /* link, sites, tokens are filled in */
     in_process_site site[IN_PROCESS_SITES_MAX];
-    uint32_t sites_expected; /* by the coordinator; 0: all */
+    uint32_t sites_expected; /* by the coordinator; 0: as many as are run */
     dlx_status status;       /* the coordinator's */
     dlx_error error;
     dlx_hub *hub;
     dlx_coordinator *running;
     pthread_t thread;
 } in_process;
+
+/* dlx_gather for the ranks of one site that are threads; its context is a seat. A rank that does not come keeps the
+ * others waiting for ever. */
+typedef struct in_process_table {
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+    size_t ranks, arrived;
+    uint64_t generation;
+    unsigned char own[IN_PROCESS_SITES_MAX][1024], all[IN_PROCESS_SITES_MAX * 1024];
+} in_process_table;
+
+typedef struct in_process_seat {
+    in_process_table *table;
+    uint16_t rank;
+} in_process_seat;
+
+#define IN_PROCESS_TABLE_INIT(ranks_of_it)                                                                             \
+    { .mutex = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER, .ranks = (ranks_of_it) }
+
+dlx_status in_process_gather(void *seat, void *all, const void *own, size_t bytes, dlx_error *error);
 
 /* Everything zeroed, every config at its INIT. Free with free(). */
 in_process *in_process_new(void);

@@ -36,6 +36,11 @@ static void open_fails(const dlx_sync_config *config, const dlx_tensor *tensors,
     assert_null(sync);
 }
 
+static dlx_status gather_nothing(void *context, void *all, const void *own, size_t bytes, dlx_error *error) {
+    (void)context, (void)all, (void)own, (void)bytes, (void)error;
+    return DLX_STATE;
+}
+
 static void sync_configs_are_checked(void **state) {
     (void)state;
     dlx_tensor tensor = good_tensor();
@@ -49,7 +54,10 @@ static void sync_configs_are_checked(void **state) {
     REFUSED("site: a name of 1 to 63 characters is needed", config.site = "");
     REFUSED("site: a name of 1 to 63 characters is needed",
             config.site = "0123456789012345678901234567890123456789012345678901234567890123");
-    REFUSED("ranks: 2; a site is one rank for now", config.ranks = 2);
+    REFUSED("ranks: 0 is out of range; allowed: 1 to 1024", config.ranks = 0);
+    REFUSED("ranks: 1025 is out of range; allowed: 1 to 1024", config.ranks = 1025);
+    REFUSED("rank: 1 is out of range; allowed: 0 to 0", config.rank = 1);
+    REFUSED("rank: 4 is out of range; allowed: 0 to 3", config.ranks = 4, config.rank = 4);
     REFUSED("inner_steps: 0 is out of range; allowed: 1 to 100000", config.inner_steps = 0);
     REFUSED("inner_steps: 100001 is out of range; allowed: 1 to 100000", config.inner_steps = 100001);
     REFUSED("inner_steps_min: 26 is out of range; allowed: 1 to 25", config.inner_steps_min = 26);
@@ -97,6 +105,15 @@ static void sync_arguments_are_checked(void **state) {
     open_fails(&config, NULL, 1, DLX_ARGUMENT, "there are no tensors to synchronise");
     open_fails(&config, &tensor, 0, DLX_ARGUMENT, "there are no tensors to synchronise");
     open_fails(&config, two, 2, DLX_ARGUMENT, "two tensors are named p");
+    config.ranks = 2;
+    open_fails(&config, &tensor, 1, DLX_ARGUMENT, "gather is NULL, and needed with ranks: 2");
+    config.gather = gather_nothing;
+    dlx_tensor descending[2] = {good_tensor(), good_tensor()};
+    descending[0].id = descending[1].id = 3;
+    descending[1].name = "q";
+    open_fails(&config, descending, 2, DLX_ARGUMENT,
+               "tensor q: id 3 after id 3; where a site has several ranks, ids ascend");
+    config.ranks = 1;
     tensor.name = "";
     open_fails(&config, &tensor, 1, DLX_ARGUMENT, "tensor 0 has no name or no data");
     tensor = good_tensor();
