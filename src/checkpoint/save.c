@@ -247,8 +247,6 @@ static dlx_status finish_index(const char *folder, const dlxi_model_config *conf
     DLX_TRY_OUT(make_index(&text, entries, entry_count, part_of, parts, error));
     DLX_TRY_OUT(check_parts(text, path, folder, entries, entry_count, config, error));
     DLX_TRY_OUT(write_text(path, text, error));
-    DLX_TRY_OUT(dlxi_checkpoint_path(path, folder, DLXI_SINGLE_NAME, error));
-    DLX_TRY_OUT(remove_file(path, error)); /* from here on the set of parts is the one that counts */
 out:
     free(text);
     free(entries);

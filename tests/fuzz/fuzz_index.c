@@ -59,6 +59,8 @@ size_t fuzz_seed(uint8_t *data, int index) {
         "{\"metadata\":{\"total_size\":6},\"weight_map\":{\"a\":\"m1.safetensors\",\"b\":\"m1.safetensors\","
         "\"c\":\"m2.safetensors\"}}",
         "{\"weight_map\":{\"a\":\"x.safetensors\",\"b\":\"x.safetensors\"}}",
+        "{\"weight_map\":{\"a\":\"d/x.safetensors\"}}",
+        "{\"weight_map\":{\"a\":\"..x.safetensors\",\"b\":\".x.safetensors\"}}",
         "{\"weight_map\":{\"a\":\"../x.safetensors\",\"\\u001b\":\"\\u0000.safetensors\"}}",
     };
     if ((size_t)index >= sizeof seeds / sizeof *seeds) return 0;
