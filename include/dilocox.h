@@ -179,11 +179,12 @@ typedef struct dlx_sync_config {
 
 typedef struct dlx_sync dlx_sync;
 
-/* Opens a site: joins the run at the coordinator, waits (blocks) until every site is there with all its ranks, and takes
- * over the run's starting parameters where they differ from the first site's: `tensors[i].data` may change. All sites
- * give the same tensors in the same order, rank by rank; one of several ranks may have none. Where one rank of a site
- * fails to open, the caller ends the others. Starts one thread. DLX_ARGUMENT, DLX_CONFIG: what is wrong is in error->message;
- * DLX_REFUSED: the coordinator's reason; DLX_PEER_LOST; DLX_TIMEOUT: no coordinator within config->timeout_ms. */
+/* Opens a site: joins the run at the coordinator, waits (blocks) until every site is there with all its ranks, and
+ * takes over the run's starting parameters where they differ from the first site's: `tensors[i].data` may change. All
+ * sites give the same tensors in the same order, rank by rank; one of several ranks may have none. Where one rank of a
+ * site fails to open, the caller ends the others. Starts one thread. DLX_ARGUMENT, DLX_CONFIG: what is wrong is in
+ * error->message; DLX_REFUSED: the coordinator's reason; DLX_PEER_LOST; DLX_TIMEOUT: no coordinator within
+ * config->timeout_ms. */
 DLX_API dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config, const dlx_tensor *tensors,
                                  size_t tensor_count, dlx_error *error);
 
@@ -197,11 +198,11 @@ typedef struct dlx_step {
     uint32_t exchange_steps; /* where applied: inner steps since the hand-out of what was applied */
 } dlx_step;
 
-/* After every inner step that trained on `tokens` tokens: the site's, so that all its ranks give the same. Parameters may
- * be replaced. Blocks only where the overlap waits, and where a site has several ranks until all of them are here. A
- * failure or an interrupt of one rank is returned by all of them in the same step. `step` may be NULL. One thread at a time. DLX_NUMERIC: a parameter is no longer finite; DLX_PEER_LOST;
- * DLX_DIVERGED; DLX_INTERRUPTED after dlx_sync_interrupt. After a failure only interrupt, anchor, statistics and close
- * may be called. */
+/* After every inner step that trained on `tokens` tokens: the site's, so that all its ranks give the same. Parameters
+ * may be replaced. Blocks only where the overlap waits, and where a site has several ranks until all of them are here.
+ * A failure or an interrupt of one rank is returned by all of them in the same step. `step` may be NULL. One thread at
+ * a time. DLX_NUMERIC: a parameter is no longer finite; DLX_PEER_LOST; DLX_DIVERGED; DLX_INTERRUPTED after
+ * dlx_sync_interrupt. After a failure only interrupt, anchor, statistics and close may be called. */
 DLX_API dlx_status dlx_sync_step(dlx_sync *sync, uint64_t tokens, dlx_step *step, dlx_error *error);
 
 /* Rounds that begin from now on last `factor` times H inner steps, factor 0.01 to pace_max: where the inner learning
@@ -247,7 +248,7 @@ typedef struct dlx_statistics {
     double outer_learning_rate, outer_momentum; /* as resolved */
     uint32_t inner_steps;
     uint64_t anchor_hash;
-    uint64_t low_rank_tensors, plain_tensors;
+    uint64_t low_rank_tensors, plain_tensors, low_rank_parameters;
 } dlx_statistics;
 
 DLX_API void dlx_sync_statistics(dlx_sync *sync, dlx_statistics *out); /* any thread */

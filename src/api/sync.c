@@ -84,8 +84,8 @@ static dlx_status check_tensors(const dlx_tensor *tensors, size_t count, uint16_
                      (long long)t->rows, (long long)t->cols);
         if (t->memory != DLX_MEMORY_HOST) DLX_FAIL(error, ARGUMENT, "tensor %s: only host memory for now", t->name);
         if (ranks > 1 && i > 0 && t->id <= tensors[i - 1].id)
-            DLX_FAIL(error, ARGUMENT, "tensor %s: id %u after id %u; where a site has several ranks, ids ascend", t->name,
-                     t->id, tensors[i - 1].id);
+            DLX_FAIL(error, ARGUMENT, "tensor %s: id %u after id %u; where a site has several ranks, ids ascend",
+                     t->name, t->id, tensors[i - 1].id);
         for (size_t k = 0; k < i; k++)
             if (strcmp(tensors[k].name, t->name) == 0) DLX_FAIL(error, ARGUMENT, "two tensors are named %s", t->name);
     }
@@ -96,7 +96,7 @@ static void warn_if_unstable(const dlx_sync_config *config, double learning_rate
     const double limit = 0.99;
     double share = config->exchange_steps > 0 ? (double)config->exchange_steps / config->inner_steps : 0.5;
     double c, worst = dlxi_stability_worst(config->overlap, learning_rate, momentum, 4, share, &c);
-    if (config->log == NULL || config->overlap == DLX_OVERLAP_ALLREDUCE || worst < limit) return;
+    if (config->log == NULL || config->rank != 0 || config->overlap == DLX_OVERLAP_ALLREDUCE || worst < limit) return;
     char line[256];
     snprintf(
         line, sizeof line,
@@ -167,8 +167,8 @@ dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config, const dl
                                    .interrupted = config->interrupted};
     snprintf(settings.site, sizeof settings.site, "%s", config->site);
     dlxi_link *link;
-    DLX_TRY(dlxi_link_open_site(&link, &config->link, config->site, config->rank, config->log, config->log_context,
-                                error));
+    DLX_TRY(
+        dlxi_link_open_site(&link, &config->link, config->site, config->rank, config->log, config->log_context, error));
     return dlxi_sync_open(out, &settings, link, tensors, tensor_count, error);
 }
 

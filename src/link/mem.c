@@ -50,9 +50,9 @@ typedef struct mem_endpoint {
     pthread_cond_t changed;
     queue *queues; /* [queue_count], in the order of first frames */
     size_t queue_count, queue_next;
-    peer *peers;         /* [peer_count]; site: by index, DLXI_SITES_MAX; coordinator: by number, as many as it gave */
+    peer *peers; /* [peer_count]; site: by index, DLXI_SITES_MAX; coordinator: by number, as many as it gave */
     uint32_t peer_count;
-    packet current;           /* what the last receive handed out */
+    packet current; /* what the last receive handed out */
 } mem_endpoint;
 
 struct mem_hub {

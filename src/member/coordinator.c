@@ -1,73 +1,15 @@
-#include "member/coordinator.h"
+#include "member/coordinator_internal.h"
 
 #include <math.h>
 #include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/memory.h"
-#include "base/options.h"
-#include "member/lease.h"
 
-enum { PING_MS = 250 /* well below the shortest timeout, 1 s */, LEASES = 3 /* rounds t, t+1, t+2 */ };
+enum { PING_MS = 250 /* well below the shortest timeout, 1 s */ };
 
-#define TOKENS_MAX            (UINT64_C(1) << 48) /* of a site's round, so that no sum overflows */
-#define TOKENS_PER_WINDOW_MAX (UINT64_C(1) << 24)
-
-/* One rank of a site: it joins, hands out and stages by itself; a round counts for all or for none. */
-typedef struct participant {
-    bool there; /* it said hello */
-    bool listening, ready, staged, reported;
-    uint32_t peer;
-    uint64_t tensors_hash, anchor_hash;
-    int64_t heard_ms;
-    dlxi_endpoints *endpoints; /* from listening until peers, else NULL */
-    dlxi_ready round_ready;
-    uint64_t staged_hash;
-} participant;
-
-typedef struct site {
-    char name[DLXI_SITE_NAME_MAX + 1];
-    char key[DLXI_KEY_TEXT_MAX + 1];
-    uint16_t ranks, there;
-    participant *participants; /* [ranks] */
-    uint64_t windows, tokens_per_window, data_hash;
-    uint32_t lease_windows;
-    uint64_t tokens; /* of the present round, once all its ranks are ready */
-    uint32_t windows_used;
-    dlxi_lease leases[LEASES]; /* of round t at t mod LEASES */
-    char *report;              /* its rank 0's */
-} site;
-
-/* The last site of several ranks that was refused: its ranks come one by one, and all are told the same. */
-typedef struct refused_site {
-    char name[DLXI_SITE_NAME_MAX + 1]; /* "": none */
-    char text[DLXI_REASON_MAX + 1];
-    int64_t until_ms;
-    bool told[DLXI_RANKS_MAX]; /* one that comes again is of another try */
-} refused_site;
-
-struct dlxi_coordinator {
-    dlxi_coordinator_settings settings;
-    dlxi_coordinator_phase phase;
-    dlx_error result;
-    uint32_t term, attempt;
-    uint64_t round, committed_tokens;
-    int64_t pinged_ms;
-    char *shared_text;
-    bool shared_text_is_given; /* or the first site's */
-    bool welcomed;
-    uint16_t count; /* sites, with all of their ranks or some */
-    site sites[DLXI_SITES_MAX];
-    uint32_t participants; /* of all sites, once welcomed */
-    uint32_t listening_count, ready_count, staged_count, reported_count;
-    refused_site refused;
-    dlxi_ledger *ledger;
-    dlxi_outbox outbox;
-    dlxi_message incoming;
-    char notice[DLXI_REASON_MAX + 64];
-};
+#define TOKENS_MAX (UINT64_C(1) << 48) /* of a site's round, so that no sum overflows */
 
 dlx_status dlxi_coordinator_open(dlxi_coordinator **out, const dlxi_coordinator_settings *settings, int64_t now_ms,
                                  dlx_error *error) {
@@ -91,7 +33,7 @@ out:
     return status;
 }
 
-static void release(site *s) {
+static void release(dlxi_member *s) {
     for (uint16_t r = 0; r < s->ranks; r++) free(s->participants[r].endpoints);
     free(s->participants);
     free(s->report);
@@ -128,28 +70,14 @@ static void put_reason(dlxi_coordinator *c, uint32_t peer, dlxi_frame_kind kind,
     (void)put(c, peer, message); /* what can't be said is found out by silence */
 }
 
-/* "site 'paris'", or "site 'paris' (rank 3)" where a site has several. */
-typedef struct label {
-    char text[DLXI_SITE_NAME_MAX + 32];
-} label;
-
-static label label_for(const char *name, uint16_t rank, uint16_t ranks) {
-    label l;
-    if (ranks > 1)
-        snprintf(l.text, sizeof l.text, "site '%s' (rank %u)", name, rank);
-    else
-        snprintf(l.text, sizeof l.text, "site '%s'", name);
-    return l;
+static dlxi_label label_of(const dlxi_member *s, const dlxi_participant *p) {
+    return dlxi_label_for(s->name, (uint16_t)(p - s->participants), s->ranks);
 }
 
-static label label_of(const site *s, const participant *p) {
-    return label_for(s->name, (uint16_t)(p - s->participants), s->ranks);
-}
-
-static void put_reason_to_site(dlxi_coordinator *c, const site *s, const participant *except, dlx_status status,
-                               const char *text) {
+static void put_reason_to_site(dlxi_coordinator *c, const dlxi_member *s, const dlxi_participant *except,
+                               dlx_status status, const char *text) {
     for (uint16_t r = 0; r < s->ranks; r++) {
-        const participant *p = &s->participants[r];
+        const dlxi_participant *p = &s->participants[r];
         if (p->there && p != except) put_reason(c, p->peer, DLXI_FRAME_STOP, status, text);
     }
 }
@@ -174,7 +102,7 @@ static void put_or_fail(dlxi_coordinator *c, uint32_t peer, const dlxi_message *
         dlxi_coordinator_fail(c, DLX_MEMORY, NULL, "the coordinator ran out of memory");
 }
 
-static void put_site(dlxi_coordinator *c, const site *s, const dlxi_message *message) {
+static void put_site(dlxi_coordinator *c, const dlxi_member *s, const dlxi_message *message) {
     for (uint16_t r = 0; r < s->ranks; r++)
         if (s->participants[r].there) put_or_fail(c, s->participants[r].peer, message);
 }
@@ -185,10 +113,10 @@ static void put_all(dlxi_coordinator *c, const dlxi_message *message) {
 
 /* ---- gathering ------------------------------------------------------------------------------------------------- */
 
-static participant *find(dlxi_coordinator *c, uint32_t peer, site **of) {
+static dlxi_participant *find(dlxi_coordinator *c, uint32_t peer, dlxi_member **of) {
     for (uint16_t i = 0; i < c->count; i++)
         for (uint16_t r = 0; r < c->sites[i].ranks; r++) {
-            participant *p = &c->sites[i].participants[r];
+            dlxi_participant *p = &c->sites[i].participants[r];
             if (!p->there || p->peer != peer) continue;
             *of = &c->sites[i];
             return p;
@@ -196,129 +124,27 @@ static participant *find(dlxi_coordinator *c, uint32_t peer, site **of) {
     return NULL;
 }
 
-static site *find_name(dlxi_coordinator *c, const char *name) {
+static dlxi_member *find_name(dlxi_coordinator *c, const char *name) {
     for (uint16_t i = 0; i < c->count; i++)
         if (strcmp(c->sites[i].name, name) == 0) return &c->sites[i];
     return NULL;
 }
 
-static bool is_whole(const site *s) {
-    return s->there == s->ranks;
-}
-
 static uint16_t whole_count(const dlxi_coordinator *c) {
     uint16_t count = 0;
-    for (uint16_t i = 0; i < c->count; i++) count = (uint16_t)(count + is_whole(&c->sites[i]));
+    for (uint16_t i = 0; i < c->count; i++) count = (uint16_t)(count + dlxi_member_is_whole(&c->sites[i]));
     return count;
 }
 
-static bool name_is_valid(const char *name) {
-    size_t length = strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-");
-    return length > 0 && name[length] == '\0';
-}
-
-/* Why there is no place for whoever says this, or false; it is no fault of a site that is there. */
-static bool has_no_place(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c, const char *proved_name,
-                         const site *s, const dlxi_hello *hello) {
-    size_t size = DLXI_REASON_MAX + 1;
-    if (c->welcomed) return snprintf(text, size, "the run has begun with %u sites; start a new run", c->count);
-    if (!name_is_valid(hello->site))
-        return snprintf(text, size, "a site's name is 1 to %d of A-Z a-z 0-9 . _ -; set --site", DLXI_SITE_NAME_MAX);
-    if (proved_name[0] != '\0' && strcmp(proved_name, hello->site) != 0)
-        return snprintf(text, size, "site '%s' uses the key of '%s'; set --site or wan.key", hello->site, proved_name);
-    if (s != NULL && is_whole(s))
-        return snprintf(text, size, "a site named '%s' is in the run already; give --site another name", hello->site);
-    if (s == NULL && c->count == c->settings.sites)
-        return snprintf(text, size, "%u sites are joining, as many as the run has; start the coordinator with more",
-                        c->count);
-    return false;
-}
-
-/* Why this rank makes no whole with its site or the run, or false. */
-static bool misfit_of_rank(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c, const site *s,
-                           const dlxi_hello *hello) {
-    size_t size = DLXI_REASON_MAX + 1;
-    if (hello->ranks < 1 || hello->ranks > DLXI_RANKS_MAX)
-        return snprintf(text, size, "site '%s' has %u ranks; allowed: 1 to %d", hello->site, hello->ranks,
-                        DLXI_RANKS_MAX);
-    if (hello->rank >= hello->ranks)
-        return snprintf(text, size, "site '%s' has a rank %u; of %u ranks, allowed: 0 to %u", hello->site, hello->rank,
-                        hello->ranks, hello->ranks - 1);
-    if (c->settings.sites * hello->ranks > DLXI_PARTICIPANTS_MAX)
-        return snprintf(text, size, "site '%s' has %u ranks; allowed with %u sites: 1 to %u", hello->site,
-                        hello->ranks, c->settings.sites, DLXI_PARTICIPANTS_MAX / c->settings.sites);
-    if (s != NULL && s->ranks != hello->ranks)
-        return snprintf(text, size,
-                        "site '%s' has %u ranks by its rank %u and %u by another; start all ranks of a site together",
-                        s->name, hello->ranks, hello->rank, s->ranks);
-    if (s != NULL && s->participants[hello->rank].there)
-        return snprintf(text, size, "site '%s' has a rank %u already; start each once, or give --site another name",
-                        s->name, hello->rank);
-    if (hello->tokens_per_window > TOKENS_PER_WINDOW_MAX)
-        return snprintf(text, size, "site '%s' has %llu tokens in a window; allowed: up to %llu", hello->site,
-                        (unsigned long long)hello->tokens_per_window, (unsigned long long)TOKENS_PER_WINDOW_MAX);
-    return false;
-}
-
-/* Why this rank's settings are other ones than the run's, naming both sites; or false. */
-static bool misfit_of_settings(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c, const site *s,
-                               const dlxi_hello *hello) {
-    size_t size = DLXI_REASON_MAX + 1;
-    dlxi_option_difference d;
-    if (c->shared_text == NULL || dlxi_options_canonical_equal(&d, c->shared_text, strlen(c->shared_text),
-                                                               hello->shared_text, strlen(hello->shared_text)))
-        return false;
-    if (c->shared_text_is_given)
-        return snprintf(text, size, "%s: '%s' on site '%s', '%s' in the run; all sites must use the same value", d.key,
-                        d.theirs, hello->site, d.ours);
-    if (s == &c->sites[0])
-        return snprintf(text, size,
-                        "%s: '%s' on rank %u of site '%s', '%s' on another; all ranks must use the same value", d.key,
-                        d.theirs, hello->rank, s->name, d.ours);
-    return snprintf(text, size, "%s: '%s' on site '%s', '%s' on site '%s'; all sites must use the same value", d.key,
-                    d.theirs, hello->site, d.ours, c->sites[0].name);
-}
-
-/* Why this rank has other tensors or data than its like elsewhere, naming both sites; or false. */
-static bool misfit_of_model(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c, const site *s,
-                            const dlxi_hello *hello) {
-    size_t size = DLXI_REASON_MAX + 1;
-    if (c->count == 0) return false;
-    const site *first = &c->sites[0];
-    label who = label_for(hello->site, hello->rank, hello->ranks);
-    if (first->ranks != hello->ranks)
-        return snprintf(text, size, "site '%s' has %u ranks, '%s' has %u; all sites must have the same", hello->site,
-                        hello->ranks, first->name, first->ranks);
-    for (uint16_t i = 0; i < c->count; i++) {
-        const participant *like = &c->sites[i].participants[hello->rank];
-        if (like->there && like->tensors_hash != hello->tensors_hash)
-            return snprintf(
-                text, size,
-                "%s has other tensors (names, shapes) or settings (overlap, inner steps, outer step, compression, "
-                "adaptation, seed) than '%s'; all sites must have the same",
-                who.text, c->sites[i].name);
-    }
-    if (first->windows != hello->windows || first->data_hash != hello->data_hash ||
-        first->tokens_per_window != hello->tokens_per_window)
-        return snprintf(text, size,
-                        "data.train: %s has %llu windows (hash %016llx), '%s' has %llu (%016llx); all sites "
-                        "need the same tokens",
-                        who.text, (unsigned long long)hello->windows, (unsigned long long)hello->data_hash,
-                        first->name, (unsigned long long)first->windows, (unsigned long long)first->data_hash);
-    if (s != NULL && s->lease_windows != hello->lease_windows)
-        return snprintf(text, size, "%s asks for %u windows a round, another rank for %u; all ranks must ask for as many",
-                        who.text, hello->lease_windows, s->lease_windows);
-    return false;
-}
-
 static int by_name(const void *a, const void *b) {
-    return strcmp(((const site *)a)->name, ((const site *)b)->name);
+    return strcmp(((const dlxi_member *)a)->name, ((const dlxi_member *)b)->name);
 }
 
 static void grant(dlxi_coordinator *c, uint64_t round) {
     for (uint16_t i = 0; i < c->count; i++) {
-        site *s = &c->sites[i];
-        dlxi_ledger_grant(c->ledger, &s->leases[round % LEASES], round, s->windows > 0 ? s->lease_windows : 0);
+        dlxi_member *s = &c->sites[i];
+        dlxi_ledger_grant(c->ledger, &s->leases[round % DLXI_COORDINATOR_LEASES], round,
+                          s->windows > 0 ? s->lease_windows : 0);
     }
 }
 
@@ -341,19 +167,20 @@ static void welcome(dlxi_coordinator *c) {
                 w->members[i].needs_anchor =
                     c->sites[i].participants[r].anchor_hash != c->sites[0].participants[r].anchor_hash;
             }
-            w->leases[0] = c->sites[to].leases[1 % LEASES];
-            w->leases[1] = c->sites[to].leases[2 % LEASES];
+            w->leases[0] = c->sites[to].leases[1 % DLXI_COORDINATOR_LEASES];
+            w->leases[1] = c->sites[to].leases[2 % DLXI_COORDINATOR_LEASES];
             put_or_fail(c, c->sites[to].participants[r].peer, &c->outbox.scratch);
         }
     }
 }
 
 /* Its place is free for another, and its other ranks are told why; the settings of one that is gone bind nobody. */
-static void leave(dlxi_coordinator *c, site *s, const participant *culprit, dlx_status status, const char *text) {
+static void leave(dlxi_coordinator *c, dlxi_member *s, const dlxi_participant *culprit, dlx_status status,
+                  const char *text) {
     put_reason_to_site(c, s, culprit, status, text);
     release(s);
     *s = c->sites[--c->count];
-    c->sites[c->count] = (site){0};
+    c->sites[c->count] = (dlxi_member){0};
     if (c->count > 0 || c->shared_text_is_given) return;
     free(c->shared_text);
     c->shared_text = NULL;
@@ -361,7 +188,7 @@ static void leave(dlxi_coordinator *c, site *s, const participant *culprit, dlx_
 
 /* Whether a rank of this site was refused a short time ago, and this one not yet told. */
 static bool was_refused(dlxi_coordinator *c, const dlxi_hello *hello, int64_t now_ms) {
-    refused_site *r = &c->refused;
+    dlxi_refused_site *r = &c->refused;
     bool same = strcmp(r->name, hello->site) == 0 && now_ms < r->until_ms && hello->rank < DLXI_RANKS_MAX;
     if (!same) return false;
     if (r->told[hello->rank]) r->name[0] = '\0';
@@ -371,9 +198,10 @@ static bool was_refused(dlxi_coordinator *c, const dlxi_hello *hello, int64_t no
 }
 
 /* The whole site is refused for what one of its ranks said. `s`: what is there of it, or NULL. */
-static void refuse_site(dlxi_coordinator *c, site *s, const dlxi_hello *hello, const char *text, int64_t now_ms) {
+static void refuse_site(dlxi_coordinator *c, dlxi_member *s, const dlxi_hello *hello, const char *text,
+                        int64_t now_ms) {
     if (hello->ranks > 1 && hello->rank < DLXI_RANKS_MAX) {
-        c->refused = (refused_site){.until_ms = now_ms + c->settings.timeout_ms};
+        c->refused = (dlxi_refused_site){.until_ms = now_ms + c->settings.timeout_ms};
         dlxi_text_copy(c->refused.name, sizeof c->refused.name, hello->site);
         dlxi_text_copy(c->refused.text, sizeof c->refused.text, text);
         c->refused.told[hello->rank] = true;
@@ -383,34 +211,35 @@ static void refuse_site(dlxi_coordinator *c, site *s, const dlxi_hello *hello, c
     if (s != NULL) leave(c, s, NULL, DLX_REFUSED, text);
 }
 
-/* True where whoever says this can't join; `text` says why. */
+/* True where whoever says this can't join; `text` says why. Who watches is told once a site. */
 static bool refuse(char text[DLXI_REASON_MAX + 1], dlxi_coordinator *c, const char *proved_name,
                    const dlxi_hello *hello, int64_t now_ms) {
-    site *s = find_name(c, hello->site);
-    if (has_no_place(text, c, proved_name, s, hello)) return true;
-    if (was_refused(c, hello, now_ms)) {
+    dlxi_member *s = find_name(c, hello->site);
+    bool refused = dlxi_coordinator_has_no_place(text, c, proved_name, s, hello);
+    if (!refused && was_refused(c, hello, now_ms)) {
         dlxi_text_copy(text, DLXI_REASON_MAX + 1, c->refused.text);
         return true;
     }
-    if (!misfit_of_rank(text, c, s, hello) && !misfit_of_settings(text, c, s, hello) &&
-        !misfit_of_model(text, c, s, hello))
-        return false;
-    refuse_site(c, s, hello, text, now_ms);
-    return true;
+    if (!refused && dlxi_coordinator_misfit(text, c, s, hello)) {
+        refuse_site(c, s, hello, text, now_ms);
+        refused = true;
+    }
+    if (refused) snprintf(c->notice, sizeof c->notice, "refused a site: %s", text);
+    return refused;
 }
 
 /* A place for a new site, or NULL without memory. */
-static site *enter(dlxi_coordinator *c, const dlxi_hello *hello, const char *key) {
-    participant *participants;
+static dlxi_member *enter(dlxi_coordinator *c, const dlxi_hello *hello, const char *key) {
+    dlxi_participant *participants;
     if (c->shared_text == NULL && (c->shared_text = strdup(hello->shared_text)) == NULL) return NULL;
     if (DLXI_NEW(&participants, hello->ranks, NULL) != DLX_OK) return NULL;
-    site *s = &c->sites[c->count++];
-    *s = (site){.ranks = hello->ranks,
-                .participants = participants,
-                .windows = hello->windows,
-                .tokens_per_window = hello->tokens_per_window,
-                .data_hash = hello->data_hash,
-                .lease_windows = hello->lease_windows};
+    dlxi_member *s = &c->sites[c->count++];
+    *s = (dlxi_member){.ranks = hello->ranks,
+                       .participants = participants,
+                       .windows = hello->windows,
+                       .tokens_per_window = hello->tokens_per_window,
+                       .data_hash = hello->data_hash,
+                       .lease_windows = hello->lease_windows};
     memcpy(s->name, hello->site, sizeof s->name);
     dlxi_text_copy(s->key, sizeof s->key, key);
     return s;
@@ -420,23 +249,22 @@ static void on_hello(dlxi_coordinator *c, uint32_t peer, const char *name, const
                      int64_t now_ms) {
     char text[DLXI_REASON_MAX + 1];
     if (refuse(text, c, name, hello, now_ms)) {
-        snprintf(c->notice, sizeof c->notice, "refused a site: %s", text);
         put_reason(c, peer, DLXI_FRAME_STOP, DLX_REFUSED, text);
         return;
     }
-    site *s = find_name(c, hello->site);
+    dlxi_member *s = find_name(c, hello->site);
     if (s == NULL) s = enter(c, hello, key);
     if (s == NULL) {
         dlxi_coordinator_fail(c, DLX_MEMORY, NULL, "the coordinator ran out of memory");
         return;
     }
-    s->participants[hello->rank] = (participant){.there = true,
-                                                 .peer = peer,
-                                                 .tensors_hash = hello->tensors_hash,
-                                                 .anchor_hash = hello->anchor_hash,
-                                                 .heard_ms = now_ms};
+    s->participants[hello->rank] = (dlxi_participant){.there = true,
+                                                      .peer = peer,
+                                                      .tensors_hash = hello->tensors_hash,
+                                                      .anchor_hash = hello->anchor_hash,
+                                                      .heard_ms = now_ms};
     s->there++;
-    if (!is_whole(s)) return;
+    if (!dlxi_member_is_whole(s)) return;
     uint16_t whole = whole_count(c);
     snprintf(c->notice, sizeof c->notice, "site '%s' is there, %u of %u", s->name, whole, c->settings.sites);
     if (whole == c->settings.sites) welcome(c);
@@ -460,7 +288,7 @@ static void put_peers(dlxi_coordinator *c) {
         }
 }
 
-static void on_listening(dlxi_coordinator *c, participant *p, const dlxi_endpoints *endpoints) {
+static void on_listening(dlxi_coordinator *c, dlxi_participant *p, const dlxi_endpoints *endpoints) {
     if (c->phase != DLXI_COORDINATOR_GATHERING || !c->welcomed || endpoints->sites != c->count || p->listening) return;
     if (DLXI_NEW(&p->endpoints, 1, NULL) != DLX_OK) {
         dlxi_coordinator_fail(c, DLX_MEMORY, NULL, "the coordinator ran out of memory");
@@ -480,7 +308,7 @@ static void on_listening(dlxi_coordinator *c, participant *p, const dlxi_endpoin
 static void view_of_rank(dlxi_view *view, const dlxi_coordinator *c, uint16_t rank) {
     view->members = c->count;
     for (uint16_t i = 0; i < c->count; i++) {
-        const site *s = &c->sites[i];
+        const dlxi_member *s = &c->sites[i];
         uint64_t step_ns = 0;
         for (uint16_t r = 0; r < s->ranks; r++)
             if (s->participants[r].round_ready.step_ns > step_ns) step_ns = s->participants[r].round_ready.step_ns;
@@ -507,16 +335,15 @@ static void begin(dlxi_coordinator *c) {
 /* Whether all that handed out hold the same anchor, and all ranks of a site the same tokens; ends the run if not. */
 static bool agree_on_round(dlxi_coordinator *c) {
     for (uint16_t i = 0; i < c->count; i++) {
-        const site *s = &c->sites[i];
+        const dlxi_member *s = &c->sites[i];
         const dlxi_ready *first = &s->participants[0].round_ready;
         for (uint16_t r = 0; r < s->ranks; r++) {
-            const participant *p = &s->participants[r];
+            const dlxi_participant *p = &s->participants[r];
             const dlxi_ready *said = &p->round_ready;
             if (said->anchor_hash != c->sites[0].participants[r].round_ready.anchor_hash) {
-                dlxi_coordinator_fail(
-                    c, DLX_DIVERGED, s->name,
-                    "%s holds another anchor than '%s' after round %llu; this is a bug or bad memory",
-                    label_of(s, p).text, c->sites[0].name, (unsigned long long)c->round - 1);
+                dlxi_coordinator_fail(c, DLX_DIVERGED, s->name,
+                                      "%s holds another anchor than '%s' after round %llu; this is a bug or bad memory",
+                                      label_of(s, p).text, c->sites[0].name, (unsigned long long)c->round - 1);
                 return false;
             }
             if (said->tokens != first->tokens || said->windows_used != first->windows_used) {
@@ -534,18 +361,19 @@ static bool agree_on_round(dlxi_coordinator *c) {
 }
 
 /* A site's weight: what it trained on, and never more than its lease. */
-static uint64_t take_tokens(const dlxi_coordinator *c, site *s) {
+static uint64_t take_tokens(const dlxi_coordinator *c, dlxi_member *s) {
     s->tokens = s->participants[0].round_ready.tokens;
     s->windows_used = s->participants[0].round_ready.windows_used;
     if (s->windows == 0) return s->tokens;
-    uint64_t leased = dlxi_lease_windows(&s->leases[c->round % LEASES]);
+    uint64_t leased = dlxi_lease_windows(&s->leases[c->round % DLXI_COORDINATOR_LEASES]);
     if (s->windows_used > leased) s->windows_used = (uint32_t)leased;
     uint64_t most = s->windows_used * s->tokens_per_window;
     if (s->tokens > most) s->tokens = most;
     return s->tokens;
 }
 
-static void on_ready(dlxi_coordinator *c, site *s, participant *p, uint64_t round, const dlxi_ready *ready) {
+static void on_ready(dlxi_coordinator *c, dlxi_member *s, dlxi_participant *p, uint64_t round,
+                     const dlxi_ready *ready) {
     if (c->phase != DLXI_COORDINATOR_RUNNING || round != c->round || p->ready) {
         dlxi_coordinator_fail(c, DLX_DATA, s->name, "%s handed out round %llu while the run is at %llu",
                               label_of(s, p).text, (unsigned long long)round, (unsigned long long)c->round);
@@ -591,9 +419,9 @@ static void abort_attempt(dlxi_coordinator *c, const char *why) {
 
 static void commit(dlxi_coordinator *c) {
     for (uint16_t i = 0; i < c->count; i++) {
-        site *s = &c->sites[i];
+        dlxi_member *s = &c->sites[i];
         c->committed_tokens += s->tokens;
-        dlxi_ledger_settle(c->ledger, &s->leases[c->round % LEASES], s->windows_used);
+        dlxi_ledger_settle(c->ledger, &s->leases[c->round % DLXI_COORDINATOR_LEASES], s->windows_used);
         for (uint16_t r = 0; r < s->ranks; r++) s->participants[r].ready = s->participants[r].staged = false;
     }
     c->ready_count = c->staged_count = 0;
@@ -603,7 +431,7 @@ static void commit(dlxi_coordinator *c) {
         dlxi_commit *message = &compose(c, DLXI_FRAME_COMMIT)->as.commit;
         message->committed_tokens = c->committed_tokens;
         message->finished = finished;
-        message->lease = c->sites[i].leases[(c->round + 2) % LEASES];
+        message->lease = c->sites[i].leases[(c->round + 2) % DLXI_COORDINATOR_LEASES];
         put_site(c, &c->sites[i], &c->outbox.scratch);
     }
     c->round++;
@@ -625,7 +453,7 @@ static bool staged_alike(const dlxi_coordinator *c) {
     return alike;
 }
 
-static void on_staged(dlxi_coordinator *c, participant *p, const dlxi_frame *frame, uint64_t hash) {
+static void on_staged(dlxi_coordinator *c, dlxi_participant *p, const dlxi_frame *frame, uint64_t hash) {
     if (!is_current(c, frame)) return;
     p->staged_hash = hash;
     if (!p->staged) c->staged_count++;
@@ -637,7 +465,7 @@ static void on_staged(dlxi_coordinator *c, participant *p, const dlxi_frame *fra
         abort_attempt(c, "the sites received different results");
 }
 
-static void on_report(dlxi_coordinator *c, site *s, participant *p, const char *text) {
+static void on_report(dlxi_coordinator *c, dlxi_member *s, dlxi_participant *p, const char *text) {
     if (c->phase != DLXI_COORDINATOR_ENDING || p->reported) return;
     if (p == &s->participants[0] && (s->report = strdup(text)) == NULL) {
         dlxi_coordinator_fail(c, DLX_MEMORY, NULL, "the coordinator ran out of memory");
@@ -649,10 +477,10 @@ static void on_report(dlxi_coordinator *c, site *s, participant *p, const char *
     c->phase = DLXI_COORDINATOR_DONE;
 }
 
-static void on_failed(dlxi_coordinator *c, site *s, const participant *p, const dlxi_reason *reason) {
+static void on_failed(dlxi_coordinator *c, dlxi_member *s, const dlxi_participant *p, const dlxi_reason *reason) {
     bool known = reason->status != DLX_OK && reason->status <= DLX_DIVERGED;
     dlx_status status = known ? (dlx_status)reason->status : DLX_PEER_LOST;
-    char text[DLXI_REASON_MAX + sizeof(label) + 16]; /* cut where it is sent */
+    char text[DLXI_REASON_MAX + sizeof(dlxi_label) + 16]; /* cut where it is sent */
     snprintf(text, sizeof text, "%s failed: %s", label_of(s, p).text, reason->text);
     if (c->welcomed)
         dlxi_coordinator_fail(c, status, s->name, "%s", text);
@@ -664,8 +492,8 @@ static void on_failed(dlxi_coordinator *c, site *s, const participant *p, const 
 
 void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *name, const char *key,
                                const dlxi_frame *frame, int64_t now_ms) {
-    site *s = NULL;
-    participant *p = find(c, peer, &s);
+    dlxi_member *s = NULL;
+    dlxi_participant *p = find(c, peer, &s);
     if (c->phase == DLXI_COORDINATOR_DONE) return;
     if (p == NULL && frame->kind != DLXI_FRAME_HELLO) return;
     if (p != NULL) {
@@ -675,8 +503,7 @@ void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *n
     }
     dlx_error error;
     if (dlxi_message_decode(&c->incoming, frame, &error) != DLX_OK) {
-        if (p != NULL)
-            dlxi_coordinator_fail(c, DLX_DATA, s->name, "%s sent a malformed message", label_of(s, p).text);
+        if (p != NULL) dlxi_coordinator_fail(c, DLX_DATA, s->name, "%s sent a malformed message", label_of(s, p).text);
         return;
     }
     switch (frame->kind) {
@@ -707,9 +534,9 @@ void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *n
 }
 
 /* The first rank of the site that has been silent for too long, or NULL. */
-static const participant *silent_rank(const dlxi_coordinator *c, const site *s, int64_t now_ms) {
+static const dlxi_participant *silent_rank(const dlxi_coordinator *c, const dlxi_member *s, int64_t now_ms) {
     for (uint16_t r = 0; r < s->ranks; r++) {
-        const participant *p = &s->participants[r];
+        const dlxi_participant *p = &s->participants[r];
         if (p->there && now_ms - p->heard_ms > c->settings.timeout_ms) return p;
     }
     return NULL;
@@ -718,8 +545,8 @@ static const participant *silent_rank(const dlxi_coordinator *c, const site *s, 
 void dlxi_coordinator_on_tick(dlxi_coordinator *c, int64_t now_ms) {
     if (c->phase == DLXI_COORDINATOR_DONE) return;
     for (uint16_t i = 0; i < c->count;) {
-        site *s = &c->sites[i];
-        const participant *silent = silent_rank(c, s, now_ms);
+        dlxi_member *s = &c->sites[i];
+        const dlxi_participant *silent = silent_rank(c, s, now_ms);
         if (silent == NULL) {
             i++;
             continue;

@@ -1,10 +1,13 @@
 /* The coordinator's side of a run: rendezvous, leases, attempts, commits. A pure state machine: it owns no socket,
  * thread or clock. Feed it messages and time; send what it queues.
  *
- *   GATHERING  hello from every site → welcome → listening from every site → peers
- *   RUNNING    ready from every member → begin → staged from every member → commit (hashes agree) or abort, again
- *   ENDING     the run's tokens are committed; report from every site → finished
+ *   GATHERING  hello from every rank of every site → welcome → listening from all → peers
+ *   RUNNING    ready from all → begin → staged from all → commit (hashes agree, rank by rank) or abort, again
+ *   ENDING     the run's tokens are committed; report from all → finished
  *   DONE       all reported, or failed: `status` and `error` say which
+ *
+ * A site is there when all its ranks are, and takes part with all of them or not at all. What has to be the same on all
+ * sites is compared between ranks of the same number.
  */
 #ifndef DLXI_MEMBER_COORDINATOR_H
 #define DLXI_MEMBER_COORDINATOR_H
@@ -48,7 +51,7 @@ dlxi_outbox *dlxi_coordinator_outbox(dlxi_coordinator *c);
 dlxi_coordinator_phase dlxi_coordinator_phase_of(const dlxi_coordinator *c);
 /* After DONE. */
 dlx_status dlxi_coordinator_result(const dlxi_coordinator *c, dlx_error *error);
-/* The report that site sent, or NULL; and its name. */
+/* The report that rank 0 of the site sent, or NULL; and the site's name. */
 const char *dlxi_coordinator_report(const dlxi_coordinator *c, uint16_t site, const char **name);
 
 #endif

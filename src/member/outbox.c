@@ -43,7 +43,7 @@ void dlxi_outbox_drop(dlxi_outbox *outbox) {
 }
 
 void dlxi_outbox_flush(dlxi_outbox *outbox, bool (*send)(void *context, const dlxi_outbox_item *item), void *context) {
-    enum { BLOCKED_MAX = 4 * DLXI_SITES_MAX };
+    enum { BLOCKED_MAX = DLXI_PARTICIPANTS_MAX };
     uint32_t blocked[BLOCKED_MAX];
     size_t blocked_count = 0;
     dlxi_outbox_item **link = &outbox->first;

@@ -29,7 +29,8 @@ int dlxi_adapt_columns(const dlxi_adapt *adapt, const dlxi_adapt_tensor *tensor)
 int dlxi_adapt_effective_rank(const double *singular_values, int count);
 /* paper. Takes one tensor's effective rank of a committed round: r_t ← mean of the last c, within the bounds. */
 void dlxi_adapt_observe(const dlxi_adapt *adapt, dlxi_adapt_tensor *tensor, int effective_rank);
-/* What tensors say about H. Whole numbers, so that the sums of a model's parts add up to the model's, however it is cut.
+/* What tensors say about H. Whole numbers, so that the sums of a model's parts add up to the model's, however it is
+ * cut.
  */
 typedef struct dlxi_adapt_sums {
     uint64_t weighted_ranks; /* Σ parameters · r_t */

@@ -1,6 +1,6 @@
 /* What the ranks of one site tell each other, so that all of them hand out, apply and fail at the same step although
- * each has an exchange of its own: a block of bytes a rank, gathered by the caller's own means. Every rank makes the same
- * calls in the same order; a site of one rank makes none. */
+ * each has an exchange of its own: a block of bytes a rank, gathered by the caller's own means. Every rank makes the
+ * same calls in the same order; a site of one rank makes none. */
 #ifndef DLXI_SYNC_AGREE_H
 #define DLXI_SYNC_AGREE_H
 
@@ -17,8 +17,8 @@ dlx_status dlxi_agreement_open(dlxi_agreement *a, uint16_t rank, uint16_t ranks,
                                dlx_error *error);
 void dlxi_agreement_close(dlxi_agreement *a); /* takes a zeroed one */
 
-/* *committed ← whether it was true on all ranks. Where any rank comes with a failure (`own`, status OK: none), all ranks
- * return one: that rank its own, the others a sentence that names it. Blocks. */
+/* *committed ← whether it was true on all ranks. Where any rank comes with a failure (`own`, status OK: none), all
+ * ranks return one: that rank its own, the others a sentence that names it. Blocks. */
 dlx_status dlxi_agree_on_state(dlxi_agreement *a, bool *committed, const dlx_error *own, dlx_error *error);
 
 /* *inner_steps ← H of the next round, from what each rank's tensors say. paper: of all tensors of the model, whoever

@@ -48,7 +48,8 @@ typedef struct dlxi_shard {
     double *spectrum;     /* [columns_max + columns_max²] of the largest */
 } dlxi_shard;
 
-/* Copies the parameters to θ and start. A rank may have no tensors. *out is the caller's; the tensors' data stays the caller's and must outlive it.
+/* Copies the parameters to θ and start. A rank may have no tensors. *out is the caller's; the tensors' data stays the
+ * caller's and must outlive it.
  */
 dlx_status dlxi_shard_open(dlxi_shard **out, const dlxi_shard_settings *settings, const dlx_tensor *tensors,
                            size_t count, dlx_error *error);

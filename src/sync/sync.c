@@ -85,10 +85,10 @@ static void set_first_statistics(dlx_sync *s) {
     st->anchor_hash = dlxi_shard_anchor_hash(s->shard);
     st->rank_mean = s->shard->settings.rank_columns;
     for (size_t i = 0; i < s->shard->count; i++) {
-        if (s->shard->tensors[i].low_rank)
-            st->low_rank_tensors++;
-        else
-            st->plain_tensors++;
+        const dlxi_shard_tensor *t = &s->shard->tensors[i];
+        st->low_rank_tensors += t->low_rank;
+        st->plain_tensors += !t->low_rank;
+        if (t->low_rank) st->low_rank_parameters += (uint64_t)(t->rows * t->cols);
     }
     if (st->low_rank_tensors == 0) st->rank_mean = 0;
 }

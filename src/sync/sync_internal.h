@@ -45,8 +45,8 @@ struct dlx_sync {
     bool ready_wanted, committed, report_wanted, quit, ended;
     dlxi_ready ready;
     dlxi_commit commit;
-    uint64_t view_tokens, own_tokens; /* of the last committed round: all members', and this site's */
-    dlx_error failure;                /* status OK while all is well */
+    uint64_t view_tokens, own_tokens;    /* of the last committed round: all members', and this site's */
+    dlx_error failure;                   /* status OK while all is well */
     dlxi_lease leases[DLXI_SYNC_LEASES]; /* of round n at n mod DLXI_SYNC_LEASES */
     uint64_t tokens_target;
     uint32_t site_index, site_count;

@@ -268,7 +268,8 @@ static dlx_status on_frame(dlx_sync *s, uint32_t peer, const dlxi_frame *frame, 
     if (peer == DLXI_SITE_COORDINATOR) return act(s, dlxi_site_on_frame(s->site, frame, dlxi_sync_now_ms()), error);
     if (frame->site != peer) DLX_FAIL(error, DATA, "site %u speaks for site %u", peer, frame->site);
     if (frame->rank != s->settings.rank)
-        DLX_FAIL(error, DATA, "rank %u of site %u speaks to rank %u; check wan.listen: each rank needs ports of its own",
+        DLX_FAIL(error, DATA,
+                 "rank %u of site %u speaks to rank %u; check wan.listen: each rank needs ports of its own",
                  frame->rank, peer, s->settings.rank);
     switch (frame->kind) {
     case DLXI_FRAME_ANCHOR:

@@ -1,5 +1,5 @@
-/* A whole run in one process: a coordinator and D sites, or ranks of sites, over a hub, each in a thread of its own, whose inner steps a
- * test scripts. Threads only record; the test's thread asserts. */
+/* A whole run in one process: a coordinator and D sites, or ranks of sites, over a hub, each in a thread of its own,
+ * whose inner steps a test scripts. Threads only record; the test's thread asserts. */
 #ifndef DLXI_TESTS_IN_PROCESS_H
 #define DLXI_TESTS_IN_PROCESS_H
 

@@ -53,11 +53,8 @@ static void fill(ranks *w, size_t i, uint16_t r) {
         s->p[s->count] = calloc(values, sizeof(float));
         s->g[s->count] = calloc(values, sizeof(float));
         for (size_t k = 0; k < values; k++) s->p[s->count][k] = (float)(k % 13) * 0.125f - (float)id * 0.25f;
-        s->tensors[s->count] = (dlx_tensor){.name = tensor_names[id],
-                                            .data = s->p[s->count],
-                                            .rows = shapes[id][0],
-                                            .cols = shapes[id][1],
-                                            .id = id};
+        s->tensors[s->count] = (dlx_tensor){
+            .name = tensor_names[id], .data = s->p[s->count], .rows = shapes[id][0], .cols = shapes[id][1], .id = id};
         s->count++;
     }
 }
@@ -322,8 +319,7 @@ static void fail_rank_1(in_process_site *site, uint64_t step) {
 
 static void break_rank_1(in_process_site *site, uint64_t step) {
     count_a_step(site, step);
-    if (step == TROUBLE_STEP && site->config.rank == 1 && site_index(site) == 0)
-        shard_of(site)->p[0][0] = (float)NAN;
+    if (step == TROUBLE_STEP && site->config.rank == 1 && site_index(site) == 0) shard_of(site)->p[0][0] = (float)NAN;
 }
 
 static void a_rank_in_trouble_takes_its_site_along(void **state) {
