@@ -78,27 +78,53 @@ static int bench_codec(long megabytes, long group) {
     return status == DLX_OK ? EXIT_DONE : fail_with(&error);
 }
 
+static int bench_stages(const char *path, long stages, const char **sets) {
+    dlx_bench_stages_result r;
+    dlx_error error;
+    dlx_config *config = load_config(path, NULL, sets);
+    if (config == NULL) return EXIT_USE;
+    dlx_status status = dlx_bench_stages(&r, config, (uint32_t)stages, &error);
+    dlx_config_close(&config);
+    if (status != DLX_OK) return fail_with(&error);
+    printf(
+        "forward and backward of one micro-batch, medians; in brackets, of a block's: measured, and as site.cut: auto "
+        "has it\n");
+    printf("block               %9.3f ms\n", 1e3 * r.block_s);
+    printf("embedding           %9.3f ms (%.2f, %.2f)\n", 1e3 * r.embedding_s, r.embedding_s / r.block_s,
+           r.embedding_share);
+    printf("head and loss       %9.3f ms (%.2f, %.2f)\n", 1e3 * r.head_s, r.head_s / r.block_s, r.head_share);
+    printf("site.cut: auto      %s  (mean stage over slowest: %.2f)\n", r.estimated_cut, r.estimated_balance);
+    printf("best as measured    %s  (%.2f)\n", r.measured_cut, r.measured_balance);
+    return EXIT_DONE;
+}
+
 int bench_main(int count, char **arguments) {
-    const char *what, *threads_text = "1", *steps_text = "7", *megabytes_text = "64", *group_text = "64";
+    const char *positional[2] = {NULL}, *sets[SETS_MAX + 1] = {NULL}, *stages_text = "2", *threads_text = "1",
+               *steps_text = "7", *megabytes_text = "64", *group_text = "64";
     bool f32 = false;
     int exit_code;
-    long threads, steps, megabytes, group;
+    long threads, steps, megabytes, group, stages;
     const option_spec specs[] = {
         {"threads", "N", "model: 1 unless given", &threads_text, NULL, NULL},
         {"steps", "N", "model: timed steps; 7 unless given", &steps_text, NULL, NULL},
         {"f32", NULL, "model: no bf16, even where the CPU has it", NULL, &f32, NULL},
         {"megabytes", "N", "codec: buffer size; 64 unless given", &megabytes_text, NULL, NULL},
         {"group", "N", "codec: values with one scale; 64 unless given", &group_text, NULL, NULL},
+        {"stages", "N", "stages: how many; 2 unless given", &stages_text, NULL, NULL},
+        {"set", "KEY=VALUE", "stages: one option of the config; may be given often", NULL, NULL, sets},
     };
-    if (parse_arguments(count, arguments, specs, sizeof specs / sizeof *specs, &what, 1, 1, &exit_code))
+    if (parse_arguments(count, arguments, specs, sizeof specs / sizeof *specs, positional, 1, 2, &exit_code))
         return exit_code;
+    const char *what = positional[0];
     if (!parse_number(threads_text, "--threads", 1, 1024, &threads) ||
         !parse_number(steps_text, "--steps", 1, 1000, &steps) ||
         !parse_number(megabytes_text, "--megabytes", 1, 65536, &megabytes) ||
-        !parse_number(group_text, "--group", 2, 1024, &group))
+        !parse_number(group_text, "--group", 2, 1024, &group) ||
+        !parse_number(stages_text, "--stages", 1, 256, &stages))
         return EXIT_USE;
     if (group % 2 != 0) return fail_use("--group: %ld is odd; allowed: even, 2 to 1024", group);
     if (strcmp(what, "model") == 0) return bench_model(threads, steps, f32);
     if (strcmp(what, "codec") == 0) return bench_codec(megabytes, group);
-    return fail_use("bench: '%s' is none; there are model and codec", what);
+    if (strcmp(what, "stages") == 0) return bench_stages(positional[1], stages, sets);
+    return fail_use("bench: '%s' is none; there are model, codec and stages", what);
 }

@@ -44,18 +44,33 @@ bool parse_arguments(int count, char **arguments, const option_spec *specs, size
 bool parse_number(const char *text, const char *name, long low, long high, long *out);
 bool parse_real(const char *text, const char *name, double low, double high, double *out);
 
-/* Defaults, then the file (may be NULL), then --run-dir, then --set. Prints what is wrong; NULL then. */
+/* Defaults, then the file (may be NULL), then --run-dir, then --set. On failure *out is NULL. */
+dlx_status read_config(dlx_config **out, const char *path, const char *run_dir, const char **sets, dlx_error *error);
+/* The same; prints what is wrong, NULL then. */
 dlx_config *load_config(const char *path, const char *run_dir, const char **sets);
 
 /* ---- messages -------------------------------------------------------------------------------------------------- */
 
-/* "dilocox: …" on stderr. Returns the exit code that the error's class means. */
+/* The exit code that the error's class means. */
+int exit_code_of(const dlx_error *error);
+/* "dilocox: …" on stderr. Returns the exit code. */
 int fail_with(const dlx_error *error);
 int fail_use(const char *format, ...);
 
+/* ---- ranks of an MPI job --------------------------------------------------------------------------------------- */
+
+/* This process's rank as its launcher says, before MPI starts; −1: no launcher. */
+int launched_rank(void);
+/* Goes on in a child, and stays behind as its parent: who tells by which signal a rank ended, and passes on signals.
+ * Only the child returns. `site` may be NULL. */
+void watch_rank(const char *path, const char **sets, const char *site);
+/* As fail_with, for a rank: where all failed, one of them speaks; where the others go on, says who this is and ends the
+ * job. `cluster` and `config` may be NULL. */
+int fail_rank(dlx_cluster *cluster, const dlx_config *config, dlx_error *error);
+
 /* ---- interrupts ------------------------------------------------------------------------------------------------ */
 
-/* Set by the first SIGINT or SIGTERM; the second ends the process at once. */
+/* Set by the first SIGINT, SIGTERM or SIGUSR1; the second ends the process at once. */
 extern volatile bool interrupted;
 void interrupt(void); /* sets it, from any thread or a handler */
 bool is_interrupted(void);
@@ -67,9 +82,9 @@ void catch_interrupts(void);
 void format_step(char line[LINE_BYTES], const dlx_event *event);
 void format_bytes(char text[32], double bytes);
 
-/* One line a site, redrawn on a terminal; on a pipe a plain line a site every few seconds. Any thread. */
+/* One line a site, redrawn on a terminal; on a pipe, or if `plain`, a line a site every few seconds. Any thread. */
 typedef struct display display;
-display *display_open(const char *const *names, int count);
+display *display_open(const char *const *names, int count, bool plain);
 /* `key` and `line` of step events replace the site's line; other text is printed above and stays. */
 void display_step(display *d, int site, const char *line);
 void display_text(display *d, const char *site, const char *text);

@@ -36,15 +36,21 @@ void catch_interrupts(void) {
     struct sigaction action = {.sa_handler = on_signal};
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGUSR1, &action, NULL); /* what mpirun passes on to its ranks without ending them soon after */
     signal(SIGPIPE, SIG_IGN);
+}
+
+int exit_code_of(const dlx_error *error) {
+    return dlx_status_class_of(error->status) == DLX_CLASS_CALLER ? EXIT_USE : EXIT_FAILED;
 }
 
 int fail_with(const dlx_error *error) {
     fprintf(stderr, "dilocox: %s\n", error->message);
-    return dlx_status_class_of(error->status) == DLX_CLASS_CALLER ? EXIT_USE : EXIT_FAILED;
+    return exit_code_of(error);
 }
 
 int fail_use(const char *format, ...) {
+    if (launched_rank() > 0) return EXIT_USE; /* the first of a job's ranks says it for all */
     va_list arguments;
     va_start(arguments, format);
     fprintf(stderr, "dilocox: ");
@@ -142,21 +148,24 @@ bool parse_real(const char *text, const char *name, double low, double high, dou
     return false;
 }
 
-dlx_config *load_config(const char *path, const char *run_dir, const char **sets) {
-    dlx_error error;
-    dlx_config *config = NULL;
-    dlx_status status = dlx_config_open(&config, &error);
-    if (status == DLX_OK && path != NULL) status = dlx_config_load(config, path, &error);
+dlx_status read_config(dlx_config **out, const char *path, const char *run_dir, const char **sets, dlx_error *error) {
+    dlx_status status = dlx_config_open(out, error);
+    if (status == DLX_OK && path != NULL) status = dlx_config_load(*out, path, error);
     if (status == DLX_OK && run_dir != NULL) {
         char assignment[1024];
         snprintf(assignment, sizeof assignment, "run.dir=%s", run_dir);
-        status = dlx_config_set(config, assignment, &error);
+        status = dlx_config_set(*out, assignment, error);
     }
     for (int i = 0; status == DLX_OK && sets != NULL && sets[i] != NULL; i++)
-        status = dlx_config_set(config, sets[i], &error);
-    if (status == DLX_OK) status = dlx_config_check(config, &error);
-    if (status == DLX_OK) return config;
-    fail_with(&error);
-    dlx_config_close(&config);
-    return NULL;
+        status = dlx_config_set(*out, sets[i], error);
+    if (status == DLX_OK) status = dlx_config_check(*out, error);
+    if (status != DLX_OK) dlx_config_close(out);
+    return status;
+}
+
+dlx_config *load_config(const char *path, const char *run_dir, const char **sets) {
+    dlx_error error;
+    dlx_config *config = NULL;
+    if (read_config(&config, path, run_dir, sets, &error) != DLX_OK) fail_with(&error);
+    return config;
 }

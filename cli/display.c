@@ -48,11 +48,11 @@ void format_step(char line[LINE_BYTES], const dlx_event *event) {
         left / 60, left % 60);
 }
 
-display *display_open(const char *const *names, int count) {
+display *display_open(const char *const *names, int count, bool plain) {
     display *d = calloc(1, sizeof *d);
     if (d == NULL) return NULL;
     pthread_mutex_init(&d->mutex, NULL);
-    d->terminal = isatty(STDOUT_FILENO) == 1;
+    d->terminal = !plain && isatty(STDOUT_FILENO) == 1;
     d->count = count;
     for (int i = 0; i < count; i++) {
         d->names[i] = names[i];

@@ -1,5 +1,6 @@
-/* dilocox launch: the sites and the coordinator of a run as processes of this machine. Children print lines for this
- * program to read ("step …", "text …", "listening …"); their errors are kept and shown when they fail. */
+/* dilocox launch: the sites and the coordinator of a run as processes of this machine. A site of several ranks is an
+ * MPI job of its own, started by mpirun; with wan.link: mpi one job holds them all. Children print lines for this
+ * program to read ("step SITE …", "text SITE …", "listening …"); their errors are kept and shown when they fail. */
 #include "cli.h"
 
 #include <errno.h>
@@ -9,14 +10,25 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { ARGUMENTS_MAX = 2 * SETS_MAX + 32, GRACE_MS = 1500, ERROR_BYTES = 2048, PIPES = 2 };
+enum {
+    ARGUMENTS_MAX = 2 * SETS_MAX + 48,
+    GRACE_MS = 1500,
+    JOB_GRACE_MS = 5000, /* of mpirun, which asks its ranks in turn */
+    ERROR_BYTES = 2048,
+    PIPES = 2
+};
+
+typedef enum child_kind { SITE, COORDINATOR, JOB /* of all sites */ } child_kind;
 
 typedef struct child {
+    child_kind kind;
+    bool by_mpirun;
     char name[32];
     pid_t pid; /* 0: not running */
     int status;
@@ -30,8 +42,10 @@ typedef struct launch {
     const char *config_path, *run_dir;
     const char **sets;
     const dlx_config *config;
-    child children[SITES_MAX + 1]; /* the coordinator is the last */
-    int sites;
+    child children[SITES_MAX + 1]; /* the sites, then the coordinator; or one job */
+    int count, sites;
+    char program[4096]; /* this one, for mpirun */
+    char names[SITES_MAX][32];
     display *display;
     char endpoint[256];
     int failed; /* the first child that did; −1 */
@@ -80,27 +94,39 @@ static void add(const char **arguments, int *count, const char *a, const char *b
     if (b != NULL) arguments[(*count)++] = b;
 }
 
-static bool start(launch *l, child *c, bool is_coordinator) {
+/* Ranks share this machine: none is bound to a core, and there may be more of them than cores. */
+static void add_mpirun(const launch *l, const char **arguments, int *count, const char *ranks) {
+    static const char *const words[] = {"mpirun", "-q", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none"};
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++) add(arguments, count, words[i], NULL);
+    add(arguments, count, "-n", ranks);
+    add(arguments, count, l->program, NULL);
+}
+
+static bool start(launch *l, child *c) {
     const char *arguments[ARGUMENTS_MAX];
-    char key[700], roster[700], sites[16];
+    char key[700], roster[700], sites[16], ranks[16];
     int count = 0;
-    add(arguments, &count, "dilocox", is_coordinator ? "coordinator" : "train");
-    add(arguments, &count, l->config_path, NULL);
-    add(arguments, &count, "--for-launcher", NULL);
+    snprintf(sites, sizeof sites, "%d", l->sites);
+    snprintf(ranks, sizeof ranks, "%u", dlx_config_ranks(l->config) * (c->kind == JOB ? (unsigned)l->sites : 1));
+    if (c->by_mpirun)
+        add_mpirun(l, arguments, &count, ranks);
+    else
+        add(arguments, &count, "dilocox", NULL);
+    add(arguments, &count, c->kind == COORDINATOR ? "coordinator" : "train", NULL);
+    add(arguments, &count, l->config_path, "--for-launcher");
     if (l->run_dir != NULL) add(arguments, &count, "--run-dir", l->run_dir);
     for (int i = 0; l->sets[i] != NULL; i++) add(arguments, &count, "--set", l->sets[i]);
     snprintf(key, sizeof key, "wan.key=%s/keys/%s.key", dlx_config_run_dir(l->config), c->name);
     snprintf(roster, sizeof roster, "wan.roster=%s/keys/roster.txt", dlx_config_run_dir(l->config));
-    if (dlx_config_encrypted(l->config)) {
+    if (c->kind != JOB && dlx_config_encrypted(l->config)) {
         add(arguments, &count, "--set", key);
         add(arguments, &count, "--set", roster);
     }
-    snprintf(sites, sizeof sites, "%d", l->sites);
-    if (is_coordinator) {
-        add(arguments, &count, "--sites", sites);
-    } else {
+    if (c->kind == SITE) {
         add(arguments, &count, "--site", c->name);
         add(arguments, &count, "--coordinator", l->endpoint);
+    } else {
+        add(arguments, &count, "--sites", sites);
     }
     arguments[count] = NULL;
 
@@ -115,7 +141,14 @@ static bool start(launch *l, child *c, bool is_coordinator) {
         setpgid(0, 0); /* the terminal's Ctrl-C reaches the launcher alone, which passes it on once */
         dup2(ends[0][1], STDOUT_FILENO);
         dup2(ends[1][1], STDERR_FILENO);
-        execv("/proc/self/exe", (char *const *)(uintptr_t)arguments);
+        if (c->by_mpirun) {
+            prctl(PR_SET_PDEATHSIG, SIGTERM);
+            execvp("mpirun", (char *const *)(uintptr_t)arguments);
+            static const char missing[] = "dilocox: there is no mpirun; install openmpi-bin\n";
+            (void)!write(STDERR_FILENO, missing, sizeof missing - 1);
+        } else {
+            execv("/proc/self/exe", (char *const *)(uintptr_t)arguments);
+        }
         _exit(127);
     }
     for (int p = 0; p < PIPES; p++) {
@@ -128,18 +161,33 @@ static bool start(launch *l, child *c, bool is_coordinator) {
     return fprintf(stderr, "dilocox: can't start %s: %s\n", c->name, strerror(errno)), false;
 }
 
+/* "NAME rest": the rest, and NAME's number among the sites, or −1. */
+static const char *after_site(const launch *l, const char *text, int *site, char name[32]) {
+    size_t length = strcspn(text, " ");
+    snprintf(name, 32, "%.*s", (int)(length < 31 ? length : 31), text);
+    *site = -1;
+    for (int i = 0; i < l->sites; i++)
+        if (strcmp(l->names[i], name) == 0) *site = i;
+    return text[length] == ' ' ? text + length + 1 : text + length;
+}
+
 static void on_line(launch *l, int index, int pipe, const char *line) {
     child *c = &l->children[index];
+    char name[32];
+    int site;
     if (pipe == 1) {
         size_t length = strlen(c->error);
-        const char *text = strncmp(line, "dilocox: ", 9) == 0 ? line + 9 : line;
-        snprintf(c->error + length, sizeof c->error - length, "%s%s", length > 0 ? "; " : "", text);
-    } else if (strncmp(line, "step ", 5) == 0 && index < l->sites) {
-        display_step(l->display, index, line + 5);
+        bool ours = strncmp(line, "dilocox: ", 9) == 0;
+        if (c->by_mpirun && !ours) return; /* mpirun's own words around it */
+        snprintf(c->error + length, sizeof c->error - length, "%s%s", length > 0 ? "; " : "", ours ? line + 9 : line);
+    } else if (strncmp(line, "step ", 5) == 0) {
+        const char *rest = after_site(l, line + 5, &site, name);
+        if (site >= 0) display_step(l->display, site, rest);
     } else if (strncmp(line, "listening ", 10) == 0) {
         snprintf(l->endpoint, sizeof l->endpoint, "%s", line + 10);
     } else if (strncmp(line, "text ", 5) == 0) {
-        display_text(l->display, c->name, line + 5);
+        const char *rest = after_site(l, line + 5, &site, name);
+        display_text(l->display, name, rest);
     }
 }
 
@@ -161,6 +209,7 @@ static void drain(launch *l, int index, int pipe) {
         char *line = buffer, *end;
         while ((end = strchr(line, '\n')) != NULL) {
             *end = '\0';
+            if (end > line && end[-1] == '\r') end[-1] = '\0'; /* mpirun gives its ranks a terminal */
             on_line(l, index, pipe, line);
             line = end + 1;
         }
@@ -172,17 +221,20 @@ static void drain(launch *l, int index, int pipe) {
 
 static int running(const launch *l) {
     int count = 0;
-    for (int i = 0; i <= l->sites; i++) count += l->children[i].pid > 0;
+    for (int i = 0; i < l->count; i++) count += l->children[i].pid > 0;
     return count;
 }
 
-static void signal_all(const launch *l, int number) {
-    for (int i = 0; i <= l->sites; i++)
-        if (l->children[i].pid > 0) kill(l->children[i].pid, number);
+static void signal_all(const launch *l, int number, bool gently) {
+    for (int i = 0; i < l->count; i++) {
+        const child *c = &l->children[i];
+        /* mpirun hands SIGUSR1 on and lives; on other signals it soon kills its ranks */
+        if (c->pid > 0) kill(c->pid, c->by_mpirun && number != SIGKILL && gently ? SIGUSR1 : number);
+    }
 }
 
 static void reap(launch *l) {
-    for (int i = 0; i <= l->sites; i++) {
+    for (int i = 0; i < l->count; i++) {
         child *c = &l->children[i];
         int status;
         if (c->pid <= 0 || waitpid(c->pid, &status, WNOHANG) != c->pid) continue;
@@ -197,7 +249,7 @@ static void poll_once(launch *l, int timeout_ms) {
     struct pollfd fds[(SITES_MAX + 1) * PIPES];
     int owners[(SITES_MAX + 1) * PIPES];
     nfds_t count = 0;
-    for (int i = 0; i <= l->sites; i++) {
+    for (int i = 0; i < l->count; i++) {
         for (int p = 0; p < PIPES; p++) {
             if (l->children[i].pipes[p] < 0) continue;
             owners[count] = i * PIPES + p;
@@ -210,12 +262,20 @@ static void poll_once(launch *l, int timeout_ms) {
     reap(l);
 }
 
+static void wait_for_all(launch *l, int wait_ms) {
+    for (int64_t deadline_ms = now_ms() + wait_ms; running(l) > 0 && now_ms() < deadline_ms;) poll_once(l, 50);
+}
+
 /* Ends all that still run: they are asked first. */
 static void end_all(launch *l, int number) {
-    int64_t deadline_ms = now_ms() + GRACE_MS;
-    signal_all(l, number);
-    while (running(l) > 0 && now_ms() < deadline_ms) poll_once(l, 50);
-    signal_all(l, SIGKILL);
+    bool jobs = l->children[0].by_mpirun;
+    signal_all(l, number, true);
+    wait_for_all(l, jobs ? JOB_GRACE_MS : GRACE_MS);
+    if (jobs && running(l) > 0) {
+        signal_all(l, SIGTERM, false);
+        wait_for_all(l, JOB_GRACE_MS);
+    }
+    signal_all(l, SIGKILL, false);
     while (running(l) > 0) poll_once(l, 50);
 }
 
@@ -230,15 +290,21 @@ static int report_failure(const launch *l) {
     return use ? EXIT_USE : EXIT_FAILED;
 }
 
-static int run(launch *l) {
-    child *coordinator = &l->children[l->sites];
-    if (!start(l, coordinator, true)) return EXIT_FAILED;
-    while (l->endpoint[0] == '\0' && coordinator->pid > 0 && !interrupted) poll_once(l, 100);
+static bool start_all(launch *l) {
+    child *first = &l->children[0], *last = &l->children[l->count - 1];
+    if (first->kind == JOB) return start(l, first);
+    if (!start(l, last)) return false;
+    while (l->endpoint[0] == '\0' && last->pid > 0 && !interrupted) poll_once(l, 100);
     for (int i = 0; i < l->sites && l->failed < 0 && !interrupted; i++)
-        if (!start(l, &l->children[i], false)) {
-            end_all(l, SIGTERM);
-            return EXIT_FAILED;
-        }
+        if (!start(l, &l->children[i])) return false;
+    return true;
+}
+
+static int run(launch *l) {
+    if (!start_all(l)) {
+        end_all(l, SIGTERM);
+        return EXIT_FAILED;
+    }
     while (running(l) > 0 && l->failed < 0 && !interrupted) poll_once(l, 100);
     if (interrupted && l->failed < 0) {
         end_all(l, SIGINT);
@@ -247,8 +313,7 @@ static int run(launch *l) {
         return EXIT_FAILED;
     }
     if (l->failed >= 0) {
-        /* the coordinator tells the others why before they are asked to go */
-        for (int64_t deadline_ms = now_ms() + 500; running(l) > 0 && now_ms() < deadline_ms;) poll_once(l, 50);
+        wait_for_all(l, 500); /* the coordinator tells the others why before they are asked to go */
         end_all(l, SIGTERM);
         display_close(l->display);
         return report_failure(l);
@@ -257,19 +322,54 @@ static int run(launch *l) {
     return print_results(l->config);
 }
 
+/* Who is to be started: the sites and the coordinator, or the job that holds them all. */
+static void list_children(launch *l) {
+    bool one_job = dlx_config_one_job(l->config), by_mpirun = one_job || dlx_config_ranks(l->config) > 1;
+    l->count = one_job ? 1 : l->sites + 1;
+    for (int i = 0; i < l->sites; i++) snprintf(l->names[i], sizeof l->names[i], "site-%d", i + 1);
+    for (int i = 0; i < l->count; i++) {
+        child *c = &l->children[i];
+        c->kind = one_job ? JOB : i < l->sites ? SITE : COORDINATOR;
+        c->by_mpirun = by_mpirun && c->kind != COORDINATOR;
+        const char *name = c->kind == SITE ? l->names[i] : c->kind == JOB ? "the job" : "coordinator";
+        snprintf(c->name, sizeof c->name, "%s", name);
+        c->pipes[0] = c->pipes[1] = -1;
+    }
+}
+
+/* "KEY=text" as one more --set; false where the text is no number. */
+static bool set_number(char assignment[64], const char **sets, const char *key, const char *text, const char *name) {
+    int used = 0;
+    long number;
+    if (text == NULL) return true;
+    if (!parse_number(text, name, 1, 1024, &number)) return false;
+    while (sets[used] != NULL) used++;
+    snprintf(assignment, 64, "%s=%ld", key, number);
+    sets[used] = assignment; /* there is room for two more than SETS_MAX */
+    sets[used + 1] = NULL;
+    return true;
+}
+
 int launch_main(int count, char **arguments) {
     static launch l;
-    const char *sites_text = "2", *sets[SETS_MAX + 1] = {NULL}, *names[SITES_MAX];
+    const char *sites_text = "2", *stages_text = NULL, *replicas_text = NULL, *sets[SETS_MAX + 3] = {NULL};
+    const char *names[SITES_MAX];
+    char stages[64], replicas[64];
     int exit_code;
     long sites;
     const option_spec specs[] = {
         {"sites", "N", "how many sites; 2 unless given", &sites_text, NULL, NULL},
+        {"stages", "S", "instead of site.stages: pipeline stages of a site", &stages_text, NULL, NULL},
+        {"replicas", "R", "instead of site.replicas: copies of each stage", &replicas_text, NULL, NULL},
         {"run-dir", "DIR", "instead of run.dir", &l.run_dir, NULL, NULL},
         {"set", "KEY=VALUE", "one option of the config; may be given often", NULL, NULL, sets},
     };
     if (parse_arguments(count, arguments, specs, sizeof specs / sizeof *specs, &l.config_path, 1, 1, &exit_code))
         return exit_code;
-    if (!parse_number(sites_text, "--sites", 1, SITES_MAX, &sites)) return EXIT_USE;
+    if (!parse_number(sites_text, "--sites", 1, SITES_MAX, &sites) ||
+        !set_number(stages, sets, "site.stages", stages_text, "--stages") ||
+        !set_number(replicas, sets, "site.replicas", replicas_text, "--replicas"))
+        return EXIT_USE;
     dlx_config *config = load_config(l.config_path, l.run_dir, sets);
     if (config == NULL) return EXIT_USE;
     catch_interrupts();
@@ -278,17 +378,17 @@ int launch_main(int count, char **arguments) {
         dlx_config_close(&config);
         return exit_code;
     }
+    ssize_t length = readlink("/proc/self/exe", l.program, sizeof l.program - 1);
+    if (length < 0) return fail_use("launch: can't find this program in /proc: %s", strerror(errno));
     l.config = config;
     l.sets = sets;
     l.sites = (int)sites;
     l.failed = -1;
-    for (int i = 0; i <= l.sites; i++) {
-        snprintf(l.children[i].name, sizeof l.children[i].name, i < l.sites ? "site-%d" : "coordinator", i + 1);
-        l.children[i].pipes[0] = l.children[i].pipes[1] = -1;
-        if (i < l.sites) names[i] = l.children[i].name;
-    }
-    l.display = display_open(names, l.sites);
-    exit_code = dlx_config_encrypted(config) && !make_keys(&l) ? EXIT_FAILED : run(&l);
+    list_children(&l);
+    for (int i = 0; i < l.sites; i++) names[i] = l.names[i];
+    l.display = display_open(names, l.sites, false);
+    bool keys = dlx_config_encrypted(config) && !dlx_config_one_job(config);
+    exit_code = keys && !make_keys(&l) ? EXIT_FAILED : run(&l);
     dlx_config_close(&config);
     return exit_code;
 }

@@ -69,13 +69,15 @@ int launch_threads(const dlx_config *config, int sites) {
     const char *names[SITES_MAX];
     dlx_error error;
     shared all = {.config = config, .sites = sites};
+    if (dlx_config_ranks(config) > 1)
+        return fail_use("wan.link: mem has sites of one rank; set site.stages and site.replicas to 1, or another link");
     if (dlx_hub_open(&all.hub, &error) != DLX_OK) return fail_with(&error);
     for (int i = 0; i <= sites; i++) {
         workers[i] = (worker){.shared = &all, .index = i};
         snprintf(workers[i].name, sizeof workers[i].name, i < sites ? "site-%d" : "coordinator", i + 1);
         if (i < sites) names[i] = workers[i].name;
     }
-    all.display = display_open(names, sites);
+    all.display = display_open(names, sites, false);
     int started = 0;
     while (started <= sites && pthread_create(&workers[started].thread, NULL, run, &workers[started]) == 0) started++;
     if (started <= sites) interrupt();

@@ -30,6 +30,31 @@ DLX_API const char *dlx_config_run_dir(const dlx_config *config); /* valid until
 DLX_API const char *dlx_config_coordinator(const dlx_config *config);
 DLX_API bool dlx_config_encrypted(const dlx_config *config);
 DLX_API bool dlx_config_in_process(const dlx_config *config); /* wan.link is mem */
+DLX_API bool dlx_config_one_job(const dlx_config *config);    /* wan.link is mpi */
+DLX_API uint32_t dlx_config_ranks(const dlx_config *config);  /* of a site: stages × replicas */
+/* "rank 3 (stage 1, replica 1)": what a rank of a job is, which may hold several sites. */
+DLX_API void dlx_config_place_name(char text[64], const dlx_config *config, uint32_t job_rank);
+
+/* ---- sites of several ranks ------------------------------------------------------------------------------------ */
+
+/* The MPI job that this process is a rank of. */
+typedef struct dlx_cluster dlx_cluster;
+
+/* Starts MPI, once a process; a job of one rank where no launcher started it. Collective over the job. DLX_SYSTEM where
+ * the MPI at hand lacks MPI_THREAD_MULTIPLE. */
+DLX_API dlx_status dlx_cluster_open(dlx_cluster **out, dlx_error *error);
+/* Ends MPI. Collective; takes NULL. */
+DLX_API void dlx_cluster_close(dlx_cluster **cluster);
+DLX_API uint32_t dlx_cluster_rank(const dlx_cluster *cluster);
+DLX_API uint32_t dlx_cluster_ranks(const dlx_cluster *cluster);
+/* For a rank that failed; waits up to two seconds. True: all ranks failed; close the cluster and exit, one of them
+ * speaks (error->message is empty on the others). False: the others go on; abort. */
+DLX_API bool dlx_cluster_agree_on_failure(dlx_cluster *cluster, dlx_error *error);
+/* Ends all ranks of the job at once with this exit code. Does not return. */
+DLX_API void dlx_cluster_abort(dlx_cluster *cluster, int exit_code);
+/* Joins sites and coordinator that are ranks of one job (the `mpi` link); the coordinator is a thread of job rank 0.
+ * Close with dlx_hub_close, before the cluster. */
+DLX_API dlx_status dlx_cluster_hub(dlx_hub **out, dlx_cluster *cluster, const dlx_config *config, dlx_error *error);
 
 /* ---- a run ----------------------------------------------------------------------------------------------------- */
 
@@ -62,18 +87,21 @@ typedef struct dlx_train_options {
     size_t size;
     const char *site;        /* its name */
     const char *coordinator; /* "host:port"; NULL: the config's wan.coordinator */
-    dlx_hub *hub;            /* threads of one process instead; NULL: the config's link */
-    dlx_on_event on_event;   /* may be NULL; called on the caller's thread, messages also on others */
+    dlx_hub *hub;            /* threads of one process, or ranks of one job, instead; NULL: the config's link */
+    dlx_cluster *cluster;    /* needed where a site has several ranks: each calls dlx_train. NULL: one rank */
+    uint32_t job_sites;      /* how many sites the cluster's job holds, as many ranks each, in order */
+    dlx_on_event on_event; /* may be NULL; called on the caller's thread, messages also on others; of a site's ranks the
+                              first has events */
     void *context;
     const volatile bool *interrupted; /* may be NULL; set it from a signal handler to stop */
 } dlx_train_options;
 
 #define DLX_TRAIN_OPTIONS_INIT                                                                                         \
-    { .size = sizeof(dlx_train_options) }
+    { .size = sizeof(dlx_train_options), .job_sites = 1 }
 
-/* One site of a run, from joining to the end; blocks. Writes RUN_DIR/<site>/metrics.jsonl and summary.json, and the
- * first site the weights to RUN_DIR/weights (also when interrupted). DLX_INTERRUPTED, and whatever else ended the run.
- */
+/* One site of a run, or one rank of it, from joining to the end; blocks. Writes RUN_DIR/<site>/metrics.jsonl and
+ * summary.json, and the first site the weights to RUN_DIR/weights (also when interrupted). DLX_INTERRUPTED, and
+ * whatever else ended the run. With a cluster, a failed rank goes on with dlx_cluster_agree_on_failure. */
 DLX_API dlx_status dlx_train(const dlx_config *config, const dlx_train_options *options, dlx_error *error);
 
 typedef struct dlx_coordinate_options {
@@ -132,6 +160,17 @@ typedef struct dlx_bench_model_result {
 /* The training step of the GPT-2 124M shape (batch × length tokens, AdamW included), `steps` timed ones after one. */
 DLX_API dlx_status dlx_bench_model(dlx_bench_model_result *result, uint32_t batch, uint32_t length, uint32_t steps,
                                    int threads, bool f32, dlx_error *error);
+
+typedef struct dlx_bench_stages_result {
+    double block_s, embedding_s, head_s;             /* measured: forward and backward of one micro-batch */
+    double block_share, embedding_share, head_share; /* estimated, of one block's: what `site.cut: auto` uses */
+    char measured_cut[256], estimated_cut[256];      /* layers of each stage, as site.cut takes them */
+    double measured_balance, estimated_balance;      /* mean stage over slowest stage, by the measured times */
+} dlx_bench_stages_result;
+
+/* What the parts of the config's model cost on this machine, and how `stages` stages would be cut. */
+DLX_API dlx_status dlx_bench_stages(dlx_bench_stages_result *result, const dlx_config *config, uint32_t stages,
+                                    dlx_error *error);
 
 #ifdef __cplusplus
 }

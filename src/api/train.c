@@ -1,4 +1,5 @@
 /* Tier 2: validate, translate, delegate. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -69,7 +70,20 @@ bool dlx_config_encrypted(const dlx_config *config) {
 }
 
 bool dlx_config_in_process(const dlx_config *config) {
-    return config->values.wan.link == 0;
+    return config->values.wan.link == DLXI_WAN_MEM;
+}
+
+bool dlx_config_one_job(const dlx_config *config) {
+    return config->values.wan.link == DLXI_WAN_MPI;
+}
+
+uint32_t dlx_config_ranks(const dlx_config *config) {
+    return (uint32_t)(config->values.site.stages * config->values.site.replicas);
+}
+
+void dlx_config_place_name(char text[64], const dlx_config *config, uint32_t job_rank) {
+    uint32_t rank = job_rank % dlx_config_ranks(config), replicas = (uint32_t)config->values.site.replicas;
+    snprintf(text, 64, "rank %u (stage %u, replica %u)", rank, rank / replicas, rank % replicas);
 }
 
 dlx_status dlx_train(const dlx_config *config, const dlx_train_options *options, dlx_error *error) {
@@ -77,6 +91,7 @@ dlx_status dlx_train(const dlx_config *config, const dlx_train_options *options,
     NOT_NULL(options);
     NOT_NULL(options->site);
     if (options->size != sizeof *options) DLX_FAIL(error, ARGUMENT, "begin with DLX_TRAIN_OPTIONS_INIT");
+    if (options->job_sites < 1) DLX_FAIL(error, ARGUMENT, "job_sites is 0; a job holds one site and more");
     return dlxi_train(&config->values, options, error);
 }
 
@@ -127,4 +142,13 @@ dlx_status dlx_bench_model(dlx_bench_model_result *result, uint32_t batch, uint3
     if (batch < 1 || batch > 4096 || length < 2 || length > 1024 || steps < 1 || steps > 1000 || threads < 1)
         DLX_FAIL(error, ARGUMENT, "batch is 1 to 4096, length 2 to 1024, steps 1 to 1000, threads 1 and more");
     return dlxi_bench_model(result, batch, length, steps, threads, f32, error);
+}
+
+dlx_status dlx_bench_stages(dlx_bench_stages_result *result, const dlx_config *config, uint32_t stages,
+                            dlx_error *error) {
+    NOT_NULL(result);
+    NOT_NULL(config);
+    if (stages < 1 || stages > DLXI_STAGES_MAX)
+        DLX_FAIL(error, ARGUMENT, "stages: %u is out of range; allowed: 1 to %d", stages, DLXI_STAGES_MAX);
+    return dlxi_bench_stages(result, &config->values, (int)stages, error);
 }

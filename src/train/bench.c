@@ -1,5 +1,9 @@
-/* How fast a training step is beside the machine's best product: the GPT-2 124M shape. */
+/* How fast a training step is beside the machine's best product, for the GPT-2 124M shape; and what the stages of a
+ * pipeline cost. */
+#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/clock.h"
 #include "base/memory.h"
@@ -68,6 +72,53 @@ out:
     free(seconds);
     dlxi_optimizer_close(&optimizer);
     dlxi_stage_close(&stage);
+    dlxi_kernels_close(&kernels);
+    return status;
+}
+
+static void write_cut(char *text, size_t text_bytes, const dlxi_cut *cut) {
+    size_t at = 0;
+    text[0] = '\0';
+    for (int s = 0; s < cut->stages && at < text_bytes; s++)
+        at += (size_t)snprintf(text + at, text_bytes - at, "%s%lld", s == 0 ? "" : ",",
+                               (long long)(cut->first_layer[s + 1] - cut->first_layer[s]));
+}
+
+/* Mean over slowest: what of the stages' time is work where they wait for each other. */
+static double balance(const dlxi_cut *cut, const dlxi_costs *costs) {
+    double sum = 0, slowest = 0;
+    for (int s = 0; s < cut->stages; s++) {
+        double stage = costs->block * (double)(cut->first_layer[s + 1] - cut->first_layer[s]);
+        if (s == 0) stage += costs->embedding;
+        if (s == cut->stages - 1) stage += costs->head;
+        sum += stage;
+        slowest = fmax(slowest, stage);
+    }
+    return sum / cut->stages / slowest;
+}
+
+dlx_status dlxi_bench_stages(dlx_bench_stages_result *result, const dlxi_config *config, int stages, dlx_error *error) {
+    dlx_status status = DLX_OK;
+    dlxi_kernels *kernels = NULL;
+    dlxi_model_config model = dlxi_config_model(config);
+    dlxi_costs measured, estimated = dlxi_costs_estimate(&model, model.context);
+    dlxi_cut cut;
+    DLX_TRY_OUT(
+        dlxi_kernels_open(&kernels, "auto", (dlxi_precision)config->train.precision, (int)config->site.threads, error));
+    DLX_TRY_OUT(dlxi_costs_measure(&measured, &model, dlxi_config_micro_batch(config), model.context, kernels, error));
+    *result = (dlx_bench_stages_result){.block_s = measured.block,
+                                        .embedding_s = measured.embedding,
+                                        .head_s = measured.head,
+                                        .block_share = 1,
+                                        .embedding_share = estimated.embedding / estimated.block,
+                                        .head_share = estimated.head / estimated.block};
+    DLX_TRY_OUT(dlxi_cut_balanced(&cut, &model, &measured, stages, error));
+    write_cut(result->measured_cut, sizeof result->measured_cut, &cut);
+    result->measured_balance = balance(&cut, &measured);
+    DLX_TRY_OUT(dlxi_cut_balanced(&cut, &model, &estimated, stages, error));
+    write_cut(result->estimated_cut, sizeof result->estimated_cut, &cut);
+    result->estimated_balance = balance(&cut, &measured);
+out:
     dlxi_kernels_close(&kernels);
     return status;
 }

@@ -1,5 +1,9 @@
 #include "train/config.h"
 
+#include <string.h>
+
+enum { RANKS_MAX = 1024, MICRO_BATCH_AUTO_MAX = 4 };
+
 static const char *const families[] = {"gpt2", "llama", NULL};
 static const char *const activations[] = {"gelu", "relu", NULL};
 static const char *const optimizers[] = {"adamw", "muon", NULL};
@@ -9,7 +13,7 @@ static const char *const overlaps[] = {"allreduce", "none", "delayed", "eager", 
 static const char *const adaptations[] = {"off", "paper", "link", NULL};
 static const char *const paces[] = {"constant", "rate", NULL};
 static const char *const widths[] = {"4", "8", "16", "none", NULL};
-static const char *const links[] = {"mem", "zmq", NULL};
+static const char *const links[] = {"mem", "zmq", "mpi", NULL};
 static const char *const securities[] = {"curve", "none", NULL};
 
 #define INTEGER(key, field, ...) DLXI_OPTION_ROW_INTEGER(dlxi_config, key, field, __VA_ARGS__)
@@ -43,7 +47,9 @@ static const dlxi_option options[] = {
 
     REAL("train.tokens", train.tokens, 1, 1e15, "1.0e6", "of the whole run, all sites"),
     INTEGER("train.batch", train.batch, 1, 1e6, "4", "windows a site and inner step"),
-    INTEGER("train.micro_batch", train.micro_batch, 1, 1e6, "4", "windows at a time; divides batch"),
+    INTEGER("train.micro_batch", train.micro_batch, 1, 1e6, "auto",
+            "windows at a time in a replica; auto: up to 4, and enough micro-batches for the stages",
+            .allow_auto = true),
     CHOICE("train.optimizer", train.optimizer, optimizers, "muon", "muon: for hidden matrices, adamw for the rest"),
     REAL("train.learning_rate", train.learning_rate, 0, 100, "3e-3", "of the inner optimiser, at its peak"),
     REAL("train.final_learning_rate", train.final_learning_rate, 0, 1, "0.1", "at the end, as a share of the peak"),
@@ -53,10 +59,13 @@ static const dlxi_option options[] = {
     CHOICE("train.precision", train.precision, precisions, "auto", "of products; auto: bf16 where the CPU has it",
            .site_may_differ = true),
     CHOICE("train.backend", train.backend, backends, "auto", "kernels", .site_may_differ = true),
+    BOOLEAN("train.recompute", train.recompute, "false",
+            "keep the inputs of blocks only and run their forward pass again: less memory, a third more time"),
     REAL("train.eval_tokens", train.eval_tokens, 1, 1e15, "2.0e5", "of the validation shard, all sites together"),
 
-    INTEGER("site.stages", site.stages, 1, 1, "1", "pipeline stages; one for now"),
-    INTEGER("site.replicas", site.replicas, 1, 1, "1", "copies of a stage; one for now"),
+    INTEGER("site.stages", site.stages, 1, DLXI_STAGES_MAX, "1", "pipeline stages that the layers are cut into"),
+    INTEGER("site.replicas", site.replicas, 1, RANKS_MAX, "1", "of each stage; batch is divided among them"),
+    STRING("site.cut", site.cut, "auto", "layers of each stage, as 9,3; auto: so that stages take equally long"),
     INTEGER("site.threads", site.threads, 1, 1024, "1", "of a rank", .site_may_differ = true),
 
     CHOICE("sync.overlap", sync.overlap, overlaps, "carry", "what training does while a round's update travels"),
@@ -87,7 +96,7 @@ static const dlxi_option options[] = {
             "none, carry: a site keeps what it has not sent yet"),
     BOOLEAN("sync.compression.tables", sync.compression.tables, "true", "embedding and head may be low rank too"),
 
-    CHOICE("wan.link", wan.link, links, "zmq", "zmq: processes; mem: threads of one process"),
+    CHOICE("wan.link", wan.link, links, "zmq", "zmq: processes; mem: threads of one process; mpi: ranks of one job"),
     STRING("wan.coordinator", wan.coordinator, "127.0.0.1:0", "host:port; port 0: any free one",
            .site_may_differ = true),
     STRING("wan.listen", wan.listen, "", "host[:port] that peers reach this site at; empty: found by itself",
@@ -119,6 +128,31 @@ dlxi_model_config dlxi_config_model(const dlxi_config *config) {
     return model;
 }
 
+/* The largest divisor of `windows` up to `most` that makes at least `micro_batches` of them; 0: there is none. */
+static int64_t largest_part(int64_t windows, int64_t most, int64_t micro_batches) {
+    for (int64_t part = most < windows ? most : windows; part >= 1; part--)
+        if (windows % part == 0 && windows / part >= micro_batches) return part;
+    return 0;
+}
+
+/* Twice as many micro-batches as stages keep them busy two thirds of the time and more. */
+int64_t dlxi_config_micro_batch(const dlxi_config *config) {
+    if (config->train.micro_batch != DLXI_OPTION_AUTO_INTEGER) return config->train.micro_batch;
+    int64_t windows = config->train.batch / config->site.replicas, stages = config->site.stages;
+    int64_t part = largest_part(windows, MICRO_BATCH_AUTO_MAX, stages > 1 ? 2 * stages : 1);
+    if (part == 0) part = largest_part(windows, MICRO_BATCH_AUTO_MAX, stages);
+    return part != 0 ? part : 1;
+}
+
+dlx_status dlxi_config_cut(dlxi_cut *out, const dlxi_config *config, dlx_error *error) {
+    dlxi_model_config model = dlxi_config_model(config);
+    int stages = (int)config->site.stages;
+    if (strcmp(config->site.cut, "auto") != 0) return dlxi_cut_parse(out, &model, stages, config->site.cut, error);
+    dlxi_costs costs = dlxi_costs_estimate(&model, config->model.context);
+    if (config->train.recompute) costs = dlxi_costs_with_recompute(costs);
+    return dlxi_cut_balanced(out, &model, &costs, stages, error);
+}
+
 int dlxi_config_bits(const dlxi_config *config) {
     static const int bits[] = {4, 8, 16, 32};
     return bits[config->sync.compression.bits];
@@ -128,12 +162,38 @@ const char *dlxi_config_overlap_name(const dlxi_config *config) {
     return overlaps[config->sync.overlap];
 }
 
+static dlx_status check_site(const dlxi_config *config, dlx_error *error) {
+    long long batch = config->train.batch, micro_batch = dlxi_config_micro_batch(config);
+    long long stages = config->site.stages, replicas = config->site.replicas;
+    dlxi_cut cut;
+    if (stages > config->model.layers)
+        DLX_FAIL(error, CONFIG, "site.stages: %lld is more than model.layers; allowed: 1 to %lld", stages,
+                 (long long)config->model.layers);
+    if (stages * replicas > RANKS_MAX)
+        DLX_FAIL(error, CONFIG, "site.replicas: %lld of %lld stages are %lld ranks; allowed: up to %d", replicas,
+                 stages, stages * replicas, RANKS_MAX);
+    if (replicas == 1 && batch % micro_batch != 0)
+        DLX_FAIL(error, CONFIG, "train.micro_batch: %lld does not divide train.batch, %lld; set a divisor", micro_batch,
+                 batch);
+    if (batch % (replicas * micro_batch) != 0)
+        DLX_FAIL(
+            error, CONFIG,
+            "train.batch: %lld windows can't be divided among %lld replicas in micro-batches of %lld; set a multiple "
+            "of %lld",
+            batch, replicas, micro_batch, replicas * micro_batch);
+    if (batch / (replicas * micro_batch) < stages)
+        DLX_FAIL(error, CONFIG,
+                 "train.micro_batch: %lld of train.batch %lld makes %lld micro-batches in a replica, fewer than %lld "
+                 "stages; "
+                 "set train.batch to %lld or more, or smaller micro-batches",
+                 micro_batch, batch, batch / (replicas * micro_batch), stages, replicas * micro_batch * stages);
+    return dlxi_config_cut(&cut, config, error);
+}
+
 dlx_status dlxi_config_check(const dlxi_config *config, dlx_error *error) {
     dlxi_model_config model = dlxi_config_model(config);
     DLX_TRY(dlxi_model_config_validate(&model, error));
-    if (config->train.batch % config->train.micro_batch != 0)
-        DLX_FAIL(error, CONFIG, "train.micro_batch: %lld does not divide train.batch, %lld; set a divisor",
-                 (long long)config->train.micro_batch, (long long)config->train.batch);
+    DLX_TRY(check_site(config, error));
     if (config->sync.inner_steps_min > config->sync.inner_steps)
         DLX_FAIL(error, CONFIG, "sync.inner_steps_min: %lld is out of range; allowed: 1 to sync.inner_steps, %lld",
                  (long long)config->sync.inner_steps_min, (long long)config->sync.inner_steps);

@@ -5,10 +5,12 @@
 
 #include "base/options.h"
 #include "model/optimizer.h"
+#include "pipeline/cut.h"
 
 enum { DLXI_CONFIG_PATH_BYTES = 512 };
 
 enum { DLXI_PACE_CONSTANT, DLXI_PACE_RATE };
+enum { DLXI_WAN_MEM, DLXI_WAN_ZMQ, DLXI_WAN_MPI };
 
 typedef struct dlxi_config {
     struct {
@@ -29,9 +31,11 @@ typedef struct dlxi_config {
         int64_t batch, micro_batch;
         int optimizer, precision, backend;
         double learning_rate, final_learning_rate, weight_decay, clip_norm;
+        bool recompute;
     } train;
     struct {
         int64_t stages, replicas, threads;
+        char cut[DLXI_CONFIG_PATH_BYTES];
     } site;
     struct {
         int overlap, adaptation, pace;
@@ -52,10 +56,12 @@ typedef struct dlxi_config {
 
 extern const dlxi_option_table dlxi_config_table;
 
-/* What options mean together: the model's shape, batches, what a site is for now. */
+/* What options mean together: the model's shape, batches, the ranks of a site. */
 dlx_status dlxi_config_check(const dlxi_config *config, dlx_error *error);
 
 dlxi_model_config dlxi_config_model(const dlxi_config *config);
+int64_t dlxi_config_micro_batch(const dlxi_config *config); /* train.micro_batch, or what `auto` means */
+dlx_status dlxi_config_cut(dlxi_cut *out, const dlxi_config *config, dlx_error *error);
 int dlxi_config_bits(const dlxi_config *config); /* 4, 8, 16, 32 */
 const char *dlxi_config_overlap_name(const dlxi_config *config);
 

@@ -4,56 +4,19 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 
 #include "base/clock.h"
 #include "base/flag.h"
 #include "base/hash.h"
 #include "base/memory.h"
-#include "checkpoint/checkpoint.h"
-#include "data/sampler.h"
-#include "train/results.h"
-#include "train/tools.h"
+#include "train/site_run.h"
 
 enum { PACE_MAX = 10 };
 
-/* One site at work; the fields of a kind together. */
-typedef struct site_run {
-    const dlxi_config *config;
-    const dlx_train_options *options;
-    char folder[DLXI_PATH_BYTES];
-
-    dlxi_shard *train_shard, *validation_shard;
-    dlxi_sampler sampler;
-    dlxi_kernels *kernels;
-    dlxi_stage *stage;
-    dlxi_optimizer *optimizer;
-    dlxi_parameter *parameters;
-    int64_t parameter_count;
-    dlx_tensor *tensors;
-    float **gradients;
-    dlx_sync *sync;
-    dlxi_metrics *metrics;
-
-    uint64_t *positions;        /* [batch] */
-    int64_t *micro_positions;   /* [micro_batch] */
-    uint32_t *tokens, *targets; /* [micro_batch, T] */
-
-    uint64_t steps;
-    double start_s, compute_s, wait_s;
-    double recent_s, recent_tokens; /* of the speed shown: decaying sums */
-    double val_loss_sum, val_loss_initial_sum, val_tokens;
-    double exchange_steps; /* Σ over rounds of the steps that an exchange took */
-    uint64_t exchange_rounds;
-} site_run;
-
-static bool interrupted(const site_run *r) {
-    return dlxi_flag_is_set(r->options->interrupted);
-}
-
+/* The first rank speaks for its site. */
 static void tell(const site_run *r, dlx_event *event) {
     event->site = r->options->site;
-    if (r->options->on_event != NULL) r->options->on_event(r->options->context, event);
+    if (r->rank == 0 && r->options->on_event != NULL) r->options->on_event(r->options->context, event);
 }
 
 static void on_log(void *context, const char *line) {
@@ -73,19 +36,43 @@ static dlx_status open_data(site_run *r, dlx_error *error) {
     return dlxi_sampler_open(&r->sampler, r->train_shard, c->model.context, (uint64_t)c->run.seed, error);
 }
 
+static dlx_status open_place(site_run *r, dlx_error *error) {
+    const dlxi_config *c = r->config;
+    dlxi_cluster *cluster = r->options->cluster;
+    long long stages = c->site.stages, replicas = c->site.replicas;
+    r->ranks = 1;
+    if (cluster == NULL && stages * replicas == 1) return DLX_OK;
+    if (cluster == NULL)
+        DLX_FAIL(error, CONFIG,
+                 "site.stages %lld × site.replicas %lld: a site of %lld ranks is started by MPI: mpirun -n %lld "
+                 "dilocox train …",
+                 stages, replicas, stages * replicas, stages * replicas);
+    DLX_TRY(dlxi_place_open(&r->place, cluster, (int)r->options->job_sites, (int)stages, (int)replicas, error));
+    r->rank = r->place->rank;
+    r->ranks = r->place->ranks;
+    return DLX_OK;
+}
+
 static dlx_status open_model(site_run *r, dlx_error *error) {
     const dlxi_config *c = r->config;
     static const char *const backends[] = {"auto", "fast", "ref"};
     dlxi_model_config model = dlxi_config_model(c);
-    dlxi_stage_options stage =
-        dlxi_stage_options_whole(&model, c->train.micro_batch, c->model.context, (uint64_t)c->run.seed);
     dlxi_optimizer_options optimizer = dlxi_optimizer_options_default((dlxi_optimizer_kind)c->train.optimizer);
     optimizer.weight_decay = (float)c->train.weight_decay;
     optimizer.clip_norm = (float)c->train.clip_norm;
+    DLX_TRY(dlxi_config_cut(&r->cut, c, error));
+    dlxi_pipeline_options pipeline = {.place = r->ranks > 1 ? r->place : NULL,
+                                      .cut = r->cut,
+                                      .batch = c->train.batch,
+                                      .micro_batch = dlxi_config_micro_batch(c),
+                                      .recompute = c->train.recompute,
+                                      .seed = (uint64_t)c->run.seed,
+                                      .sampler = &r->sampler,
+                                      .interrupted = r->options->interrupted};
     DLX_TRY(dlxi_kernels_open(&r->kernels, backends[c->train.backend], (dlxi_precision)c->train.precision,
                               (int)c->site.threads, error));
-    DLX_TRY(dlxi_stage_open(&r->stage, &model, &stage, r->kernels, error));
-    r->parameters = dlxi_stage_parameters(r->stage, &r->parameter_count);
+    DLX_TRY(dlxi_pipeline_open(&r->pipeline, &model, &pipeline, r->kernels, error));
+    r->parameters = dlxi_pipeline_owned(r->pipeline, &r->parameter_count);
     DLX_TRY(dlxi_optimizer_open(&r->optimizer, &optimizer, r->parameters, r->parameter_count, r->kernels, error));
     DLX_TRY(DLXI_NEW(&r->tensors, r->parameter_count, error));
     DLX_TRY(DLXI_NEW(&r->gradients, r->parameter_count, error));
@@ -96,18 +83,16 @@ static dlx_status open_model(site_run *r, dlx_error *error) {
                                      .data = p->data,
                                      .rows = p->tensor.rows,
                                      .cols = p->tensor.cols,
-                                     .plain = table && !c->sync.compression.tables};
+                                     .plain = table && !c->sync.compression.tables,
+                                     .id = (uint32_t)p->tensor.id};
         r->gradients[i] = p->gradient;
     }
-    size_t window_tokens = (size_t)(c->train.micro_batch * c->model.context);
-    DLX_TRY(DLXI_NEW(&r->positions, c->train.batch, error));
-    DLX_TRY(DLXI_NEW(&r->micro_positions, c->train.micro_batch, error));
-    DLX_TRY(DLXI_NEW(&r->tokens, window_tokens, error));
-    return DLXI_NEW(&r->targets, window_tokens, error);
+    return DLXI_NEW(&r->positions, c->train.batch, error);
 }
 
 dlx_status dlxi_config_link(dlx_link_config *out, char listen[128], const dlxi_config *config, const char *coordinator,
-                            dlx_hub *hub, dlx_error *error) {
+                            dlx_hub *hub, int rank, dlx_error *error) {
+    enum { PORTS_A_RANK = 64 /* one a site, at most */ };
     *out = (dlx_link_config){.hub = hub,
                              .coordinator = coordinator != NULL ? coordinator : config->wan.coordinator,
                              .listen_host = listen,
@@ -119,21 +104,31 @@ dlx_status dlxi_config_link(dlx_link_config *out, char listen[128], const dlxi_c
     if (colon != NULL && (listen[0] != '[' || colon[-1] == ']')) {
         char *end;
         long port = strtol(colon + 1, &end, 10);
-        if (*end != '\0' || port < 0 || port > 65535 - 64)
-            DLX_FAIL(error, CONFIG, "wan.listen: '%s' is no host:port; the port is 0 to 65471", config->wan.listen);
-        out->listen_port = (uint16_t)port;
+        long most = 65536 - PORTS_A_RANK * (config->site.stages * config->site.replicas);
+        if (*end != '\0' || port < 0 || port > most)
+            DLX_FAIL(error, CONFIG, "wan.listen: '%s' is no host:port; the port is 0 to %ld (each rank uses %d ports)",
+                     config->wan.listen, most > 0 ? most : 0, PORTS_A_RANK);
+        out->listen_port = (uint16_t)(port == 0 ? 0 : port + PORTS_A_RANK * rank);
         *colon = '\0';
     }
     return DLX_OK;
+}
+
+static dlx_status gather(void *place, void *all, const void *own, size_t bytes, dlx_error *error) {
+    return dlxi_place_gather(place, all, own, bytes, error);
 }
 
 static dlx_status open_sync(site_run *r, dlx_error *error) {
     const dlxi_config *c = r->config;
     dlx_sync_config sync = DLX_SYNC_CONFIG_INIT;
     char listen[128], *shared_text = NULL;
-    DLX_TRY(dlxi_config_link(&sync.link, listen, c, r->options->coordinator, r->options->hub, error));
+    DLX_TRY(dlxi_config_link(&sync.link, listen, c, r->options->coordinator, r->options->hub, r->rank, error));
     DLX_TRY(dlxi_options_print_canonical(&shared_text, c, &dlxi_config_table, error));
     sync.site = r->options->site;
+    sync.rank = (uint16_t)r->rank;
+    sync.ranks = (uint16_t)r->ranks;
+    sync.gather = gather;
+    sync.gather_context = r->place;
     sync.shared_text = shared_text;
     sync.seed = (uint64_t)c->run.seed;
     sync.overlap = (dlx_overlap)c->sync.overlap;
@@ -164,13 +159,15 @@ static dlx_status open_sync(site_run *r, dlx_error *error) {
     sync.interrupted = r->options->interrupted;
     dlx_status status = dlx_sync_open(&r->sync, &sync, r->tensors, (size_t)r->parameter_count, error);
     free(shared_text);
-    if (status == DLX_OK) dlxi_stage_parameters_changed(r->stage);
-    return status;
+    if (status != DLX_OK) return status;
+    DLX_TRY(dlxi_pipeline_share_parameters(r->pipeline, error));
+    return dlxi_run_collect(r, error);
 }
 
 static dlx_status open_results(site_run *r, dlx_error *error) {
     char path[DLXI_PATH_BYTES];
     DLX_TRY(dlxi_path_join(r->folder, r->config->run.dir, NULL, r->options->site, error));
+    if (r->rank != 0) return DLX_OK;
     DLX_TRY(dlxi_folder_make(r->folder, error));
     DLX_TRY(dlxi_path_join(path, r->folder, NULL, "summary.json", error));
     (void)remove(path); /* an earlier run's says nothing of this one */
@@ -181,14 +178,12 @@ static dlx_status open_results(site_run *r, dlx_error *error) {
 static void close_run(site_run *r) {
     dlx_sync_close(&r->sync);
     dlxi_metrics_close(&r->metrics);
+    free(r->reports);
     free(r->tensors);
     free(r->gradients);
     free(r->positions);
-    free(r->micro_positions);
-    free(r->tokens);
-    free(r->targets);
     dlxi_optimizer_close(&r->optimizer);
-    dlxi_stage_close(&r->stage);
+    dlxi_pipeline_close(&r->pipeline);
     dlxi_kernels_close(&r->kernels);
     dlxi_shard_close(&r->train_shard);
     dlxi_shard_close(&r->validation_shard);
@@ -196,70 +191,52 @@ static void close_run(site_run *r) {
 
 /* ---- evaluation ------------------------------------------------------------------------------------------------ */
 
+static dlx_status write_line(const site_run *r, json_t *line, dlx_error *error) {
+    if (r->metrics != NULL) return dlxi_metrics_write(r->metrics, line, error);
+    json_decref(line);
+    return DLX_OK;
+}
+
 /* This site's part of the validation windows: its loss, summed over tokens. */
 static dlx_status evaluate(site_run *r, const char *of, double *loss_sum, dlx_error *error) {
-    const dlxi_config *c = r->config;
-    dlxi_validation reader;
-    double tokens;
-    DLX_TRY(dlxi_validation_open(&reader, r->validation_shard, c->model.context, (int64_t)c->train.eval_tokens,
-                                 dlx_sync_site_index(r->sync), dlx_sync_site_count(r->sync), error));
-    DLX_TRY(dlxi_evaluate_part(loss_sum, &tokens, r->stage, &reader, r->options->interrupted, error));
-    r->val_tokens = tokens;
-    dlx_event event = {.kind = DLX_EVENT_EVALUATED, .text = of, .loss = *loss_sum / tokens, .step = r->steps};
+    DLX_TRY(dlxi_pipeline_evaluate(r->pipeline, r->validation_shard, (int64_t)r->config->train.eval_tokens,
+                                   dlx_sync_site_index(r->sync), dlx_sync_site_count(r->sync), loss_sum, &r->val_tokens,
+                                   error));
+    dlx_event event = {.kind = DLX_EVENT_EVALUATED, .text = of, .loss = *loss_sum / r->val_tokens, .step = r->steps};
     tell(r, &event);
-    return dlxi_metrics_write(r->metrics,
-                              json_pack("{s:s, s:s, s:I, s:o, s:f}", "event", "evaluation", "of", of, "step",
-                                        (json_int_t)r->steps, "loss", dlxi_json_real(event.loss), "tokens", tokens),
-                              error);
+    return write_line(r,
+                      json_pack("{s:s, s:s, s:I, s:o, s:f}", "event", "evaluation", "of", of, "step",
+                                (json_int_t)r->steps, "loss", dlxi_json_real(event.loss), "tokens", r->val_tokens),
+                      error);
 }
 
 /* ---- steps ----------------------------------------------------------------------------------------------------- */
 
-/* Forward and backward of one inner step's windows. */
-static dlx_status accumulate(site_run *r, double *loss, dlx_error *error) {
-    const dlxi_config *c = r->config;
-    int64_t B = c->train.micro_batch, micro_batches = c->train.batch / B;
-    DLX_TRY(dlx_sync_windows(r->sync, r->positions, (uint32_t)c->train.batch, error));
-    dlxi_stage_zero_gradients(r->stage);
-    *loss = 0;
-    for (int64_t m = 0; m < micro_batches; m++) {
-        if (interrupted(r)) DLX_FAIL(error, INTERRUPTED, "interrupted");
-        double part;
-        for (int64_t i = 0; i < B; i++) r->micro_positions[i] = (int64_t)r->positions[m * B + i];
-        dlxi_sampler_batch(r->tokens, r->targets, &r->sampler, r->micro_positions, B);
-        DLX_TRY(dlxi_stage_forward(r->stage, 0, r->tokens, NULL, r->targets, &part, error));
-        DLX_TRY(dlxi_stage_backward(r->stage, 0, NULL, error));
-        *loss += part / (double)micro_batches;
-    }
-    return DLX_OK;
-}
-
 static dlx_status step_metrics(site_run *r, const dlx_step *step, double loss, double norm, float rate,
                                dlx_error *error) {
-    dlx_statistics st;
-    dlx_sync_statistics(r->sync, &st);
     json_t *line = json_pack("{s:s, s:f, s:I, s:o, s:o, s:f, s:I, s:I}", "event", "step", "time_s",
                              dlxi_clock_s() - r->start_s, "step", (json_int_t)r->steps, "loss", dlxi_json_real(loss),
                              "gradient_norm", dlxi_json_real(norm), "learning_rate", (double)rate, "tokens",
                              (json_int_t)dlx_sync_tokens(r->sync), "round", (json_int_t)step->round);
-    DLX_TRY(dlxi_metrics_write(r->metrics, line, error));
+    DLX_TRY(write_line(r, line, error));
     if (!step->applied && !step->handed_out) return DLX_OK;
+    DLX_TRY(dlxi_run_collect(r, error));
+    const dlx_statistics *st = &r->statistics;
     char hash[17];
-    snprintf(hash, sizeof hash, "%016llx", (unsigned long long)st.anchor_hash);
-    line = json_pack("{s:s, s:f, s:I, s:b, s:b, s:f, s:I, s:I, s:f, s:f, s:I, s:I, s:f, s:s}", "event", "round",
-                     "time_s", dlxi_clock_s() - r->start_s, "step", (json_int_t)r->steps, "handed_out",
-                     step->handed_out, "applied", step->applied, "waited_s", step->waited_s, "committed_rounds",
-                     (json_int_t)st.rounds, "committed_tokens", (json_int_t)st.committed_tokens, "rank_mean",
-                     st.rank_mean, "update_norm", st.update_norm, "inner_steps", (json_int_t)step->inner_steps,
-                     "wan_bytes_sent", (json_int_t)st.wan_bytes_sent, "exchange_s", st.exchange_s, "anchor_hash", hash);
-    return dlxi_metrics_write(r->metrics, line, error);
+    snprintf(hash, sizeof hash, "%016llx", (unsigned long long)st->anchor_hash);
+    line =
+        json_pack("{s:s, s:f, s:I, s:b, s:b, s:f, s:I, s:I, s:f, s:f, s:I, s:I, s:f, s:s}", "event", "round", "time_s",
+                  dlxi_clock_s() - r->start_s, "step", (json_int_t)r->steps, "handed_out", step->handed_out, "applied",
+                  step->applied, "waited_s", step->waited_s, "committed_rounds", (json_int_t)st->rounds,
+                  "committed_tokens", (json_int_t)st->committed_tokens, "rank_mean", st->rank_mean, "update_norm",
+                  st->update_norm, "inner_steps", (json_int_t)step->inner_steps, "wan_bytes_sent",
+                  (json_int_t)st->wan_bytes_sent, "exchange_s", st->exchange_s, "anchor_hash", hash);
+    return write_line(r, line, error);
 }
 
 static void show_step(site_run *r, const dlx_step *step, double loss, float rate, double step_s) {
     const double memory = 0.9; /* of the shown speed: about the last ten steps */
     double tokens = (double)(r->config->train.batch * r->config->model.context);
-    dlx_statistics st;
-    dlx_sync_statistics(r->sync, &st);
     r->recent_s = memory * r->recent_s + step_s;
     r->recent_tokens = memory * r->recent_tokens + tokens;
     double speed = r->recent_tokens / fmax(r->recent_s, 1e-9);
@@ -274,8 +251,8 @@ static void show_step(site_run *r, const dlx_step *step, double loss, float rate
                        .loss = loss,
                        .tokens_per_s = speed,
                        .learning_rate = (double)rate,
-                       .rank_mean = st.rank_mean,
-                       .wan_bytes_sent = st.wan_bytes_sent,
+                       .rank_mean = r->statistics.rank_mean,
+                       .wan_bytes_sent = r->statistics.wan_bytes_sent,
                        .utilization = r->compute_s / fmax(r->compute_s + r->wait_s, 1e-9),
                        .left_s = done >= target ? 0 : (double)(target - done) / (speed * dlx_sync_site_count(r->sync))};
     tell(r, &event);
@@ -295,132 +272,98 @@ static dlx_status train_step(site_run *r, dlx_step *step, dlx_error *error) {
                                     .final_share = (float)c->train.final_learning_rate,
                                     .warmup_tokens = (int64_t)c->train.warmup_tokens,
                                     .total_tokens = (int64_t)dlx_sync_tokens_target(r->sync)};
-    float scale = (float)c->train.micro_batch / (float)c->train.batch;
+    float scale = (float)dlxi_config_micro_batch(c) / (float)c->train.batch;
     double loss, norm, begun_s = dlxi_clock_s(), sync_s = 0;
     int64_t step_tokens = (int64_t)(tokens * dlx_sync_site_count(r->sync));
     float rate = dlxi_schedule_rate(&schedule, (int64_t)dlx_sync_tokens(r->sync) + step_tokens);
     if (c->sync.pace == DLXI_PACE_RATE && dlx_sync_tokens(r->sync) >= (uint64_t)c->train.warmup_tokens)
         dlx_sync_pace(r->sync, (double)schedule.peak / (double)rate);
-    DLX_TRY(accumulate(r, &loss, error));
+    DLX_TRY(dlx_sync_windows(r->sync, r->positions, (uint32_t)c->train.batch, error));
+    DLX_TRY(dlxi_pipeline_accumulate(r->pipeline, r->positions, &loss, error));
     if (gradients) {
         double before_s = dlxi_clock_s();
+        r->is_together = true;
         DLX_TRY(dlx_sync_gradients(r->sync, r->gradients, tokens, NULL, error));
+        r->is_together = false;
         sync_s = dlxi_clock_s() - before_s;
     }
-    dlx_status status = dlxi_optimizer_step(r->optimizer, rate, scale, &norm, error);
+    double sums[2] = {dlxi_optimizer_sum_of_squares(r->optimizer), loss};
+    if (r->ranks > 1) DLX_TRY(dlxi_place_sum(r->place, sums, 2, error));
+    loss = sums[1];
+    dlx_status status = dlxi_optimizer_step_with_norm(r->optimizer, rate, scale, sums[0], &norm, error);
     if (status != DLX_OK) {
         dlxi_error_prefix(error, "step %llu, loss %g: ", (unsigned long long)r->steps + 1, loss);
         return status;
     }
     r->steps++;
     double before_s = dlxi_clock_s();
+    r->is_together = true;
     DLX_TRY(dlx_sync_step(r->sync, tokens, step, error));
+    r->is_together = false;
+    sync_s += dlxi_clock_s() - before_s;
+    DLX_TRY(dlxi_pipeline_share_parameters(r->pipeline, error));
     double now_s = dlxi_clock_s();
-    sync_s += now_s - before_s;
-    dlxi_stage_parameters_changed(r->stage);
     r->wait_s += sync_s;
     r->compute_s += now_s - begun_s - sync_s;
     count_exchange(r, step);
+    DLX_TRY(step_metrics(r, step, loss, norm, rate, error));
     show_step(r, step, loss, rate, now_s - begun_s);
-    return step_metrics(r, step, loss, norm, rate, error);
+    return DLX_OK;
 }
 
 /* ---- the end --------------------------------------------------------------------------------------------------- */
 
-static json_t *summarize(site_run *r, const char *outcome) {
-    const dlxi_config *c = r->config;
-    dlx_statistics st = {0};
-    struct rusage usage = {0};
-    getrusage(RUSAGE_SELF, &usage);
-    if (r->sync != NULL) dlx_sync_statistics(r->sync, &st);
-    double D = r->sync != NULL ? dlx_sync_site_count(r->sync) : 1, wall_s = dlxi_clock_s() - r->start_s;
-    double step_tokens = (double)(c->train.batch * c->model.context), trained = (double)r->steps * step_tokens;
-    /* for the steps that count: what was trained past the run's end was thrown away */
-    double equivalent = (double)st.committed_tokens / (D * step_tokens) * 2 * (double)st.raw_bytes * (D - 1) / D;
-    char hash[17];
-    snprintf(hash, sizeof hash, "%016llx", (unsigned long long)st.anchor_hash);
-    json_t *s = json_pack("{s:i, s:s, s:s, s:s, s:i, s:i, s:i}", "version", DLXI_SUMMARY_VERSION, "site",
-                          r->options->site, "status", outcome, "overlap", dlxi_config_overlap_name(c), "sites", (int)D,
-                          "stages", (int)c->site.stages, "replicas", (int)c->site.replicas);
-    const struct {
-        const char *key;
-        json_t *value;
-    } fields[] = {
-        {"parameters", json_integer((json_int_t)(st.raw_bytes / sizeof(float)))},
-        {"kernels", json_string(r->kernels->op->name)},
-        {"precision", json_string(r->kernels->precision == DLXI_PRECISION_BF16 ? "bf16" : "f32")},
-        {"steps", json_integer((json_int_t)r->steps)},
-        {"rounds", json_integer((json_int_t)st.rounds)},
-        {"attempts", json_integer((json_int_t)st.attempts)},
-        {"tokens", json_integer((json_int_t)st.committed_tokens)},
-        /* a run that ended early has none of the end */
-        {"val_loss", dlxi_json_real(r->val_loss_sum > 0 ? r->val_loss_sum / r->val_tokens : (double)NAN)},
-        {"val_loss_initial", dlxi_json_real(r->val_loss_initial_sum / r->val_tokens)},
-        {"val_loss_sum", dlxi_json_real(r->val_loss_sum)},
-        {"val_loss_initial_sum", dlxi_json_real(r->val_loss_initial_sum)},
-        {"val_tokens", dlxi_json_real(r->val_tokens)},
-        {"wall_s", json_real(wall_s)},
-        {"tokens_per_s", dlxi_json_real(trained / (r->compute_s + r->wait_s))},
-        {"peak_rss_bytes", json_integer((json_int_t)usage.ru_maxrss * 1024)},
-        {"compute_s", json_real(r->compute_s)},
-        {"wait_s", json_real(r->wait_s)},
-        {"utilization", dlxi_json_real(r->compute_s / (r->compute_s + r->wait_s))},
-        {"wan_bytes_sent", json_integer((json_int_t)st.wan_bytes_sent)},
-        {"wan_bytes_received", json_integer((json_int_t)st.wan_bytes_received)},
-        {"allreduce_bytes_equivalent", json_integer((json_int_t)equivalent)},
-        {"compression_ratio", dlxi_json_real(equivalent / (double)st.wan_bytes_sent)},
-        {"codec_ratio", dlxi_json_real((double)st.rounds * (double)st.raw_bytes / (double)st.payload_bytes)},
-        {"outer_learning_rate", json_real(st.outer_learning_rate)},
-        {"outer_momentum", json_real(st.outer_momentum)},
-        {"inner_steps", json_integer((json_int_t)st.inner_steps)},
-        {"rank_mean", json_real(st.rank_mean)},
-        {"exchange_s_mean", dlxi_json_real(st.exchange_total_s / (double)st.rounds)},
-        {"exchange_steps_mean", dlxi_json_real(r->exchange_steps / (double)r->exchange_rounds)},
-        {"anchor_hash", json_string(hash)},
-    };
-    for (size_t k = 0; k < sizeof fields / sizeof *fields; k++) json_object_set_new(s, fields[k].key, fields[k].value);
-    return s;
-}
-
 static dlx_status save_weights(site_run *r, const char *folder, dlx_error *error) {
-    char path[DLXI_PATH_BYTES];
-    dlxi_model_config model = dlxi_config_model(r->config);
-    DLX_TRY(dlxi_path_join(path, folder, NULL, "weights", error));
-    DLX_TRY(dlxi_checkpoint_save(path, &model, r->parameters, r->parameter_count, error));
-    dlx_event event = {.kind = DLX_EVENT_MESSAGE, .text = path};
+    DLX_TRY(dlxi_run_save(r, folder, error));
     char text[DLXI_PATH_BYTES + 32];
-    snprintf(text, sizeof text, "weights saved in %s", path);
-    event.text = text;
+    snprintf(text, sizeof text, "weights saved in %s/weights", folder);
+    dlx_event event = {.kind = DLX_EVENT_MESSAGE, .text = text};
     tell(r, &event);
     return DLX_OK;
 }
 
-static dlx_status report(site_run *r, dlx_error *error) {
-    json_t *summary = summarize(r, "done");
-    char *text = json_dumps(summary, JSON_COMPACT);
+/* The first rank writes summary.json, and to *text (to free) what of it has a fixed size. */
+static dlx_status write_summary(site_run *r, const char *outcome, char **text, dlx_error *error) {
+    json_t *hashes;
     char path[DLXI_PATH_BYTES];
-    dlx_status status = text != NULL ? DLX_OK : dlxi_error_set(error, DLX_MEMORY, "out of memory for the summary");
+    DLX_TRY(dlxi_run_collect(r, error));
+    DLX_TRY(dlxi_run_anchor_hashes(&hashes, r, error));
+    if (r->rank != 0) return DLX_OK;
+    dlx_status status = DLX_OK;
+    json_t *summary = dlxi_run_summarize(r, outcome);
+    *text = json_dumps(summary, JSON_COMPACT);
+    json_object_set_new(summary, "per_rank", dlxi_run_per_rank(r));
+    json_object_set_new(summary, "anchor_hashes", hashes);
+    if (*text == NULL) status = dlxi_error_set(error, DLX_MEMORY, "out of memory for the summary");
     if (status == DLX_OK) status = dlxi_path_join(path, r->folder, NULL, "summary.json", error);
     if (status == DLX_OK) status = dlxi_summary_write(path, summary, error);
-    if (status == DLX_OK) status = dlx_sync_report(r->sync, text, error);
-    free(text);
     json_decref(summary);
     return status;
 }
 
+static dlx_status report(site_run *r, dlx_error *error) {
+    char *text = NULL;
+    dlx_status status = write_summary(r, "done", &text, error);
+    if (status == DLX_OK) status = dlx_sync_report(r->sync, text != NULL ? text : "", error);
+    free(text);
+    return status;
+}
+
 /* A run that ends early leaves what it has: the anchor of the last commit, and a summary that says why. Every site
- * keeps the anchor, since who ended the run need not be the first, and the first may be gone. */
+ * keeps the anchor, since who ended the run need not be the first, and the first may be gone. Where a site has several
+ * ranks, only if all of them are here. */
 static void save_what_there_is(site_run *r, dlx_status why) {
-    char path[DLXI_PATH_BYTES];
-    if (r->sync == NULL || r->metrics == NULL || r->steps == 0) return;
+    dlx_error ignored;
+    char *text = NULL;
+    if (r->sync == NULL || r->steps == 0 || (r->ranks > 1 && !r->is_together)) return;
     if (why != DLX_NUMERIC && why != DLX_DIVERGED) {
         dlx_sync_take_anchor(r->sync);
-        (void)save_weights(r, dlx_sync_site_index(r->sync) == 0 ? r->config->run.dir : r->folder, NULL);
+        if (dlxi_pipeline_share_parameters(r->pipeline, &ignored) != DLX_OK) return;
+        const char *folder = dlx_sync_site_index(r->sync) == 0 ? r->config->run.dir : r->folder;
+        if (save_weights(r, folder, &ignored) != DLX_OK && r->ranks > 1) return;
     }
-    json_t *summary = summarize(r, why == DLX_INTERRUPTED ? "interrupted" : "failed");
-    if (dlxi_path_join(path, r->folder, NULL, "summary.json", NULL) == DLX_OK)
-        (void)dlxi_summary_write(path, summary, NULL);
-    json_decref(summary);
+    (void)write_summary(r, why == DLX_INTERRUPTED ? "interrupted" : "failed", &text, &ignored);
+    free(text);
 }
 
 static void tell_joining(const site_run *r) {
@@ -434,6 +377,7 @@ static void tell_joining(const site_run *r) {
 
 static dlx_status run_site(site_run *r, dlx_error *error) {
     dlx_step step = {0};
+    DLX_TRY(open_place(r, error));
     DLX_TRY(open_results(r, error));
     DLX_TRY(open_data(r, error));
     DLX_TRY(open_model(r, error));
@@ -443,10 +387,7 @@ static dlx_status run_site(site_run *r, dlx_error *error) {
     tell(r, &joined);
     r->start_s = dlxi_clock_s();
     DLX_TRY(evaluate(r, "start", &r->val_loss_initial_sum, error));
-    while (!step.finished) {
-        if (interrupted(r)) DLX_FAIL(error, INTERRUPTED, "interrupted");
-        DLX_TRY(train_step(r, &step, error));
-    }
+    while (!step.finished) DLX_TRY(train_step(r, &step, error));
     DLX_TRY(evaluate(r, "end", &r->val_loss_sum, error));
     if (dlx_sync_site_index(r->sync) == 0) DLX_TRY(save_weights(r, r->config->run.dir, error));
     return report(r, error);
@@ -466,6 +407,7 @@ dlx_status dlxi_train(const dlxi_config *config, const dlx_train_options *option
         if (r->sync != NULL && status != DLX_INTERRUPTED) dlx_sync_fail(r->sync, error->message);
         save_what_there_is(r, status);
     }
+    if (status == DLX_OK) dlxi_place_close(&r->place); /* collective; a failed rank is about to end MPI anyway */
     close_run(r);
     free(r);
     return status;

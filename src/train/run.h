@@ -8,8 +8,8 @@
 dlx_status dlxi_train(const dlxi_config *config, const dlx_train_options *options, dlx_error *error);
 dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_options *options, dlx_error *error);
 
-/* The public link settings that a config means. `listen` is scratch for the host. */
+/* The public link settings that a config means for this rank of a site. `listen` is scratch for the host. */
 dlx_status dlxi_config_link(dlx_link_config *out, char listen[128], const dlxi_config *config, const char *coordinator,
-                            dlx_hub *hub, dlx_error *error);
+                            dlx_hub *hub, int rank, dlx_error *error);
 
 #endif

@@ -33,6 +33,10 @@ SMALL = {
 }
 
 
+# root in a container, more ranks than cores
+MPIRUN = ("mpirun", "-q", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none")
+
+
 def merge(base, changes):
     merged = dict(base)
     for key, value in changes.items():
@@ -167,6 +171,10 @@ class Case(unittest.TestCase):
         self.assertEqual(got, code, process.everything())
         return process
 
+    def ranks(self, count, *arguments, code=0, env=None):
+        """dilocox as one MPI job of so many ranks, to its end."""
+        return self.call(*arguments, code=code, env=env, prefix=(*MPIRUN, "-n", str(count)))
+
     def refused(self, pattern, *arguments, code=2, **options):
         """Ends with this exit code, a sentence on stderr that matches, and nothing of the machine room."""
         process = self.call(*arguments, code=code, **options)
@@ -244,9 +252,11 @@ class Case(unittest.TestCase):
         process = self.start("coordinator", config, "--sites", sites, "--listen", "127.0.0.1:0", *security, *more)
         return process, process.wait_line(r"^listening (\S+)$").group(1)
 
-    def start_site(self, config, name, coordinator, *more, env=None, secure=True):
+    def start_site(self, config, name, coordinator, *more, env=None, secure=True, ranks=1):
         security = self.secured(name) if secure else ["--set", "wan.security=none"]
-        return self.start("train", config, "--site", name, "--coordinator", coordinator, *security, *more, env=env)
+        prefix = (*MPIRUN, "-n", str(ranks)) if ranks > 1 else ()
+        return self.start("train", config, "--site", name, "--coordinator", coordinator, *security, *more, env=env,
+                          prefix=prefix)
 
 
 def events(path, kind=None, partial=False):

@@ -1,0 +1,85 @@
+/* A process as one rank of an MPI job: watched by a parent that learns how it ends, and one error for all ranks. */
+#include "cli.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* What mpirun, and srun --mpi=pmix, tell a process before MPI starts; −1: there is no launcher. */
+int launched_rank(void) {
+    static const char *const names[] = {"PMIX_RANK", "OMPI_COMM_WORLD_RANK"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const char *text = getenv(names[i]);
+        char *end;
+        if (text == NULL) continue;
+        long rank = strtol(text, &end, 10);
+        if (end != text && *end == '\0' && rank >= 0 && rank < 1 << 20) return (int)rank;
+    }
+    return -1;
+}
+
+static volatile sig_atomic_t watched; /* the child's process id */
+
+static void pass_on(int number) {
+    if (watched > 0) kill((pid_t)watched, number);
+}
+
+static void tell_signal(const dlx_config *config, const char *site, int number) {
+    char name[64];
+    uint32_t rank = (uint32_t)launched_rank();
+    snprintf(name, sizeof name, "rank %u", rank);
+    if (config != NULL) dlx_config_place_name(name, config, rank);
+    char of[96] = "";
+    if (site != NULL) snprintf(of, sizeof of, " of site '%s'", site);
+    if (site == NULL && config != NULL) snprintf(of, sizeof of, " of site-%u", rank / dlx_config_ranks(config) + 1);
+    fprintf(stderr, "dilocox: %s%s was ended by signal %d (%s)\n", name, of, number, strsignal(number));
+}
+
+void watch_rank(const char *path, const char **sets, const char *site) {
+    pid_t parent = getpid(), child = fork();
+    if (child < 0) return; /* unwatched, then */
+    if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (getppid() != parent) _exit(EXIT_FAILED);
+        setpgid(0, 0); /* signals to the group reach it once, through its parent */
+        return;
+    }
+    watched = child;
+    struct sigaction action = {.sa_handler = pass_on, .sa_flags = SA_RESTART};
+    static const int passed[] = {SIGINT, SIGTERM, SIGUSR1, SIGHUP};
+    for (size_t i = 0; i < sizeof passed / sizeof *passed; i++) sigaction(passed[i], &action, NULL);
+    int status;
+    pid_t got;
+    do got = waitpid(child, &status, 0);
+    while (got < 0 && errno == EINTR);
+    watched = 0;
+    if (got == child && WIFEXITED(status)) _exit(WEXITSTATUS(status));
+    if (got == child && WIFSIGNALED(status)) {
+        dlx_config *config = NULL;
+        dlx_error ignored;
+        if (read_config(&config, path, NULL, sets, &ignored) != DLX_OK) config = NULL;
+        tell_signal(config, site, WTERMSIG(status));
+    }
+    _exit(EXIT_FAILED);
+}
+
+int fail_rank(dlx_cluster *cluster, const dlx_config *config, dlx_error *error) {
+    int exit_code = exit_code_of(error);
+    if (cluster == NULL) return fail_with(error);
+    if (dlx_cluster_agree_on_failure(cluster, error)) {
+        if (error->message[0] != '\0') fail_with(error);
+        return exit_code;
+    }
+    char name[64];
+    snprintf(name, sizeof name, "rank %u", dlx_cluster_rank(cluster));
+    if (config != NULL) dlx_config_place_name(name, config, dlx_cluster_rank(cluster));
+    fprintf(stderr, "dilocox: %s: %s\n", name, error->message);
+    fflush(NULL);
+    dlx_cluster_abort(cluster, exit_code);
+    return exit_code;
+}

@@ -1,0 +1,38 @@
+/* dlx_cluster: validate, translate, delegate. */
+#include "dilocox_train.h"
+
+#include "cluster/cluster.h"
+#include "link/mpi.h"
+
+enum { AGREE_MS = 2000 };
+
+dlx_status dlx_cluster_open(dlx_cluster **out, dlx_error *error) {
+    if (out == NULL) DLX_FAIL(error, ARGUMENT, "dlx_cluster_open: out is NULL");
+    return dlxi_cluster_open(out, error);
+}
+
+void dlx_cluster_close(dlx_cluster **cluster) {
+    if (cluster != NULL) dlxi_cluster_close(cluster);
+}
+
+uint32_t dlx_cluster_rank(const dlx_cluster *cluster) {
+    return (uint32_t)cluster->rank;
+}
+
+uint32_t dlx_cluster_ranks(const dlx_cluster *cluster) {
+    return (uint32_t)cluster->ranks;
+}
+
+bool dlx_cluster_agree_on_failure(dlx_cluster *cluster, dlx_error *error) {
+    return dlxi_cluster_agree_on_failure(cluster, error, AGREE_MS);
+}
+
+void dlx_cluster_abort(dlx_cluster *cluster, int exit_code) {
+    dlxi_cluster_abort(cluster, exit_code);
+}
+
+dlx_status dlx_cluster_hub(dlx_hub **out, dlx_cluster *cluster, const dlx_config *config, dlx_error *error) {
+    if (out == NULL || cluster == NULL || config == NULL)
+        DLX_FAIL(error, ARGUMENT, "dlx_cluster_hub: an argument is NULL");
+    return dlxi_mpi_hub_open(out, cluster, (int)dlx_config_ranks(config), error);
+}

@@ -1,0 +1,218 @@
+/* What a site says of itself: statistics of its ranks put together, its summary, its weights. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+
+#include "base/clock.h"
+#include "base/memory.h"
+#include "checkpoint/checkpoint.h"
+#include "train/site_run.h"
+
+/* all[ranks] ← own of each rank. With one rank a copy. */
+static dlx_status gather(site_run *r, void *all, const void *own, size_t bytes, dlx_error *error) {
+    if (r->ranks > 1) return dlxi_place_gather(r->place, all, own, bytes, error);
+    memcpy(all, own, bytes);
+    return DLX_OK;
+}
+
+/* ---- statistics ------------------------------------------------------------------------------------------------ */
+
+static dlxi_rank_report own_report(site_run *r) {
+    dlxi_rank_report report = {.times = dlxi_pipeline_times_of(r->pipeline)};
+    struct rusage usage = {0};
+    getrusage(RUSAGE_SELF, &usage);
+    report.peak_rss_bytes = (int64_t)usage.ru_maxrss * 1024;
+    dlx_sync_statistics(r->sync, &report.statistics);
+    int64_t count;
+    const dlxi_parameter *held = dlxi_stage_parameters(dlxi_pipeline_stage(r->pipeline), &count);
+    for (int64_t i = 0; i < count; i++) report.stage_parameters += held[i].count;
+    for (int64_t i = 0; i < r->parameter_count; i++) report.shard_parameters += r->parameters[i].count;
+    return report;
+}
+
+dlx_status dlxi_run_collect(site_run *r, dlx_error *error) {
+    if (r->reports == NULL) DLX_TRY(DLXI_NEW(&r->reports, r->ranks, error));
+    dlxi_rank_report own = own_report(r);
+    DLX_TRY(gather(r, r->reports, &own, sizeof own, error));
+    dlx_statistics all = r->reports[0].statistics;
+    double norm = 0, ranks = 0, low_rank = 0;
+    for (int i = 0; i < r->ranks; i++) {
+        const dlx_statistics *st = &r->reports[i].statistics;
+        norm += st->update_norm * st->update_norm;
+        ranks += st->rank_mean * (double)st->low_rank_parameters;
+        low_rank += (double)st->low_rank_parameters;
+        all.exchange_s = fmax(all.exchange_s, st->exchange_s);
+        all.exchange_total_s = fmax(all.exchange_total_s, st->exchange_total_s);
+        if (i == 0) continue;
+        all.wan_bytes_sent += st->wan_bytes_sent;
+        all.wan_bytes_received += st->wan_bytes_received;
+        all.round_bytes += st->round_bytes;
+        all.raw_bytes += st->raw_bytes;
+        all.payload_bytes += st->payload_bytes;
+        all.anchor_hash += st->anchor_hash; /* a sum over tensors, however they are divided */
+        all.low_rank_tensors += st->low_rank_tensors;
+        all.plain_tensors += st->plain_tensors;
+    }
+    all.low_rank_parameters = (uint64_t)low_rank;
+    all.update_norm = sqrt(norm);
+    all.rank_mean = low_rank > 0 ? ranks / low_rank : 0;
+    r->statistics = all;
+    return DLX_OK;
+}
+
+/* ---- the summary ----------------------------------------------------------------------------------------------- */
+
+json_t *dlxi_run_summarize(const site_run *r, const char *outcome) {
+    const dlxi_config *c = r->config;
+    const dlx_statistics st = r->statistics;
+    int64_t peak_rss_bytes = 0;
+    for (int i = 0; i < r->ranks && r->reports != NULL; i++)
+        if (r->reports[i].peak_rss_bytes > peak_rss_bytes) peak_rss_bytes = r->reports[i].peak_rss_bytes;
+    double D = r->sync != NULL ? dlx_sync_site_count(r->sync) : 1, wall_s = dlxi_clock_s() - r->start_s;
+    double step_tokens = (double)(c->train.batch * c->model.context), trained = (double)r->steps * step_tokens;
+    /* for the steps that count: what was trained past the run's end was thrown away */
+    double equivalent = (double)st.committed_tokens / (D * step_tokens) * 2 * (double)st.raw_bytes * (D - 1) / D;
+    char hash[17];
+    snprintf(hash, sizeof hash, "%016llx", (unsigned long long)st.anchor_hash);
+    json_t *s = json_pack("{s:i, s:s, s:s, s:s, s:i, s:i, s:i}", "version", DLXI_SUMMARY_VERSION, "site",
+                          r->options->site, "status", outcome, "overlap", dlxi_config_overlap_name(c), "sites", (int)D,
+                          "stages", (int)c->site.stages, "replicas", (int)c->site.replicas);
+    const struct {
+        const char *key;
+        json_t *value;
+    } fields[] = {
+        {"parameters", json_integer((json_int_t)(st.raw_bytes / sizeof(float)))},
+        {"kernels", json_string(r->kernels->op->name)},
+        {"precision", json_string(r->kernels->precision == DLXI_PRECISION_BF16 ? "bf16" : "f32")},
+        {"steps", json_integer((json_int_t)r->steps)},
+        {"rounds", json_integer((json_int_t)st.rounds)},
+        {"attempts", json_integer((json_int_t)st.attempts)},
+        {"tokens", json_integer((json_int_t)st.committed_tokens)},
+        /* a run that ended early has none of the end */
+        {"val_loss", dlxi_json_real(r->val_loss_sum > 0 ? r->val_loss_sum / r->val_tokens : (double)NAN)},
+        {"val_loss_initial", dlxi_json_real(r->val_loss_initial_sum / r->val_tokens)},
+        {"val_loss_sum", dlxi_json_real(r->val_loss_sum)},
+        {"val_loss_initial_sum", dlxi_json_real(r->val_loss_initial_sum)},
+        {"val_tokens", dlxi_json_real(r->val_tokens)},
+        {"wall_s", json_real(wall_s)},
+        {"tokens_per_s", dlxi_json_real(trained / (r->compute_s + r->wait_s))},
+        {"peak_rss_bytes", json_integer((json_int_t)peak_rss_bytes)},
+        {"compute_s", json_real(r->compute_s)},
+        {"wait_s", json_real(r->wait_s)},
+        {"utilization", dlxi_json_real(r->compute_s / (r->compute_s + r->wait_s))},
+        {"wan_bytes_sent", json_integer((json_int_t)st.wan_bytes_sent)},
+        {"wan_bytes_received", json_integer((json_int_t)st.wan_bytes_received)},
+        {"allreduce_bytes_equivalent", json_integer((json_int_t)equivalent)},
+        {"compression_ratio", dlxi_json_real(equivalent / (double)st.wan_bytes_sent)},
+        {"codec_ratio", dlxi_json_real((double)st.rounds * (double)st.raw_bytes / (double)st.payload_bytes)},
+        {"outer_learning_rate", json_real(st.outer_learning_rate)},
+        {"outer_momentum", json_real(st.outer_momentum)},
+        {"inner_steps", json_integer((json_int_t)st.inner_steps)},
+        {"rank_mean", json_real(st.rank_mean)},
+        {"exchange_s_mean", dlxi_json_real(st.exchange_total_s / (double)st.rounds)},
+        {"exchange_steps_mean", dlxi_json_real(r->exchange_steps / (double)r->exchange_rounds)},
+        {"anchor_hash", json_string(hash)},
+    };
+    for (size_t k = 0; k < sizeof fields / sizeof *fields; k++) json_object_set_new(s, fields[k].key, fields[k].value);
+    return s;
+}
+
+json_t *dlxi_run_per_rank(const site_run *r) {
+    json_t *list = json_array();
+    for (int i = 0; i < r->ranks; i++) {
+        const dlxi_rank_report *report = &r->reports[i];
+        int stage = i / (int)r->config->site.replicas, replica = i % (int)r->config->site.replicas;
+        const dlxi_pipeline_times *t = &report->times;
+        json_array_append_new(
+            list, json_pack("{s:i, s:i, s:i, s:[I,I], s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:f, s:f}", "rank", i, "stage",
+                            stage, "replica", replica, "layers", (json_int_t)r->cut.first_layer[stage],
+                            (json_int_t)r->cut.first_layer[stage + 1], "stage_parameters",
+                            (json_int_t)report->stage_parameters, "shard_parameters",
+                            (json_int_t)report->shard_parameters, "peak_rss_bytes", (json_int_t)report->peak_rss_bytes,
+                            "wan_bytes_sent", (json_int_t)report->statistics.wan_bytes_sent, "wan_bytes_received",
+                            (json_int_t)report->statistics.wan_bytes_received, "idle_share",
+                            dlxi_json_real(t->idle_s / t->step_s), "pass_s", dlxi_json_real(t->step_s), "reduce_s",
+                            t->reduce_s, "share_s", t->share_s));
+    }
+    return list;
+}
+
+dlx_status dlxi_run_anchor_hashes(json_t **out, site_run *r, dlx_error *error) {
+    dlx_status status = DLX_OK;
+    uint64_t *own = NULL, *all = NULL, *shard = NULL;
+    const dlxi_model_config model = dlxi_config_model(r->config);
+    size_t count = (size_t)dlxi_model_tensor_count(&model);
+    *out = NULL;
+    DLX_TRY_OUT(DLXI_NEW(&own, count, error));
+    DLX_TRY_OUT(DLXI_NEW(&shard, r->parameter_count, error));
+    DLX_TRY_OUT(DLXI_NEW(&all, count * (size_t)r->ranks, error));
+    dlx_sync_anchor_hashes(r->sync, shard);
+    for (int64_t i = 0; i < r->parameter_count; i++) own[r->parameters[i].tensor.id] = shard[i];
+    DLX_TRY_OUT(gather(r, all, own, count * sizeof *own, error));
+    if (r->rank != 0) goto out;
+    *out = json_object();
+    for (size_t id = 0; id < count; id++) {
+        uint64_t hash = 0; /* one rank has it, the others 0 */
+        char text[17];
+        for (size_t rank = 0; rank < (size_t)r->ranks; rank++) hash |= all[rank * count + id];
+        snprintf(text, sizeof text, "%016llx", (unsigned long long)hash);
+        json_object_set_new(*out, dlxi_model_tensor(&model, (int64_t)id).name, json_string(text));
+    }
+out:
+    free(own);
+    free(all);
+    free(shard);
+    return status;
+}
+
+/* ---- weights --------------------------------------------------------------------------------------------------- */
+
+/* Where a tied table is held by both ends, the first stage's part has it. */
+static int part_of(const site_run *r, const dlxi_tensor *tensor) {
+    if (tensor->layer < 0) return tensor->in_embedding ? 0 : r->cut.stages - 1;
+    int stage = 0;
+    while (tensor->layer >= r->cut.first_layer[stage + 1]) stage++;
+    return stage;
+}
+
+static dlx_status save_part(site_run *r, const char *path, const dlxi_model_config *model, dlx_error *error) {
+    dlx_status status = DLX_OK;
+    int stage = r->place->stage, *parts = NULL;
+    int64_t count, held = 0, all = dlxi_model_tensor_count(model);
+    const dlxi_parameter *parameter = dlxi_stage_parameters(dlxi_pipeline_stage(r->pipeline), &count);
+    dlxi_parameter *own = NULL;
+    dlxi_checkpoint_part *part = NULL;
+    DLX_TRY_OUT(DLXI_NEW(&own, count, error));
+    DLX_TRY_OUT(DLXI_NEW(&parts, all, error));
+    for (int64_t id = 0; id < all; id++) {
+        const dlxi_tensor tensor = dlxi_model_tensor(model, id);
+        parts[id] = part_of(r, &tensor);
+    }
+    for (int64_t i = 0; i < count; i++)
+        if (parts[parameter[i].tensor.id] == stage) own[held++] = parameter[i];
+    bool writes = r->place->replica == 0;
+    if (writes) DLX_TRY_OUT(dlxi_checkpoint_part_begin(&part, path, model, own, held, stage, r->cut.stages, error));
+    DLX_TRY_OUT(dlxi_place_barrier(r->place, error));
+    if (writes) DLX_TRY_OUT(dlxi_checkpoint_part_commit(part, error));
+    DLX_TRY_OUT(dlxi_place_barrier(r->place, error));
+    if (r->rank == 0) DLX_TRY_OUT(dlxi_checkpoint_finish(path, model, parts, r->cut.stages, error));
+    DLX_TRY_OUT(dlxi_place_barrier(r->place, error));
+out:
+    dlxi_checkpoint_part_close(&part);
+    free(parts);
+    free(own);
+    return status;
+}
+
+dlx_status dlxi_run_save(site_run *r, const char *folder, dlx_error *error) {
+    char path[DLXI_PATH_BYTES];
+    dlxi_model_config model = dlxi_config_model(r->config);
+    DLX_TRY(dlxi_path_join(path, folder, NULL, "weights", error));
+    if (r->cut.stages > 1) return save_part(r, path, &model, error);
+    if (r->rank != 0) return DLX_OK;
+    int64_t count;
+    const dlxi_parameter *parameter = dlxi_stage_parameters(dlxi_pipeline_stage(r->pipeline), &count);
+    return dlxi_checkpoint_save(path, &model, parameter, count, error);
+}

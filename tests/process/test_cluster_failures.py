@@ -1,0 +1,147 @@
+"""Sites of several ranks when things go wrong: a rank dies, a person interrupts, input is bad. One clear error each, not one
+a rank, and nothing is left behind."""
+import os
+import signal
+import time
+
+from harness import Case, SLOWER, events, main, summary
+
+SITES = ("paris", "tokyo")
+
+
+class ClusterFailures(Case):
+    def setUp(self):
+        super().setUp()
+        self.prepare_data()
+        self.file = self.config(model={"layers": 2}, train={"tokens": "1e12", "micro_batch": 1}, wan={"timeout_s": 2},
+                                site={"stages": 2, "replicas": 2})
+
+    def workers(self, *words):
+        """Process ids of the ranks that train, by rank: children of the processes that mpirun started."""
+        found = {}
+        for pid in self.pids():
+            try:
+                with open(f"/proc/{pid}/cmdline", "rb") as line, open(f"/proc/{pid}/environ", "rb") as environment, \
+                        open(f"/proc/{pid}/stat") as stat:
+                    given = line.read().decode().split("\0")
+                    variables = dict(v.split("=", 1) for v in environment.read().decode().split("\0") if "=" in v)
+                    parent = int(stat.read().rsplit(")", 1)[1].split()[1])
+                    with open(f"/proc/{parent}/cmdline", "rb") as of_parent:
+                        is_child = of_parent.read().decode().split("\0") == given
+            except OSError:
+                continue
+            if is_child and all(word in given for word in words):
+                found[int(variables["PMIX_RANK"])] = pid
+        return found
+
+    def rounds(self, folder, count):
+        self.wait_for_event(os.path.join(folder, "metrics.jsonl"),
+                            lambda e: e["event"] == "round" and e["committed_rounds"] >= count)
+
+    def told(self, process):
+        return [line for line in process.text("stderr").splitlines() if line.startswith("dilocox: ")]
+
+    # ---- death
+
+    def test_a_rank_dies(self):
+        self.keys(SITES)
+        coordinator, endpoint = self.start_coordinator(self.file, 2)
+        paris, tokyo = (self.start_site(self.file, name, endpoint, ranks=4) for name in SITES)
+        self.rounds(self.path("run", "tokyo"), 1)
+        killed_s = time.monotonic()
+        os.kill(self.workers("paris")[3], signal.SIGKILL)
+        self.assertNotEqual(paris.wait(), 0)
+        self.assertLess(time.monotonic() - killed_s, 5 * SLOWER)
+        self.assertEqual(self.told(paris),
+                         ["dilocox: rank 3 (stage 1, replica 1) of site 'paris' was ended by signal 9 (Killed)"])
+        self.assertEqual(tokyo.wait(), 1)
+        self.assertEqual(len(self.told(tokyo)), 1, tokyo.everything())
+        self.assertRegex(self.told(tokyo)[0], r"site 'paris' (\(rank \d\) )?(was not heard of|failed)")
+        self.assertEqual(coordinator.wait(), 1)
+        self.assertIn("'paris'", coordinator.text("stderr"))
+        self.wait_until_nothing_is_left()
+        self.assertEqual(summary(self.path("run", "tokyo"))["status"], "failed")
+
+    def test_a_launched_rank_dies(self):
+        run = self.start("launch", self.file, "--sites", 2)
+        self.rounds(self.path("run", "site-2"), 1)
+        os.kill(self.workers("site-2")[1], signal.SIGKILL)
+        self.assertEqual(run.wait(), 1)
+        self.assertIn("dilocox: site-2 failed: rank 1 (stage 0, replica 1) of site 'site-2' was ended by signal 9 (Killed)",
+                      run.text("stderr"))
+        self.wait_until_nothing_is_left()
+
+    def test_a_rank_of_one_job_dies(self):
+        run = self.start("launch", self.file, "--sites", 2, "--replicas", 1, "--set", "wan.link=mpi")
+        self.rounds(self.path("run", "site-2"), 1)
+        os.kill(self.workers()[2], signal.SIGKILL)
+        self.assertEqual(run.wait(), 1)
+        self.assertIn("rank 0 (stage 0, replica 0) of site-2 was ended by signal 9 (Killed)", run.text("stderr"))
+        self.wait_until_nothing_is_left()
+
+    # ---- interrupts
+
+    def interrupted(self, *more):
+        run = self.start("launch", self.file, "--sites", 2, *more)
+        for name in ("site-1", "site-2"):
+            self.rounds(self.path("run", name), 2)
+        run.signal(signal.SIGINT)
+        self.assertEqual(run.wait(), 1)
+        self.assertIn("dilocox: interrupted; what there is lies in " + self.path("run"), run.text("stderr"))
+        self.wait_until_nothing_is_left()
+        for name in ("site-1", "site-2"):
+            self.assertEqual(summary(self.path("run", name))["status"], "interrupted")
+            self.assertGreaterEqual(len(events(self.path("run", name, "metrics.jsonl"), "step")), 20)
+        self.call("eval", self.path("run", "weights"), "--data", self.path("data.validation.tokens"), "--tokens", 500)
+
+    def test_interrupt(self):
+        self.interrupted()
+
+    def test_interrupt_of_one_job(self):
+        self.interrupted("--replicas", 1, "--set", "wan.link=mpi")
+
+    # ---- bad input
+
+    def once(self, process, pattern):
+        self.assertEqual(len(self.told(process)), 1, process.everything())
+        self.assertRegex(self.told(process)[0], pattern)
+
+    def test_ranks(self):
+        self.once(self.ranks(3, "train", self.file, "--sites", 1, code=2), r"3 ranks.* 2 .* 2 .*4")
+        self.once(self.ranks(2, "train", self.file, "--site", "paris", "--set", "wan.security=none", code=2), r"2 ranks.*4")
+        self.refused(r"site\.stages 2 .* site\.replicas 2.*mpirun -n 4", "train", self.file, "--site", "paris")
+
+    def test_what_does_not_fit(self):
+        for change, pattern in (("site.stages=3", r"site\.stages: 3 is more than model\.layers; allowed: 1 to 2"),
+                                ("train.micro_batch=2", r"train\.micro_batch: 2 .*1 micro-batches.* fewer than 2 stages"),
+                                ("site.replicas=3", r"train\.batch: 4 windows can't be divided among 3 replicas"),
+                                ("site.cut=1", r"site\.cut"), ("site.cut=0,2", r"site\.cut"), ("site.cut=2,1", r"site\.cut"),
+                                ("wan.link=mem", r"wan\.link: mem has sites of one rank")):
+            with self.subTest(change):
+                self.refused(pattern, "launch", self.file, "--set", change)
+        self.once(self.ranks(4, "train", self.file, "--sites", 1, "--set", "site.stages=3", code=2), r"site\.stages: 3 ")
+
+    def test_a_file_that_is_missing(self):
+        self.once(self.ranks(4, "train", self.file, "--sites", 1, "--set", "data.train=" + self.path("none"), code=2),
+                  r"data\.train: no such file")
+
+    def test_sites_of_different_cuts(self):
+        coordinator, endpoint = self.start_coordinator(self.file, 2, secure=False)
+        paris = self.start_site(self.file, "paris", endpoint, secure=False, ranks=4)
+        coordinator.wait_line("site 'paris' is there")
+        tokyo = self.start_site(self.file, "tokyo", endpoint, "--set", "site.replicas=1", secure=False, ranks=2)
+        self.assertEqual(tokyo.wait(), 1)
+        self.once(tokyo, r"site\.replicas: '1' on site 'tokyo', '2' ")
+        paris.signal(signal.SIGTERM)
+        paris.wait()
+        coordinator.signal(signal.SIGTERM)
+        coordinator.wait()
+        self.wait_until_nothing_is_left()
+
+    def test_mpi_without_threads(self):
+        self.once(self.ranks(4, "train", self.file, "--sites", 1, code=1, env={"OMPI_MPI_THREAD_LEVEL": "1"}),
+                  r"MPI_THREAD_MULTIPLE")
+
+
+if __name__ == "__main__":
+    main()
