@@ -1,5 +1,6 @@
 /* The member room: the coordinator's and the site's state machines, fed by hand. */
-#include "member/coordinator.h"
+#include "member_world.h"
+
 #include "member/lease.h"
 #include "member/site.h"
 
@@ -14,102 +15,6 @@
 #include <string.h>
 #include <cmocka.h>
 
-enum { PEERS_MAX = 8, TOKENS_PER_WINDOW = 10, TIMEOUT_MS = 5000 };
-
-/* A coordinator and what it last sent to each peer. */
-typedef struct world {
-    dlxi_coordinator *c;
-    int64_t now_ms;
-    dlxi_message *message; /* being written or read */
-    dlxi_message *last[PEERS_MAX];
-    int counts[PEERS_MAX][32]; /* by kind */
-    uint32_t attempt[PEERS_MAX];
-    uint64_t round[PEERS_MAX];
-    dlxi_outbox outgoing; /* encodes what the sites say */
-} world;
-
-static world *world_open(uint16_t sites, uint64_t tokens_target, const char *shared_text) {
-    world *w = calloc(1, sizeof *w);
-    assert_non_null(w);
-    w->now_ms = 1000;
-    w->message = calloc(1, sizeof *w->message);
-    for (int i = 0; i < PEERS_MAX; i++) w->last[i] = calloc(1, sizeof *w->last[i]);
-    dlxi_coordinator_settings settings = {.sites = sites,
-                                          .tokens_target = tokens_target,
-                                          .shared_text = shared_text,
-                                          .timeout_ms = TIMEOUT_MS,
-                                          .attempts_max = 3};
-    assert_int_equal(dlxi_coordinator_open(&w->c, &settings, w->now_ms, NULL), DLX_OK);
-    return w;
-}
-
-static void world_close(world *w) {
-    dlxi_coordinator_close(&w->c);
-    assert_null(w->c);
-    dlxi_outbox_clear(&w->outgoing);
-    for (int i = 0; i < PEERS_MAX; i++) free(w->last[i]);
-    free(w->message);
-    free(w);
-}
-
-/* Takes what the coordinator sends. */
-static void drain(world *w) {
-    const dlxi_outbox_item *item;
-    while ((item = dlxi_outbox_peek(dlxi_coordinator_outbox(w->c))) != NULL) {
-        assert_in_range(item->to, 0, PEERS_MAX - 1);
-        assert_int_equal(dlxi_message_decode(w->last[item->to], &item->frame, NULL), DLX_OK);
-        w->counts[item->to][item->frame.kind]++;
-        w->attempt[item->to] = item->frame.attempt;
-        w->round[item->to] = item->frame.round;
-        assert_int_equal(item->frame.site, DLXI_SITE_COORDINATOR);
-        assert_int_equal(item->frame.term, 1);
-        dlxi_outbox_drop(dlxi_coordinator_outbox(w->c));
-    }
-}
-
-/* Says w->message as `peer`. */
-static void say_as(world *w, uint32_t peer, const char *proved, dlxi_frame_kind kind, dlxi_frame header) {
-    w->message->kind = kind;
-    assert_int_equal(dlxi_outbox_put(&w->outgoing, 0, header, w->message, NULL), DLX_OK);
-    const dlxi_outbox_item *item = dlxi_outbox_peek(&w->outgoing);
-    dlxi_coordinator_on_frame(w->c, peer, proved, "key", &item->frame, w->now_ms);
-    dlxi_outbox_drop(&w->outgoing);
-    drain(w);
-}
-
-static void say(world *w, uint32_t peer, dlxi_frame_kind kind, uint64_t round, uint32_t attempt) {
-    say_as(w, peer, "", kind, (dlxi_frame){.term = 1, .round = round, .attempt = attempt});
-}
-
-static dlxi_hello *hello_of(world *w, const char *name) {
-    dlxi_hello *h = &w->message->as.hello;
-    *h = (dlxi_hello){.ranks = 1,
-                      .tensors_hash = 7,
-                      .anchor_hash = 11,
-                      .windows = 1000,
-                      .tokens_per_window = TOKENS_PER_WINDOW,
-                      .data_hash = 13,
-                      .lease_windows = 6};
-    dlxi_text_copy(h->site, sizeof h->site, name);
-    dlxi_text_copy(h->shared_text, sizeof h->shared_text, "model.width: 64\nsync.bits: 4\n");
-    return h;
-}
-
-static void join(world *w, uint32_t peer, const char *name) {
-    hello_of(w, name);
-    say_as(w, peer, "", DLXI_FRAME_HELLO, (dlxi_frame){.term = 0});
-}
-
-static void listen_all(world *w, uint16_t sites) {
-    for (uint32_t peer = 0; peer < sites; peer++) {
-        dlxi_endpoints *e = &w->message->as.endpoints;
-        *e = (dlxi_endpoints){.sites = sites};
-        for (uint16_t i = 0; i < sites; i++)
-            snprintf(e->endpoint[i], sizeof e->endpoint[i], "peer %u for site %u", peer, i);
-        say(w, peer, DLXI_FRAME_LISTENING, 1, 0);
-    }
-}
-
 /* Peers 0, 1, … join as "b", "a", "c", so that sites' numbers and peers' differ: site 0 is peer 1. */
 static const char *const names[] = {"b", "a", "c", "d", "e"};
 static uint16_t site_of(uint32_t peer) {
@@ -122,38 +27,6 @@ static world *run_open(uint16_t sites, uint64_t tokens_target) {
     listen_all(w, sites);
     assert_int_equal(dlxi_coordinator_phase_of(w->c), DLXI_COORDINATOR_RUNNING);
     return w;
-}
-
-static dlxi_ready ready_of(uint64_t tokens) {
-    return (dlxi_ready){.tokens = tokens,
-                        .windows_used = (uint32_t)(tokens / TOKENS_PER_WINDOW),
-                        .anchor_hash = 99,
-                        .norm = 1.0,
-                        .step_ns = 5,
-                        .exchange_ns = 6,
-                        .exchange_bytes = 7};
-}
-
-static void ready(world *w, uint32_t peer, uint64_t round, uint64_t tokens) {
-    w->message->as.ready = ready_of(tokens);
-    say(w, peer, DLXI_FRAME_READY, round, 0);
-}
-
-static void stage(world *w, uint32_t peer, uint64_t round, uint32_t attempt, uint64_t hash) {
-    w->message->as.staged.hash = hash;
-    say(w, peer, DLXI_FRAME_STAGED, round, attempt);
-}
-
-static void assert_stopped(world *w, uint16_t sites, dlx_status status, const char *text) {
-    dlx_error error;
-    assert_int_equal(dlxi_coordinator_phase_of(w->c), DLXI_COORDINATOR_DONE);
-    assert_int_equal(dlxi_coordinator_result(w->c, &error), status);
-    assert_string_equal(error.message, text);
-    for (uint16_t peer = 0; peer < sites; peer++) {
-        assert_int_equal(w->last[peer]->kind, DLXI_FRAME_STOP);
-        assert_int_equal(w->last[peer]->as.reason.status, status);
-        assert_string_equal(w->last[peer]->as.reason.text, text);
-    }
 }
 
 /* ---- rendezvous ------------------------------------------------------------------------------------------------ */
