@@ -137,6 +137,45 @@ static void a_thousand_frames_both_ways(void **state) {
     }
 }
 
+/* The ranks of a site are processes that share its name and key; each has a number and a place of its own. */
+static void ranks_of_one_site_share_its_key(void **state) {
+    (void)state;
+    enum { RANKS = 20 };
+    world w;
+    build(&w, "127.0.0.1:0", true);
+    dlxi_link *rank[RANKS] = {w.site[0]}, *other = NULL;
+    dlxi_zmq_settings delft = settings_of(DELFT, w.bound, true), oslo = settings_of(OSLO, w.bound, true);
+    uint32_t from;
+    dlxi_frame got;
+    for (uint32_t r = 0; r < RANKS; r++) {
+        if (r > 0) must(dlxi_zmq_site_open(&rank[r], &delft, &error));
+        must(send(rank[r], DLXI_SITE_COORDINATOR, DLXI_FRAME_HELLO, r));
+        expect_frame(w.coordinator, &from, &got);
+        assert_int_equal(from, r);
+        assert_int_equal(got.round, r);
+        assert_string_equal(w.coordinator->op->peer_name(w.coordinator, r), "delft");
+    }
+    for (uint32_t r = 0; r < RANKS; r++) {
+        must(send(w.coordinator, r, DLXI_FRAME_BEGIN, 1000 + r));
+        expect_frame(rank[r], &from, &got);
+        assert_int_equal(from, DLXI_SITE_COORDINATOR);
+        assert_int_equal(got.round, 1000 + r);
+    }
+    must(dlxi_zmq_site_open(&other, &oslo, &error));
+    join(rank[1], 0, DELFT, other, 1, OSLO, true);
+    dlxi_link *const to[2] = {w.site[1], other};
+    for (uint32_t r = 0; r < 2; r++) send_surely(rank[r], 1, DLXI_FRAME_RESULT, 50 + r);
+    for (uint32_t r = 2; r-- > 0;) {
+        expect_frame(to[r], &from, &got);
+        assert_int_equal(from, 0);
+        assert_int_equal(got.round, 50 + r);
+        expect_nothing(to[r]);
+    }
+    dlxi_link_close(&other);
+    for (uint32_t r = 1; r < RANKS; r++) dlxi_link_close(&rank[r]);
+    raze(&w);
+}
+
 static void names_numbers_and_replies(void **state) {
     (void)state;
     world w;
@@ -574,13 +613,21 @@ static void data_sockets_admit_their_peer_only(void **state) {
 }
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_thousand_frames_both_ways),    cmocka_unit_test(names_numbers_and_replies),
-        cmocka_unit_test(memory_stays_bounded),           cmocka_unit_test(wake_ends_a_receive),
-        cmocka_unit_test(close_lets_queued_frames_leave), cmocka_unit_test(a_site_that_left_is_lost),
-        cmocka_unit_test(a_cut_connection_is_made_again), cmocka_unit_test(ipv6_and_names),
-        cmocka_unit_test(an_unknown_key_gets_nothing),    cmocka_unit_test(a_false_coordinator_gets_nothing),
-        cmocka_unit_test(nobody_speaks_for_another),      cmocka_unit_test(a_routing_id_is_not_enough),
-        cmocka_unit_test(malformed_messages_are_dropped), cmocka_unit_test(data_sockets_admit_their_peer_only),
+        cmocka_unit_test(a_thousand_frames_both_ways),
+        cmocka_unit_test(names_numbers_and_replies),
+        cmocka_unit_test(memory_stays_bounded),
+        cmocka_unit_test(wake_ends_a_receive),
+        cmocka_unit_test(close_lets_queued_frames_leave),
+        cmocka_unit_test(a_site_that_left_is_lost),
+        cmocka_unit_test(a_cut_connection_is_made_again),
+        cmocka_unit_test(ipv6_and_names),
+        cmocka_unit_test(an_unknown_key_gets_nothing),
+        cmocka_unit_test(a_false_coordinator_gets_nothing),
+        cmocka_unit_test(nobody_speaks_for_another),
+        cmocka_unit_test(a_routing_id_is_not_enough),
+        cmocka_unit_test(malformed_messages_are_dropped),
+        cmocka_unit_test(data_sockets_admit_their_peer_only),
+        cmocka_unit_test(ranks_of_one_site_share_its_key),
     };
     return cmocka_run_group_tests(tests, make_keys, remove_keys);
 }

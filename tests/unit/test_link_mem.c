@@ -213,6 +213,57 @@ static void a_site_may_open_before_the_coordinator(void **state) {
     dlxi_hub_close(&hub);
 }
 
+/* Each rank of a site is an endpoint of its own, of one name; a run has many more than sites. */
+static void the_coordinator_tells_many_ranks_apart(void **state) {
+    (void)state;
+    enum { ENDPOINTS = 300 };
+    dlx_hub *hub = NULL;
+    dlxi_link *coordinator = NULL, *rank[ENDPOINTS];
+    uint32_t from;
+    dlxi_frame got;
+    must(dlxi_mem_hub_open(&hub, 1, &error));
+    must(hub->open_coordinator(hub, &coordinator, &error));
+    for (uint16_t r = 0; r < ENDPOINTS; r++) {
+        must(hub->open_site(hub, &rank[r], "delft", r, &error));
+        must(send(rank[r], DLXI_SITE_COORDINATOR, DLXI_FRAME_HELLO, r));
+        must(receive(coordinator, 0, &from, &got));
+        assert_int_equal(from, r);
+        assert_string_equal(coordinator->op->peer_name(coordinator, r), "delft");
+    }
+    for (uint32_t r = 0; r < ENDPOINTS; r++) {
+        must(send(coordinator, r, DLXI_FRAME_BEGIN, 1000 + r));
+        must(receive(rank[r], 0, &from, &got));
+        assert_int_equal(got.round, 1000 + r);
+    }
+    for (uint16_t r = 0; r < ENDPOINTS; r++) dlxi_link_close(&rank[r]);
+    dlxi_link_close(&coordinator);
+    dlxi_hub_close(&hub);
+}
+
+static void ranks_talk_to_their_like(void **state) {
+    (void)state;
+    world w;
+    build(&w);
+    dlxi_link *rank_1[2];
+    must(w.hub->open_site(w.hub, &rank_1[0], "delft", 1, &error));
+    must(w.hub->open_site(w.hub, &rank_1[1], "oslo", 1, &error));
+    join(rank_1[0], 0, rank_1[1], 1);
+    uint32_t from;
+    dlxi_frame got;
+    must(send(w.site[0], 1, DLXI_FRAME_RESULT, 7));
+    must(send(rank_1[0], 1, DLXI_FRAME_RESULT, 8));
+    must(receive(rank_1[1], 0, &from, &got));
+    assert_int_equal(from, 0);
+    assert_int_equal(got.round, 8);
+    must(receive(w.site[1], 0, &from, &got));
+    assert_int_equal(from, 0);
+    assert_int_equal(got.round, 7);
+    assert_int_equal(receive(rank_1[1], 0, &from, &got), DLX_TIMEOUT);
+    dlxi_link_close(&rank_1[0]);
+    dlxi_link_close(&rank_1[1]);
+    raze(&w);
+}
+
 static void wrong_use_is_refused(void **state) {
     (void)state;
     world w;
@@ -329,6 +380,8 @@ int main(void) {
         cmocka_unit_test(frames_wait_until_their_sender_is_known),
         cmocka_unit_test(a_closed_peer_is_lost_but_what_it_sent_arrives),
         cmocka_unit_test(a_site_may_open_before_the_coordinator),
+        cmocka_unit_test(the_coordinator_tells_many_ranks_apart),
+        cmocka_unit_test(ranks_talk_to_their_like),
         cmocka_unit_test(wrong_use_is_refused),
         cmocka_unit_test(wake_ends_a_receive),
         cmocka_unit_test(two_threads_exchange_under_backpressure),

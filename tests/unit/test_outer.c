@@ -389,6 +389,30 @@ static void paper_weighs_tensors_by_parameters(void **state) {
     assert_int_equal(adapt.inner_steps, 25); /* 40 · (3·½ + 1·1)/4 */
 }
 
+/* H is one number of the whole model, however the tensors are dealt out. */
+static void the_sums_of_parts_are_the_wholes(void **state) {
+    (void)state;
+    enum { COUNT = 12 };
+    dlxi_adapt adapt = adapt_of(DLX_ADAPTATION_PAPER);
+    dlxi_adapt_tensor tensors[COUNT];
+    double mean = 0, parameters = 0;
+    for (int i = 0; i < COUNT; i++) {
+        tensors[i] = (dlxi_adapt_tensor){
+            .parameters = 1 + 977 * i * i, .rank_first = 24, .rank_limit = 99, .rank = 3 + (5 * i) % 19};
+        mean += (double)tensors[i].parameters * tensors[i].rank / 24;
+        parameters += (double)tensors[i].parameters;
+    }
+    dlxi_adapt_paper(&adapt, tensors, COUNT);
+    assert_int_equal(adapt.inner_steps, (uint32_t)(40 * mean / parameters + 0.5));
+    for (size_t first = 0; first <= COUNT; first++) {
+        dlxi_adapt_sums a = dlxi_adapt_sum(tensors, first), b = dlxi_adapt_sum(tensors + first, COUNT - first);
+        dlxi_adapt_sums both = {a.weighted_ranks + b.weighted_ranks, a.parameters + b.parameters};
+        assert_int_equal(dlxi_adapt_inner_steps(&adapt, both, 24), adapt.inner_steps);
+    }
+    adapt.inner_steps = 17;
+    assert_int_equal(dlxi_adapt_inner_steps(&adapt, (dlxi_adapt_sums){0}, 24), 17); /* nothing to go by */
+}
+
 static uint64_t bytes_at(void *context, int rank) {
     return *(const uint64_t *)context * (uint64_t)rank;
 }
@@ -491,6 +515,7 @@ int main(void) {
         cmocka_unit_test(link_spends_what_there_is),
         cmocka_unit_test(link_slower_is_never_more),
         cmocka_unit_test(link_decides_alike_whoever_asks),
+        cmocka_unit_test(the_sums_of_parts_are_the_wholes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
