@@ -62,7 +62,7 @@ dlx_status dlxi_mpi_check(int code, const char *what, dlx_error *error);
 /* Tests until all are done, asleep in between: Open MPI's own waits spin, and ranks may share a core. *waited_s (may be
  * NULL) grows by the time it took. Null requests are done. */
 dlx_status dlxi_mpi_wait(MPI_Request *requests, int count, double *waited_s, dlx_error *error);
-/* Between two tests: yields at first, then sleeps longer and longer, up to 0.2 ms. `idle` counts, from 0. */
+/* Between two tests: yields at first, then sleeps longer and longer, up to 0.5 ms. `idle` counts, from 0. */
 void dlxi_mpi_idle(int *idle);
 /* Sleeps, to the microsecond where the system can. */
 void dlxi_mpi_pause(int64_t pause_ns);

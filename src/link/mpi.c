@@ -12,7 +12,7 @@
  * where MPI keeps them, as a frame that comes before connect() must. Its length is known, and bounded, before memory is
  * given to it. A large one moves only while both sides call MPI, so each peer has one receive of its own under way, and
  * a stalled site doesn't hold up the coordinator's word. Nothing wakes a thread that waits for MPI: receive() tests,
- * and sleeps for a sixteenth of the time in which nothing happened, 20 µs to 0.5 ms. */
+ * and sleeps for a sixteenth of the time in which nothing happened, 20 µs to 2 ms. */
 #include "link/mpi.h"
 
 #include <sched.h>
@@ -29,7 +29,7 @@ enum { TAG_TO_COORDINATOR = 1, TAG_FROM_COORDINATOR = 2, TAG_DATA = 3 };
 enum { CONTROL_FRAMES = 64, DATA_FRAMES = 8, COORDINATOR_RANK = 0, NO_RANK = -1 };
 enum { COORDINATOR_PEER = DLXI_SITES_MAX }; /* its place among a site's peers */
 enum { FRAME_BYTES_MAX = DLXI_FRAME_HEADER_BYTES + DLXI_FRAME_PAYLOAD_MAX };
-static const int64_t MS_NS = 1000000, CLOSE_NS = 1000000000, SLEEP_MIN_NS = 20000, SLEEP_MAX_NS = 500000;
+static const int64_t MS_NS = 1000000, CLOSE_NS = 1000000000, SLEEP_MIN_NS = 20000, SLEEP_MAX_NS = 2000000;
 
 typedef struct outgoing {
     MPI_Request request;
