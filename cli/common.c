@@ -45,7 +45,8 @@ int exit_code_of(const dlx_error *error) {
 }
 
 int fail_with(const dlx_error *error) {
-    fprintf(stderr, "dilocox: %s\n", error->message);
+    /* no message: another rank of the job has it */
+    if (error->message[0] != '\0') fprintf(stderr, "dilocox: %s\n", error->message);
     return exit_code_of(error);
 }
 

@@ -70,9 +70,8 @@ void watch_rank(const char *path, const char **sets, const char *site) {
 
 int fail_rank(dlx_cluster *cluster, const dlx_config *config, dlx_error *error) {
     int exit_code = exit_code_of(error);
-    if (cluster == NULL) return fail_with(error);
-    if (dlx_cluster_agree_on_failure(cluster, error)) {
-        if (error->message[0] != '\0') fail_with(error);
+    if (cluster == NULL || dlx_cluster_agree_on_failure(cluster, error)) {
+        fail_with(error);
         return exit_code;
     }
     char name[64];

@@ -48,12 +48,11 @@ int print_results(const dlx_config *config) {
            number(summary, "tokens_per_s"));
     const char *hash = json_string_value(json_object_get(summary, "anchor_hash"));
     printf("anchor             %s\n", hash != NULL ? hash : "differs between sites");
-    snprintf(path, sizeof path, "%s/weights/model.safetensors", folder);
+    snprintf(path, sizeof path, "%s/weights/config.json", folder);
     if (access(path, F_OK) == 0) {
         snprintf(path, sizeof path, "%s/weights", folder);
         print_sample(path);
-        printf("\nfiles in %s: summary.json, <site>/metrics.jsonl, weights (%s/weights/model.safetensors)\n", folder,
-               folder);
+        printf("\nfiles in %s: summary.json, <site>/metrics.jsonl, weights (%s/weights)\n", folder, folder);
     } else { /* this machine is no site's */
         printf("\nthe summary is %s/summary.json; the weights are on the site whose name sorts first\n", folder);
     }

@@ -139,7 +139,7 @@ class ClusterFailures(Case):
         self.wait_until_nothing_is_left()
 
     def test_mpi_without_threads(self):
-        self.once(self.ranks(4, "train", self.file, "--sites", 1, code=1, env={"OMPI_MPI_THREAD_LEVEL": "1"}),
+        self.once(self.ranks(4, "train", self.file, "--sites", 1, code=1, env={"LD_PRELOAD": os.environ["FEW_THREADS"]}),
                   r"MPI_THREAD_MULTIPLE")
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import re
 
-from harness import Case, SANITIZED, events, main, summary
+from harness import Case, SANITIZED, SOURCE_ROOT, events, main, summary
 
 LAYERS = 4
 CUTS = ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2))
@@ -21,26 +21,26 @@ class Clusters(Case):
 
     # ---- one site: loss curves
 
-    def curve(self, cut, file, *more):
-        """Every step's loss and gradient norm, and the validation loss, of a site of stages × replicas ranks."""
+    def curve(self, cut, file, *more, values=("loss", "gradient_norm")):
+        """These of every step, and the validation loss, of a site of stages × replicas ranks."""
         stages, replicas = cut
         folder = self.path(f"{stages}x{replicas}")
         self.ranks(stages * replicas, "train", file, "--sites", 1, "--run-dir", folder, "--set", f"site.stages={stages}",
                    "--set", f"site.replicas={replicas}", *more)
         steps = events(os.path.join(folder, "site-1", "metrics.jsonl"), "step")
         self.assertEqual(len(steps), STEPS)
-        return [x for e in steps for x in (e["loss"], e["gradient_norm"])] + [summary(folder)["val_loss"]]
+        return [e[key] for e in steps for key in values] + [summary(folder)["val_loss"]]
 
-    def check_curves(self, model, tolerance, **train):
+    def check_curves(self, model, tolerance, values=("loss", "gradient_norm"), **train):
         """Nothing is compressed: four bits would make steps of a last bit's difference."""
         train = {"tokens": STEPS * 8 * 32, "batch": 8, "micro_batch": 2, **train}
         file = self.config(model=model, train=train,
                            sync={"overlap": "none", "adaptation": "off", "compression": {"rank": 0, "bits": "none"}})
-        whole = self.curve((1, 1), file)
+        whole = self.curve((1, 1), file, values=values)
         self.assertLess(whole[-1], whole[0] - 0.5, "it learns")
         for cut in CUTS[1:]:
             with self.subTest(cut=cut):
-                for k, (x, y) in enumerate(zip(self.curve(cut, file), whole)):
+                for k, (x, y) in enumerate(zip(self.curve(cut, file, values=values), whole)):
                     self.assertLess(abs(x - y), tolerance * abs(y), f"value {k} of {cut}: {x} and {y}")
         return file
 
@@ -59,7 +59,7 @@ class Clusters(Case):
         with open("/proc/cpuinfo") as text:
             if "avx512_bf16" not in text.read():
                 self.skipTest("this CPU has no bf16")
-        self.check_curves(LLAMA, 2e-2, precision="bf16", recompute=True)
+        self.check_curves(LLAMA, 2e-2, ("loss",), precision="bf16", recompute=True)
 
     def check_weights(self, cut):
         """What several ranks saved, one process evaluates alike, and writes text with."""
@@ -89,13 +89,22 @@ class Clusters(Case):
         return first, s
 
     def test_two_sites_of_two_stages_and_two_replicas(self):
-        self.file = self.config(model=LLAMA, train={"tokens": 200 * 8 * 32 * 2, "batch": 8, "micro_batch": "auto"})
+        """The default method on the King James text. When an update is applied is fixed: else it follows the machine's mood,
+        which moves the loss by about as much as is allowed here."""
+        data = {name: os.path.join(SOURCE_ROOT, "data", f"kjv.{name}.tokens") for name in ("train", "validation")}
+        if not os.path.exists(data["train"]):
+            self.skipTest("there is no data/kjv.train.tokens; run 'make data'")
+        self.file = self.write("default.json", json.dumps({
+            "run": {"dir": self.path("run")}, "data": data, "sync": {"exchange_steps": 3},
+            "model": {"layers": LAYERS, "width": 64, "heads": 4, "kv_heads": 2, "mlp_width": 128, "context": 64},
+            "train": {"tokens": 40960 if SANITIZED else 409600, "batch": 8, "eval_tokens": 30000, "warmup_tokens": 20000,
+                      "precision": "f32"}}))
         whole = self.launched("whole")
         cut = self.launched("cut", "--stages", 2, "--replicas", 2)
-        self.assertEqual(len(cut[0]), len(whole[0]))
+        self.assertEqual(cut[0].keys(), whole[0].keys())
         self.assertEqual((cut[1]["stages"], cut[1]["replicas"], cut[1]["parameters"]), (2, 2, whole[1]["parameters"]))
         self.assertLess(abs(cut[1]["val_loss"] / whole[1]["val_loss"] - 1), 0.01)
-        self.assertLess(cut[1]["val_loss"], cut[1]["val_loss_initial"] - 1, "it learns")
+        self.assertLess(cut[1]["val_loss"], cut[1]["val_loss_initial"] - (1 if SANITIZED else 3), "it learns")
 
     def test_mpi_and_zmq_give_the_same_anchors(self):
         self.file = self.config(model=LLAMA, train={"micro_batch": 1}, sync={"exchange_steps": 3})
