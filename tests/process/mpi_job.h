@@ -28,7 +28,11 @@ static inline void failed(int line, const char *format, ...) {
     do {                                                                                                               \
         if (!(condition)) failed(__LINE__, __VA_ARGS__);                                                               \
     } while (0)
-#define MUST(call) CHECK((call) == DLX_OK, "%s", error.message)
+#define MUST(call)                                                                                                     \
+    do {                                                                                                               \
+        dlx_status must_ = (call);                                                                                     \
+        CHECK(must_ == DLX_OK, "%s: %s", dlx_status_text(must_), error.message);                                       \
+    } while (0)
 #define EQUAL(a, b)                                                                                                    \
     do {                                                                                                               \
         long long left_ = (long long)(a), right_ = (long long)(b);                                                     \

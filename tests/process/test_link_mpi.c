@@ -14,6 +14,7 @@
 #include "mpi_job.h"
 
 enum { SITES = 3, SITE_RANKS = 2, RANKS = SITES * SITE_RANKS, DATA_FRAMES = 8, CONTROL_FRAMES = 64 };
+enum { REPORTS = 6, REPORT_BYTES = 65536, ANSWERED = 1 + CONTROL_FRAMES + REPORTS + 1 /* of each rank */ };
 enum { HEADER = DLXI_FRAME_HEADER_BYTES, PAYLOAD_MAX = DLXI_FRAME_PAYLOAD_MAX, FOREVER = -1 };
 
 static dlx_hub *hub;
@@ -263,6 +264,9 @@ static void a_full_queue_refuses_and_room_is_told(void) {
 static void control_has_a_queue_of_its_own(coordinator *c) {
     uint32_t from;
     dlxi_frame frame;
+    MUST(send_to(site, DLXI_SITE_COORDINATOR, DLXI_FRAME_READY, 0, NULL, 0));
+    MUST(receive(site, FOREVER, &from, &frame)); /* all that was sent before has been heard: the queue is empty */
+    barrier();
     if (cluster->rank == 0) coordinator_pause(c, true);
     barrier();
     for (uint64_t i = 0; i < CONTROL_FRAMES; i++)
@@ -287,7 +291,6 @@ static void control_has_a_queue_of_its_own(coordinator *c) {
 
 /* All ranks report at once, and each gets its own back. */
 static void the_coordinator_answers_each(void) {
-    enum { REPORTS = 6, REPORT_BYTES = 65536 };
     static uint8_t report[REPORT_BYTES];
     memset(report, cluster->rank + 1, sizeof report);
     for (uint64_t i = 0; i < REPORTS; i++)
@@ -309,7 +312,7 @@ static void the_coordinator_answers_each(void) {
 static MPI_Request send_raw(const void *bytes, size_t count_bytes) {
     enum { TAG_DATA = 3 };
     MPI_Request request;
-    int code = MPI_Isend(bytes, (int)count_bytes, MPI_BYTE, SITE_RANKS, TAG_DATA, cluster->wan, &request);
+    int code = MPI_Issend(bytes, (int)count_bytes, MPI_BYTE, SITE_RANKS, TAG_DATA, cluster->wan, &request);
     CHECK(code == MPI_SUCCESS, "not sent");
     return request;
 }
@@ -318,8 +321,9 @@ static MPI_Request send_raw(const void *bytes, size_t count_bytes) {
 static void what_is_no_frame_is_dropped(void) {
     enum { TOO_LONG = HEADER + PAYLOAD_MAX + 1, SHAPELESS = 500, CHANGED_PAYLOAD = 300 };
     static uint8_t zeros[TOO_LONG], changed[HEADER + CHANGED_PAYLOAD];
+    MPI_Request too_long;
     if (cluster->rank == 0) {
-        send_raw(zeros, TOO_LONG); /* nobody will take it */
+        too_long = send_raw(zeros, TOO_LONG);
         MPI_Request requests[] = {send_raw(zeros, 0), send_raw(zeros, HEADER - 1), send_raw(zeros, SHAPELESS),
                                   MPI_REQUEST_NULL};
         dlxi_frame frame = {.kind = DLXI_FRAME_RESULT, .payload = zeros, .payload_bytes = CHANGED_PAYLOAD};
@@ -340,6 +344,9 @@ static void what_is_no_frame_is_dropped(void) {
         EQUAL(after.bytes_received - before.bytes_received, HEADER);
     }
     barrier();
+    int taken = 0;
+    if (cluster->rank == 0 && MPI_Test(&too_long, &taken, MPI_STATUS_IGNORE) == MPI_SUCCESS)
+        CHECK(!taken, "memory was given to a message longer than a frame");
 }
 
 static void *wake_site(void *context) {
@@ -380,9 +387,9 @@ static void closing_waits_for_nobody(coordinator *c) {
             for (uint64_t k = 0; k < 3; k++) MUST(send_to(site, i, DLXI_FRAME_RESULT, k, payload, sizeof payload));
     if (cluster->rank == 0) { /* a coordinator that is gone */
         pthread_join(c->thread, NULL);
-        EQUAL(c->statistics.frames_received, RANKS * (CONTROL_FRAMES + 6 + 1) + 1);
-        EQUAL(c->statistics.frames_sent, RANKS * (CONTROL_FRAMES + 6 + 1));
-        EQUAL(c->statistics.bytes_received, RANKS * (6 * (HEADER + 65536) + (CONTROL_FRAMES + 1) * HEADER) + HEADER);
+        EQUAL(c->statistics.frames_received, RANKS * ANSWERED + 1);
+        EQUAL(c->statistics.frames_sent, RANKS * ANSWERED);
+        EQUAL(c->statistics.bytes_received, (RANKS * ANSWERED + 1) * HEADER + RANKS * REPORTS * REPORT_BYTES);
         EQUAL(c->statistics.frames_dropped, 0);
     }
     barrier();
