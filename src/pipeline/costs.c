@@ -13,20 +13,66 @@ dlxi_costs dlxi_costs_with_recompute(dlxi_costs costs) {
 
 /* ---- predicted ------------------------------------------------------------------------------------------------- */
 
+/* Forward and backward of one core with AVX-512-BF16 (AMD EPYC of 2024), bf16 products, by bench/bench_kernels.c and
+ * dlxi_costs_measure: GPT-2 124M at T = 64, the quickstart at T = 256. Only their ratios matter, and those of f32 are
+ * about the same; docs/benchmarks.md compares predicted with measured costs. Billions a second. */
+static const struct rates {
+    double linear;                        /* floating-point operations in products with weights */
+    double attention;                     /* the same, of 12·T²·C a window, though causal */
+    double layernorm, rmsnorm;            /* elements */
+    double gelu, swiglu, add, rope, loss; /* elements; of logits for the loss */
+    double embedding;
+} rates = {.linear = 250,
+           .attention = 170,
+           .layernorm = 2.1,
+           .rmsnorm = 2.9,
+           .gelu = 1.05,
+           .swiglu = 1.4,
+           .add = 10,
+           .rope = 5,
+           .loss = 2.1,
+           .embedding = 0.7};
+
+static double norm_cost(const dlxi_model_config *config) {
+    return (double)config->width / (config->family == DLXI_FAMILY_LLAMA ? rates.rmsnorm : rates.layernorm);
+}
+
+/* Parameters in a block's matrices. */
+static double block_matrices(const dlxi_model_config *config) {
+    double sum = 0;
+    for (int64_t id = 0; id < dlxi_model_tensor_count(config); id++) {
+        dlxi_tensor tensor = dlxi_model_tensor(config, id);
+        if (tensor.layer == 0 && tensor.hidden_matrix) sum += (double)tensor.rows * (double)tensor.cols;
+    }
+    return sum;
+}
+
+/* All in nanoseconds a token. A product with a weight of P parameters takes 2·P operations forward and 4·P backward. */
 dlxi_costs dlxi_costs_estimate(const dlxi_model_config *config, int64_t T) {
-    (void)T;
-    return (dlxi_costs){.block = 6.0 * (double)config->width, .head = 1};
+    bool llama = config->family == DLXI_FAMILY_LLAMA;
+    double C = (double)config->width, M = (double)config->mlp_width, V = (double)config->vocabulary;
+    double K = C * (double)config->kv_heads / (double)config->heads;
+    dlxi_costs costs = {0};
+    costs.block = 6 * block_matrices(config) / rates.linear + 12 * (double)T * C / rates.attention;
+    costs.block += 2 * norm_cost(config) + (llama ? 7 : 6) * C / rates.add;
+    costs.block += llama ? M / rates.swiglu + (C + K) / rates.rope : M / rates.gelu;
+    costs.head = 6 * V * C / rates.linear + V / rates.loss + norm_cost(config);
+    costs.embedding = C / rates.embedding;
+    return costs;
 }
 
 /* ---- measured -------------------------------------------------------------------------------------------------- */
 
-enum { RUNS_WARM_UP = 2, RUNS = 9 };
+enum { BLOCKS_MAX = 4 /* at once, so that a cache holds their weights no better than it does a stage's */ };
+enum { ROUNDS_UNTIMED = 2, ROUNDS_MIN = 7, ROUNDS_MAX = 101 };
+#define ENOUGH_S 1.0 /* of rounds, once there are ROUNDS_MIN */
 
 /* One part of a model by itself, with what passes through it. */
 typedef struct part {
     dlxi_stage *stage;
     uint32_t *tokens, *targets; /* [B,T] */
     float *input;               /* [B,T,C]; the gradient from above too */
+    double seconds[ROUNDS_MAX];
 } part;
 
 static dlx_status open_part(part *p, const dlxi_model_config *config, const dlxi_stage_options *options,
@@ -51,12 +97,7 @@ static void close_part(part *p) {
     free(p->input);
 }
 
-static int by_value(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static dlx_status run_part(double *seconds, part *p, dlx_error *error) {
+static dlx_status run_part(part *p, double *seconds, dlx_error *error) {
     const dlxi_stage_options *o = dlxi_stage_opened_with(p->stage);
     double loss, begun_s = dlxi_clock_s();
     DLX_TRY(dlxi_stage_forward(p->stage, 0, o->has_embedding ? p->tokens : NULL, o->has_embedding ? NULL : p->input,
@@ -66,31 +107,46 @@ static dlx_status run_part(double *seconds, part *p, dlx_error *error) {
     return DLX_OK;
 }
 
-static dlx_status time_part(double *median_s, const dlxi_model_config *config, const dlxi_stage_options *options,
-                            dlxi_kernels *kernels, dlx_error *error) {
-    dlx_status status = DLX_OK;
-    double seconds[RUNS] = {0}, unused;
-    part p = {0};
-    DLX_TRY_OUT(open_part(&p, config, options, kernels, error));
-    for (int i = 0; i < RUNS_WARM_UP; i++) DLX_TRY_OUT(run_part(&unused, &p, error));
-    for (int i = 0; i < RUNS; i++) DLX_TRY_OUT(run_part(&seconds[i], &p, error));
-    qsort(seconds, RUNS, sizeof *seconds, by_value);
-    *median_s = seconds[RUNS / 2];
-out:
-    close_part(&p);
-    return status;
+static int by_value(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *values, int count) {
+    qsort(values, (size_t)count, sizeof *values, by_value);
+    return values[count / 2];
+}
+
+/* The parts in turn, so that whatever else the machine does is spread over all of them. */
+static dlx_status time_parts(dlxi_costs *out, part parts[3], dlx_error *error) {
+    int rounds = 0;
+    for (int i = 0; i < 3 * ROUNDS_UNTIMED; i++) DLX_TRY(run_part(&parts[i % 3], &parts[i % 3].seconds[0], error));
+    double begun_s = dlxi_clock_s();
+    for (; rounds < ROUNDS_MIN || (rounds < ROUNDS_MAX && dlxi_clock_s() - begun_s < ENOUGH_S); rounds++)
+        for (int i = 0; i < 3; i++) DLX_TRY(run_part(&parts[i], &parts[i].seconds[rounds], error));
+    *out = (dlxi_costs){.block = median(parts[0].seconds, rounds),
+                        .embedding = median(parts[1].seconds, rounds),
+                        .head = median(parts[2].seconds, rounds)};
+    return DLX_OK;
 }
 
 dlx_status dlxi_costs_measure(dlxi_costs *out, const dlxi_model_config *config, int64_t batch, int64_t T,
                               dlxi_kernels *kernels, dlx_error *error) {
+    dlx_status status = DLX_OK;
     dlxi_stage_options options = {.batch = batch, .length = T, .slots = 1, .training = true, .seed = 1};
     dlxi_stage_options block = options, embedding = options, head = options;
+    part parts[3] = {0};
     DLX_TRY(dlxi_model_config_validate(config, error));
-    block.end_layer = 1;
+    block.end_layer = config->layers < BLOCKS_MAX ? config->layers : BLOCKS_MAX;
     embedding.has_embedding = true;
     head.first_layer = head.end_layer = config->layers;
     head.has_head = true;
-    DLX_TRY(time_part(&out->block, config, &block, kernels, error));
-    DLX_TRY(time_part(&out->embedding, config, &embedding, kernels, error));
-    return time_part(&out->head, config, &head, kernels, error);
+    DLX_TRY_OUT(open_part(&parts[0], config, &block, kernels, error));
+    DLX_TRY_OUT(open_part(&parts[1], config, &embedding, kernels, error));
+    DLX_TRY_OUT(open_part(&parts[2], config, &head, kernels, error));
+    DLX_TRY_OUT(time_parts(out, parts, error));
+    out->block /= (double)block.end_layer;
+out:
+    for (int i = 0; i < 3; i++) close_part(&parts[i]);
+    return status;
 }

@@ -132,7 +132,9 @@ static void open_world(world *w, const scenario *sc, int stages, int replicas) {
     dlxi_stage_options whole = dlxi_stage_options_whole(&w->config, MICRO_BATCH, T, 7);
     MUST(dlxi_stage_open(&w->whole, &w->config, &whole, w->whole_kernels, &error));
     int index = place == NULL ? 0 : place->stage;
-    int slots = dlxi_stage_opened_with(dlxi_pipeline_stage(w->pipeline))->slots;
+    const dlxi_stage_options *opened = dlxi_stage_opened_with(dlxi_pipeline_stage(w->pipeline));
+    int slots = opened->slots;
+    CHECK(opened->recompute == sc->recompute && opened->training, "the stage was opened otherwise than asked");
     CHECK(slots <= stages - index, "%d micro-batches alive in stage %d of %d", slots, index, stages);
 }
 
