@@ -1,5 +1,5 @@
-"""A Slurm of the test's own: munged, slurmctld and slurmd of Debian's packages in a folder and on ports of their own, one node
-on this machine. Root starts it; nothing of it outlives close(), nor the process that made it."""
+"""A Slurm of the test's own: munged, slurmctld and slurmd of Debian's packages in a folder and on ports of their own, one
+node on this machine. Root starts it; nothing of it outlives close()."""
 import ctypes
 import os
 import shutil
@@ -224,8 +224,8 @@ class Slurm:
         return {int(job["JobId"]): job for job in found if "JobId" in job}
 
     def ended(self):
-        """The states of jobs that have ended. For a caller that looks often: a question is a process, so four a second are
-        asked, and None is said between."""
+        """The states of jobs that have ended. For a caller that looks often: a question is a process, so four a second
+        are asked, and None is said between."""
         if time.monotonic() < self.asked_s + 0.25:
             return None
         self.asked_s = time.monotonic()

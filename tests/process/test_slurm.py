@@ -1,4 +1,4 @@
-"""The job scripts of examples/, unchanged, in a Slurm that this test starts: a job a site, and one job for all sites."""
+"""The job scripts of examples/, unchanged, in a Slurm that this test starts: a job a site, and one job for all."""
 import os
 import signal
 import sys
@@ -96,7 +96,7 @@ class Jobs(Case):
         self.wait_until_nothing_is_left()
 
     def test_cancelled(self):
-        """scancel's SIGTERM reaches every process of a job, the ranks and who watches them: they save, and end by themselves."""
+        """scancel's SIGTERM reaches the ranks and who watches them: they save, and end by themselves."""
         number = self.submit(JOB_SCRIPT, DILOCOX_CONFIG=self.cluster_config(tokens="1e12"))
         self.wait_for_event(self.path("run", "site-1", "metrics.jsonl"),
                             lambda e: e["event"] == "round" and e["committed_rounds"] >= 2)
