@@ -197,3 +197,15 @@ void dlxi_file_writer_close(dlxi_file_writer **writer) {
     free(w);
     *writer = NULL;
 }
+
+dlx_status dlxi_file_write_text(const char *path, const char *text, dlx_error *error) {
+    dlx_status status = DLX_OK;
+    dlxi_file_writer *writer = NULL;
+    DLX_TRY_OUT(dlxi_file_writer_open(&writer, path, error));
+    DLX_TRY_OUT(dlxi_file_writer_append(writer, text, strlen(text), error));
+    DLX_TRY_OUT(dlxi_file_writer_append(writer, "\n", 1, error));
+    DLX_TRY_OUT(dlxi_file_writer_commit(writer, error));
+out:
+    dlxi_file_writer_close(&writer);
+    return status;
+}

@@ -33,4 +33,7 @@ dlx_status dlxi_file_writer_commit(dlxi_file_writer *writer, dlx_error *error);
 /* Without a commit before it, removes the temporary file and leaves path as it was. */
 void dlxi_file_writer_close(dlxi_file_writer **writer);
 
+/* A whole text and a line's end after it, by a writer. */
+dlx_status dlxi_file_write_text(const char *path, const char *text, dlx_error *error);
+
 #endif

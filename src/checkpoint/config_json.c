@@ -49,16 +49,11 @@ static json_t *llama_json(const dlxi_model_config *c) {
 
 dlx_status dlxi_config_json_write(const char *path, const dlxi_model_config *config, dlx_error *error) {
     dlx_status status = DLX_OK;
-    dlxi_file_writer *writer = NULL;
     json_t *json = config->family == DLXI_FAMILY_GPT2 ? gpt2_json(config) : llama_json(config);
     char *text = json == NULL ? NULL : json_dumps(json, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
     if (text == NULL) DLX_FAIL_OUT(error, MEMORY, "out of memory: %s", path);
-    DLX_TRY_OUT(dlxi_file_writer_open(&writer, path, error));
-    DLX_TRY_OUT(dlxi_file_writer_append(writer, text, strlen(text), error));
-    DLX_TRY_OUT(dlxi_file_writer_append(writer, "\n", 1, error));
-    DLX_TRY_OUT(dlxi_file_writer_commit(writer, error));
+    status = dlxi_file_write_text(path, text, error);
 out:
-    dlxi_file_writer_close(&writer);
     free(text);
     json_decref(json);
     return status;

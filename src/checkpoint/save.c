@@ -224,18 +224,6 @@ out:
     return status;
 }
 
-static dlx_status write_text(const char *path, const char *text, dlx_error *error) {
-    dlx_status status = DLX_OK;
-    dlxi_file_writer *writer = NULL;
-    DLX_TRY_OUT(dlxi_file_writer_open(&writer, path, error));
-    DLX_TRY_OUT(dlxi_file_writer_append(writer, text, strlen(text), error));
-    DLX_TRY_OUT(dlxi_file_writer_append(writer, "\n", 1, error));
-    DLX_TRY_OUT(dlxi_file_writer_commit(writer, error));
-out:
-    dlxi_file_writer_close(&writer);
-    return status;
-}
-
 static dlx_status finish_index(const char *folder, const dlxi_model_config *config, const int *part_of, int parts,
                                dlx_error *error) {
     dlx_status status = DLX_OK;
@@ -246,7 +234,7 @@ static dlx_status finish_index(const char *folder, const dlxi_model_config *conf
     DLX_TRY_OUT(dlxi_layout_list(&entries, &entry_count, config, error));
     DLX_TRY_OUT(make_index(&text, entries, entry_count, part_of, parts, error));
     DLX_TRY_OUT(check_parts(text, path, folder, entries, entry_count, config, error));
-    DLX_TRY_OUT(write_text(path, text, error));
+    DLX_TRY_OUT(dlxi_file_write_text(path, text, error));
 out:
     free(text);
     free(entries);

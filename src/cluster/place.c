@@ -16,9 +16,10 @@ static dlx_status check_ranks(const dlxi_cluster *cluster, int sites, int stages
     char of_sites[32] = "";
     if (sites > 1) snprintf(of_sites, sizeof of_sites, "--sites %d × ", sites);
     DLX_FAIL(error, CONFIG,
-             "this job has %d rank%s; %ssite.stages %d × site.replicas %d needs %lld: start it with mpirun -n %lld",
+             "this job has %d rank%s; %ssite.stages %d × site.replicas %d needs %lld: start it with mpirun -n %lld, or "
+             "srun --mpi=pmix -n %lld",
              cluster->ranks, cluster->ranks == 1 ? "" : "s", of_sites, stages, replicas, (long long)needed,
-             (long long)needed);
+             (long long)needed, (long long)needed);
 }
 
 /* *out ← the ranks of `from` that give the same colour, in order. MPI_UNDEFINED: MPI_COMM_NULL. */

@@ -67,16 +67,9 @@ json_t *dlxi_json_real(double value) {
 }
 
 dlx_status dlxi_summary_write(const char *path, const json_t *summary, dlx_error *error) {
-    dlx_status status = DLX_OK;
-    dlxi_file_writer *writer = NULL;
     char *text = json_dumps(summary, JSON_INDENT(2) | JSON_REAL_PRECISION(12));
     if (text == NULL) DLX_FAIL(error, MEMORY, "%s: out of memory", path);
-    DLX_TRY_OUT(dlxi_file_writer_open(&writer, path, error));
-    DLX_TRY_OUT(dlxi_file_writer_append(writer, text, strlen(text), error));
-    DLX_TRY_OUT(dlxi_file_writer_append(writer, "\n", 1, error));
-    DLX_TRY_OUT(dlxi_file_writer_commit(writer, error));
-out:
-    dlxi_file_writer_close(&writer);
+    dlx_status status = dlxi_file_write_text(path, text, error);
     free(text);
     return status;
 }
