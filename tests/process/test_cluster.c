@@ -68,12 +68,14 @@ static void a_wrong_number_of_ranks_is_told(void) {
     char expected[256];
     const char *s = cluster->ranks == 1 ? "" : "s";
     snprintf(expected, sizeof expected,
-             "this job has %d rank%s; site.stages 3 × site.replicas 3 needs 9: start it with mpirun -n 9",
+             "this job has %d rank%s; site.stages 3 × site.replicas 3 needs 9: start it with mpirun -n 9, or srun "
+             "--mpi=pmix -n 9",
              cluster->ranks, s);
     EQUAL(dlxi_place_open(&place, cluster, 1, 3, 3, &error), DLX_CONFIG);
     CHECK(place == NULL && strcmp(error.message, expected) == 0, "%s", error.message);
     snprintf(expected, sizeof expected,
-             "this job has %d rank%s; --sites 2 × site.stages 7 × site.replicas 1 needs 14: start it with mpirun -n 14",
+             "this job has %d rank%s; --sites 2 × site.stages 7 × site.replicas 1 needs 14: start it with mpirun -n "
+             "14, or srun --mpi=pmix -n 14",
              cluster->ranks, s);
     EQUAL(dlxi_place_open(&place, cluster, 2, 7, 1, &error), DLX_CONFIG);
     CHECK(strcmp(error.message, expected) == 0, "%s", error.message);
