@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 #endif
@@ -27,10 +28,11 @@ dlx_status in_process_train(in_process_site *site) {
     return status == DLX_OK ? dlx_sync_report(site->sync, "", &site->error) : status;
 }
 
+enum { GATHER_DEADLINE_S = 20 };
+
 dlx_status in_process_gather(void *context, void *all, const void *own, size_t bytes, dlx_error *error) {
     in_process_seat *seat = context;
     in_process_table *table = seat->table;
-    (void)error;
     if (bytes > sizeof table->own[0]) abort();
     pthread_mutex_lock(&table->mutex);
     memcpy(table->own[seat->rank], own, bytes);
@@ -41,10 +43,21 @@ dlx_status in_process_gather(void *context, void *all, const void *own, size_t b
         table->generation++;
         pthread_cond_broadcast(&table->changed);
     }
-    while (table->generation == generation) pthread_cond_wait(&table->changed, &table->mutex);
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += GATHER_DEADLINE_S;
+    int late = 0;
+    while (table->generation == generation && late == 0)
+        late = pthread_cond_timedwait(&table->changed, &table->mutex, &until);
+    bool together = table->generation != generation;
     memcpy(all, table->all, table->ranks * bytes);
     pthread_mutex_unlock(&table->mutex);
-    return DLX_OK;
+    if (together) return DLX_OK;
+    if (error != NULL) {
+        *error = (dlx_error){.status = DLX_TIMEOUT, .round = -1};
+        snprintf(error->message, sizeof error->message, "a rank of this site did not come");
+    }
+    return DLX_TIMEOUT;
 }
 
 static void set_floating_point_mode(unsigned bits) {

@@ -52,7 +52,7 @@ typedef struct in_process {
 } in_process;
 
 /* dlx_gather for the ranks of one site that are threads; its context is a seat. A rank that does not come keeps the
- * others waiting for ever. */
+ * others waiting until a deadline. */
 typedef struct in_process_table {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
