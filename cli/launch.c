@@ -180,6 +180,8 @@ static void on_line(launch *l, int index, int pipe, const char *line) {
         bool ours = strncmp(line, "dilocox: ", 9) == 0;
         if (c->by_mpirun && !ours) return; /* mpirun's own words around it */
         snprintf(c->error + length, sizeof c->error - length, "%s%s", length > 0 ? "; " : "", ours ? line + 9 : line);
+        /* a rank's parent says so at once; mpirun takes seconds to end, and others may fail for it before */
+        if (c->by_mpirun && strstr(line, " was ended by signal ") != NULL && l->failed < 0) l->failed = index;
     } else if (strncmp(line, "step ", 5) == 0) {
         const char *rest = after_site(l, line + 5, &site, name);
         if (site >= 0) display_step(l->display, site, rest);

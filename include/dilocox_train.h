@@ -47,7 +47,8 @@ DLX_API dlx_status dlx_cluster_open(dlx_cluster **out, dlx_error *error);
 DLX_API void dlx_cluster_close(dlx_cluster **cluster);
 DLX_API uint32_t dlx_cluster_rank(const dlx_cluster *cluster);
 DLX_API uint32_t dlx_cluster_ranks(const dlx_cluster *cluster);
-/* For a rank that failed; waits up to two seconds. True: all ranks failed; close the cluster and exit, one of them
+/* For a rank that failed; waits for the others: two seconds, or a minute where it was interrupted or lost a peer, which
+ * all ranks will find while some still save. True: all ranks failed; close the cluster and exit, one of them
  * speaks (error->message is empty on the others). False: the others go on; abort. */
 DLX_API bool dlx_cluster_agree_on_failure(dlx_cluster *cluster, dlx_error *error);
 /* Ends all ranks of the job at once with this exit code. Does not return. */

@@ -211,8 +211,8 @@ dlx_status dlxi_run_save(site_run *r, const char *folder, dlx_error *error) {
     dlxi_model_config model = dlxi_config_model(r->config);
     DLX_TRY(dlxi_path_join(path, folder, NULL, "weights", error));
     if (r->cut.stages > 1) return save_part(r, path, &model, error);
-    if (r->rank != 0) return DLX_OK;
     int64_t count;
     const dlxi_parameter *parameter = dlxi_stage_parameters(dlxi_pipeline_stage(r->pipeline), &count);
-    return dlxi_checkpoint_save(path, &model, parameter, count, error);
+    if (r->rank == 0) DLX_TRY(dlxi_checkpoint_save(path, &model, parameter, count, error));
+    return r->ranks > 1 ? dlxi_place_barrier(r->place, error) : DLX_OK;
 }

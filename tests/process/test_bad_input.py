@@ -60,7 +60,7 @@ class Options(Case):
         self.refused(r"^dilocox: launch: 'more' is one argument too many", "launch", self.file, "more")
         self.refused(r"^dilocox: train: --site NAME is needed", "train", self.file)
         self.refused(r"^dilocox: eval: --data FILE is needed", "eval", self.path("weights"))
-        self.refused(r"^dilocox: bench: 'gpu' is none; there are model and codec", "bench", "gpu")
+        self.refused(r"^dilocox: bench: 'gpu' is none; there are model, codec and stages", "bench", "gpu")
         self.refused(r"^dilocox: launch: --set .*no '='|--set inner_steps: no '=' in it", "launch", self.file, "--set", "inner_steps")
 
     def test_no_subcommand_shows_help(self):
@@ -215,7 +215,7 @@ class Keys(Case):
 
     def test_addresses(self):
         self.refused(r"^dilocox: wan\.coordinator: 'nowhere'.*host:port", *self.site("--coordinator", "nowhere"))
-        self.refused(r"^dilocox: wan\.listen: '127\.0\.0\.1:99999' is no host:port; the port is 0 to 65471",
+        self.refused(r"^dilocox: wan\.listen: '127\.0\.0\.1:99999' is no host:port; the port is 0 to 65472",
                      *self.site("--set", "wan.listen=127.0.0.1:99999"))
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))

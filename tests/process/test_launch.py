@@ -59,7 +59,7 @@ class Launch(Case):
         self.assertEqual([site["site"] for site in s["per_site"]], [f"site-{i + 1}" for i in range(sites)])
         for site in s["per_site"]:
             own = summary(os.path.join(folder, site["site"]))
-            self.assertEqual(own.keys(), site.keys())
+            self.assertEqual(own.keys() - {"per_rank", "anchor_hashes"}, site.keys())
             self.assertEqual(own["anchor_hash"], s["anchor_hash"])
             steps = own["tokens"] / (sites * 128)  # those that count
             self.assertAlmostEqual(own["allreduce_bytes_equivalent"],
