@@ -245,7 +245,8 @@ static dlx_status check(dlx_sync *s, bool *committed, bool *finished, dlx_error 
     pthread_mutex_unlock(&s->mutex);
     if (failure.status == DLX_OK && is_interrupted(s)) dlxi_error_set(&failure, DLX_INTERRUPTED, "interrupted");
     if (s->settings.ranks > 1) {
-        dlx_error agreed;
+        dlx_error agreed; /* for a gather that fails without a word */
+        dlxi_error_set(&agreed, DLX_SYSTEM, "the ranks of this site can't reach each other");
         dlx_status status = dlxi_agree_on_state(&s->agreement, committed, &failure, &agreed);
         if (status != DLX_OK && failure.status == DLX_OK) {
             failure = agreed;

@@ -357,6 +357,25 @@ static void a_rank_in_trouble_takes_its_site_along(void **state) {
     }
 }
 
+static dlx_status gather_that_fails(void *seat, void *all, const void *own, size_t bytes, dlx_error *error) {
+    (void)seat, (void)all, (void)own, (void)bytes, (void)error;
+    return DLX_SYSTEM;
+}
+
+static void ranks_that_cannot_reach_each_other_end(void **state) {
+    (void)state;
+    ranks *w = uneven(DLX_OVERLAP_CARRY);
+    for (size_t i = 0; i < 4; i++) w->p->site[i].config.gather = gather_that_fails;
+    assert_true(in_process_run(w->p, 4, 1000000));
+    for (size_t i = 0; i < 4; i++) {
+        assert_int_equal(w->p->site[i].status, DLX_SYSTEM);
+        assert_int_equal(w->p->site[i].steps, 1);
+        /* its own, or what it heard of the first that said so */
+        assert_non_null(strstr(w->p->site[i].error.message, "the ranks of this site can't reach each other"));
+    }
+    ranks_free(w);
+}
+
 static atomic_int still_waiting;
 
 static dlx_status idle(in_process_site *site) {
@@ -432,6 +451,7 @@ int main(void) {
         cmocka_unit_test(four_bits_agree_between_sites),
         cmocka_unit_test(all_ranks_apply_at_the_same_step),
         cmocka_unit_test(a_rank_in_trouble_takes_its_site_along),
+        cmocka_unit_test(ranks_that_cannot_reach_each_other_end),
         cmocka_unit_test(an_interrupt_of_one_rank_ends_the_wait_of_all),
         cmocka_unit_test(a_rank_starts_where_its_like_does),
     };
