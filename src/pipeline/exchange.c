@@ -63,25 +63,22 @@ out:
     return status;
 }
 
-static void give_up(MPI_Request *request, bool receive) {
-    if (*request == MPI_REQUEST_NULL) return;
-    if (receive) MPI_Cancel(request);
-    MPI_Request_free(request);
-}
-
 void dlxi_exchange_close(dlxi_exchange **exchange) {
     dlxi_exchange *x = *exchange;
     if (x == NULL) return;
-    for (int i = 0; i < 2; i++) {
-        give_up(&x->forward.request[i], true);
-        give_up(&x->backward.request[i], true);
-        give_up(&x->d_input_sent[i], false);
-    }
-    for (int slot = 0; slot < x->slots; slot++) give_up(&x->output_sent[slot], false);
     free(x->output_sent);
     free(x->memory);
     free(x);
     *exchange = NULL;
+}
+
+bool dlxi_exchange_is_busy(const dlxi_exchange *x) {
+    bool busy = false;
+    for (int i = 0; i < 2; i++)
+        busy = busy || x->forward.request[i] != MPI_REQUEST_NULL || x->backward.request[i] != MPI_REQUEST_NULL ||
+               x->d_input_sent[i] != MPI_REQUEST_NULL;
+    for (int slot = 0; slot < x->slots; slot++) busy = busy || x->output_sent[slot] != MPI_REQUEST_NULL;
+    return busy;
 }
 
 /* ---- a step ---------------------------------------------------------------------------------------------------- */

@@ -14,8 +14,9 @@ typedef struct dlxi_exchange dlxi_exchange;
  * and has more than one stage. */
 dlx_status dlxi_exchange_open(dlxi_exchange **out, const dlxi_place *place, int64_t floats, int slots,
                               dlx_error *error);
-/* Gives up what is still on its way: after a failure only. Takes NULL. */
-void dlxi_exchange_close(dlxi_exchange **exchange);
+void dlxi_exchange_close(dlxi_exchange **exchange); /* takes NULL */
+/* Something is on its way: after a failure MPI may still read and write this memory and the stage's. */
+bool dlxi_exchange_is_busy(const dlxi_exchange *exchange);
 
 /* A step of `count` micro-batches, forward and perhaps backward, each way in order from 0. */
 dlx_status dlxi_exchange_begin(dlxi_exchange *exchange, int64_t count, bool backward, dlx_error *error);

@@ -33,7 +33,7 @@ struct dlxi_pipeline {
     uint32_t *tokens, *targets; /* [micro_batch,T] */
 
     bool is_last_micro_batch; /* its gradients are the last to be added */
-    dlx_status reduce_status; /* of what the stage's callback started */
+    dlx_status reduce_status; /* of what the stage's callback did */
     dlx_error *reduce_error;
     dlxi_pipeline_times times;
 };
@@ -88,9 +88,9 @@ static dlx_status find_owned(dlxi_pipeline *p, dlx_error *error) {
 static void on_gradients(void *context, int64_t layer) {
     dlxi_pipeline *p = context;
     if (p->exchange != NULL) dlxi_exchange_progress(p->exchange);
-    dlxi_reduce_progress(p->reduce);
-    if (p->is_last_micro_batch && p->reduce_status == DLX_OK)
-        p->reduce_status = dlxi_reduce_start(p->reduce, layer, p->reduce_error);
+    if (p->reduce_status != DLX_OK) return;
+    p->reduce_status = p->is_last_micro_batch ? dlxi_reduce_start(p->reduce, layer, p->reduce_error)
+                                              : dlxi_reduce_progress(p->reduce, p->reduce_error);
 }
 
 static dlx_status open_parts(dlxi_pipeline *p, dlxi_kernels *kernels, dlx_error *error) {
@@ -143,9 +143,11 @@ void dlxi_pipeline_close(dlxi_pipeline **pipeline) {
     free(p->targets);
     free(p->owned);
     free(p->owner);
-    dlxi_exchange_close(&p->exchange);
-    /* after a failure: where MPI may still write to gradients, their memory stays until the process ends */
-    if (p->reduce == NULL || !dlxi_reduce_is_busy(p->reduce)) {
+    /* after a failure in the middle of a step the memory that MPI may still use stays until the process ends */
+    bool busy = (p->exchange != NULL && dlxi_exchange_is_busy(p->exchange)) ||
+                (p->reduce != NULL && dlxi_reduce_is_busy(p->reduce));
+    if (!busy) {
+        dlxi_exchange_close(&p->exchange);
         dlxi_reduce_close(&p->reduce);
         dlxi_stage_close(&p->stage);
     }
@@ -216,7 +218,7 @@ static dlx_status run_passes(dlxi_pipeline *p, const uint64_t *positions, double
             DLX_TRY(run_forward(p, &pass, positions, loss_sum, error));
         }
         if (p->reduce_status != DLX_OK) return p->reduce_status;
-        if (p->reduce != NULL) dlxi_reduce_progress(p->reduce);
+        if (p->reduce != NULL) DLX_TRY(dlxi_reduce_progress(p->reduce, error));
     }
     if (p->exchange != NULL) DLX_TRY(dlxi_exchange_end(p->exchange, error));
     return p->reduce == NULL ? DLX_OK : dlxi_reduce_finish(p->reduce, &p->times.reduce_s, error);

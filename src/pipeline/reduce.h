@@ -17,11 +17,11 @@ void dlxi_reduce_close(dlxi_reduce **reduce); /* takes NULL */
 /* Starts to sum up the gradients of a part of the stage at their owners; `layer` as dlxi_gradients_done has it. They
  * may not be written any more. Holders call for the same parts in the same order. */
 dlx_status dlxi_reduce_start(dlxi_reduce *reduce, int64_t layer, dlx_error *error);
-/* Lets MPI move what is on its way. */
-void dlxi_reduce_progress(dlxi_reduce *reduce);
+/* Adds up what has come meanwhile, and lets MPI move what is on its way. */
+dlx_status dlxi_reduce_progress(dlxi_reduce *reduce, dlx_error *error);
 /* Waits for all that was started; every part must be. *waited_s grows. */
 dlx_status dlxi_reduce_finish(dlxi_reduce *reduce, double *waited_s, dlx_error *error);
-/* True while a reduction is on its way, which MPI cannot call off: it may still write to the stage's gradients. */
+/* Something is on its way: after a failure MPI may still read and write the stage's memory. */
 bool dlxi_reduce_is_busy(const dlxi_reduce *reduce);
 
 /* Owners' parameters to all who hold them. Blocks, asleep. *waited_s grows. */
