@@ -57,6 +57,7 @@ typedef struct scenario {
     const char *backend;
     bool recompute;
     int64_t micro_batches; /* of a replica */
+    int64_t vocabulary;    /* 0: V */
 } scenario;
 
 static const scenario scenarios[] = {
@@ -65,6 +66,7 @@ static const scenario scenarios[] = {
     {"gpt2, tied, fast", DLXI_FAMILY_GPT2, true, "fast", false, 4},
     {"gpt2, tied, ref, recompute", DLXI_FAMILY_GPT2, true, "ref", true, 5},
     {"llama, tied, fast, one micro-batch", DLXI_FAMILY_LLAMA, true, "fast", false, 1},
+    {"gpt2, tied, table of several messages", DLXI_FAMILY_GPT2, true, "fast", false, 2, 20000},
     {"gpt2, fast, three micro-batches", DLXI_FAMILY_GPT2, false, "fast", false, 3},
 };
 
@@ -76,7 +78,7 @@ static dlxi_model_config model_of(const scenario *sc) {
     config.kv_heads = sc->family == DLXI_FAMILY_GPT2 ? 4 : 2;
     config.mlp_width = 80;
     config.context = T;
-    config.vocabulary = V;
+    config.vocabulary = sc->vocabulary > 0 ? sc->vocabulary : V;
     config.tied_head = sc->tied_head;
     return config;
 }
