@@ -2,7 +2,7 @@
 BUILD ?= build
 PYTHON ?= /usr/bin/python3
 
-.PHONY: help setup build data demo test asan tsan fuzz bench convergence format clean
+.PHONY: help setup build data demo test asan tsan fuzz bench bench-pipeline convergence format clean
 
 help:
 	@echo "make demo         set up, build, prepare the King James text, train two sites on it (10 minutes)"
@@ -12,6 +12,7 @@ help:
 	@echo "make asan tsan    the tests under sanitizers (make test runs them too)"
 	@echo "make fuzz         the decoders' fuzzers, a minute each"
 	@echo "make bench        the training step and the codec, measured"
+	@echo "make bench-pipeline  two stages beside two threads, and how long stages wait (15 minutes)"
 	@echo "make convergence  the table of docs/convergence.md, measured anew (40 minutes)"
 	@echo "make format       clang-format over the tree"
 
@@ -58,6 +59,9 @@ fuzz:
 bench: build
 	@$(BUILD)/dilocox bench model
 	@$(BUILD)/dilocox bench codec
+
+bench-pipeline: build
+	@$(PYTHON) bench/pipeline.py --dilocox $(BUILD)/dilocox
 
 convergence: data
 	@$(PYTHON) bench/convergence.py --dilocox $(BUILD)/dilocox
