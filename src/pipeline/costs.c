@@ -23,14 +23,14 @@ static const struct rates {
     double gelu, swiglu, add, rope, loss; /* elements; of logits for the loss */
     double embedding;
 } rates = {.linear = 250,
-           .attention = 170,
+           .attention = 200,
            .layernorm = 2.1,
            .rmsnorm = 2.9,
            .gelu = 1.05,
            .swiglu = 1.4,
            .add = 10,
            .rope = 5,
-           .loss = 2.1,
+           .loss = 1.7,
            .embedding = 0.7};
 
 static double norm_cost(const dlxi_model_config *config) {
