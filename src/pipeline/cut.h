@@ -19,8 +19,8 @@ typedef struct dlxi_costs {
     double block, embedding, head;
 } dlxi_costs;
 
-/* From operations and from rates measured with dlxi_costs_measure (costs.c), so that all sites cut alike whatever their
- * machines do at the moment. T: tokens in a window. */
+/* From operations and from constant rates (costs.c says where they come from), so that all sites cut alike whatever
+ * their machines do at the moment. T: tokens in a window. */
 dlxi_costs dlxi_costs_estimate(const dlxi_model_config *config, int64_t T);
 
 /* Seconds a micro-batch of `batch` windows of T tokens, on these kernels and this machine at this moment: the medians
