@@ -9,7 +9,7 @@
 #include "base/flag.h"
 #include "base/memory.h"
 #include "base/panic.h"
-#include "pipeline/exchange.h"
+#include "pipeline/neighbours.h"
 #include "pipeline/reduce.h"
 #include "pipeline/schedule.h"
 
@@ -26,8 +26,8 @@ struct dlxi_pipeline {
     int *owner; /* [tensors of the model] */
     dlxi_parameter *owned;
     int64_t owned_count;
-    dlxi_exchange *exchange; /* NULL: one stage */
-    dlxi_reduce *reduce;     /* NULL: one rank */
+    dlxi_neighbours *neighbours; /* NULL: one stage */
+    dlxi_reduce *reduce;         /* NULL: one rank */
 
     int64_t *positions;         /* [micro_batch]; these three at the ends only */
     uint32_t *tokens, *targets; /* [micro_batch,T] */
@@ -87,7 +87,7 @@ static dlx_status find_owned(dlxi_pipeline *p, dlx_error *error) {
 
 static void on_gradients(void *context, int64_t layer) {
     dlxi_pipeline *p = context;
-    if (p->exchange != NULL) dlxi_exchange_progress(p->exchange);
+    if (p->neighbours != NULL) dlxi_neighbours_progress(p->neighbours);
     if (p->reduce_status != DLX_OK) return;
     p->reduce_status = p->is_last_micro_batch ? dlxi_reduce_start(p->reduce, layer, p->reduce_error)
                                               : dlxi_reduce_progress(p->reduce, p->reduce_error);
@@ -101,7 +101,7 @@ static dlx_status open_parts(dlxi_pipeline *p, dlxi_kernels *kernels, dlx_error 
     p->slots = dlxi_schedule_slots(p->index, p->stages, p->micro_batches);
     DLX_TRY(open_stage(p, kernels, error));
     DLX_TRY(find_owned(p, error));
-    if (p->stages > 1) DLX_TRY(dlxi_exchange_open(&p->exchange, o->place, N * p->config.width, p->slots, error));
+    if (p->stages > 1) DLX_TRY(dlxi_neighbours_open(&p->neighbours, o->place, N * p->config.width, p->slots, error));
     if (o->place != NULL) {
         DLX_TRY(dlxi_reduce_open(&p->reduce, o->place, p->stage, p->owner, error));
         dlxi_stage_on_gradients(p->stage, on_gradients, p);
@@ -144,10 +144,10 @@ void dlxi_pipeline_close(dlxi_pipeline **pipeline) {
     free(p->owned);
     free(p->owner);
     /* after a failure in the middle of a step the memory that MPI may still use stays until the process ends */
-    bool busy = (p->exchange != NULL && dlxi_exchange_is_busy(p->exchange)) ||
+    bool busy = (p->neighbours != NULL && dlxi_neighbours_is_busy(p->neighbours)) ||
                 (p->reduce != NULL && dlxi_reduce_is_busy(p->reduce));
     if (!busy) {
-        dlxi_exchange_close(&p->exchange);
+        dlxi_neighbours_close(&p->neighbours);
         dlxi_reduce_close(&p->reduce);
         dlxi_stage_close(&p->stage);
     }
@@ -188,26 +188,27 @@ static dlx_status run_forward(dlxi_pipeline *p, const dlxi_pass *pass, const uin
     const float *input = NULL;
     double loss = 0;
     if (p->is_first || p->is_last) read_windows(p, positions, pass->micro_batch);
-    if (!p->is_first) DLX_TRY(dlxi_exchange_input(&input, p->exchange, error));
-    if (!p->is_last) DLX_TRY(dlxi_exchange_reserve(p->exchange, pass->slot, error));
+    if (!p->is_first) DLX_TRY(dlxi_neighbours_input(&input, p->neighbours, error));
+    if (!p->is_last) DLX_TRY(dlxi_neighbours_reserve(p->neighbours, pass->slot, error));
     DLX_TRY(dlxi_stage_forward(p->stage, pass->slot, p->is_first ? p->tokens : NULL, input,
                                p->is_last ? p->targets : NULL, p->is_last ? &loss : NULL, error));
     *loss_sum += loss;
     if (p->is_last) return DLX_OK;
     int64_t floats = p->options.micro_batch * p->config.context * p->config.width;
-    return dlxi_exchange_send_output(p->exchange, pass->slot, dlxi_stage_output(p->stage, pass->slot), floats, error);
+    return dlxi_neighbours_send_output(p->neighbours, pass->slot, dlxi_stage_output(p->stage, pass->slot), floats,
+                                       error);
 }
 
 static dlx_status run_backward(dlxi_pipeline *p, const dlxi_pass *pass, dlx_error *error) {
     const float *d_output = NULL;
-    if (!p->is_last) DLX_TRY(dlxi_exchange_d_output(&d_output, p->exchange, error));
+    if (!p->is_last) DLX_TRY(dlxi_neighbours_d_output(&d_output, p->neighbours, error));
     DLX_TRY(dlxi_stage_backward(p->stage, pass->slot, d_output, error));
     if (p->is_first) return DLX_OK;
-    return dlxi_exchange_send_d_input(p->exchange, dlxi_stage_d_input(p->stage), error);
+    return dlxi_neighbours_send_d_input(p->neighbours, dlxi_stage_d_input(p->stage), error);
 }
 
 static dlx_status run_passes(dlxi_pipeline *p, const uint64_t *positions, double *loss_sum, dlx_error *error) {
-    if (p->exchange != NULL) DLX_TRY(dlxi_exchange_begin(p->exchange, p->micro_batches, true, error));
+    if (p->neighbours != NULL) DLX_TRY(dlxi_neighbours_begin(p->neighbours, p->micro_batches, true, error));
     for (int64_t i = 0; i < 2 * p->micro_batches; i++) {
         dlxi_pass pass = dlxi_schedule_pass(p->index, p->stages, p->micro_batches, i);
         p->is_last_micro_batch = pass.micro_batch == p->micro_batches - 1;
@@ -220,12 +221,12 @@ static dlx_status run_passes(dlxi_pipeline *p, const uint64_t *positions, double
         if (p->reduce_status != DLX_OK) return p->reduce_status;
         if (p->reduce != NULL) DLX_TRY(dlxi_reduce_progress(p->reduce, error));
     }
-    if (p->exchange != NULL) DLX_TRY(dlxi_exchange_end(p->exchange, error));
+    if (p->neighbours != NULL) DLX_TRY(dlxi_neighbours_end(p->neighbours, error));
     return p->reduce == NULL ? DLX_OK : dlxi_reduce_finish(p->reduce, &p->times.reduce_s, error);
 }
 
 dlx_status dlxi_pipeline_accumulate(dlxi_pipeline *p, const uint64_t *positions, double *loss, dlx_error *error) {
-    double begun_s = dlxi_clock_s(), waited_s = p->exchange == NULL ? 0 : dlxi_exchange_waited_s(p->exchange);
+    double begun_s = dlxi_clock_s(), waited_s = p->neighbours == NULL ? 0 : dlxi_neighbours_waited_s(p->neighbours);
     *loss = 0;
     p->reduce_status = DLX_OK;
     p->reduce_error = error;
@@ -233,7 +234,17 @@ dlx_status dlxi_pipeline_accumulate(dlxi_pipeline *p, const uint64_t *positions,
     dlx_status status = run_passes(p, positions, loss, error);
     *loss /= (double)(p->micro_batches * p->replicas);
     p->times.step_s += dlxi_clock_s() - begun_s;
-    if (p->exchange != NULL) p->times.idle_s += dlxi_exchange_waited_s(p->exchange) - waited_s;
+    if (p->neighbours != NULL) p->times.idle_s += dlxi_neighbours_waited_s(p->neighbours) - waited_s;
+    return status;
+}
+
+dlx_status dlxi_pipeline_sum(dlxi_pipeline *p, double *values, int count, dlx_error *error) {
+    if (p->options.place == NULL) return DLX_OK;
+    double begun_s = dlxi_clock_s();
+    dlx_status status = dlxi_place_sum(p->options.place, values, count, error);
+    double waited_s = dlxi_clock_s() - begun_s;
+    p->times.step_s += waited_s;
+    p->times.idle_s += waited_s;
     return status;
 }
 
@@ -252,13 +263,13 @@ static dlx_status evaluate_some(dlxi_pipeline *p, dlxi_validation *reader, int64
     double loss = 0;
     int64_t N = windows * p->config.context;
     if (p->is_first || p->is_last) dlxi_validation_next(p->tokens, p->targets, reader, windows);
-    if (!p->is_first) DLX_TRY(dlxi_exchange_input(&input, p->exchange, error));
-    if (!p->is_last) DLX_TRY(dlxi_exchange_reserve(p->exchange, slot, error));
+    if (!p->is_first) DLX_TRY(dlxi_neighbours_input(&input, p->neighbours, error));
+    if (!p->is_last) DLX_TRY(dlxi_neighbours_reserve(p->neighbours, slot, error));
     DLX_TRY(dlxi_stage_evaluate(p->stage, slot, p->is_first ? p->tokens : NULL, input, p->is_last ? p->targets : NULL,
                                 windows, p->is_last ? &loss : NULL, error));
     if (!p->is_last)
-        return dlxi_exchange_send_output(p->exchange, slot, dlxi_stage_output(p->stage, slot), N * p->config.width,
-                                         error);
+        return dlxi_neighbours_send_output(p->neighbours, slot, dlxi_stage_output(p->stage, slot), N * p->config.width,
+                                           error);
     sums[0] += loss;
     sums[1] += (double)N;
     return DLX_OK;
@@ -266,13 +277,13 @@ static dlx_status evaluate_some(dlxi_pipeline *p, dlxi_validation *reader, int64
 
 static dlx_status evaluate_all(dlxi_pipeline *p, dlxi_validation *reader, double sums[2], dlx_error *error) {
     int64_t B = p->options.micro_batch, windows = dlxi_validation_count(reader), count = (windows + B - 1) / B;
-    if (p->exchange != NULL) DLX_TRY(dlxi_exchange_begin(p->exchange, count, false, error));
+    if (p->neighbours != NULL) DLX_TRY(dlxi_neighbours_begin(p->neighbours, count, false, error));
     for (int64_t i = 0; i < count; i++) {
         int64_t left = windows - i * B;
         DLX_TRY(check_interrupt(p, error));
         DLX_TRY(evaluate_some(p, reader, left < B ? left : B, (int)(i % p->slots), sums, error));
     }
-    return p->exchange == NULL ? DLX_OK : dlxi_exchange_end(p->exchange, error);
+    return p->neighbours == NULL ? DLX_OK : dlxi_neighbours_end(p->neighbours, error);
 }
 
 dlx_status dlxi_pipeline_evaluate(dlxi_pipeline *p, const dlxi_shard *validation, int64_t tokens_max, int64_t index,

@@ -41,8 +41,11 @@ dlxi_parameter *dlxi_pipeline_owned(dlxi_pipeline *pipeline, int64_t *count);
 
 /* positions[batch]: the step's windows, the same on every rank. Afterwards gradients of owned tensors are the sums over
  * the site's micro-batches of the gradients of each one's mean loss; others are not meaningful. *loss ← this rank's
- * part of the mean loss over the step's windows: sum it over the ranks (dlxi_place_sum). DLX_INTERRUPTED. */
+ * part of the mean loss over the step's windows: sum it over the ranks (dlxi_pipeline_sum). DLX_INTERRUPTED. */
 dlx_status dlxi_pipeline_accumulate(dlxi_pipeline *pipeline, const uint64_t *positions, double *loss, dlx_error *error);
+
+/* values[count] ← their sums over the site's ranks; the step's last wait for the slowest. */
+dlx_status dlxi_pipeline_sum(dlxi_pipeline *pipeline, double *values, int count, dlx_error *error);
 
 /* Owners' data to all who hold the tensor; then the stage knows that its parameters changed. */
 dlx_status dlxi_pipeline_share_parameters(dlxi_pipeline *pipeline, dlx_error *error);
@@ -52,7 +55,7 @@ dlx_status dlxi_pipeline_share_parameters(dlxi_pipeline *pipeline, dlx_error *er
 dlx_status dlxi_pipeline_evaluate(dlxi_pipeline *pipeline, const dlxi_shard *validation, int64_t tokens_max,
                                   int64_t index, int64_t stride, double *loss_sum, double *tokens, dlx_error *error);
 
-/* Not collective. Of all accumulate calls: seconds in them, of these waiting for a neighbouring stage, and of these
+/* Not collective. Of all accumulate and sum calls: seconds in them, of these waiting for other stages, and of these
  * waiting for gradients to reach their owners; and of all share_parameters calls. */
 typedef struct dlxi_pipeline_times {
     double step_s, idle_s, reduce_s, share_s;

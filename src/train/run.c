@@ -288,7 +288,7 @@ static dlx_status train_step(site_run *r, dlx_step *step, dlx_error *error) {
         sync_s = dlxi_clock_s() - before_s;
     }
     double sums[2] = {dlxi_optimizer_sum_of_squares(r->optimizer), loss};
-    if (r->ranks > 1) DLX_TRY(dlxi_place_sum(r->place, sums, 2, error));
+    DLX_TRY(dlxi_pipeline_sum(r->pipeline, sums, 2, error));
     loss = sums[1];
     dlx_status status = dlxi_optimizer_step_with_norm(r->optimizer, rate, scale, sums[0], &norm, error);
     if (status != DLX_OK) {

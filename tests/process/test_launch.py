@@ -118,7 +118,7 @@ class Launch(Case):
         self.assertRegex(said, r"AllReduce every step would have sent .*, %.0f times" % s["compression_ratio"])
         self.assertIn(s["anchor_hash"], said)
         self.assertIn("a sample", said)
-        self.assertIn(os.path.join(self.path("run"), "weights", "model.safetensors"), said)
+        self.assertIn(f"weights ({self.path('run')}/weights)", said)
         self.assertEqual(run.text("stderr"), "")
         self.assert_nothing_left()
         return s

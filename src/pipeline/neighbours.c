@@ -1,4 +1,4 @@
-#include "pipeline/exchange.h"
+#include "pipeline/neighbours.h"
 #include "base/memory.h"
 #include "base/panic.h"
 
@@ -16,7 +16,7 @@ typedef struct inbox {
     int64_t taken, count; /* micro-batches of the step */
 } inbox;
 
-struct dlxi_exchange {
+struct dlxi_neighbours {
     MPI_Comm pipe;
     int stage, stages, slots;
     int64_t floats;
@@ -37,15 +37,15 @@ static void open_inbox(inbox *in, float **memory, int64_t floats, int from, int 
     for (int i = 0; i < 2; i++, *memory += floats) in->buffer[i] = *memory;
 }
 
-dlx_status dlxi_exchange_open(dlxi_exchange **out, const dlxi_place *place, int64_t floats, int slots,
-                              dlx_error *error) {
+dlx_status dlxi_neighbours_open(dlxi_neighbours **out, const dlxi_place *place, int64_t floats, int slots,
+                                dlx_error *error) {
     dlx_status status = DLX_OK;
-    dlxi_exchange *x = NULL;
+    dlxi_neighbours *x = NULL;
     *out = NULL;
     DLXI_ASSERT(place->stages > 1 && floats >= 1 && floats <= INT_MAX && slots >= 1);
     DLX_TRY(DLXI_NEW(&x, 1, error));
     bool first = place->stage == 0, last = place->stage == place->stages - 1;
-    *x = (dlxi_exchange){.pipe = place->pipe, .stage = place->stage, .stages = place->stages, .floats = floats};
+    *x = (dlxi_neighbours){.pipe = place->pipe, .stage = place->stage, .stages = place->stages, .floats = floats};
     for (int i = 0; i < 2; i++) x->forward.request[i] = x->backward.request[i] = x->d_input_sent[i] = MPI_REQUEST_NULL;
     DLX_TRY_OUT(DLXI_NEW(&x->output_sent, slots, error));
     for (; x->slots < slots; x->slots++) x->output_sent[x->slots] = MPI_REQUEST_NULL;
@@ -59,20 +59,20 @@ dlx_status dlxi_exchange_open(dlxi_exchange **out, const dlxi_place *place, int6
     *out = x;
     return DLX_OK;
 out:
-    dlxi_exchange_close(&x);
+    dlxi_neighbours_close(&x);
     return status;
 }
 
-void dlxi_exchange_close(dlxi_exchange **exchange) {
-    dlxi_exchange *x = *exchange;
+void dlxi_neighbours_close(dlxi_neighbours **neighbours) {
+    dlxi_neighbours *x = *neighbours;
     if (x == NULL) return;
     free(x->output_sent);
     free(x->memory);
     free(x);
-    *exchange = NULL;
+    *neighbours = NULL;
 }
 
-bool dlxi_exchange_is_busy(const dlxi_exchange *x) {
+bool dlxi_neighbours_is_busy(const dlxi_neighbours *x) {
     bool busy = false;
     for (int i = 0; i < 2; i++)
         busy = busy || x->forward.request[i] != MPI_REQUEST_NULL || x->backward.request[i] != MPI_REQUEST_NULL ||
@@ -83,33 +83,33 @@ bool dlxi_exchange_is_busy(const dlxi_exchange *x) {
 
 /* ---- a step ---------------------------------------------------------------------------------------------------- */
 
-static dlx_status post(dlxi_exchange *x, inbox *in, int64_t micro_batch, dlx_error *error) {
+static dlx_status post(dlxi_neighbours *x, inbox *in, int64_t micro_batch, dlx_error *error) {
     if (micro_batch >= in->count) return DLX_OK;
     return dlxi_mpi_check(MPI_Irecv(in->buffer[micro_batch % 2], (int)x->floats, MPI_FLOAT, in->from, in->tag, x->pipe,
                                     &in->request[micro_batch % 2]),
                           "receiving from a neighbouring stage", error);
 }
 
-static dlx_status begin(dlxi_exchange *x, inbox *in, int64_t count, dlx_error *error) {
+static dlx_status begin(dlxi_neighbours *x, inbox *in, int64_t count, dlx_error *error) {
     in->taken = 0;
     in->count = in->buffer[0] == NULL ? 0 : count;
     return post(x, in, 0, error);
 }
 
-dlx_status dlxi_exchange_begin(dlxi_exchange *x, int64_t count, bool backward, dlx_error *error) {
+dlx_status dlxi_neighbours_begin(dlxi_neighbours *x, int64_t count, bool backward, dlx_error *error) {
     x->d_inputs = 0;
     DLX_TRY(begin(x, &x->forward, count, error));
     return begin(x, &x->backward, backward ? count : 0, error);
 }
 
-dlx_status dlxi_exchange_end(dlxi_exchange *x, dlx_error *error) {
+dlx_status dlxi_neighbours_end(dlxi_neighbours *x, dlx_error *error) {
     DLXI_ASSERT(x->forward.taken == x->forward.count && x->backward.taken == x->backward.count);
     DLX_TRY(dlxi_mpi_wait(x->output_sent, x->slots, &x->waited_s, error));
     return dlxi_mpi_wait(x->d_input_sent, 2, &x->waited_s, error);
 }
 
 /* The buffer of the micro-batch before is free now: it takes the one after this. */
-static dlx_status take(const float **out, dlxi_exchange *x, inbox *in, dlx_error *error) {
+static dlx_status take(const float **out, dlxi_neighbours *x, inbox *in, dlx_error *error) {
     int64_t micro_batch = in->taken++;
     DLXI_ASSERT(micro_batch < in->count);
     DLX_TRY(post(x, in, micro_batch + 1, error));
@@ -118,42 +118,42 @@ static dlx_status take(const float **out, dlxi_exchange *x, inbox *in, dlx_error
     return DLX_OK;
 }
 
-dlx_status dlxi_exchange_input(const float **input, dlxi_exchange *x, dlx_error *error) {
+dlx_status dlxi_neighbours_input(const float **input, dlxi_neighbours *x, dlx_error *error) {
     return take(input, x, &x->forward, error);
 }
 
-dlx_status dlxi_exchange_d_output(const float **d_output, dlxi_exchange *x, dlx_error *error) {
+dlx_status dlxi_neighbours_d_output(const float **d_output, dlxi_neighbours *x, dlx_error *error) {
     return take(d_output, x, &x->backward, error);
 }
 
-static dlx_status send(MPI_Request *request, dlxi_exchange *x, const float *data, int64_t floats, int to, int tag,
+static dlx_status send(MPI_Request *request, dlxi_neighbours *x, const float *data, int64_t floats, int to, int tag,
                        dlx_error *error) {
     return dlxi_mpi_check(MPI_Isend(data, (int)floats, MPI_FLOAT, to, tag, x->pipe, request),
                           "sending to a neighbouring stage", error);
 }
 
-dlx_status dlxi_exchange_reserve(dlxi_exchange *x, int slot, dlx_error *error) {
+dlx_status dlxi_neighbours_reserve(dlxi_neighbours *x, int slot, dlx_error *error) {
     return dlxi_mpi_wait(&x->output_sent[slot], 1, &x->waited_s, error);
 }
 
-dlx_status dlxi_exchange_send_output(dlxi_exchange *x, int slot, const float *output, int64_t floats,
-                                     dlx_error *error) {
+dlx_status dlxi_neighbours_send_output(dlxi_neighbours *x, int slot, const float *output, int64_t floats,
+                                       dlx_error *error) {
     DLXI_ASSERT(floats <= x->floats && x->output_sent[slot] == MPI_REQUEST_NULL);
     return send(&x->output_sent[slot], x, output, floats, x->stage + 1, TAG_FORWARD, error);
 }
 
-dlx_status dlxi_exchange_send_d_input(dlxi_exchange *x, const float *d_input, dlx_error *error) {
+dlx_status dlxi_neighbours_send_d_input(dlxi_neighbours *x, const float *d_input, dlx_error *error) {
     int64_t i = x->d_inputs++ % 2;
     DLX_TRY(dlxi_mpi_wait(&x->d_input_sent[i], 1, &x->waited_s, error));
     memcpy(x->d_input[i], d_input, (size_t)x->floats * sizeof *d_input);
     return send(&x->d_input_sent[i], x, x->d_input[i], x->floats, x->stage - 1, TAG_BACKWARD, error);
 }
 
-void dlxi_exchange_progress(dlxi_exchange *x) {
+void dlxi_neighbours_progress(dlxi_neighbours *x) {
     int done;
     (void)MPI_Testall(x->slots, x->output_sent, &done, MPI_STATUSES_IGNORE); /* an error comes again when waited for */
 }
 
-double dlxi_exchange_waited_s(const dlxi_exchange *x) {
+double dlxi_neighbours_waited_s(const dlxi_neighbours *x) {
     return x->waited_s;
 }
