@@ -61,9 +61,12 @@ static bool misfit_of_settings(char text[DLXI_REASON_MAX + 1], const dlxi_coordi
     if (c->shared_text == NULL || dlxi_options_canonical_equal(&d, c->shared_text, strlen(c->shared_text),
                                                                hello->shared_text, strlen(hello->shared_text)))
         return false;
-    if (c->shared_text_is_given)
-        return snprintf(text, size, "%s: '%s' on site '%s', '%s' in the run; all sites must use the same value", d.key,
-                        d.theirs, hello->site, d.ours);
+    if (c->shared_text_is_given) {
+        bool other = c->count > 0 && s != &c->sites[0]; /* it was compared with the same text */
+        return snprintf(text, size, "%s: '%s' on site '%s', '%s' in the run%s%s%s; all sites must use the same value",
+                        d.key, d.theirs, hello->site, d.ours, other ? " and on site '" : "",
+                        other ? c->sites[0].name : "", other ? "'" : "");
+    }
     if (s == &c->sites[0])
         return snprintf(text, size,
                         "%s: '%s' on rank %u of site '%s', '%s' on another; all ranks must use the same value", d.key,

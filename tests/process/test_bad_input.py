@@ -254,11 +254,12 @@ class Rendezvous(Case):
             self.assertEqual(process.wait(), 0, process.everything())
 
     def test_unequal_configs(self):
-        self.unequal(r"sync\.inner_steps: '11' on site 'b', '10' in the run; all sites must use the same value",
+        self.unequal(r"sync\.inner_steps: '11' on site 'b', '10' in the run and on site 'a'; all sites must use the same value",
                      "--set", "sync.inner_steps=11")
 
     def test_unequal_seeds(self):
-        self.unequal(r"run\.seed: '2' on site 'b', '1' in the run; all sites must use the same value", "--set", "run.seed=2")
+        self.unequal(r"run\.seed: '2' on site 'b', '1' in the run and on site 'a'; all sites must use the same value", "--set",
+                     "run.seed=2")
 
     def test_unequal_learning_rates_in_the_last_digit(self):
         self.unequal(r"train\.learning_rate: '0?\.?[0-9.e-]+' on site 'b', '[0-9.e-]+' in the run", "--set",

@@ -131,7 +131,7 @@ class ClusterFailures(Case):
         coordinator.wait_line("site 'paris' is there")
         tokyo = self.start_site(self.file, "tokyo", endpoint, "--set", "site.replicas=1", secure=False, ranks=2)
         self.assertEqual(tokyo.wait(), 1)
-        self.once(tokyo, r"site\.replicas: '1' on site 'tokyo', '2' ")
+        self.once(tokyo, r"site\.replicas: '1' on site 'tokyo', '2' in the run and on site 'paris'")
         paris.signal(signal.SIGTERM)
         paris.wait()
         coordinator.signal(signal.SIGTERM)
