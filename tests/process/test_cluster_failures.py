@@ -4,7 +4,7 @@ import os
 import signal
 import time
 
-from harness import Case, SLOWER, events, main, summary
+from harness import Case, SANITIZED, SLOWER, events, main, summary
 
 SITES = ("paris", "tokyo")
 
@@ -139,6 +139,8 @@ class ClusterFailures(Case):
         self.wait_until_nothing_is_left()
 
     def test_mpi_without_threads(self):
+        if SANITIZED:
+            self.skipTest("a sanitizer must be the first one loaded")
         self.once(self.ranks(4, "train", self.file, "--sites", 1, code=1, env={"LD_PRELOAD": os.environ["FEW_THREADS"]}),
                   r"MPI_THREAD_MULTIPLE")
 
