@@ -66,15 +66,16 @@ int launched_rank(void);
 void watch_rank(const char *path, const char **sets, const char *site);
 /* As fail_with, for a rank: where all failed, one of them speaks; where the others go on, says who this is and ends the
  * job. `cluster` and `config` may be NULL. */
-int fail_rank(dlx_cluster *cluster, const dlx_config *config, dlx_error *error);
+int fail_rank(dlx_cluster *cluster, const dlx_config *config, long job_sites, dlx_error *error);
 
 /* ---- interrupts ------------------------------------------------------------------------------------------------ */
 
-/* Set by the first SIGINT, SIGTERM or SIGUSR1; the second ends the process at once. */
+/* Set by the first SIGINT, SIGTERM or SIGUSR1. Where no launcher sends them (by_launcher), the second ends the process
+ * at once. */
 extern volatile bool interrupted;
 void interrupt(void); /* sets it, from any thread or a handler */
 bool is_interrupted(void);
-void catch_interrupts(void);
+void catch_interrupts(bool by_launcher);
 
 /* ---- progress -------------------------------------------------------------------------------------------------- */
 

@@ -27,17 +27,17 @@ bool is_interrupted(void) {
 #endif
 }
 
-/* A launcher that signals every process of a rank, and its parent that passes its own on, are one wish in two signals; and
- * a launcher kills what does not end. */
-static bool by_launcher;
+/* A launcher that signals every process of a rank, and its parent that passes its own on, are one wish in two signals;
+ * and a launcher kills what does not end. */
+static bool launcher_signals;
 
 static void on_signal(int number) {
-    if (is_interrupted() && !by_launcher) _exit(128 + number);
+    if (is_interrupted() && !launcher_signals) _exit(128 + number);
     interrupt();
 }
 
-void catch_interrupts(void) {
-    by_launcher = launched_rank() >= 0;
+void catch_interrupts(bool by_launcher) {
+    launcher_signals = by_launcher;
     struct sigaction action = {.sa_handler = on_signal};
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -100,6 +101,24 @@ static void add_mpirun(const launch *l, const char **arguments, int *count, cons
     for (size_t i = 0; i < sizeof words / sizeof *words; i++) add(arguments, count, words[i], NULL);
     add(arguments, count, "-n", ranks);
     add(arguments, count, l->program, NULL);
+}
+
+/* What a launcher that started this program says about its rank is not for the sites. */
+static void forget_launcher(void) {
+    static const char *const prefixes[] = {"PMIX_", "PMI_", "OMPI_"};
+    extern char **environ;
+    if (launched_rank() < 0) return;
+    for (char **at = environ; *at != NULL;) {
+        bool theirs = false;
+        for (size_t i = 0; i < sizeof prefixes / sizeof *prefixes; i++)
+            theirs = theirs || strncmp(*at, prefixes[i], strlen(prefixes[i])) == 0;
+        char name[256];
+        snprintf(name, sizeof name, "%.*s", (int)strcspn(*at, "="), *at);
+        if (theirs && unsetenv(name) == 0)
+            at = environ; /* it may have moved */
+        else
+            at++;
+    }
 }
 
 static bool start(launch *l, child *c) {
@@ -269,10 +288,10 @@ static void wait_for_all(launch *l, int wait_ms) {
 }
 
 /* Ends all that still run: they are asked first. */
-static void end_all(launch *l, int number) {
+static void end_all(launch *l, int number, int job_grace_ms) {
     bool jobs = l->children[0].by_mpirun;
     signal_all(l, number, true);
-    wait_for_all(l, jobs ? JOB_GRACE_MS : GRACE_MS);
+    wait_for_all(l, jobs ? job_grace_ms : GRACE_MS);
     if (jobs && running(l) > 0) {
         signal_all(l, SIGTERM, false);
         wait_for_all(l, JOB_GRACE_MS);
@@ -304,19 +323,25 @@ static bool start_all(launch *l) {
 
 static int run(launch *l) {
     if (!start_all(l)) {
-        end_all(l, SIGTERM);
+        end_all(l, SIGTERM, JOB_GRACE_MS);
         return EXIT_FAILED;
     }
     while (running(l) > 0 && l->failed < 0 && !interrupted) poll_once(l, 100);
     if (interrupted && l->failed < 0) {
-        end_all(l, SIGINT);
+        if (l->children[0].by_mpirun)
+            display_text(l->display, "launch",
+                         "interrupted; ranks end their step and save. Ctrl-C again ends them at once");
+        end_all(l, SIGINT, INT_MAX);
         display_close(l->display);
+        for (int i = 0; i < l->count; i++)
+            if (strstr(l->children[i].error, "could not be saved") != NULL)
+                fprintf(stderr, "dilocox: %s: %s\n", l->children[i].name, l->children[i].error);
         fprintf(stderr, "dilocox: interrupted; what there is lies in %s\n", dlx_config_run_dir(l->config));
         return EXIT_FAILED;
     }
     if (l->failed >= 0) {
         wait_for_all(l, 500); /* the coordinator tells the others why before they are asked to go */
-        end_all(l, SIGTERM);
+        end_all(l, SIGTERM, JOB_GRACE_MS);
         display_close(l->display);
         return report_failure(l);
     }
@@ -374,7 +399,8 @@ int launch_main(int count, char **arguments) {
         return EXIT_USE;
     dlx_config *config = load_config(l.config_path, l.run_dir, sets);
     if (config == NULL) return EXIT_USE;
-    catch_interrupts();
+    catch_interrupts(false);
+    forget_launcher();
     if (dlx_config_in_process(config)) {
         exit_code = launch_threads(config, (int)sites);
         dlx_config_close(&config);

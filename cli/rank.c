@@ -68,9 +68,18 @@ void watch_rank(const char *path, const char **sets, const char *site) {
     _exit(EXIT_FAILED);
 }
 
-int fail_rank(dlx_cluster *cluster, const dlx_config *config, dlx_error *error) {
+/* The higher the rank, the longer it waits for the others: of several that failed, the first ends the job, and speaks.
+ */
+static uint32_t patience_ms(const dlx_cluster *cluster, const dlx_error *error, long job_sites) {
+    enum { SOON_MS = 2000, SAVING_MS = 60000, STEP_MS = 50, STEPS_MAX = 100 };
+    bool of_others = error->status == DLX_INTERRUPTED || error->status == DLX_PEER_LOST || error->status == DLX_TIMEOUT;
+    uint32_t rank = dlx_cluster_rank(cluster);
+    return (job_sites > 1 && of_others ? SAVING_MS : SOON_MS) + STEP_MS * (rank < STEPS_MAX ? rank : STEPS_MAX);
+}
+
+int fail_rank(dlx_cluster *cluster, const dlx_config *config, long job_sites, dlx_error *error) {
     int exit_code = exit_code_of(error);
-    if (cluster == NULL || dlx_cluster_agree_on_failure(cluster, error)) {
+    if (cluster == NULL || dlx_cluster_agree_on_failure(cluster, error, patience_ms(cluster, error, job_sites))) {
         fail_with(error);
         return exit_code;
     }

@@ -59,9 +59,9 @@ static void on_event(void *context, const dlx_event *event) {
 }
 
 /* A site that launch started ends with it. */
-static void begin(bool for_launcher) {
+static void begin(bool for_launcher, bool by_launcher) {
     if (for_launcher) prctl(PR_SET_PDEATHSIG, SIGTERM);
-    catch_interrupts();
+    catch_interrupts(by_launcher);
 }
 
 /* ---- train ----------------------------------------------------------------------------------------------------- */
@@ -178,7 +178,7 @@ int train_main(int count, char **arguments) {
     if (use.site != NULL && use.sites > 0)
         return fail_use("train: --site names one site, --sites makes a job of several; give one of them");
     bool launched = launched_rank() >= 0;
-    begin(use.for_launcher);
+    begin(use.for_launcher, launched);
     if (launched) watch_rank(use.path, use.sets, use.site);
     dlx_error error;
     dlx_cluster *cluster = NULL;
@@ -186,7 +186,7 @@ int train_main(int count, char **arguments) {
     dlx_status status = launched || use.sites > 0 ? dlx_cluster_open(&cluster, &error) : DLX_OK;
     if (status == DLX_OK) status = read_config(&config, use.path, use.run_dir, use.sets, &error);
     if (status == DLX_OK) status = train(&use, config, cluster, &error);
-    exit_code = status == DLX_OK ? EXIT_DONE : fail_rank(cluster, config, &error);
+    exit_code = status == DLX_OK ? EXIT_DONE : fail_rank(cluster, config, use.sites, &error);
     dlx_cluster_close(&cluster);
     dlx_config_close(&config);
     return exit_code;
@@ -224,7 +224,7 @@ int coordinator_main(int count, char **arguments) {
     if (!parse_number(sites_text, "--sites", 1, SITES_MAX, &sites)) return EXIT_USE;
     dlx_config *config = load_config(path, run_dir, sets);
     if (config == NULL) return EXIT_USE;
-    begin(for_launcher);
+    begin(for_launcher, false);
     dlx_error error;
     dlx_coordinate_options options = DLX_COORDINATE_OPTIONS_INIT;
     options.sites = (uint32_t)sites;

@@ -226,8 +226,9 @@ DLX_API uint64_t dlx_sync_tokens_target(const dlx_sync *sync);
 DLX_API uint32_t dlx_sync_site_index(const dlx_sync *sync);
 DLX_API uint32_t dlx_sync_site_count(const dlx_sync *sync);
 
-/* Copies the anchor, θ of the last commit, to the parameters: for saving after an interrupted run. */
-DLX_API void dlx_sync_take_anchor(dlx_sync *sync);
+/* Copies the anchor, θ of the last commit, to the parameters: for saving after an interrupted run. Returns how many
+ * rounds are committed in it: ranks of a site may have heard of the last commit at different times, and call again. */
+DLX_API uint64_t dlx_sync_take_anchor(dlx_sync *sync);
 /* Copies the anchor to dst[i], of tensors[i]'s shape, without touching the parameters: for evaluation during a run. */
 DLX_API void dlx_sync_anchor(dlx_sync *sync, float *const *dst);
 /* dst[i] ← a hash of tensors[i]'s anchor and id: the same on all sites, however the model is cut into ranks. */

@@ -47,10 +47,10 @@ DLX_API dlx_status dlx_cluster_open(dlx_cluster **out, dlx_error *error);
 DLX_API void dlx_cluster_close(dlx_cluster **cluster);
 DLX_API uint32_t dlx_cluster_rank(const dlx_cluster *cluster);
 DLX_API uint32_t dlx_cluster_ranks(const dlx_cluster *cluster);
-/* For a rank that failed; waits for the others: two seconds, or a minute where it was interrupted or lost a peer, which
- * all ranks will find while some still save. True: all ranks failed; close the cluster and exit, one of them
- * speaks (error->message is empty on the others). False: the others go on; abort. */
-DLX_API bool dlx_cluster_agree_on_failure(dlx_cluster *cluster, dlx_error *error);
+/* For a rank that failed; waits for the others, up to wait_ms. True: all ranks failed; close the cluster and exit, one
+ * of them speaks (error->message is empty on the others). False: the others go on; abort. The ranks of a site end
+ * together; where the job holds several sites, another may still be saving. */
+DLX_API bool dlx_cluster_agree_on_failure(dlx_cluster *cluster, dlx_error *error, uint32_t wait_ms);
 /* Ends all ranks of the job at once with this exit code. Does not return. */
 DLX_API void dlx_cluster_abort(dlx_cluster *cluster, int exit_code);
 /* Joins sites and coordinator that are ranks of one job (the `mpi` link); the coordinator is a thread of job rank 0.

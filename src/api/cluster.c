@@ -1,11 +1,10 @@
 /* dlx_cluster: validate, translate, delegate. */
 #include "dilocox_train.h"
 
+#include <limits.h>
+
 #include "cluster/cluster.h"
 #include "link/mpi.h"
-
-/* What comes from outside reaches all ranks, but some may still be saving. */
-enum { AGREE_MS = 2000, AGREE_AFTER_SAVING_MS = 60000 };
 
 dlx_status dlx_cluster_open(dlx_cluster **out, dlx_error *error) {
     if (out == NULL) DLX_FAIL(error, ARGUMENT, "dlx_cluster_open: out is NULL");
@@ -24,9 +23,8 @@ uint32_t dlx_cluster_ranks(const dlx_cluster *cluster) {
     return (uint32_t)cluster->ranks;
 }
 
-bool dlx_cluster_agree_on_failure(dlx_cluster *cluster, dlx_error *error) {
-    bool from_outside = error->status == DLX_INTERRUPTED || error->status == DLX_PEER_LOST;
-    return dlxi_cluster_agree_on_failure(cluster, error, from_outside ? AGREE_AFTER_SAVING_MS : AGREE_MS);
+bool dlx_cluster_agree_on_failure(dlx_cluster *cluster, dlx_error *error, uint32_t wait_ms) {
+    return dlxi_cluster_agree_on_failure(cluster, error, wait_ms > INT_MAX ? INT_MAX : (int)wait_ms);
 }
 
 void dlx_cluster_abort(dlx_cluster *cluster, int exit_code) {

@@ -214,8 +214,8 @@ uint32_t dlx_sync_site_count(const dlx_sync *sync) {
     return dlxi_sync_site_count(sync);
 }
 
-void dlx_sync_take_anchor(dlx_sync *sync) {
-    dlxi_sync_take_anchor(sync);
+uint64_t dlx_sync_take_anchor(dlx_sync *sync) {
+    return dlxi_sync_take_anchor(sync);
 }
 
 void dlx_sync_anchor(dlx_sync *sync, float *const *dst) {

@@ -7,7 +7,10 @@
 
 #include "base/memory.h"
 
-enum { PING_MS = 250 /* well below the shortest timeout, 1 s */ };
+enum {
+    PING_MS = 250,    /* well below the shortest timeout, 1 s */
+    REFUSED_MS = 3000 /* for so long a refused site's ranks still come; later ones are another try */
+};
 
 #define TOKENS_MAX (UINT64_C(1) << 48) /* of a site's round, so that no sum overflows */
 
@@ -201,7 +204,7 @@ static bool was_refused(dlxi_coordinator *c, const dlxi_hello *hello, int64_t no
 static void refuse_site(dlxi_coordinator *c, dlxi_member *s, const dlxi_hello *hello, const char *text,
                         int64_t now_ms) {
     if (hello->ranks > 1 && hello->rank < DLXI_RANKS_MAX) {
-        c->refused = (dlxi_refused_site){.until_ms = now_ms + c->settings.timeout_ms};
+        c->refused = (dlxi_refused_site){.until_ms = now_ms + REFUSED_MS};
         dlxi_text_copy(c->refused.name, sizeof c->refused.name, hello->site);
         dlxi_text_copy(c->refused.text, sizeof c->refused.text, text);
         c->refused.told[hello->rank] = true;

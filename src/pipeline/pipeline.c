@@ -238,13 +238,25 @@ dlx_status dlxi_pipeline_accumulate(dlxi_pipeline *p, const uint64_t *positions,
     return status;
 }
 
+static void count_idle(dlxi_pipeline *p, double since_s) {
+    double waited_s = dlxi_clock_s() - since_s;
+    p->times.step_s += waited_s;
+    p->times.idle_s += waited_s;
+}
+
 dlx_status dlxi_pipeline_sum(dlxi_pipeline *p, double *values, int count, dlx_error *error) {
     if (p->options.place == NULL) return DLX_OK;
     double begun_s = dlxi_clock_s();
     dlx_status status = dlxi_place_sum(p->options.place, values, count, error);
-    double waited_s = dlxi_clock_s() - begun_s;
-    p->times.step_s += waited_s;
-    p->times.idle_s += waited_s;
+    count_idle(p, begun_s);
+    return status;
+}
+
+dlx_status dlxi_pipeline_barrier(dlxi_pipeline *p, dlx_error *error) {
+    if (p->options.place == NULL) return DLX_OK;
+    double begun_s = dlxi_clock_s();
+    dlx_status status = dlxi_place_barrier(p->options.place, error);
+    count_idle(p, begun_s);
     return status;
 }
 

@@ -47,6 +47,9 @@ dlx_status dlxi_pipeline_accumulate(dlxi_pipeline *pipeline, const uint64_t *pos
 /* values[count] ← their sums over the site's ranks; the step's last wait for the slowest. */
 dlx_status dlxi_pipeline_sum(dlxi_pipeline *pipeline, double *values, int count, dlx_error *error);
 
+/* Waits for all ranks of the site, as a part of the step. */
+dlx_status dlxi_pipeline_barrier(dlxi_pipeline *pipeline, dlx_error *error);
+
 /* Owners' data to all who hold the tensor; then the stage knows that its parameters changed. */
 dlx_status dlxi_pipeline_share_parameters(dlxi_pipeline *pipeline, dlx_error *error);
 
@@ -55,8 +58,8 @@ dlx_status dlxi_pipeline_share_parameters(dlxi_pipeline *pipeline, dlx_error *er
 dlx_status dlxi_pipeline_evaluate(dlxi_pipeline *pipeline, const dlxi_shard *validation, int64_t tokens_max,
                                   int64_t index, int64_t stride, double *loss_sum, double *tokens, dlx_error *error);
 
-/* Not collective. Of all accumulate and sum calls: seconds in them, of these waiting for other stages, and of these
- * waiting for gradients to reach their owners; and of all share_parameters calls. */
+/* Not collective. Of all accumulate, sum and barrier calls: seconds in them, of these waiting for other stages, and of
+ * these waiting for gradients to reach their owners; and of all share_parameters calls. */
 typedef struct dlxi_pipeline_times {
     double step_s, idle_s, reduce_s, share_s;
 } dlxi_pipeline_times;

@@ -41,7 +41,7 @@ dlx_status dlxi_agree_on_state(dlxi_agreement *a, bool *committed, const dlx_err
         dlxi_text_copy(mine.text, sizeof mine.text, own->message);
     }
     dlx_status status = a->gather(a->context, all, &mine, sizeof mine, error);
-    if (own->status != DLX_OK) { /* whatever became of telling it */
+    if (status != DLX_OK && own->status != DLX_OK) { /* whatever became of telling it */
         if (error != NULL) *error = *own;
         return own->status;
     }
@@ -51,7 +51,13 @@ dlx_status dlxi_agree_on_state(dlxi_agreement *a, bool *committed, const dlx_err
         *committed = *committed && b->committed != 0;
         if (b->status == DLX_OK) continue;
         b->text[sizeof b->text - 1] = b->site[sizeof b->site - 1] = '\0';
+        /* the first one's on all ranks, so that what they do next is one thing */
         status = b->status <= DLX_DIVERGED ? (dlx_status)b->status : DLX_PEER_LOST;
+        if (own->status != DLX_OK) {
+            if (error != NULL) *error = *own;
+            if (error != NULL) error->status = status;
+            return status;
+        }
         dlxi_error_set(error, status, "rank %u of this site: %s", r, b->text);
         if (error != NULL) {
             error->round = b->round;

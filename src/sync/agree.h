@@ -18,7 +18,8 @@ dlx_status dlxi_agreement_open(dlxi_agreement *a, uint16_t rank, uint16_t ranks,
 void dlxi_agreement_close(dlxi_agreement *a); /* takes a zeroed one */
 
 /* *committed ← whether it was true on all ranks. Where any rank comes with a failure (`own`, status OK: none), all
- * ranks return one: that rank its own, the others a sentence that names it. Blocks. */
+ * ranks return the status of the first that failed, with that rank's own words, or with a sentence that names it.
+ * Blocks. */
 dlx_status dlxi_agree_on_state(dlxi_agreement *a, bool *committed, const dlx_error *own, dlx_error *error);
 
 /* *inner_steps ← H of the next round, from what each rank's tensors say. paper: of all tensors of the model, whoever

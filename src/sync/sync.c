@@ -192,7 +192,9 @@ static dlx_status next_inner_steps(dlx_sync *s, uint32_t *inner_steps, dlx_error
         sums.weighted_ranks += one.weighted_ranks;
         sums.parameters += one.parameters;
     }
-    return dlxi_agree_on_inner_steps(&s->agreement, inner_steps, adapt, sums, s->shard->settings.rank_columns, error);
+    dlxi_adapt own = *adapt;
+    if (s->shard->count == 0) own.inner_steps = own.inner_steps_min; /* a rank without tensors needs no time at all */
+    return dlxi_agree_on_inner_steps(&s->agreement, inner_steps, &own, sums, s->shard->settings.rank_columns, error);
 }
 
 /* The round's M is in place: the exchange thread's turn. */
@@ -455,11 +457,12 @@ void dlxi_sync_anchor_hashes(const dlx_sync *s, uint64_t *dst) {
     pthread_mutex_unlock(mutex);
 }
 
-void dlxi_sync_take_anchor(dlx_sync *s) {
-    if (holds_no_anchor(s)) return;
+uint64_t dlxi_sync_take_anchor(dlx_sync *s) {
     pthread_mutex_lock(&s->anchor_mutex);
-    dlxi_shard_apply(s->shard, true);
+    if (!holds_no_anchor(s)) dlxi_shard_apply(s->shard, true);
+    uint64_t rounds = s->anchor_rounds;
     pthread_mutex_unlock(&s->anchor_mutex);
+    return rounds;
 }
 
 void dlxi_sync_statistics(dlx_sync *s, dlx_statistics *out) {

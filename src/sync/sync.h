@@ -37,7 +37,7 @@ uint64_t dlxi_sync_tokens(const dlx_sync *s);
 uint64_t dlxi_sync_tokens_target(const dlx_sync *s);
 uint32_t dlxi_sync_site_index(const dlx_sync *s);
 uint32_t dlxi_sync_site_count(const dlx_sync *s);
-void dlxi_sync_take_anchor(dlx_sync *s);
+uint64_t dlxi_sync_take_anchor(dlx_sync *s);
 void dlxi_sync_anchor(dlx_sync *s, float *const *dst);
 void dlxi_sync_anchor_hashes(const dlx_sync *s, uint64_t *dst);
 void dlxi_sync_statistics(dlx_sync *s, dlx_statistics *out);

@@ -38,6 +38,7 @@ struct dlx_sync {
 
     /* both, under the mutex */
     pthread_mutex_t anchor_mutex; /* held while θ changes */
+    uint64_t anchor_rounds;       /* committed in θ; under that mutex */
     pthread_mutex_t mutex;
     pthread_cond_t changed;
     bool joined;

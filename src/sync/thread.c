@@ -137,6 +137,7 @@ static dlx_status on_begin(dlx_sync *s, dlx_error *error) {
 static void on_commit(dlx_sync *s) {
     pthread_mutex_lock(&s->anchor_mutex);
     dlxi_exchange_commit(s->exchange);
+    s->anchor_rounds++;
     pthread_mutex_unlock(&s->anchor_mutex);
     s->exchange_ns = (uint64_t)(dlxi_clock_ns() - s->begun_ns);
     double ranks = 0, parameters = 0;

@@ -296,6 +296,8 @@ static dlx_status train_step(site_run *r, dlx_step *step, dlx_error *error) {
         return status;
     }
     r->steps++;
+    /* what ranks wait for each other is not what the site waits for the others */
+    DLX_TRY(dlxi_pipeline_barrier(r->pipeline, error));
     double before_s = dlxi_clock_s();
     r->is_together = true;
     DLX_TRY(dlx_sync_step(r->sync, tokens, step, error));
@@ -349,21 +351,50 @@ static dlx_status report(site_run *r, dlx_error *error) {
     return status;
 }
 
+/* p ← θ, of one round on all ranks: one may have heard of the last commit before another. */
+static dlx_status take_common_anchor(site_run *r, dlx_error *error) {
+    enum { TRIES = 20, PAUSE_NS = 100000000 };
+    uint64_t rounds = dlx_sync_take_anchor(r->sync), *all;
+    bool same = r->ranks == 1;
+    if (same) return DLX_OK;
+    DLX_TRY(DLXI_NEW(&all, r->ranks, error));
+    dlx_status status = DLX_OK;
+    for (int i = 0; i < TRIES && !same && status == DLX_OK; i++) {
+        if (i > 0) dlxi_mpi_pause(PAUSE_NS);
+        rounds = dlx_sync_take_anchor(r->sync);
+        status = dlxi_place_gather(r->place, all, &rounds, sizeof rounds, error);
+        same = true;
+        for (int k = 1; k < r->ranks; k++) same = same && all[k] == all[0];
+    }
+    free(all);
+    if (status == DLX_OK && !same) DLX_FAIL(error, DIVERGED, "the site's ranks ended in different rounds");
+    return status;
+}
+
 /* A run that ends early leaves what it has: the anchor of the last commit, and a summary that says why. Every site
  * keeps the anchor, since who ended the run need not be the first, and the first may be gone. Where a site has several
  * ranks, only if all of them are here. */
-static void save_what_there_is(site_run *r, dlx_status why) {
-    dlx_error ignored;
+static dlx_status save_what_there_is(site_run *r, dlx_status why, dlx_error *error) {
     char *text = NULL;
-    if (r->sync == NULL || r->steps == 0 || (r->ranks > 1 && !r->is_together)) return;
+    if (r->sync == NULL || r->steps == 0 || (r->ranks > 1 && !r->is_together)) return DLX_OK;
     if (why != DLX_NUMERIC && why != DLX_DIVERGED) {
-        dlx_sync_take_anchor(r->sync);
-        if (dlxi_pipeline_share_parameters(r->pipeline, &ignored) != DLX_OK) return;
-        const char *folder = dlx_sync_site_index(r->sync) == 0 ? r->config->run.dir : r->folder;
-        if (save_weights(r, folder, &ignored) != DLX_OK && r->ranks > 1) return;
+        DLX_TRY(take_common_anchor(r, error));
+        DLX_TRY(dlxi_pipeline_share_parameters(r->pipeline, error));
+        DLX_TRY(save_weights(r, dlx_sync_site_index(r->sync) == 0 ? r->config->run.dir : r->folder, error));
     }
-    (void)write_summary(r, why == DLX_INTERRUPTED ? "interrupted" : "failed", &text, &ignored);
+    dlx_status status = write_summary(r, why == DLX_INTERRUPTED ? "interrupted" : "failed", &text, error);
     free(text);
+    if (status != DLX_OK) return status;
+    return dlxi_pipeline_barrier(r->pipeline, error); /* a rank that leaves before others have saved ends them */
+}
+
+/* What became of the run, and, where it could not be saved, of that. */
+static void end_early(site_run *r, dlx_status why, dlx_error *error) {
+    dlx_error not_saved;
+    if (save_what_there_is(r, why, &not_saved) == DLX_OK) return;
+    size_t length = strlen(error->message);
+    snprintf(error->message + length, sizeof error->message - length, "; it could not be saved: %.200s",
+             not_saved.message);
 }
 
 static void tell_joining(const site_run *r) {
@@ -405,7 +436,7 @@ dlx_status dlxi_train(const dlxi_config *config, const dlx_train_options *option
     dlx_status status = run_site(r, error);
     if (status != DLX_OK) {
         if (r->sync != NULL && status != DLX_INTERRUPTED) dlx_sync_fail(r->sync, error->message);
-        save_what_there_is(r, status);
+        end_early(r, status, error);
     }
     if (status == DLX_OK) dlxi_place_close(&r->place); /* collective; a failed rank is about to end MPI anyway */
     close_run(r);

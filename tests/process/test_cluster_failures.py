@@ -100,6 +100,21 @@ class ClusterFailures(Case):
     def test_interrupt_of_one_job(self):
         self.interrupted("--replicas", 1, "--set", "wan.link=mpi")
 
+    def test_interrupt_where_nothing_can_be_saved(self):
+        self.write("run/weights", "a file where the folder of weights should go")
+        run = self.start("launch", self.file, "--sites", 2, "--stages", 1)
+        self.rounds(self.path("run", "site-1"), 2)
+        run.signal(signal.SIGINT)
+        self.assertEqual(run.wait(30 * SLOWER), 1)  # and not after a minute of waiting for each other
+        self.assertRegex(run.text("stderr"), r"site-1: .*interrupted; it could not be saved: .*run/weights")
+        self.wait_until_nothing_is_left()
+
+    def test_launch_within_a_job(self):
+        """What a launcher told launch of itself is not for its sites, which would all be the same rank."""
+        for more in (("--stages", 2, "--replicas", 1), ("--stages", 1, "--replicas", 1)):
+            self.ranks(1, "launch", self.file, "--sites", 2, "--set", "train.tokens=5000", *more)
+            self.assertEqual(summary(self.path("run"))["sites"], 2)
+
     # ---- bad input
 
     def once(self, process, pattern):
