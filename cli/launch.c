@@ -365,11 +365,12 @@ static void list_children(launch *l) {
 }
 
 /* "KEY=text" as one more --set; false where the text is no number. */
-static bool set_number(char assignment[64], const char **sets, const char *key, const char *text, const char *name) {
+static bool set_number(char assignment[64], const char **sets, const char *key, const char *text, const char *name,
+                       long most) {
     int used = 0;
     long number;
     if (text == NULL) return true;
-    if (!parse_number(text, name, 1, 1024, &number)) return false;
+    if (!parse_number(text, name, 1, most, &number)) return false;
     while (sets[used] != NULL) used++;
     snprintf(assignment, 64, "%s=%ld", key, number);
     sets[used] = assignment; /* there is room for two more than SETS_MAX */
@@ -394,8 +395,8 @@ int launch_main(int count, char **arguments) {
     if (parse_arguments(count, arguments, specs, sizeof specs / sizeof *specs, &l.config_path, 1, 1, &exit_code))
         return exit_code;
     if (!parse_number(sites_text, "--sites", 1, SITES_MAX, &sites) ||
-        !set_number(stages, sets, "site.stages", stages_text, "--stages") ||
-        !set_number(replicas, sets, "site.replicas", replicas_text, "--replicas"))
+        !set_number(stages, sets, "site.stages", stages_text, "--stages", 256) ||
+        !set_number(replicas, sets, "site.replicas", replicas_text, "--replicas", 1024))
         return EXIT_USE;
     dlx_config *config = load_config(l.config_path, l.run_dir, sets);
     if (config == NULL) return EXIT_USE;

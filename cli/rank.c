@@ -68,10 +68,10 @@ void watch_rank(const char *path, const char **sets, const char *site) {
     _exit(EXIT_FAILED);
 }
 
-/* The higher the rank, the longer it waits for the others: of several that failed, the first ends the job, and speaks.
- */
+/* The higher the rank, the longer it waits for the others: of several that failed, the first ends the job, and speaks;
+ * mpirun's SIGTERM reaches the rest a second later. */
 static uint32_t patience_ms(const dlx_cluster *cluster, const dlx_error *error, long job_sites) {
-    enum { SOON_MS = 2000, SAVING_MS = 60000, STEP_MS = 50, STEPS_MAX = 100 };
+    enum { SOON_MS = 2000, SAVING_MS = 60000, STEP_MS = 2500, STEPS_MAX = 4 };
     bool of_others = error->status == DLX_INTERRUPTED || error->status == DLX_PEER_LOST || error->status == DLX_TIMEOUT;
     uint32_t rank = dlx_cluster_rank(cluster);
     return (job_sites > 1 && of_others ? SAVING_MS : SOON_MS) + STEP_MS * (rank < STEPS_MAX ? rank : STEPS_MAX);
@@ -86,7 +86,11 @@ int fail_rank(dlx_cluster *cluster, const dlx_config *config, long job_sites, dl
     char name[64];
     snprintf(name, sizeof name, "rank %u", dlx_cluster_rank(cluster));
     if (config != NULL) dlx_config_place_name(name, config, dlx_cluster_rank(cluster));
-    fprintf(stderr, "dilocox: %s: %s\n", name, error->message);
+    char of[32] = "";
+    if (job_sites > 1 && config != NULL)
+        snprintf(of, sizeof of, " of site-%u", dlx_cluster_rank(cluster) / dlx_config_ranks(config) + 1);
+    bool ended_by_another = dlx_cluster_rank(cluster) > 0 && is_interrupted();
+    if (!ended_by_another) fprintf(stderr, "dilocox: %s%s: %s\n", name, of, error->message);
     fflush(NULL);
     dlx_cluster_abort(cluster, exit_code);
     return exit_code;

@@ -126,9 +126,17 @@ static dlx_status train(const train_use *use, const dlx_config *config, dlx_clus
     const char *site = use->site;
     host h = {.use = use, .config = config};
     dlx_status status = DLX_OK;
+    if (use->sites == 0 && dlx_config_one_job(config)) {
+        error->status = DLX_CONFIG;
+        snprintf(error->message, sizeof error->message,
+                 "wan.link: mpi is for one job that holds all sites: --sites N instead of --site");
+        return DLX_CONFIG;
+    }
     if (use->sites > 0) {
         snprintf(name, sizeof name, "site-%u", rank / ranks + 1);
         site = name;
+        if (rank == 0 && !dlx_config_one_job(config) && !use->for_launcher)
+            printf("sites are ranks of this job: MPI carries what goes between them, not encrypted (wan.link: mpi)\n");
     }
     /* where the numbers don't fit, dlx_train says so before it needs the hub */
     bool fits = cluster != NULL && dlx_cluster_ranks(cluster) == job_sites * ranks;
@@ -177,6 +185,8 @@ int train_main(int count, char **arguments) {
         return fail_use("train: --site NAME is needed, or --sites N for a job that holds them all");
     if (use.site != NULL && use.sites > 0)
         return fail_use("train: --site names one site, --sites makes a job of several; give one of them");
+    if (use.coordinator != NULL && use.sites > 0)
+        return fail_use("train: --sites makes a job with a coordinator of its own; leave --coordinator out");
     bool launched = launched_rank() >= 0;
     begin(use.for_launcher, launched);
     if (launched) watch_rank(use.path, use.sets, use.site);
@@ -225,6 +235,11 @@ int coordinator_main(int count, char **arguments) {
     dlx_config *config = load_config(path, run_dir, sets);
     if (config == NULL) return EXIT_USE;
     begin(for_launcher, false);
+    if (dlx_config_one_job(config) || dlx_config_in_process(config)) {
+        dlx_config_close(&config);
+        return fail_use(
+            "coordinator: wan.link is mem or mpi, whose coordinator is part of launch or train --sites; set zmq");
+    }
     dlx_error error;
     dlx_coordinate_options options = DLX_COORDINATE_OPTIONS_INIT;
     options.sites = (uint32_t)sites;

@@ -265,6 +265,8 @@ DLX_API dlx_status dlx_sync_report(dlx_sync *sync, const char *text, dlx_error *
  * of leaving may be NULL. */
 DLX_API void dlx_sync_close(dlx_sync **sync);
 DLX_API void dlx_sync_fail(dlx_sync *sync, const char *reason);
+/* DLX_OK while the run goes on; else what ended it, which the next dlx_sync_step will return. Any thread. */
+DLX_API dlx_status dlx_sync_failure(dlx_sync *sync, dlx_error *error);
 
 /* ---- coordinator ----------------------------------------------------------------------------------------------- */
 

@@ -238,6 +238,11 @@ void dlx_sync_fail(dlx_sync *sync, const char *reason) {
     dlxi_sync_fail(sync, reason);
 }
 
+dlx_status dlx_sync_failure(dlx_sync *sync, dlx_error *error) {
+    if (sync == NULL) DLX_FAIL(error, ARGUMENT, "dlx_sync_failure: sync is NULL");
+    return dlxi_sync_failure(sync, error);
+}
+
 void dlx_sync_close(dlx_sync **sync) {
     if (sync != NULL) dlxi_sync_close(sync);
 }

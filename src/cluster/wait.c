@@ -44,14 +44,30 @@ void dlxi_mpi_idle(int *idle) {
     dlxi_mpi_pause(pause_ns);
 }
 
+static bool (*give_up_asked)(void *context);
+static void *give_up_context;
+
+void dlxi_mpi_give_up_when(bool (*give_up)(void *context), void *context) {
+    give_up_asked = give_up;
+    give_up_context = context;
+}
+
 dlx_status dlxi_mpi_wait(MPI_Request *requests, int count, double *waited_s, dlx_error *error) {
     int64_t start_ns = dlxi_clock_ns();
     int code = MPI_SUCCESS;
     int idle = 0;
+    const int64_t ASK_NS = 500000000;
+    int64_t asked_ns = start_ns;
     /* One by one: a test that finds its request open moves all the others too, and the code is the request's own. */
     for (int i = 0, done = 0; code == MPI_SUCCESS && i < count; i += done) {
         code = MPI_Test(&requests[i], &done, MPI_STATUS_IGNORE);
-        if (code == MPI_SUCCESS && !done) dlxi_mpi_idle(&idle);
+        if (code != MPI_SUCCESS || done) continue;
+        dlxi_mpi_idle(&idle);
+        if (give_up_asked != NULL && dlxi_clock_ns() - asked_ns > ASK_NS) {
+            asked_ns = dlxi_clock_ns();
+            if (give_up_asked(give_up_context))
+                DLX_FAIL(error, PEER_LOST, "the run has ended, and other ranks of this site do not go on");
+        }
     }
     if (waited_s != NULL) *waited_s += (double)(dlxi_clock_ns() - start_ns) * 1e-9;
     return dlxi_mpi_check(code, "waiting for other ranks", error);

@@ -20,7 +20,11 @@ bool dlxi_coordinator_has_no_place(char text[DLXI_REASON_MAX + 1], const dlxi_co
     if (proved_name[0] != '\0' && strcmp(proved_name, hello->site) != 0)
         return snprintf(text, size, "site '%s' uses the key of '%s'; set --site or wan.key", hello->site, proved_name);
     if (s != NULL && dlxi_member_is_whole(s))
-        return snprintf(text, size, "a site named '%s' is in the run already; give --site another name", hello->site);
+        return snprintf(text, size,
+                        "a site named '%s' is in the run already; give --site another name, or, where that one ended, "
+                        "wait until it "
+                        "is missed (wan.timeout_s)",
+                        hello->site);
     if (s == NULL && c->count == c->settings.sites)
         return snprintf(text, size, "%u sites are joining, as many as the run has; start the coordinator with more",
                         c->count);

@@ -58,7 +58,11 @@ dlx_status dlxi_agree_on_state(dlxi_agreement *a, bool *committed, const dlx_err
             if (error != NULL) error->status = status;
             return status;
         }
-        dlxi_error_set(error, status, "rank %u of this site: %s", r, b->text);
+        bool of_others = status == DLX_PEER_LOST || status == DLX_TIMEOUT || status == DLX_INTERRUPTED;
+        if (of_others)
+            dlxi_error_set(error, status, "%s", b->text);
+        else
+            dlxi_error_set(error, status, "rank %u of this site: %s", r, b->text);
         if (error != NULL) {
             error->round = b->round;
             dlxi_text_copy(error->site, sizeof error->site, b->site);

@@ -152,6 +152,14 @@ void dlxi_sync_fail(dlx_sync *s, const char *reason) {
     leave(s, DLX_PEER_LOST, reason != NULL ? reason : left_early);
 }
 
+dlx_status dlxi_sync_failure(dlx_sync *s, dlx_error *error) {
+    pthread_mutex_lock(&s->mutex);
+    dlx_error failure = s->failure;
+    pthread_mutex_unlock(&s->mutex);
+    if (failure.status != DLX_OK && error != NULL) *error = failure;
+    return failure.status;
+}
+
 void dlxi_sync_close(dlx_sync **sync) {
     dlx_sync *s = *sync;
     if (s == NULL) return;

@@ -43,6 +43,7 @@ void dlxi_sync_anchor_hashes(const dlx_sync *s, uint64_t *dst);
 void dlxi_sync_statistics(dlx_sync *s, dlx_statistics *out);
 void dlxi_sync_interrupt(dlx_sync *s);
 void dlxi_sync_fail(dlx_sync *s, const char *reason);
+dlx_status dlxi_sync_failure(dlx_sync *s, dlx_error *error);
 void dlxi_sync_close(dlx_sync **s);
 
 #endif

@@ -118,6 +118,16 @@ static dlx_status gather(void *place, void *all, const void *own, size_t bytes, 
     return dlxi_place_gather(place, all, own, bytes, error);
 }
 
+/* The others of this site will see the failure at the end of a step; one that has not after so long hangs. */
+static bool site_hangs(void *context) {
+    enum { PATIENCE_S = 10 };
+    site_run *r = context;
+    if (dlx_sync_failure(r->sync, NULL) == DLX_OK) return false;
+    double now_s = dlxi_clock_s();
+    if (r->lost_since_s <= 0) r->lost_since_s = now_s;
+    return now_s - r->lost_since_s > PATIENCE_S + r->step_s_max;
+}
+
 static dlx_status open_sync(site_run *r, dlx_error *error) {
     const dlxi_config *c = r->config;
     dlx_sync_config sync = DLX_SYNC_CONFIG_INIT;
@@ -160,6 +170,7 @@ static dlx_status open_sync(site_run *r, dlx_error *error) {
     dlx_status status = dlx_sync_open(&r->sync, &sync, r->tensors, (size_t)r->parameter_count, error);
     free(shared_text);
     if (status != DLX_OK) return status;
+    if (r->ranks > 1) dlxi_mpi_give_up_when(site_hangs, r);
     DLX_TRY(dlxi_pipeline_share_parameters(r->pipeline, error));
     return dlxi_run_collect(r, error);
 }
@@ -176,6 +187,7 @@ static dlx_status open_results(site_run *r, dlx_error *error) {
 }
 
 static void close_run(site_run *r) {
+    dlxi_mpi_give_up_when(NULL, NULL);
     dlx_sync_close(&r->sync);
     dlxi_metrics_close(&r->metrics);
     free(r->reports);
@@ -305,6 +317,7 @@ static dlx_status train_step(site_run *r, dlx_step *step, dlx_error *error) {
     sync_s += dlxi_clock_s() - before_s;
     DLX_TRY(dlxi_pipeline_share_parameters(r->pipeline, error));
     double now_s = dlxi_clock_s();
+    r->step_s_max = fmax(r->step_s_max, now_s - begun_s);
     r->wait_s += sync_s;
     r->compute_s += now_s - begun_s - sync_s;
     count_exchange(r, step);
@@ -391,6 +404,13 @@ static dlx_status save_what_there_is(site_run *r, dlx_status why, dlx_error *err
 /* What became of the run, and, where it could not be saved, of that. */
 static void end_early(site_run *r, dlx_status why, dlx_error *error) {
     dlx_error not_saved;
+    if (r->lost_since_s > 0 && site_hangs(r)) { /* in the middle of something collective */
+        dlx_error cause;
+        if (dlx_sync_failure(r->sync, &cause) != DLX_OK)
+            snprintf(error->message, sizeof error->message, "%.300s; other ranks of this site hang", cause.message);
+        return;
+    }
+    dlxi_mpi_give_up_when(NULL, NULL); /* saving takes its time */
     if (save_what_there_is(r, why, &not_saved) == DLX_OK) return;
     size_t length = strlen(error->message);
     snprintf(error->message + length, sizeof error->message - length, "; it could not be saved: %.200s",

@@ -34,10 +34,11 @@ typedef struct site_run {
     dlx_sync *sync;
     dlxi_metrics *metrics; /* the first rank's */
     uint64_t *positions;   /* [batch] */
+    double lost_since_s;   /* the run is known to have failed, first seen so in a wait; 0: it isn't */
     bool is_together;      /* in a call that fails on all ranks of the site or on none */
 
     uint64_t steps;
-    double start_s, compute_s, wait_s;
+    double start_s, compute_s, wait_s, step_s_max;
     double recent_s, recent_tokens; /* of the speed shown: decaying sums */
     double val_loss_sum, val_loss_initial_sum, val_tokens;
     double exchange_steps; /* Σ over rounds of the steps that an exchange took */

@@ -79,6 +79,20 @@ class ClusterFailures(Case):
         self.assertIn("rank 0 (stage 0, replica 0) of site-2 was ended by signal 9 (Killed)", run.text("stderr"))
         self.wait_until_nothing_is_left()
 
+    def test_a_rank_hangs(self):
+        """Its site is missed like one that died, and the ranks that wait for it end it."""
+        self.keys(SITES)
+        coordinator, endpoint = self.start_coordinator(self.file, 2)
+        paris, tokyo = (self.start_site(self.file, name, endpoint, ranks=4) for name in SITES)
+        self.rounds(self.path("run", "tokyo"), 1)
+        os.kill(self.workers("paris")[2], signal.SIGSTOP)
+        self.assertEqual(tokyo.wait(), 1)
+        self.assertEqual(coordinator.wait(), 1)
+        self.assertNotEqual(paris.wait(), 0)
+        self.assertEqual(len(self.told(paris)), 1, paris.everything())
+        self.assertRegex(self.told(paris)[0], r"site 'paris' \(rank 2\) was not heard of .*; other ranks of this site hang")
+        self.wait_until_nothing_is_left()
+
     # ---- interrupts
 
     def interrupted(self, *more):
@@ -125,6 +139,9 @@ class ClusterFailures(Case):
         self.once(self.ranks(3, "train", self.file, "--sites", 1, code=2), r"3 ranks.* 2 .* 2 .*4")
         self.once(self.ranks(2, "train", self.file, "--site", "paris", "--set", "wan.security=none", code=2), r"2 ranks.*4")
         self.refused(r"site\.stages 2 .* site\.replicas 2.*mpirun -n 4", "train", self.file, "--site", "paris")
+        self.refused(r"wan\.link: mpi .*--sites N", "train", self.file, "--site", "paris", "--set", "wan.link=mpi")
+        self.refused(r"--sites .*--coordinator", "train", self.file, "--sites", 2, "--coordinator", "127.0.0.1:1")
+        self.refused(r"coordinator: wan\.link is mem or mpi", "coordinator", self.file, "--set", "wan.link=mpi")
 
     def test_what_does_not_fit(self):
         for change, pattern in (("site.stages=3", r"site\.stages: 3 is more than model\.layers; allowed: 1 to 2"),
