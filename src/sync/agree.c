@@ -58,8 +58,7 @@ dlx_status dlxi_agree_on_state(dlxi_agreement *a, bool *committed, const dlx_err
             if (error != NULL) error->status = status;
             return status;
         }
-        bool of_others = status == DLX_PEER_LOST || status == DLX_TIMEOUT || status == DLX_INTERRUPTED;
-        if (of_others)
+        if (status == DLX_TIMEOUT) /* the coordinator's silence, which this rank is about to hear too */
             dlxi_error_set(error, status, "%s", b->text);
         else
             dlxi_error_set(error, status, "rank %u of this site: %s", r, b->text);

@@ -72,7 +72,10 @@ static void refusals_say_why(void **state) {
         {"d/e", "", "a site's name is 1 to 63 of A-Z a-z 0-9 . _ -; set --site"},
         {"", "", "a site's name is 1 to 63 of A-Z a-z 0-9 . _ -; set --site"},
         {"c", "mallory", "site 'c' uses the key of 'mallory'; set --site or wan.key"},
-        {"a", "", "a site named 'a' is in the run already; give --site another name"},
+        {"a", "",
+         "a site named 'a' is in the run already; give --site another name, or, where that one ended, wait until it is "
+         "missed "
+         "(wan.timeout_s)"},
         {"ranks", "", "site 'ranks' has 2 ranks, 'a' has 1; all sites must have the same"},
         {"config", "", "sync.bits: '8' on site 'config', '4' on site 'a'; all sites must use the same value"},
         {"fewer", "", "sync.bits: '(absent)' on site 'fewer', '4' on site 'a'; all sites must use the same value"},

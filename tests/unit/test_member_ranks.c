@@ -185,7 +185,10 @@ static void refusals_that_touch_no_site(void **state) {
     assert_string_equal(w->last[1]->as.reason.text, "site 'a' uses the key of 'mallory'; set --site or wan.key");
     join_rank(w, 2, "a", 1, 2);
     join_rank(w, 3, "a", 1, 2);
-    assert_string_equal(w->last[3]->as.reason.text, "a site named 'a' is in the run already; give --site another name");
+    assert_string_equal(
+        w->last[3]->as.reason.text,
+        "a site named 'a' is in the run already; give --site another name, or, where that one ended, wait "
+        "until it is missed (wan.timeout_s)");
     join_rank(w, 4, "b", 0, 2);
     join_rank(w, 5, "c", 0, 2);
     assert_string_equal(w->last[5]->as.reason.text,
