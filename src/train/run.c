@@ -367,19 +367,21 @@ static dlx_status report(site_run *r, dlx_error *error) {
 /* p ← θ, of one round on all ranks: one may have heard of the last commit before another. */
 static dlx_status take_common_anchor(site_run *r, dlx_error *error) {
     enum { TRIES = 20, PAUSE_NS = 100000000 };
-    uint64_t rounds = dlx_sync_take_anchor(r->sync), *all;
-    bool same = r->ranks == 1;
-    if (same) return DLX_OK;
-    DLX_TRY(DLXI_NEW(&all, r->ranks, error));
+    uint64_t *rounds; /* committed in each rank's θ */
+    DLX_TRY(DLXI_NEW(&rounds, r->ranks, error));
     dlx_status status = DLX_OK;
+    bool same = false;
     for (int i = 0; i < TRIES && !same && status == DLX_OK; i++) {
         if (i > 0) dlxi_mpi_pause(PAUSE_NS);
-        rounds = dlx_sync_take_anchor(r->sync);
-        status = dlxi_place_gather(r->place, all, &rounds, sizeof rounds, error);
+        uint64_t own = dlx_sync_take_anchor(r->sync);
+        if (r->ranks > 1)
+            status = dlxi_place_gather(r->place, rounds, &own, sizeof own, error);
+        else
+            rounds[0] = own;
         same = true;
-        for (int k = 1; k < r->ranks; k++) same = same && all[k] == all[0];
+        for (int k = 1; k < r->ranks; k++) same = same && rounds[k] == rounds[0];
     }
-    free(all);
+    free(rounds);
     if (status == DLX_OK && !same) DLX_FAIL(error, DIVERGED, "the site's ranks ended in different rounds");
     return status;
 }
