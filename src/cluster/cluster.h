@@ -62,8 +62,8 @@ dlx_status dlxi_mpi_check(int code, const char *what, dlx_error *error);
 /* Tests until all are done, asleep in between: Open MPI's own waits spin, and ranks may share a core. *waited_s (may be
  * NULL) grows by the time it took. Null requests are done. */
 dlx_status dlxi_mpi_wait(MPI_Request *requests, int count, double *waited_s, dlx_error *error);
-/* Asked now and then by all waits of this process: true ends them with DLX_PEER_LOST, for ranks that will not come any
- * more. NULL: never. */
+/* Asked now and then by all waits of the calling thread: true ends them with DLX_PEER_LOST, for ranks that will not
+ * come any more. NULL: never. */
 void dlxi_mpi_give_up_when(bool (*give_up)(void *context), void *context);
 /* Between two tests: yields at first, then sleeps longer and longer, up to 0.5 ms. `idle` counts, from 0. */
 void dlxi_mpi_idle(int *idle);

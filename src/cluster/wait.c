@@ -44,8 +44,8 @@ void dlxi_mpi_idle(int *idle) {
     dlxi_mpi_pause(pause_ns);
 }
 
-static bool (*give_up_asked)(void *context);
-static void *give_up_context;
+static _Thread_local bool (*give_up_asked)(void *context);
+static _Thread_local void *give_up_context;
 
 void dlxi_mpi_give_up_when(bool (*give_up)(void *context), void *context) {
     give_up_asked = give_up;
