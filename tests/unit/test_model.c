@@ -3,6 +3,7 @@
 #include "model/model.h"
 #include "base/hash.h"
 #include "base/rng.h"
+#include "difference.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -58,17 +59,6 @@ static const dlxi_parameter *find(dlxi_stage *stage, const char *name) {
         if (strcmp(parameter[i].tensor.name, name) == 0) return &parameter[i];
     fail_msg("no tensor %s", name);
     return NULL;
-}
-
-/* ‖a − b‖ / ‖b‖ */
-static double difference(const float *a, const float *b, int64_t count) {
-    double apart = 0.0, size = 0.0;
-    for (int64_t i = 0; i < count; i++) {
-        double d = (double)a[i] - (double)b[i];
-        apart += d * d;
-        size += (double)b[i] * (double)b[i];
-    }
-    return size == 0.0 ? sqrt(apart) : sqrt(apart / size);
 }
 
 /* ---- configuration --------------------------------------------------------------------------------------------- */

@@ -2,6 +2,7 @@
  * listener for finished gradients, and forward only. */
 #include "model/model.h"
 #include "base/rng.h"
+#include "difference.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -71,17 +72,6 @@ static dlxi_stage_options part(const dlxi_model_config *config, int64_t first, i
     options.first_layer = first, options.end_layer = end;
     options.has_embedding = first == 0, options.has_head = end == config->layers;
     return options;
-}
-
-/* ‖a − b‖ / ‖b‖ */
-static double difference(const float *a, const float *b, int64_t count) {
-    double apart = 0.0, size = 0.0;
-    for (int64_t i = 0; i < count; i++) {
-        double d = (double)a[i] - (double)b[i];
-        apart += d * d;
-        size += (double)b[i] * (double)b[i];
-    }
-    return size == 0.0 ? sqrt(apart) : sqrt(apart / size);
 }
 
 static void assert_same_gradients(dlxi_stage *a, dlxi_stage *b) {
