@@ -4,8 +4,9 @@
 #define DLXI_PIPELINE_CUT_H
 
 #include "model/model.h"
+#include "wire/messages.h" /* DLXI_RANKS_MAX: of a site */
 
-enum { DLXI_STAGES_MAX = 256, DLXI_RANKS_MAX = 1024 /* of a site */ };
+enum { DLXI_STAGES_MAX = 256 };
 
 typedef struct dlxi_cut {
     int stages;

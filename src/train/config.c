@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-enum { RANKS_MAX = 1024, MICRO_BATCH_AUTO_MAX = 4 };
+enum { MICRO_BATCH_AUTO_MAX = 4 };
 
 static const char *const families[] = {"gpt2", "llama", NULL};
 static const char *const activations[] = {"gelu", "relu", NULL};
@@ -64,7 +64,7 @@ static const dlxi_option options[] = {
     REAL("train.eval_tokens", train.eval_tokens, 1, 1e15, "2.0e5", "of the validation shard, all sites together"),
 
     INTEGER("site.stages", site.stages, 1, DLXI_STAGES_MAX, "1", "pipeline stages that the layers are cut into"),
-    INTEGER("site.replicas", site.replicas, 1, RANKS_MAX, "1", "of each stage; batch is divided among them"),
+    INTEGER("site.replicas", site.replicas, 1, DLXI_RANKS_MAX, "1", "of each stage; batch is divided among them"),
     STRING("site.cut", site.cut, "auto", "layers of each stage, as 9,3; auto: so that stages take equally long"),
     INTEGER("site.threads", site.threads, 1, 1024, "1", "of a rank", .site_may_differ = true),
 
@@ -169,9 +169,9 @@ static dlx_status check_site(const dlxi_config *config, dlx_error *error) {
     if (stages > config->model.layers)
         DLX_FAIL(error, CONFIG, "site.stages: %lld is more than model.layers; allowed: 1 to %lld", stages,
                  (long long)config->model.layers);
-    if (stages * replicas > RANKS_MAX)
+    if (stages * replicas > DLXI_RANKS_MAX)
         DLX_FAIL(error, CONFIG, "site.replicas: %lld of %lld stages are %lld ranks; allowed: up to %d", replicas,
-                 stages, stages * replicas, RANKS_MAX);
+                 stages, stages * replicas, DLXI_RANKS_MAX);
     if (replicas == 1 && batch % micro_batch != 0)
         DLX_FAIL(error, CONFIG, "train.micro_batch: %lld does not divide train.batch, %lld; set a divisor", micro_batch,
                  batch);
