@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # The menu. Everything real is in Meson, and in scripts/.
 BUILD ?= build
 PYTHON ?= /usr/bin/python3

@@ -1,8 +1,10 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* How fast the kernels are, operation by operation, at the shapes that decide a training step.
  *
- *   bench_kernels [backend] [precision: auto|f32|bf16] [threads]
+ * bench_kernels [backend] [precision: auto|f32|bf16] [threads]
  *
- * Prints the best of several runs: a product's GFLOP/s, an elementwise pass's GB/s of memory that it must touch. */
+ * Prints the best of several runs: a product's GFLOP/s, an elementwise pass's GB/s of memory that
+ * it must touch. */
 #include "base/clock.h"
 #include "base/memory.h"
 #include "base/rng.h"
@@ -52,7 +54,8 @@ static void fill(bench *b, int64_t count) {
         free(b->buffer[i]);
         need(DLXI_NEW(&b->buffer[i], count, NULL), "memory");
         const float lowest = i == 2 ? 0.0f : -0.5f; /* 2 is AdamW's second moment */
-        for (int64_t j = 0; j < count; j++) b->buffer[i][j] = dlxi_rng_uniform(1, (uint64_t)i, (uint64_t)j) + lowest;
+        for (int64_t j = 0; j < count; j++)
+            b->buffer[i][j] = dlxi_rng_uniform(1, (uint64_t)i, (uint64_t)j) + lowest;
     }
     free(b->token);
     need(DLXI_NEW(&b->token, count, NULL), "memory");
@@ -63,15 +66,16 @@ static int64_t largest(int64_t a, int64_t b, int64_t c) {
     return a > b ? (a > c ? a : c) : (b > c ? b : c);
 }
 
-/* ---- operations ------------------------------------------------------------------------------------------------ */
+/* ---- operations ------------------------------------------------------------------------------ */
 
 static dlx_status linear_forward(bench *b) {
-    return b->k->op->linear_forward(b->k, b->buffer[0], b->buffer[1], b->buffer[2], NULL, b->N, b->I, b->O);
+    return b->k->op->linear_forward(b->k, b->buffer[0], b->buffer[1], b->buffer[2], NULL, b->N,
+                                    b->I, b->O);
 }
 
 static dlx_status linear_backward(bench *b) {
-    return b->k->op->linear_backward(b->k, b->buffer[3], b->buffer[4], NULL, b->buffer[0], b->buffer[1], b->buffer[2],
-                                     b->N, b->I, b->O);
+    return b->k->op->linear_backward(b->k, b->buffer[3], b->buffer[4], NULL, b->buffer[0],
+                                     b->buffer[1], b->buffer[2], b->N, b->I, b->O);
 }
 
 static dlx_status linear_step(bench *b) {
@@ -81,19 +85,20 @@ static dlx_status linear_step(bench *b) {
 }
 
 static dlx_status attention_forward(bench *b) {
-    return b->k->op->attention_forward(b->k, b->buffer[0], b->buffer[1], b->buffer[2], b->buffer[3], b->buffer[4], b->B,
-                                       b->T, b->heads, b->kv, b->D);
+    return b->k->op->attention_forward(b->k, b->buffer[0], b->buffer[1], b->buffer[2], b->buffer[3],
+                                       b->buffer[4], b->B, b->T, b->heads, b->kv, b->D);
 }
 
 static dlx_status attention_backward(bench *b) {
-    return b->k->op->attention_backward(b->k, b->buffer[5], b->buffer[6], b->buffer[7], b->buffer[2], b->buffer[0],
-                                        b->buffer[1], b->buffer[2], b->buffer[3], b->buffer[4], b->B, b->T, b->heads,
-                                        b->kv, b->D);
+    return b->k->op->attention_backward(
+        b->k, b->buffer[5], b->buffer[6], b->buffer[7], b->buffer[2], b->buffer[0], b->buffer[1],
+        b->buffer[2], b->buffer[3], b->buffer[4], b->B, b->T, b->heads, b->kv, b->D);
 }
 
 static dlx_status adamw(bench *b) {
     const dlxi_adamw settings = {1e-3f, 0.9f, 0.99f, 1e-8f, 0.1f, 1.0f, 10};
-    return b->k->op->adamw(b->k, b->buffer[0], b->buffer[1], b->buffer[2], b->buffer[3], b->count, &settings);
+    return b->k->op->adamw(b->k, b->buffer[0], b->buffer[1], b->buffer[2], b->buffer[3], b->count,
+                           &settings);
 }
 
 static dlx_status sum_of_squares(bench *b) {
@@ -114,7 +119,8 @@ static dlx_status gelu_forward(bench *b) {
 }
 
 static dlx_status gelu_backward(bench *b) {
-    return b->k->op->activation_backward(b->k, b->buffer[0], b->buffer[1], b->buffer[2], DLXI_GELU, b->count);
+    return b->k->op->activation_backward(b->k, b->buffer[0], b->buffer[1], b->buffer[2], DLXI_GELU,
+                                         b->count);
 }
 
 static dlx_status swiglu_forward(bench *b) {
@@ -122,41 +128,44 @@ static dlx_status swiglu_forward(bench *b) {
 }
 
 static dlx_status swiglu_backward(bench *b) {
-    return b->k->op->swiglu_backward(b->k, b->buffer[0], b->buffer[1], b->buffer[2], b->buffer[3], b->buffer[4],
-                                     b->count);
+    return b->k->op->swiglu_backward(b->k, b->buffer[0], b->buffer[1], b->buffer[2], b->buffer[3],
+                                     b->buffer[4], b->count);
 }
 
 static dlx_status rmsnorm_forward(bench *b) {
-    return b->k->op->rmsnorm_forward(b->k, b->buffer[0], b->buffer[1], b->buffer[2], b->buffer[3], b->count / 256, 256,
-                                     1e-5f);
+    return b->k->op->rmsnorm_forward(b->k, b->buffer[0], b->buffer[1], b->buffer[2], b->buffer[3],
+                                     b->count / 256, 256, 1e-5f);
 }
 
 static dlx_status rmsnorm_backward(bench *b) {
-    return b->k->op->rmsnorm_backward(b->k, b->buffer[0], b->buffer[1], b->buffer[2], b->buffer[3], b->buffer[4],
-                                      b->buffer[5], b->count / 256, 256);
+    return b->k->op->rmsnorm_backward(b->k, b->buffer[0], b->buffer[1], b->buffer[2], b->buffer[3],
+                                      b->buffer[4], b->buffer[5], b->count / 256, 256);
 }
 
 static dlx_status layernorm_forward(bench *b) {
-    return b->k->op->layernorm_forward(b->k, b->buffer[0], b->buffer[1], b->buffer[2], b->buffer[3], b->buffer[4],
-                                       b->buffer[5], b->count / 256, 256, 1e-5f);
+    return b->k->op->layernorm_forward(b->k, b->buffer[0], b->buffer[1], b->buffer[2], b->buffer[3],
+                                       b->buffer[4], b->buffer[5], b->count / 256, 256, 1e-5f);
 }
 
 static dlx_status layernorm_backward(bench *b) {
-    return b->k->op->layernorm_backward(b->k, b->buffer[0], b->buffer[1], b->buffer[2], b->buffer[3], b->buffer[4],
-                                        b->buffer[5], b->buffer[6], b->buffer[7], b->count / 256, 256);
+    return b->k->op->layernorm_backward(b->k, b->buffer[0], b->buffer[1], b->buffer[2],
+                                        b->buffer[3], b->buffer[4], b->buffer[5], b->buffer[6],
+                                        b->buffer[7], b->count / 256, 256);
 }
 
 static dlx_status rope(bench *b) {
     return b->k->op->rope(b->k, b->buffer[0], b->count / 256, 256, 8, 32, 1e4f, false);
 }
 
-/* The gradient overwrites the logits, which then serve as the next run's: their values don't change the time. */
+/* The gradient overwrites the logits, which then serve as the next run's: their values don't change
+ * the time. */
 static dlx_status cross_entropy(bench *b) {
     double loss = 0.0;
-    return b->k->op->cross_entropy(b->k, &loss, b->buffer[0], b->token, b->count / b->O, b->O, true, 1.0f);
+    return b->k->op->cross_entropy(b->k, &loss, b->buffer[0], b->token, b->count / b->O, b->O, true,
+                                   1.0f);
 }
 
-/* ---- tables ---------------------------------------------------------------------------------------------------- */
+/* ---- tables ---------------------------------------------------------------------------------- */
 
 static void bench_linear(bench *b, int64_t N, int64_t I, int64_t O) {
     b->N = N;
@@ -167,9 +176,10 @@ static void bench_linear(bench *b, int64_t N, int64_t I, int64_t O) {
     double forward = best_s(b, linear_forward, "linear_forward"),
            backward = best_s(b, linear_backward, "linear_backward");
     double step = best_s(b, linear_step, "linear step");
-    printf("linear [%lld,%lld]x[%lld,%lld]: forward %.1f, backward %.1f, both with new weights %.1f GFLOP/s\n",
-           (long long)N, (long long)I, (long long)O, (long long)I, flops / forward, 2.0 * flops / backward,
-           3.0 * flops / step);
+    printf("linear [%lld,%lld]x[%lld,%lld]: forward %.1f, backward %.1f, both with new weights "
+           "%.1f GFLOP/s\n",
+           (long long)N, (long long)I, (long long)O, (long long)I, flops / forward,
+           2.0 * flops / backward, 3.0 * flops / step);
 }
 
 static void bench_attention(bench *b, int64_t B, int64_t T, int64_t heads, int64_t kv, int64_t D) {
@@ -179,13 +189,15 @@ static void bench_attention(bench *b, int64_t B, int64_t T, int64_t heads, int64
     b->kv = kv;
     b->D = D;
     fill(b, B * T * heads * D);
-    double flops = 2e-9 * (double)(B * heads) * (double)T * (double)(T + 1) * (double)D; /* causal half, two products */
+    /* causal half, two products */
+    double flops = 2e-9 * (double)(B * heads) * (double)T * (double)(T + 1) * (double)D;
     double forward = best_s(b, attention_forward, "attention_forward");
     double backward = best_s(b, attention_backward, "attention_backward");
-    printf("attention B=%lld T=%lld heads=%lld kv=%lld D=%lld: forward %.3f ms (%.1f GFLOP/s), backward %.3f ms (%.1f "
+    printf("attention B=%lld T=%lld heads=%lld kv=%lld D=%lld: forward %.3f ms (%.1f GFLOP/s), "
+           "backward %.3f ms (%.1f "
            "GFLOP/s)\n",
-           (long long)B, (long long)T, (long long)heads, (long long)kv, (long long)D, forward * 1e3, flops / forward,
-           backward * 1e3, 2.5 * flops / backward);
+           (long long)B, (long long)T, (long long)heads, (long long)kv, (long long)D, forward * 1e3,
+           flops / forward, backward * 1e3, 2.5 * flops / backward);
 }
 
 /* `passes`: how many f32 arrays of `count` elements are read or written. */
@@ -227,8 +239,8 @@ int main(int argc, char **argv) {
         fprintf(stderr, "bench_kernels: %s\n", error.message);
         return 1;
     }
-    printf("backend %s, %s, %d threads\n", b.k->op->name, b.k->precision == DLXI_PRECISION_BF16 ? "bf16" : "f32",
-           b.k->threads);
+    printf("backend %s, %s, %d threads\n", b.k->op->name,
+           b.k->precision == DLXI_PRECISION_BF16 ? "bf16" : "f32", b.k->threads);
     bench_linear(&b, 1024, 1024, 1024);
     bench_linear(&b, 256, 768, 3072);
     bench_linear(&b, 256, 768, 50304);

@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
 """Measures what each overlap costs in validation loss, and writes the tables of docs/convergence.md between its markers.
 
     bench/convergence.py --dilocox build/dilocox [--out docs/convergence.md] [--seeds 3] [--only NAME]

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """What a pipeline costs: 2 stages of one thread against 1 stage of two threads on the same cores, in alternation, and the
 share of its time that a stage waits for the other, by micro-batches. Prints the tables of docs/benchmarks.md.
 

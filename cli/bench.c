@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* dilocox bench: what this machine does, measured. */
 #include "cli.h"
 
@@ -16,17 +17,21 @@ static int bench_model(long threads, long steps, bool f32) {
     enum { BATCH = 4, LENGTH = 64 };
     dlx_bench_model_result r;
     dlx_error error;
-    printf("GPT-2 124M shape, %d x %d tokens a step, AdamW included, %ld thread%s, %ld timed steps ...\n", BATCH,
-           LENGTH, threads, threads == 1 ? "" : "s", steps);
+    printf("GPT-2 124M shape, %d x %d tokens a step, AdamW included, %ld thread%s, %ld timed steps "
+           "...\n",
+           BATCH, LENGTH, threads, threads == 1 ? "" : "s", steps);
     fflush(stdout);
     if (dlx_bench_model(&r, BATCH, LENGTH, (uint32_t)steps, (int)threads, f32, &error) != DLX_OK)
         return fail_with(&error);
     printf("kernels             %s, %s\n", r.backend, r.precision);
-    printf("parameters          %.1f M (with the head, without the position table)\n", (double)r.parameters * 1e-6);
-    printf("step                %.3f s median, %.3f to %.3f\n", r.step_s_median, r.step_s_min, r.step_s_max);
+    printf("parameters          %.1f M (with the head, without the position table)\n",
+           (double)r.parameters * 1e-6);
+    printf("step                %.3f s median, %.3f to %.3f\n", r.step_s_median, r.step_s_min,
+           r.step_s_max);
     printf("tokens              %.0f /s\n", BATCH * LENGTH / r.step_s_median);
     printf("model               %.1f GFLOP/s (6 N tokens / median)\n", r.model_flops_per_s * 1e-9);
-    printf("product 1024^3      %.1f GFLOP/s (%s, best of 5)\n", r.product_flops_per_s * 1e-9, r.precision);
+    printf("product 1024^3      %.1f GFLOP/s (%s, best of 5)\n", r.product_flops_per_s * 1e-9,
+           r.precision);
     printf("share               %.1f %%\n", 100 * r.share);
     return EXIT_DONE;
 }
@@ -58,14 +63,15 @@ static int bench_codec(long megabytes, long group) {
         at[1] = now_s();
         status = dlx_codec_encode(codes, values, count, BITS, (int)group, &error);
         at[2] = now_s();
-        if (status == DLX_OK) status = dlx_codec_decode(back, codes, code_bytes, count, BITS, (int)group, &error);
+        if (status == DLX_OK)
+            status = dlx_codec_decode(back, codes, code_bytes, count, BITS, (int)group, &error);
         at[3] = now_s();
         for (int k = 0; k < 3 && run >= 0; k++) seconds[k][run] = at[k + 1] - at[k];
     }
     if (status == DLX_OK) {
         static const char *const names[] = {"memcpy", "int4 encode", "int4 decode"};
-        printf("%ld MiB of f32, groups of %ld, %.2f x smaller, one thread, median of %d\n", megabytes, group,
-               (double)(count * sizeof *values) / (double)code_bytes, RUNS);
+        printf("%ld MiB of f32, groups of %ld, %.2f x smaller, one thread, median of %d\n",
+               megabytes, group, (double)(count * sizeof *values) / (double)code_bytes, RUNS);
         for (int k = 0; k < 3; k++) {
             qsort(seconds[k], RUNS, sizeof(double), by_value);
             printf("%-12s %6.2f GB/s of f32\n", names[k],
@@ -86,21 +92,23 @@ static int bench_stages(const char *path, long stages, const char **sets) {
     dlx_status status = dlx_bench_stages(&r, config, (uint32_t)stages, &error);
     dlx_config_close(&config);
     if (status != DLX_OK) return fail_with(&error);
-    printf(
-        "forward and backward of one micro-batch, medians; in brackets, of a block's: measured, and as site.cut: auto "
-        "has it\n");
+    printf("forward and backward of one micro-batch, medians; in brackets, of a block's: measured, "
+           "and as site.cut: auto "
+           "has it\n");
     printf("block               %9.3f ms\n", 1e3 * r.block_s);
-    printf("embedding           %9.3f ms (%.2f, %.2f)\n", 1e3 * r.embedding_s, r.embedding_s / r.block_s,
-           r.embedding_share);
-    printf("head and loss       %9.3f ms (%.2f, %.2f)\n", 1e3 * r.head_s, r.head_s / r.block_s, r.head_share);
-    printf("site.cut: auto      %s  (mean stage over slowest: %.2f)\n", r.estimated_cut, r.estimated_balance);
+    printf("embedding           %9.3f ms (%.2f, %.2f)\n", 1e3 * r.embedding_s,
+           r.embedding_s / r.block_s, r.embedding_share);
+    printf("head and loss       %9.3f ms (%.2f, %.2f)\n", 1e3 * r.head_s, r.head_s / r.block_s,
+           r.head_share);
+    printf("site.cut: auto      %s  (mean stage over slowest: %.2f)\n", r.estimated_cut,
+           r.estimated_balance);
     printf("best as measured    %s  (%.2f)\n", r.measured_cut, r.measured_balance);
     return EXIT_DONE;
 }
 
 int bench_main(int count, char **arguments) {
-    const char *positional[2] = {NULL}, *sets[SETS_MAX + 1] = {NULL}, *stages_text = "2", *threads_text = "1",
-               *steps_text = "7", *megabytes_text = "64", *group_text = "64";
+    const char *positional[2] = {NULL}, *sets[SETS_MAX + 1] = {NULL}, *stages_text = "2",
+               *threads_text = "1", *steps_text = "7", *megabytes_text = "64", *group_text = "64";
     bool f32 = false;
     int exit_code;
     long threads, steps, megabytes, group, stages;
@@ -111,9 +119,11 @@ int bench_main(int count, char **arguments) {
         {"megabytes", "N", "codec: buffer size; 64 unless given", &megabytes_text, NULL, NULL},
         {"group", "N", "codec: values with one scale; 64 unless given", &group_text, NULL, NULL},
         {"stages", "N", "stages: how many; 2 unless given", &stages_text, NULL, NULL},
-        {"set", "KEY=VALUE", "stages: one option of the config; may be given often", NULL, NULL, sets},
+        {"set", "KEY=VALUE", "stages: one option of the config; may be given often", NULL, NULL,
+         sets},
     };
-    if (parse_arguments(count, arguments, specs, sizeof specs / sizeof *specs, positional, 1, 2, &exit_code))
+    if (parse_arguments(count, arguments, specs, sizeof specs / sizeof *specs, positional, 1, 2,
+                        &exit_code))
         return exit_code;
     const char *what = positional[0];
     if (!parse_number(threads_text, "--threads", 1, 1024, &threads) ||

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Arguments, messages, interrupts. */
 #include "cli.h"
 
@@ -27,8 +28,8 @@ bool is_interrupted(void) {
 #endif
 }
 
-/* A launcher that signals every process of a rank, and its parent that passes its own on, are one wish in two signals;
- * and a launcher kills what does not end. */
+/* A launcher that signals every process of a rank, and its parent that passes its own on, are one
+ * wish in two signals; and a launcher kills what does not end. */
 static bool launcher_signals;
 
 static void on_signal(int number) {
@@ -41,7 +42,8 @@ void catch_interrupts(bool by_launcher) {
     struct sigaction action = {.sa_handler = on_signal};
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
-    sigaction(SIGUSR1, &action, NULL); /* what mpirun passes on to its ranks without ending them soon after */
+    /* what mpirun passes on to its ranks without ending them soon after */
+    sigaction(SIGUSR1, &action, NULL);
     signal(SIGPIPE, SIG_IGN);
 }
 
@@ -74,15 +76,18 @@ static void print_use(const char *name, const option_spec *specs, size_t count) 
     }
     for (size_t i = 0; i < count; i++) {
         char left[64];
-        snprintf(left, sizeof left, "--%s %s", specs[i].name, specs[i].value_name != NULL ? specs[i].value_name : "");
+        snprintf(left, sizeof left, "--%s %s", specs[i].name,
+                 specs[i].value_name != NULL ? specs[i].value_name : "");
         printf("  %-26s %s\n", left, specs[i].help);
     }
     printf("  %-26s %s\n", "--help", "this");
 }
 
-static const option_spec *find_option(const char *name, size_t length, const option_spec *specs, size_t count) {
+static const option_spec *find_option(const char *name, size_t length, const option_spec *specs,
+                                      size_t count) {
     for (size_t i = 0; i < count; i++)
-        if (strlen(specs[i].name) == length && strncmp(specs[i].name, name, length) == 0) return &specs[i];
+        if (strlen(specs[i].name) == length && strncmp(specs[i].name, name, length) == 0)
+            return &specs[i];
     return NULL;
 }
 
@@ -99,8 +104,8 @@ static bool give(const option_spec *spec, const char *value) {
     return true;
 }
 
-bool parse_arguments(int count, char **arguments, const option_spec *specs, size_t spec_count, const char **positional,
-                     int least, int most, int *exit_code) {
+bool parse_arguments(int count, char **arguments, const option_spec *specs, size_t spec_count,
+                     const char **positional, int least, int most, int *exit_code) {
     int found = 0;
     *exit_code = EXIT_USE;
     for (int i = 1; i < count; i++) {
@@ -111,27 +116,36 @@ bool parse_arguments(int count, char **arguments, const option_spec *specs, size
             return true;
         }
         if (strncmp(argument, "--", 2) != 0) {
-            if (found == most) return fail_use("%s: '%s' is one argument too many", arguments[0], argument), true;
+            if (found == most)
+                return fail_use("%s: '%s' is one argument too many", arguments[0], argument), true;
             positional[found++] = argument;
             continue;
         }
         size_t length = strcspn(argument + 2, "=");
         const option_spec *spec = find_option(argument + 2, length, specs, spec_count);
         if (spec == NULL)
-            return fail_use("%s: no option '%s'; 'dilocox %s --help' lists them", arguments[0], argument, arguments[0]),
+            return fail_use("%s: no option '%s'; 'dilocox %s --help' lists them", arguments[0],
+                            argument, arguments[0]),
                    true;
         if (spec->flag != NULL) {
             *spec->flag = true;
             continue;
         }
-        const char *value = argument[2 + length] == '=' ? argument + 3 + length : i + 1 < count ? arguments[++i] : NULL;
+        const char *value = argument[2 + length] == '=' ? argument + 3 + length
+                            : i + 1 < count             ? arguments[++i]
+                                                        : NULL;
         if (value == NULL)
-            return fail_use("%s: --%s needs a value, %s", arguments[0], spec->name, spec->value_name), true;
+            return fail_use("%s: --%s needs a value, %s", arguments[0], spec->name,
+                            spec->value_name),
+                   true;
         if (!give(spec, value))
-            return fail_use("%s: --%s was given more than %d times", arguments[0], spec->name, SETS_MAX), true;
+            return fail_use("%s: --%s was given more than %d times", arguments[0], spec->name,
+                            SETS_MAX),
+                   true;
     }
     if (found < least)
-        return fail_use("%s: an argument is missing; 'dilocox %s --help' shows the use", arguments[0], arguments[0]),
+        return fail_use("%s: an argument is missing; 'dilocox %s --help' shows the use",
+                        arguments[0], arguments[0]),
                true;
     return false;
 }
@@ -141,7 +155,8 @@ bool parse_number(const char *text, const char *name, long low, long high, long 
     errno = 0;
     *out = strtol(text, &end, 10);
     if (errno == 0 && end != text && *end == '\0' && *out >= low && *out <= high) return true;
-    fail_use("%s: '%s' is out of range; allowed: a whole number from %ld to %ld", name, text, low, high);
+    fail_use("%s: '%s' is out of range; allowed: a whole number from %ld to %ld", name, text, low,
+             high);
     return false;
 }
 
@@ -154,7 +169,8 @@ bool parse_real(const char *text, const char *name, double low, double high, dou
     return false;
 }
 
-dlx_status read_config(dlx_config **out, const char *path, const char *run_dir, const char **sets, dlx_error *error) {
+dlx_status read_config(dlx_config **out, const char *path, const char *run_dir, const char **sets,
+                       dlx_error *error) {
     dlx_status status = dlx_config_open(out, error);
     if (status == DLX_OK && path != NULL) status = dlx_config_load(*out, path, error);
     if (status == DLX_OK && run_dir != NULL) {

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Progress: one live line a site on a terminal, plain lines on a pipe. */
 #include "cli.h"
 
@@ -37,15 +38,17 @@ void format_bytes(char text[32], double bytes) {
 void format_step(char line[LINE_BYTES], const dlx_event *event) {
     char sent[32];
     format_bytes(sent, (double)event->wan_bytes_sent);
-    double share = event->tokens_target > 0 ? (double)event->tokens / (double)event->tokens_target : 0;
-    double steps = share > 0 ? fmax((double)event->step, round((double)event->step / fmin(share, 1))) : 0;
+    double share =
+        event->tokens_target > 0 ? (double)event->tokens / (double)event->tokens_target : 0;
+    double steps =
+        share > 0 ? fmax((double)event->step, round((double)event->step / fmin(share, 1))) : 0;
     long left = event->left_s < 1e7 ? lround(event->left_s) : 9999999;
-    snprintf(
-        line, LINE_BYTES,
-        "step %llu/%.0f  loss %.3f  %.1fk tokens/s  round %llu  rank %.1f  H %u  sent %s  busy %.0f%%  left %ld:%02ld",
-        (unsigned long long)event->step, steps, event->loss, event->tokens_per_s / 1000,
-        (unsigned long long)event->round, event->rank_mean, event->inner_steps, sent, 100 * event->utilization,
-        left / 60, left % 60);
+    snprintf(line, LINE_BYTES,
+             "step %llu/%.0f  loss %.3f  %.1fk tokens/s  round %llu  rank %.1f  H %u  sent %s  "
+             "busy %.0f%%  left %ld:%02ld",
+             (unsigned long long)event->step, steps, event->loss, event->tokens_per_s / 1000,
+             (unsigned long long)event->round, event->factor_rank_mean, event->inner_steps, sent,
+             100 * event->utilization, left / 60, left % 60);
 }
 
 display *display_open(const char *const *names, int count, bool plain) {
@@ -64,8 +67,10 @@ display *display_open(const char *const *names, int count, bool plain) {
 /* The cursor stands below the block of lines, which is drawn over itself. */
 static void draw(display *d) {
     if (d->drawn) printf("\033[%dA", d->count);
-    printf("\033[?7l"); /* a line too long for the terminal is cut, not wrapped: the block keeps its height */
-    for (int i = 0; i < d->count; i++) printf("\r\033[K%-*s  %s\n", d->name_width, d->names[i], d->lines[i]);
+    /* a line too long for the terminal is cut, not wrapped: the block keeps its height */
+    printf("\033[?7l");
+    for (int i = 0; i < d->count; i++)
+        printf("\r\033[K%-*s  %s\n", d->name_width, d->names[i], d->lines[i]);
     printf("\033[?7h");
     fflush(stdout);
     d->drawn = true;

@@ -1,6 +1,8 @@
-/* dilocox launch: the sites and the coordinator of a run as processes of this machine. A site of several ranks is an
- * MPI job of its own, started by mpirun; with wan.link: mpi one job holds them all. Children print lines for this
- * program to read ("step SITE …", "text SITE …", "listening …"); their errors are kept and shown when they fail. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* dilocox launch: the sites and the coordinator of a run as processes of this machine. A site of
+ * several ranks is an MPI job of its own, started by mpirun; with wan.link: mpi one job holds them
+ * all. Children print lines for this program to read ("step SITE …", "text SITE …", "listening …");
+ * their errors are kept and shown when they fail. */
 #include "cli.h"
 
 #include <errno.h>
@@ -58,7 +60,7 @@ static int64_t now_ms(void) {
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* ---- keys ------------------------------------------------------------------------------------------------------ */
+/* ---- keys ------------------------------------------------------------------------------------ */
 
 /* Throwaway keys of this run: RUN_DIR/keys/<name>.key and RUN_DIR/keys/roster.txt. */
 static bool make_keys(const launch *l) {
@@ -70,7 +72,9 @@ static bool make_keys(const launch *l) {
         char part[600];
         snprintf(part, sizeof part, "%.*s", (int)i, folder);
         if (mkdir(part, i == strlen(folder) ? 0700 : 0777) != 0 && errno != EEXIST)
-            return fprintf(stderr, "dilocox: %s: can't make this folder: %s\n", part, strerror(errno)), false;
+            return fprintf(stderr, "dilocox: %s: can't make this folder: %s\n", part,
+                           strerror(errno)),
+                   false;
     }
     snprintf(path, sizeof path, "%s/roster.txt", folder);
     FILE *roster = fopen(path, "w");
@@ -88,7 +92,7 @@ static bool make_keys(const launch *l) {
     return fclose(roster) == 0 && fine;
 }
 
-/* ---- children -------------------------------------------------------------------------------------------------- */
+/* ---- children -------------------------------------------------------------------------------- */
 
 static void add(const char **arguments, int *count, const char *a, const char *b) {
     arguments[(*count)++] = a;
@@ -97,7 +101,8 @@ static void add(const char **arguments, int *count, const char *a, const char *b
 
 /* Ranks share this machine: none is bound to a core, and there may be more of them than cores. */
 static void add_mpirun(const launch *l, const char **arguments, int *count, const char *ranks) {
-    static const char *const words[] = {"mpirun", "-q", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none"};
+    static const char *const words[] = {"mpirun",          "-q",        "--allow-run-as-root",
+                                        "--oversubscribe", "--bind-to", "none"};
     for (size_t i = 0; i < sizeof words / sizeof *words; i++) add(arguments, count, words[i], NULL);
     add(arguments, count, "-n", ranks);
     add(arguments, count, l->program, NULL);
@@ -126,7 +131,8 @@ static bool start(launch *l, child *c) {
     char key[700], roster[700], sites[16], ranks[16];
     int count = 0;
     snprintf(sites, sizeof sites, "%d", l->sites);
-    snprintf(ranks, sizeof ranks, "%u", dlx_config_ranks(l->config) * (c->kind == JOB ? (unsigned)l->sites : 1));
+    snprintf(ranks, sizeof ranks, "%u",
+             dlx_config_ranks(l->config) * (c->kind == JOB ? (unsigned)l->sites : 1));
     if (c->by_mpirun)
         add_mpirun(l, arguments, &count, ranks);
     else
@@ -150,14 +156,16 @@ static bool start(launch *l, child *c) {
     arguments[count] = NULL;
 
     int ends[PIPES][2];
-    if (pipe2(ends[0], O_CLOEXEC) != 0) return fprintf(stderr, "dilocox: no pipe: %s\n", strerror(errno)), false;
+    if (pipe2(ends[0], O_CLOEXEC) != 0)
+        return fprintf(stderr, "dilocox: no pipe: %s\n", strerror(errno)), false;
     if (pipe2(ends[1], O_CLOEXEC) != 0) {
         close(ends[0][0]), close(ends[0][1]);
         return fprintf(stderr, "dilocox: no pipe: %s\n", strerror(errno)), false;
     }
     c->pid = fork();
     if (c->pid == 0) {
-        setpgid(0, 0); /* the terminal's Ctrl-C reaches the launcher alone, which passes it on once */
+        /* the terminal's Ctrl-C reaches the launcher alone, which passes it on once */
+        setpgid(0, 0);
         dup2(ends[0][1], STDOUT_FILENO);
         dup2(ends[1][1], STDERR_FILENO);
         if (c->by_mpirun) {
@@ -198,9 +206,12 @@ static void on_line(launch *l, int index, int pipe, const char *line) {
         size_t length = strlen(c->error);
         bool ours = strncmp(line, "dilocox: ", 9) == 0;
         if (c->by_mpirun && !ours) return; /* mpirun's own words around it */
-        snprintf(c->error + length, sizeof c->error - length, "%s%s", length > 0 ? "; " : "", ours ? line + 9 : line);
-        /* a rank's parent says so at once; mpirun takes seconds to end, and others may fail for it before */
-        if (c->by_mpirun && strstr(line, " was ended by signal ") != NULL && l->failed < 0) l->failed = index;
+        snprintf(c->error + length, sizeof c->error - length, "%s%s", length > 0 ? "; " : "",
+                 ours ? line + 9 : line);
+        /* a rank's parent says so at once; mpirun takes seconds to end, and others may fail for it
+         * before */
+        if (c->by_mpirun && strstr(line, " was ended by signal ") != NULL && l->failed < 0)
+            l->failed = index;
     } else if (strncmp(line, "step ", 5) == 0) {
         const char *rest = after_site(l, line + 5, &site, name);
         if (site >= 0) display_step(l->display, site, rest);
@@ -217,7 +228,8 @@ static void drain(launch *l, int index, int pipe) {
     child *c = &l->children[index];
     while (c->pipes[pipe] >= 0) {
         char *buffer = c->buffer[pipe];
-        ssize_t got = read(c->pipes[pipe], buffer + c->used[pipe], sizeof c->buffer[pipe] - 1 - c->used[pipe]);
+        ssize_t got = read(c->pipes[pipe], buffer + c->used[pipe],
+                           sizeof c->buffer[pipe] - 1 - c->used[pipe]);
         if (got < 0 && errno == EINTR) continue;
         if (got < 0 && errno == EAGAIN) return;
         if (got <= 0) {
@@ -230,12 +242,14 @@ static void drain(launch *l, int index, int pipe) {
         char *line = buffer, *end;
         while ((end = strchr(line, '\n')) != NULL) {
             *end = '\0';
-            if (end > line && end[-1] == '\r') end[-1] = '\0'; /* mpirun gives its ranks a terminal */
+            /* mpirun gives its ranks a terminal */
+            if (end > line && end[-1] == '\r') end[-1] = '\0';
             on_line(l, index, pipe, line);
             line = end + 1;
         }
         c->used[pipe] = strlen(line);
-        if (c->used[pipe] == sizeof c->buffer[pipe] - 1) c->used[pipe] = 0; /* a line that long is none of ours */
+        /* a line that long is none of ours */
+        if (c->used[pipe] == sizeof c->buffer[pipe] - 1) c->used[pipe] = 0;
         memmove(buffer, line, c->used[pipe]);
     }
 }
@@ -250,7 +264,8 @@ static void signal_all(const launch *l, int number, bool gently) {
     for (int i = 0; i < l->count; i++) {
         const child *c = &l->children[i];
         /* mpirun hands SIGUSR1 on and lives; on other signals it soon kills its ranks */
-        if (c->pid > 0) kill(c->pid, c->by_mpirun && number != SIGKILL && gently ? SIGUSR1 : number);
+        if (c->pid > 0)
+            kill(c->pid, c->by_mpirun && number != SIGKILL && gently ? SIGUSR1 : number);
     }
 }
 
@@ -284,7 +299,8 @@ static void poll_once(launch *l, int timeout_ms) {
 }
 
 static void wait_for_all(launch *l, int wait_ms) {
-    for (int64_t deadline_ms = now_ms() + wait_ms; running(l) > 0 && now_ms() < deadline_ms;) poll_once(l, 50);
+    for (int64_t deadline_ms = now_ms() + wait_ms; running(l) > 0 && now_ms() < deadline_ms;)
+        poll_once(l, 50);
 }
 
 /* Ends all that still run: they are asked first. */
@@ -306,7 +322,8 @@ static int report_failure(const launch *l) {
         fprintf(stderr, "dilocox: %s was ended by signal %d (%s)\n", c->name, WTERMSIG(c->status),
                 strsignal(WTERMSIG(c->status)));
     else
-        fprintf(stderr, "dilocox: %s failed: %s\n", c->name, c->error[0] != '\0' ? c->error : "it said nothing");
+        fprintf(stderr, "dilocox: %s failed: %s\n", c->name,
+                c->error[0] != '\0' ? c->error : "it said nothing");
     bool use = WIFEXITED(c->status) && WEXITSTATUS(c->status) == EXIT_USE;
     return use ? EXIT_USE : EXIT_FAILED;
 }
@@ -329,14 +346,16 @@ static int run(launch *l) {
     while (running(l) > 0 && l->failed < 0 && !interrupted) poll_once(l, 100);
     if (interrupted && l->failed < 0) {
         if (l->children[0].by_mpirun)
-            display_text(l->display, "launch",
-                         "interrupted; ranks end their step and save. Ctrl-C again ends them at once");
+            display_text(
+                l->display, "launch",
+                "interrupted; ranks end their step and save. Ctrl-C again ends them at once");
         end_all(l, SIGINT, INT_MAX);
         display_close(l->display);
         for (int i = 0; i < l->count; i++)
             if (strstr(l->children[i].error, "could not be saved") != NULL)
                 fprintf(stderr, "dilocox: %s: %s\n", l->children[i].name, l->children[i].error);
-        fprintf(stderr, "dilocox: interrupted; what there is lies in %s\n", dlx_config_run_dir(l->config));
+        fprintf(stderr, "dilocox: interrupted; what there is lies in %s\n",
+                dlx_config_run_dir(l->config));
         return EXIT_FAILED;
     }
     if (l->failed >= 0) {
@@ -351,22 +370,25 @@ static int run(launch *l) {
 
 /* Who is to be started: the sites and the coordinator, or the job that holds them all. */
 static void list_children(launch *l) {
-    bool one_job = dlx_config_one_job(l->config), by_mpirun = one_job || dlx_config_ranks(l->config) > 1;
+    bool one_job = dlx_config_one_job(l->config),
+         by_mpirun = one_job || dlx_config_ranks(l->config) > 1;
     l->count = one_job ? 1 : l->sites + 1;
     for (int i = 0; i < l->sites; i++) snprintf(l->names[i], sizeof l->names[i], "site-%d", i + 1);
     for (int i = 0; i < l->count; i++) {
         child *c = &l->children[i];
         c->kind = one_job ? JOB : i < l->sites ? SITE : COORDINATOR;
         c->by_mpirun = by_mpirun && c->kind != COORDINATOR;
-        const char *name = c->kind == SITE ? l->names[i] : c->kind == JOB ? "the job" : "coordinator";
+        const char *name = c->kind == SITE  ? l->names[i]
+                           : c->kind == JOB ? "the job"
+                                            : "coordinator";
         snprintf(c->name, sizeof c->name, "%s", name);
         c->pipes[0] = c->pipes[1] = -1;
     }
 }
 
 /* "KEY=text" as one more --set; false where the text is no number. */
-static bool set_number(char assignment[64], const char **sets, const char *key, const char *text, const char *name,
-                       long most) {
+static bool set_number(char assignment[64], const char **sets, const char *key, const char *text,
+                       const char *name, long most) {
     int used = 0;
     long number;
     if (text == NULL) return true;
@@ -380,19 +402,23 @@ static bool set_number(char assignment[64], const char **sets, const char *key, 
 
 int launch_main(int count, char **arguments) {
     static launch l;
-    const char *sites_text = "2", *stages_text = NULL, *replicas_text = NULL, *sets[SETS_MAX + 3] = {NULL};
+    const char *sites_text = "2", *stages_text = NULL, *replicas_text = NULL,
+               *sets[SETS_MAX + 3] = {NULL};
     const char *names[SITES_MAX];
     char stages[64], replicas[64];
     int exit_code;
     long sites;
     const option_spec specs[] = {
         {"sites", "N", "how many sites; 2 unless given", &sites_text, NULL, NULL},
-        {"stages", "S", "instead of site.stages: pipeline stages of a site", &stages_text, NULL, NULL},
-        {"replicas", "R", "instead of site.replicas: copies of each stage", &replicas_text, NULL, NULL},
+        {"stages", "S", "instead of site.stages: pipeline stages of a site", &stages_text, NULL,
+         NULL},
+        {"replicas", "R", "instead of site.replicas: copies of each stage", &replicas_text, NULL,
+         NULL},
         {"run-dir", "DIR", "instead of run.dir", &l.run_dir, NULL, NULL},
         {"set", "KEY=VALUE", "one option of the config; may be given often", NULL, NULL, sets},
     };
-    if (parse_arguments(count, arguments, specs, sizeof specs / sizeof *specs, &l.config_path, 1, 1, &exit_code))
+    if (parse_arguments(count, arguments, specs, sizeof specs / sizeof *specs, &l.config_path, 1, 1,
+                        &exit_code))
         return exit_code;
     if (!parse_number(sites_text, "--sites", 1, SITES_MAX, &sites) ||
         !set_number(stages, sets, "site.stages", stages_text, "--stages", 256) ||
@@ -408,7 +434,8 @@ int launch_main(int count, char **arguments) {
         return exit_code;
     }
     ssize_t length = readlink("/proc/self/exe", l.program, sizeof l.program - 1);
-    if (length < 0) return fail_use("launch: can't find this program in /proc: %s", strerror(errno));
+    if (length < 0)
+        return fail_use("launch: can't find this program in /proc: %s", strerror(errno));
     l.config = config;
     l.sets = sets;
     l.sites = (int)sites;

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* dilocox launch with wan.link: mem: the sites and the coordinator are threads of this process. */
 #include "cli.h"
 
@@ -70,16 +71,20 @@ int launch_threads(const dlx_config *config, int sites) {
     dlx_error error;
     shared all = {.config = config, .sites = sites};
     if (dlx_config_ranks(config) > 1)
-        return fail_use("wan.link: mem has sites of one rank; set site.stages and site.replicas to 1, or another link");
+        return fail_use("wan.link: mem has sites of one rank; set site.stages and site.replicas to "
+                        "1, or another link");
     if (dlx_hub_open(&all.hub, &error) != DLX_OK) return fail_with(&error);
     for (int i = 0; i <= sites; i++) {
         workers[i] = (worker){.shared = &all, .index = i};
-        snprintf(workers[i].name, sizeof workers[i].name, i < sites ? "site-%d" : "coordinator", i + 1);
+        snprintf(workers[i].name, sizeof workers[i].name, i < sites ? "site-%d" : "coordinator",
+                 i + 1);
         if (i < sites) names[i] = workers[i].name;
     }
     all.display = display_open(names, sites, false);
     int started = 0;
-    while (started <= sites && pthread_create(&workers[started].thread, NULL, run, &workers[started]) == 0) started++;
+    while (started <= sites &&
+           pthread_create(&workers[started].thread, NULL, run, &workers[started]) == 0)
+        started++;
     if (started <= sites) interrupt();
     for (int i = 0; i < started; i++) pthread_join(workers[i].thread, NULL);
     display_close(all.display);
@@ -87,13 +92,16 @@ int launch_threads(const dlx_config *config, int sites) {
     if (started <= sites) return fail_use("launch: no thread for site %d", started + 1);
     const worker *first = NULL; /* the others failed since it did */
     for (int i = 0; i <= sites; i++)
-        if (workers[i].failed_as > 0 && (first == NULL || workers[i].failed_as < first->failed_as)) first = &workers[i];
+        if (workers[i].failed_as > 0 && (first == NULL || workers[i].failed_as < first->failed_as))
+            first = &workers[i];
     if (first == NULL) return print_results(config);
     if (all.interrupted) {
-        fprintf(stderr, "dilocox: interrupted; what there is lies in %s\n", dlx_config_run_dir(config));
+        fprintf(stderr, "dilocox: interrupted; what there is lies in %s\n",
+                dlx_config_run_dir(config));
         return EXIT_FAILED;
     }
     dlx_error named = {.status = first->status};
-    snprintf(named.message, sizeof named.message, "%s failed: %.400s", first->name, first->error.message);
+    snprintf(named.message, sizeof named.message, "%s failed: %.400s", first->name,
+             first->error.message);
     return fail_with(&named);
 }

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* dilocox: one subcommand a file. */
 #include "cli.h"
 
@@ -10,7 +11,8 @@ const command commands[] = {
      "a whole run on this machine: N sites and a coordinator"},
     {"train", train_main, "CONFIG --site NAME --coordinator HOST:PORT",
      "one site of a run; under mpirun, one rank of it"},
-    {"coordinator", coordinator_main, "CONFIG --sites N", "rendezvous, leases and commits of a run"},
+    {"coordinator", coordinator_main, "CONFIG --sites N",
+     "rendezvous, leases and commits of a run"},
     {"eval", eval_main, "CHECKPOINT --data FILE", "validation loss of saved weights"},
     {"generate", generate_main, "CHECKPOINT --prompt TEXT", "text from saved weights"},
     {"tokenize", tokenize_main, "IN OUT", "a text file to token shards"},
@@ -21,11 +23,14 @@ const command commands[] = {
 };
 
 static void print_help(FILE *to) {
-    fprintf(to, "dilocox trains large neural networks across sites that are joined by slow networks.\n\n");
+    fprintf(
+        to,
+        "dilocox trains large neural networks across sites that are joined by slow networks.\n\n");
     for (size_t i = 0; commands[i].run != NULL; i++)
-        fprintf(to, "  dilocox %-11s %-44s %s\n", commands[i].name, commands[i].use, commands[i].summary);
-    fprintf(to,
-            "\n'dilocox SUBCOMMAND --help' says more. Exit codes: 0 done, 1 the run failed, 2 wrong use or config.\n");
+        fprintf(to, "  dilocox %-11s %-44s %s\n", commands[i].name, commands[i].use,
+                commands[i].summary);
+    fprintf(to, "\n'dilocox SUBCOMMAND --help' says more. Exit codes: 0 done, 1 the run failed, 2 "
+                "wrong use or config.\n");
 }
 
 int main(int count, char **arguments) {
@@ -43,6 +48,7 @@ int main(int count, char **arguments) {
         return EXIT_DONE;
     }
     for (size_t i = 0; commands[i].run != NULL; i++)
-        if (strcmp(arguments[1], commands[i].name) == 0) return commands[i].run(count - 1, arguments + 1);
+        if (strcmp(arguments[1], commands[i].name) == 0)
+            return commands[i].run(count - 1, arguments + 1);
     return fail_use("'%s' is no subcommand; 'dilocox --help' lists them", arguments[1]);
 }

@@ -1,4 +1,6 @@
-/* A process as one rank of an MPI job: watched by a parent that learns how it ends, and one error for all ranks. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A process as one rank of an MPI job: watched by a parent that learns how it ends, and one error
+ * for all ranks. */
 #include "cli.h"
 
 #include <errno.h>
@@ -36,8 +38,10 @@ static void tell_signal(const dlx_config *config, const char *site, int number) 
     if (config != NULL) dlx_config_place_name(name, config, rank);
     char of[96] = "";
     if (site != NULL) snprintf(of, sizeof of, " of site '%s'", site);
-    if (site == NULL && config != NULL) snprintf(of, sizeof of, " of site-%u", rank / dlx_config_ranks(config) + 1);
-    fprintf(stderr, "dilocox: %s%s was ended by signal %d (%s)\n", name, of, number, strsignal(number));
+    if (site == NULL && config != NULL)
+        snprintf(of, sizeof of, " of site-%u", rank / dlx_config_ranks(config) + 1);
+    fprintf(stderr, "dilocox: %s%s was ended by signal %d (%s)\n", name, of, number,
+            strsignal(number));
 }
 
 void watch_rank(const char *path, const char **sets, const char *site) {
@@ -68,18 +72,21 @@ void watch_rank(const char *path, const char **sets, const char *site) {
     _exit(EXIT_FAILED);
 }
 
-/* The higher the rank, the longer it waits for the others: of several that failed, the first ends the job, and speaks;
- * mpirun's SIGTERM reaches the rest a second later. */
+/* The higher the rank, the longer it waits for the others: of several that failed, the first ends
+ * the job, and speaks; mpirun's SIGTERM reaches the rest a second later. */
 static uint32_t patience_ms(const dlx_cluster *cluster, const dlx_error *error, long job_sites) {
     enum { SOON_MS = 2000, SAVING_MS = 60000, STEP_MS = 2500, STEPS_MAX = 4 };
-    bool of_others = error->status == DLX_INTERRUPTED || error->status == DLX_PEER_LOST || error->status == DLX_TIMEOUT;
+    bool of_others = error->status == DLX_INTERRUPTED || error->status == DLX_PEER_LOST ||
+                     error->status == DLX_TIMEOUT;
     uint32_t rank = dlx_cluster_rank(cluster);
-    return (job_sites > 1 && of_others ? SAVING_MS : SOON_MS) + STEP_MS * (rank < STEPS_MAX ? rank : STEPS_MAX);
+    return (job_sites > 1 && of_others ? SAVING_MS : SOON_MS) +
+           STEP_MS * (rank < STEPS_MAX ? rank : STEPS_MAX);
 }
 
 int fail_rank(dlx_cluster *cluster, const dlx_config *config, long job_sites, dlx_error *error) {
     int exit_code = exit_code_of(error);
-    if (cluster == NULL || dlx_cluster_agree_on_failure(cluster, error, patience_ms(cluster, error, job_sites))) {
+    if (cluster == NULL ||
+        dlx_cluster_agree_on_failure(cluster, error, patience_ms(cluster, error, job_sites))) {
         fail_with(error);
         return exit_code;
     }
@@ -88,7 +95,8 @@ int fail_rank(dlx_cluster *cluster, const dlx_config *config, long job_sites, dl
     if (config != NULL) dlx_config_place_name(name, config, dlx_cluster_rank(cluster));
     char of[32] = "";
     if (job_sites > 1 && config != NULL)
-        snprintf(of, sizeof of, " of site-%u", dlx_cluster_rank(cluster) / dlx_config_ranks(config) + 1);
+        snprintf(of, sizeof of, " of site-%u",
+                 dlx_cluster_rank(cluster) / dlx_config_ranks(config) + 1);
     bool ended_by_another = dlx_cluster_rank(cluster) > 0 && is_interrupted();
     if (!ended_by_another) fprintf(stderr, "dilocox: %s%s: %s\n", name, of, error->message);
     fflush(NULL);

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The end of a run in words. */
 #include "cli.h"
 
@@ -15,7 +16,8 @@ static void print_sample(const char *weights) {
         .prompt = "And ", .tokens = 240, .temperature = 0.8, .top_k = 40, .seed = 1, .threads = 1};
     dlx_error error;
     char *text;
-    if (dlx_generate(&text, weights, &options, &error) != DLX_OK) return; /* weights of another tokenizer, say */
+    /* weights of another tokenizer, say */
+    if (dlx_generate(&text, weights, &options, &error) != DLX_OK) return;
     printf("\na sample\n  ");
     for (const char *c = text; *c != '\0'; c++) {
         /* a model that has learnt little writes anything, and a terminal obeys */
@@ -39,12 +41,14 @@ int print_results(const dlx_config *config) {
     format_bytes(sent, number(summary, "wan_bytes_sent"));
     format_bytes(equivalent, number(summary, "allreduce_bytes_equivalent"));
     printf("\nvalidation loss    %.4f before, %.4f after %.0f tokens in %.0f rounds\n",
-           number(summary, "val_loss_initial"), number(summary, "val_loss"), number(summary, "tokens"),
-           number(summary, "rounds"));
-    printf("sent by a site     %s; an AllReduce every step would have sent %s, %.0f times as much\n", sent, equivalent,
-           number(summary, "compression_ratio"));
+           number(summary, "val_loss_initial"), number(summary, "val_loss"),
+           number(summary, "tokens"), number(summary, "rounds"));
+    printf(
+        "sent by a site     %s; an AllReduce every step would have sent %s, %.0f times as much\n",
+        sent, equivalent, number(summary, "compression_ratio"));
     printf("time computing     %.1f %% of %.0f s of training, %.0f tokens/s in all\n",
-           100 * number(summary, "utilization"), number(summary, "compute_s") + number(summary, "wait_s"),
+           100 * number(summary, "utilization"),
+           number(summary, "compute_s") + number(summary, "wait_s"),
            number(summary, "tokens_per_s"));
     const char *hash = json_string_value(json_object_get(summary, "anchor_hash"));
     printf("anchor             %s\n", hash != NULL ? hash : "differs between sites");
@@ -52,9 +56,12 @@ int print_results(const dlx_config *config) {
     if (access(path, F_OK) == 0) {
         snprintf(path, sizeof path, "%s/weights", folder);
         print_sample(path);
-        printf("\nfiles in %s: summary.json, <site>/metrics.jsonl, weights (%s/weights)\n", folder, folder);
+        printf("\nfiles in %s: summary.json, <site>/metrics.jsonl, weights (%s/weights)\n", folder,
+               folder);
     } else { /* this machine is no site's */
-        printf("\nthe summary is %s/summary.json; the weights are on the site whose name sorts first\n", folder);
+        printf("\nthe summary is %s/summary.json; the weights are on the site whose name sorts "
+               "first\n",
+               folder);
     }
     json_decref(summary);
     return EXIT_DONE;

@@ -1,5 +1,6 @@
-/* dilocox train: one site of a run, or one rank of it, or of a job that holds all sites. dilocox coordinator: its other
- * end. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* dilocox train: one site of a run, or one rank of it, or of a job that holds all sites. dilocox
+ * coordinator: its other end. */
 #include "cli.h"
 
 #include <pthread.h>
@@ -42,7 +43,8 @@ static void on_event(void *context, const dlx_event *event) {
         say(p, event->site, line);
         break;
     case DLX_EVENT_EVALUATED:
-        snprintf(line, sizeof line, "validation loss at the %s (own part): %.4f", event->text, event->loss);
+        snprintf(line, sizeof line, "validation loss at the %s (own part): %.4f", event->text,
+                 event->loss);
         say(p, event->site, line);
         break;
     case DLX_EVENT_STEP:
@@ -64,7 +66,7 @@ static void begin(bool for_launcher, bool by_launcher) {
     catch_interrupts(by_launcher);
 }
 
-/* ---- train ----------------------------------------------------------------------------------------------------- */
+/* ---- train ----------------------------------------------------------------------------------- */
 
 typedef struct train_use {
     const char *path, *site, *coordinator, *run_dir, *sets[SETS_MAX + 1];
@@ -119,8 +121,10 @@ static dlx_status end_host(host *h, dlx_status status, dlx_error *error) {
     return h->status;
 }
 
-static dlx_status train(const train_use *use, const dlx_config *config, dlx_cluster *cluster, dlx_error *error) {
-    uint32_t ranks = dlx_config_ranks(config), rank = cluster != NULL ? dlx_cluster_rank(cluster) : 0;
+static dlx_status train(const train_use *use, const dlx_config *config, dlx_cluster *cluster,
+                        dlx_error *error) {
+    uint32_t ranks = dlx_config_ranks(config),
+             rank = cluster != NULL ? dlx_cluster_rank(cluster) : 0;
     uint32_t job_sites = use->sites > 0 ? (uint32_t)use->sites : 1;
     char name[32];
     const char *site = use->site;
@@ -136,7 +140,8 @@ static dlx_status train(const train_use *use, const dlx_config *config, dlx_clus
         snprintf(name, sizeof name, "site-%u", rank / ranks + 1);
         site = name;
         if (rank == 0 && !dlx_config_one_job(config) && !use->for_launcher)
-            printf("sites are ranks of this job: MPI carries what goes between them, not encrypted (wan.link: mpi)\n");
+            printf("sites are ranks of this job: MPI carries what goes between them, not encrypted "
+                   "(wan.link: mpi)\n");
     }
     /* where the numbers don't fit, dlx_train says so before it needs the hub */
     bool fits = cluster != NULL && dlx_cluster_ranks(cluster) == job_sites * ranks;
@@ -172,21 +177,26 @@ int train_main(int count, char **arguments) {
     const option_spec specs[] = {
         {"site", "NAME", "this site's name; the roster's for its key", &use.site, NULL, NULL},
         {"coordinator", "HOST:PORT", "instead of wan.coordinator", &use.coordinator, NULL, NULL},
-        {"sites", "N", "under mpirun: the job holds N sites and the coordinator (wan.link: mpi)", &sites_text, NULL,
-         NULL},
+        {"sites", "N", "under mpirun: the job holds N sites and the coordinator (wan.link: mpi)",
+         &sites_text, NULL, NULL},
         {"run-dir", "DIR", "instead of run.dir", &use.run_dir, NULL, NULL},
         {"set", "KEY=VALUE", "one option of the config; may be given often", NULL, NULL, use.sets},
-        {"for-launcher", NULL, "print progress for a program to read", NULL, &use.for_launcher, NULL},
+        {"for-launcher", NULL, "print progress for a program to read", NULL, &use.for_launcher,
+         NULL},
     };
-    if (parse_arguments(count, arguments, specs, sizeof specs / sizeof *specs, &use.path, 1, 1, &exit_code))
+    if (parse_arguments(count, arguments, specs, sizeof specs / sizeof *specs, &use.path, 1, 1,
+                        &exit_code))
         return exit_code;
-    if (sites_text != NULL && !parse_number(sites_text, "--sites", 1, SITES_MAX, &use.sites)) return EXIT_USE;
+    if (sites_text != NULL && !parse_number(sites_text, "--sites", 1, SITES_MAX, &use.sites))
+        return EXIT_USE;
     if (use.site == NULL && use.sites == 0)
         return fail_use("train: --site NAME is needed, or --sites N for a job that holds them all");
     if (use.site != NULL && use.sites > 0)
-        return fail_use("train: --site names one site, --sites makes a job of several; give one of them");
+        return fail_use(
+            "train: --site names one site, --sites makes a job of several; give one of them");
     if (use.coordinator != NULL && use.sites > 0)
-        return fail_use("train: --sites makes a job with a coordinator of its own; leave --coordinator out");
+        return fail_use(
+            "train: --sites makes a job with a coordinator of its own; leave --coordinator out");
     bool launched = launched_rank() >= 0;
     begin(use.for_launcher, launched);
     if (launched) watch_rank(use.path, use.sets, use.site);
@@ -202,7 +212,7 @@ int train_main(int count, char **arguments) {
     return exit_code;
 }
 
-/* ---- coordinator ----------------------------------------------------------------------------------------------- */
+/* ---- coordinator ----------------------------------------------------------------------------- */
 
 static void on_listening(void *context, const char *endpoint) {
     (void)context;
@@ -218,18 +228,21 @@ static void on_coordinator_event(void *context, const dlx_event *event) {
 }
 
 int coordinator_main(int count, char **arguments) {
-    const char *path, *sites_text = "2", *listen = NULL, *run_dir = NULL, *sets[SETS_MAX + 1] = {NULL};
+    const char *path, *sites_text = "2", *listen = NULL, *run_dir = NULL,
+                      *sets[SETS_MAX + 1] = {NULL};
     bool for_launcher = false;
     int exit_code;
     long sites;
     const option_spec specs[] = {
         {"sites", "N", "how many sites take part; 2 unless given", &sites_text, NULL, NULL},
-        {"listen", "HOST:PORT", "instead of wan.coordinator; port 0: any free one", &listen, NULL, NULL},
+        {"listen", "HOST:PORT", "instead of wan.coordinator; port 0: any free one", &listen, NULL,
+         NULL},
         {"run-dir", "DIR", "instead of run.dir", &run_dir, NULL, NULL},
         {"set", "KEY=VALUE", "one option of the config; may be given often", NULL, NULL, sets},
         {"for-launcher", NULL, "end when the starting process does", NULL, &for_launcher, NULL},
     };
-    if (parse_arguments(count, arguments, specs, sizeof specs / sizeof *specs, &path, 1, 1, &exit_code))
+    if (parse_arguments(count, arguments, specs, sizeof specs / sizeof *specs, &path, 1, 1,
+                        &exit_code))
         return exit_code;
     if (!parse_number(sites_text, "--sites", 1, SITES_MAX, &sites)) return EXIT_USE;
     dlx_config *config = load_config(path, run_dir, sets);
@@ -237,8 +250,8 @@ int coordinator_main(int count, char **arguments) {
     begin(for_launcher, false);
     if (dlx_config_one_job(config) || dlx_config_in_process(config)) {
         dlx_config_close(&config);
-        return fail_use(
-            "coordinator: wan.link is mem or mpi, whose coordinator is part of launch or train --sites; set zmq");
+        return fail_use("coordinator: wan.link is mem or mpi, whose coordinator is part of launch "
+                        "or train --sites; set zmq");
     }
     dlx_error error;
     dlx_coordinate_options options = DLX_COORDINATE_OPTIONS_INIT;

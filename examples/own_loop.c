@@ -1,5 +1,7 @@
-/* A training loop of its own, synchronised with tier 1 of dilocox: two sites (threads here; processes would give
- * link.coordinator instead of link.hub) fit y = Σ w_j x_j by gradient descent, each on its own half of the data. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A training loop of its own, synchronised with tier 1 of dilocox: two sites (threads here;
+ * processes would give link.coordinator instead of link.hub) fit y = Σ w_j x_j by gradient descent,
+ * each on its own half of the data. */
 #include <dilocox.h>
 
 #include <pthread.h>
@@ -53,7 +55,8 @@ static void *site(void *context) {
     while (mine->status == DLX_OK && !step.finished) {
         mine->loss = gradient(slope, mine->weights, x);
         for (int j = 0; j < FEATURES; j++) mine->weights[j] -= 0.1f * slope[j];
-        mine->status = dlx_sync_step(sync, SAMPLES, &step, &mine->error); /* weights may change here */
+        /* weights may change here */
+        mine->status = dlx_sync_step(sync, SAMPLES, &step, &mine->error);
     }
     dlx_sync_close(&sync);
     return NULL;
@@ -61,7 +64,8 @@ static void *site(void *context) {
 
 static void *coordinate(void *context) {
     dlx_error error;
-    if (dlx_coordinator_run(context, &error) != DLX_OK) fprintf(stderr, "coordinator: %s\n", error.message);
+    if (dlx_coordinator_run(context, &error) != DLX_OK)
+        fprintf(stderr, "coordinator: %s\n", error.message);
     return NULL;
 }
 
@@ -74,9 +78,11 @@ int main(void) {
     config.tokens = (uint64_t)SITES * STEPS * SAMPLES;
     if (dlx_hub_open(&hub, &error) != DLX_OK) return fprintf(stderr, "%s\n", error.message), 1;
     config.link.hub = hub;
-    if (dlx_coordinator_open(&coordinator, &config, &error) != DLX_OK) return fprintf(stderr, "%s\n", error.message), 1;
+    if (dlx_coordinator_open(&coordinator, &config, &error) != DLX_OK)
+        return fprintf(stderr, "%s\n", error.message), 1;
 
-    job jobs[SITES] = {{.hub = hub, .name = "paris", .seed = 1}, {.hub = hub, .name = "tokyo", .seed = 2}};
+    job jobs[SITES] = {{.hub = hub, .name = "paris", .seed = 1},
+                       {.hub = hub, .name = "tokyo", .seed = 2}};
     pthread_t threads[SITES + 1];
     pthread_create(&threads[SITES], NULL, coordinate, coordinator);
     for (int i = 0; i < SITES; i++) pthread_create(&threads[i], NULL, site, &jobs[i]);
@@ -86,10 +92,12 @@ int main(void) {
 
     int failed = 0;
     for (int i = 0; i < SITES; i++) {
-        printf("%s: loss %.6f, weight 1 is %.3f (truth %.3f)\n", jobs[i].name, jobs[i].loss, (double)jobs[i].weights[1],
-               (double)truth[1]);
-        if (jobs[i].status != DLX_OK) fprintf(stderr, "%s: %s\n", jobs[i].name, jobs[i].error.message);
-        failed |= jobs[i].status != DLX_OK || jobs[i].loss > 1e-3 || jobs[i].weights[1] != jobs[0].weights[1];
+        printf("%s: loss %.6f, weight 1 is %.3f (truth %.3f)\n", jobs[i].name, jobs[i].loss,
+               (double)jobs[i].weights[1], (double)truth[1]);
+        if (jobs[i].status != DLX_OK)
+            fprintf(stderr, "%s: %s\n", jobs[i].name, jobs[i].error.message);
+        failed |= jobs[i].status != DLX_OK || jobs[i].loss > 1e-3 ||
+                  jobs[i].weights[1] != jobs[0].weights[1];
     }
     return failed;
 }

@@ -1,19 +1,21 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* dilocox: synchronise the training of one model across sites that are joined by slow links.
  *
- * Tier 1 of the interface, and tier 3 (the codec by itself). The native trainer is in dilocox_train.h.
+ * Tier 1 of the interface, and tier 3 (the codec by itself). The native trainer is in
+ * dilocox_train.h.
  *
  *   dlx_sync      one site's side of a run: opened over named tensors, stepped after every inner step
  *   dlx_coordinator   the run's rendezvous, leases and commits; one a run, in any process
  *   dlx_hub       joins sites and a coordinator that are threads of one process (the `mem` link)
  *
- * Conventions. Functions return a dlx_status and, where one is given, fill the caller's dlx_error. On failure nothing
- * is handed over: what the caller owned it still owns, and every *out is NULL. `*_close(&p)` takes NULL and half-built
- * objects, joins their threads, and sets p to NULL. The library does not print, exit, or install signal handlers.
- * Sizes are in the unit that ends the name. Arrays are row-major. A struct that begins with `size` is set with its
- * DLX_*_INIT macro; a library that knows it in another size refuses it instead of reading past its end. Calls on one
- * object come from one thread at a time unless said, block only where said, and return DLX_ARGUMENT for a NULL that
- * must not be one.
- */
+ * Conventions. Functions return a dlx_status and, where one is given, fill the caller's dlx_error.
+ * On failure nothing is handed over: what the caller owned it still owns, and every *out is NULL.
+ * `*_close(&p)` takes NULL and half-built objects, joins their threads, and sets p to NULL. The
+ * library does not print, exit, or install signal handlers. Sizes are in the unit that ends the
+ * name. Arrays are row-major. A struct that begins with `size` is set with its DLX_*_INIT macro; a
+ * library that knows it in another size refuses it instead of reading past its end. Calls on one
+ * object come from one thread at a time unless said, block only where said, and return DLX_ARGUMENT
+ * for a NULL that must not be one. */
 #ifndef DILOCOX_H
 #define DILOCOX_H
 
@@ -31,25 +33,25 @@
 extern "C" {
 #endif
 
-/* ---- statuses -------------------------------------------------------------------------------------------------- */
+/* ---- statuses -------------------------------------------------------------------------------- */
 
-/* X(code, class, text). The class says what to do: retry the call, go on in another view, give up, or mend the caller.
- */
-#define DLX_STATUS_TABLE(X)                                                                                            \
-    X(OK, DLX_CLASS_NONE, "done")                                                                                      \
-    X(AGAIN, DLX_CLASS_RETRY, "would block; try again")                                                                \
-    X(TIMEOUT, DLX_CLASS_RETRY, "deadline passed")                                                                     \
-    X(ABORTED, DLX_CLASS_VIEW_CHANGED, "the attempt was aborted")                                                      \
-    X(INTERRUPTED, DLX_CLASS_FATAL, "interrupted")                                                                     \
-    X(ARGUMENT, DLX_CLASS_CALLER, "argument out of range")                                                             \
-    X(STATE, DLX_CLASS_CALLER, "call not allowed in this state")                                                       \
-    X(CONFIG, DLX_CLASS_CALLER, "configuration not usable")                                                            \
-    X(MEMORY, DLX_CLASS_FATAL, "out of memory")                                                                        \
-    X(SYSTEM, DLX_CLASS_FATAL, "system call failed")                                                                   \
-    X(DATA, DLX_CLASS_FATAL, "file or message is malformed")                                                           \
-    X(REFUSED, DLX_CLASS_FATAL, "refused by the coordinator")                                                          \
-    X(PEER_LOST, DLX_CLASS_FATAL, "a site was lost")                                                                   \
-    X(NUMERIC, DLX_CLASS_FATAL, "a value is not finite")                                                               \
+/* X(code, class, text). The class says what to do: retry the call, go on in another view, give up,
+ * or mend the caller. */
+#define DLX_STATUS_TABLE(X)                                                                        \
+    X(OK, DLX_CLASS_NONE, "done")                                                                  \
+    X(AGAIN, DLX_CLASS_RETRY, "would block; try again")                                            \
+    X(TIMEOUT, DLX_CLASS_RETRY, "deadline passed")                                                 \
+    X(ABORTED, DLX_CLASS_VIEW_CHANGED, "the attempt was aborted")                                  \
+    X(INTERRUPTED, DLX_CLASS_FATAL, "interrupted")                                                 \
+    X(ARGUMENT, DLX_CLASS_CALLER, "argument out of range")                                         \
+    X(STATE, DLX_CLASS_CALLER, "call not allowed in this state")                                   \
+    X(CONFIG, DLX_CLASS_CALLER, "configuration not usable")                                        \
+    X(MEMORY, DLX_CLASS_FATAL, "out of memory")                                                    \
+    X(SYSTEM, DLX_CLASS_FATAL, "system call failed")                                               \
+    X(DATA, DLX_CLASS_FATAL, "file or message is malformed")                                       \
+    X(REFUSED, DLX_CLASS_FATAL, "refused by the coordinator")                                      \
+    X(PEER_LOST, DLX_CLASS_FATAL, "a site was lost")                                               \
+    X(NUMERIC, DLX_CLASS_FATAL, "a value is not finite")                                           \
     X(DIVERGED, DLX_CLASS_FATAL, "replicas differ")
 
 typedef enum dlx_status {
@@ -79,7 +81,7 @@ typedef struct dlx_error {
 DLX_API const char *dlx_status_text(dlx_status status);
 DLX_API dlx_status_class dlx_status_class_of(dlx_status status);
 
-/* ---- one site's side of a run ---------------------------------------------------------------------------------- */
+/* ---- one site's side of a run ---------------------------------------------------------------- */
 
 /* What training does while a round's pseudo-gradients travel (docs/algorithm.md). */
 typedef enum dlx_overlap {
@@ -87,7 +89,7 @@ typedef enum dlx_overlap {
     DLX_OVERLAP_NONE,      /* wait for it (DiLoCo) */
     DLX_OVERLAP_DELAYED,   /* apply it a round later (DiLoCoX) */
     DLX_OVERLAP_EAGER,     /* as delayed, with this site's own share at once (arXiv 2502.12996) */
-    DLX_OVERLAP_CARRY      /* apply it as soon as it is there, on top of the progress made meanwhile */
+    DLX_OVERLAP_CARRY /* apply it as soon as it is there, on top of the progress made meanwhile */
 } dlx_overlap;
 
 typedef enum dlx_adaptation {
@@ -98,16 +100,17 @@ typedef enum dlx_adaptation {
 
 typedef enum dlx_memory { DLX_MEMORY_HOST } dlx_memory;
 
-/* A named parameter tensor, rows × cols, row-major; a vector has rows = 1. `data` stays the caller's; dlx_sync reads
- * and writes it inside its calls only. */
+/* A named parameter tensor, rows × cols, row-major; a vector has rows = 1. `data` stays the
+ * caller's; dlx_sync reads and writes it inside its calls only. */
 typedef struct dlx_tensor {
     const char *name; /* unique; copied */
     float *data;
     int64_t rows, cols;
     dlx_memory memory;
-    bool plain;  /* never low rank, whatever its shape: quantised whole */
-    uint32_t id; /* its place in the whole model, where a site has several ranks: ascending, and unique over the ranks.
-                    With one rank it is the place in the array, and this is not read */
+    bool plain; /* never low rank, whatever its shape: quantised whole */
+    /* its place in the whole model, where a site has several ranks: ascending, and unique over the
+     * ranks. With one rank it is the place in the array, and this is not read */
+    uint32_t id;
 } dlx_tensor;
 
 typedef struct dlx_hub dlx_hub;
@@ -116,49 +119,58 @@ typedef struct dlx_hub dlx_hub;
 typedef struct dlx_link_config {
     dlx_hub *hub;            /* mem; NULL: zmq, as follows */
     const char *coordinator; /* "host:port"; a coordinator may ask for port 0 */
-    const char *listen_host; /* where peers reach this site; NULL or "": the address that reaches the coordinator */
-    uint16_t listen_port;    /* first of a range of one port a site; 0: any free ones */
-    bool unencrypted;        /* loopback only */
+    /* where peers reach this site; NULL or "": the address that reaches the coordinator */
+    const char *listen_host;
+    uint16_t listen_port; /* first of a range of one port a site; 0: any free ones */
+    bool unencrypted;     /* loopback only */
     const char *key_path, *roster_path;
 } dlx_link_config;
 
 typedef void (*dlx_log)(void *context, const char *line);
 
-/* all[ranks][bytes] ← own[bytes] of each rank of this site, in order of rank. Every rank of the site makes the same
- * calls in the same order, inside its dlx_sync_step and dlx_sync_gradients. MPI_Allgather is one. */
-typedef dlx_status (*dlx_gather)(void *context, void *all, const void *own, size_t bytes, dlx_error *error);
+/* all[ranks][bytes] ← own[bytes] of each rank of this site, in order of rank. Every rank of the
+ * site makes the same calls in the same order, inside its dlx_sync_step and dlx_sync_gradients.
+ * MPI_Allgather is one. */
+typedef dlx_status (*dlx_gather)(void *context, void *all, const void *own, size_t bytes,
+                                 dlx_error *error);
 
 /* As an outer learning rate or momentum: choose for me. */
 #define DLX_AUTO (-1.0)
 
 typedef struct dlx_sync_config {
     size_t size;
-    const char *site;     /* its name: 1 to 63 of A–Z a–z 0–9 . _ - */
-    uint16_t rank, ranks; /* within the site; 0 of 1. Each rank opens the tensors that it alone synchronises, and
-                             exchanges them with the ranks of the same number elsewhere; 1 to 1024 */
-    dlx_gather
-        gather; /* needed where ranks > 1: all ranks hand out, apply, fail and are interrupted at the same step */
+    const char *site; /* its name: 1 to 63 of A–Z a–z 0–9 . _ - */
+    /* within the site; 0 of 1. Each rank opens the tensors that it alone synchronises, and
+     * exchanges them with the ranks of the same number elsewhere; 1 to 1024 */
+    uint16_t rank, ranks;
+    /* needed where ranks > 1: all ranks hand out, apply, fail and are interrupted at the same step */
+    dlx_gather gather;
     void *gather_context;
     dlx_link_config link;
     uint64_t seed;
-    const char *shared_text; /* settings that all sites must share, "key: value\n" a line; the coordinator refuses a
-                                site that differs, naming the key. NULL: none */
+    /* settings that all sites must share, "key: value\n" a line; the coordinator refuses a site
+     * that differs, naming the key. NULL: none */
+    const char *shared_text;
 
     dlx_overlap overlap;
     uint32_t inner_steps;     /* H, 1 to 100000 */
     uint32_t inner_steps_min; /* adaptation's lower bound, 1 to H */
     uint32_t inner_steps_max; /* train on past H while an exchange is late, then wait; 0: H + H/2 */
-    double pace_max;          /* the largest factor that dlx_sync_pace will be given, 1 to 100; sizes the leases */
-    uint32_t exchange_steps; /* carry: apply a commit exactly so many steps after the hand-out, so that a run repeats to
-                                the bit; 0: as soon as it is there */
+    /* the largest factor that dlx_sync_pace will be given, 1 to 100; sizes the leases */
+    double pace_max;
+    /* carry: apply a commit exactly so many steps after the hand-out, so that a run repeats to the
+     * bit; 0: as soon as it is there */
+    uint32_t exchange_steps;
     double outer_learning_rate, outer_momentum; /* DLX_AUTO: chosen for the overlap */
     dlx_adaptation adaptation;
-    int rank_columns;       /* r of the low-rank factors, 1 to 1024; 0: no factors */
-    int rank_min, rank_max; /* adaptation's bounds; 0: a quarter of and twice rank_columns */
-    int bits;               /* 4, 8, 16, or 32 for none */
-    int group;              /* values with one scale: even, 2 to 1024 */
+    int factor_rank; /* r of the low-rank factors, 1 to 1024; 0: no factors */
+    int factor_rank_min,
+        factor_rank_max; /* adaptation's bounds; 0: a quarter of and twice factor_rank */
+    int bits;            /* 4, 8, 16, or 32 for none */
+    int group;           /* values with one scale: even, 2 to 1024 */
     bool error_feedback;
-    bool keep_unsent; /* none, carry: go on from θ − e and not from θ, so that what waits in e is not done again */
+    /* none, carry: go on from θ − e and not from θ, so that what waits in e is not done again */
+    bool keep_unsent;
 
     uint64_t windows, tokens_per_window; /* of the training data; 0: this run uses no leases */
     uint64_t data_hash;                  /* equal on all sites */
@@ -166,30 +178,33 @@ typedef struct dlx_sync_config {
     uint32_t timeout_ms;                 /* a peer not heard of for so long is lost */
     dlx_log log;
     void *log_context;
-    const volatile bool *interrupted; /* may be NULL; as dlx_sync_interrupt, for a signal handler (from
-                                         another thread call that function instead); must outlive the sync */
+    /* may be NULL; as dlx_sync_interrupt, for a signal handler (from another thread call that
+     * function instead); must outlive the sync */
+    const volatile bool *interrupted;
 } dlx_sync_config;
 
-#define DLX_SYNC_CONFIG_INIT                                                                                           \
-    {                                                                                                                  \
-        .size = sizeof(dlx_sync_config), .ranks = 1, .seed = 1, .overlap = DLX_OVERLAP_CARRY, .inner_steps = 16,       \
-        .inner_steps_min = 1, .pace_max = 1, .outer_learning_rate = DLX_AUTO, .outer_momentum = DLX_AUTO,              \
-        .rank_columns = 64, .bits = 4, .group = 64, .error_feedback = true, .keep_unsent = true, .timeout_ms = 10000   \
+#define DLX_SYNC_CONFIG_INIT                                                                       \
+    {                                                                                              \
+        .size = sizeof(dlx_sync_config), .ranks = 1, .seed = 1, .overlap = DLX_OVERLAP_CARRY,      \
+        .inner_steps = 16, .inner_steps_min = 1, .pace_max = 1, .outer_learning_rate = DLX_AUTO,   \
+        .outer_momentum = DLX_AUTO, .factor_rank = 64, .bits = 4, .group = 64,                     \
+        .error_feedback = true, .keep_unsent = true, .timeout_ms = 10000                           \
     }
 
 typedef struct dlx_sync dlx_sync;
 
-/* Opens a site: joins the run at the coordinator, waits (blocks) until every site is there with all its ranks, and
- * takes over the run's starting parameters where they differ from the first site's: `tensors[i].data` may change. All
- * sites give the same tensors in the same order, rank by rank; one of several ranks may have none. Where one rank of a
- * site fails to open, the caller ends the others. Starts one thread. DLX_ARGUMENT, DLX_CONFIG: what is wrong is in
- * error->message; DLX_REFUSED: the coordinator's reason; DLX_PEER_LOST; DLX_TIMEOUT: no coordinator within
+/* Opens a site: joins the run at the coordinator, waits (blocks) until every site is there with all
+ * its ranks, and takes over the run's starting parameters where they differ from the first site's:
+ * `tensors[i].data` may change. All sites give the same tensors in the same order, rank by rank;
+ * one of several ranks may have none. Where one rank of a site fails to open, the caller ends the
+ * others. Starts one thread. DLX_ARGUMENT, DLX_CONFIG: what is wrong is in error->message;
+ * DLX_REFUSED: the coordinator's reason; DLX_PEER_LOST; DLX_TIMEOUT: no coordinator within
  * config->timeout_ms. */
-DLX_API dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config, const dlx_tensor *tensors,
-                                 size_t tensor_count, dlx_error *error);
+DLX_API dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config,
+                                 const dlx_tensor *tensors, size_t tensor_count, dlx_error *error);
 
 typedef struct dlx_step {
-    bool handed_out; /* a round ended: its pseudo-gradient is on its way */
+    bool submitted;  /* a round ended: its pseudo-gradient is on its way */
     bool applied;    /* an outer step changed the parameters */
     bool finished;   /* the run's tokens are committed; the parameters are the final anchor */
     double waited_s; /* time spent in this call waiting for others */
@@ -198,40 +213,47 @@ typedef struct dlx_step {
     uint32_t exchange_steps; /* where applied: inner steps since the hand-out of what was applied */
 } dlx_step;
 
-/* After every inner step that trained on `tokens` tokens: the site's, so that all its ranks give the same. Parameters
- * may be replaced. Blocks only where the overlap waits, and where a site has several ranks until all of them are here.
- * A failure or an interrupt of one rank is returned by all of them in the same step. `step` may be NULL. One thread at
- * a time. DLX_NUMERIC: a parameter is no longer finite; DLX_PEER_LOST; DLX_DIVERGED; DLX_INTERRUPTED after
- * dlx_sync_interrupt. After a failure only interrupt, anchor, statistics and close may be called. */
+/* After every inner step that trained on `tokens` tokens: the site's, so that all its ranks give
+ * the same. Parameters may be replaced. Blocks only where the overlap waits, and where a site has
+ * several ranks until all of them are here. A failure or an interrupt of one rank is returned by
+ * all of them in the same step. `step` may be NULL. One thread at a time. DLX_NUMERIC: a parameter
+ * is no longer finite; DLX_PEER_LOST; DLX_DIVERGED; DLX_INTERRUPTED after dlx_sync_interrupt. After
+ * a failure only interrupt, anchor, statistics and close may be called. */
 DLX_API dlx_status dlx_sync_step(dlx_sync *sync, uint64_t tokens, dlx_step *step, dlx_error *error);
 
-/* Rounds that begin from now on last `factor` times H inner steps, factor 0.01 to pace_max: where the inner learning
- * rate is low, sites drift apart slowly and may go on for longer. All sites give the same factor at the same tokens. */
+/* Rounds that begin from now on last `factor` times H inner steps, factor 0.01 to pace_max: where
+ * the inner learning rate is low, sites drift apart slowly and may go on for longer. All sites give
+ * the same factor at the same tokens. */
 DLX_API void dlx_sync_pace(dlx_sync *sync, double factor);
 
-/* Overlap `allreduce` only, before the inner optimiser's step: replaces gradients[i], of tensors[i]'s shape, by the
- * mean over all sites, weighted by tokens. Blocks. waited_s may be NULL. */
-DLX_API dlx_status dlx_sync_gradients(dlx_sync *sync, float *const *gradients, uint64_t tokens, double *waited_s,
-                                      dlx_error *error);
+/* Overlap `allreduce` only, before the inner optimiser's step: replaces gradients[i], of
+ * tensors[i]'s shape, by the mean over all sites, weighted by tokens. Blocks. waited_s may be NULL.
+ */
+DLX_API dlx_status dlx_sync_gradients(dlx_sync *sync, float *const *gradients, uint64_t tokens,
+                                      double *waited_s, dlx_error *error);
 
-/* The next `count` positions of this site's lease on the global order of training windows. All ranks of a site have the
- * same lease and take the same positions from it. DLX_STATE where the lease
- * has fewer left, or the run has none. */
-DLX_API dlx_status dlx_sync_windows(dlx_sync *sync, uint64_t *positions, uint32_t count, dlx_error *error);
+/* The next `count` positions of this site's lease on the global order of training windows. All
+ * ranks of a site have the same lease and take the same positions from it. DLX_STATE where the
+ * lease has fewer left, or the run has none. */
+DLX_API dlx_status dlx_sync_windows(dlx_sync *sync, uint64_t *positions, uint32_t count,
+                                    dlx_error *error);
 
-/* Tokens that schedules should follow: committed ones, and this site's uncommitted ones times what the whole run trains
- * meanwhile (by the last round's weights). */
+/* Tokens that schedules should follow: committed ones, and this site's uncommitted ones times what
+ * the whole run trains meanwhile (by the last round's weights). */
 DLX_API uint64_t dlx_sync_tokens(const dlx_sync *sync);
 DLX_API uint64_t dlx_sync_tokens_target(const dlx_sync *sync);
 DLX_API uint32_t dlx_sync_site_index(const dlx_sync *sync);
 DLX_API uint32_t dlx_sync_site_count(const dlx_sync *sync);
 
-/* Copies the anchor, θ of the last commit, to the parameters: for saving after an interrupted run. Returns how many
- * rounds are committed in it: ranks of a site may have heard of the last commit at different times, and call again. */
+/* Copies the anchor, θ of the last commit, to the parameters: for saving after an interrupted run.
+ * Returns how many rounds are committed in it: ranks of a site may have heard of the last commit at
+ * different times, and call again. */
 DLX_API uint64_t dlx_sync_take_anchor(dlx_sync *sync);
-/* Copies the anchor to dst[i], of tensors[i]'s shape, without touching the parameters: for evaluation during a run. */
+/* Copies the anchor to dst[i], of tensors[i]'s shape, without touching the parameters: for
+ * evaluation during a run. */
 DLX_API void dlx_sync_anchor(dlx_sync *sync, float *const *dst);
-/* dst[i] ← a hash of tensors[i]'s anchor and id: the same on all sites, however the model is cut into ranks. */
+/* dst[i] ← a hash of tensors[i]'s anchor and id: the same on all sites, however the model is cut
+ * into ranks. */
 DLX_API void dlx_sync_anchor_hashes(const dlx_sync *sync, uint64_t *dst);
 
 typedef struct dlx_statistics {
@@ -239,12 +261,14 @@ typedef struct dlx_statistics {
     uint64_t attempts; /* begun; more than rounds where one was repeated */
     uint64_t committed_tokens;
     uint64_t wan_bytes_sent, wan_bytes_received; /* at the link, framing included */
-    uint64_t round_bytes;                        /* payload of one whole vector in the last exchange: C */
-    uint64_t raw_bytes;                          /* the same in f32 without compression */
-    uint64_t payload_bytes;                      /* Σ over rounds of C */
-    double exchange_s;                           /* last exchange, from the view's arrival to the commit's end */
+    /* payload of one whole vector in the last exchange: C */
+    uint64_t round_bytes;
+    uint64_t raw_bytes;     /* the same in f32 without compression */
+    uint64_t payload_bytes; /* Σ over rounds of C */
+    /* last exchange, from the view's arrival to the commit's end */
+    double exchange_s;
     double exchange_total_s;
-    double rank_mean;                           /* over the low-rank tensors, by parameters */
+    double factor_rank_mean;                    /* over the low-rank tensors, by parameters */
     double update_norm;                         /* of the last M handed out */
     double outer_learning_rate, outer_momentum; /* as resolved */
     uint32_t inner_steps;
@@ -257,18 +281,20 @@ DLX_API void dlx_sync_statistics(dlx_sync *sync, dlx_statistics *out); /* any th
 /* Makes present and later calls return DLX_INTERRUPTED. Any thread; async-signal-safe. */
 DLX_API void dlx_sync_interrupt(dlx_sync *sync);
 
-/* Tells the coordinator that this site is through, with a report of at most 64 KiB of text, and waits until all sites
- * are, or the run has failed. Call once, after `finished`, on every rank; the text of rank 0 is the site's. */
+/* Tells the coordinator that this site is through, with a report of at most 64 KiB of text, and
+ * waits until all sites are, or the run has failed. Call once, after `finished`, on every rank; the
+ * text of rank 0 is the site's. */
 DLX_API dlx_status dlx_sync_report(dlx_sync *sync, const char *text, dlx_error *error);
 
-/* After `finished` without a report: reports an empty one. Before: leaves, and the run fails for the others. `reason`
- * of leaving may be NULL. */
+/* After `finished` without a report: reports an empty one. Before: leaves, and the run fails for
+ * the others. `reason` of leaving may be NULL. */
 DLX_API void dlx_sync_close(dlx_sync **sync);
 DLX_API void dlx_sync_fail(dlx_sync *sync, const char *reason);
-/* DLX_OK while the run goes on; else what ended it, which the next dlx_sync_step will return. Any thread. */
+/* DLX_OK while the run goes on; else what ended it, which the next dlx_sync_step will return. Any
+ * thread. */
 DLX_API dlx_status dlx_sync_failure(dlx_sync *sync, dlx_error *error);
 
-/* ---- coordinator ----------------------------------------------------------------------------------------------- */
+/* ---- coordinator ----------------------------------------------------------------------------- */
 
 typedef struct dlx_coordinator dlx_coordinator;
 
@@ -287,35 +313,41 @@ typedef struct dlx_coordinator_config {
     const volatile bool *interrupted; /* as in dlx_sync_config */
 } dlx_coordinator_config;
 
-#define DLX_COORDINATOR_CONFIG_INIT                                                                                    \
+#define DLX_COORDINATOR_CONFIG_INIT                                                                \
     { .size = sizeof(dlx_coordinator_config), .sites = 2, .timeout_ms = 10000 }
 
-DLX_API dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_config *config, dlx_error *error);
+DLX_API dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_config *config,
+                                        dlx_error *error);
 /* "host:port" in use; valid until close. */
 DLX_API const char *dlx_coordinator_endpoint(const dlx_coordinator *coordinator);
-/* Blocks until every site has reported (DLX_OK), the run failed (the first cause, naming the site), or
- * dlx_coordinator_interrupt. */
+/* Blocks until every site has reported (DLX_OK), the run failed (the first cause, naming the site),
+ * or dlx_coordinator_interrupt. */
 DLX_API dlx_status dlx_coordinator_run(dlx_coordinator *coordinator, dlx_error *error);
-DLX_API void dlx_coordinator_interrupt(dlx_coordinator *coordinator); /* any thread; async-signal-safe */
+/* any thread; async-signal-safe */
+DLX_API void dlx_coordinator_interrupt(dlx_coordinator *coordinator);
 DLX_API void dlx_coordinator_close(dlx_coordinator **coordinator);
 
-/* ---- mem link, keys -------------------------------------------------------------------------------------------- */
+/* ---- mem link, keys -------------------------------------------------------------------------- */
 
 DLX_API dlx_status dlx_hub_open(dlx_hub **out, dlx_error *error);
 DLX_API void dlx_hub_close(dlx_hub **hub); /* after every sync and coordinator on it */
 
-/* Writes a new key pair to `path` (mode 0600; never overwrites) and the public half to public_text. */
+/* Writes a new key pair to `path` (mode 0600; never overwrites) and the public half to public_text.
+ */
 DLX_API dlx_status dlx_key_generate(const char *path, char public_text[41], dlx_error *error);
 
-/* ---- tier 3: the quantiser by itself --------------------------------------------------------------------------- */
+/* ---- tier 3: the quantiser by itself --------------------------------------------------------- */
 
-/* Bytes that `count` values take; 0 where bits or group are out of range. The last group is padded with zeros. */
+/* Bytes that `count` values take; 0 where bits or group are out of range. The last group is padded
+ * with zeros. */
 DLX_API size_t dlx_codec_bound(size_t count, int bits, int group);
 /* dst has dlx_codec_bound bytes. DLX_NUMERIC where a value is not finite. Any thread. */
-DLX_API dlx_status dlx_codec_encode(void *dst, const float *src, size_t count, int bits, int group, dlx_error *error);
-/* src has src_bytes, which must be the bound. DLX_DATA where it is not, or holds what is not finite. */
-DLX_API dlx_status dlx_codec_decode(float *dst, const void *src, size_t src_bytes, size_t count, int bits, int group,
+DLX_API dlx_status dlx_codec_encode(void *dst, const float *src, size_t count, int bits, int group,
                                     dlx_error *error);
+/* src has src_bytes, which must be the bound. DLX_DATA where it is not, or holds what is not
+ * finite. */
+DLX_API dlx_status dlx_codec_decode(float *dst, const void *src, size_t src_bytes, size_t count,
+                                    int bits, int group, dlx_error *error);
 
 #ifdef __cplusplus
 }

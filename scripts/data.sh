@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # The King James text (Debian's bible-kjv, public domain) as token shards: data/kjv.train.tokens, data/kjv.validation.tokens.
 set -eu
 dilocox=$1

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # Runs every fuzzer of a folder of programs, fuzz.sh build-asan/tests, for a minute (or SECONDS_EACH) from a seed that it prints; a failing run prints how to replay it.
 set -eu
 cd "$(dirname "$0")/.."

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # Installs what packages.txt lists and is missing, and says so: setup.sh, or setup.sh --without-tests. Needs Debian's apt-get, and
 # root or sudo where something is missing.
 set -eu

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* dlx_codec: tier 3, the quantiser over flat vectors of any length. */
 #include <string.h>
 
@@ -6,7 +7,8 @@
 enum { GROUP_MAX = 1024 };
 
 static bool in_range(int bits, int group) {
-    return (bits == 4 || bits == 8 || bits == 16 || bits == 32) && group >= 2 && group <= GROUP_MAX && group % 2 == 0;
+    return (bits == 4 || bits == 8 || bits == 16 || bits == 32) && group >= 2 &&
+           group <= GROUP_MAX && group % 2 == 0;
 }
 
 size_t dlx_codec_bound(size_t count, int bits, int group) {
@@ -19,12 +21,14 @@ size_t dlx_codec_bound(size_t count, int bits, int group) {
 static dlx_status check(const void *dst, const void *src, int bits, int group, dlx_error *error) {
     if (dst == NULL || src == NULL) DLX_FAIL(error, ARGUMENT, "dlx_codec: an argument is NULL");
     if (!in_range(bits, group))
-        DLX_FAIL(error, ARGUMENT, "bits %d, group %d: bits is 4, 8, 16 or 32, group is even and 2 to %d", bits, group,
-                 GROUP_MAX);
+        DLX_FAIL(error, ARGUMENT,
+                 "bits %d, group %d: bits is 4, 8, 16 or 32, group is even and 2 to %d", bits,
+                 group, GROUP_MAX);
     return DLX_OK;
 }
 
-dlx_status dlx_codec_encode(void *dst, const float *src, size_t count, int bits, int group, dlx_error *error) {
+dlx_status dlx_codec_encode(void *dst, const float *src, size_t count, int bits, int group,
+                            dlx_error *error) {
     DLX_TRY(check(dst, src, bits, group, error));
     dlxi_quantiser q = {bits, group};
     size_t whole = count / (size_t)group, rest = count % (size_t)group;
@@ -34,22 +38,25 @@ dlx_status dlx_codec_encode(void *dst, const float *src, size_t count, int bits,
     if (status == DLX_OK && rest > 0) {
         float padded[GROUP_MAX] = {0};
         memcpy(padded, src + count - rest, rest * sizeof(float));
-        status = dlxi_quantise((uint8_t *)dst + whole * dlxi_quantiser_group_bytes(q), padded, 1, q);
+        status =
+            dlxi_quantise((uint8_t *)dst + whole * dlxi_quantiser_group_bytes(q), padded, 1, q);
     }
     dlxi_arithmetic_leave(&saved);
-    if (status == DLX_NUMERIC) DLX_FAIL(error, NUMERIC, "a value is not finite, or too large for %d bits", bits);
+    if (status == DLX_NUMERIC)
+        DLX_FAIL(error, NUMERIC, "a value is not finite, or too large for %d bits", bits);
     return status;
 }
 
-dlx_status dlx_codec_decode(float *dst, const void *src, size_t src_bytes, size_t count, int bits, int group,
-                            dlx_error *error) {
+dlx_status dlx_codec_decode(float *dst, const void *src, size_t src_bytes, size_t count, int bits,
+                            int group, dlx_error *error) {
     DLX_TRY(check(dst, src, bits, group, error));
     dlxi_quantiser q = {bits, group};
     if (src_bytes != dlx_codec_bound(count, bits, group))
-        DLX_FAIL(error, DATA, "%zu bytes do not hold %zu values of %d bits; %zu would", src_bytes, count, bits,
-                 dlx_codec_bound(count, bits, group));
+        DLX_FAIL(error, DATA, "%zu bytes do not hold %zu values of %d bits; %zu would", src_bytes,
+                 count, bits, dlx_codec_bound(count, bits, group));
     size_t whole = count / (size_t)group, rest = count % (size_t)group;
-    if (!dlxi_codes_valid(src, whole + (rest > 0), q)) DLX_FAIL(error, DATA, "a scale or value is not finite");
+    if (!dlxi_codes_valid(src, whole + (rest > 0), q))
+        DLX_FAIL(error, DATA, "a scale or value is not finite");
     dlxi_arithmetic saved;
     dlxi_arithmetic_enter(&saved);
     dlxi_dequantise(dst, src, whole, q);

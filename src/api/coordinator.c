@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* dlx_coordinator: validate, translate, delegate. */
 #include <stdlib.h>
 #include <string.h>
@@ -15,18 +16,22 @@ struct dlx_coordinator {
     char endpoint[DLXI_ENDPOINT_BYTES];
 };
 
-dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_config *config, dlx_error *error) {
-    if (out == NULL || config == NULL) DLX_FAIL(error, ARGUMENT, "dlx_coordinator_open: an argument is NULL");
+dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_config *config,
+                                dlx_error *error) {
+    if (out == NULL || config == NULL)
+        DLX_FAIL(error, ARGUMENT, "dlx_coordinator_open: an argument is NULL");
     *out = NULL;
     if (config->size != sizeof *config)
-        DLX_FAIL(error, ARGUMENT, "size is %zu, not %zu; begin with DLX_COORDINATOR_CONFIG_INIT", config->size,
-                 sizeof *config);
+        DLX_FAIL(error, ARGUMENT, "size is %zu, not %zu; begin with DLX_COORDINATOR_CONFIG_INIT",
+                 config->size, sizeof *config);
     if (config->sites < 1 || config->sites > DLXI_SITES_MAX)
-        DLX_FAIL(error, CONFIG, "sites: %u is out of range; allowed: 1 to %d", config->sites, DLXI_SITES_MAX);
+        DLX_FAIL(error, CONFIG, "sites: %u is out of range; allowed: 1 to %d", config->sites,
+                 DLXI_SITES_MAX);
     if (config->tokens == 0)
         DLX_FAIL(error, CONFIG, "tokens: 0 is out of range; a run ends when so many are committed");
     if (config->timeout_ms < 1000)
-        DLX_FAIL(error, CONFIG, "timeout_ms: %u is out of range; allowed: 1000 and more", config->timeout_ms);
+        DLX_FAIL(error, CONFIG, "timeout_ms: %u is out of range; allowed: 1000 and more",
+                 config->timeout_ms);
     if (config->shared_text != NULL && strlen(config->shared_text) > DLXI_TEXT_MAX)
         DLX_FAIL(error, CONFIG, "shared_text is longer than %d bytes", DLXI_TEXT_MAX);
     dlx_status status = DLX_OK;
@@ -41,9 +46,10 @@ dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_con
                                           .shared_text = config->shared_text,
                                           .timeout_ms = config->timeout_ms,
                                           .attempts_max = ATTEMPTS_MAX};
-    DLX_TRY_OUT(dlxi_coordinator_open(&c->at_work.machine, &settings, dlxi_clock_ns() / 1000000, error));
-    DLX_TRY_OUT(dlxi_link_open_coordinator(&c->at_work.link, &config->link, config->log, config->log_context,
-                                           c->endpoint, error));
+    DLX_TRY_OUT(
+        dlxi_coordinator_open(&c->at_work.machine, &settings, dlxi_clock_ns() / 1000000, error));
+    DLX_TRY_OUT(dlxi_link_open_coordinator(&c->at_work.link, &config->link, config->log,
+                                           config->log_context, c->endpoint, error));
     *out = c;
     return DLX_OK;
 out:

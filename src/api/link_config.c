@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "api/link_config.h"
 
 dlx_status dlx_hub_open(dlx_hub **out, dlx_error *error) {
@@ -10,9 +11,11 @@ void dlx_hub_close(dlx_hub **hub) {
     dlxi_hub_close(hub);
 }
 
-static dlxi_zmq_settings zmq_settings(const dlx_link_config *config, const char *site, dlx_log log, void *log_context) {
+static dlxi_zmq_settings zmq_settings(const dlx_link_config *config, const char *site, dlx_log log,
+                                      void *log_context) {
     return (dlxi_zmq_settings){.coordinator = config->coordinator,
-                               .listen_host = config->listen_host == NULL ? "" : config->listen_host,
+                               .listen_host =
+                                   config->listen_host == NULL ? "" : config->listen_host,
                                .listen_port = config->listen_port,
                                .curve = !config->unencrypted,
                                .key_path = config->key_path,
@@ -25,14 +28,17 @@ static dlxi_zmq_settings zmq_settings(const dlx_link_config *config, const char 
 static dlx_status check(const dlx_link_config *config, dlx_error *error) {
     if (config->hub != NULL) return DLX_OK;
     if (config->coordinator == NULL)
-        DLX_FAIL(error, ARGUMENT, "link.coordinator is NULL; give \"host:port\", or a hub for threads of one process");
+        DLX_FAIL(
+            error, ARGUMENT,
+            "link.coordinator is NULL; give \"host:port\", or a hub for threads of one process");
     if (!config->unencrypted && (config->key_path == NULL || config->roster_path == NULL))
-        DLX_FAIL(error, ARGUMENT, "link.key_path and link.roster_path are needed; make them with dlx_key_generate");
+        DLX_FAIL(error, ARGUMENT,
+                 "link.key_path and link.roster_path are needed; make them with dlx_key_generate");
     return DLX_OK;
 }
 
-dlx_status dlxi_link_open_site(dlxi_link **out, const dlx_link_config *config, const char *site, uint16_t rank,
-                               dlx_log log, void *log_context, dlx_error *error) {
+dlx_status dlxi_link_open_site(dlxi_link **out, const dlx_link_config *config, const char *site,
+                               uint16_t rank, dlx_log log, void *log_context, dlx_error *error) {
     *out = NULL;
     DLX_TRY(check(config, error));
     if (config->hub != NULL) return config->hub->open_site(config->hub, out, site, rank, error);
@@ -40,8 +46,9 @@ dlx_status dlxi_link_open_site(dlxi_link **out, const dlx_link_config *config, c
     return dlxi_zmq_site_open(out, &settings, error);
 }
 
-dlx_status dlxi_link_open_coordinator(dlxi_link **out, const dlx_link_config *config, dlx_log log, void *log_context,
-                                      char endpoint[DLXI_ENDPOINT_BYTES], dlx_error *error) {
+dlx_status dlxi_link_open_coordinator(dlxi_link **out, const dlx_link_config *config, dlx_log log,
+                                      void *log_context, char endpoint[DLXI_ENDPOINT_BYTES],
+                                      dlx_error *error) {
     *out = NULL;
     endpoint[0] = '\0';
     DLX_TRY(check(config, error));
@@ -51,6 +58,7 @@ dlx_status dlxi_link_open_coordinator(dlxi_link **out, const dlx_link_config *co
 }
 
 dlx_status dlx_key_generate(const char *path, char public_text[41], dlx_error *error) {
-    if (path == NULL || public_text == NULL) DLX_FAIL(error, ARGUMENT, "dlx_key_generate: an argument is NULL");
+    if (path == NULL || public_text == NULL)
+        DLX_FAIL(error, ARGUMENT, "dlx_key_generate: an argument is NULL");
     return dlxi_key_generate(path, public_text, error);
 }

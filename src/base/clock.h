@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Time: one monotonic clock, in nanoseconds. */
 #ifndef DLXI_BASE_CLOCK_H
 #define DLXI_BASE_CLOCK_H

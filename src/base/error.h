@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Statuses and errors: how every fallible function reports. */
 #ifndef DLXI_BASE_ERROR_H
 #define DLXI_BASE_ERROR_H
@@ -10,36 +11,41 @@
 #define DLXI_PRINTF(format_index, first)
 #endif
 
-/* Fills `error` (may be NULL) and returns `status`; errno is recorded where status is DLX_SYSTEM. */
-dlx_status dlxi_error_set(dlx_error *error, dlx_status status, const char *format, ...) DLXI_PRINTF(3, 4);
+/* Fills `error` (may be NULL) and returns `status`; errno is recorded where status is DLX_SYSTEM.
+ */
+dlx_status dlxi_error_set(dlx_error *error, dlx_status status, const char *format, ...)
+    DLXI_PRINTF(3, 4);
 
-/* Puts a prefix before the message: who saw it. Does nothing where error is NULL. Returns error's status. */
+/* Puts a prefix before the message: who saw it. Does nothing where error is NULL. Returns error's
+ * status. */
 void dlxi_error_prefix(dlx_error *error, const char *format, ...) DLXI_PRINTF(2, 3);
 
 /* Copies text, cut to dst_bytes with the terminator. */
 void dlxi_text_copy(char *dst, size_t dst_bytes, const char *src);
 
-/* Sets status and returns it: DLX_FAIL(error, DATA, "%s: …", path). For functions with nothing to release. */
+/* Sets status and returns it: DLX_FAIL(error, DATA, "%s: …", path). For functions with nothing to
+ * release. */
 #define DLX_FAIL(error, code, ...) return dlxi_error_set((error), DLX_##code, __VA_ARGS__)
 
 /* Returns from the calling function where `call` fails. For functions with nothing to release. */
-#define DLX_TRY(call)                                                                                                  \
-    do {                                                                                                               \
-        dlx_status dlx_try_status_ = (call);                                                                           \
-        if (dlx_try_status_ != DLX_OK) return dlx_try_status_;                                                         \
+#define DLX_TRY(call)                                                                              \
+    do {                                                                                           \
+        dlx_status dlx_try_status_ = (call);                                                       \
+        if (dlx_try_status_ != DLX_OK) return dlx_try_status_;                                     \
     } while (0)
 
-/* As DLX_TRY, for functions with `dlx_status status` and one `out:` that releases in reverse order. */
-#define DLX_TRY_OUT(call)                                                                                              \
-    do {                                                                                                               \
-        status = (call);                                                                                               \
-        if (status != DLX_OK) goto out;                                                                                \
+/* As DLX_TRY, for functions with `dlx_status status` and one `out:` that releases in reverse order.
+ */
+#define DLX_TRY_OUT(call)                                                                          \
+    do {                                                                                           \
+        status = (call);                                                                           \
+        if (status != DLX_OK) goto out;                                                            \
     } while (0)
 
-#define DLX_FAIL_OUT(error, code, ...)                                                                                 \
-    do {                                                                                                               \
-        status = dlxi_error_set((error), DLX_##code, __VA_ARGS__);                                                     \
-        goto out;                                                                                                      \
+#define DLX_FAIL_OUT(error, code, ...)                                                             \
+    do {                                                                                           \
+        status = dlxi_error_set((error), DLX_##code, __VA_ARGS__);                                 \
+        goto out;                                                                                  \
     } while (0)
 
 #endif

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "base/file.h"
 #include "base/memory.h"
 
@@ -12,7 +13,7 @@
 
 enum { BUFFER_BYTES = 1 << 16 };
 
-/* ---- reading --------------------------------------------------------------------------------------------------- */
+/* ---- reading --------------------------------------------------------------------------------- */
 
 static dlx_status open_for_reading(int *fd, const char *path, dlx_error *error) {
     *fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -21,7 +22,8 @@ static dlx_status open_for_reading(int *fd, const char *path, dlx_error *error) 
     DLX_FAIL(error, SYSTEM, "%s: can't be opened: %s", path, strerror(errno));
 }
 
-dlx_status dlxi_file_read(char **out, size_t *bytes, const char *path, size_t bytes_max, dlx_error *error) {
+dlx_status dlxi_file_read(char **out, size_t *bytes, const char *path, size_t bytes_max,
+                          dlx_error *error) {
     dlx_status status = DLX_OK;
     char *text = NULL;
     size_t used = 0, room = 0;
@@ -33,7 +35,8 @@ dlx_status dlxi_file_read(char **out, size_t *bytes, const char *path, size_t by
         if (room - used < 2) {
             size_t larger = room == 0 ? BUFFER_BYTES : 2 * room;
             char *grown = larger > room ? realloc(text, larger) : NULL;
-            if (grown == NULL) DLX_FAIL_OUT(error, MEMORY, "out of memory: %s asks for %zu bytes", path, larger);
+            if (grown == NULL)
+                DLX_FAIL_OUT(error, MEMORY, "out of memory: %s asks for %zu bytes", path, larger);
             text = grown;
             room = larger;
         }
@@ -42,7 +45,8 @@ dlx_status dlxi_file_read(char **out, size_t *bytes, const char *path, size_t by
         if (got < 0) DLX_FAIL_OUT(error, SYSTEM, "%s: can't be read: %s", path, strerror(errno));
         if (got == 0) break;
         used += (size_t)got;
-        if (used > bytes_max) DLX_FAIL_OUT(error, DATA, "%s: too large; allowed: up to %zu bytes", path, bytes_max);
+        if (used > bytes_max)
+            DLX_FAIL_OUT(error, DATA, "%s: too large; allowed: up to %zu bytes", path, bytes_max);
     }
     text[used] = '\0';
     *out = text;
@@ -60,14 +64,16 @@ dlx_status dlxi_file_map_open(dlxi_file_map *out, const char *path, dlx_error *e
     struct stat facts;
     *out = (dlxi_file_map){0};
     DLX_TRY_OUT(open_for_reading(&fd, path, error));
-    if (fstat(fd, &facts) != 0) DLX_FAIL_OUT(error, SYSTEM, "%s: can't be read: %s", path, strerror(errno));
+    if (fstat(fd, &facts) != 0)
+        DLX_FAIL_OUT(error, SYSTEM, "%s: can't be read: %s", path, strerror(errno));
     if (!S_ISREG(facts.st_mode))
         DLX_FAIL_OUT(error, DATA, "%s: not a regular file; name a file, no folder or pipe", path);
     if ((uint64_t)facts.st_size > SIZE_MAX / 2)
         DLX_FAIL_OUT(error, DATA, "%s: larger than this machine's address space", path);
     if (facts.st_size > 0) {
         void *data = mmap(NULL, (size_t)facts.st_size, PROT_READ, MAP_SHARED, fd, 0);
-        if (data == MAP_FAILED) DLX_FAIL_OUT(error, SYSTEM, "%s: can't be mapped: %s", path, strerror(errno));
+        if (data == MAP_FAILED)
+            DLX_FAIL_OUT(error, SYSTEM, "%s: can't be mapped: %s", path, strerror(errno));
         *out = (dlxi_file_map){.data = data, .bytes = (size_t)facts.st_size};
     }
 out:
@@ -80,7 +86,7 @@ void dlxi_file_map_close(dlxi_file_map *map) {
     *map = (dlxi_file_map){0};
 }
 
-/* ---- writing --------------------------------------------------------------------------------------------------- */
+/* ---- writing --------------------------------------------------------------------------------- */
 
 struct dlxi_file_writer {
     int fd;
@@ -90,13 +96,14 @@ struct dlxi_file_writer {
     char buffer[BUFFER_BYTES];
 };
 
-static dlx_status write_at(const dlxi_file_writer *writer, uint64_t offset, const void *data, size_t bytes,
-                           dlx_error *error) {
+static dlx_status write_at(const dlxi_file_writer *writer, uint64_t offset, const void *data,
+                           size_t bytes, dlx_error *error) {
     const char *from = data;
     while (bytes > 0) {
         ssize_t put = pwrite(writer->fd, from, bytes, (off_t)offset);
         if (put < 0 && errno == EINTR) continue;
-        if (put < 0) DLX_FAIL(error, SYSTEM, "%s: can't be written: %s", writer->temporary, strerror(errno));
+        if (put < 0)
+            DLX_FAIL(error, SYSTEM, "%s: can't be written: %s", writer->temporary, strerror(errno));
         from += put;
         offset += (uint64_t)put;
         bytes -= (size_t)put;
@@ -111,8 +118,8 @@ static dlx_status flush_buffer(dlxi_file_writer *writer, dlx_error *error) {
     return DLX_OK;
 }
 
-/* Not mkostemp: its files are private, and only the process's umask, which no thread can read safely, says what is
- * right. */
+/* Not mkostemp: its files are private, and only the process's umask, which no thread can read
+ * safely, says what is right. */
 static dlx_status create_temporary(dlxi_file_writer *writer, size_t name_bytes, dlx_error *error) {
     enum { ATTEMPTS = 100 };
     for (int i = 0; i < ATTEMPTS; i++) {
@@ -144,7 +151,8 @@ out:
     return status;
 }
 
-dlx_status dlxi_file_writer_append(dlxi_file_writer *writer, const void *data, size_t bytes, dlx_error *error) {
+dlx_status dlxi_file_writer_append(dlxi_file_writer *writer, const void *data, size_t bytes,
+                                   dlx_error *error) {
     if (bytes > BUFFER_BYTES - writer->buffered) DLX_TRY(flush_buffer(writer, error));
     if (bytes >= BUFFER_BYTES) {
         DLX_TRY(write_at(writer, writer->written, data, bytes, error));
@@ -156,18 +164,21 @@ dlx_status dlxi_file_writer_append(dlxi_file_writer *writer, const void *data, s
     return DLX_OK;
 }
 
-dlx_status dlxi_file_writer_replace(dlxi_file_writer *writer, uint64_t offset, const void *data, size_t bytes,
-                                    dlx_error *error) {
+dlx_status dlxi_file_writer_replace(dlxi_file_writer *writer, uint64_t offset, const void *data,
+                                    size_t bytes, dlx_error *error) {
     DLX_TRY(flush_buffer(writer, error));
     if (offset > writer->written || bytes > writer->written - offset)
         DLX_FAIL(error, ARGUMENT, "%s: replacing bytes that were not appended", writer->path);
     return write_at(writer, offset, data, bytes, error);
 }
 
-/* A rename is on disk only when its folder is. Folders that can't be synced (some file systems) are let be. */
+/* A rename is on disk only when its folder is. Folders that can't be synced (some file systems) are
+ * let be. */
 static void sync_folder(const char *path) {
     const char *slash = strrchr(path, '/');
-    char *folder = slash == NULL ? strdup(".") : slash == path ? strdup("/") : strndup(path, (size_t)(slash - path));
+    char *folder = slash == NULL   ? strdup(".")
+                   : slash == path ? strdup("/")
+                                   : strndup(path, (size_t)(slash - path));
     int fd = folder != NULL ? open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
     if (fd >= 0) {
         fsync(fd);

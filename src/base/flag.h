@@ -1,4 +1,6 @@
-/* A stop flag that a signal handler or another thread sets, read without a data race where the compiler can. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A stop flag that a signal handler or another thread sets, read without a data race where the
+ * compiler can. */
 #ifndef DLXI_BASE_FLAG_H
 #define DLXI_BASE_FLAG_H
 

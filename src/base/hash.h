@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Hashing: XXH3, 64 bits. For integrity and equality, not against an adversary. */
 #ifndef DLXI_BASE_HASH_H
 #define DLXI_BASE_HASH_H

@@ -1,16 +1,19 @@
-/* Assertions for our own bugs, on in release builds too; never for what a peer, a file or the system did. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Assertions for our own bugs, on in release builds too; never for what a peer, a file or the
+ * system did. */
 #ifndef DLXI_BASE_PANIC_H
 #define DLXI_BASE_PANIC_H
 
 #include <stdio.h>
 #include <stdlib.h>
 
-#define DLXI_ASSERT(condition)                                                                                         \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "%s:%d: bug in dilocox: %s does not hold\n", __FILE__, __LINE__, #condition);              \
-            abort();                                                                                                   \
-        }                                                                                                              \
+#define DLXI_ASSERT(condition)                                                                     \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            fprintf(stderr, "%s:%d: bug in dilocox: %s does not hold\n", __FILE__, __LINE__,       \
+                    #condition);                                                                   \
+            abort();                                                                               \
+        }                                                                                          \
     } while (0)
 
 #endif

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "base/rng.h"
 
 static uint64_t mix(uint64_t x) {
@@ -16,11 +17,13 @@ float dlxi_rng_uniform(uint64_t seed, uint64_t stream, uint64_t index) {
 }
 
 float dlxi_rng_normal(uint64_t seed, uint64_t stream, uint64_t index) {
-    uint64_t low = dlxi_rng_u64(seed, stream, 2 * index), high = dlxi_rng_u64(seed, stream, 2 * index + 1);
+    uint64_t low = dlxi_rng_u64(seed, stream, 2 * index),
+             high = dlxi_rng_u64(seed, stream, 2 * index + 1);
     int32_t sum = 0;
     for (int i = 0; i < 4; i++) {
         sum += (int32_t)(low >> (16 * i) & 0xFFFF) + (int32_t)(high >> (16 * i) & 0xFFFF);
     }
-    /* eight uniforms on 0..65535: mean 8 · 32767.5, variance 8 · (65536² − 1) / 12, whose root is 53509.75 */
+    /* eight uniforms on 0..65535: mean 8 · 32767.5, variance 8 · (65536² − 1) / 12, whose root is
+     * 53509.75 */
     return ((float)sum - 262140.0f) * (1.0f / 53509.75f);
 }

@@ -1,10 +1,12 @@
-/* Compiles a plain loop for several CPUs and picks one at load time. The source stays ISO C; where the compiler has no
- * such thing, a sanitizer can't stand it, or DLXI_NO_CLONES is defined (a test compares both), the loop is compiled
- * once. Never changes results: no file that uses it is built with contraction or fast-math. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Compiles a plain loop for several CPUs and picks one at load time. The source stays ISO C; where
+ * the compiler has no such thing, a sanitizer can't stand it, or DLXI_NO_CLONES is defined (a test
+ * compares both), the loop is compiled once. Never changes results: no file that uses it is built
+ * with contraction or fast-math. */
 #ifndef DLXI_BASE_SIMD_H
 #define DLXI_BASE_SIMD_H
 
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__) &&                           \
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__) &&       \
     !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(DLXI_NO_CLONES)
 #define DLXI_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #else

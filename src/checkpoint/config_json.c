@@ -1,5 +1,6 @@
-/* The model's configuration as config.json. Fields that would change the arithmetic in a way that this program does not
- * have are refused by name; all others are passed over. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The model's configuration as config.json. Fields that would change the arithmetic in a way that
+ * this program does not have are refused by name; all others are passed over. */
 #include "checkpoint/config_json.h"
 #include "checkpoint/checkpoint.h"
 #include "base/file.h"
@@ -12,7 +13,7 @@
 
 enum { CONFIG_BYTES_MAX = 1 << 20 };
 
-/* ---- write ----------------------------------------------------------------------------------------------------- */
+/* ---- write ----------------------------------------------------------------------------------- */
 
 /* The shortest decimal that reads back as the same float: 1e-05, not 9.99999975e-06. */
 static double shortest(float value) {
@@ -25,29 +26,33 @@ static double shortest(float value) {
 }
 
 static json_t *gpt2_json(const dlxi_model_config *c) {
-    return json_pack("{s:[s], s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:f, s:b, s:f, s:f, s:f, s:s, s:n, s:n}",
-                     "architectures", "GPT2LMHeadModel", "model_type", "gpt2", "n_layer", (json_int_t)c->layers,
-                     "n_embd", (json_int_t)c->width, "n_head", (json_int_t)c->heads, "n_inner",
-                     (json_int_t)c->mlp_width, "n_positions", (json_int_t)c->context, "vocab_size",
-                     (json_int_t)c->vocabulary, "activation_function", c->activation == DLXI_RELU ? "relu" : "gelu_new",
-                     "layer_norm_epsilon", shortest(c->norm_epsilon), "tie_word_embeddings", (int)c->tied_head,
-                     "attn_pdrop", 0.0, "embd_pdrop", 0.0, "resid_pdrop", 0.0, "torch_dtype", "float32", "bos_token_id",
-                     "eos_token_id");
+    return json_pack(
+        "{s:[s], s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:f, s:b, s:f, s:f, s:f, s:s, s:n, s:n}",
+        "architectures", "GPT2LMHeadModel", "model_type", "gpt2", "n_layer", (json_int_t)c->layers,
+        "n_embd", (json_int_t)c->width, "n_head", (json_int_t)c->heads, "n_inner",
+        (json_int_t)c->mlp_width, "n_positions", (json_int_t)c->context, "vocab_size",
+        (json_int_t)c->vocabulary, "activation_function",
+        c->activation == DLXI_RELU ? "relu" : "gelu_new", "layer_norm_epsilon",
+        shortest(c->norm_epsilon), "tie_word_embeddings", (int)c->tied_head, "attn_pdrop", 0.0,
+        "embd_pdrop", 0.0, "resid_pdrop", 0.0, "torch_dtype", "float32", "bos_token_id",
+        "eos_token_id");
 }
 
 static json_t *llama_json(const dlxi_model_config *c) {
-    return json_pack("{s:[s], s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:f, s:f, s:b, s:s, s:n, s:n}",
-                     "architectures", c->qkv_bias ? "Qwen2ForCausalLM" : "LlamaForCausalLM", "model_type",
-                     c->qkv_bias ? "qwen2" : "llama", "num_hidden_layers", (json_int_t)c->layers, "hidden_size",
-                     (json_int_t)c->width, "num_attention_heads", (json_int_t)c->heads, "num_key_value_heads",
-                     (json_int_t)c->kv_heads, "intermediate_size", (json_int_t)c->mlp_width, "max_position_embeddings",
-                     (json_int_t)c->context, "vocab_size", (json_int_t)c->vocabulary, "hidden_act", "silu",
-                     "rms_norm_eps", shortest(c->norm_epsilon), "rope_theta", shortest(c->rope_theta),
-                     "tie_word_embeddings", (int)c->tied_head, "torch_dtype", "float32", "bos_token_id",
-                     "eos_token_id");
+    return json_pack(
+        "{s:[s], s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:f, s:f, s:b, s:s, s:n, s:n}",
+        "architectures", c->qkv_bias ? "Qwen2ForCausalLM" : "LlamaForCausalLM", "model_type",
+        c->qkv_bias ? "qwen2" : "llama", "num_hidden_layers", (json_int_t)c->layers, "hidden_size",
+        (json_int_t)c->width, "num_attention_heads", (json_int_t)c->heads, "num_key_value_heads",
+        (json_int_t)c->kv_heads, "intermediate_size", (json_int_t)c->mlp_width,
+        "max_position_embeddings", (json_int_t)c->context, "vocab_size", (json_int_t)c->vocabulary,
+        "hidden_act", "silu", "rms_norm_eps", shortest(c->norm_epsilon), "rope_theta",
+        shortest(c->rope_theta), "tie_word_embeddings", (int)c->tied_head, "torch_dtype", "float32",
+        "bos_token_id", "eos_token_id");
 }
 
-dlx_status dlxi_config_json_write(const char *path, const dlxi_model_config *config, dlx_error *error) {
+dlx_status dlxi_config_json_write(const char *path, const dlxi_model_config *config,
+                                  dlx_error *error) {
     dlx_status status = DLX_OK;
     json_t *json = config->family == DLXI_FAMILY_GPT2 ? gpt2_json(config) : llama_json(config);
     char *text = json == NULL ? NULL : json_dumps(json, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
@@ -59,7 +64,7 @@ out:
     return status;
 }
 
-/* ---- read ------------------------------------------------------------------------------------------------------ */
+/* ---- read ------------------------------------------------------------------------------------ */
 
 /* A parsed file and where it came from, for messages. */
 typedef struct reader {
@@ -76,7 +81,8 @@ static dlx_status read_size(int64_t *out, const reader *r, const char *field, in
         *out = otherwise;
         return DLX_OK;
     }
-    if (!json_is_integer(item)) DLX_FAIL(r->error, DATA, "%s: field '%s' is not a whole number", r->path, field);
+    if (!json_is_integer(item))
+        DLX_FAIL(r->error, DATA, "%s: field '%s' is not a whole number", r->path, field);
     *out = json_integer_value(item);
     return DLX_OK;
 }
@@ -101,8 +107,8 @@ static dlx_status refuse_flag(const reader *r, const char *field, bool refused) 
     bool value = false;
     DLX_TRY(read_flag(&value, r, field, !refused));
     if (value == refused)
-        DLX_FAIL(r->error, DATA, "%s: field '%s' is %s, which this program's models do not have", r->path, field,
-                 value ? "true" : "false");
+        DLX_FAIL(r->error, DATA, "%s: field '%s' is %s, which this program's models do not have",
+                 r->path, field, value ? "true" : "false");
     return DLX_OK;
 }
 
@@ -128,8 +134,10 @@ static dlx_status read_gpt2(dlxi_model_config *out, const reader *r) {
     const char *activation = read_text(r, "activation_function", "gelu_new");
     if (strcmp(activation, "relu") == 0) {
         out->activation = DLXI_RELU;
-    } else if (strcmp(activation, "gelu_new") != 0 && strcmp(activation, "gelu_pytorch_tanh") != 0) {
-        DLX_FAIL(r->error, DATA, "%s: activation_function '%.40s' is not one of gelu_new, gelu_pytorch_tanh, relu",
+    } else if (strcmp(activation, "gelu_new") != 0 &&
+               strcmp(activation, "gelu_pytorch_tanh") != 0) {
+        DLX_FAIL(r->error, DATA,
+                 "%s: activation_function '%.40s' is not one of gelu_new, gelu_pytorch_tanh, relu",
                  r->path, activation);
     }
     return DLX_OK;
@@ -153,14 +161,16 @@ static dlx_status read_llama(dlxi_model_config *out, const reader *r, bool qwen2
     DLX_TRY(refuse_flag(r, "use_sliding_window", true));
     const json_t *scaling = json_object_get(r->json, "rope_scaling");
     if (scaling != NULL && !json_is_null(scaling))
-        DLX_FAIL(r->error, DATA, "%s: rope_scaling is set, which this program's models do not have", r->path);
+        DLX_FAIL(r->error, DATA, "%s: rope_scaling is set, which this program's models do not have",
+                 r->path);
     const char *activation = read_text(r, "hidden_act", "silu");
     if (strcmp(activation, "silu") != 0)
         DLX_FAIL(r->error, DATA, "%s: hidden_act '%.40s' is not silu", r->path, activation);
     int64_t head_size = 0;
     DLX_TRY(read_size(&head_size, r, "head_dim", 0));
     if (head_size != 0 && (out->heads < 1 || head_size != out->width / out->heads))
-        DLX_FAIL(r->error, DATA, "%s: head_dim %" PRId64 " is not hidden_size / num_attention_heads", r->path,
+        DLX_FAIL(r->error, DATA,
+                 "%s: head_dim %" PRId64 " is not hidden_size / num_attention_heads", r->path,
                  head_size);
     return DLX_OK;
 }
@@ -173,7 +183,8 @@ static dlx_status read_any(dlxi_model_config *out, const reader *r) {
     } else if (strcmp(type, "llama") == 0 || strcmp(type, "qwen2") == 0) {
         status = read_llama(out, r, strcmp(type, "qwen2") == 0);
     } else {
-        DLX_FAIL(r->error, DATA, "%s: model_type '%.40s' is not one of gpt2, llama, qwen2", r->path, type);
+        DLX_FAIL(r->error, DATA, "%s: model_type '%.40s' is not one of gpt2, llama, qwen2", r->path,
+                 type);
     }
     if (status != DLX_OK) return status;
     if (dlxi_model_config_validate(out, r->error) == DLX_OK) return DLX_OK;
@@ -182,11 +193,12 @@ static dlx_status read_any(dlxi_model_config *out, const reader *r) {
     return DLX_DATA;
 }
 
-dlx_status dlxi_checkpoint_parse_config(dlxi_model_config *out, const char *text, size_t bytes, const char *path,
-                                        dlx_error *error) {
+dlx_status dlxi_checkpoint_parse_config(dlxi_model_config *out, const char *text, size_t bytes,
+                                        const char *path, dlx_error *error) {
     json_error_t problem;
     json_t *json = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &problem);
-    if (json == NULL) DLX_FAIL(error, DATA, "%s:%d: not JSON: %.120s", path, problem.line, problem.text);
+    if (json == NULL)
+        DLX_FAIL(error, DATA, "%s:%d: not JSON: %.120s", path, problem.line, problem.text);
     reader r = {json, path, error};
     dlx_status status = DLX_OK;
     if (!json_is_object(json)) {

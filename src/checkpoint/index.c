@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Reads the index of a sharded set, checks it against the files, and writes it. */
 #include "checkpoint/index.h"
 #include "base/file.h"
@@ -42,7 +43,8 @@ static bool plain_name(const char *name) {
 }
 
 /* `seen` maps the files' names to their numbers. */
-static dlx_status add_file(size_t *number, dlxi_index *index, json_t *seen, const char *name, dlx_error *error) {
+static dlx_status add_file(size_t *number, dlxi_index *index, json_t *seen, const char *name,
+                           dlx_error *error) {
     char text[SHOWN_BYTES];
     const json_t *known = json_object_get(seen, name);
     if (known != NULL) {
@@ -51,7 +53,8 @@ static dlx_status add_file(size_t *number, dlxi_index *index, json_t *seen, cons
     }
     if (!plain_name(name))
         DLX_FAIL(error, DATA,
-                 "%s: '%s' is not the plain name of a .safetensors file beside it; take the set from its source again",
+                 "%s: '%s' is not the plain name of a .safetensors file beside it; take the set "
+                 "from its source again",
                  index->path, shown(text, name));
     if (index->file_count == DLXI_INDEX_FILES_MAX)
         DLX_FAIL(error, DATA, "%s: it names more than %d files", index->path, DLXI_INDEX_FILES_MAX);
@@ -73,7 +76,8 @@ static dlx_status read_map(dlxi_index *index, json_t *map, json_t *seen, dlx_err
     json_object_foreach(map, tensor, file) {
         listed *item = &index->item[index->count];
         if (!json_is_string(file))
-            DLX_FAIL(error, DATA, "%s: weight_map gives tensor '%s' no file name", index->path, shown(text, tensor));
+            DLX_FAIL(error, DATA, "%s: weight_map gives tensor '%s' no file name", index->path,
+                     shown(text, tensor));
         DLX_TRY(add_file(&item->file, index, seen, json_string_value(file), error));
         item->tensor = tensor;
         index->count++;
@@ -85,13 +89,15 @@ static dlx_status read_map(dlxi_index *index, json_t *map, json_t *seen, dlx_err
 static dlx_status parse(dlxi_index *index, const char *text, size_t bytes, dlx_error *error) {
     json_error_t problem;
     index->root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &problem);
-    if (index->root == NULL) DLX_FAIL(error, DATA, "%s:%d: not JSON: %.120s", index->path, problem.line, problem.text);
+    if (index->root == NULL)
+        DLX_FAIL(error, DATA, "%s:%d: not JSON: %.120s", index->path, problem.line, problem.text);
     json_t *map = json_object_get(index->root, "weight_map");
     if (!json_is_object(map) || json_object_size(map) == 0)
-        DLX_FAIL(error, DATA, "%s: it has no weight_map that says which file holds which tensor", index->path);
+        DLX_FAIL(error, DATA, "%s: it has no weight_map that says which file holds which tensor",
+                 index->path);
     if (json_object_size(map) > DLXI_INDEX_TENSORS_MAX)
-        DLX_FAIL(error, DATA, "%s: it lists %zu tensors; at most %d are read", index->path, json_object_size(map),
-                 DLXI_INDEX_TENSORS_MAX);
+        DLX_FAIL(error, DATA, "%s: it lists %zu tensors; at most %d are read", index->path,
+                 json_object_size(map), DLXI_INDEX_TENSORS_MAX);
     DLX_TRY(DLXI_NEW(&index->item, json_object_size(map), error));
     json_t *seen = json_object();
     if (seen == NULL) DLX_FAIL(error, MEMORY, "out of memory: %s", index->path);
@@ -100,7 +106,8 @@ static dlx_status parse(dlxi_index *index, const char *text, size_t bytes, dlx_e
     return status;
 }
 
-dlx_status dlxi_index_parse(dlxi_index **out, const char *text, size_t bytes, const char *path, dlx_error *error) {
+dlx_status dlxi_index_parse(dlxi_index **out, const char *text, size_t bytes, const char *path,
+                            dlx_error *error) {
     dlxi_index *index = NULL;
     *out = NULL;
     DLX_TRY(DLXI_NEW(&index, 1, error));
@@ -145,45 +152,53 @@ const char *dlxi_index_path(const dlxi_index *index) {
     return index->path;
 }
 
-/* ---- the index and its files ----------------------------------------------------------------------------------- */
+/* ---- the index and its files ----------------------------------------------------------------- */
 
 /* Every tensor of a file is listed, and listed there. */
-static dlx_status check_file(const dlxi_index *index, size_t number, const dlxi_safetensors *file, dlx_error *error) {
+static dlx_status check_file(const dlxi_index *index, size_t number, const dlxi_safetensors *file,
+                             dlx_error *error) {
     char text[SHOWN_BYTES];
     for (size_t i = 0; i < dlxi_safetensors_count(file); i++) {
         listed key = {.tensor = dlxi_safetensors_at(file, i)->name};
         const listed *item = bsearch(&key, index->item, index->count, sizeof key, by_tensor);
         if (item == NULL)
-            DLX_FAIL(error, DATA, "%s: tensor '%s' of %s is not listed; do the files belong together?", index->path,
-                     shown(text, key.tensor), index->file[number]);
+            DLX_FAIL(error, DATA,
+                     "%s: tensor '%s' of %s is not listed; do the files belong together?",
+                     index->path, shown(text, key.tensor), index->file[number]);
         if (item->file != number)
-            DLX_FAIL(error, DATA, "%s: tensor '%s' is listed in %s but lies in %s; do the files belong together?",
-                     index->path, shown(text, key.tensor), index->file[item->file], index->file[number]);
+            DLX_FAIL(
+                error, DATA,
+                "%s: tensor '%s' is listed in %s but lies in %s; do the files belong together?",
+                index->path, shown(text, key.tensor), index->file[item->file], index->file[number]);
     }
     return DLX_OK;
 }
 
-dlx_status dlxi_index_check(const dlxi_index *index, dlxi_safetensors *const *file, dlx_error *error) {
+dlx_status dlxi_index_check(const dlxi_index *index, dlxi_safetensors *const *file,
+                            dlx_error *error) {
     char text[SHOWN_BYTES];
     for (size_t i = 0; i < index->file_count; i++) DLX_TRY(check_file(index, i, file[i], error));
     for (size_t i = 0; i < index->count; i++) {
         const listed *item = &index->item[i];
         if (dlxi_safetensors_find(file[item->file], item->tensor) == NULL)
-            DLX_FAIL(error, DATA, "%s: tensor '%s' is missing from %s; do the files belong together?", index->path,
-                     shown(text, item->tensor), index->file[item->file]);
+            DLX_FAIL(error, DATA,
+                     "%s: tensor '%s' is missing from %s; do the files belong together?",
+                     index->path, shown(text, item->tensor), index->file[item->file]);
     }
     return DLX_OK;
 }
 
-/* ---- write ----------------------------------------------------------------------------------------------------- */
+/* ---- write ----------------------------------------------------------------------------------- */
 
-dlx_status dlxi_index_text(char **out, const dlxi_index_item *item, size_t count, int64_t total_bytes,
-                           dlx_error *error) {
+dlx_status dlxi_index_text(char **out, const dlxi_index_item *item, size_t count,
+                           int64_t total_bytes, dlx_error *error) {
     *out = NULL;
     json_t *map = json_object();
-    for (size_t i = 0; i < count; i++) json_object_set_new(map, item[i].tensor, json_string(item[i].file));
+    for (size_t i = 0; i < count; i++)
+        json_object_set_new(map, item[i].tensor, json_string(item[i].file));
     bool whole = json_object_size(map) == count;
-    json_t *root = json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)total_bytes, "weight_map", map);
+    json_t *root = json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)total_bytes,
+                             "weight_map", map);
     if (root != NULL && whole) *out = json_dumps(root, JSON_INDENT(2) | JSON_SORT_KEYS);
     json_decref(root);
     if (*out == NULL) DLX_FAIL(error, MEMORY, "out of memory: the index of %zu tensors", count);

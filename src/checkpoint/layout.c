@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "checkpoint/layout.h"
 #include "base/memory.h"
 #include "base/panic.h"
@@ -13,10 +14,12 @@ static bool ends_with(const char *text, const char *end) {
 
 static bool gpt2_transposes(const char *name) {
     return ends_with(name, ".c_attn.q.weight") || ends_with(name, ".c_attn.k.weight") ||
-           ends_with(name, ".c_attn.v.weight") || ends_with(name, ".c_proj.weight") || ends_with(name, ".c_fc.weight");
+           ends_with(name, ".c_attn.v.weight") || ends_with(name, ".c_proj.weight") ||
+           ends_with(name, ".c_fc.weight");
 }
 
-/* Where `name` is `….c_attn.q.weight`, cuts the part's letter out: `….c_attn.weight`. Returns the letter or 0. */
+/* Where `name` is `….c_attn.q.weight`, cuts the part's letter out: `….c_attn.weight`. Returns the
+ * letter or 0. */
 static char cut_part(char *name) {
     char *at = strstr(name, ".c_attn.");
     if (at == NULL) return 0;
@@ -42,7 +45,8 @@ static int64_t list_entries(dlxi_file_entry *entries, const dlxi_model_config *c
     for (int64_t id = 0; id < dlxi_model_tensor_count(config); id++) {
         dlxi_tensor tensor = dlxi_model_tensor(config, id);
         bool gpt2 = config->family == DLXI_FAMILY_GPT2;
-        dlxi_file_entry fresh = {.vector = tensor.vector, .transposed = gpt2 && gpt2_transposes(tensor.name)};
+        dlxi_file_entry fresh = {.vector = tensor.vector,
+                                 .transposed = gpt2 && gpt2_transposes(tensor.name)};
         memcpy(fresh.name, tensor.name, sizeof fresh.name);
         char letter = gpt2 ? cut_part(fresh.name) : 0;
         dlxi_file_entry *e = NULL;
@@ -57,16 +61,18 @@ static int64_t list_entries(dlxi_file_entry *entries, const dlxi_model_config *c
     return count;
 }
 
-dlx_status dlxi_layout_list(dlxi_file_entry **out, int64_t *count, const dlxi_model_config *config, dlx_error *error) {
+dlx_status dlxi_layout_list(dlxi_file_entry **out, int64_t *count, const dlxi_model_config *config,
+                            dlx_error *error) {
     DLX_TRY(DLXI_NEW(out, dlxi_model_tensor_count(config), error));
     *count = list_entries(*out, config);
     return DLX_OK;
 }
 
-/* ---- a set and its model --------------------------------------------------------------------------------------- */
+/* ---- a set and its model --------------------------------------------------------------------- */
 
 /* GPT-2's own files leave out the prefix. */
-const dlxi_file_tensor *dlxi_layout_find(const dlxi_tensor_set *set, const dlxi_file_entry *entry, const char **path) {
+const dlxi_file_tensor *dlxi_layout_find(const dlxi_tensor_set *set, const dlxi_file_entry *entry,
+                                         const char **path) {
     static const char prefix[] = "transformer.";
     const dlxi_file_tensor *tensor = dlxi_set_find(set, entry->name, path);
     if (tensor == NULL && strncmp(entry->name, prefix, strlen(prefix)) == 0)
@@ -74,13 +80,17 @@ const dlxi_file_tensor *dlxi_layout_find(const dlxi_tensor_set *set, const dlxi_
     return tensor;
 }
 
-static dlx_status check_entry(const dlxi_tensor_set *set, const dlxi_file_entry *e, dlx_error *error) {
+static dlx_status check_entry(const dlxi_tensor_set *set, const dlxi_file_entry *e,
+                              dlx_error *error) {
     const char *path = set->path;
     const dlxi_file_tensor *tensor = dlxi_layout_find(set, e, &path);
     if (tensor == NULL)
-        DLX_FAIL(error, DATA, "%s: tensor '%s' is missing; does the file belong to this config.json?", path, e->name);
-    bool fits = e->vector ? tensor->dims == 1 && tensor->shape[0] == e->cols
-                          : tensor->dims == 2 && tensor->shape[0] == e->rows && tensor->shape[1] == e->cols;
+        DLX_FAIL(error, DATA,
+                 "%s: tensor '%s' is missing; does the file belong to this config.json?", path,
+                 e->name);
+    bool fits =
+        e->vector ? tensor->dims == 1 && tensor->shape[0] == e->cols
+                  : tensor->dims == 2 && tensor->shape[0] == e->rows && tensor->shape[1] == e->cols;
     if (fits) {
         dlx_status status = dlxi_file_tensor_check(tensor, error);
         if (status != DLX_OK) dlxi_error_prefix(error, "%s: ", path);
@@ -89,13 +99,15 @@ static dlx_status check_entry(const dlxi_tensor_set *set, const dlxi_file_entry 
     char shape[24 * DLXI_SAFETENSORS_DIMS_MAX] = "", want[64];
     size_t at = 0;
     for (int i = 0; i < tensor->dims; i++)
-        at += (size_t)snprintf(shape + at, sizeof shape - at, "%s%" PRId64, i == 0 ? "" : ", ", tensor->shape[i]);
+        at += (size_t)snprintf(shape + at, sizeof shape - at, "%s%" PRId64, i == 0 ? "" : ", ",
+                               tensor->shape[i]);
     if (e->vector) {
         snprintf(want, sizeof want, "%" PRId64, e->cols);
     } else {
         snprintf(want, sizeof want, "%" PRId64 ", %" PRId64, e->rows, e->cols);
     }
-    DLX_FAIL(error, DATA, "%s: tensor '%s' has shape [%s], the config needs [%s]", path, e->name, shape, want);
+    DLX_FAIL(error, DATA, "%s: tensor '%s' has shape [%s], the config needs [%s]", path, e->name,
+             shape, want);
 }
 
 /* Buffers that files carry beside weights, and a tied head's second copy. */
@@ -105,8 +117,8 @@ static bool may_be_surplus(const dlxi_model_config *config, const char *name) {
            ends_with(name, ".rotary_emb.inv_freq");
 }
 
-dlx_status dlxi_layout_check(const dlxi_tensor_set *set, const dlxi_file_entry *entry, int64_t count,
-                             const dlxi_model_config *config, dlx_error *error) {
+dlx_status dlxi_layout_check(const dlxi_tensor_set *set, const dlxi_file_entry *entry,
+                             int64_t count, const dlxi_model_config *config, dlx_error *error) {
     size_t tensors = 0;
     for (int64_t i = 0; i < count; i++) DLX_TRY(check_entry(set, &entry[i], error));
     for (size_t f = 0; f < set->file_count; f++) tensors += dlxi_safetensors_count(set->file[f]);
@@ -115,12 +127,14 @@ dlx_status dlxi_layout_check(const dlxi_tensor_set *set, const dlxi_file_entry *
         for (size_t i = 0; i < dlxi_safetensors_count(set->file[f]); i++) {
             const dlxi_file_tensor *tensor = dlxi_safetensors_at(set->file[f], i);
             bool known = may_be_surplus(config, tensor->name);
-            for (int64_t j = 0; j < count && !known; j++) known = dlxi_layout_find(set, &entry[j], NULL) == tensor;
+            for (int64_t j = 0; j < count && !known; j++)
+                known = dlxi_layout_find(set, &entry[j], NULL) == tensor;
             if (!known)
-                DLX_FAIL(error, DATA,
-                         "%s: tensor '%.96s' is not one of the config's; does the file belong to this "
-                         "config.json?",
-                         dlxi_safetensors_path(set->file[f]), tensor->name);
+                DLX_FAIL(
+                    error, DATA,
+                    "%s: tensor '%.96s' is not one of the config's; does the file belong to this "
+                    "config.json?",
+                    dlxi_safetensors_path(set->file[f]), tensor->name);
         }
     }
     return DLX_OK;

@@ -1,4 +1,6 @@
-/* Reads safetensors files. What a file claims is checked in full at open; afterwards every range lies in the file. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Reads safetensors files. What a file claims is checked in full at open; afterwards every range
+ * lies in the file. */
 #include "checkpoint/safetensors.h"
 #include "base/file.h"
 #include "base/memory.h"
@@ -23,8 +25,9 @@ struct dlxi_safetensors {
 static const struct {
     char name[12];
     size_t bytes;
-} dtypes[] = {{"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E5M2", 1}, {"F8_E4M3", 1}, {"I16", 2}, {"U16", 2}, {"F16", 2},
-              {"BF16", 2}, {"I32", 4}, {"U32", 4}, {"F32", 4},     {"F64", 8},     {"I64", 8}, {"U64", 8}};
+} dtypes[] = {{"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E5M2", 1}, {"F8_E4M3", 1},
+              {"I16", 2},  {"U16", 2}, {"F16", 2}, {"BF16", 2},    {"I32", 4},
+              {"U32", 4},  {"F32", 4}, {"F64", 8}, {"I64", 8},     {"U64", 8}};
 
 static size_t dtype_bytes(const char *name) {
     for (size_t i = 0; i < sizeof dtypes / sizeof *dtypes; i++)
@@ -32,24 +35,26 @@ static size_t dtype_bytes(const char *name) {
     return 0;
 }
 
-#define FAIL_TENSOR(name, ...)                                                                                         \
-    do {                                                                                                               \
-        dlxi_error_set(error, DLX_DATA, __VA_ARGS__);                                                                  \
-        dlxi_error_prefix(error, "%s: tensor '%.96s': ", file->path, (name));                                          \
-        return DLX_DATA;                                                                                               \
+#define FAIL_TENSOR(name, ...)                                                                     \
+    do {                                                                                           \
+        dlxi_error_set(error, DLX_DATA, __VA_ARGS__);                                              \
+        dlxi_error_prefix(error, "%s: tensor '%.96s': ", file->path, (name));                      \
+        return DLX_DATA;                                                                           \
     } while (0)
 
-static dlx_status parse_shape(const dlxi_safetensors *file, dlxi_file_tensor *tensor, const json_t *shape,
-                              dlx_error *error) {
+static dlx_status parse_shape(const dlxi_safetensors *file, dlxi_file_tensor *tensor,
+                              const json_t *shape, dlx_error *error) {
     if (!json_is_array(shape) || json_array_size(shape) > DLXI_SAFETENSORS_DIMS_MAX)
-        FAIL_TENSOR(tensor->name, "its shape is not a list of at most %d sizes", DLXI_SAFETENSORS_DIMS_MAX);
+        FAIL_TENSOR(tensor->name, "its shape is not a list of at most %d sizes",
+                    DLXI_SAFETENSORS_DIMS_MAX);
     tensor->dims = (int)json_array_size(shape);
     tensor->count = 1;
     for (int i = 0; i < tensor->dims; i++) {
         const json_t *item = json_array_get(shape, (size_t)i);
         json_int_t size = json_integer_value(item);
         if (!json_is_integer(item) || size < 0)
-            FAIL_TENSOR(tensor->name, "its shape holds something that is not a whole number from 0");
+            FAIL_TENSOR(tensor->name,
+                        "its shape holds something that is not a whole number from 0");
         if (size > 0 && tensor->count > INT64_MAX / 16 / size)
             FAIL_TENSOR(tensor->name, "its shape has more elements than any file");
         tensor->shape[i] = size;
@@ -58,27 +63,30 @@ static dlx_status parse_shape(const dlxi_safetensors *file, dlxi_file_tensor *te
     return DLX_OK;
 }
 
-static dlx_status parse_range(const dlxi_safetensors *file, dlxi_file_tensor *tensor, const json_t *offsets,
-                              size_t room, size_t item_bytes, dlx_error *error) {
+static dlx_status parse_range(const dlxi_safetensors *file, dlxi_file_tensor *tensor,
+                              const json_t *offsets, size_t room, size_t item_bytes,
+                              dlx_error *error) {
     const json_t *first = json_array_get(offsets, 0), *last = json_array_get(offsets, 1);
     json_int_t begin = json_integer_value(first), end = json_integer_value(last);
     if (json_array_size(offsets) != 2 || !json_is_integer(first) || !json_is_integer(last))
         FAIL_TENSOR(tensor->name, "data_offsets is not a pair of whole numbers");
     if (begin < 0 || end < begin || (uint64_t)end > room)
-        FAIL_TENSOR(tensor->name,
-                    "bytes %" JSON_INTEGER_FORMAT " to %" JSON_INTEGER_FORMAT
-                    " do not lie in the file's %zu bytes of data; the file may be cut short: copy it again",
-                    begin, end, room);
+        FAIL_TENSOR(
+            tensor->name,
+            "bytes %" JSON_INTEGER_FORMAT " to %" JSON_INTEGER_FORMAT
+            " do not lie in the file's %zu bytes of data; the file may be cut short: copy it again",
+            begin, end, room);
     if ((uint64_t)(end - begin) != (uint64_t)tensor->count * item_bytes)
-        FAIL_TENSOR(tensor->name, "%" JSON_INTEGER_FORMAT " bytes, but its shape and dtype %s need %" PRIu64,
+        FAIL_TENSOR(tensor->name,
+                    "%" JSON_INTEGER_FORMAT " bytes, but its shape and dtype %s need %" PRIu64,
                     end - begin, tensor->dtype, (uint64_t)tensor->count * item_bytes);
     tensor->begin = (size_t)begin;
     tensor->bytes = (size_t)(end - begin);
     return DLX_OK;
 }
 
-static dlx_status parse_tensor(dlxi_safetensors *file, dlxi_file_tensor *tensor, const char *name, const json_t *entry,
-                               size_t room, dlx_error *error) {
+static dlx_status parse_tensor(dlxi_safetensors *file, dlxi_file_tensor *tensor, const char *name,
+                               const json_t *entry, size_t room, dlx_error *error) {
     tensor->name = name;
     const char *dtype = json_string_value(json_object_get(entry, "dtype"));
     if (!json_is_object(entry) || dtype == NULL) FAIL_TENSOR(name, "it has no dtype");
@@ -86,7 +94,8 @@ static dlx_status parse_tensor(dlxi_safetensors *file, dlxi_file_tensor *tensor,
     if (item_bytes == 0) FAIL_TENSOR(name, "dtype '%.20s' is not known", dtype);
     snprintf(tensor->dtype, sizeof tensor->dtype, "%s", dtype);
     DLX_TRY(parse_shape(file, tensor, json_object_get(entry, "shape"), error));
-    return parse_range(file, tensor, json_object_get(entry, "data_offsets"), room, item_bytes, error);
+    return parse_range(file, tensor, json_object_get(entry, "data_offsets"), room, item_bytes,
+                       error);
 }
 
 static int by_begin(const void *a, const void *b) {
@@ -105,33 +114,41 @@ static dlx_status check_cover(dlxi_safetensors *file, size_t room, dlx_error *er
     if (file->count > 1) qsort(file->tensor, file->count, sizeof *file->tensor, by_begin);
     for (size_t i = 0; i < file->count; i++) {
         const dlxi_file_tensor *tensor = &file->tensor[i];
-        if (tensor->begin < at) FAIL_TENSOR(tensor->name, "its bytes overlap those of '%.96s'", tensor[-1].name);
+        if (tensor->begin < at)
+            FAIL_TENSOR(tensor->name, "its bytes overlap those of '%.96s'", tensor[-1].name);
         if (tensor->begin > at)
-            FAIL_TENSOR(tensor->name, "%zu bytes before it belong to no tensor", tensor->begin - at);
+            FAIL_TENSOR(tensor->name, "%zu bytes before it belong to no tensor",
+                        tensor->begin - at);
         at = tensor->begin + tensor->bytes;
     }
     if (at != room)
-        DLX_FAIL(error, DATA, "%s: %zu bytes at its end belong to no tensor; copy the file again", file->path,
-                 room - at);
+        DLX_FAIL(error, DATA, "%s: %zu bytes at its end belong to no tensor; copy the file again",
+                 file->path, room - at);
     if (file->count > 1) qsort(file->tensor, file->count, sizeof *file->tensor, by_name);
     return DLX_OK;
 }
 
-static dlx_status parse_header(dlxi_safetensors *file, const uint8_t *data, size_t bytes, dlx_error *error) {
+static dlx_status parse_header(dlxi_safetensors *file, const uint8_t *data, size_t bytes,
+                               dlx_error *error) {
     if (bytes < PREFIX_BYTES)
-        DLX_FAIL(error, DATA, "%s: %zu bytes are too few for a safetensors file", file->path, bytes);
+        DLX_FAIL(error, DATA, "%s: %zu bytes are too few for a safetensors file", file->path,
+                 bytes);
     uint64_t header_bytes = 0;
     for (int i = 0; i < PREFIX_BYTES; i++) header_bytes |= (uint64_t)data[i] << (8 * i);
     if (header_bytes > HEADER_BYTES_MAX || header_bytes > bytes - PREFIX_BYTES)
         DLX_FAIL(error, DATA,
-                 "%s: a header of %" PRIu64 " bytes does not fit (file %zu bytes, headers at most %d); is this a "
+                 "%s: a header of %" PRIu64
+                 " bytes does not fit (file %zu bytes, headers at most %d); is this a "
                  "safetensors file, and whole?",
                  file->path, header_bytes, bytes, HEADER_BYTES_MAX);
     json_error_t json;
-    file->header = json_loadb((const char *)data + PREFIX_BYTES, (size_t)header_bytes, JSON_REJECT_DUPLICATES, &json);
+    file->header = json_loadb((const char *)data + PREFIX_BYTES, (size_t)header_bytes,
+                              JSON_REJECT_DUPLICATES, &json);
     if (file->header == NULL)
-        DLX_FAIL(error, DATA, "%s: its header is not the JSON it should be: %.120s", file->path, json.text);
-    if (!json_is_object(file->header)) DLX_FAIL(error, DATA, "%s: its header is not a JSON object", file->path);
+        DLX_FAIL(error, DATA, "%s: its header is not the JSON it should be: %.120s", file->path,
+                 json.text);
+    if (!json_is_object(file->header))
+        DLX_FAIL(error, DATA, "%s: its header is not a JSON object", file->path);
 
     size_t start = PREFIX_BYTES + (size_t)header_bytes, room = bytes - start;
     DLX_TRY(DLXI_NEW(&file->tensor, json_object_size(file->header), error));
@@ -147,8 +164,8 @@ static dlx_status parse_header(dlxi_safetensors *file, const uint8_t *data, size
     return check_cover(file, room, error);
 }
 
-static dlx_status parse_new(dlxi_safetensors **out, const uint8_t *data, size_t bytes, const char *path,
-                            dlx_error *error) {
+static dlx_status parse_new(dlxi_safetensors **out, const uint8_t *data, size_t bytes,
+                            const char *path, dlx_error *error) {
     dlxi_safetensors *file = NULL;
     *out = NULL;
     DLX_TRY(DLXI_NEW(&file, 1, error));
@@ -162,8 +179,8 @@ static dlx_status parse_new(dlxi_safetensors **out, const uint8_t *data, size_t 
     return DLX_OK;
 }
 
-dlx_status dlxi_safetensors_parse(dlxi_safetensors **out, const uint8_t *data, size_t bytes, const char *path,
-                                  dlx_error *error) {
+dlx_status dlxi_safetensors_parse(dlxi_safetensors **out, const uint8_t *data, size_t bytes,
+                                  const char *path, dlx_error *error) {
     return parse_new(out, data, bytes, path, error);
 }
 
@@ -209,7 +226,7 @@ const char *dlxi_safetensors_path(const dlxi_safetensors *file) {
     return file->path;
 }
 
-/* ---- elements -------------------------------------------------------------------------------------------------- */
+/* ---- elements -------------------------------------------------------------------------------- */
 
 static float float_of_bits(uint32_t bits) {
     float value;
@@ -218,7 +235,8 @@ static float float_of_bits(uint32_t bits) {
 }
 
 static float float_of_half(uint16_t half) {
-    uint32_t sign = (uint32_t)(half & 0x8000) << 16, exponent = half >> 10 & 0x1F, mantissa = half & 0x3FF;
+    uint32_t sign = (uint32_t)(half & 0x8000) << 16, exponent = half >> 10 & 0x1F,
+             mantissa = half & 0x3FF;
     if (exponent == 0x1F) return float_of_bits(sign | 0x7F800000u | mantissa << 13);
     if (exponent != 0) return float_of_bits(sign | (exponent + 112) << 23 | mantissa << 13);
     float small = (float)mantissa * 0x1p-24f; /* zero and denormals */
@@ -229,12 +247,13 @@ dlx_status dlxi_file_tensor_check(const dlxi_file_tensor *tensor, dlx_error *err
     static const char *const readable[] = {"F32", "F16", "BF16"};
     for (size_t i = 0; i < sizeof readable / sizeof *readable; i++)
         if (strcmp(tensor->dtype, readable[i]) == 0) return DLX_OK;
-    DLX_FAIL(error, DATA, "tensor '%.96s' has dtype %s; only F32, F16 and BF16 are read: convert it first",
+    DLX_FAIL(error, DATA,
+             "tensor '%.96s' has dtype %s; only F32, F16 and BF16 are read: convert it first",
              tensor->name, tensor->dtype);
 }
 
-dlx_status dlxi_file_tensor_read(float *dst, const dlxi_file_tensor *tensor, int64_t first, int64_t count,
-                                 dlx_error *error) {
+dlx_status dlxi_file_tensor_read(float *dst, const dlxi_file_tensor *tensor, int64_t first,
+                                 int64_t count, dlx_error *error) {
     DLXI_ASSERT(first >= 0 && count >= 0 && first <= tensor->count - count);
     DLX_TRY(dlxi_file_tensor_check(tensor, error));
     bool single = strcmp(tensor->dtype, "F32") == 0, half = strcmp(tensor->dtype, "F16") == 0;

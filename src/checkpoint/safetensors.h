@@ -1,6 +1,8 @@
-/* Safetensors files, read and written by hand: 8 bytes of header length (little-endian), a JSON header that gives every
- * tensor its dtype, shape and byte range, and the bytes, without gaps. Every number from a file is bounded before use.
- * https://huggingface.co/docs/safetensors describes the format. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Safetensors files, read and written by hand: 8 bytes of header length (little-endian), a JSON
+ * header that gives every tensor its dtype, shape and byte range, and the bytes, without gaps.
+ * Every number from a file is bounded before use. https://huggingface.co/docs/safetensors describes
+ * the format. */
 #ifndef DLXI_CHECKPOINT_SAFETENSORS_H
 #define DLXI_CHECKPOINT_SAFETENSORS_H
 
@@ -20,12 +22,13 @@ typedef struct dlxi_file_tensor {
 
 typedef struct dlxi_safetensors dlxi_safetensors;
 
-/* Maps and checks a file. On success *out is the caller's, closed with dlxi_safetensors_close. DLX_SYSTEM where it
- * can't be read; DLX_DATA where it is malformed: the message names the file, the tensor and what is wrong. Blocks. */
+/* Maps and checks a file. On success *out is the caller's, closed with dlxi_safetensors_close.
+ * DLX_SYSTEM where it can't be read; DLX_DATA where it is malformed: the message names the file,
+ * the tensor and what is wrong. Blocks. */
 dlx_status dlxi_safetensors_open(dlxi_safetensors **out, const char *path, dlx_error *error);
 /* The same over data[bytes] in memory, which is borrowed; `path` is what messages call it. */
-dlx_status dlxi_safetensors_parse(dlxi_safetensors **out, const uint8_t *data, size_t bytes, const char *path,
-                                  dlx_error *error);
+dlx_status dlxi_safetensors_parse(dlxi_safetensors **out, const uint8_t *data, size_t bytes,
+                                  const char *path, dlx_error *error);
 void dlxi_safetensors_close(dlxi_safetensors **file);
 
 /* Tensors in order of name; all memory is the file's. find gives NULL where there is none. */
@@ -38,10 +41,11 @@ const char *dlxi_safetensors_path(const dlxi_safetensors *file);
 dlx_status dlxi_file_tensor_check(const dlxi_file_tensor *tensor, dlx_error *error);
 
 /* dst[count] ← elements first … first + count − 1 as f32. DLX_DATA as dlxi_file_tensor_check. */
-dlx_status dlxi_file_tensor_read(float *dst, const dlxi_file_tensor *tensor, int64_t first, int64_t count,
-                                 dlx_error *error);
+dlx_status dlxi_file_tensor_read(float *dst, const dlxi_file_tensor *tensor, int64_t first,
+                                 int64_t count, dlx_error *error);
 
-/* One tensor to write: F32, one- or two-dimensional. `write` hands rows [first, first + rows) to dst. */
+/* One tensor to write: F32, one- or two-dimensional. `write` hands rows [first, first + rows) to
+ * dst. */
 typedef struct dlxi_tensor_source {
     const char *name;
     int64_t rows, cols;
@@ -50,9 +54,9 @@ typedef struct dlxi_tensor_source {
     const void *context;
 } dlxi_tensor_source;
 
-/* Writes a temporary file beside `path`. On success *out is the caller's: dlxi_file_writer_commit puts the file in its
- * place whole, dlxi_file_writer_close without it leaves nothing. Blocks. */
-dlx_status dlxi_safetensors_write(dlxi_file_writer **out, const char *path, const dlxi_tensor_source *source,
-                                  size_t count, dlx_error *error);
+/* Writes a temporary file beside `path`. On success *out is the caller's: dlxi_file_writer_commit
+ * puts the file in its place whole, dlxi_file_writer_close without it leaves nothing. Blocks. */
+dlx_status dlxi_safetensors_write(dlxi_file_writer **out, const char *path,
+                                  const dlxi_tensor_source *source, size_t count, dlx_error *error);
 
 #endif

@@ -1,4 +1,6 @@
-/* Writes safetensors files: header first, then the tensors in the order given, a few rows at a time. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Writes safetensors files: header first, then the tensors in the order given, a few rows at a
+ * time. */
 #include "checkpoint/safetensors.h"
 #include "base/memory.h"
 
@@ -10,19 +12,23 @@ enum { ALIGNMENT = 64, BLOCK_FLOATS = 1 << 18 };
 
 /* A new reference, or NULL where memory ran out. */
 static json_t *entry_json(const dlxi_tensor_source *source, json_int_t begin, json_int_t end) {
-    json_t *shape = source->vector ? json_pack("[I]", (json_int_t)source->cols)
-                                   : json_pack("[I,I]", (json_int_t)source->rows, (json_int_t)source->cols);
-    return json_pack("{s:s, s:o, s:[I,I]}", "dtype", "F32", "shape", shape, "data_offsets", begin, end);
+    json_t *shape = source->vector
+                        ? json_pack("[I]", (json_int_t)source->cols)
+                        : json_pack("[I,I]", (json_int_t)source->rows, (json_int_t)source->cols);
+    return json_pack("{s:s, s:o, s:[I,I]}", "dtype", "F32", "shape", shape, "data_offsets", begin,
+                     end);
 }
 
 /* The header's text without padding, free with free(); NULL where memory ran out. */
 static char *header_text(const dlxi_tensor_source *source, size_t count) {
     char *text = NULL;
     json_int_t at = 0;
-    json_t *header = json_pack("{s:{s:s}}", "__metadata__", "format", "pt"); /* transformers asks for the format */
+    /* transformers asks for the format */
+    json_t *header = json_pack("{s:{s:s}}", "__metadata__", "format", "pt");
     for (size_t i = 0; i < count; i++) {
         json_int_t end = at + (json_int_t)sizeof(float) * source[i].rows * source[i].cols;
-        if (json_object_set_new(header, source[i].name, entry_json(&source[i], at, end)) != 0) goto out;
+        if (json_object_set_new(header, source[i].name, entry_json(&source[i], at, end)) != 0)
+            goto out;
         at = end;
     }
     text = json_dumps(header, JSON_COMPACT);
@@ -37,7 +43,8 @@ static dlx_status write_header(dlxi_file_writer *writer, const char *text, dlx_e
     for (int i = 0; i < 8; i++) prefix[i] = (uint8_t)((uint64_t)(total - 8) >> (8 * i));
     DLX_TRY(dlxi_file_writer_append(writer, prefix, sizeof prefix, error));
     DLX_TRY(dlxi_file_writer_append(writer, text, length, error));
-    const char spaces[ALIGNMENT + 1] = "                                                                ";
+    const char spaces[ALIGNMENT + 1] =
+        "                                                                ";
     return dlxi_file_writer_append(writer, spaces, total - 8 - length, error);
 }
 
@@ -46,25 +53,28 @@ static void to_little_endian(float *block, int64_t count) {
     for (int64_t i = 0; i < count; i++) {
         uint32_t bits;
         memcpy(&bits, &block[i], sizeof bits);
-        uint8_t bytes[4] = {(uint8_t)bits, (uint8_t)(bits >> 8), (uint8_t)(bits >> 16), (uint8_t)(bits >> 24)};
+        uint8_t bytes[4] = {(uint8_t)bits, (uint8_t)(bits >> 8), (uint8_t)(bits >> 16),
+                            (uint8_t)(bits >> 24)};
         memcpy(&block[i], bytes, sizeof bytes);
     }
 }
 
-static dlx_status write_tensor(dlxi_file_writer *writer, float *block, const dlxi_tensor_source *source,
-                               dlx_error *error) {
+static dlx_status write_tensor(dlxi_file_writer *writer, float *block,
+                               const dlxi_tensor_source *source, dlx_error *error) {
     int64_t rows_at_once = BLOCK_FLOATS / source->cols > 1 ? BLOCK_FLOATS / source->cols : 1;
     for (int64_t first = 0; first < source->rows; first += rows_at_once) {
         int64_t rows = source->rows - first < rows_at_once ? source->rows - first : rows_at_once;
         source->write(block, source->context, first, rows);
         to_little_endian(block, rows * source->cols);
-        DLX_TRY(dlxi_file_writer_append(writer, block, (size_t)(rows * source->cols) * sizeof *block, error));
+        DLX_TRY(dlxi_file_writer_append(writer, block,
+                                        (size_t)(rows * source->cols) * sizeof *block, error));
     }
     return DLX_OK;
 }
 
-dlx_status dlxi_safetensors_write(dlxi_file_writer **out, const char *path, const dlxi_tensor_source *source,
-                                  size_t count, dlx_error *error) {
+dlx_status dlxi_safetensors_write(dlxi_file_writer **out, const char *path,
+                                  const dlxi_tensor_source *source, size_t count,
+                                  dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_file_writer *writer = NULL;
     float *block = NULL;

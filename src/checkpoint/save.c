@@ -1,9 +1,10 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Weights on their way out: a model in one file, or in parts by several ranks.
  *
- * What a reader finds where a save is cut off at any moment: the earlier set, the new one, or none and a clear error;
- * never a mixture. A set of parts counts from its index on and while there is no model.safetensors; so the single file
- * of an earlier set counts until finish removes it, and a part that would replace one of an earlier set first takes the
- * index away. */
+ * What a reader finds where a save is cut off at any moment: the earlier set, the new one, or none
+ * and a clear error; never a mixture. A set of parts counts from its index on and while there is no
+ * model.safetensors; so the single file of an earlier set counts until finish removes it, and a
+ * part that would replace one of an earlier set first takes the index away. */
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/config_json.h"
 #include "checkpoint/layout.h"
@@ -21,7 +22,7 @@
 
 enum { PART_NAME_BYTES = 40 };
 
-/* ---- parts ----------------------------------------------------------------------------------------------------- */
+/* ---- parts ----------------------------------------------------------------------------------- */
 
 struct dlxi_checkpoint_part {
     dlxi_file_writer *writer;
@@ -45,10 +46,12 @@ static void write_rows(float *dst, const void *context, int64_t first, int64_t r
         int64_t size = e->part_size[p];
         if (!e->transposed) {
             for (int64_t r = 0; r < rows; r++)
-                memcpy(dst + r * e->cols + column, data + (first + r) * size, (size_t)size * sizeof *dst);
+                memcpy(dst + r * e->cols + column, data + (first + r) * size,
+                       (size_t)size * sizeof *dst);
         } else {
             for (int64_t c = 0; c < size; c++)
-                for (int64_t r = 0; r < rows; r++) dst[r * e->cols + column + c] = data[c * e->rows + first + r];
+                for (int64_t r = 0; r < rows; r++)
+                    dst[r * e->cols + column + c] = data[c * e->rows + first + r];
         }
         column += size;
     }
@@ -56,7 +59,8 @@ static void write_rows(float *dst, const void *context, int64_t first, int64_t r
 
 /* Of the entries that hold the given tensors: *source[*count], free with free(). */
 static dlx_status list_sources(dlxi_tensor_source **source, size_t *count, dlxi_file_entry *entries,
-                               int64_t entry_count, const dlxi_parameter *const *by_id, dlx_error *error) {
+                               int64_t entry_count, const dlxi_parameter *const *by_id,
+                               dlx_error *error) {
     *count = 0;
     DLX_TRY(DLXI_NEW(source, entry_count, error));
     for (int64_t i = 0; i < entry_count; i++) {
@@ -68,7 +72,8 @@ static dlx_status list_sources(dlxi_tensor_source **source, size_t *count, dlxi_
         }
         DLXI_ASSERT(given == 0 || given == e->parts);
         if (given == 0) continue;
-        (*source)[(*count)++] = (dlxi_tensor_source){e->name, e->rows, e->cols, e->vector, write_rows, e};
+        (*source)[(*count)++] =
+            (dlxi_tensor_source){e->name, e->rows, e->cols, e->vector, write_rows, e};
     }
     return DLX_OK;
 }
@@ -97,16 +102,19 @@ out:
     return status;
 }
 
-dlx_status dlxi_checkpoint_part_begin(dlxi_checkpoint_part **out, const char *folder, const dlxi_model_config *config,
-                                      const dlxi_parameter *parameter, int64_t count, int part, int parts,
-                                      dlx_error *error) {
+dlx_status dlxi_checkpoint_part_begin(dlxi_checkpoint_part **out, const char *folder,
+                                      const dlxi_model_config *config,
+                                      const dlxi_parameter *parameter, int64_t count, int part,
+                                      int parts, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_checkpoint_part *p = NULL;
     char name[PART_NAME_BYTES];
     *out = NULL;
-    DLXI_ASSERT(parts >= 1 && parts <= DLXI_INDEX_FILES_MAX && part >= 0 && part < parts && count > 0);
+    DLXI_ASSERT(parts >= 1 && parts <= DLXI_INDEX_FILES_MAX && part >= 0 && part < parts &&
+                count > 0);
     if (mkdir(folder, 0777) != 0 && errno != EEXIST)
-        DLX_FAIL(error, SYSTEM, "cannot make the checkpoint folder '%s'; its parent must exist and be writable",
+        DLX_FAIL(error, SYSTEM,
+                 "cannot make the checkpoint folder '%s'; its parent must exist and be writable",
                  folder);
     DLX_TRY(DLXI_NEW(&p, 1, error));
     p->single = parts == 1;
@@ -123,12 +131,14 @@ out:
 
 static dlx_status remove_file(const char *path, dlx_error *error) {
     if (unlink(path) != 0 && errno != ENOENT)
-        DLX_FAIL(error, SYSTEM, "%s: a file of the earlier weights can't be removed: %s", path, strerror(errno));
+        DLX_FAIL(error, SYSTEM, "%s: a file of the earlier weights can't be removed: %s", path,
+                 strerror(errno));
     return DLX_OK;
 }
 
 dlx_status dlxi_checkpoint_part_commit(dlxi_checkpoint_part *part, dlx_error *error) {
-    if (!part->single && access(part->path, F_OK) == 0) DLX_TRY(remove_file(part->index_path, error));
+    if (!part->single && access(part->path, F_OK) == 0)
+        DLX_TRY(remove_file(part->index_path, error));
     return dlxi_file_writer_commit(part->writer, error);
 }
 
@@ -139,7 +149,7 @@ void dlxi_checkpoint_part_close(dlxi_checkpoint_part **part) {
     *part = NULL;
 }
 
-/* ---- finish ---------------------------------------------------------------------------------------------------- */
+/* ---- finish ---------------------------------------------------------------------------------- */
 
 static bool five_digits(const char *text) {
     for (int i = 0; i < 5; i++)
@@ -150,8 +160,9 @@ static bool five_digits(const char *text) {
 /* model-ddddd-of-ddddd.safetensors */
 static bool is_part_name(const char *name) {
     static const char before[] = "model-", middle[] = "-of-", after[] = ".safetensors";
-    return strncmp(name, before, 6) == 0 && five_digits(name + 6) && strncmp(name + 11, middle, 4) == 0 &&
-           five_digits(name + 15) && strcmp(name + 20, after) == 0;
+    return strncmp(name, before, 6) == 0 && five_digits(name + 6) &&
+           strncmp(name + 11, middle, 4) == 0 && five_digits(name + 15) &&
+           strcmp(name + 20, after) == 0;
 }
 
 static bool is_stale(const char *name, int parts) {
@@ -164,13 +175,15 @@ static bool is_stale(const char *name, int parts) {
     return strcmp(name, own) != 0 || atoi(name + 6) < 1 || atoi(name + 6) > parts;
 }
 
-/* The names are gathered first: what readdir says of a folder that changes meanwhile is not certain. */
+/* The names are gathered first: what readdir says of a folder that changes meanwhile is not
+ * certain. */
 static dlx_status remove_stale(const char *folder, int parts, dlx_error *error) {
     dlx_status status = DLX_OK;
     char path[DLXI_CHECKPOINT_PATH_BYTES];
     struct dirent **name = NULL;
     int count = scandir(folder, &name, NULL, NULL);
-    if (count < 0) DLX_FAIL(error, SYSTEM, "%s: the folder can't be listed: %s", folder, strerror(errno));
+    if (count < 0)
+        DLX_FAIL(error, SYSTEM, "%s: the folder can't be listed: %s", folder, strerror(errno));
     for (int i = 0; i < count; i++) {
         if (!is_stale(name[i]->d_name, parts)) continue;
         DLX_TRY_OUT(dlxi_checkpoint_path(path, folder, name[i]->d_name, error));
@@ -183,8 +196,8 @@ out:
 }
 
 /* *text ← the index, free with free(). */
-static dlx_status make_index(char **text, const dlxi_file_entry *entries, int64_t entry_count, const int *part_of,
-                             int parts, dlx_error *error) {
+static dlx_status make_index(char **text, const dlxi_file_entry *entries, int64_t entry_count,
+                             const int *part_of, int parts, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_index_item *item = NULL;
     char(*name)[PART_NAME_BYTES] = NULL;
@@ -207,9 +220,11 @@ out:
     return status;
 }
 
-/* The parts are opened as a reader would, so that a folder which the ranks do not share is noticed here. */
-static dlx_status check_parts(const char *text, const char *path, const char *folder, const dlxi_file_entry *entries,
-                              int64_t entry_count, const dlxi_model_config *config, dlx_error *error) {
+/* The parts are opened as a reader would, so that a folder which the ranks do not share is noticed
+ * here. */
+static dlx_status check_parts(const char *text, const char *path, const char *folder,
+                              const dlxi_file_entry *entries, int64_t entry_count,
+                              const dlxi_model_config *config, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_index *index = NULL;
     dlxi_tensor_set *set = NULL;
@@ -218,14 +233,16 @@ static dlx_status check_parts(const char *text, const char *path, const char *fo
     DLX_TRY_OUT(dlxi_layout_check(set, entries, entry_count, config, error));
 out:
     if (status == DLX_DATA)
-        dlxi_error_prefix(error, "the saved weights are not whole; do all ranks of the site share '%.100s'? ", folder);
+        dlxi_error_prefix(
+            error, "the saved weights are not whole; do all ranks of the site share '%.100s'? ",
+            folder);
     dlxi_set_close(&set);
     dlxi_index_close(&index);
     return status;
 }
 
-static dlx_status finish_index(const char *folder, const dlxi_model_config *config, const int *part_of, int parts,
-                               dlx_error *error) {
+static dlx_status finish_index(const char *folder, const dlxi_model_config *config,
+                               const int *part_of, int parts, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_file_entry *entries = NULL;
     int64_t entry_count;
@@ -241,8 +258,8 @@ out:
     return status;
 }
 
-dlx_status dlxi_checkpoint_finish(const char *folder, const dlxi_model_config *config, const int *part_of, int parts,
-                                  dlx_error *error) {
+dlx_status dlxi_checkpoint_finish(const char *folder, const dlxi_model_config *config,
+                                  const int *part_of, int parts, dlx_error *error) {
     char path[DLXI_CHECKPOINT_PATH_BYTES];
     DLXI_ASSERT(parts >= 1 && parts <= DLXI_INDEX_FILES_MAX);
     if (parts > 1) DLX_TRY(finish_index(folder, config, part_of, parts, error));
@@ -251,8 +268,8 @@ dlx_status dlxi_checkpoint_finish(const char *folder, const dlxi_model_config *c
     return remove_stale(folder, parts, error);
 }
 
-dlx_status dlxi_checkpoint_save(const char *folder, const dlxi_model_config *config, const dlxi_parameter *parameter,
-                                int64_t count, dlx_error *error) {
+dlx_status dlxi_checkpoint_save(const char *folder, const dlxi_model_config *config,
+                                const dlxi_parameter *parameter, int64_t count, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_checkpoint_part *part = NULL;
     DLXI_ASSERT(count == dlxi_model_tensor_count(config));

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Opens the files of a folder's weights. */
 #include "checkpoint/set.h"
 #include "base/memory.h"
@@ -27,7 +28,8 @@ static bool is_missing(dlx_status status, const dlx_error *error) {
     return status == DLX_SYSTEM && error->system_errno == ENOENT;
 }
 
-static dlx_status open_listed(dlxi_tensor_set **set, const char *folder, const dlxi_index *index, dlx_error *error) {
+static dlx_status open_listed(dlxi_tensor_set **set, const char *folder, const dlxi_index *index,
+                              dlx_error *error) {
     char path[DLXI_CHECKPOINT_PATH_BYTES];
     DLX_TRY(new_set(set, dlxi_index_file_count(index), dlxi_index_path(index), error));
     for (size_t i = 0; i < (*set)->file_count; i++) {
@@ -35,14 +37,16 @@ static dlx_status open_listed(dlxi_tensor_set **set, const char *folder, const d
         DLX_TRY(dlxi_checkpoint_path(path, folder, name, error));
         dlx_status status = dlxi_safetensors_open(&(*set)->file[i], path, error);
         if (is_missing(status, error))
-            DLX_FAIL(error, DATA, "%s: file '%.255s', which it lists, is missing; copy the whole set", (*set)->path,
-                     name);
+            DLX_FAIL(error, DATA,
+                     "%s: file '%.255s', which it lists, is missing; copy the whole set",
+                     (*set)->path, name);
         if (status != DLX_OK) return status;
     }
     return dlxi_index_check(index, (*set)->file, error);
 }
 
-dlx_status dlxi_set_open_listed(dlxi_tensor_set **out, const char *folder, const dlxi_index *index, dlx_error *error) {
+dlx_status dlxi_set_open_listed(dlxi_tensor_set **out, const char *folder, const dlxi_index *index,
+                                dlx_error *error) {
     dlx_error own;
     *out = NULL;
     dlx_status status = open_listed(out, folder, index, error != NULL ? error : &own);
@@ -95,7 +99,8 @@ void dlxi_set_close(dlxi_tensor_set **set) {
     *set = NULL;
 }
 
-const dlxi_file_tensor *dlxi_set_find(const dlxi_tensor_set *set, const char *name, const char **path) {
+const dlxi_file_tensor *dlxi_set_find(const dlxi_tensor_set *set, const char *name,
+                                      const char **path) {
     for (size_t i = 0; i < set->file_count; i++) {
         const dlxi_file_tensor *tensor = dlxi_safetensors_find(set->file[i], name);
         if (tensor == NULL) continue;

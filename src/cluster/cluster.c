@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Start and end of the MPI job, in order and at once. */
 #include "cluster/cluster.h"
 
@@ -10,7 +11,7 @@
 #include "base/clock.h"
 #include "base/memory.h"
 
-/* ---- open ------------------------------------------------------------------------------------------------------ */
+/* ---- open ------------------------------------------------------------------------------------ */
 
 static const char *thread_level_name(int level) {
     if (level == MPI_THREAD_SINGLE) return "MPI_THREAD_SINGLE";
@@ -39,13 +40,16 @@ static dlx_status check_threads(int level, dlx_error *error) {
     char library[MPI_MAX_LIBRARY_VERSION_STRING] = "";
     library_name(library);
     DLX_FAIL(error, SYSTEM,
-             "this MPI (%.100s) gives %s, dilocox needs MPI_THREAD_MULTIPLE; install an Open MPI built with threads",
+             "this MPI (%.100s) gives %s, dilocox needs MPI_THREAD_MULTIPLE; install an Open MPI "
+             "built with threads",
              library, thread_level_name(level));
 }
 
 static dlx_status duplicate(MPI_Comm *out, dlx_error *error) {
-    DLX_TRY(dlxi_mpi_check(MPI_Comm_dup(MPI_COMM_WORLD, out), "a communicator of all ranks", error));
-    return dlxi_mpi_check(MPI_Comm_set_errhandler(*out, MPI_ERRORS_RETURN), "an error handler", error);
+    DLX_TRY(
+        dlxi_mpi_check(MPI_Comm_dup(MPI_COMM_WORLD, out), "a communicator of all ranks", error));
+    return dlxi_mpi_check(MPI_Comm_set_errhandler(*out, MPI_ERRORS_RETURN), "an error handler",
+                          error);
 }
 
 static dlx_status open_communicators(dlxi_cluster *cluster, dlx_error *error) {
@@ -61,11 +65,14 @@ dlx_status dlxi_cluster_open(dlxi_cluster **out, dlx_error *error) {
     *out = NULL;
     int initialized = 0;
     MPI_Initialized(&initialized);
-    if (initialized) DLX_FAIL(error, STATE, "MPI: it has been started in this process already, and starts only once");
+    if (initialized)
+        DLX_FAIL(error, STATE,
+                 "MPI: it has been started in this process already, and starts only once");
     dlxi_cluster *cluster = NULL;
     DLX_TRY(DLXI_NEW(&cluster, 1, error));
     int level = MPI_THREAD_SINGLE;
-    dlx_status status = dlxi_mpi_check(MPI_Init_thread(NULL, NULL, MPI_THREAD_MULTIPLE, &level), "starting it", error);
+    dlx_status status = dlxi_mpi_check(MPI_Init_thread(NULL, NULL, MPI_THREAD_MULTIPLE, &level),
+                                       "starting it", error);
     if (status != DLX_OK) {
         free(cluster);
         return status;
@@ -83,13 +90,14 @@ dlx_status dlxi_cluster_open(dlxi_cluster **out, dlx_error *error) {
     return status;
 }
 
-/* ---- end ------------------------------------------------------------------------------------------------------- */
+/* ---- end ------------------------------------------------------------------------------------- */
 
 void dlxi_cluster_close(dlxi_cluster **cluster) {
     if (cluster == NULL || *cluster == NULL) return;
     /* MPI_Finalize waits for the others too, but spins */
     MPI_Request all_here = MPI_REQUEST_NULL;
-    if (MPI_Ibarrier((*cluster)->job, &all_here) == MPI_SUCCESS) (void)dlxi_mpi_wait(&all_here, 1, NULL, NULL);
+    if (MPI_Ibarrier((*cluster)->job, &all_here) == MPI_SUCCESS)
+        (void)dlxi_mpi_wait(&all_here, 1, NULL, NULL);
     MPI_Comm_free(&(*cluster)->last_words);
     MPI_Comm_free(&(*cluster)->wan);
     MPI_Comm_free(&(*cluster)->job);
@@ -103,7 +111,7 @@ void dlxi_cluster_abort(dlxi_cluster *cluster, int exit_code) {
     _exit(exit_code);
 }
 
-/* ---- last words ------------------------------------------------------------------------------------------------ */
+/* ---- last words ------------------------------------------------------------------------------ */
 
 /* Whether a failure is what other ranks' failures bring about. */
 static bool is_consequence(dlx_status status) {
@@ -127,7 +135,8 @@ bool dlxi_cluster_agree_on_failure(dlxi_cluster *cluster, dlx_error *error, int 
     int64_t deadline_ns = dlxi_clock_ns() + (int64_t)wait_ms * 1000000;
     MPI_Request request = MPI_REQUEST_NULL;
     int done = 0, idle = 0;
-    int code = MPI_Iallgather(&statuses->own, 1, MPI_INT, statuses->all, 1, MPI_INT, cluster->last_words, &request);
+    int code = MPI_Iallgather(&statuses->own, 1, MPI_INT, statuses->all, 1, MPI_INT,
+                              cluster->last_words, &request);
     for (;;) {
         if (code == MPI_SUCCESS) code = MPI_Test(&request, &done, MPI_STATUS_IGNORE);
         if (code != MPI_SUCCESS || done || dlxi_clock_ns() >= deadline_ns) break;

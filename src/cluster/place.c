@@ -1,4 +1,6 @@
-/* A rank's place in its site, the communicators that follow from it, and what a site's ranks tell each other. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A rank's place in its site, the communicators that follow from it, and what a site's ranks tell
+ * each other. */
 #include <limits.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -7,19 +9,23 @@
 #include "base/memory.h"
 #include "cluster/cluster.h"
 
-static dlx_status check_ranks(const dlxi_cluster *cluster, int sites, int stages, int replicas, dlx_error *error) {
-    if (sites < 1 || stages < 1 || replicas < 1 || sites > INT16_MAX || stages > INT16_MAX || replicas > INT16_MAX)
-        DLX_FAIL(error, CONFIG, "a site of %d stages × %d replicas, and %d sites a job: each must be 1 to %d", stages,
-                 replicas, sites, INT16_MAX);
+static dlx_status check_ranks(const dlxi_cluster *cluster, int sites, int stages, int replicas,
+                              dlx_error *error) {
+    if (sites < 1 || stages < 1 || replicas < 1 || sites > INT16_MAX || stages > INT16_MAX ||
+        replicas > INT16_MAX)
+        DLX_FAIL(error, CONFIG,
+                 "a site of %d stages × %d replicas, and %d sites a job: each must be 1 to %d",
+                 stages, replicas, sites, INT16_MAX);
     int64_t needed = (int64_t)sites * stages * replicas;
     if (needed == cluster->ranks) return DLX_OK;
     char of_sites[32] = "";
     if (sites > 1) snprintf(of_sites, sizeof of_sites, "--sites %d × ", sites);
     DLX_FAIL(error, CONFIG,
-             "this job has %d rank%s; %ssite.stages %d × site.replicas %d needs %lld: start it with mpirun -n %lld, or "
+             "this job has %d rank%s; %ssite.stages %d × site.replicas %d needs %lld: start it "
+             "with mpirun -n %lld, or "
              "srun --mpi=pmix -n %lld",
-             cluster->ranks, cluster->ranks == 1 ? "" : "s", of_sites, stages, replicas, (long long)needed,
-             (long long)needed, (long long)needed);
+             cluster->ranks, cluster->ranks == 1 ? "" : "s", of_sites, stages, replicas,
+             (long long)needed, (long long)needed, (long long)needed);
 }
 
 /* *out ← the ranks of `from` that give the same colour, in order. MPI_UNDEFINED: MPI_COMM_NULL. */
@@ -28,13 +34,15 @@ static dlx_status split(MPI_Comm *out, MPI_Comm from, int colour, dlx_error *err
     MPI_Request all_here = MPI_REQUEST_NULL;
     DLX_TRY(dlxi_mpi_check(MPI_Ibarrier(from, &all_here), "a barrier", error));
     DLX_TRY(dlxi_mpi_wait(&all_here, 1, NULL, error));
-    DLX_TRY(dlxi_mpi_check(MPI_Comm_split(from, colour, 0, out), "a communicator of some ranks", error));
+    DLX_TRY(dlxi_mpi_check(MPI_Comm_split(from, colour, 0, out), "a communicator of some ranks",
+                           error));
     if (*out == MPI_COMM_NULL) return DLX_OK;
-    return dlxi_mpi_check(MPI_Comm_set_errhandler(*out, MPI_ERRORS_RETURN), "an error handler", error);
+    return dlxi_mpi_check(MPI_Comm_set_errhandler(*out, MPI_ERRORS_RETURN), "an error handler",
+                          error);
 }
 
-dlx_status dlxi_place_open(dlxi_place **out, dlxi_cluster *cluster, int sites, int stages, int replicas,
-                           dlx_error *error) {
+dlx_status dlxi_place_open(dlxi_place **out, dlxi_cluster *cluster, int sites, int stages,
+                           int replicas, dlx_error *error) {
     *out = NULL;
     DLX_TRY(check_ranks(cluster, sites, stages, replicas, error));
     dlxi_place *place = NULL;
@@ -58,7 +66,8 @@ dlx_status dlxi_place_open(dlxi_place **out, dlxi_cluster *cluster, int sites, i
     dlx_status status = split(&place->all, cluster->job, place->site, error);
     if (status == DLX_OK) status = split(&place->pipe, place->all, place->replica, error);
     if (status == DLX_OK) status = split(&place->stage_replicas, place->all, place->stage, error);
-    if (status == DLX_OK) status = split(&place->ends, place->all, at_end ? 0 : MPI_UNDEFINED, error);
+    if (status == DLX_OK)
+        status = split(&place->ends, place->all, at_end ? 0 : MPI_UNDEFINED, error);
     if (status == DLX_OK)
         *out = place;
     else
@@ -80,13 +89,16 @@ void dlxi_place_close(dlxi_place **place) {
     *place = NULL;
 }
 
-/* ---- together -------------------------------------------------------------------------------------------------- */
+/* ---- together -------------------------------------------------------------------------------- */
 
-dlx_status dlxi_place_gather(dlxi_place *place, void *all, const void *own, size_t bytes, dlx_error *error) {
+dlx_status dlxi_place_gather(dlxi_place *place, void *all, const void *own, size_t bytes,
+                             dlx_error *error) {
     if (bytes > INT_MAX)
-        DLX_FAIL(error, ARGUMENT, "gathering %zu bytes from each rank; allowed are 0 to %d", bytes, INT_MAX);
+        DLX_FAIL(error, ARGUMENT, "gathering %zu bytes from each rank; allowed are 0 to %d", bytes,
+                 INT_MAX);
     MPI_Request request = MPI_REQUEST_NULL;
-    int code = MPI_Iallgather(own, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, place->all, &request);
+    int code =
+        MPI_Iallgather(own, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, place->all, &request);
     DLX_TRY(dlxi_mpi_check(code, "gathering from a site's ranks", error));
     return dlxi_mpi_wait(&request, 1, NULL, error);
 }
@@ -94,7 +106,8 @@ dlx_status dlxi_place_gather(dlxi_place *place, void *all, const void *own, size
 dlx_status dlxi_place_sum(dlxi_place *place, double *values, int count, dlx_error *error) {
     double *all = NULL; /* [ranks][count] */
     DLX_TRY(DLXI_NEW(&all, (size_t)place->ranks * (size_t)count, error));
-    dlx_status status = dlxi_place_gather(place, all, values, (size_t)count * sizeof *values, error);
+    dlx_status status =
+        dlxi_place_gather(place, all, values, (size_t)count * sizeof *values, error);
     for (int i = 0; status == DLX_OK && i < count; i++) {
         double sum = all[i];
         for (int r = 1; r < place->ranks; r++) sum += all[(size_t)r * (size_t)count + (size_t)i];
@@ -106,6 +119,7 @@ dlx_status dlxi_place_sum(dlxi_place *place, double *values, int count, dlx_erro
 
 dlx_status dlxi_place_barrier(dlxi_place *place, dlx_error *error) {
     MPI_Request request = MPI_REQUEST_NULL;
-    DLX_TRY(dlxi_mpi_check(MPI_Ibarrier(place->all, &request), "a barrier of a site's ranks", error));
+    DLX_TRY(
+        dlxi_mpi_check(MPI_Ibarrier(place->all, &request), "a barrier of a site's ranks", error));
     return dlxi_mpi_wait(&request, 1, NULL, error);
 }

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Waiting for MPI asleep, and MPI's errors in our form. */
 #include <errno.h>
 #include <sched.h>
@@ -13,24 +14,28 @@ dlx_status dlxi_mpi_check(int code, const char *what, dlx_error *error) {
     if (code == MPI_SUCCESS) return DLX_OK;
     char text[MPI_MAX_ERROR_STRING] = "";
     int length = 0;
-    if (MPI_Error_string(code, text, &length) != MPI_SUCCESS) dlxi_text_copy(text, sizeof text, "unknown error");
+    if (MPI_Error_string(code, text, &length) != MPI_SUCCESS)
+        dlxi_text_copy(text, sizeof text, "unknown error");
     errno = 0; /* MPI's errors are not errno's */
     DLX_FAIL(error, SYSTEM, "MPI: %s: %s (code %d)", what, text, code);
 }
 
 void dlxi_mpi_pause(int64_t pause_ns) {
 #ifdef __linux__
-    /* Linux lets this thread's timers run late by 50 µs, more than the shortest pause, unless told otherwise. */
+    /* Linux lets this thread's timers run late by 50 µs, more than the shortest pause, unless told
+     * otherwise. */
     static _Thread_local bool told;
     if (!told) prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
     told = true;
 #endif
-    struct timespec pause = {.tv_sec = (time_t)(pause_ns / 1000000000), .tv_nsec = (long)(pause_ns % 1000000000)};
+    struct timespec pause = {.tv_sec = (time_t)(pause_ns / 1000000000),
+                             .tv_nsec = (long)(pause_ns % 1000000000)};
     nanosleep(&pause, NULL);
 }
 
-/* Each sleep an eighth longer than the one before: a wait ends at most a ninth late, and the cost of waking, some 40 µs
- * of processor on a full virtual machine, stays small beside what others do meanwhile. */
+/* Each sleep an eighth longer than the one before: a wait ends at most a ninth late, and the cost
+ * of waking, some 40 µs of processor on a full virtual machine, stays small beside what others do
+ * meanwhile. */
 void dlxi_mpi_idle(int *idle) {
     enum { YIELDS = 4, SLEEP_FIRST_NS = 20000, SLEEP_LAST_NS = 500000 };
     if (*idle < YIELDS) {
@@ -58,7 +63,8 @@ dlx_status dlxi_mpi_wait(MPI_Request *requests, int count, double *waited_s, dlx
     int idle = 0;
     const int64_t ASK_NS = 500000000;
     int64_t asked_ns = start_ns;
-    /* One by one: a test that finds its request open moves all the others too, and the code is the request's own. */
+    /* One by one: a test that finds its request open moves all the others too, and the code is the
+     * request's own. */
     for (int i = 0, done = 0; code == MPI_SUCCESS && i < count; i += done) {
         code = MPI_Test(&requests[i], &done, MPI_STATUS_IGNORE);
         if (code != MPI_SUCCESS || done) continue;
@@ -66,7 +72,8 @@ dlx_status dlxi_mpi_wait(MPI_Request *requests, int count, double *waited_s, dlx
         if (give_up_asked != NULL && dlxi_clock_ns() - asked_ns > ASK_NS) {
             asked_ns = dlxi_clock_ns();
             if (give_up_asked(give_up_context))
-                DLX_FAIL(error, PEER_LOST, "the run has ended, and other ranks of this site do not go on");
+                DLX_FAIL(error, PEER_LOST,
+                         "the run has ended, and other ranks of this site do not go on");
         }
     }
     if (waited_s != NULL) *waited_s += (double)(dlxi_clock_ns() - start_ns) * 1e-9;

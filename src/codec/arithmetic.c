@@ -1,8 +1,11 @@
-/* The floating-point environment of replicated arithmetic: round to nearest, denormals kept, no traps.
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The floating-point environment of replicated arithmetic: round to nearest, denormals kept, no
+ * traps.
  *
- * A library that a site links may leave flush-to-zero on in its threads; the bits of a sum would then depend on the
- * site. Only the modes of the unit that does the arithmetic are touched: MXCSR on x86-64 (nothing here uses the x87),
- * FPCR on aarch64, and elsewhere whatever <fenv.h> covers. */
+ * A library that a site links may leave flush-to-zero on in its threads; the bits of a sum would
+ * then depend on the site. Only the modes of the unit that does the arithmetic are touched: MXCSR
+ * on x86-64 (nothing here uses the x87), FPCR on aarch64, and elsewhere whatever <fenv.h> covers.
+ */
 #include "codec/codec.h"
 
 #include <string.h>
@@ -10,7 +13,8 @@
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #include <xmmintrin.h>
 
-enum { MXCSR_DEFAULT = 0x1F80 }; /* all exceptions masked, nearest, neither FTZ (bit 15) nor DAZ (bit 6) */
+/* all exceptions masked, nearest, neither FTZ (bit 15) nor DAZ (bit 6) */
+enum { MXCSR_DEFAULT = 0x1F80 };
 
 void dlxi_arithmetic_enter(dlxi_arithmetic *saved) {
     unsigned mode = _mm_getcsr();

@@ -1,14 +1,17 @@
-/* The codec: quantiser, low-rank factors, and the arithmetic that replicas must agree on to the bit.
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The codec: quantiser, low-rank factors, and the arithmetic that replicas must agree on to the
+ * bit.
  *
- * Replicated results (dequantise, sums, orthonormalise, expansion, spectrum) are one fixed order of IEEE additions,
- * multiplications, divisions and square roots, inside dlxi_arithmetic_enter/leave. Site-local ones (projections, the
- * quantiser's input) may differ between sites; what is sent decides. */
+ * Replicated results (dequantise, sums, orthonormalise, expansion, spectrum) are one fixed order of
+ * IEEE additions, multiplications, divisions and square roots, inside dlxi_arithmetic_enter/leave.
+ * Site-local ones (projections, the quantiser's input) may differ between sites; what is sent
+ * decides. */
 #ifndef DLXI_CODEC_H
 #define DLXI_CODEC_H
 
 #include "base/error.h"
 
-/* ---- floating-point environment -------------------------------------------------------------------------------- */
+/* ---- floating-point environment -------------------------------------------------------------- */
 
 typedef struct dlxi_arithmetic {
     unsigned char saved[64];
@@ -18,57 +21,66 @@ typedef struct dlxi_arithmetic {
 void dlxi_arithmetic_enter(dlxi_arithmetic *saved);
 void dlxi_arithmetic_leave(const dlxi_arithmetic *saved);
 
-/* ---- quantiser ------------------------------------------------------------------------------------------------- */
+/* ---- quantiser ------------------------------------------------------------------------------- */
 
-/* Symmetric, groups of `group` consecutive values with one f16 scale each (4 and 8 bits):
- *   4 bits: group/2 bytes of codes −7..7 (low nibble first, two's complement), then the scale; 8 bits: codes −127..127.
- *   16 bits: IEEE halves. 32 bits ("none"): the values. Little-endian. The scale is max|x|/7 (/127) rounded *up* to
- * f16, so that no code is clipped and the error is at most half a step. */
+/* Symmetric, groups of `group` consecutive values with one f16 scale each (4 and 8 bits): 4 bits:
+ * group/2 bytes of codes −7..7 (low nibble first, two's complement), then the scale; 8 bits: codes
+ * −127..127. 16 bits: IEEE halves. 32 bits ("none"): the values. Little-endian. The scale is
+ * max|x|/7 (/127) rounded *up* to f16, so that no code is clipped and the error is at most half a
+ * step. */
 typedef struct dlxi_quantiser {
     int bits;  /* 4, 8, 16 or 32 */
     int group; /* even, 2..1024 */
 } dlxi_quantiser;
 
 size_t dlxi_quantiser_group_bytes(dlxi_quantiser q);
-/* dst has groups × group_bytes. DLX_NUMERIC where a value is not finite or too large for the format (dst undefined). */
+/* dst has groups × group_bytes. DLX_NUMERIC where a value is not finite or too large for the format
+ * (dst undefined). */
 dlx_status dlxi_quantise(uint8_t *dst, const float *src, size_t groups, dlxi_quantiser q);
 void dlxi_dequantise(float *dst, const uint8_t *src, size_t groups, dlxi_quantiser q);
 /* dst += weight · dequantised: one rounding after the product, one after the sum. */
-void dlxi_dequantise_add(float *dst, const uint8_t *src, float weight, size_t groups, dlxi_quantiser q);
+void dlxi_dequantise_add(float *dst, const uint8_t *src, float weight, size_t groups,
+                         dlxi_quantiser q);
 /* Whether every scale and value in bytes from outside is finite. */
 bool dlxi_codes_valid(const uint8_t *src, size_t groups, dlxi_quantiser q);
 
-/* ---- low rank -------------------------------------------------------------------------------------------------- */
+/* ---- low rank -------------------------------------------------------------------------------- */
 
-/* A factor is stored by columns: `rank` vectors of `length` values, each padded with zeros to `stride` values (a
- * multiple of the quantiser's group), so that a group never mixes ranks. P: length = rows; Q: length = cols. */
+/* A factor is stored by columns: `rank` vectors of `length` values, each padded with zeros to
+ * `stride` values (a multiple of the quantiser's group), so that a group never mixes ranks. P:
+ * length = rows; Q: length = cols. */
 static inline int64_t dlxi_factor_stride(int64_t length, int group) {
     return (length + group - 1) / group * group;
 }
 
-/* Site-local. P[rank][·] = M[rows,cols] · Q, and Q[rank][·] = Mᵀ · P. Padding is written as zeros. */
-void dlxi_project_rows(float *p, const float *m, const float *q, int64_t rows, int64_t cols, int rank, int group);
-void dlxi_project_columns(float *q, const float *m, const float *p, int64_t rows, int64_t cols, int rank, int group);
+/* Site-local. P[rank][·] = M[rows,cols] · Q, and Q[rank][·] = Mᵀ · P. Padding is written as zeros.
+ */
+void dlxi_project_rows(float *p, const float *m, const float *q, int64_t rows, int64_t cols,
+                       int rank, int group);
+void dlxi_project_columns(float *q, const float *m, const float *p, int64_t rows, int64_t cols,
+                          int rank, int group);
 
-/* Replicated. Makes the columns orthonormal in order (modified Gram–Schmidt, twice; products summed in f64 over 16
- * fixed lanes). A column that is dependent on the earlier ones (norm after projection < 1e-6 of before, or 0) becomes
- * zero. */
+/* Replicated. Makes the columns orthonormal in order (modified Gram–Schmidt, twice; products summed
+ * in f64 over 16 fixed lanes). A column that is dependent on the earlier ones (norm after
+ * projection < 1e-6 of before, or 0) becomes zero. */
 void dlxi_orthonormalise(float *factor, int64_t length, int rank, int group);
 
 /* Replicated. dst[cols] = Σ_k p[k][row] · q[k][0..cols), k ascending, from zero. */
-void dlxi_expand_row(float *dst, const float *p, const float *q, int64_t row, int64_t rows, int64_t cols, int rank,
+void dlxi_expand_row(float *dst, const float *p, const float *q, int64_t row, int64_t rows,
+                     int64_t cols, int rank, int group);
+
+/* Replicated. values[rank] ← singular values of P·Qᵀ for orthonormal P (i.e. of Q), descending:
+ * cyclic Jacobi on QᵀQ in f64, a fixed number of sweeps. scratch: rank · rank doubles. */
+void dlxi_spectrum(double *values, double *scratch, const float *q, int64_t cols, int rank,
+                   int group);
+
+/* Replicated. Fills column k of a basis with the same pseudo-random values on every site: ±1 by
+ * (seed, tensor, round, k). */
+void dlxi_basis_fill(float *q, int64_t cols, int first, int rank, int group, uint64_t seed,
+                     uint32_t tensor, uint64_t round);
+/* Replicated. Sorts the columns of q by norm, largest first (ties: lower index first), and
+ * orthonormalises them: the next basis. scratch: rank · stride floats. */
+void dlxi_basis_from(float *basis, const float *q, float *scratch, int64_t cols, int rank,
                      int group);
-
-/* Replicated. values[rank] ← singular values of P·Qᵀ for orthonormal P (i.e. of Q), descending: cyclic Jacobi on QᵀQ in
- * f64, a fixed number of sweeps. scratch: rank · rank doubles. */
-void dlxi_spectrum(double *values, double *scratch, const float *q, int64_t cols, int rank, int group);
-
-/* Replicated. Fills column k of a basis with the same pseudo-random values on every site: ±1 by (seed, tensor, round,
- * k). */
-void dlxi_basis_fill(float *q, int64_t cols, int first, int rank, int group, uint64_t seed, uint32_t tensor,
-                     uint64_t round);
-/* Replicated. Sorts the columns of q by norm, largest first (ties: lower index first), and orthonormalises them: the
- * next basis. scratch: rank · stride floats. */
-void dlxi_basis_from(float *basis, const float *q, float *scratch, int64_t cols, int rank, int group);
 
 #endif

@@ -1,6 +1,9 @@
-/* IEEE half precision by bit arithmetic: the same on every CPU, and plain enough for the compiler to vectorise.
+/* SPDX-License-Identifier: Apache-2.0 */
+/* IEEE half precision by bit arithmetic: the same on every CPU, and plain enough for the compiler
+ * to vectorise.
  *
- * Codes of 16 and 32 bits travel little-endian. All functions assume the modes of dlxi_arithmetic_enter. */
+ * Codes of 16 and 32 bits travel little-endian. All functions assume the modes of
+ * dlxi_arithmetic_enter. */
 #ifndef DLXI_CODEC_HALF_H
 #define DLXI_CODEC_HALF_H
 
@@ -77,8 +80,8 @@ static inline void dlxi_store32(uint8_t *dst, uint32_t x) {
     memcpy(dst, &x, sizeof x);
 }
 
-/* A half's exponent bias is 15, a float's 127; the mantissas differ by 13 bits. Below 2^-14 halves are multiples of
- * 2^-24. An infinite or NaN half gives some finite float: check before. */
+/* A half's exponent bias is 15, a float's 127; the mantissas differ by 13 bits. Below 2^-14 halves
+ * are multiples of 2^-24. An infinite or NaN half gives some finite float: check before. */
 static inline float dlxi_half_to_float(uint32_t half) {
     uint32_t magnitude = half & 0x7FFFu;
     uint32_t normal = (magnitude << 13) + ((127u - 15u) << 23);
@@ -96,8 +99,9 @@ static inline uint32_t dlxi_half_above(float x) {
     return dlxi_choose(bits < 0x38800000u, (uint32_t)tiny, normal);
 }
 
-/* The nearest half, ties to even; magnitude at least DLXI_HALF_INFINITY where |x| is too large or x is NaN. The sign is
- * bit 31 of x and left out. Below 2^-14 the sum with 0.5, whose last place is 2^-24, does the rounding. */
+/* The nearest half, ties to even; magnitude at least DLXI_HALF_INFINITY where |x| is too large or x
+ * is NaN. The sign is bit 31 of x and left out. Below 2^-14 the sum with 0.5, whose last place is
+ * 2^-24, does the rounding. */
 static inline uint32_t dlxi_half_magnitude(float x) {
     uint32_t bits = dlxi_bits_of(x) & 0x7FFFFFFFu;
     uint32_t tiny = dlxi_bits_of(dlxi_float_of(bits) + 0.5f) - 0x3F000000u;

@@ -1,4 +1,6 @@
-/* Low-rank products: projections of a matrix on a basis (site-local), and the expansion of factors (replicated).
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Low-rank products: projections of a matrix on a basis (site-local), and the expansion of factors
+ * (replicated).
  *
  * Factors are stored by columns: rank vectors of `stride` values (codec.h). */
 #include "codec/codec.h"
@@ -13,13 +15,13 @@ static void clear_padding(float *factor, int64_t length, int rank, int64_t strid
         for (int64_t i = length; i < stride; i++) factor[k * stride + i] = 0.0f;
 }
 
-/* ---- site-local ------------------------------------------------------------------------------------------------ */
+/* ---- site-local ------------------------------------------------------------------------------ */
 
 enum { LANES = 16, RANKS = 4, ROWS = 8, TILE_COLUMNS = 256 };
 
 /* dst[k] = m[0..cols) · q[k], for RANKS columns of q at once, each summed in LANES partial sums. */
-static DLXI_ALWAYS_INLINE void project_row(float dst[RANKS], const float *restrict m, const float *restrict q,
-                                           int64_t cols, int64_t stride) {
+static DLXI_ALWAYS_INLINE void project_row(float dst[RANKS], const float *restrict m,
+                                           const float *restrict q, int64_t cols, int64_t stride) {
     float sum[RANKS][LANES] = {{0.0f}};
     int64_t whole = cols / LANES * LANES;
     for (int64_t j = 0; j < whole; j += LANES)
@@ -32,8 +34,9 @@ static DLXI_ALWAYS_INLINE void project_row(float dst[RANKS], const float *restri
     }
 }
 
-DLXI_CLONES static void project_rows(float *restrict p, const float *restrict m, const float *restrict q, int64_t rows,
-                                     int64_t cols, int rank, int64_t p_stride, int64_t q_stride) {
+DLXI_CLONES static void project_rows(float *restrict p, const float *restrict m,
+                                     const float *restrict q, int64_t rows, int64_t cols, int rank,
+                                     int64_t p_stride, int64_t q_stride) {
     for (int64_t i = 0; i < rows; i++) {
         const float *row = m + i * cols;
         int k = 0;
@@ -50,15 +53,17 @@ DLXI_CLONES static void project_rows(float *restrict p, const float *restrict m,
     }
 }
 
-void dlxi_project_rows(float *p, const float *m, const float *q, int64_t rows, int64_t cols, int rank, int group) {
+void dlxi_project_rows(float *p, const float *m, const float *q, int64_t rows, int64_t cols,
+                       int rank, int group) {
     int64_t p_stride = dlxi_factor_stride(rows, group);
     project_rows(p, m, q, rows, cols, rank, p_stride, dlxi_factor_stride(cols, group));
     clear_padding(p, rows, rank, p_stride);
 }
 
 /* q[0..width) += Σ_i p[i] · m[i][0..width), for `rows` ≤ ROWS rows. */
-static DLXI_ALWAYS_INLINE void add_rows(float *restrict q, const float *restrict m, const float *restrict p,
-                                        int64_t rows, int64_t cols, int64_t width) {
+static DLXI_ALWAYS_INLINE void add_rows(float *restrict q, const float *restrict m,
+                                        const float *restrict p, int64_t rows, int64_t cols,
+                                        int64_t width) {
     if (rows == ROWS) {
         for (int64_t j = 0; j < width; j++) {
             float sum = q[j];
@@ -71,31 +76,34 @@ static DLXI_ALWAYS_INLINE void add_rows(float *restrict q, const float *restrict
         for (int64_t j = 0; j < width; j++) q[j] += p[i] * m[i * cols + j];
 }
 
-DLXI_CLONES static void project_columns(float *restrict q, const float *restrict m, const float *restrict p,
-                                        int64_t rows, int64_t cols, int rank, int64_t q_stride, int64_t p_stride) {
+DLXI_CLONES static void project_columns(float *restrict q, const float *restrict m,
+                                        const float *restrict p, int64_t rows, int64_t cols,
+                                        int rank, int64_t q_stride, int64_t p_stride) {
     for (int64_t first = 0; first < cols; first += TILE_COLUMNS) {
         int64_t width = least(TILE_COLUMNS, cols - first);
         for (int k = 0; k < rank; k++)
             for (int64_t j = 0; j < width; j++) q[k * q_stride + first + j] = 0.0f;
         for (int64_t i = 0; i < rows; i += ROWS)
             for (int k = 0; k < rank; k++)
-                add_rows(q + k * q_stride + first, m + i * cols + first, p + k * p_stride + i, least(ROWS, rows - i),
-                         cols, width);
+                add_rows(q + k * q_stride + first, m + i * cols + first, p + k * p_stride + i,
+                         least(ROWS, rows - i), cols, width);
     }
 }
 
-void dlxi_project_columns(float *q, const float *m, const float *p, int64_t rows, int64_t cols, int rank, int group) {
+void dlxi_project_columns(float *q, const float *m, const float *p, int64_t rows, int64_t cols,
+                          int rank, int group) {
     int64_t q_stride = dlxi_factor_stride(cols, group);
     project_columns(q, m, p, rows, cols, rank, q_stride, dlxi_factor_stride(rows, group));
     clear_padding(q, cols, rank, q_stride);
 }
 
-/* ---- replicated ------------------------------------------------------------------------------------------------ */
+/* ---- replicated ------------------------------------------------------------------------------ */
 
 enum { EXPAND_RANKS = 4 }; /* products added to a sum between its load and its store */
 
-DLXI_FIXED_ORDER static void expand_row(float *restrict dst, const float *restrict p, const float *restrict q,
-                                        int64_t p_stride, int64_t q_stride, int64_t cols, int rank) {
+DLXI_FIXED_ORDER static void expand_row(float *restrict dst, const float *restrict p,
+                                        const float *restrict q, int64_t p_stride, int64_t q_stride,
+                                        int64_t cols, int rank) {
     for (int64_t first = 0; first < cols; first += TILE_COLUMNS) {
         int64_t width = least(TILE_COLUMNS, cols - first);
         float *sums = dst + first;
@@ -105,7 +113,8 @@ DLXI_FIXED_ORDER static void expand_row(float *restrict dst, const float *restri
             const float *column = q + k * q_stride + first, *factor = p + k * p_stride;
             for (int64_t j = 0; j < width; j++) {
                 float sum = sums[j];
-                for (int r = 0; r < EXPAND_RANKS; r++) sum += factor[r * p_stride] * column[r * q_stride + j];
+                for (int r = 0; r < EXPAND_RANKS; r++)
+                    sum += factor[r * p_stride] * column[r * q_stride + j];
                 sums[j] = sum;
             }
         }
@@ -116,10 +125,11 @@ DLXI_FIXED_ORDER static void expand_row(float *restrict dst, const float *restri
     }
 }
 
-void dlxi_expand_row(float *dst, const float *p, const float *q, int64_t row, int64_t rows, int64_t cols, int rank,
-                     int group) {
+void dlxi_expand_row(float *dst, const float *p, const float *q, int64_t row, int64_t rows,
+                     int64_t cols, int rank, int group) {
     dlxi_arithmetic saved;
     dlxi_arithmetic_enter(&saved);
-    expand_row(dst, p + row, q, dlxi_factor_stride(rows, group), dlxi_factor_stride(cols, group), cols, rank);
+    expand_row(dst, p + row, q, dlxi_factor_stride(rows, group), dlxi_factor_stride(cols, group),
+               cols, rank);
     dlxi_arithmetic_leave(&saved);
 }

@@ -1,7 +1,9 @@
-/* Replicated linear algebra on factors: orthonormal columns, singular values, and the basis of the next round.
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Replicated linear algebra on factors: orthonormal columns, singular values, and the basis of the
+ * next round.
  *
- * Products are summed in f64 over 16 lanes, element i in lane i mod 16, and the lanes by halves: one order, whatever
- * the width of the CPU's vectors. Factors are stored by columns (codec.h). */
+ * Products are summed in f64 over 16 lanes, element i in lane i mod 16, and the lanes by halves:
+ * one order, whatever the width of the CPU's vectors. Factors are stored by columns (codec.h). */
 #include "codec/codec.h"
 #include "codec/half.h"
 #include "base/panic.h"
@@ -11,7 +13,8 @@
 
 enum { SUM_LANES = 16, JACOBI_SWEEPS = 16 };
 
-DLXI_FIXED_ORDER static double dot(const float *restrict a, const float *restrict b, int64_t length) {
+DLXI_FIXED_ORDER static double dot(const float *restrict a, const float *restrict b,
+                                   int64_t length) {
     double lanes[SUM_LANES] = {0.0};
     int64_t whole = length / SUM_LANES * SUM_LANES;
     for (int64_t i = 0; i < whole; i += SUM_LANES)
@@ -23,9 +26,10 @@ DLXI_FIXED_ORDER static double dot(const float *restrict a, const float *restric
 }
 
 /* column ← column − share · direction, rounded once. */
-DLXI_FIXED_ORDER static void subtract(float *restrict column, double share, const float *restrict direction,
-                                      int64_t length) {
-    for (int64_t i = 0; i < length; i++) column[i] = (float)((double)column[i] - share * (double)direction[i]);
+DLXI_FIXED_ORDER static void subtract(float *restrict column, double share,
+                                      const float *restrict direction, int64_t length) {
+    for (int64_t i = 0; i < length; i++)
+        column[i] = (float)((double)column[i] - share * (double)direction[i]);
 }
 
 DLXI_FIXED_ORDER static void divide(float *column, double divisor, int64_t length) {
@@ -37,7 +41,8 @@ static void orthonormalise(float *factor, int64_t length, int rank, int64_t stri
     for (int k = 0; k < rank; k++) {
         float *column = factor + k * stride;
         double before = sqrt(dot(column, column, length));
-        for (int pass = 0; pass < 2; pass++) /* the second takes what rounding left: Giraud et al. 2005 */
+        for (int pass = 0; pass < 2;
+             pass++) /* the second takes what rounding left: Giraud et al. 2005 */
             for (int j = 0; j < k; j++) {
                 const float *earlier = factor + j * stride;
                 subtract(column, dot(column, earlier, length), earlier, length);
@@ -58,10 +63,11 @@ void dlxi_orthonormalise(float *factor, int64_t length, int rank, int group) {
     dlxi_arithmetic_leave(&saved);
 }
 
-/* ---- spectrum -------------------------------------------------------------------------------------------------- */
+/* ---- spectrum -------------------------------------------------------------------------------- */
 
 /* x ← cosine · x − sine · y;  y ← sine · x + cosine · y. */
-DLXI_FIXED_ORDER static void rotate(double *restrict x, double *restrict y, double cosine, double sine, int count) {
+DLXI_FIXED_ORDER static void rotate(double *restrict x, double *restrict y, double cosine,
+                                    double sine, int count) {
     for (int i = 0; i < count; i++) {
         double old_x = x[i], old_y = y[i];
         x[i] = cosine * old_x - sine * old_y;
@@ -69,8 +75,9 @@ DLXI_FIXED_ORDER static void rotate(double *restrict x, double *restrict y, doub
     }
 }
 
-/* Makes a[p][q] of the symmetric a[rank,rank] zero (Golub & Van Loan, Matrix Computations, §8.5). An entry that is
- * below the rounding of its diagonal is left: the sweeps after convergence cost nothing. */
+/* Makes a[p][q] of the symmetric a[rank,rank] zero (Golub & Van Loan, Matrix Computations, §8.5).
+ * An entry that is below the rounding of its diagonal is left: the sweeps after convergence cost
+ * nothing. */
 static void jacobi_rotation(double *a, int rank, int p, int q) {
     double *row_p = a + (size_t)p * (size_t)rank, *row_q = a + (size_t)q * (size_t)rank;
     double entry = row_p[q], at_p = row_p[p], at_q = row_q[q];
@@ -89,11 +96,13 @@ static void jacobi_rotation(double *a, int rank, int p, int q) {
     }
 }
 
-static void spectrum(double *values, double *gram, const float *q, int64_t cols, int rank, int64_t stride) {
+static void spectrum(double *values, double *gram, const float *q, int64_t cols, int rank,
+                     int64_t stride) {
     for (int i = 0; i < rank; i++)
         for (int j = 0; j <= i; j++) {
             double product = dot(q + i * stride, q + j * stride, cols);
-            gram[(size_t)i * (size_t)rank + (size_t)j] = gram[(size_t)j * (size_t)rank + (size_t)i] = product;
+            gram[(size_t)i * (size_t)rank + (size_t)j] =
+                gram[(size_t)j * (size_t)rank + (size_t)i] = product;
         }
     for (int sweep = 0; sweep < JACOBI_SWEEPS; sweep++)
         for (int i = 0; i < rank - 1; i++)
@@ -107,17 +116,18 @@ static void spectrum(double *values, double *gram, const float *q, int64_t cols,
     }
 }
 
-void dlxi_spectrum(double *values, double *scratch, const float *q, int64_t cols, int rank, int group) {
+void dlxi_spectrum(double *values, double *scratch, const float *q, int64_t cols, int rank,
+                   int group) {
     dlxi_arithmetic saved;
     dlxi_arithmetic_enter(&saved);
     spectrum(values, scratch, q, cols, rank, dlxi_factor_stride(cols, group));
     dlxi_arithmetic_leave(&saved);
 }
 
-/* ---- basis ----------------------------------------------------------------------------------------------------- */
+/* ---- basis ----------------------------------------------------------------------------------- */
 
-void dlxi_basis_fill(float *q, int64_t cols, int first, int rank, int group, uint64_t seed, uint32_t tensor,
-                     uint64_t round) {
+void dlxi_basis_fill(float *q, int64_t cols, int first, int rank, int group, uint64_t seed,
+                     uint32_t tensor, uint64_t round) {
     int64_t stride = dlxi_factor_stride(cols, group);
     for (int k = first; k < rank; k++) {
         uint64_t stream = dlxi_rng_u64(tensor, round, (uint64_t)k), bits = 0;
@@ -135,9 +145,10 @@ static double norm_at(const float *norms, int k) {
     return norm;
 }
 
-/* Uses scratch first for the squared norms (as doubles: 2·rank ≤ rank·stride floats), then for the sorted columns, and
- * meanwhile `basis` for each column's place. */
-static void basis_from(float *basis, const float *q, float *scratch, int64_t cols, int rank, int64_t stride) {
+/* Uses scratch first for the squared norms (as doubles: 2·rank ≤ rank·stride floats), then for the
+ * sorted columns, and meanwhile `basis` for each column's place. */
+static void basis_from(float *basis, const float *q, float *scratch, int64_t cols, int rank,
+                       int64_t stride) {
     for (int k = 0; k < rank; k++) {
         double norm = dot(q + k * stride, q + k * stride, cols);
         memcpy(scratch + 2 * k, &norm, sizeof norm);
@@ -160,7 +171,8 @@ static void basis_from(float *basis, const float *q, float *scratch, int64_t col
     orthonormalise(basis, cols, rank, stride);
 }
 
-void dlxi_basis_from(float *basis, const float *q, float *scratch, int64_t cols, int rank, int group) {
+void dlxi_basis_from(float *basis, const float *q, float *scratch, int64_t cols, int rank,
+                     int group) {
     DLXI_ASSERT(basis != q && scratch != q && scratch != basis);
     dlxi_arithmetic saved;
     dlxi_arithmetic_enter(&saved);

@@ -1,7 +1,9 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The quantiser: groups of values to codes and back, in 4, 8, 16 or 32 bits.
  *
- * Each loop is written once for any group and width, and compiled apart for 64 values of 4 bits, which is what nearly
- * every byte between sites is. The compiler vectorises all of them; encode keeps up with memcpy, decode beats it. */
+ * Each loop is written once for any group and width, and compiled apart for 64 values of 4 bits,
+ * which is what nearly every byte between sites is. The compiler vectorises all of them; encode
+ * keeps up with memcpy, decode beats it. */
 #include "codec/codec.h"
 #include "codec/half.h"
 #include "base/panic.h"
@@ -23,9 +25,10 @@ size_t dlxi_quantiser_group_bytes(dlxi_quantiser q) {
     return bytes_of_group(q.bits, (size_t)q.group);
 }
 
-/* ---- encode ---------------------------------------------------------------------------------------------------- */
+/* ---- encode ---------------------------------------------------------------------------------- */
 
-/* Bits of max|x|: magnitudes order as integers, NaN above infinity, and integer maxima vectorise. */
+/* Bits of max|x|: magnitudes order as integers, NaN above infinity, and integer maxima vectorise.
+ */
 static DLXI_ALWAYS_INLINE uint32_t largest_magnitude(const float *src, size_t group) {
     int32_t largest = 0;
     for (size_t i = 0; i < group; i++) {
@@ -35,14 +38,14 @@ static DLXI_ALWAYS_INLINE uint32_t largest_magnitude(const float *src, size_t gr
     return (uint32_t)largest;
 }
 
-/* Rounds to the nearest integer, ties to even: the sum's last place is 1, so that its low bits are the two's complement
- * code. For |x| < 2^22. */
+/* Rounds to the nearest integer, ties to even: the sum's last place is 1, so that its low bits are
+ * the two's complement code. For |x| < 2^22. */
 static DLXI_ALWAYS_INLINE uint32_t rounded(float x) {
     return dlxi_bits_of(x + 0x1.8p23f);
 }
 
-static DLXI_ALWAYS_INLINE void encode_group(uint8_t *restrict dst, const float *restrict src, float inverse,
-                                            size_t group, int bits) {
+static DLXI_ALWAYS_INLINE void encode_group(uint8_t *restrict dst, const float *restrict src,
+                                            float inverse, size_t group, int bits) {
     if (bits == 8) {
         for (size_t i = 0; i < group; i++) dst[i] = (uint8_t)rounded(src[i] * inverse);
         return;
@@ -53,8 +56,8 @@ static DLXI_ALWAYS_INLINE void encode_group(uint8_t *restrict dst, const float *
 }
 
 /* Returns whether every group could be encoded. */
-static DLXI_ALWAYS_INLINE bool encode(uint8_t *restrict dst, const float *restrict src, size_t groups, size_t group,
-                                      int bits) {
+static DLXI_ALWAYS_INLINE bool encode(uint8_t *restrict dst, const float *restrict src,
+                                      size_t groups, size_t group, int bits) {
     const float levels = bits == 4 ? 7.0f : 127.0f;
     const size_t group_bytes = bytes_of_group(bits, group);
     uint32_t refused = 0;
@@ -62,12 +65,15 @@ static DLXI_ALWAYS_INLINE bool encode(uint8_t *restrict dst, const float *restri
         size_t count = groups - first < BATCH ? groups - first : BATCH;
         uint32_t largest[BATCH] = {0}, scale[BATCH];
         float inverse[BATCH];
-        for (size_t g = 0; g < count; g++) largest[g] = largest_magnitude(src + (first + g) * group, group);
+        for (size_t g = 0; g < count; g++)
+            largest[g] = largest_magnitude(src + (first + g) * group, group);
         for (size_t g = 0; g < BATCH; g++) {
             uint32_t half = dlxi_half_above(dlxi_float_of(largest[g]) / levels);
-            half |= (uint32_t)(half == 0) & (uint32_t)(largest[g] != 0); /* the quotient rounded to 0 */
+            /* the quotient rounded to 0 */
+            half |= (uint32_t)(half == 0) & (uint32_t)(largest[g] != 0);
             refused |= (uint32_t)(half >= DLXI_HALF_INFINITY);
-            inverse[g] = dlxi_float_of(dlxi_choose(half == 0, 0, dlxi_bits_of(1.0f / dlxi_half_to_float(half))));
+            inverse[g] = dlxi_float_of(
+                dlxi_choose(half == 0, 0, dlxi_bits_of(1.0f / dlxi_half_to_float(half))));
             scale[g] = half;
         }
         for (size_t g = 0; g < count; g++) {
@@ -79,19 +85,23 @@ static DLXI_ALWAYS_INLINE bool encode(uint8_t *restrict dst, const float *restri
     return refused == 0;
 }
 
-DLXI_FIXED_ORDER static bool encode4_64(uint8_t *restrict dst, const float *restrict src, size_t groups) {
+DLXI_FIXED_ORDER static bool encode4_64(uint8_t *restrict dst, const float *restrict src,
+                                        size_t groups) {
     return encode(dst, src, groups, 64, 4);
 }
 
-DLXI_FIXED_ORDER static bool encode4(uint8_t *restrict dst, const float *restrict src, size_t groups, size_t group) {
+DLXI_FIXED_ORDER static bool encode4(uint8_t *restrict dst, const float *restrict src,
+                                     size_t groups, size_t group) {
     return encode(dst, src, groups, group, 4);
 }
 
-DLXI_FIXED_ORDER static bool encode8(uint8_t *restrict dst, const float *restrict src, size_t groups, size_t group) {
+DLXI_FIXED_ORDER static bool encode8(uint8_t *restrict dst, const float *restrict src,
+                                     size_t groups, size_t group) {
     return encode(dst, src, groups, group, 8);
 }
 
-DLXI_FIXED_ORDER static bool encode16(uint8_t *restrict dst, const float *restrict src, size_t count) {
+DLXI_FIXED_ORDER static bool encode16(uint8_t *restrict dst, const float *restrict src,
+                                      size_t count) {
     uint32_t refused = 0;
     for (size_t i = 0; i < count; i++) {
         uint32_t magnitude = dlxi_half_magnitude(src[i]);
@@ -101,7 +111,8 @@ DLXI_FIXED_ORDER static bool encode16(uint8_t *restrict dst, const float *restri
     return refused == 0;
 }
 
-DLXI_FIXED_ORDER static bool encode32(uint8_t *restrict dst, const float *restrict src, size_t count) {
+DLXI_FIXED_ORDER static bool encode32(uint8_t *restrict dst, const float *restrict src,
+                                      size_t count) {
     uint32_t refused = 0;
     for (size_t i = 0; i < count; i++) {
         uint32_t bits = dlxi_bits_of(src[i]);
@@ -131,20 +142,23 @@ dlx_status dlxi_quantise(uint8_t *dst, const float *src, size_t groups, dlxi_qua
     return finite ? DLX_OK : DLX_NUMERIC;
 }
 
-/* ---- decode ---------------------------------------------------------------------------------------------------- */
+/* ---- decode ---------------------------------------------------------------------------------- */
 
-/* code · scale is exact in f32 (8 bits by 11), so that adding it rounds twice: after the weight and after the sum. */
+/* code · scale is exact in f32 (8 bits by 11), so that adding it rounds twice: after the weight and
+ * after the sum. */
 static DLXI_ALWAYS_INLINE void put(float *dst, float value, float weight, bool add) {
     *dst = add ? *dst + weight * value : value;
 }
 
-static DLXI_ALWAYS_INLINE void decode(float *restrict dst, const uint8_t *restrict src, size_t groups, size_t group,
-                                      int bits, float weight, bool add) {
+static DLXI_ALWAYS_INLINE void decode(float *restrict dst, const uint8_t *restrict src,
+                                      size_t groups, size_t group, int bits, float weight,
+                                      bool add) {
     const size_t group_bytes = bytes_of_group(bits, group);
     for (size_t g = 0; g < groups; g++, dst += group, src += group_bytes) {
         float scale = dlxi_half_to_float(dlxi_load16(src + group_bytes - 2));
         if (bits == 8) {
-            for (size_t i = 0; i < group; i++) put(dst + i, (float)(int8_t)src[i] * scale, weight, add);
+            for (size_t i = 0; i < group; i++)
+                put(dst + i, (float)(int8_t)src[i] * scale, weight, add);
             continue;
         }
         for (size_t j = 0; j < group / 2; j++) { /* shift up and down: sign-extends a nibble */
@@ -155,17 +169,19 @@ static DLXI_ALWAYS_INLINE void decode(float *restrict dst, const uint8_t *restri
     }
 }
 
-DLXI_FIXED_ORDER static void decode4_64(float *restrict dst, const uint8_t *restrict src, size_t groups) {
+DLXI_FIXED_ORDER static void decode4_64(float *restrict dst, const uint8_t *restrict src,
+                                        size_t groups) {
     decode(dst, src, groups, 64, 4, 0.0f, false);
 }
 
-DLXI_FIXED_ORDER static void decode4_64_add(float *restrict dst, const uint8_t *restrict src, size_t groups,
-                                            float weight) {
+DLXI_FIXED_ORDER static void decode4_64_add(float *restrict dst, const uint8_t *restrict src,
+                                            size_t groups, float weight) {
     decode(dst, src, groups, 64, 4, weight, true);
 }
 
-DLXI_FIXED_ORDER static void decode_any(float *restrict dst, const uint8_t *restrict src, size_t groups, size_t group,
-                                        int bits, float weight, bool add) {
+DLXI_FIXED_ORDER static void decode_any(float *restrict dst, const uint8_t *restrict src,
+                                        size_t groups, size_t group, int bits, float weight,
+                                        bool add) {
     if (bits == 4 && add)
         decode(dst, src, groups, group, 4, weight, true);
     else if (bits == 4)
@@ -176,23 +192,28 @@ DLXI_FIXED_ORDER static void decode_any(float *restrict dst, const uint8_t *rest
         decode(dst, src, groups, group, 8, weight, false);
 }
 
-DLXI_FIXED_ORDER static void decode16(float *restrict dst, const uint8_t *restrict src, size_t count, float weight,
-                                      bool add) {
+DLXI_FIXED_ORDER static void decode16(float *restrict dst, const uint8_t *restrict src,
+                                      size_t count, float weight, bool add) {
     if (add)
-        for (size_t i = 0; i < count; i++) put(dst + i, dlxi_half_to_float(dlxi_load16(src + 2 * i)), weight, true);
+        for (size_t i = 0; i < count; i++)
+            put(dst + i, dlxi_half_to_float(dlxi_load16(src + 2 * i)), weight, true);
     else
-        for (size_t i = 0; i < count; i++) put(dst + i, dlxi_half_to_float(dlxi_load16(src + 2 * i)), weight, false);
+        for (size_t i = 0; i < count; i++)
+            put(dst + i, dlxi_half_to_float(dlxi_load16(src + 2 * i)), weight, false);
 }
 
-DLXI_FIXED_ORDER static void decode32(float *restrict dst, const uint8_t *restrict src, size_t count, float weight,
-                                      bool add) {
+DLXI_FIXED_ORDER static void decode32(float *restrict dst, const uint8_t *restrict src,
+                                      size_t count, float weight, bool add) {
     if (add)
-        for (size_t i = 0; i < count; i++) put(dst + i, dlxi_float_of(dlxi_load32(src + 4 * i)), weight, true);
+        for (size_t i = 0; i < count; i++)
+            put(dst + i, dlxi_float_of(dlxi_load32(src + 4 * i)), weight, true);
     else
-        for (size_t i = 0; i < count; i++) put(dst + i, dlxi_float_of(dlxi_load32(src + 4 * i)), weight, false);
+        for (size_t i = 0; i < count; i++)
+            put(dst + i, dlxi_float_of(dlxi_load32(src + 4 * i)), weight, false);
 }
 
-static void decode_with(float *dst, const uint8_t *src, size_t groups, dlxi_quantiser q, float weight, bool add) {
+static void decode_with(float *dst, const uint8_t *src, size_t groups, dlxi_quantiser q,
+                        float weight, bool add) {
     check(q);
     size_t group = (size_t)q.group;
     dlxi_arithmetic saved;
@@ -214,11 +235,13 @@ void dlxi_dequantise(float *dst, const uint8_t *src, size_t groups, dlxi_quantis
     decode_with(dst, src, groups, q, 0.0f, false);
 }
 
-void dlxi_dequantise_add(float *dst, const uint8_t *src, float weight, size_t groups, dlxi_quantiser q) {
+void dlxi_dequantise_add(float *dst, const uint8_t *src, float weight, size_t groups,
+                         dlxi_quantiser q) {
     decode_with(dst, src, groups, q, weight, true);
 }
 
-static DLXI_ALWAYS_INLINE bool halves_finite_every(const uint8_t *src, size_t count, size_t step_bytes) {
+static DLXI_ALWAYS_INLINE bool halves_finite_every(const uint8_t *src, size_t count,
+                                                   size_t step_bytes) {
     uint32_t largest = 0;
     for (size_t i = 0; i < count; i++) {
         uint32_t magnitude = dlxi_load16(src + i * step_bytes) & 0x7FFFu;

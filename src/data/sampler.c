@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The order of training windows, and the parts of a validation shard. */
 #include "data/sampler.h"
 #include "base/memory.h"
@@ -6,13 +7,14 @@
 
 uint64_t dlxi_permute(uint64_t index, uint64_t n, uint64_t seed, uint64_t epoch) {
     enum { ROUNDS = 8 };
-    static const uint64_t stream = 0x77696E646F7773; /* "windows": apart from other uses of the seed */
+    /* "windows": apart from other uses of the seed */
+    static const uint64_t stream = 0x77696E646F7773;
     DLXI_ASSERT(n >= 1 && index < n);
     unsigned half_bits = 1;
     while (half_bits < 32 && (n - 1) >> 2 * half_bits != 0) half_bits++;
     uint64_t mask = (UINT64_C(1) << half_bits) - 1, key = dlxi_rng_u64(seed, stream, epoch);
-    /* The network permutes 0 … 4^half_bits − 1, fewer than 4n; following its cycle from below n to the next point below
-     * n permutes 0 … n−1, in less than 4 steps on average. */
+    /* The network permutes 0 … 4^half_bits − 1, fewer than 4n; following its cycle from below n to
+     * the next point below n permutes 0 … n−1, in less than 4 steps on average. */
     do {
         uint64_t left = index >> half_bits, right = index & mask;
         for (uint64_t round = 0; round < ROUNDS; round++) {
@@ -26,24 +28,28 @@ uint64_t dlxi_permute(uint64_t index, uint64_t n, uint64_t seed, uint64_t epoch)
 }
 
 /* (tokens − 1) / T: the last target of a window is the first input of the next. */
-static dlx_status count_windows(int64_t *windows, const dlxi_shard *shard, int64_t context, dlx_error *error) {
+static dlx_status count_windows(int64_t *windows, const dlxi_token_file *shard, int64_t context,
+                                dlx_error *error) {
     DLXI_ASSERT(context >= 1);
     *windows = (shard->count - 1) / context;
     if (*windows >= 1) return DLX_OK;
-    DLX_FAIL(error, CONFIG, "%s: '%s' has %lld tokens; a context of %lld needs at least %lld", shard->key, shard->path,
-             (long long)shard->count, (long long)context, (long long)context + 1);
+    DLX_FAIL(error, CONFIG, "%s: '%s' has %lld tokens; a context of %lld needs at least %lld",
+             shard->key, shard->path, (long long)shard->count, (long long)context,
+             (long long)context + 1);
 }
 
-/* tokens[T], targets[T] ← window w; a token a window is read twice, since inputs and targets overlap by T−1. */
-static void read_window(uint32_t *tokens, uint32_t *targets, const dlxi_shard *shard, int64_t context, int64_t w) {
-    dlxi_shard_read(tokens, shard, w * context, context);
-    dlxi_shard_read(targets, shard, w * context + 1, context);
+/* tokens[T], targets[T] ← window w; a token a window is read twice, since inputs and targets
+ * overlap by T−1. */
+static void read_window(uint32_t *tokens, uint32_t *targets, const dlxi_token_file *shard,
+                        int64_t context, int64_t w) {
+    dlxi_token_file_read(tokens, shard, w * context, context);
+    dlxi_token_file_read(targets, shard, w * context + 1, context);
 }
 
-/* ---- training -------------------------------------------------------------------------------------------------- */
+/* ---- training -------------------------------------------------------------------------------- */
 
-dlx_status dlxi_sampler_open(dlxi_sampler *out, const dlxi_shard *shard, int64_t context, uint64_t seed,
-                             dlx_error *error) {
+dlx_status dlxi_sampler_open(dlxi_sampler *out, const dlxi_token_file *shard, int64_t context,
+                             uint64_t seed, dlx_error *error) {
     *out = (dlxi_sampler){.shard = shard, .context = context, .seed = seed};
     return count_windows(&out->windows, shard, context, error);
 }
@@ -53,20 +59,22 @@ int64_t dlxi_sampler_window(const dlxi_sampler *sampler, int64_t position) {
     return (int64_t)dlxi_permute(p % n, n, sampler->seed, p / n);
 }
 
-void dlxi_sampler_batch(uint32_t *tokens, uint32_t *targets, const dlxi_sampler *sampler, const int64_t *positions,
-                        int64_t count) {
+void dlxi_sampler_batch(uint32_t *tokens, uint32_t *targets, const dlxi_sampler *sampler,
+                        const int64_t *positions, int64_t count) {
     for (int64_t i = 0; i < count; i++) {
         int64_t w = dlxi_sampler_window(sampler, positions[i]), at = i * sampler->context;
         read_window(tokens + at, targets + at, sampler->shard, sampler->context, w);
     }
 }
 
-/* ---- validation ------------------------------------------------------------------------------------------------ */
+/* ---- validation ------------------------------------------------------------------------------ */
 
-dlx_status dlxi_validation_open(dlxi_validation *out, const dlxi_shard *shard, int64_t context, int64_t tokens_max,
-                                int64_t index, int64_t stride, dlx_error *error) {
+dlx_status dlxi_validation_open(dlxi_validation *out, const dlxi_token_file *shard, int64_t context,
+                                int64_t tokens_max, int64_t index, int64_t stride,
+                                dlx_error *error) {
     DLXI_ASSERT(tokens_max >= 0 && index >= 0 && index < stride);
-    *out = (dlxi_validation){.shard = shard, .context = context, .index = index, .stride = stride, .next = index};
+    *out = (dlxi_validation){
+        .shard = shard, .context = context, .index = index, .stride = stride, .next = index};
     DLX_TRY(count_windows(&out->windows, shard, context, error));
     int64_t wanted = tokens_max / context > 1 ? tokens_max / context : 1;
     if (tokens_max > 0 && wanted < out->windows) out->windows = wanted;
@@ -78,9 +86,11 @@ int64_t dlxi_validation_count(const dlxi_validation *reader) {
     return (reader->windows - 1 - reader->index) / reader->stride + 1;
 }
 
-int64_t dlxi_validation_next(uint32_t *tokens, uint32_t *targets, dlxi_validation *reader, int64_t count_max) {
+int64_t dlxi_validation_next(uint32_t *tokens, uint32_t *targets, dlxi_validation *reader,
+                             int64_t count_max) {
     int64_t count = 0;
-    for (; count < count_max && reader->next < reader->windows; count++, reader->next += reader->stride) {
+    for (; count < count_max && reader->next < reader->windows;
+         count++, reader->next += reader->stride) {
         int64_t at = count * reader->context;
         read_window(tokens + at, targets + at, reader->shard, reader->context, reader->next);
     }

@@ -1,6 +1,8 @@
-/* `dilocox tokenize`: streams a text through a tokenizer into one shard, or block by block into two. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* `dilocox tokenize`: streams a text through a tokenizer into one shard, or block by block into
+ * two. */
 #include "data/tokenize.h"
-#include "data/shard.h"
+#include "data/token_file.h"
 #include "base/file.h"
 #include "base/memory.h"
 
@@ -21,13 +23,14 @@ typedef struct tokenizing {
     uint8_t *text; /* [text_room]; text_bytes of them read and not yet tokenized */
     size_t text_room, text_bytes;
     uint32_t *tokens; /* [PIECE_TOKENS] */
-    dlxi_shard_writer *writer[SHARDS];
+    dlxi_token_file_writer *writer[SHARDS];
     int64_t count[SHARDS];
     int64_t read_bytes;
 } tokenizing;
 
 /* Reads at most bytes_max more bytes behind t->text_bytes; *end where the file has no more. */
-static dlx_status read_piece(tokenizing *t, size_t bytes_max, size_t *got_bytes, bool *end, dlx_error *error) {
+static dlx_status read_piece(tokenizing *t, size_t bytes_max, size_t *got_bytes, bool *end,
+                             dlx_error *error) {
     *got_bytes = 0;
     *end = false;
     while (*got_bytes < bytes_max) {
@@ -50,24 +53,27 @@ static dlx_status encode_piece(tokenizing *t, int which, bool last, dlx_error *e
     size_t done = 0;
     while (done < t->text_bytes) {
         size_t tokens_count, consumed_bytes;
-        DLX_TRY(t->tokenizer->op->encode(t->tokenizer, t->tokens, PIECE_TOKENS, &tokens_count, t->text + done,
-                                         t->text_bytes - done, &consumed_bytes, last, error));
+        DLX_TRY(t->tokenizer->op->encode(t->tokenizer, t->tokens, PIECE_TOKENS, &tokens_count,
+                                         t->text + done, t->text_bytes - done, &consumed_bytes,
+                                         last, error));
         if (tokens_count == 0 && consumed_bytes == 0) break;
-        DLX_TRY(dlxi_shard_writer_append(t->writer[which], t->tokens, tokens_count, error));
+        DLX_TRY(dlxi_token_file_writer_append(t->writer[which], t->tokens, tokens_count, error));
         t->count[which] += (int64_t)tokens_count;
         done += consumed_bytes;
     }
     t->text_bytes -= done;
     memmove(t->text, t->text + done, t->text_bytes);
     if (t->text_bytes > PIECE_BYTES || (last && t->text_bytes > 0)) {
-        DLX_FAIL(error, DATA, "%s: tokenizer '%s' can't go on near byte %lld", t->in_path, t->tokenizer->name,
-                 (long long)(t->read_bytes - (int64_t)t->text_bytes));
+        DLX_FAIL(error, DATA, "%s: tokenizer '%s' can't go on near byte %lld", t->in_path,
+                 t->tokenizer->name, (long long)(t->read_bytes - (int64_t)t->text_bytes));
     }
     return DLX_OK;
 }
 
-/* One block of text (block_bytes, or the whole file where block_bytes is INT64_MAX) into one shard. */
-static dlx_status encode_block(tokenizing *t, int which, int64_t block_bytes, bool *end, dlx_error *error) {
+/* One block of text (block_bytes, or the whole file where block_bytes is INT64_MAX) into one shard.
+ */
+static dlx_status encode_block(tokenizing *t, int which, int64_t block_bytes, bool *end,
+                               dlx_error *error) {
     do {
         size_t wanted = block_bytes < PIECE_BYTES ? (size_t)block_bytes : PIECE_BYTES, got;
         DLX_TRY(read_piece(t, wanted, &got, end, error));
@@ -78,65 +84,78 @@ static dlx_status encode_block(tokenizing *t, int which, int64_t block_bytes, bo
 }
 
 static dlx_status check_options(const dlxi_tokenize_options *options, dlx_error *error) {
-    if (options->validation_every != 0 && (options->validation_every < 2 || options->validation_every > 1000000)) {
-        DLX_FAIL(error, CONFIG, "--validation-every: %lld is out of range; allowed: 2 to 1000000, or 0 for no split",
-                 (long long)options->validation_every);
+    if (options->validation_every != 0 &&
+        (options->validation_every < 2 || options->validation_every > 1000000)) {
+        DLX_FAIL(
+            error, CONFIG,
+            "--validation-every: %lld is out of range; allowed: 2 to 1000000, or 0 for no split",
+            (long long)options->validation_every);
     }
-    if (options->validation_every != 0 && (options->block_bytes < 1 || options->block_bytes > 1 << 30)) {
-        DLX_FAIL(error, CONFIG, "--block: %lld is out of range; allowed: 1 to %d", (long long)options->block_bytes,
-                 1 << 30);
+    if (options->validation_every != 0 &&
+        (options->block_bytes < 1 || options->block_bytes > 1 << 30)) {
+        DLX_FAIL(error, CONFIG, "--block: %lld is out of range; allowed: 1 to %d",
+                 (long long)options->block_bytes, 1 << 30);
     }
     return DLX_OK;
 }
 
 /* Opens the shard `which` at out_path + suffix. */
-static dlx_status open_writer(tokenizing *t, int which, const char *out_path, const char *suffix, dlx_error *error) {
+static dlx_status open_writer(tokenizing *t, int which, const char *out_path, const char *suffix,
+                              dlx_error *error) {
     char *path = NULL;
     if (asprintf(&path, "%s%s", out_path, suffix) < 0)
-        DLX_FAIL(error, MEMORY, "out of memory: %s can't be begun; free some memory and try again", out_path);
-    dlx_status status = dlxi_shard_writer_open(&t->writer[which], path, t->tokenizer, error);
+        DLX_FAIL(error, MEMORY, "out of memory: %s can't be begun; free some memory and try again",
+                 out_path);
+    dlx_status status = dlxi_token_file_writer_open(&t->writer[which], path, t->tokenizer, error);
     free(path);
     return status;
 }
 
 /* Both shards must have tokens before either is put in place. */
 static dlx_status commit(tokenizing *t, const dlxi_tokenize_options *options, dlx_error *error) {
-    if (t->read_bytes == 0) DLX_FAIL(error, DATA, "%s: is empty; give a text with at least one byte", t->in_path);
+    if (t->read_bytes == 0)
+        DLX_FAIL(error, DATA, "%s: is empty; give a text with at least one byte", t->in_path);
     for (int i = 0; i < SHARDS; i++) {
         if (t->writer[i] == NULL || t->count[i] > 0) continue;
         DLX_FAIL(error, DATA,
-                 "%s: its %lld bytes leave nothing for %s; try less than --validation-every %lld or --block %lld",
+                 "%s: its %lld bytes leave nothing for %s; try less than --validation-every %lld "
+                 "or --block %lld",
                  t->in_path, (long long)t->read_bytes, i == TRAIN ? "training" : "validation",
                  (long long)options->validation_every, (long long)options->block_bytes);
     }
     for (int i = 0; i < SHARDS; i++) {
-        if (t->writer[i] != NULL) DLX_TRY(dlxi_shard_writer_commit(t->writer[i], error));
+        if (t->writer[i] != NULL) DLX_TRY(dlxi_token_file_writer_commit(t->writer[i], error));
     }
     return DLX_OK;
 }
 
 dlx_status dlxi_tokenize(const char *out_path, const char *in_path, const dlxi_tokenizer *tokenizer,
-                         const dlxi_tokenize_options *options, dlxi_tokenize_report *report, dlx_error *error) {
+                         const dlxi_tokenize_options *options, dlxi_tokenize_report *report,
+                         dlx_error *error) {
     dlx_status status = DLX_OK;
-    tokenizing t = {.tokenizer = tokenizer, .in_path = in_path, .in = -1, .text_room = 2 * PIECE_BYTES};
+    tokenizing t = {
+        .tokenizer = tokenizer, .in_path = in_path, .in = -1, .text_room = 2 * PIECE_BYTES};
     bool split = options->validation_every != 0, end = false;
     DLX_TRY(check_options(options, error));
     t.in = open(in_path, O_RDONLY | O_CLOEXEC);
-    if (t.in < 0 && errno == ENOENT) DLX_FAIL(error, CONFIG, "%s: no such file; name the text to tokenize", in_path);
+    if (t.in < 0 && errno == ENOENT)
+        DLX_FAIL(error, CONFIG, "%s: no such file; name the text to tokenize", in_path);
     if (t.in < 0) DLX_FAIL(error, SYSTEM, "%s: can't be opened: %s", in_path, strerror(errno));
     DLX_TRY_OUT(DLXI_NEW(&t.text, t.text_room, error));
     DLX_TRY_OUT(DLXI_NEW(&t.tokens, PIECE_TOKENS, error));
     DLX_TRY_OUT(open_writer(&t, TRAIN, out_path, split ? ".train.tokens" : "", error));
     if (split) DLX_TRY_OUT(open_writer(&t, VALIDATION, out_path, ".validation.tokens", error));
     for (int64_t block = 0; !end; block++) {
-        bool validation = split && block % options->validation_every == options->validation_every - 1;
-        DLX_TRY_OUT(
-            encode_block(&t, validation ? VALIDATION : TRAIN, split ? options->block_bytes : INT64_MAX, &end, error));
+        bool validation =
+            split && block % options->validation_every == options->validation_every - 1;
+        DLX_TRY_OUT(encode_block(&t, validation ? VALIDATION : TRAIN,
+                                 split ? options->block_bytes : INT64_MAX, &end, error));
     }
     DLX_TRY_OUT(commit(&t, options, error));
-    if (report != NULL) *report = (dlxi_tokenize_report){t.read_bytes, t.count[TRAIN], t.count[VALIDATION]};
+    if (report != NULL)
+        *report = (dlxi_tokenize_report){t.read_bytes, t.count[TRAIN], t.count[VALIDATION]};
 out:
-    for (int i = 0; i < SHARDS; i++) dlxi_shard_writer_close(&t.writer[i]);
+    for (int i = 0; i < SHARDS; i++) dlxi_token_file_writer_close(&t.writer[i]);
     free(t.tokens);
     free(t.text);
     close(t.in);

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* From a text file to token shards: what `dilocox tokenize` does. */
 #ifndef DLXI_DATA_TOKENIZE_H
 #define DLXI_DATA_TOKENIZE_H
@@ -5,23 +6,27 @@
 #include "data/tokenizer.h"
 
 typedef struct dlxi_tokenize_options {
-    int64_t validation_every; /* 0: one shard. K (2 … 1000000): every K-th block of text goes to validation */
-    int64_t block_bytes;      /* of text, 1 … 2^30; used only with a split */
+    /* 0: one shard. K (2 … 1000000): every K-th block of text goes to validation */
+    int64_t validation_every;
+    int64_t block_bytes; /* of text, 1 … 2^30; used only with a split */
 } dlxi_tokenize_options;
 
-#define DLXI_TOKENIZE_OPTIONS_INIT                                                                                     \
+#define DLXI_TOKENIZE_OPTIONS_INIT                                                                 \
     { .validation_every = 0, .block_bytes = 65536 }
 
 typedef struct dlxi_tokenize_report {
-    int64_t text_bytes, train_tokens, validation_tokens; /* without a split all tokens are train_tokens */
+    /* without a split all tokens are train_tokens */
+    int64_t text_bytes, train_tokens, validation_tokens;
 } dlxi_tokenize_report;
 
-/* Without a split: in_path → out_path. With one: blocks K−1, 2K−1, … (counted from 0) → out_path.validation.tokens, the
- * others → out_path.train.tokens; blocks are cut at their exact byte and tokenized each on its own. Nothing is left
- * behind on failure, except that train may be in place when the last step, putting validation in place, fails.
- * report may be NULL. DLX_CONFIG for options out of range or a missing file, DLX_DATA for a text that leaves a shard
- * empty, DLX_SYSTEM. Blocks on the disk. */
+/* Without a split: in_path → out_path. With one: blocks K−1, 2K−1, … (counted from 0) →
+ * out_path.validation.tokens, the others → out_path.train.tokens; blocks are cut at their exact
+ * byte and tokenized each on its own. Nothing is left behind on failure, except that train may be
+ * in place when the last step, putting validation in place, fails. report may be NULL. DLX_CONFIG
+ * for options out of range or a missing file, DLX_DATA for a text that leaves a shard empty,
+ * DLX_SYSTEM. Blocks on the disk. */
 dlx_status dlxi_tokenize(const char *out_path, const char *in_path, const dlxi_tokenizer *tokenizer,
-                         const dlxi_tokenize_options *options, dlxi_tokenize_report *report, dlx_error *error);
+                         const dlxi_tokenize_options *options, dlxi_tokenize_report *report,
+                         dlx_error *error);
 
 #endif

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The list of tokenizers, and the byte-level one: token i is byte i. */
 #include "data/tokenizer.h"
 #include "base/hash.h"
@@ -10,8 +11,8 @@
 enum { BYTE_VOCABULARY = 256 };
 
 static dlx_status byte_encode(const dlxi_tokenizer *tokenizer, uint32_t *tokens, size_t tokens_max,
-                              size_t *tokens_count, const uint8_t *text, size_t text_bytes, size_t *consumed_bytes,
-                              bool last, dlx_error *error) {
+                              size_t *tokens_count, const uint8_t *text, size_t text_bytes,
+                              size_t *consumed_bytes, bool last, dlx_error *error) {
     (void)tokenizer, (void)last, (void)error;
     size_t count = text_bytes < tokens_max ? text_bytes : tokens_max;
     for (size_t i = 0; i < count; i++) tokens[i] = text[i];
@@ -20,8 +21,8 @@ static dlx_status byte_encode(const dlxi_tokenizer *tokenizer, uint32_t *tokens,
     return DLX_OK;
 }
 
-static dlx_status byte_decode(const dlxi_tokenizer *tokenizer, const uint8_t **text, size_t *text_bytes, uint32_t token,
-                              dlx_error *error) {
+static dlx_status byte_decode(const dlxi_tokenizer *tokenizer, const uint8_t **text,
+                              size_t *text_bytes, uint32_t token, dlx_error *error) {
     static const uint8_t bytes[BYTE_VOCABULARY] = {
 #define FOUR(n)    (n), (n) + 1, (n) + 2, (n) + 3
 #define SIXTEEN(n) FOUR(n), FOUR((n) + 4), FOUR((n) + 8), FOUR((n) + 12)
@@ -32,8 +33,8 @@ static dlx_status byte_decode(const dlxi_tokenizer *tokenizer, const uint8_t **t
 #undef FOUR
     };
     if (token >= tokenizer->vocabulary) {
-        DLX_FAIL(error, DATA, "token %lu is not in the tokenizer '%s'; allowed: 0 to %lu", (unsigned long)token,
-                 tokenizer->name, (unsigned long)tokenizer->vocabulary - 1);
+        DLX_FAIL(error, DATA, "token %lu is not in the tokenizer '%s'; allowed: 0 to %lu",
+                 (unsigned long)token, tokenizer->name, (unsigned long)tokenizer->vocabulary - 1);
     }
     *text = &bytes[token];
     *text_bytes = 1;

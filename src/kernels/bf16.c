@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* f32 to bf16: one instruction where the CPU has it, integer arithmetic elsewhere. */
 #include "kernels/fast.h"
 
@@ -9,7 +10,8 @@
 
 /* A row of scale · src; round to nearest even, denormals to zero. */
 __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))) static void
-native_rows(uint16_t *dst, const float *src, int64_t rows, int64_t width, int64_t stride, float scale) {
+native_rows(uint16_t *dst, const float *src, int64_t rows, int64_t width, int64_t stride,
+            float scale) {
     const __m512 factor = _mm512_set1_ps(scale);
     for (int64_t r = 0; r < rows; r++) {
         const float *from = src + r * stride;
@@ -31,7 +33,8 @@ static bool has_native(void) {
 #define NATIVE 0
 #endif
 
-void dlxi_to_bf16(uint16_t *dst, const float *src, int64_t rows, int64_t width, int64_t stride, float scale) {
+void dlxi_to_bf16(uint16_t *dst, const float *src, int64_t rows, int64_t width, int64_t stride,
+                  float scale) {
 #if NATIVE
     if (has_native()) {
         native_rows(dst, src, rows, width, stride, scale);
@@ -39,5 +42,6 @@ void dlxi_to_bf16(uint16_t *dst, const float *src, int64_t rows, int64_t width, 
     }
 #endif
     for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = 0; c < width; c++) dst[r * width + c] = dlxi_bf16(scale * src[r * stride + c]);
+        for (int64_t c = 0; c < width; c++)
+            dst[r * width + c] = dlxi_bf16(scale * src[r * stride + c]);
 }

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The fast backend's table, its state, and how work is split among threads. */
 #include "kernels/fast.h"
 
@@ -31,7 +32,8 @@ const dlxi_operations dlxi_fast_operations = {
 };
 
 int dlxi_ranges(const dlxi_kernels *k, int64_t items, int64_t width) {
-    const int64_t elements_min = 16384; /* below some 10 µs of work another thread costs more than it saves */
+    /* below some 10 µs of work another thread costs more than it saves */
+    const int64_t elements_min = 16384;
     int64_t ranges = items * width / elements_min;
     if (ranges > items) ranges = items;
     if (ranges > k->threads) ranges = k->threads;
@@ -43,7 +45,8 @@ dlx_status dlxi_fast_open(dlxi_kernels *k, dlx_error *error) {
     DLX_TRY(DLXI_NEW(&k->state, 1, error));
     DLX_TRY(dlxi_onednn_open(&k->state->products, k->threads, error));
     DLX_TRY(DLXI_NEW(&k->state->lanes, k->threads, error));
-    for (int i = 0; i < k->threads; i++) DLX_TRY(dlxi_onednn_open(&k->state->lanes[i].products, 1, error));
+    for (int i = 0; i < k->threads; i++)
+        DLX_TRY(dlxi_onednn_open(&k->state->lanes[i].products, 1, error));
     return DLX_OK;
 }
 

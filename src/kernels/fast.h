@@ -1,8 +1,10 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The fast backend: oneDNN's products and our own vector loops. What its files share.
  *
- * An operation splits its rows into as many ranges as pay, one a thread; the loop over a range is a plain function that
- * is compiled for several CPUs (DLXI_CLONES). Sums within a row are reordered (`omp simd reduction`), so that results
- * differ in the last bits from CPU to CPU: nothing here is replicated arithmetic. */
+ * An operation splits its rows into as many ranges as pay, one a thread; the loop over a range is a
+ * plain function that is compiled for several CPUs (DLXI_CLONES). Sums within a row are reordered
+ * (`omp simd reduction`), so that results differ in the last bits from CPU to CPU: nothing here is
+ * replicated arithmetic. */
 #ifndef DLXI_KERNELS_FAST_H
 #define DLXI_KERNELS_FAST_H
 
@@ -30,15 +32,17 @@ struct dlxi_kernels_state {
     dlxi_converted *converted;
     int64_t converted_count, converted_capacity;
     dlxi_scratch factor_a, factor_b; /* activations in bf16 */
-    dlxi_scratch partial;            /* [ranges,2,C]: sums over a range's rows, before they are joined */
-    dlxi_scratch turn;               /* [positions,D] cosines and sines of rope */
+    /* [ranges,2,C]: sums over a range's rows, before they are joined */
+    dlxi_scratch partial;
+    dlxi_scratch turn; /* [positions,D] cosines and sines of rope */
     int64_t turn_positions, turn_D;
     float turn_theta;
 };
 
 enum { DLXI_RANGES_MAX = 64 };
 
-/* Into how many ranges `items` rows of `width` elements are worth splitting; at most k->threads and DLXI_RANGES_MAX. */
+/* Into how many ranges `items` rows of `width` elements are worth splitting; at most k->threads and
+ * DLXI_RANGES_MAX. */
 int dlxi_ranges(const dlxi_kernels *k, int64_t items, int64_t width);
 
 /* The first item of range r of `ranges`; range r ends where r + 1 begins. */
@@ -47,48 +51,59 @@ static inline int64_t dlxi_range_begin(int64_t items, int r, int ranges) {
 }
 
 /* dst[rows,width] = bf16(scale · src), whose rows are `stride` apart; rounded to nearest even. */
-void dlxi_to_bf16(uint16_t *dst, const float *src, int64_t rows, int64_t width, int64_t stride, float scale);
+void dlxi_to_bf16(uint16_t *dst, const float *src, int64_t rows, int64_t width, int64_t stride,
+                  float scale);
 
-dlx_status dlxi_fast_linear_forward(dlxi_kernels *k, float *y, const float *x, const float *weight, const float *bias,
-                                    int64_t N, int64_t I, int64_t O);
-dlx_status dlxi_fast_linear_backward(dlxi_kernels *k, float *dx, float *dweight, float *dbias, const float *dy,
-                                     const float *x, const float *weight, int64_t N, int64_t I, int64_t O);
+dlx_status dlxi_fast_linear_forward(dlxi_kernels *k, float *y, const float *x, const float *weight,
+                                    const float *bias, int64_t N, int64_t I, int64_t O);
+dlx_status dlxi_fast_linear_backward(dlxi_kernels *k, float *dx, float *dweight, float *dbias,
+                                     const float *dy, const float *x, const float *weight,
+                                     int64_t N, int64_t I, int64_t O);
 void dlxi_fast_weights_changed(dlxi_kernels *k, const float *weight);
-dlx_status dlxi_fast_product(dlxi_kernels *k, float *c, const float *a, const float *b, bool transpose_a,
-                             bool transpose_b, int64_t M, int64_t N, int64_t K, float alpha, float beta);
-dlx_status dlxi_fast_embedding_forward(dlxi_kernels *k, float *y, const uint32_t *token, const float *table,
-                                       const float *position, int64_t N, int64_t T, int64_t C);
-dlx_status dlxi_fast_embedding_backward(dlxi_kernels *k, float *dtable, float *dposition, const float *dy,
-                                        const uint32_t *token, int64_t N, int64_t T, int64_t C);
-dlx_status dlxi_fast_layernorm_forward(dlxi_kernels *k, float *y, float *mean, float *rstd, const float *x,
-                                       const float *gain, const float *bias, int64_t N, int64_t C, float epsilon);
-dlx_status dlxi_fast_layernorm_backward(dlxi_kernels *k, float *dx, float *dgain, float *dbias, const float *dy,
-                                        const float *x, const float *mean, const float *rstd, const float *gain,
-                                        int64_t N, int64_t C);
-dlx_status dlxi_fast_rmsnorm_forward(dlxi_kernels *k, float *y, float *rstd, const float *x, const float *gain,
-                                     int64_t N, int64_t C, float epsilon);
-dlx_status dlxi_fast_rmsnorm_backward(dlxi_kernels *k, float *dx, float *dgain, const float *dy, const float *x,
-                                      const float *rstd, const float *gain, int64_t N, int64_t C);
-dlx_status dlxi_fast_activation_forward(dlxi_kernels *k, float *y, const float *x, dlxi_activation kind, int64_t count);
-dlx_status dlxi_fast_activation_backward(dlxi_kernels *k, float *dx, const float *dy, const float *x,
-                                         dlxi_activation kind, int64_t count);
-dlx_status dlxi_fast_swiglu_forward(dlxi_kernels *k, float *y, const float *gate, const float *up, int64_t count);
-dlx_status dlxi_fast_swiglu_backward(dlxi_kernels *k, float *dgate, float *dup, const float *dy, const float *gate,
-                                     const float *up, int64_t count);
+dlx_status dlxi_fast_product(dlxi_kernels *k, float *c, const float *a, const float *b,
+                             bool transpose_a, bool transpose_b, int64_t M, int64_t N, int64_t K,
+                             float alpha, float beta);
+dlx_status dlxi_fast_embedding_forward(dlxi_kernels *k, float *y, const uint32_t *token,
+                                       const float *table, const float *position, int64_t N,
+                                       int64_t T, int64_t C);
+dlx_status dlxi_fast_embedding_backward(dlxi_kernels *k, float *dtable, float *dposition,
+                                        const float *dy, const uint32_t *token, int64_t N,
+                                        int64_t T, int64_t C);
+dlx_status dlxi_fast_layernorm_forward(dlxi_kernels *k, float *y, float *mean, float *rstd,
+                                       const float *x, const float *gain, const float *bias,
+                                       int64_t N, int64_t C, float epsilon);
+dlx_status dlxi_fast_layernorm_backward(dlxi_kernels *k, float *dx, float *dgain, float *dbias,
+                                        const float *dy, const float *x, const float *mean,
+                                        const float *rstd, const float *gain, int64_t N, int64_t C);
+dlx_status dlxi_fast_rmsnorm_forward(dlxi_kernels *k, float *y, float *rstd, const float *x,
+                                     const float *gain, int64_t N, int64_t C, float epsilon);
+dlx_status dlxi_fast_rmsnorm_backward(dlxi_kernels *k, float *dx, float *dgain, const float *dy,
+                                      const float *x, const float *rstd, const float *gain,
+                                      int64_t N, int64_t C);
+dlx_status dlxi_fast_activation_forward(dlxi_kernels *k, float *y, const float *x,
+                                        dlxi_activation kind, int64_t count);
+dlx_status dlxi_fast_activation_backward(dlxi_kernels *k, float *dx, const float *dy,
+                                         const float *x, dlxi_activation kind, int64_t count);
+dlx_status dlxi_fast_swiglu_forward(dlxi_kernels *k, float *y, const float *gate, const float *up,
+                                    int64_t count);
+dlx_status dlxi_fast_swiglu_backward(dlxi_kernels *k, float *dgate, float *dup, const float *dy,
+                                     const float *gate, const float *up, int64_t count);
 dlx_status dlxi_fast_add(dlxi_kernels *k, float *y, const float *x, int64_t count);
-dlx_status dlxi_fast_rope(dlxi_kernels *k, float *x, int64_t N, int64_t T, int64_t heads, int64_t D, float theta,
-                          bool inverse);
-dlx_status dlxi_fast_attention_forward(dlxi_kernels *k, float *out, float *lse, const float *q, const float *key,
-                                       const float *value, int64_t B, int64_t T, int64_t heads, int64_t kv_heads,
-                                       int64_t D);
-dlx_status dlxi_fast_attention_backward(dlxi_kernels *k, float *dq, float *dkey, float *dvalue, const float *dout,
-                                        const float *out, const float *lse, const float *q, const float *key,
-                                        const float *value, int64_t B, int64_t T, int64_t heads, int64_t kv_heads,
+dlx_status dlxi_fast_rope(dlxi_kernels *k, float *x, int64_t N, int64_t T, int64_t heads, int64_t D,
+                          float theta, bool inverse);
+dlx_status dlxi_fast_attention_forward(dlxi_kernels *k, float *out, float *lse, const float *q,
+                                       const float *key, const float *value, int64_t B, int64_t T,
+                                       int64_t heads, int64_t kv_heads, int64_t D);
+dlx_status dlxi_fast_attention_backward(dlxi_kernels *k, float *dq, float *dkey, float *dvalue,
+                                        const float *dout, const float *out, const float *lse,
+                                        const float *q, const float *key, const float *value,
+                                        int64_t B, int64_t T, int64_t heads, int64_t kv_heads,
                                         int64_t D);
-dlx_status dlxi_fast_cross_entropy(dlxi_kernels *k, double *loss_sum, float *logits, const uint32_t *target, int64_t N,
-                                   int64_t V, bool gradient, float gradient_scale);
-dlx_status dlxi_fast_adamw(dlxi_kernels *k, float *parameter, float *m, float *v, const float *gradient, int64_t count,
-                           const dlxi_adamw *settings);
+dlx_status dlxi_fast_cross_entropy(dlxi_kernels *k, double *loss_sum, float *logits,
+                                   const uint32_t *target, int64_t N, int64_t V, bool gradient,
+                                   float gradient_scale);
+dlx_status dlxi_fast_adamw(dlxi_kernels *k, float *parameter, float *m, float *v,
+                           const float *gradient, int64_t count, const dlxi_adamw *settings);
 double dlxi_fast_sum_of_squares(dlxi_kernels *k, const float *x, int64_t count);
 
 #endif

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Linear layers and plain products: what is rounded to bf16, when, and where the copy is kept. */
 #include "kernels/fast.h"
 
@@ -6,7 +7,8 @@
 
 #include <stdlib.h>
 
-/* Rounding a factor costs about as much as 25 multiply-adds of each of its elements save: thin products stay f32. */
+/* Rounding a factor costs about as much as 25 multiply-adds of each of its elements save: thin
+ * products stay f32. */
 static bool worth_bf16(const dlxi_kernels *k, int64_t columns_a, int64_t columns_b) {
     return k->precision == DLXI_PRECISION_BF16 && columns_a >= 32 && columns_b >= 32;
 }
@@ -15,14 +17,15 @@ static void convert(const dlxi_kernels *k, uint16_t *dst, const float *src, int6
     const int ranges = dlxi_ranges(k, count, 1);
 #pragma omp parallel for num_threads(ranges) if (ranges > 1) schedule(static, 1)
     for (int r = 0; r < ranges; r++) {
-        int64_t begin = dlxi_range_begin(count, r, ranges), length = dlxi_range_begin(count, r + 1, ranges) - begin;
+        int64_t begin = dlxi_range_begin(count, r, ranges),
+                length = dlxi_range_begin(count, r + 1, ranges) - begin;
         dlxi_to_bf16(dst + begin, src + begin, 1, length, length, 1.0f);
     }
 }
 
 /* *out ← x itself, or its bf16 copy in `scratch`. */
-static dlx_status factor(dlxi_kernels *k, const void **out, dlxi_scratch *scratch, const float *x, int64_t count,
-                         bool bf16) {
+static dlx_status factor(dlxi_kernels *k, const void **out, dlxi_scratch *scratch, const float *x,
+                         int64_t count, bool bf16) {
     *out = x;
     if (!bf16) return DLX_OK;
     DLX_TRY(dlxi_scratch_reserve(scratch, (size_t)count, sizeof(uint16_t)));
@@ -31,9 +34,10 @@ static dlx_status factor(dlxi_kernels *k, const void **out, dlxi_scratch *scratc
     return DLX_OK;
 }
 
-/* ---- converted weights ----------------------------------------------------------------------------------------- */
+/* ---- converted weights ----------------------------------------------------------------------- */
 
-static dlx_status converted_append(struct dlxi_kernels_state *s, const float *weight, int64_t count) {
+static dlx_status converted_append(struct dlxi_kernels_state *s, const float *weight,
+                                   int64_t count) {
     if (s->converted_count == s->converted_capacity) {
         dlxi_converted *larger = NULL;
         DLX_TRY(DLXI_NEW(&larger, 2 * s->converted_capacity + 32, NULL));
@@ -50,10 +54,10 @@ static dlx_status converted_append(struct dlxi_kernels_state *s, const float *we
     return DLX_OK;
 }
 
-/* The entry for `weight`: its own, or one of the same size that nobody is using, or a new one. A weight that changes
- * size at one address is another weight. */
-static dlx_status converted_find(struct dlxi_kernels_state *s, dlxi_converted **out, const float *weight,
-                                 int64_t count) {
+/* The entry for `weight`: its own, or one of the same size that nobody is using, or a new one. A
+ * weight that changes size at one address is another weight. */
+static dlx_status converted_find(struct dlxi_kernels_state *s, dlxi_converted **out,
+                                 const float *weight, int64_t count) {
     for (int64_t i = 0; i < s->converted_count; i++) {
         *out = &s->converted[i];
         if ((*out)->weight == weight && (*out)->count == count) return DLX_OK;
@@ -70,7 +74,8 @@ static dlx_status converted_find(struct dlxi_kernels_state *s, dlxi_converted **
     return DLX_OK;
 }
 
-static dlx_status weight_factor(dlxi_kernels *k, const void **out, const float *weight, int64_t count, bool bf16) {
+static dlx_status weight_factor(dlxi_kernels *k, const void **out, const float *weight,
+                                int64_t count, bool bf16) {
     *out = weight;
     if (!bf16) return DLX_OK;
     dlxi_converted *c = NULL;
@@ -83,25 +88,31 @@ static dlx_status weight_factor(dlxi_kernels *k, const void **out, const float *
 
 void dlxi_fast_weights_changed(dlxi_kernels *k, const float *weight) {
     for (int64_t i = 0; i < k->state->converted_count; i++)
-        if (weight == NULL || k->state->converted[i].weight == weight) k->state->converted[i].valid = false;
+        if (weight == NULL || k->state->converted[i].weight == weight)
+            k->state->converted[i].valid = false;
 }
 
-/* ---- linear ---------------------------------------------------------------------------------------------------- */
+/* ---- linear ---------------------------------------------------------------------------------- */
 
-dlx_status dlxi_fast_linear_forward(dlxi_kernels *k, float *y, const float *x, const float *weight, const float *bias,
-                                    int64_t N, int64_t I, int64_t O) {
+dlx_status dlxi_fast_linear_forward(dlxi_kernels *k, float *y, const float *x, const float *weight,
+                                    const float *bias, int64_t N, int64_t I, int64_t O) {
     const bool bf16 = worth_bf16(k, I, O);
     const void *a = NULL, *b = NULL;
     DLX_TRY(factor(k, &a, &k->state->factor_a, x, N * I, bf16));
     DLX_TRY(weight_factor(k, &b, weight, O * I, bf16));
-    const dlxi_product xw = {
-        .M = N, .N = O, .K = I, .alpha = 1.0f, .transpose_b = true, .bf16 = bf16, .bias = bias != NULL};
+    const dlxi_product xw = {.M = N,
+                             .N = O,
+                             .K = I,
+                             .alpha = 1.0f,
+                             .transpose_b = true,
+                             .bf16 = bf16,
+                             .bias = bias != NULL};
     return dlxi_onednn_run(k->state->products, &xw, y, a, b, bias);
 }
 
 /* sums[o] += Σ_n dy[n,o] for o in [begin, end); dy is [N,O] */
-DLXI_CLONES static void add_column_sums(float *sums, const float *dy, int64_t N, int64_t O, int64_t begin,
-                                        int64_t end) {
+DLXI_CLONES static void add_column_sums(float *sums, const float *dy, int64_t N, int64_t O,
+                                        int64_t begin, int64_t end) {
     enum { BLOCK = 256 };
     for (int64_t first = begin; first < end; first += BLOCK) {
         float block[BLOCK] = {0};
@@ -115,8 +126,9 @@ DLXI_CLONES static void add_column_sums(float *sums, const float *dy, int64_t N,
     }
 }
 
-dlx_status dlxi_fast_linear_backward(dlxi_kernels *k, float *dx, float *dweight, float *dbias, const float *dy,
-                                     const float *x, const float *weight, int64_t N, int64_t I, int64_t O) {
+dlx_status dlxi_fast_linear_backward(dlxi_kernels *k, float *dx, float *dweight, float *dbias,
+                                     const float *dy, const float *x, const float *weight,
+                                     int64_t N, int64_t I, int64_t O) {
     const bool bf16 = worth_bf16(k, I, O);
     const void *d = NULL, *a = NULL, *b = NULL;
     DLX_TRY(factor(k, &d, &k->state->factor_a, dy, N * O, bf16));
@@ -126,19 +138,22 @@ dlx_status dlxi_fast_linear_backward(dlxi_kernels *k, float *dx, float *dweight,
         DLX_TRY(dlxi_onednn_run(k->state->products, &dyw, dx, d, b, NULL));
     }
     DLX_TRY(factor(k, &a, &k->state->factor_b, x, N * I, bf16));
-    const dlxi_product dyx = {.M = O, .N = I, .K = N, .alpha = 1.0f, .beta = 1.0f, .transpose_a = true, .bf16 = bf16};
+    const dlxi_product dyx = {
+        .M = O, .N = I, .K = N, .alpha = 1.0f, .beta = 1.0f, .transpose_a = true, .bf16 = bf16};
     DLX_TRY(dlxi_onednn_run(k->state->products, &dyx, dweight, d, a, NULL));
     if (dbias == NULL) return DLX_OK;
 
     const int ranges = dlxi_ranges(k, O, N);
 #pragma omp parallel for num_threads(ranges) if (ranges > 1) schedule(static, 1)
     for (int r = 0; r < ranges; r++)
-        add_column_sums(dbias, dy, N, O, dlxi_range_begin(O, r, ranges), dlxi_range_begin(O, r + 1, ranges));
+        add_column_sums(dbias, dy, N, O, dlxi_range_begin(O, r, ranges),
+                        dlxi_range_begin(O, r + 1, ranges));
     return DLX_OK;
 }
 
-dlx_status dlxi_fast_product(dlxi_kernels *k, float *c, const float *a, const float *b, bool transpose_a,
-                             bool transpose_b, int64_t M, int64_t N, int64_t K, float alpha, float beta) {
+dlx_status dlxi_fast_product(dlxi_kernels *k, float *c, const float *a, const float *b,
+                             bool transpose_a, bool transpose_b, int64_t M, int64_t N, int64_t K,
+                             float alpha, float beta) {
     const bool bf16 = worth_bf16(k, M, N);
     const void *left = NULL, *right = NULL;
     DLX_TRY(factor(k, &left, &k->state->factor_a, a, M * K, bf16));

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Softmax and cross-entropy over the vocabulary, in place. */
 #include "kernels/fast.h"
 
@@ -6,8 +7,8 @@
 
 #include <math.h>
 
-/* Σ over blocks in f64, within a block in f32 lanes: a vocabulary is too long for one f32 sum. Where keep is true the
- * exponentials replace the row. */
+/* Σ over blocks in f64, within a block in f32 lanes: a vocabulary is too long for one f32 sum.
+ * Where keep is true the exponentials replace the row. */
 static inline double exponentials(float *row, int64_t V, float largest, bool keep) {
     enum { BLOCK = 512 };
     double total = 0.0;
@@ -30,8 +31,9 @@ static inline double exponentials(float *row, int64_t V, float largest, bool kee
     return total;
 }
 
-DLXI_CLONES static double cross_entropy_rows(float *logits, const uint32_t *target, int64_t begin, int64_t end,
-                                             int64_t V, bool gradient, float gradient_scale) {
+DLXI_CLONES static double cross_entropy_rows(float *logits, const uint32_t *target, int64_t begin,
+                                             int64_t end, int64_t V, bool gradient,
+                                             float gradient_scale) {
     double loss = 0.0;
     for (int64_t n = begin; n < end; n++) {
         float *row = logits + n * V;
@@ -50,14 +52,16 @@ DLXI_CLONES static double cross_entropy_rows(float *logits, const uint32_t *targ
     return loss;
 }
 
-dlx_status dlxi_fast_cross_entropy(dlxi_kernels *k, double *loss_sum, float *logits, const uint32_t *target, int64_t N,
-                                   int64_t V, bool gradient, float gradient_scale) {
+dlx_status dlxi_fast_cross_entropy(dlxi_kernels *k, double *loss_sum, float *logits,
+                                   const uint32_t *target, int64_t N, int64_t V, bool gradient,
+                                   float gradient_scale) {
     double part[DLXI_RANGES_MAX];
     const int ranges = dlxi_ranges(k, N, V);
 #pragma omp parallel for num_threads(ranges) if (ranges > 1) schedule(static, 1)
     for (int r = 0; r < ranges; r++)
-        part[r] = cross_entropy_rows(logits, target, dlxi_range_begin(N, r, ranges), dlxi_range_begin(N, r + 1, ranges),
-                                     V, gradient, gradient_scale);
+        part[r] =
+            cross_entropy_rows(logits, target, dlxi_range_begin(N, r, ranges),
+                               dlxi_range_begin(N, r + 1, ranges), V, gradient, gradient_scale);
     for (int r = 0; r < ranges; r++) *loss_sum += part[r];
     return DLX_OK;
 }

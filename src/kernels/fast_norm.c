@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* LayerNorm and RMSNorm. Formulas as in ref.c; sums in f32 lanes. */
 #include "kernels/fast.h"
 
@@ -6,9 +7,10 @@
 #include <math.h>
 #include <string.h>
 
-/* ---- parameters' gradients, summed over rows by several threads ------------------------------------------------ */
+/* ---- parameters' gradients, summed over rows by several threads ------------------------------ */
 
-/* *out ← [ranges, 2C] zeros: a place for each range's dgain[C] and dbias[C]. NULL where one range adds at once. */
+/* *out ← [ranges, 2C] zeros: a place for each range's dgain[C] and dbias[C]. NULL where one range
+ * adds at once. */
 static dlx_status partial_sums(dlxi_kernels *k, float **out, int ranges, int64_t C) {
     *out = NULL;
     if (ranges == 1) return DLX_OK;
@@ -25,10 +27,11 @@ static void join(float *dgain, float *dbias, const float *partial, int ranges, i
     }
 }
 
-/* ---- LayerNorm ------------------------------------------------------------------------------------------------- */
+/* ---- LayerNorm ------------------------------------------------------------------------------- */
 
-DLXI_CLONES static void layernorm_rows(float *y, float *mean, float *rstd, const float *x, const float *gain,
-                                       const float *bias, int64_t begin, int64_t end, int64_t C, float epsilon) {
+DLXI_CLONES static void layernorm_rows(float *y, float *mean, float *rstd, const float *x,
+                                       const float *gain, const float *bias, int64_t begin,
+                                       int64_t end, int64_t C, float epsilon) {
     for (int64_t n = begin; n < end; n++) {
         const float *row = x + n * C;
         float *out = y + n * C;
@@ -46,18 +49,20 @@ DLXI_CLONES static void layernorm_rows(float *y, float *mean, float *rstd, const
     }
 }
 
-dlx_status dlxi_fast_layernorm_forward(dlxi_kernels *k, float *y, float *mean, float *rstd, const float *x,
-                                       const float *gain, const float *bias, int64_t N, int64_t C, float epsilon) {
+dlx_status dlxi_fast_layernorm_forward(dlxi_kernels *k, float *y, float *mean, float *rstd,
+                                       const float *x, const float *gain, const float *bias,
+                                       int64_t N, int64_t C, float epsilon) {
     const int ranges = dlxi_ranges(k, N, C);
 #pragma omp parallel for num_threads(ranges) if (ranges > 1) schedule(static, 1)
     for (int r = 0; r < ranges; r++)
-        layernorm_rows(y, mean, rstd, x, gain, bias, dlxi_range_begin(N, r, ranges), dlxi_range_begin(N, r + 1, ranges),
-                       C, epsilon);
+        layernorm_rows(y, mean, rstd, x, gain, bias, dlxi_range_begin(N, r, ranges),
+                       dlxi_range_begin(N, r + 1, ranges), C, epsilon);
     return DLX_OK;
 }
 
-DLXI_CLONES static void layernorm_backward_rows(float *dx, float *dgain, float *dbias, const float *dy, const float *x,
-                                                const float *mean, const float *rstd, const float *gain, int64_t begin,
+DLXI_CLONES static void layernorm_backward_rows(float *dx, float *dgain, float *dbias,
+                                                const float *dy, const float *x, const float *mean,
+                                                const float *rstd, const float *gain, int64_t begin,
                                                 int64_t end, int64_t C) {
     for (int64_t n = begin; n < end; n++) {
         const float *row = x + n * C, *up = dy + n * C;
@@ -81,9 +86,10 @@ DLXI_CLONES static void layernorm_backward_rows(float *dx, float *dgain, float *
     }
 }
 
-dlx_status dlxi_fast_layernorm_backward(dlxi_kernels *k, float *dx, float *dgain, float *dbias, const float *dy,
-                                        const float *x, const float *mean, const float *rstd, const float *gain,
-                                        int64_t N, int64_t C) {
+dlx_status dlxi_fast_layernorm_backward(dlxi_kernels *k, float *dx, float *dgain, float *dbias,
+                                        const float *dy, const float *x, const float *mean,
+                                        const float *rstd, const float *gain, int64_t N,
+                                        int64_t C) {
     const int ranges = dlxi_ranges(k, N, C);
     float *partial = NULL;
     DLX_TRY(partial_sums(k, &partial, ranges, C));
@@ -91,17 +97,18 @@ dlx_status dlxi_fast_layernorm_backward(dlxi_kernels *k, float *dx, float *dgain
     for (int r = 0; r < ranges; r++) {
         float *gains = partial != NULL ? partial + r * 2 * C : dgain;
         float *biases = partial != NULL ? gains + C : dbias;
-        layernorm_backward_rows(dx, gains, biases, dy, x, mean, rstd, gain, dlxi_range_begin(N, r, ranges),
-                                dlxi_range_begin(N, r + 1, ranges), C);
+        layernorm_backward_rows(dx, gains, biases, dy, x, mean, rstd, gain,
+                                dlxi_range_begin(N, r, ranges), dlxi_range_begin(N, r + 1, ranges),
+                                C);
     }
     join(dgain, dbias, partial, ranges, C);
     return DLX_OK;
 }
 
-/* ---- RMSNorm --------------------------------------------------------------------------------------------------- */
+/* ---- RMSNorm --------------------------------------------------------------------------------- */
 
-DLXI_CLONES static void rmsnorm_rows(float *y, float *rstd, const float *x, const float *gain, int64_t begin,
-                                     int64_t end, int64_t C, float epsilon) {
+DLXI_CLONES static void rmsnorm_rows(float *y, float *rstd, const float *x, const float *gain,
+                                     int64_t begin, int64_t end, int64_t C, float epsilon) {
     for (int64_t n = begin; n < end; n++) {
         const float *row = x + n * C;
         float *out = y + n * C;
@@ -115,18 +122,19 @@ DLXI_CLONES static void rmsnorm_rows(float *y, float *rstd, const float *x, cons
     }
 }
 
-dlx_status dlxi_fast_rmsnorm_forward(dlxi_kernels *k, float *y, float *rstd, const float *x, const float *gain,
-                                     int64_t N, int64_t C, float epsilon) {
+dlx_status dlxi_fast_rmsnorm_forward(dlxi_kernels *k, float *y, float *rstd, const float *x,
+                                     const float *gain, int64_t N, int64_t C, float epsilon) {
     const int ranges = dlxi_ranges(k, N, C);
 #pragma omp parallel for num_threads(ranges) if (ranges > 1) schedule(static, 1)
     for (int r = 0; r < ranges; r++)
-        rmsnorm_rows(y, rstd, x, gain, dlxi_range_begin(N, r, ranges), dlxi_range_begin(N, r + 1, ranges), C, epsilon);
+        rmsnorm_rows(y, rstd, x, gain, dlxi_range_begin(N, r, ranges),
+                     dlxi_range_begin(N, r + 1, ranges), C, epsilon);
     return DLX_OK;
 }
 
-DLXI_CLONES static void rmsnorm_backward_rows(float *dx, float *dgain, const float *dy, const float *x,
-                                              const float *rstd, const float *gain, int64_t begin, int64_t end,
-                                              int64_t C) {
+DLXI_CLONES static void rmsnorm_backward_rows(float *dx, float *dgain, const float *dy,
+                                              const float *x, const float *rstd, const float *gain,
+                                              int64_t begin, int64_t end, int64_t C) {
     for (int64_t n = begin; n < end; n++) {
         const float *row = x + n * C, *up = dy + n * C;
         float *out = dx + n * C;
@@ -140,19 +148,22 @@ DLXI_CLONES static void rmsnorm_backward_rows(float *dx, float *dgain, const flo
         }
         const float mean_gh = sum_gh / (float)C;
 #pragma omp simd
-        for (int64_t c = 0; c < C; c++) out[c] = scale * (up[c] * gain[c] - row[c] * scale * mean_gh);
+        for (int64_t c = 0; c < C; c++)
+            out[c] = scale * (up[c] * gain[c] - row[c] * scale * mean_gh);
     }
 }
 
-dlx_status dlxi_fast_rmsnorm_backward(dlxi_kernels *k, float *dx, float *dgain, const float *dy, const float *x,
-                                      const float *rstd, const float *gain, int64_t N, int64_t C) {
+dlx_status dlxi_fast_rmsnorm_backward(dlxi_kernels *k, float *dx, float *dgain, const float *dy,
+                                      const float *x, const float *rstd, const float *gain,
+                                      int64_t N, int64_t C) {
     const int ranges = dlxi_ranges(k, N, C);
     float *partial = NULL;
     DLX_TRY(partial_sums(k, &partial, ranges, C));
 #pragma omp parallel for num_threads(ranges) if (ranges > 1) schedule(static, 1)
     for (int r = 0; r < ranges; r++)
         rmsnorm_backward_rows(dx, partial != NULL ? partial + r * 2 * C : dgain, dy, x, rstd, gain,
-                              dlxi_range_begin(N, r, ranges), dlxi_range_begin(N, r + 1, ranges), C);
+                              dlxi_range_begin(N, r, ranges), dlxi_range_begin(N, r + 1, ranges),
+                              C);
     join(dgain, NULL, partial, ranges, C);
     return DLX_OK;
 }

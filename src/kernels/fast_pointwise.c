@@ -1,4 +1,6 @@
-/* Operations element by element: activations, SwiGLU, addition, rotary embedding, token embedding, AdamW, norm. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Operations element by element: activations, SwiGLU, addition, rotary embedding, token embedding,
+ * AdamW, norm. */
 #include "kernels/fast.h"
 
 #include "base/simd.h"
@@ -7,7 +9,7 @@
 #include <math.h>
 #include <string.h>
 
-/* ---- activations ----------------------------------------------------------------------------------------------- */
+/* ---- activations ----------------------------------------------------------------------------- */
 
 /* (1 + tanh u)/2 = sigmoid(2u), so GELU is x · sigmoid(2 sqrt(2/π) (x + 0.044715 x³)). */
 static const float gelu_scale = 1.59576912160573071176f, gelu_cubic = 0.044715f;
@@ -39,12 +41,13 @@ DLXI_CLONES static void relu_backward(float *dx, const float *dy, const float *x
     for (int64_t i = 0; i < count; i++) dx[i] = x[i] > 0.0f ? dy[i] : 0.0f;
 }
 
-dlx_status dlxi_fast_activation_forward(dlxi_kernels *k, float *y, const float *x, dlxi_activation kind,
-                                        int64_t count) {
+dlx_status dlxi_fast_activation_forward(dlxi_kernels *k, float *y, const float *x,
+                                        dlxi_activation kind, int64_t count) {
     const int ranges = dlxi_ranges(k, count, 1);
 #pragma omp parallel for num_threads(ranges) if (ranges > 1) schedule(static, 1)
     for (int r = 0; r < ranges; r++) {
-        int64_t begin = dlxi_range_begin(count, r, ranges), length = dlxi_range_begin(count, r + 1, ranges) - begin;
+        int64_t begin = dlxi_range_begin(count, r, ranges),
+                length = dlxi_range_begin(count, r + 1, ranges) - begin;
         if (kind == DLXI_GELU)
             gelu_forward(y + begin, x + begin, length);
         else
@@ -53,12 +56,13 @@ dlx_status dlxi_fast_activation_forward(dlxi_kernels *k, float *y, const float *
     return DLX_OK;
 }
 
-dlx_status dlxi_fast_activation_backward(dlxi_kernels *k, float *dx, const float *dy, const float *x,
-                                         dlxi_activation kind, int64_t count) {
+dlx_status dlxi_fast_activation_backward(dlxi_kernels *k, float *dx, const float *dy,
+                                         const float *x, dlxi_activation kind, int64_t count) {
     const int ranges = dlxi_ranges(k, count, 1);
 #pragma omp parallel for num_threads(ranges) if (ranges > 1) schedule(static, 1)
     for (int r = 0; r < ranges; r++) {
-        int64_t begin = dlxi_range_begin(count, r, ranges), length = dlxi_range_begin(count, r + 1, ranges) - begin;
+        int64_t begin = dlxi_range_begin(count, r, ranges),
+                length = dlxi_range_begin(count, r + 1, ranges) - begin;
         if (kind == DLXI_GELU)
             gelu_backward(dx + begin, dy + begin, x + begin, length);
         else
@@ -67,13 +71,15 @@ dlx_status dlxi_fast_activation_backward(dlxi_kernels *k, float *dx, const float
     return DLX_OK;
 }
 
-DLXI_CLONES static void swiglu_forward(float *y, const float *gate, const float *up, int64_t begin, int64_t end) {
+DLXI_CLONES static void swiglu_forward(float *y, const float *gate, const float *up, int64_t begin,
+                                       int64_t end) {
 #pragma omp simd
     for (int64_t i = begin; i < end; i++) y[i] = gate[i] * dlxi_sigmoid(gate[i]) * up[i];
 }
 
-DLXI_CLONES static void swiglu_backward(float *dgate, float *dup, const float *dy, const float *gate, const float *up,
-                                        int64_t begin, int64_t end) {
+DLXI_CLONES static void swiglu_backward(float *dgate, float *dup, const float *dy,
+                                        const float *gate, const float *up, int64_t begin,
+                                        int64_t end) {
 #pragma omp simd
     for (int64_t i = begin; i < end; i++) {
         float g = gate[i], u = up[i], d = dy[i], s = dlxi_sigmoid(g);
@@ -82,16 +88,18 @@ DLXI_CLONES static void swiglu_backward(float *dgate, float *dup, const float *d
     }
 }
 
-dlx_status dlxi_fast_swiglu_forward(dlxi_kernels *k, float *y, const float *gate, const float *up, int64_t count) {
+dlx_status dlxi_fast_swiglu_forward(dlxi_kernels *k, float *y, const float *gate, const float *up,
+                                    int64_t count) {
     const int ranges = dlxi_ranges(k, count, 1);
 #pragma omp parallel for num_threads(ranges) if (ranges > 1) schedule(static, 1)
     for (int r = 0; r < ranges; r++)
-        swiglu_forward(y, gate, up, dlxi_range_begin(count, r, ranges), dlxi_range_begin(count, r + 1, ranges));
+        swiglu_forward(y, gate, up, dlxi_range_begin(count, r, ranges),
+                       dlxi_range_begin(count, r + 1, ranges));
     return DLX_OK;
 }
 
-dlx_status dlxi_fast_swiglu_backward(dlxi_kernels *k, float *dgate, float *dup, const float *dy, const float *gate,
-                                     const float *up, int64_t count) {
+dlx_status dlxi_fast_swiglu_backward(dlxi_kernels *k, float *dgate, float *dup, const float *dy,
+                                     const float *gate, const float *up, int64_t count) {
     const int ranges = dlxi_ranges(k, count, 1);
 #pragma omp parallel for num_threads(ranges) if (ranges > 1) schedule(static, 1)
     for (int r = 0; r < ranges; r++)
@@ -113,9 +121,10 @@ dlx_status dlxi_fast_add(dlxi_kernels *k, float *y, const float *x, int64_t coun
     return DLX_OK;
 }
 
-/* ---- rotary embedding ------------------------------------------------------------------------------------------ */
+/* ---- rotary embedding ------------------------------------------------------------------------ */
 
-/* state->turn ← [positions,D]: for each position D/2 cosines, then D/2 sines. Kept while D and theta stay. */
+/* state->turn ← [positions,D]: for each position D/2 cosines, then D/2 sines. Kept while D and
+ * theta stay. */
 static dlx_status turns(struct dlxi_kernels_state *s, int64_t T, int64_t D, float theta) {
     if (s->turn_positions >= T && s->turn_D == D && s->turn_theta == theta) return DLX_OK;
     s->turn_positions = 0;
@@ -134,8 +143,8 @@ static dlx_status turns(struct dlxi_kernels_state *s, int64_t T, int64_t D, floa
     return DLX_OK;
 }
 
-DLXI_CLONES static void rope_rows(float *x, const float *table, int64_t begin, int64_t end, int64_t T, int64_t heads,
-                                  int64_t D, float sign) {
+DLXI_CLONES static void rope_rows(float *x, const float *table, int64_t begin, int64_t end,
+                                  int64_t T, int64_t heads, int64_t D, float sign) {
     const int64_t half = D / 2;
     for (int64_t n = begin; n < end; n++) {
         const float *cosine = table + n % T * D, *sine = cosine + half;
@@ -151,22 +160,23 @@ DLXI_CLONES static void rope_rows(float *x, const float *table, int64_t begin, i
     }
 }
 
-dlx_status dlxi_fast_rope(dlxi_kernels *k, float *x, int64_t N, int64_t T, int64_t heads, int64_t D, float theta,
-                          bool inverse) {
+dlx_status dlxi_fast_rope(dlxi_kernels *k, float *x, int64_t N, int64_t T, int64_t heads, int64_t D,
+                          float theta, bool inverse) {
     DLX_TRY(turns(k->state, T, D, theta));
     const float sign = inverse ? -1.0f : 1.0f;
     const int ranges = dlxi_ranges(k, N, heads * D);
 #pragma omp parallel for num_threads(ranges) if (ranges > 1) schedule(static, 1)
     for (int r = 0; r < ranges; r++)
-        rope_rows(x, k->state->turn.data, dlxi_range_begin(N, r, ranges), dlxi_range_begin(N, r + 1, ranges), T, heads,
-                  D, sign);
+        rope_rows(x, k->state->turn.data, dlxi_range_begin(N, r, ranges),
+                  dlxi_range_begin(N, r + 1, ranges), T, heads, D, sign);
     return DLX_OK;
 }
 
-/* ---- token embedding ------------------------------------------------------------------------------------------- */
+/* ---- token embedding ------------------------------------------------------------------------- */
 
-DLXI_CLONES static void embed_rows(float *y, const uint32_t *token, const float *table, const float *position,
-                                   int64_t begin, int64_t end, int64_t T, int64_t C) {
+DLXI_CLONES static void embed_rows(float *y, const uint32_t *token, const float *table,
+                                   const float *position, int64_t begin, int64_t end, int64_t T,
+                                   int64_t C) {
     for (int64_t n = begin; n < end; n++) {
         const float *row = table + token[n] * C;
         float *out = y + n * C;
@@ -178,17 +188,20 @@ DLXI_CLONES static void embed_rows(float *y, const uint32_t *token, const float 
     }
 }
 
-dlx_status dlxi_fast_embedding_forward(dlxi_kernels *k, float *y, const uint32_t *token, const float *table,
-                                       const float *position, int64_t N, int64_t T, int64_t C) {
+dlx_status dlxi_fast_embedding_forward(dlxi_kernels *k, float *y, const uint32_t *token,
+                                       const float *table, const float *position, int64_t N,
+                                       int64_t T, int64_t C) {
     const int ranges = dlxi_ranges(k, N, C);
 #pragma omp parallel for num_threads(ranges) if (ranges > 1) schedule(static, 1)
     for (int r = 0; r < ranges; r++)
-        embed_rows(y, token, table, position, dlxi_range_begin(N, r, ranges), dlxi_range_begin(N, r + 1, ranges), T, C);
+        embed_rows(y, token, table, position, dlxi_range_begin(N, r, ranges),
+                   dlxi_range_begin(N, r + 1, ranges), T, C);
     return DLX_OK;
 }
 
-DLXI_CLONES static void embed_backward_columns(float *dtable, float *dposition, const float *dy, const uint32_t *token,
-                                               int64_t N, int64_t T, int64_t C, int64_t begin, int64_t end) {
+DLXI_CLONES static void embed_backward_columns(float *dtable, float *dposition, const float *dy,
+                                               const uint32_t *token, int64_t N, int64_t T,
+                                               int64_t C, int64_t begin, int64_t end) {
     for (int64_t n = 0; n < N; n++) {
         const float *up = dy + n * C;
         float *row = dtable + token[n] * C;
@@ -202,25 +215,27 @@ DLXI_CLONES static void embed_backward_columns(float *dtable, float *dposition, 
 }
 
 /* Threads share columns, not rows: two rows may be the same token's. */
-dlx_status dlxi_fast_embedding_backward(dlxi_kernels *k, float *dtable, float *dposition, const float *dy,
-                                        const uint32_t *token, int64_t N, int64_t T, int64_t C) {
+dlx_status dlxi_fast_embedding_backward(dlxi_kernels *k, float *dtable, float *dposition,
+                                        const float *dy, const uint32_t *token, int64_t N,
+                                        int64_t T, int64_t C) {
     const int ranges = dlxi_ranges(k, C, N);
 #pragma omp parallel for num_threads(ranges) if (ranges > 1) schedule(static, 1)
     for (int r = 0; r < ranges; r++)
-        embed_backward_columns(dtable, dposition, dy, token, N, T, C, dlxi_range_begin(C, r, ranges),
-                               dlxi_range_begin(C, r + 1, ranges));
+        embed_backward_columns(dtable, dposition, dy, token, N, T, C,
+                               dlxi_range_begin(C, r, ranges), dlxi_range_begin(C, r + 1, ranges));
     return DLX_OK;
 }
 
-/* ---- optimiser ------------------------------------------------------------------------------------------------- */
+/* ---- optimiser ------------------------------------------------------------------------------- */
 
-/* What of a step does not depend on the element: p ← p − (decay · p + rate · m / (sqrt(v) · root + epsilon)). */
+/* What of a step does not depend on the element: p ← p − (decay · p + rate · m / (sqrt(v) · root +
+ * epsilon)). */
 typedef struct adamw_step {
     float beta1, beta2, gradient_scale, decay, rate, root, epsilon;
 } adamw_step;
 
-DLXI_CLONES static void adamw_range(float *parameter, float *m, float *v, const float *gradient, int64_t begin,
-                                    int64_t end, const adamw_step *step) {
+DLXI_CLONES static void adamw_range(float *parameter, float *m, float *v, const float *gradient,
+                                    int64_t begin, int64_t end, const adamw_step *step) {
     const adamw_step s = *step;
     const float rest1 = 1.0f - s.beta1, rest2 = 1.0f - s.beta2;
 #pragma omp simd
@@ -235,8 +250,8 @@ DLXI_CLONES static void adamw_range(float *parameter, float *m, float *v, const 
     }
 }
 
-dlx_status dlxi_fast_adamw(dlxi_kernels *k, float *parameter, float *m, float *v, const float *gradient, int64_t count,
-                           const dlxi_adamw *settings) {
+dlx_status dlxi_fast_adamw(dlxi_kernels *k, float *parameter, float *m, float *v,
+                           const float *gradient, int64_t count, const dlxi_adamw *settings) {
     const double correction1 = 1.0 - pow((double)settings->beta1, (double)settings->step);
     const double correction2 = 1.0 - pow((double)settings->beta2, (double)settings->step);
     const adamw_step step = {.beta1 = settings->beta1,
@@ -266,7 +281,8 @@ double dlxi_fast_sum_of_squares(dlxi_kernels *k, const float *x, int64_t count) 
     const int ranges = dlxi_ranges(k, count, 1);
 #pragma omp parallel for num_threads(ranges) if (ranges > 1) schedule(static, 1)
     for (int r = 0; r < ranges; r++)
-        part[r] = squares_range(x, dlxi_range_begin(count, r, ranges), dlxi_range_begin(count, r + 1, ranges));
+        part[r] = squares_range(x, dlxi_range_begin(count, r, ranges),
+                                dlxi_range_begin(count, r + 1, ranges));
     for (int r = 0; r < ranges; r++) sum += part[r];
     return sum;
 }

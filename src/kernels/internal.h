@@ -1,4 +1,6 @@
-/* What the files of this room share: the backends' tables and scratch memory that grows and is kept. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the files of this room share: the backends' tables and scratch memory that grows and is
+ * kept. */
 #ifndef DLXI_KERNELS_INTERNAL_H
 #define DLXI_KERNELS_INTERNAL_H
 

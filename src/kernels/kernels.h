@@ -1,14 +1,16 @@
-/* The arithmetic of a training step: one table of operations, filled by `ref` (plain C, frozen, reads like the formula)
- * and by `fast` (oneDNN, and our own vector loops).
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The arithmetic of a training step: one table of operations, filled by `ref` (plain C, frozen,
+ * reads like the formula) and by `fast` (oneDNN, and our own vector loops).
  *
- * Everything is f32 in memory, row-major. Token rows N = B·T. Shapes stand beside the names. Forward operations
- * overwrite their outputs. Backward operations overwrite gradients of activations (d of x, q, k, v) and *add to*
- * gradients of parameters (dweight, dbias, dgain), so that micro-batches accumulate.
+ * Everything is f32 in memory, row-major. Token rows N = B·T. Shapes stand beside the names.
+ * Forward operations overwrite their outputs. Backward operations overwrite gradients of
+ * activations (d of x, q, k, v) and *add to* gradients of parameters (dweight, dbias, dgain), so
+ * that micro-batches accumulate.
  *
- * A `dlxi_kernels` holds scratch memory and cached primitives that grow at the first call of a shape and are kept: no
- * allocation after the first step. One thread at a time may use one object; `threads` caps every pool it uses.
- * Operations return DLX_OK, DLX_MEMORY or DLX_SYSTEM; nothing else can go wrong for arguments in range (our own bug).
- */
+ * A `dlxi_kernels` holds scratch memory and cached primitives that grow at the first call of a
+ * shape and are kept: no allocation after the first step. One thread at a time may use one object;
+ * `threads` caps every pool it uses. Operations return DLX_OK, DLX_MEMORY or DLX_SYSTEM; nothing
+ * else can go wrong for arguments in range (our own bug). */
 #ifndef DLXI_KERNELS_H
 #define DLXI_KERNELS_H
 
@@ -22,7 +24,8 @@ typedef enum dlxi_precision {
     DLXI_PRECISION_BF16 /* products of bf16-rounded factors, accumulated in f32; refused where the CPU lacks it */
 } dlxi_precision;
 
-typedef enum dlxi_activation { DLXI_GELU, DLXI_RELU } dlxi_activation; /* GELU: the tanh form of GPT-2 */
+/* GELU: the tanh form of GPT-2 */
+typedef enum dlxi_activation { DLXI_GELU, DLXI_RELU } dlxi_activation;
 
 /* AdamW with decoupled decay (Loshchilov & Hutter 2019, algorithm 2); step counts from 1. */
 typedef struct dlxi_adamw {
@@ -35,73 +38,87 @@ typedef struct dlxi_operations {
     const char *name;
 
     /* y[N,O] = x[N,I] · weight[O,I]ᵀ + bias[O]; bias may be NULL. */
-    dlx_status (*linear_forward)(dlxi_kernels *k, float *y, const float *x, const float *weight, const float *bias,
-                                 int64_t N, int64_t I, int64_t O);
-    /* dx[N,I] = dy[N,O] · weight (dx may be NULL); dweight[O,I] += dyᵀ · x; dbias[O] += Σ_n dy (may be NULL). */
-    dlx_status (*linear_backward)(dlxi_kernels *k, float *dx, float *dweight, float *dbias, const float *dy,
-                                  const float *x, const float *weight, int64_t N, int64_t I, int64_t O);
-    /* `weight` (as passed to linear_*) has changed, or will not be seen again: forget any converted copy of it. NULL:
-     * of all. Call after every optimiser step and every time an outer step moves the parameters. */
+    dlx_status (*linear_forward)(dlxi_kernels *k, float *y, const float *x, const float *weight,
+                                 const float *bias, int64_t N, int64_t I, int64_t O);
+    /* dx[N,I] = dy[N,O] · weight (dx may be NULL); dweight[O,I] += dyᵀ · x; dbias[O] += Σ_n dy (may
+     * be NULL). */
+    dlx_status (*linear_backward)(dlxi_kernels *k, float *dx, float *dweight, float *dbias,
+                                  const float *dy, const float *x, const float *weight, int64_t N,
+                                  int64_t I, int64_t O);
+    /* `weight` (as passed to linear_*) has changed, or will not be seen again: forget any converted
+     * copy of it. NULL: of all. Call after every optimiser step and every time an outer step moves
+     * the parameters. */
     void (*weights_changed)(dlxi_kernels *k, const float *weight);
 
-    /* c[M,N] = alpha · a' · b' + beta · c, with a' = a[M,K] or a[K,M]ᵀ, b' = b[K,N] or b[N,K]ᵀ, all dense. */
-    dlx_status (*product)(dlxi_kernels *k, float *c, const float *a, const float *b, bool transpose_a, bool transpose_b,
-                          int64_t M, int64_t N, int64_t K, float alpha, float beta);
+    /* c[M,N] = alpha · a' · b' + beta · c, with a' = a[M,K] or a[K,M]ᵀ, b' = b[K,N] or b[N,K]ᵀ, all
+     * dense. */
+    dlx_status (*product)(dlxi_kernels *k, float *c, const float *a, const float *b,
+                          bool transpose_a, bool transpose_b, int64_t M, int64_t N, int64_t K,
+                          float alpha, float beta);
 
     /* y[N,C] = table[token[n], :] (+ position[n mod T, :] where position is not NULL). */
-    dlx_status (*embedding_forward)(dlxi_kernels *k, float *y, const uint32_t *token, const float *table,
-                                    const float *position, int64_t N, int64_t T, int64_t C);
-    dlx_status (*embedding_backward)(dlxi_kernels *k, float *dtable, float *dposition, const float *dy,
-                                     const uint32_t *token, int64_t N, int64_t T, int64_t C);
+    dlx_status (*embedding_forward)(dlxi_kernels *k, float *y, const uint32_t *token,
+                                    const float *table, const float *position, int64_t N, int64_t T,
+                                    int64_t C);
+    dlx_status (*embedding_backward)(dlxi_kernels *k, float *dtable, float *dposition,
+                                     const float *dy, const uint32_t *token, int64_t N, int64_t T,
+                                     int64_t C);
 
     /* y = (x − mean) · rstd · gain + bias; mean[N], rstd[N] are kept for backward. */
-    dlx_status (*layernorm_forward)(dlxi_kernels *k, float *y, float *mean, float *rstd, const float *x,
-                                    const float *gain, const float *bias, int64_t N, int64_t C, float epsilon);
-    dlx_status (*layernorm_backward)(dlxi_kernels *k, float *dx, float *dgain, float *dbias, const float *dy,
-                                     const float *x, const float *mean, const float *rstd, const float *gain, int64_t N,
-                                     int64_t C);
+    dlx_status (*layernorm_forward)(dlxi_kernels *k, float *y, float *mean, float *rstd,
+                                    const float *x, const float *gain, const float *bias, int64_t N,
+                                    int64_t C, float epsilon);
+    dlx_status (*layernorm_backward)(dlxi_kernels *k, float *dx, float *dgain, float *dbias,
+                                     const float *dy, const float *x, const float *mean,
+                                     const float *rstd, const float *gain, int64_t N, int64_t C);
     /* y = x · rstd · gain, rstd[N] = 1/sqrt(mean(x²) + epsilon). */
-    dlx_status (*rmsnorm_forward)(dlxi_kernels *k, float *y, float *rstd, const float *x, const float *gain, int64_t N,
-                                  int64_t C, float epsilon);
-    dlx_status (*rmsnorm_backward)(dlxi_kernels *k, float *dx, float *dgain, const float *dy, const float *x,
-                                   const float *rstd, const float *gain, int64_t N, int64_t C);
+    dlx_status (*rmsnorm_forward)(dlxi_kernels *k, float *y, float *rstd, const float *x,
+                                  const float *gain, int64_t N, int64_t C, float epsilon);
+    dlx_status (*rmsnorm_backward)(dlxi_kernels *k, float *dx, float *dgain, const float *dy,
+                                   const float *x, const float *rstd, const float *gain, int64_t N,
+                                   int64_t C);
 
-    dlx_status (*activation_forward)(dlxi_kernels *k, float *y, const float *x, dlxi_activation kind, int64_t count);
+    dlx_status (*activation_forward)(dlxi_kernels *k, float *y, const float *x,
+                                     dlxi_activation kind, int64_t count);
     /* dx may be dy. */
-    dlx_status (*activation_backward)(dlxi_kernels *k, float *dx, const float *dy, const float *x, dlxi_activation kind,
-                                      int64_t count);
+    dlx_status (*activation_backward)(dlxi_kernels *k, float *dx, const float *dy, const float *x,
+                                      dlxi_activation kind, int64_t count);
     /* y = silu(gate) · up */
-    dlx_status (*swiglu_forward)(dlxi_kernels *k, float *y, const float *gate, const float *up, int64_t count);
-    dlx_status (*swiglu_backward)(dlxi_kernels *k, float *dgate, float *dup, const float *dy, const float *gate,
-                                  const float *up, int64_t count);
+    dlx_status (*swiglu_forward)(dlxi_kernels *k, float *y, const float *gate, const float *up,
+                                 int64_t count);
+    dlx_status (*swiglu_backward)(dlxi_kernels *k, float *dgate, float *dup, const float *dy,
+                                  const float *gate, const float *up, int64_t count);
 
     /* y += x */
     dlx_status (*add)(dlxi_kernels *k, float *y, const float *x, int64_t count);
 
-    /* Rotary embedding in place on x[N, heads, D], position n mod T, base theta; pairs (d, d + D/2) as Llama in Hugging
-     * Face's layout. inverse: rotates back, which is its backward pass. */
-    dlx_status (*rope)(dlxi_kernels *k, float *x, int64_t N, int64_t T, int64_t heads, int64_t D, float theta,
-                       bool inverse);
+    /* Rotary embedding in place on x[N, heads, D], position n mod T, base theta; pairs (d, d + D/2)
+     * as Llama in Hugging Face's layout. inverse: rotates back, which is its backward pass. */
+    dlx_status (*rope)(dlxi_kernels *k, float *x, int64_t N, int64_t T, int64_t heads, int64_t D,
+                       float theta, bool inverse);
 
-    /* Causal attention with scale 1/sqrt(D). q, out [B,T,heads,D]; key, value [B,T,kv_heads,D]; heads is a multiple of
-     * kv_heads and query head h reads kv head h / (heads / kv_heads). lse[B,heads,T] = log Σ exp of the scaled scores,
-     * kept for backward. */
-    dlx_status (*attention_forward)(dlxi_kernels *k, float *out, float *lse, const float *q, const float *key,
-                                    const float *value, int64_t B, int64_t T, int64_t heads, int64_t kv_heads,
-                                    int64_t D);
-    dlx_status (*attention_backward)(dlxi_kernels *k, float *dq, float *dkey, float *dvalue, const float *dout,
-                                     const float *out, const float *lse, const float *q, const float *key,
-                                     const float *value, int64_t B, int64_t T, int64_t heads, int64_t kv_heads,
+    /* Causal attention with scale 1/sqrt(D). q, out [B,T,heads,D]; key, value [B,T,kv_heads,D];
+     * heads is a multiple of kv_heads and query head h reads kv head h / (heads / kv_heads).
+     * lse[B,heads,T] = log Σ exp of the scaled scores, kept for backward. */
+    dlx_status (*attention_forward)(dlxi_kernels *k, float *out, float *lse, const float *q,
+                                    const float *key, const float *value, int64_t B, int64_t T,
+                                    int64_t heads, int64_t kv_heads, int64_t D);
+    dlx_status (*attention_backward)(dlxi_kernels *k, float *dq, float *dkey, float *dvalue,
+                                     const float *dout, const float *out, const float *lse,
+                                     const float *q, const float *key, const float *value,
+                                     int64_t B, int64_t T, int64_t heads, int64_t kv_heads,
                                      int64_t D);
 
-    /* loss_sum += Σ_n −log softmax(logits[n])[target[n]] (in f64); where gradient is true, logits[N,V] is overwritten
-     * with gradient_scale · (softmax − onehot), so that no second [N,V] array is needed. */
-    dlx_status (*cross_entropy)(dlxi_kernels *k, double *loss_sum, float *logits, const uint32_t *target, int64_t N,
-                                int64_t V, bool gradient, float gradient_scale);
+    /* loss_sum += Σ_n −log softmax(logits[n])[target[n]] (in f64); where gradient is true,
+     * logits[N,V] is overwritten with gradient_scale · (softmax − onehot), so that no second [N,V]
+     * array is needed. */
+    dlx_status (*cross_entropy)(dlxi_kernels *k, double *loss_sum, float *logits,
+                                const uint32_t *target, int64_t N, int64_t V, bool gradient,
+                                float gradient_scale);
 
     /* In place over count parameters; m and v are the moments. */
-    dlx_status (*adamw)(dlxi_kernels *k, float *parameter, float *m, float *v, const float *gradient, int64_t count,
-                        const dlxi_adamw *settings);
+    dlx_status (*adamw)(dlxi_kernels *k, float *parameter, float *m, float *v,
+                        const float *gradient, int64_t count, const dlxi_adamw *settings);
     /* Σ x² in f64. */
     double (*sum_of_squares)(dlxi_kernels *k, const float *x, int64_t count);
 } dlxi_operations;
@@ -113,13 +130,16 @@ struct dlxi_kernels {
     struct dlxi_kernels_state *state; /* the backend's own */
 };
 
-/* Opens a backend: "ref", "fast", or "auto" (fast). threads ≥ 1. On success *out is the caller's, closed with
- * dlxi_kernels_close. DLX_CONFIG where the CPU lacks what precision asks for; the message says what to set instead. */
-dlx_status dlxi_kernels_open(dlxi_kernels **out, const char *backend, dlxi_precision precision, int threads,
-                             dlx_error *error);
+/* Opens a backend: "ref", "fast", or "auto" (fast). threads ≥ 1. On success *out is the caller's,
+ * closed with dlxi_kernels_close. DLX_CONFIG where the CPU lacks what precision asks for; the
+ * message says what to set instead. */
+dlx_status dlxi_kernels_open(dlxi_kernels **out, const char *backend, dlxi_precision precision,
+                             int threads, dlx_error *error);
 void dlxi_kernels_close(dlxi_kernels **kernels);
 
-/* flop/s of an n³ product by oneDNN at k's precision and threads, factors converted beforehand: the best of `runs`. */
-dlx_status dlxi_kernels_product_rate(double *flops_per_s, const dlxi_kernels *k, int64_t n, int runs, dlx_error *error);
+/* flop/s of an n³ product by oneDNN at k's precision and threads, factors converted beforehand: the
+ * best of `runs`. */
+dlx_status dlxi_kernels_product_rate(double *flops_per_s, const dlxi_kernels *k, int64_t n,
+                                     int runs, dlx_error *error);
 
 #endif

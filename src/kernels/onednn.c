@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* oneDNN 2.x behind one interface: matmul primitives, cached by shape. */
 #include "kernels/onednn.h"
 
@@ -15,8 +16,8 @@
 #error "onednn.c is written for oneDNN 2.x, whose C API has matmul descriptors"
 #endif
 
-/* Shapes vary with the batch and, while text is generated, with every token: past this many all are forgotten. Twice
- * as many slots keep probing short. */
+/* Shapes vary with the batch and, while text is generated, with every token: past this many all are
+ * forgotten. Twice as many slots keep probing short. */
 enum { ENTRIES_MAX = 1024, SLOTS = 2048 };
 
 enum { SOURCE, WEIGHTS, BIAS, DESTINATION, SCRATCHPAD, ARGUMENTS };
@@ -24,7 +25,8 @@ enum { SOURCE, WEIGHTS, BIAS, DESTINATION, SCRATCHPAD, ARGUMENTS };
 typedef struct entry {
     dlxi_product key;
     dnnl_primitive_t primitive;
-    dnnl_memory_t memory[ARGUMENTS]; /* without memory of their own; pointers are set at each call */
+    /* without memory of their own; pointers are set at each call */
+    dnnl_memory_t memory[ARGUMENTS];
     size_t scratchpad_bytes;
 } entry;
 
@@ -45,7 +47,8 @@ static dlx_status translate(dnnl_status_t status) {
 #define DNNL_TRY(call) DLX_TRY(translate(call))
 
 bool dlxi_onednn_has_bf16(void) {
-    unsigned isa = (unsigned)dnnl_get_effective_cpu_isa(), wanted = (unsigned)dnnl_cpu_isa_avx512_core_bf16;
+    unsigned isa = (unsigned)dnnl_get_effective_cpu_isa(),
+             wanted = (unsigned)dnnl_cpu_isa_avx512_core_bf16;
     return (isa & wanted) == wanted;
 }
 
@@ -80,10 +83,12 @@ dlx_status dlxi_onednn_open(dlxi_onednn **out, int threads, dlx_error *error) {
     DLX_TRY(DLXI_NEW(&o, 1, error));
     o->threads = threads;
     dnnl_status_t status = dnnl_engine_create(&o->engine, dnnl_cpu, 0);
-    if (status == dnnl_success) status = dnnl_stream_create(&o->stream, o->engine, dnnl_stream_default_flags);
+    if (status == dnnl_success)
+        status = dnnl_stream_create(&o->stream, o->engine, dnnl_stream_default_flags);
     if (status != dnnl_success) {
         dlxi_onednn_close(&o);
-        DLX_FAIL(error, SYSTEM, "kernels: oneDNN has no CPU engine (status %d); use the backend ref", (int)status);
+        DLX_FAIL(error, SYSTEM,
+                 "kernels: oneDNN has no CPU engine (status %d); use the backend ref", (int)status);
     }
     *out = o;
     return DLX_OK;
@@ -100,12 +105,12 @@ void dlxi_onednn_close(dlxi_onednn **pointer) {
     *pointer = NULL;
 }
 
-/* ---- cache ----------------------------------------------------------------------------------------------------- */
+/* ---- cache ----------------------------------------------------------------------------------- */
 
 static bool same(const dlxi_product *a, const dlxi_product *b) {
-    return a->M == b->M && a->N == b->N && a->K == b->K && a->alpha == b->alpha && a->beta == b->beta &&
-           a->transpose_a == b->transpose_a && a->transpose_b == b->transpose_b && a->bf16 == b->bf16 &&
-           a->bias == b->bias;
+    return a->M == b->M && a->N == b->N && a->K == b->K && a->alpha == b->alpha &&
+           a->beta == b->beta && a->transpose_a == b->transpose_a &&
+           a->transpose_b == b->transpose_b && a->bf16 == b->bf16 && a->bias == b->bias;
 }
 
 /* The slot that holds `p`, or the free one where it belongs. */
@@ -122,15 +127,17 @@ static entry **slot_of(dlxi_onednn *o, const dlxi_product *p) {
 }
 
 /* Rank 2, row-major [rows,columns] or its transpose. */
-static dnnl_status_t describe(dnnl_memory_desc_t *out, dnnl_data_type_t type, int64_t rows, int64_t columns,
-                              bool transposed) {
+static dnnl_status_t describe(dnnl_memory_desc_t *out, dnnl_data_type_t type, int64_t rows,
+                              int64_t columns, bool transposed) {
     const dnnl_dims_t dims = {rows, columns};
     const dnnl_dims_t strides = {transposed ? 1 : columns, transposed ? rows : 1};
     return dnnl_memory_desc_init_by_strides(out, 2, dims, type, strides);
 }
 
-static dnnl_status_t set_attributes(dnnl_primitive_attr_t attributes, dnnl_post_ops_t post, const dlxi_product *p) {
-    dnnl_status_t status = dnnl_primitive_attr_set_scratchpad_mode(attributes, dnnl_scratchpad_mode_user);
+static dnnl_status_t set_attributes(dnnl_primitive_attr_t attributes, dnnl_post_ops_t post,
+                                    const dlxi_product *p) {
+    dnnl_status_t status =
+        dnnl_primitive_attr_set_scratchpad_mode(attributes, dnnl_scratchpad_mode_user);
     if (status == dnnl_success && p->alpha != 1.0f)
         status = dnnl_primitive_attr_set_output_scales(attributes, 1, 0, &p->alpha);
     if (status == dnnl_success && p->beta != 0.0f) status = dnnl_post_ops_append_sum(post, p->beta);
@@ -144,13 +151,15 @@ static dnnl_status_t build(dlxi_onednn *o, entry *e, dnnl_primitive_attr_t attri
     const dlxi_product *p = &e->key;
     dnnl_matmul_desc_t description;
     dnnl_primitive_desc_t descriptor = NULL;
-    dnnl_status_t status = dnnl_matmul_desc_init(&description, &shape[SOURCE], &shape[WEIGHTS],
-                                                 p->bias ? &shape[BIAS] : NULL, &shape[DESTINATION]);
+    dnnl_status_t status =
+        dnnl_matmul_desc_init(&description, &shape[SOURCE], &shape[WEIGHTS],
+                              p->bias ? &shape[BIAS] : NULL, &shape[DESTINATION]);
     if (status == dnnl_success)
         status = dnnl_primitive_desc_create(&descriptor, &description, attributes, o->engine, NULL);
     if (status != dnnl_success) return status;
 
-    const dnnl_memory_desc_t *scratchpad = dnnl_primitive_desc_query_md(descriptor, dnnl_query_scratchpad_md, 0);
+    const dnnl_memory_desc_t *scratchpad =
+        dnnl_primitive_desc_query_md(descriptor, dnnl_query_scratchpad_md, 0);
     e->scratchpad_bytes = dnnl_memory_desc_get_size(scratchpad);
     status = dnnl_primitive_create(&e->primitive, descriptor);
     for (int i = 0; i < ARGUMENTS && status == dnnl_success; i++) {
@@ -169,7 +178,8 @@ static dnnl_status_t create(dlxi_onednn *o, entry *e) {
     dnnl_primitive_attr_t attributes = NULL;
     dnnl_post_ops_t post = NULL;
     dnnl_status_t status = describe(&shape[SOURCE], type, p->M, p->K, p->transpose_a);
-    if (status == dnnl_success) status = describe(&shape[WEIGHTS], type, p->K, p->N, p->transpose_b);
+    if (status == dnnl_success)
+        status = describe(&shape[WEIGHTS], type, p->K, p->N, p->transpose_b);
     if (status == dnnl_success) status = describe(&shape[BIAS], dnnl_f32, 1, p->N, false);
     if (status == dnnl_success) status = describe(&shape[DESTINATION], dnnl_f32, p->M, p->N, false);
     if (status == dnnl_success) status = dnnl_primitive_attr_create(&attributes);
@@ -210,10 +220,10 @@ static void *writable(const void *data) {
     return pointer;
 }
 
-dlx_status dlxi_onednn_run(dlxi_onednn *o, const dlxi_product *product, float *c, const void *a, const void *b,
-                           const float *bias) {
-    static const int names[ARGUMENTS] = {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_BIAS, DNNL_ARG_DST,
-                                         DNNL_ARG_SCRATCHPAD};
+dlx_status dlxi_onednn_run(dlxi_onednn *o, const dlxi_product *product, float *c, const void *a,
+                           const void *b, const float *bias) {
+    static const int names[ARGUMENTS] = {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_BIAS,
+                                         DNNL_ARG_DST, DNNL_ARG_SCRATCHPAD};
     entry *e = NULL;
     cap_threads(o);
     DLX_TRY(find(o, product, &e));

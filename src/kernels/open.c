@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Opens a backend by name and resolves what precision the CPU allows. */
 #include "kernels/internal.h"
 
@@ -26,18 +27,22 @@ static const backend *find(const char *name) {
     return NULL;
 }
 
-dlx_status dlxi_kernels_open(dlxi_kernels **out, const char *backend_name, dlxi_precision precision, int threads,
-                             dlx_error *error) {
+dlx_status dlxi_kernels_open(dlxi_kernels **out, const char *backend_name, dlxi_precision precision,
+                             int threads, dlx_error *error) {
     *out = NULL;
     const backend *chosen = find(backend_name);
-    if (chosen == NULL) DLX_FAIL(error, CONFIG, "kernels: no backend '%s'; use auto, fast or ref", backend_name);
-    if (threads < 1) DLX_FAIL(error, CONFIG, "site.threads: %d is out of range; use 1 or more", threads);
+    if (chosen == NULL)
+        DLX_FAIL(error, CONFIG, "kernels: no backend '%s'; use auto, fast or ref", backend_name);
+    if (threads < 1)
+        DLX_FAIL(error, CONFIG, "site.threads: %d is out of range; use 1 or more", threads);
     const bool reference = chosen->operations == &dlxi_ref_operations;
     if (precision == DLXI_PRECISION_BF16 && reference)
-        DLX_FAIL(error, CONFIG, "kernels: the backend ref computes in f32 only; set train.precision: f32 or auto");
+        DLX_FAIL(error, CONFIG,
+                 "kernels: the backend ref computes in f32 only; set train.precision: f32 or auto");
     if (precision == DLXI_PRECISION_BF16 && !dlxi_onednn_has_bf16())
         DLX_FAIL(error, CONFIG,
-                 "train.precision: bf16 needs a CPU with AVX-512-BF16; set train.precision: f32 or auto");
+                 "train.precision: bf16 needs a CPU with AVX-512-BF16; set train.precision: f32 or "
+                 "auto");
 
     dlxi_kernels *k = NULL;
     DLX_TRY(DLXI_NEW(&k, 1, error));

@@ -1,4 +1,6 @@
-/* What a training step's speed is measured against: the bare product, its factors converted beforehand. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a training step's speed is measured against: the bare product, its factors converted
+ * beforehand. */
 #include "base/clock.h"
 #include "base/memory.h"
 #include "base/rng.h"
@@ -6,8 +8,8 @@
 
 #include <stdlib.h>
 
-dlx_status dlxi_kernels_product_rate(double *flops_per_s, const dlxi_kernels *k, int64_t n, int runs,
-                                     dlx_error *error) {
+dlx_status dlxi_kernels_product_rate(double *flops_per_s, const dlxi_kernels *k, int64_t n,
+                                     int runs, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_onednn *products = NULL;
     float *values = NULL, *c = NULL;
@@ -20,7 +22,8 @@ dlx_status dlxi_kernels_product_rate(double *flops_per_s, const dlxi_kernels *k,
     DLX_TRY_OUT(DLXI_NEW(&c, n * n, error));
     for (int64_t i = 0; i < 2 * n * n; i++) values[i] = dlxi_rng_normal(1, 0, (uint64_t)i);
     dlxi_to_bf16(halves, values, 2 * n, n, n, 1.0f);
-    const dlxi_product product = {.M = n, .N = n, .K = n, .alpha = 1, .transpose_b = true, .bf16 = bf16};
+    const dlxi_product product = {
+        .M = n, .N = n, .K = n, .alpha = 1, .transpose_b = true, .bf16 = bf16};
     const void *a = bf16 ? (void *)halves : (void *)values;
     const void *b = bf16 ? (void *)(halves + n * n) : (void *)(values + n * n);
     for (int run = -1; run < runs; run++) { /* one before the first, to build and warm up */

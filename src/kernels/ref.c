@@ -1,5 +1,6 @@
-/* The reference: every operation as its formula says, one thread, sums in f64. It is what `fast` is compared with, and
- * it is never optimised. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The reference: every operation as its formula says, one thread, sums in f64. It is what `fast` is
+ * compared with, and it is never optimised. */
 #include "kernels/internal.h"
 
 #include "base/memory.h"
@@ -11,10 +12,10 @@ struct dlxi_kernels_state {
     dlxi_scratch row; /* [T] f64: attention probabilities of one query */
 };
 
-/* ---- products -------------------------------------------------------------------------------------------------- */
+/* ---- products -------------------------------------------------------------------------------- */
 
-static dlx_status linear_forward(dlxi_kernels *k, float *y, const float *x, const float *weight, const float *bias,
-                                 int64_t N, int64_t I, int64_t O) {
+static dlx_status linear_forward(dlxi_kernels *k, float *y, const float *x, const float *weight,
+                                 const float *bias, int64_t N, int64_t I, int64_t O) {
     (void)k;
     for (int64_t n = 0; n < N; n++) {
         for (int64_t o = 0; o < O; o++) {
@@ -26,13 +27,15 @@ static dlx_status linear_forward(dlxi_kernels *k, float *y, const float *x, cons
     return DLX_OK;
 }
 
-static dlx_status linear_backward(dlxi_kernels *k, float *dx, float *dweight, float *dbias, const float *dy,
-                                  const float *x, const float *weight, int64_t N, int64_t I, int64_t O) {
+static dlx_status linear_backward(dlxi_kernels *k, float *dx, float *dweight, float *dbias,
+                                  const float *dy, const float *x, const float *weight, int64_t N,
+                                  int64_t I, int64_t O) {
     (void)k;
     for (int64_t n = 0; dx != NULL && n < N; n++) {
         for (int64_t i = 0; i < I; i++) {
             double sum = 0.0;
-            for (int64_t o = 0; o < O; o++) sum += (double)dy[n * O + o] * (double)weight[o * I + i];
+            for (int64_t o = 0; o < O; o++)
+                sum += (double)dy[n * O + o] * (double)weight[o * I + i];
             dx[n * I + i] = (float)sum;
         }
     }
@@ -56,8 +59,9 @@ static void weights_changed(dlxi_kernels *k, const float *weight) {
     (void)weight;
 }
 
-static dlx_status product(dlxi_kernels *k, float *c, const float *a, const float *b, bool transpose_a, bool transpose_b,
-                          int64_t M, int64_t N, int64_t K, float alpha, float beta) {
+static dlx_status product(dlxi_kernels *k, float *c, const float *a, const float *b,
+                          bool transpose_a, bool transpose_b, int64_t M, int64_t N, int64_t K,
+                          float alpha, float beta) {
     (void)k;
     for (int64_t m = 0; m < M; m++) {
         for (int64_t n = 0; n < N; n++) {
@@ -75,10 +79,11 @@ static dlx_status product(dlxi_kernels *k, float *c, const float *a, const float
     return DLX_OK;
 }
 
-/* ---- embedding ------------------------------------------------------------------------------------------------- */
+/* ---- embedding ------------------------------------------------------------------------------- */
 
-static dlx_status embedding_forward(dlxi_kernels *k, float *y, const uint32_t *token, const float *table,
-                                    const float *position, int64_t N, int64_t T, int64_t C) {
+static dlx_status embedding_forward(dlxi_kernels *k, float *y, const uint32_t *token,
+                                    const float *table, const float *position, int64_t N, int64_t T,
+                                    int64_t C) {
     (void)k;
     for (int64_t n = 0; n < N; n++) {
         for (int64_t c = 0; c < C; c++) {
@@ -89,8 +94,9 @@ static dlx_status embedding_forward(dlxi_kernels *k, float *y, const uint32_t *t
     return DLX_OK;
 }
 
-static dlx_status embedding_backward(dlxi_kernels *k, float *dtable, float *dposition, const float *dy,
-                                     const uint32_t *token, int64_t N, int64_t T, int64_t C) {
+static dlx_status embedding_backward(dlxi_kernels *k, float *dtable, float *dposition,
+                                     const float *dy, const uint32_t *token, int64_t N, int64_t T,
+                                     int64_t C) {
     (void)k;
     for (int64_t n = 0; n < N; n++) {
         for (int64_t c = 0; c < C; c++) {
@@ -101,20 +107,23 @@ static dlx_status embedding_backward(dlxi_kernels *k, float *dtable, float *dpos
     return DLX_OK;
 }
 
-/* ---- normalisation --------------------------------------------------------------------------------------------- */
+/* ---- normalisation --------------------------------------------------------------------------- */
 
-static dlx_status layernorm_forward(dlxi_kernels *k, float *y, float *mean, float *rstd, const float *x,
-                                    const float *gain, const float *bias, int64_t N, int64_t C, float epsilon) {
+static dlx_status layernorm_forward(dlxi_kernels *k, float *y, float *mean, float *rstd,
+                                    const float *x, const float *gain, const float *bias, int64_t N,
+                                    int64_t C, float epsilon) {
     (void)k;
     for (int64_t n = 0; n < N; n++) {
         const float *row = x + n * C;
         double sum = 0.0, variance = 0.0;
         for (int64_t c = 0; c < C; c++) sum += (double)row[c];
         double centre = sum / (double)C;
-        for (int64_t c = 0; c < C; c++) variance += ((double)row[c] - centre) * ((double)row[c] - centre);
+        for (int64_t c = 0; c < C; c++)
+            variance += ((double)row[c] - centre) * ((double)row[c] - centre);
         double scale = 1.0 / sqrt(variance / (double)C + (double)epsilon);
         for (int64_t c = 0; c < C; c++)
-            y[n * C + c] = (float)(((double)row[c] - centre) * scale * (double)gain[c] + (double)bias[c]);
+            y[n * C + c] =
+                (float)(((double)row[c] - centre) * scale * (double)gain[c] + (double)bias[c]);
         mean[n] = (float)centre;
         rstd[n] = (float)scale;
     }
@@ -122,9 +131,9 @@ static dlx_status layernorm_forward(dlxi_kernels *k, float *y, float *mean, floa
 }
 
 /* With h = (x − mean)·rstd and g = dy·gain: dx = rstd · (g − mean_c(g) − h · mean_c(g·h)). */
-static dlx_status layernorm_backward(dlxi_kernels *k, float *dx, float *dgain, float *dbias, const float *dy,
-                                     const float *x, const float *mean, const float *rstd, const float *gain, int64_t N,
-                                     int64_t C) {
+static dlx_status layernorm_backward(dlxi_kernels *k, float *dx, float *dgain, float *dbias,
+                                     const float *dy, const float *x, const float *mean,
+                                     const float *rstd, const float *gain, int64_t N, int64_t C) {
     (void)k;
     for (int64_t n = 0; n < N; n++) {
         double centre = (double)mean[n], scale = (double)rstd[n];
@@ -145,27 +154,30 @@ static dlx_status layernorm_backward(dlxi_kernels *k, float *dx, float *dgain, f
     return DLX_OK;
 }
 
-static dlx_status rmsnorm_forward(dlxi_kernels *k, float *y, float *rstd, const float *x, const float *gain, int64_t N,
-                                  int64_t C, float epsilon) {
+static dlx_status rmsnorm_forward(dlxi_kernels *k, float *y, float *rstd, const float *x,
+                                  const float *gain, int64_t N, int64_t C, float epsilon) {
     (void)k;
     for (int64_t n = 0; n < N; n++) {
         double squares = 0.0;
         for (int64_t c = 0; c < C; c++) squares += (double)x[n * C + c] * (double)x[n * C + c];
         double scale = 1.0 / sqrt(squares / (double)C + (double)epsilon);
-        for (int64_t c = 0; c < C; c++) y[n * C + c] = (float)((double)x[n * C + c] * scale * (double)gain[c]);
+        for (int64_t c = 0; c < C; c++)
+            y[n * C + c] = (float)((double)x[n * C + c] * scale * (double)gain[c]);
         rstd[n] = (float)scale;
     }
     return DLX_OK;
 }
 
 /* With h = x·rstd and g = dy·gain: dx = rstd · (g − h · mean_c(g·h)). */
-static dlx_status rmsnorm_backward(dlxi_kernels *k, float *dx, float *dgain, const float *dy, const float *x,
-                                   const float *rstd, const float *gain, int64_t N, int64_t C) {
+static dlx_status rmsnorm_backward(dlxi_kernels *k, float *dx, float *dgain, const float *dy,
+                                   const float *x, const float *rstd, const float *gain, int64_t N,
+                                   int64_t C) {
     (void)k;
     for (int64_t n = 0; n < N; n++) {
         double scale = (double)rstd[n], mean_gh = 0.0;
         for (int64_t c = 0; c < C; c++)
-            mean_gh += (double)dy[n * C + c] * (double)gain[c] * (double)x[n * C + c] * scale / (double)C;
+            mean_gh +=
+                (double)dy[n * C + c] * (double)gain[c] * (double)x[n * C + c] * scale / (double)C;
         for (int64_t c = 0; c < C; c++) {
             double h = (double)x[n * C + c] * scale;
             double up = (double)dy[n * C + c];
@@ -176,12 +188,14 @@ static dlx_status rmsnorm_backward(dlxi_kernels *k, float *dx, float *dgain, con
     return DLX_OK;
 }
 
-/* ---- pointwise ------------------------------------------------------------------------------------------------- */
+/* ---- pointwise ------------------------------------------------------------------------------- */
 
-/* GELU, tanh form (Hendrycks & Gimpel 2016, section 2): x/2 · (1 + tanh(sqrt(2/π)(x + 0.044715 x³))). */
+/* GELU, tanh form (Hendrycks & Gimpel 2016, section 2): x/2 · (1 + tanh(sqrt(2/π)(x + 0.044715
+ * x³))). */
 static const double gelu_scale = 0.79788456080286535588, gelu_cubic = 0.044715;
 
-static dlx_status activation_forward(dlxi_kernels *k, float *y, const float *x, dlxi_activation kind, int64_t count) {
+static dlx_status activation_forward(dlxi_kernels *k, float *y, const float *x,
+                                     dlxi_activation kind, int64_t count) {
     (void)k;
     for (int64_t i = 0; i < count; i++) {
         double v = (double)x[i];
@@ -193,21 +207,23 @@ static dlx_status activation_forward(dlxi_kernels *k, float *y, const float *x, 
     return DLX_OK;
 }
 
-static dlx_status activation_backward(dlxi_kernels *k, float *dx, const float *dy, const float *x, dlxi_activation kind,
-                                      int64_t count) {
+static dlx_status activation_backward(dlxi_kernels *k, float *dx, const float *dy, const float *x,
+                                      dlxi_activation kind, int64_t count) {
     (void)k;
     for (int64_t i = 0; i < count; i++) {
         double v = (double)x[i], slope = v > 0.0 ? 1.0 : 0.0;
         if (kind == DLXI_GELU) {
             double t = tanh(gelu_scale * (v + gelu_cubic * v * v * v));
-            slope = 0.5 * (1.0 + t) + 0.5 * v * (1.0 - t * t) * gelu_scale * (1.0 + 3.0 * gelu_cubic * v * v);
+            slope = 0.5 * (1.0 + t) +
+                    0.5 * v * (1.0 - t * t) * gelu_scale * (1.0 + 3.0 * gelu_cubic * v * v);
         }
         dx[i] = (float)((double)dy[i] * slope);
     }
     return DLX_OK;
 }
 
-static dlx_status swiglu_forward(dlxi_kernels *k, float *y, const float *gate, const float *up, int64_t count) {
+static dlx_status swiglu_forward(dlxi_kernels *k, float *y, const float *gate, const float *up,
+                                 int64_t count) {
     (void)k;
     for (int64_t i = 0; i < count; i++) {
         double g = (double)gate[i];
@@ -216,11 +232,12 @@ static dlx_status swiglu_forward(dlxi_kernels *k, float *y, const float *gate, c
     return DLX_OK;
 }
 
-static dlx_status swiglu_backward(dlxi_kernels *k, float *dgate, float *dup, const float *dy, const float *gate,
-                                  const float *up, int64_t count) {
+static dlx_status swiglu_backward(dlxi_kernels *k, float *dgate, float *dup, const float *dy,
+                                  const float *gate, const float *up, int64_t count) {
     (void)k;
     for (int64_t i = 0; i < count; i++) {
-        double g = (double)gate[i], u = (double)up[i], d = (double)dy[i], sigmoid = 1.0 / (1.0 + exp(-g));
+        double g = (double)gate[i], u = (double)up[i], d = (double)dy[i],
+               sigmoid = 1.0 / (1.0 + exp(-g));
         dgate[i] = (float)(d * u * sigmoid * (1.0 + g * (1.0 - sigmoid)));
         dup[i] = (float)(d * g * sigmoid);
     }
@@ -234,8 +251,8 @@ static dlx_status add(dlxi_kernels *k, float *y, const float *x, int64_t count) 
 }
 
 /* Su et al. 2021, equation 34: pair d turns by position · theta^(−2d/D). */
-static dlx_status rope(dlxi_kernels *k, float *x, int64_t N, int64_t T, int64_t heads, int64_t D, float theta,
-                       bool inverse) {
+static dlx_status rope(dlxi_kernels *k, float *x, int64_t N, int64_t T, int64_t heads, int64_t D,
+                       float theta, bool inverse) {
     (void)k;
     for (int64_t n = 0; n < N; n++) {
         for (int64_t d = 0; d < D / 2; d++) {
@@ -252,7 +269,7 @@ static dlx_status rope(dlxi_kernels *k, float *x, int64_t N, int64_t T, int64_t 
     return DLX_OK;
 }
 
-/* ---- attention ------------------------------------------------------------------------------------------------- */
+/* ---- attention ------------------------------------------------------------------------------- */
 
 /* Where token t of window b has head h in an array [B,T,heads,D]. */
 static int64_t at(int64_t b, int64_t t, int64_t h, int64_t T, int64_t heads, int64_t D) {
@@ -265,9 +282,9 @@ static double dot(const float *a, const float *b, int64_t D) {
     return sum;
 }
 
-static dlx_status attention_forward(dlxi_kernels *k, float *out, float *lse, const float *q, const float *key,
-                                    const float *value, int64_t B, int64_t T, int64_t heads, int64_t kv_heads,
-                                    int64_t D) {
+static dlx_status attention_forward(dlxi_kernels *k, float *out, float *lse, const float *q,
+                                    const float *key, const float *value, int64_t B, int64_t T,
+                                    int64_t heads, int64_t kv_heads, int64_t D) {
     DLX_TRY(dlxi_scratch_reserve(&k->state->row, (size_t)T, sizeof(double)));
     double *p = k->state->row.data, scale = 1.0 / sqrt((double)D);
     for (int64_t bh = 0; bh < B * heads; bh++) {
@@ -275,13 +292,15 @@ static dlx_status attention_forward(dlxi_kernels *k, float *out, float *lse, con
         for (int64_t t = 0; t < T; t++) {
             double largest = -HUGE_VAL, total = 0.0;
             for (int64_t s = 0; s <= t; s++) {
-                p[s] = scale * dot(q + at(b, t, h, T, heads, D), key + at(b, s, g, T, kv_heads, D), D);
+                p[s] =
+                    scale * dot(q + at(b, t, h, T, heads, D), key + at(b, s, g, T, kv_heads, D), D);
                 largest = fmax(largest, p[s]);
             }
             for (int64_t s = 0; s <= t; s++) total += p[s] = exp(p[s] - largest);
             for (int64_t d = 0; d < D; d++) {
                 double sum = 0.0;
-                for (int64_t s = 0; s <= t; s++) sum += p[s] / total * (double)value[at(b, s, g, T, kv_heads, D) + d];
+                for (int64_t s = 0; s <= t; s++)
+                    sum += p[s] / total * (double)value[at(b, s, g, T, kv_heads, D) + d];
                 out[at(b, t, h, T, heads, D) + d] = (float)sum;
             }
             lse[bh * T + t] = (float)(largest + log(total));
@@ -290,11 +309,13 @@ static dlx_status attention_forward(dlxi_kernels *k, float *out, float *lse, con
     return DLX_OK;
 }
 
-/* With p the probabilities: dvalue_s = Σ_t p_ts dout_t; dscore_ts = p_ts (dout_t·value_s − dout_t·out_t);
- * dq_t = scale Σ_s dscore_ts key_s; dkey_s = scale Σ_t dscore_ts q_t (Dao 2022, section 3.2). */
-static dlx_status attention_backward(dlxi_kernels *k, float *dq, float *dkey, float *dvalue, const float *dout,
-                                     const float *out, const float *lse, const float *q, const float *key,
-                                     const float *value, int64_t B, int64_t T, int64_t heads, int64_t kv_heads,
+/* With p the probabilities: dvalue_s = Σ_t p_ts dout_t; dscore_ts = p_ts (dout_t·value_s −
+ * dout_t·out_t); dq_t = scale Σ_s dscore_ts key_s; dkey_s = scale Σ_t dscore_ts q_t (Dao 2022,
+ * section 3.2). */
+static dlx_status attention_backward(dlxi_kernels *k, float *dq, float *dkey, float *dvalue,
+                                     const float *dout, const float *out, const float *lse,
+                                     const float *q, const float *key, const float *value,
+                                     int64_t B, int64_t T, int64_t heads, int64_t kv_heads,
                                      int64_t D) {
     (void)k;
     double scale = 1.0 / sqrt((double)D);
@@ -320,10 +341,11 @@ static dlx_status attention_backward(dlxi_kernels *k, float *dq, float *dkey, fl
     return DLX_OK;
 }
 
-/* ---- loss and optimiser ---------------------------------------------------------------------------------------- */
+/* ---- loss and optimiser ---------------------------------------------------------------------- */
 
-static dlx_status cross_entropy(dlxi_kernels *k, double *loss_sum, float *logits, const uint32_t *target, int64_t N,
-                                int64_t V, bool gradient, float gradient_scale) {
+static dlx_status cross_entropy(dlxi_kernels *k, double *loss_sum, float *logits,
+                                const uint32_t *target, int64_t N, int64_t V, bool gradient,
+                                float gradient_scale) {
     (void)k;
     for (int64_t n = 0; n < N; n++) {
         float *row = logits + n * V;
@@ -332,15 +354,16 @@ static dlx_status cross_entropy(dlxi_kernels *k, double *loss_sum, float *logits
         for (int64_t v = 0; v < V; v++) total += exp((double)row[v] - largest);
         *loss_sum += largest + log(total) - (double)row[target[n]];
         for (int64_t v = 0; gradient && v < V; v++) {
-            double probability = exp((double)row[v] - largest) / total, one_hot = v == target[n] ? 1.0 : 0.0;
+            double probability = exp((double)row[v] - largest) / total,
+                   one_hot = v == target[n] ? 1.0 : 0.0;
             row[v] = (float)((double)gradient_scale * (probability - one_hot));
         }
     }
     return DLX_OK;
 }
 
-static dlx_status adamw(dlxi_kernels *k, float *parameter, float *m, float *v, const float *gradient, int64_t count,
-                        const dlxi_adamw *settings) {
+static dlx_status adamw(dlxi_kernels *k, float *parameter, float *m, float *v,
+                        const float *gradient, int64_t count, const dlxi_adamw *settings) {
     (void)k;
     const double beta1 = (double)settings->beta1, beta2 = (double)settings->beta2;
     const double correction1 = 1.0 - pow(beta1, (double)settings->step);
@@ -349,9 +372,11 @@ static dlx_status adamw(dlxi_kernels *k, float *parameter, float *m, float *v, c
         double g = (double)gradient[i] * (double)settings->gradient_scale;
         double first = beta1 * (double)m[i] + (1.0 - beta1) * g;
         double second = beta2 * (double)v[i] + (1.0 - beta2) * g * g;
-        double direction = first / correction1 / (sqrt(second / correction2) + (double)settings->epsilon);
+        double direction =
+            first / correction1 / (sqrt(second / correction2) + (double)settings->epsilon);
         double decay = (double)settings->weight_decay * (double)parameter[i];
-        parameter[i] = (float)((double)parameter[i] - (double)settings->learning_rate * (direction + decay));
+        parameter[i] =
+            (float)((double)parameter[i] - (double)settings->learning_rate * (direction + decay));
         m[i] = (float)first;
         v[i] = (float)second;
     }

@@ -1,4 +1,6 @@
-/* Scratch memory: grows to the largest request and stays, so that it settles after the first step. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Scratch memory: grows to the largest request and stays, so that it settles after the first step.
+ */
 #include "kernels/internal.h"
 
 #include "base/memory.h"

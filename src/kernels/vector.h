@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Formulas that the compiler can vectorise inside a loop: no calls, no branches. */
 #ifndef DLXI_KERNELS_VECTOR_H
 #define DLXI_KERNELS_VECTOR_H
@@ -18,12 +19,15 @@ static inline float dlxi_float(uint32_t bits) {
     return x;
 }
 
-/* e^x within 2 ulp for x in [-87.3, 88]; 0 below, e^88 above, NaN stays NaN. x = n·ln 2 + r with |r| ≤ ln 2 / 2; the
- * polynomial for e^r is that of Cephes' expf (Moshier, netlib.org/cephes), and 2^n is added to the exponent bits. */
+/* e^x within 2 ulp for x in [-87.3, 88]; 0 below, e^88 above, NaN stays NaN. x = n·ln 2 + r with
+ * |r| ≤ ln 2 / 2; the polynomial for e^r is that of Cephes' expf (Moshier, netlib.org/cephes), and
+ * 2^n is added to the exponent bits. */
 static inline float dlxi_exp(float x) {
     const float lowest = -87.3f, highest = 88.0f;
-    const float rounder = 12582912.0f; /* 1.5 · 2^23: a sum with it holds its rounded integer in the low bits */
-    const float bounded = x > highest ? highest : x; /* below `lowest`, y is anything and not taken */
+    /* 1.5 · 2^23: a sum with it holds its rounded integer in the low bits */
+    const float rounder = 12582912.0f;
+    /* below `lowest`, y is anything and not taken */
+    const float bounded = x > highest ? highest : x;
     float shifted = bounded * 1.44269504088896341f + rounder;
     float n = shifted - rounder;
     float r = bounded - n * 0.693359375f;
@@ -43,8 +47,8 @@ static inline float dlxi_sigmoid(float x) {
     return 1.0f / (1.0f + dlxi_exp(-x));
 }
 
-/* Sums and maxima of a row go into lanes, element i into lane i mod 16, which any vector width can hold, and are then
- * joined in halves: the result is the same on every CPU. */
+/* Sums and maxima of a row go into lanes, element i into lane i mod 16, which any vector width can
+ * hold, and are then joined in halves: the result is the same on every CPU. */
 enum { DLXI_LANES = 16 };
 
 static inline float dlxi_lanes_sum(const float *lanes) {
@@ -60,13 +64,15 @@ static inline float dlxi_row_max(const float *row, int64_t count) {
     for (int l = 0; l < DLXI_LANES; l++) lanes[l] = -HUGE_VALF;
     for (; i + DLXI_LANES <= count; i += DLXI_LANES) {
 #pragma omp simd
-        for (int l = 0; l < DLXI_LANES; l++) lanes[l] = row[i + l] > lanes[l] ? row[i + l] : lanes[l];
+        for (int l = 0; l < DLXI_LANES; l++)
+            lanes[l] = row[i + l] > lanes[l] ? row[i + l] : lanes[l];
     }
     for (int l = 0; i < count; i++, l++) lanes[l] = row[i] > lanes[l] ? row[i] : lanes[l];
     float half[DLXI_LANES / 2];
     for (int l = 0; l < 8; l++) half[l] = lanes[l] > lanes[l + 8] ? lanes[l] : lanes[l + 8];
     for (int l = 0; l < 4; l++) half[l] = half[l] > half[l + 4] ? half[l] : half[l + 4];
-    const float a = half[0] > half[2] ? half[0] : half[2], b = half[1] > half[3] ? half[1] : half[3];
+    const float a = half[0] > half[2] ? half[0] : half[2],
+                b = half[1] > half[3] ? half[1] : half[3];
     return a > b ? a : b;
 }
 

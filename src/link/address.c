@@ -1,5 +1,6 @@
-/* Addresses: parsing, and the numeric address behind a name. A UDP socket tells which addresses are this machine's and
- * how another is reached; it sends nothing. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Addresses: parsing, and the numeric address behind a name. A UDP socket tells which addresses are
+ * this machine's and how another is reached; it sends nothing. */
 #include "link/address.h"
 
 #include <arpa/inet.h>
@@ -12,11 +13,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* ---- text -----------------------------------------------------------------------------------------------------------
- */
+/* ---- text ------------------------------------------------------------------------------------ */
 
 static bool host_character(char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || strchr("._-:%", c) != NULL;
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+           strchr("._-:%", c) != NULL;
 }
 
 static bool host_valid(const char *host, size_t characters) {
@@ -26,7 +27,8 @@ static bool host_valid(const char *host, size_t characters) {
     return true;
 }
 
-dlx_status dlxi_address_parse(dlxi_address *out, const char *text, const char *what, dlx_error *error) {
+dlx_status dlxi_address_parse(dlxi_address *out, const char *text, const char *what,
+                              dlx_error *error) {
     *out = (dlxi_address){0};
     const char *host = text, *colon = NULL;
     size_t characters = 0;
@@ -41,17 +43,21 @@ dlx_status dlxi_address_parse(dlxi_address *out, const char *text, const char *w
         colon = strrchr(text, ':');
         if (colon != NULL) characters = (size_t)(colon - text);
         if (characters != 0 && memchr(text, ':', characters) != NULL)
-            DLX_FAIL(error, CONFIG, "%s: '%.60s' is not an address; write IPv6 in brackets, as [::1]:4000", what, text);
+            DLX_FAIL(error, CONFIG,
+                     "%s: '%.60s' is not an address; write IPv6 in brackets, as [::1]:4000", what,
+                     text);
     }
     if (colon == NULL || !host_valid(host, characters))
-        DLX_FAIL(error, CONFIG, "%s: '%.60s' is not an address; write host:port, as 127.0.0.1:4000", what, text);
+        DLX_FAIL(error, CONFIG, "%s: '%.60s' is not an address; write host:port, as 127.0.0.1:4000",
+                 what, text);
     const char *digits = colon + 1;
     size_t digit_count = strlen(digits);
     long port = -1;
     if (digit_count >= 1 && digit_count <= 5 && strspn(digits, "0123456789") == digit_count)
         port = strtol(digits, NULL, 10);
     if (port < 0 || port > UINT16_MAX)
-        DLX_FAIL(error, CONFIG, "%s: the port of '%.60s' is not a number from 0 to 65535", what, text);
+        DLX_FAIL(error, CONFIG, "%s: the port of '%.60s' is not a number from 0 to 65535", what,
+                 text);
     memcpy(out->host, host, characters);
     out->port = (uint16_t)port;
     return DLX_OK;
@@ -59,8 +65,8 @@ dlx_status dlxi_address_parse(dlxi_address *out, const char *text, const char *w
 
 void dlxi_address_format(char dst[DLXI_ENDPOINT_BYTES], const char *host, uint16_t port) {
     bool brackets = strchr(host, ':') != NULL;
-    snprintf(dst, DLXI_ENDPOINT_BYTES, "%s%.*s%s:%u", brackets ? "[" : "", DLXI_HOST_BYTES, host, brackets ? "]" : "",
-             (unsigned)port);
+    snprintf(dst, DLXI_ENDPOINT_BYTES, "%s%.*s%s:%u", brackets ? "[" : "", DLXI_HOST_BYTES, host,
+             brackets ? "]" : "", (unsigned)port);
 }
 
 bool dlxi_host_is_loopback(const char *host) {
@@ -71,8 +77,7 @@ bool dlxi_host_is_loopback(const char *host) {
     return inet_pton(AF_INET6, host, &v6) == 1 && IN6_IS_ADDR_LOOPBACK(&v6);
 }
 
-/* ---- lookup ---------------------------------------------------------------------------------------------------------
- */
+/* ---- lookup ---------------------------------------------------------------------------------- */
 
 /* Binds (own) or connects a UDP socket. */
 static int probe(const struct sockaddr *address, socklen_t bytes, bool own) {
@@ -85,13 +90,16 @@ static int probe(const struct sockaddr *address, socklen_t bytes, bool own) {
     return -1;
 }
 
-static bool format_numeric(char numeric[DLXI_NUMERIC_BYTES], const struct sockaddr *address, socklen_t bytes) {
+static bool format_numeric(char numeric[DLXI_NUMERIC_BYTES], const struct sockaddr *address,
+                           socklen_t bytes) {
     return getnameinfo(address, bytes, numeric, DLXI_NUMERIC_BYTES, NULL, 0, NI_NUMERICHOST) == 0;
 }
 
 /* A port that UDP can be connected to; for binding, any free one. */
-static dlx_status look_up(struct addrinfo **out, const char *host, bool own, const char *what, dlx_error *error) {
-    struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_DGRAM, .ai_flags = AI_NUMERICSERV};
+static dlx_status look_up(struct addrinfo **out, const char *host, bool own, const char *what,
+                          dlx_error *error) {
+    struct addrinfo hints = {
+        .ai_family = AF_UNSPEC, .ai_socktype = SOCK_DGRAM, .ai_flags = AI_NUMERICSERV};
     int failure = getaddrinfo(host, own ? "0" : "9", &hints, out);
     if (failure != 0)
         DLX_FAIL(error, CONFIG, "%s: the name '%s' leads to no address: %s", what, host,
@@ -99,8 +107,8 @@ static dlx_status look_up(struct addrinfo **out, const char *host, bool own, con
     return DLX_OK;
 }
 
-static dlx_status first_usable(char numeric[DLXI_NUMERIC_BYTES], const char *host, bool own, const char *what,
-                               dlx_error *error) {
+static dlx_status first_usable(char numeric[DLXI_NUMERIC_BYTES], const char *host, bool own,
+                               const char *what, dlx_error *error) {
     struct addrinfo *found = NULL;
     DLX_TRY(look_up(&found, host, own, what, error));
     int system_errno = 0;
@@ -116,20 +124,25 @@ static dlx_status first_usable(char numeric[DLXI_NUMERIC_BYTES], const char *hos
     freeaddrinfo(found);
     if (usable) return DLX_OK;
     if (own)
-        DLX_FAIL(error, CONFIG, "%s: '%s' is not an address of this machine (%s); 'ip address' lists them", what, host,
-                 strerror(system_errno));
-    DLX_FAIL(error, CONFIG, "%s: '%s' can't be reached from this machine: %s", what, host, strerror(system_errno));
+        DLX_FAIL(error, CONFIG,
+                 "%s: '%s' is not an address of this machine (%s); 'ip address' lists them", what,
+                 host, strerror(system_errno));
+    DLX_FAIL(error, CONFIG, "%s: '%s' can't be reached from this machine: %s", what, host,
+             strerror(system_errno));
 }
 
-dlx_status dlxi_address_own(char numeric[DLXI_NUMERIC_BYTES], const char *host, const char *what, dlx_error *error) {
+dlx_status dlxi_address_own(char numeric[DLXI_NUMERIC_BYTES], const char *host, const char *what,
+                            dlx_error *error) {
     return first_usable(numeric, host, true, what, error);
 }
 
-dlx_status dlxi_address_remote(char numeric[DLXI_NUMERIC_BYTES], const char *host, const char *what, dlx_error *error) {
+dlx_status dlxi_address_remote(char numeric[DLXI_NUMERIC_BYTES], const char *host, const char *what,
+                               dlx_error *error) {
     return first_usable(numeric, host, false, what, error);
 }
 
-dlx_status dlxi_address_towards(char numeric[DLXI_NUMERIC_BYTES], const char *remote, dlx_error *error) {
+dlx_status dlxi_address_towards(char numeric[DLXI_NUMERIC_BYTES], const char *remote,
+                                dlx_error *error) {
     struct addrinfo *found = NULL;
     DLX_TRY(look_up(&found, remote, false, "wan.coordinator", error));
     int fd = probe(found->ai_addr, found->ai_addrlen, false);
@@ -141,7 +154,7 @@ dlx_status dlxi_address_towards(char numeric[DLXI_NUMERIC_BYTES], const char *re
     if (fd >= 0) close(fd);
     errno = system_errno;
     if (!known || !format_numeric(numeric, (struct sockaddr *)&own, bytes))
-        DLX_FAIL(error, SYSTEM, "wan.coordinator: no own address leads to '%s': %s; set wan.listen", remote,
-                 strerror(errno));
+        DLX_FAIL(error, SYSTEM, "wan.coordinator: no own address leads to '%s': %s; set wan.listen",
+                 remote, strerror(errno));
     return DLX_OK;
 }

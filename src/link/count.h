@@ -1,4 +1,6 @@
-/* Counting frames at a link: relaxed, since one thread writes and readers want figures, not order. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Counting frames at a link: relaxed, since one thread writes and readers want figures, not order.
+ */
 #ifndef DLXI_LINK_COUNT_H
 #define DLXI_LINK_COUNT_H
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Key files: making, reading and checking CURVE key pairs. */
 #include <errno.h>
 #include <fcntl.h>
@@ -20,16 +21,19 @@ void dlxi_key_pair_wipe(dlxi_key_pair *keys) {
     explicit_bzero(keys, sizeof *keys);
 }
 
-/* ---- reading --------------------------------------------------------------------------------------------------------
- */
+/* ---- reading --------------------------------------------------------------------------------- */
 
 static dlx_status open_key_file(int *fd, const char *path, dlx_error *error) {
     if (path == NULL || path[0] == '\0')
-        DLX_FAIL(error, CONFIG, "wan.key: no key file is given; run 'dilocox keygen site.key' and set wan.key to it");
+        DLX_FAIL(
+            error, CONFIG,
+            "wan.key: no key file is given; run 'dilocox keygen site.key' and set wan.key to it");
     *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (*fd < 0 && errno == ENOENT)
-        DLX_FAIL(error, CONFIG, "wan.key: no such file '%s'; run 'dilocox keygen %s' first", path, path);
-    if (*fd < 0) DLX_FAIL(error, SYSTEM, "wan.key: '%s' can't be opened: %s", path, strerror(errno));
+        DLX_FAIL(error, CONFIG, "wan.key: no such file '%s'; run 'dilocox keygen %s' first", path,
+                 path);
+    if (*fd < 0)
+        DLX_FAIL(error, SYSTEM, "wan.key: '%s' can't be opened: %s", path, strerror(errno));
     struct stat about;
     const char *reason = NULL;
     if (fstat(*fd, &about) != 0)
@@ -43,8 +47,10 @@ static dlx_status open_key_file(int *fd, const char *path, dlx_error *error) {
     close(*fd);
     *fd = -1;
     if (reason != NULL) DLX_FAIL(error, CONFIG, "wan.key: '%s' is not used: %s", path, reason);
-    DLX_FAIL(error, CONFIG, "wan.key: '%s' is open to other users (mode %04o, allowed is 0600); run 'chmod 600 %s'",
-             path, (unsigned)(about.st_mode & 07777), path);
+    DLX_FAIL(
+        error, CONFIG,
+        "wan.key: '%s' is open to other users (mode %04o, allowed is 0600); run 'chmod 600 %s'",
+        path, (unsigned)(about.st_mode & 07777), path);
 }
 
 static dlx_status read_text(char text[KEY_FILE_BYTES_MAX + 1], const char *path, dlx_error *error) {
@@ -66,7 +72,8 @@ static dlx_status read_text(char text[KEY_FILE_BYTES_MAX + 1], const char *path,
     return DLX_OK;
 }
 
-/* Copies the value of `name: value` on its own line; false where there is none or it is not 40 characters long. */
+/* Copies the value of `name: value` on its own line; false where there is none or it is not 40
+ * characters long. */
 static bool find_value(char dst[DLXI_KEY_TEXT_BYTES], const char *text, const char *name) {
     size_t name_characters = strlen(name);
     for (const char *line = text; line != NULL && *line != '\0';) {
@@ -92,29 +99,33 @@ dlx_status dlxi_key_pair_read(dlxi_key_pair *out, const char *path, dlx_error *e
     dlxi_key_pair keys = {0};
     uint8_t public_key[DLXI_KEY_BYTES], secret_key[DLXI_KEY_BYTES];
     char derived[DLXI_KEY_TEXT_BYTES] = "";
-    bool complete = find_value(keys.public_text, text, "public") && find_value(keys.secret_text, text, "secret") &&
-                    dlxi_key_decode(public_key, keys.public_text) && dlxi_key_decode(secret_key, keys.secret_text);
-    bool matched =
-        complete && zmq_curve_public(derived, keys.secret_text) == 0 && strcmp(derived, keys.public_text) == 0;
+    bool complete = find_value(keys.public_text, text, "public") &&
+                    find_value(keys.secret_text, text, "secret") &&
+                    dlxi_key_decode(public_key, keys.public_text) &&
+                    dlxi_key_decode(secret_key, keys.secret_text);
+    bool matched = complete && zmq_curve_public(derived, keys.secret_text) == 0 &&
+                   strcmp(derived, keys.public_text) == 0;
     if (matched) *out = keys;
     explicit_bzero(text, sizeof text);
     explicit_bzero(secret_key, sizeof secret_key);
     dlxi_key_pair_wipe(&keys);
     if (!complete)
-        DLX_FAIL(
-            error, CONFIG,
-            "wan.key: '%s' is no key file: it must have the lines 'public: KEY' and 'secret: KEY' of %d characters "
-            "each; make one with 'dilocox keygen'",
-            path, KEY_TEXT_CHARACTERS);
+        DLX_FAIL(error, CONFIG,
+                 "wan.key: '%s' is no key file: it must have the lines 'public: KEY' and 'secret: "
+                 "KEY' of %d characters "
+                 "each; make one with 'dilocox keygen'",
+                 path, KEY_TEXT_CHARACTERS);
     if (!matched)
         DLX_FAIL(error, CONFIG,
-                 "wan.key: the public and secret halves in '%s' do not belong together; make a new pair with 'dilocox "
+                 "wan.key: the public and secret halves in '%s' do not belong together; make a new "
+                 "pair with 'dilocox "
                  "keygen'",
                  path);
     return DLX_OK;
 }
 
-dlx_status dlxi_key_public(const char *path, char public_text[DLXI_KEY_TEXT_BYTES], dlx_error *error) {
+dlx_status dlxi_key_public(const char *path, char public_text[DLXI_KEY_TEXT_BYTES],
+                           dlx_error *error) {
     dlxi_key_pair keys;
     public_text[0] = '\0';
     DLX_TRY(dlxi_key_pair_read(&keys, path, error));
@@ -123,8 +134,7 @@ dlx_status dlxi_key_public(const char *path, char public_text[DLXI_KEY_TEXT_BYTE
     return DLX_OK;
 }
 
-/* ---- making ---------------------------------------------------------------------------------------------------------
- */
+/* ---- making ---------------------------------------------------------------------------------- */
 
 static bool write_all(int fd, const char *text, size_t bytes) {
     while (bytes != 0) {
@@ -137,26 +147,32 @@ static bool write_all(int fd, const char *text, size_t bytes) {
     return true;
 }
 
-dlx_status dlxi_key_generate(const char *path, char public_text[DLXI_KEY_TEXT_BYTES], dlx_error *error) {
+dlx_status dlxi_key_generate(const char *path, char public_text[DLXI_KEY_TEXT_BYTES],
+                             dlx_error *error) {
     public_text[0] = '\0';
     dlxi_key_pair keys;
     if (zmq_curve_keypair(keys.public_text, keys.secret_text) != 0)
         DLX_FAIL(error, SYSTEM, "keys can't be made: this ZeroMQ was built without CURVE");
     char text[256];
-    int bytes = snprintf(text, sizeof text,
-                         "# A key of dilocox. This file is secret; only the public half goes on a roster.\n"
-                         "public: %s\nsecret: %s\n",
-                         keys.public_text, keys.secret_text);
+    int bytes =
+        snprintf(text, sizeof text,
+                 "# A key of dilocox. This file is secret; only the public half goes on a roster.\n"
+                 "public: %s\nsecret: %s\n",
+                 keys.public_text, keys.secret_text);
     dlx_status status = DLX_OK;
     int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (fd < 0 && errno == EEXIST)
-        DLX_FAIL_OUT(error, CONFIG,
-                     "'%s' exists already and a key is never overwritten; choose another name or remove it", path);
-    if (fd < 0) DLX_FAIL_OUT(error, SYSTEM, "key file '%s' can't be written: %s", path, strerror(errno));
+        DLX_FAIL_OUT(
+            error, CONFIG,
+            "'%s' exists already and a key is never overwritten; choose another name or remove it",
+            path);
+    if (fd < 0)
+        DLX_FAIL_OUT(error, SYSTEM, "key file '%s' can't be written: %s", path, strerror(errno));
     bool written = fchmod(fd, 0600) == 0 && write_all(fd, text, (size_t)bytes) && fsync(fd) == 0;
     if (close(fd) != 0) written = false;
     if (!written) {
-        status = dlxi_error_set(error, DLX_SYSTEM, "key file '%s' can't be written: %s", path, strerror(errno));
+        status = dlxi_error_set(error, DLX_SYSTEM, "key file '%s' can't be written: %s", path,
+                                strerror(errno));
         unlink(path);
         goto out;
     }

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What all links share: statistics and closing. */
 #include "link/hub.h"
 

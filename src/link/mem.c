@@ -1,12 +1,13 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The `mem` link: sites and a coordinator that are threads of one process.
  *
- * Every endpoint holds one bounded queue for each endpoint that ever sent to it. One mutex, the hub's, guards all
- * queues and flags; each endpoint has a condition variable that its owner waits on. Frames are encoded and decoded as
- * on a real link, so that bytes are counted alike. A frame from a site that this one has not yet connected to waits in
- * its queue.
+ * Every endpoint holds one bounded queue for each endpoint that ever sent to it. One mutex, the
+ * hub's, guards all queues and flags; each endpoint has a condition variable that its owner waits
+ * on. Frames are encoded and decoded as on a real link, so that bytes are counted alike. A frame
+ * from a site that this one has not yet connected to waits in its queue.
  *
- * Endpoints are known to each other by a number that the hub never gives twice, so that a site that comes back is not
- * taken for the one that left. */
+ * Endpoints are known to each other by a number that the hub never gives twice, so that a site that
+ * comes back is not taken for the one that left. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,7 +51,8 @@ typedef struct mem_endpoint {
     pthread_cond_t changed;
     queue *queues; /* [queue_count], in the order of first frames */
     size_t queue_count, queue_next;
-    peer *peers; /* [peer_count]; site: by index, DLXI_SITES_MAX; coordinator: by number, as many as it gave */
+    /* [peer_count]; site: by index, DLXI_SITES_MAX; coordinator: by number, as many as it gave */
+    peer *peers;
     uint32_t peer_count;
     packet current; /* what the last receive handed out */
 } mem_endpoint;
@@ -64,8 +66,7 @@ struct mem_hub {
     uint32_t coordinator; /* the last one opened, or NOBODY */
 };
 
-/* ---- hub -----------------------------------------------------------------------------------------------------------
- */
+/* ---- hub ------------------------------------------------------------------------------------- */
 
 static void hub_close(dlx_hub *base) {
     mem_hub *hub = (mem_hub *)base;
@@ -80,8 +81,7 @@ static mem_endpoint *endpoint_at(const mem_hub *hub, uint32_t number) {
     return number < hub->endpoint_count ? hub->endpoints[number] : NULL;
 }
 
-/* ---- queues (the hub's mutex is held) -------------------------------------------------------------------------------
- */
+/* ---- queues (the hub's mutex is held) -------------------------------------------------------- */
 
 static queue *queue_from(mem_endpoint *receiver, uint32_t sender) {
     for (size_t i = 0; i < receiver->queue_count; i++)
@@ -89,7 +89,8 @@ static queue *queue_from(mem_endpoint *receiver, uint32_t sender) {
     return NULL;
 }
 
-static dlx_status queue_add(queue **out, mem_endpoint *receiver, uint32_t sender, dlx_error *error) {
+static dlx_status queue_add(queue **out, mem_endpoint *receiver, uint32_t sender,
+                            dlx_error *error) {
     packet *packets = NULL;
     DLX_TRY(DLXI_NEW(&packets, receiver->hub->queue_frames, error));
     queue *grown = realloc(receiver->queues, (receiver->queue_count + 1) * sizeof *grown);
@@ -124,11 +125,11 @@ static packet queue_pop(mem_endpoint *receiver, queue *q) {
     return p;
 }
 
-/* ---- send -----------------------------------------------------------------------------------------------------------
- */
+/* ---- send ------------------------------------------------------------------------------------ */
 
 /* The queue that a frame to `to` goes to, if there is room in it. */
-static dlx_status find_room(queue **out, mem_endpoint **receiver, mem_endpoint *me, uint32_t to, dlx_error *error) {
+static dlx_status find_room(queue **out, mem_endpoint **receiver, mem_endpoint *me, uint32_t to,
+                            dlx_error *error) {
     mem_hub *hub = me->hub;
     uint32_t number = NOBODY;
     if (!me->coordinator && to == DLXI_SITE_COORDINATOR) {
@@ -137,7 +138,8 @@ static dlx_status find_room(queue **out, mem_endpoint **receiver, mem_endpoint *
     } else if (to < me->peer_count) {
         number = me->peers[to].endpoint;
     }
-    if (number == NOBODY) DLX_FAIL(error, STATE, "mem link: send to %u, which is not connected", to);
+    if (number == NOBODY)
+        DLX_FAIL(error, STATE, "mem link: send to %u, which is not connected", to);
     *receiver = endpoint_at(hub, number);
     if (*receiver == NULL) DLX_FAIL(error, PEER_LOST, "peer %u has closed its endpoint", to);
     *out = queue_from(*receiver, me->number);
@@ -147,7 +149,8 @@ static dlx_status find_room(queue **out, mem_endpoint **receiver, mem_endpoint *
     return DLX_AGAIN;
 }
 
-static dlx_status mem_send(dlxi_link *link, uint32_t to, const dlxi_frame *frame, dlx_error *error) {
+static dlx_status mem_send(dlxi_link *link, uint32_t to, const dlxi_frame *frame,
+                           dlx_error *error) {
     mem_endpoint *me = (mem_endpoint *)link, *receiver = NULL;
     queue *q = NULL;
     pthread_mutex_lock(&me->hub->mutex);
@@ -155,10 +158,12 @@ static dlx_status mem_send(dlxi_link *link, uint32_t to, const dlxi_frame *frame
     pthread_mutex_unlock(&me->hub->mutex);
     if (status != DLX_OK) return status;
 
-    /* Encoded without the mutex; only this thread fills this queue, so the room stays unless the receiver closes. */
+    /* Encoded without the mutex; only this thread fills this queue, so the room stays unless the
+     * receiver closes. */
     packet p = {.count_bytes = (size_t)DLXI_FRAME_HEADER_BYTES + frame->payload_bytes};
     p.bytes = malloc(p.count_bytes);
-    if (p.bytes == NULL) DLX_FAIL(error, MEMORY, "out of memory: a frame of %zu bytes", p.count_bytes);
+    if (p.bytes == NULL)
+        DLX_FAIL(error, MEMORY, "out of memory: a frame of %zu bytes", p.count_bytes);
     dlxi_frame_encode(p.bytes, frame);
 
     pthread_mutex_lock(&me->hub->mutex);
@@ -177,8 +182,7 @@ static dlx_status mem_send(dlxi_link *link, uint32_t to, const dlxi_frame *frame
     return DLX_OK;
 }
 
-/* ---- receive --------------------------------------------------------------------------------------------------------
- */
+/* ---- receive --------------------------------------------------------------------------------- */
 
 /* The coordinator's number for a sender, given at its first frame; NOBODY without memory. */
 static uint32_t number_of(mem_endpoint *me, uint32_t sender) {
@@ -223,21 +227,24 @@ static bool take(mem_endpoint *me, uint32_t *from) {
     return false;
 }
 
-/* Waits on the endpoint's condition until `deadline_ns` (< 0: for ever). False once it has passed. */
+/* Waits on the endpoint's condition until `deadline_ns` (< 0: for ever). False once it has passed.
+ */
 static bool wait_changed(mem_endpoint *me, int64_t deadline_ns) {
     if (deadline_ns < 0) return pthread_cond_wait(&me->changed, &me->hub->mutex) == 0;
     if (dlxi_clock_ns() >= deadline_ns) return false;
-    struct timespec until = {.tv_sec = (time_t)(deadline_ns / 1000000000), .tv_nsec = (long)(deadline_ns % 1000000000)};
+    struct timespec until = {.tv_sec = (time_t)(deadline_ns / 1000000000),
+                             .tv_nsec = (long)(deadline_ns % 1000000000)};
     pthread_cond_timedwait(&me->changed, &me->hub->mutex, &until);
     return true;
 }
 
-static dlx_status mem_receive(dlxi_link *link, int64_t timeout_ms, uint32_t *from, dlxi_frame *frame,
-                              dlx_error *error) {
+static dlx_status mem_receive(dlxi_link *link, int64_t timeout_ms, uint32_t *from,
+                              dlxi_frame *frame, dlx_error *error) {
     mem_endpoint *me = (mem_endpoint *)link;
     /* a wait longer than some 30 years is for ever */
     int64_t deadline_ns = -1;
-    if (timeout_ms >= 0 && timeout_ms < 1000000000000) deadline_ns = dlxi_clock_ns() + timeout_ms * 1000000;
+    if (timeout_ms >= 0 && timeout_ms < 1000000000000)
+        deadline_ns = dlxi_clock_ns() + timeout_ms * 1000000;
     for (;;) {
         free(me->current.bytes);
         me->current = (packet){0};
@@ -251,7 +258,8 @@ static dlx_status mem_receive(dlxi_link *link, int64_t timeout_ms, uint32_t *fro
         pthread_mutex_unlock(&me->hub->mutex);
         if (again) return DLX_AGAIN;
         if (!taken) return DLX_TIMEOUT;
-        if (*from != NOBODY && dlxi_frame_decode(frame, me->current.bytes, me->current.count_bytes, error) == DLX_OK) {
+        if (*from != NOBODY &&
+            dlxi_frame_decode(frame, me->current.bytes, me->current.count_bytes, error) == DLX_OK) {
             dlxi_count_received(link, me->current.count_bytes);
             return DLX_OK;
         }
@@ -267,18 +275,20 @@ static void mem_wake(dlxi_link *link) {
     pthread_mutex_unlock(&me->hub->mutex);
 }
 
-/* ---- peers ----------------------------------------------------------------------------------------------------------
- */
+/* ---- peers ----------------------------------------------------------------------------------- */
 
 static dlx_status mem_listen(dlxi_link *link, uint32_t own_index, uint32_t index, const char *name,
-                             const char *public_key, char endpoint[DLXI_ENDPOINT_BYTES], dlx_error *error) {
+                             const char *public_key, char endpoint[DLXI_ENDPOINT_BYTES],
+                             dlx_error *error) {
     (void)public_key;
     mem_endpoint *me = (mem_endpoint *)link;
     endpoint[0] = '\0';
-    if (me->coordinator) DLX_FAIL(error, STATE, "mem link: the coordinator does not listen for sites");
+    if (me->coordinator)
+        DLX_FAIL(error, STATE, "mem link: the coordinator does not listen for sites");
     if (index >= DLXI_SITES_MAX || own_index >= DLXI_SITES_MAX || index == own_index)
-        DLX_FAIL(error, ARGUMENT, "mem link: site %u listens for site %u, allowed are two of 0 to %d", own_index, index,
-                 DLXI_SITES_MAX - 1);
+        DLX_FAIL(error, ARGUMENT,
+                 "mem link: site %u listens for site %u, allowed are two of 0 to %d", own_index,
+                 index, DLXI_SITES_MAX - 1);
     pthread_mutex_lock(&me->hub->mutex);
     snprintf(me->peers[index].name, sizeof me->peers[index].name, "%s", name);
     pthread_mutex_unlock(&me->hub->mutex);
@@ -286,13 +296,16 @@ static dlx_status mem_listen(dlxi_link *link, uint32_t own_index, uint32_t index
     return DLX_OK;
 }
 
-static dlx_status mem_connect(dlxi_link *link, uint32_t index, const char *endpoint, dlx_error *error) {
+static dlx_status mem_connect(dlxi_link *link, uint32_t index, const char *endpoint,
+                              dlx_error *error) {
     mem_endpoint *me = (mem_endpoint *)link;
     if (me->coordinator || index >= DLXI_SITES_MAX)
-        DLX_FAIL(error, ARGUMENT, "mem link: connect to site %u, allowed are 0 to %d", index, DLXI_SITES_MAX - 1);
+        DLX_FAIL(error, ARGUMENT, "mem link: connect to site %u, allowed are 0 to %d", index,
+                 DLXI_SITES_MAX - 1);
     unsigned number = 0;
     int used = 0;
-    if (strlen(endpoint) > 15 || sscanf(endpoint, "mem:%9u%n", &number, &used) != 1 || endpoint[used] != '\0')
+    if (strlen(endpoint) > 15 || sscanf(endpoint, "mem:%9u%n", &number, &used) != 1 ||
+        endpoint[used] != '\0')
         DLX_FAIL(error, DATA, "mem link: '%.32s' is no endpoint of this link", endpoint);
     pthread_mutex_lock(&me->hub->mutex);
     bool known = number < me->hub->endpoint_count && number != me->number;
@@ -313,7 +326,7 @@ static const char *mem_peer_key(dlxi_link *link, uint32_t index) {
     return "";
 }
 
-/* ---- open and close -------------------------------------------------------------------------------------------- */
+/* ---- open and close -------------------------------------------------------------------------- */
 
 static void mem_close(dlxi_link *link) {
     mem_endpoint *me = (mem_endpoint *)link;
@@ -358,8 +371,8 @@ static const dlxi_link_operations mem_operations = {
 static bool condition_init(pthread_cond_t *condition) {
     pthread_condattr_t attributes;
     if (pthread_condattr_init(&attributes) != 0) return false;
-    bool done =
-        pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC) == 0 && pthread_cond_init(condition, &attributes) == 0;
+    bool done = pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC) == 0 &&
+                pthread_cond_init(condition, &attributes) == 0;
     pthread_condattr_destroy(&attributes);
     return done;
 }
@@ -369,7 +382,8 @@ static dlx_status enter(mem_hub *hub, mem_endpoint *me, dlx_error *error) {
     if (me->coordinator && endpoint_at(hub, hub->coordinator) != NULL)
         DLX_FAIL(error, STATE, "hub: it has a coordinator already");
     if (hub->endpoint_count == ENDPOINTS_MAX)
-        DLX_FAIL(error, STATE, "hub: %d endpoints have been opened, the most that one hub gives", ENDPOINTS_MAX);
+        DLX_FAIL(error, STATE, "hub: %d endpoints have been opened, the most that one hub gives",
+                 ENDPOINTS_MAX);
     mem_endpoint **grown = realloc(hub->endpoints, (hub->endpoint_count + 1) * sizeof *grown);
     if (grown == NULL) DLX_FAIL(error, MEMORY, "out of memory: an endpoint of the mem link");
     hub->endpoints = grown;
@@ -385,10 +399,12 @@ static dlx_status enter(mem_hub *hub, mem_endpoint *me, dlx_error *error) {
     return DLX_OK;
 }
 
-static dlx_status endpoint_open(dlxi_link **out, mem_hub *hub, const char *name, bool coordinator, dlx_error *error) {
+static dlx_status endpoint_open(dlxi_link **out, mem_hub *hub, const char *name, bool coordinator,
+                                dlx_error *error) {
     *out = NULL;
     if (strlen(name) >= DLXI_NAME_BYTES)
-        DLX_FAIL(error, ARGUMENT, "site.name: '%.80s' is longer than %d characters", name, DLXI_NAME_BYTES - 1);
+        DLX_FAIL(error, ARGUMENT, "site.name: '%.80s' is longer than %d characters", name,
+                 DLXI_NAME_BYTES - 1);
     mem_endpoint *me = NULL;
     DLX_TRY(DLXI_NEW(&me, 1, error));
     dlx_status status = coordinator ? DLX_OK : DLXI_NEW(&me->peers, DLXI_SITES_MAX, error);
@@ -421,7 +437,8 @@ static dlx_status endpoint_open(dlxi_link **out, mem_hub *hub, const char *name,
 }
 
 /* Ranks of one site need not be told apart: an endpoint is found by its number. */
-static dlx_status open_site(dlx_hub *hub, dlxi_link **out, const char *site, uint16_t rank, dlx_error *error) {
+static dlx_status open_site(dlx_hub *hub, dlxi_link **out, const char *site, uint16_t rank,
+                            dlx_error *error) {
     (void)rank;
     return endpoint_open(out, (mem_hub *)hub, site, false, error);
 }
@@ -433,7 +450,8 @@ static dlx_status open_coordinator(dlx_hub *hub, dlxi_link **out, dlx_error *err
 dlx_status dlxi_mem_hub_open(dlx_hub **out, uint32_t queue_frames, dlx_error *error) {
     *out = NULL;
     if (queue_frames < 1 || queue_frames > QUEUE_FRAMES_MAX)
-        DLX_FAIL(error, ARGUMENT, "hub: queue of %u frames, allowed are 1 to %d", queue_frames, QUEUE_FRAMES_MAX);
+        DLX_FAIL(error, ARGUMENT, "hub: queue of %u frames, allowed are 1 to %d", queue_frames,
+                 QUEUE_FRAMES_MAX);
     mem_hub *hub = NULL;
     DLX_TRY(DLXI_NEW(&hub, 1, error));
     if (pthread_mutex_init(&hub->mutex, NULL) != 0) {

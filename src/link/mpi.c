@@ -1,18 +1,20 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The `mpi` link: sites and a coordinator as ranks of one MPI job.
  *
- * Frames are messages on the cluster's `wan` communicator; the tag says who speaks to whom: to the coordinator, from
- * it, and data between sites. Several threads of a process speak MPI at once (an endpoint each, the training thread);
- * no two of them ask for the same tag.
+ * Frames are messages on the cluster's `wan` communicator; the tag says who speaks to whom: to the
+ * coordinator, from it, and data between sites. Several threads of a process speak MPI at once (an
+ * endpoint each, the training thread); no two of them ask for the same tag.
  *
- * Sends are synchronous-mode ones from an encoded copy: such a send is done when the receiver has asked for the
- * message. So "in flight" bounds what a receiver that doesn't listen must hold; plain sends of small frames would be
- * done at once and pile up there.
+ * Sends are synchronous-mode ones from an encoded copy: such a send is done when the receiver has
+ * asked for the message. So "in flight" bounds what a receiver that doesn't listen must hold; plain
+ * sends of small frames would be done at once and pile up there.
  *
- * Receiving. A message is asked for only from the coordinator and from sites that this one is connected to; others stay
- * where MPI keeps them, as a frame that comes before connect() must. Its length is known, and bounded, before memory is
- * given to it. A large one moves only while both sides call MPI, so each peer has one receive of its own under way, and
- * a stalled site doesn't hold up the coordinator's word. Nothing wakes a thread that waits for MPI: receive() tests,
- * and sleeps for a sixteenth of the time in which nothing happened, 20 µs to 2 ms. */
+ * Receiving. A message is asked for only from the coordinator and from sites that this one is
+ * connected to; others stay where MPI keeps them, as a frame that comes before connect() must. Its
+ * length is known, and bounded, before memory is given to it. A large one moves only while both
+ * sides call MPI, so each peer has one receive of its own under way, and a stalled site doesn't
+ * hold up the coordinator's word. Nothing wakes a thread that waits for MPI: receive() tests, and
+ * sleeps for a sixteenth of the time in which nothing happened, 20 µs to 2 ms. */
 #include "link/mpi.h"
 
 #include <sched.h>
@@ -29,7 +31,8 @@ enum { TAG_TO_COORDINATOR = 1, TAG_FROM_COORDINATOR = 2, TAG_DATA = 3 };
 enum { CONTROL_FRAMES = 64, DATA_FRAMES = 8, COORDINATOR_RANK = 0, NO_RANK = -1 };
 enum { COORDINATOR_PEER = DLXI_SITES_MAX }; /* its place among a site's peers */
 enum { FRAME_BYTES_MAX = DLXI_FRAME_HEADER_BYTES + DLXI_FRAME_PAYLOAD_MAX };
-static const int64_t MS_NS = 1000000, CLOSE_NS = 1000000000, SLEEP_MIN_NS = 20000, SLEEP_MAX_NS = 2000000;
+static const int64_t MS_NS = 1000000, CLOSE_NS = 1000000000, SLEEP_MIN_NS = 20000,
+                     SLEEP_MAX_NS = 2000000;
 
 typedef struct outgoing {
     MPI_Request request;
@@ -57,7 +60,8 @@ typedef struct mpi_endpoint {
     MPI_Comm wan;
     int rank, ranks, site_ranks;
     bool coordinator;
-    /* A site's: DLXI_SITES_MAX sites by index, then the coordinator. The coordinator's: job ranks. */
+    /* A site's: DLXI_SITES_MAX sites by index, then the coordinator. The coordinator's: job ranks.
+     */
     peer *peers;
     uint32_t peer_count, peer_next;
     uint32_t receiving; /* peers with a receive under way */
@@ -74,14 +78,15 @@ typedef struct mpi_hub {
     atomic_flag site_opened, coordinator_opened;
 } mpi_hub;
 
-/* ---- send ------------------------------------------------------------------------------------------------------ */
+/* ---- send ------------------------------------------------------------------------------------ */
 
 /* Frees what has been sent; *stirred where anything was. */
 static dlx_status reap(peer *p, bool *stirred, dlx_error *error) {
     while (p->count != 0) {
         outgoing *oldest = &p->ring[p->first];
         int done = 0;
-        DLX_TRY(dlxi_mpi_check(MPI_Test(&oldest->request, &done, MPI_STATUS_IGNORE), "sending a frame", error));
+        DLX_TRY(dlxi_mpi_check(MPI_Test(&oldest->request, &done, MPI_STATUS_IGNORE),
+                               "sending a frame", error));
         if (!done) break;
         free(oldest->bytes);
         p->first = (p->first + 1) % p->capacity;
@@ -97,7 +102,8 @@ static peer *peer_of(mpi_endpoint *me, uint32_t to) {
     return to < count && me->peers[to].rank != NO_RANK ? &me->peers[to] : NULL;
 }
 
-static dlx_status link_send(dlxi_link *link, uint32_t to, const dlxi_frame *frame, dlx_error *error) {
+static dlx_status link_send(dlxi_link *link, uint32_t to, const dlxi_frame *frame,
+                            dlx_error *error) {
     mpi_endpoint *me = (mpi_endpoint *)link;
     peer *p = peer_of(me, to);
     if (p == NULL) DLX_FAIL(error, STATE, "mpi link: send to %u, which is not connected", to);
@@ -113,7 +119,8 @@ static dlx_status link_send(dlxi_link *link, uint32_t to, const dlxi_frame *fram
     next->bytes = malloc(bytes);
     if (next->bytes == NULL) DLX_FAIL(error, MEMORY, "out of memory: a frame of %zu bytes", bytes);
     dlxi_frame_encode(next->bytes, frame);
-    int code = MPI_Issend(next->bytes, (int)bytes, MPI_BYTE, p->rank, p->send_tag, me->wan, &next->request);
+    int code = MPI_Issend(next->bytes, (int)bytes, MPI_BYTE, p->rank, p->send_tag, me->wan,
+                          &next->request);
     if (code != MPI_SUCCESS) {
         free(next->bytes);
         return dlxi_mpi_check(code, "sending a frame", error);
@@ -139,15 +146,15 @@ static dlx_status room_again(mpi_endpoint *me, bool *room, dlx_error *error) {
     return DLX_OK;
 }
 
-/* ---- receive --------------------------------------------------------------------------------------------------- */
+/* ---- receive --------------------------------------------------------------------------------- */
 
 /* What became of a receive. */
 typedef enum outcome { NOTHING, ARRIVED, DROPPED } outcome;
 
-/* Begins to receive the next message that `rank` sent (MPI_ANY_SOURCE: at the coordinator, whose peers are ranks).
- * *from ← its peer, untouched where there is none. */
-static dlx_status begin_receive(mpi_endpoint *me, uint32_t *from, int rank, int tag, outcome *became,
-                                dlx_error *error) {
+/* Begins to receive the next message that `rank` sent (MPI_ANY_SOURCE: at the coordinator, whose
+ * peers are ranks). *from ← its peer, untouched where there is none. */
+static dlx_status begin_receive(mpi_endpoint *me, uint32_t *from, int rank, int tag,
+                                outcome *became, dlx_error *error) {
     int found = 0, count_bytes = 0;
     MPI_Message message;
     MPI_Status status;
@@ -155,8 +162,8 @@ static dlx_status begin_receive(mpi_endpoint *me, uint32_t *from, int rank, int 
     if (code == MPI_SUCCESS && found) code = MPI_Get_count(&status, MPI_BYTE, &count_bytes);
     DLX_TRY(dlxi_mpi_check(code, "looking for a frame", error));
     if (!found) return DLX_OK;
-    /* What is longer than a frame, and can come of a bug only, is left with MPI for ever: Open MPI 4.1, asked for less
-     * than a message's length, may write all of it. */
+    /* What is longer than a frame, and can come of a bug only, is left with MPI for ever: Open MPI
+     * 4.1, asked for less than a message's length, may write all of it. */
     if (count_bytes < 0 || count_bytes > FRAME_BYTES_MAX) {
         *became = DROPPED;
         return DLX_OK;
@@ -165,7 +172,8 @@ static dlx_status begin_receive(mpi_endpoint *me, uint32_t *from, int rank, int 
     incoming *in = &me->peers[*from].in;
     in->count_bytes = (size_t)count_bytes;
     in->bytes = malloc(in->count_bytes + 1); /* one is empty */
-    if (in->bytes == NULL) DLX_FAIL(error, MEMORY, "out of memory: a frame of %d bytes", count_bytes);
+    if (in->bytes == NULL)
+        DLX_FAIL(error, MEMORY, "out of memory: a frame of %d bytes", count_bytes);
     code = MPI_Imrecv(in->bytes, count_bytes, MPI_BYTE, &message, &in->request);
     if (code != MPI_SUCCESS) {
         free(in->bytes);
@@ -179,7 +187,8 @@ static dlx_status begin_receive(mpi_endpoint *me, uint32_t *from, int rank, int 
 /* ARRIVED: the message is in me->current. */
 static dlx_status end_receive(mpi_endpoint *me, incoming *in, outcome *became, dlx_error *error) {
     int done = 0;
-    DLX_TRY(dlxi_mpi_check(MPI_Test(&in->request, &done, MPI_STATUS_IGNORE), "receiving a frame", error));
+    DLX_TRY(dlxi_mpi_check(MPI_Test(&in->request, &done, MPI_STATUS_IGNORE), "receiving a frame",
+                           error));
     if (!done) return DLX_OK;
     me->receiving--;
     me->stirred_ns = dlxi_clock_ns();
@@ -193,12 +202,13 @@ static dlx_status end_receive(mpi_endpoint *me, incoming *in, outcome *became, d
 static dlx_status receive_from(mpi_endpoint *me, uint32_t from, outcome *became, dlx_error *error) {
     peer *p = &me->peers[from];
     if (p->rank == NO_RANK) return DLX_OK;
-    if (p->in.bytes == NULL) DLX_TRY(begin_receive(me, &from, p->rank, p->receive_tag, became, error));
+    if (p->in.bytes == NULL)
+        DLX_TRY(begin_receive(me, &from, p->rank, p->receive_tag, became, error));
     return p->in.bytes != NULL ? end_receive(me, &p->in, became, error) : DLX_OK;
 }
 
-/* At a site the coordinator goes first, then the sites in turn. At the coordinator whoever was first, but while a
- * message of one rank is on its way, the other ranks in turn. */
+/* At a site the coordinator goes first, then the sites in turn. At the coordinator whoever was
+ * first, but while a message of one rank is on its way, the other ranks in turn. */
 static dlx_status receive_now(mpi_endpoint *me, uint32_t *from, outcome *became, dlx_error *error) {
     *became = NOTHING;
     uint32_t in_turn = me->peer_count;
@@ -236,12 +246,13 @@ static void rest(const mpi_endpoint *me, int64_t deadline_ns) {
         dlxi_mpi_pause(pause_ns);
 }
 
-static dlx_status link_receive(dlxi_link *link, int64_t timeout_ms, uint32_t *from, dlxi_frame *frame,
-                               dlx_error *error) {
+static dlx_status link_receive(dlxi_link *link, int64_t timeout_ms, uint32_t *from,
+                               dlxi_frame *frame, dlx_error *error) {
     mpi_endpoint *me = (mpi_endpoint *)link;
     /* a wait longer than some 30 years is for ever */
     int64_t deadline_ns = -1;
-    if (timeout_ms >= 0 && timeout_ms < 1000000000000) deadline_ns = dlxi_clock_ns() + timeout_ms * MS_NS;
+    if (timeout_ms >= 0 && timeout_ms < 1000000000000)
+        deadline_ns = dlxi_clock_ns() + timeout_ms * MS_NS;
     for (bool last = false;;) {
         forget_current(me);
         bool room = false;
@@ -249,14 +260,16 @@ static dlx_status link_receive(dlxi_link *link, int64_t timeout_ms, uint32_t *fr
         if (atomic_exchange(&me->woken, false) || room) return DLX_AGAIN;
         outcome became;
         DLX_TRY(receive_now(me, from, &became, error));
-        if (became == ARRIVED && dlxi_frame_decode(frame, me->current, me->current_bytes, NULL) == DLX_OK) {
+        if (became == ARRIVED &&
+            dlxi_frame_decode(frame, me->current, me->current_bytes, NULL) == DLX_OK) {
             dlxi_count_received(link, me->current_bytes);
             if (*from == COORDINATOR_PEER && !me->coordinator) *from = DLXI_SITE_COORDINATOR;
             return DLX_OK;
         }
         if (became != NOTHING) dlxi_count_dropped(link);
         if (last) return DLX_TIMEOUT;
-        /* A dropped frame is no reason to rest; but frames that are all dropped don't hold the caller for ever. */
+        /* A dropped frame is no reason to rest; but frames that are all dropped don't hold the
+         * caller for ever. */
         if (became == NOTHING) rest(me, deadline_ns);
         last = deadline_ns >= 0 && dlxi_clock_ns() >= deadline_ns;
     }
@@ -266,37 +279,46 @@ static void link_wake(dlxi_link *link) {
     atomic_store(&((mpi_endpoint *)link)->woken, true);
 }
 
-/* ---- peers ----------------------------------------------------------------------------------------------------- */
+/* ---- peers ----------------------------------------------------------------------------------- */
 
-/* The coordinator numbers sites as it likes, so "where this side listens" is its rank of the job. */
+/* The coordinator numbers sites as it likes, so "where this side listens" is its rank of the job.
+ */
 static dlx_status link_listen(dlxi_link *link, uint32_t own_index, uint32_t index, const char *name,
-                              const char *public_key, char endpoint[DLXI_ENDPOINT_BYTES], dlx_error *error) {
+                              const char *public_key, char endpoint[DLXI_ENDPOINT_BYTES],
+                              dlx_error *error) {
     (void)public_key;
     mpi_endpoint *me = (mpi_endpoint *)link;
     endpoint[0] = '\0';
-    if (me->coordinator) DLX_FAIL(error, STATE, "mpi link: the coordinator does not listen for sites");
+    if (me->coordinator)
+        DLX_FAIL(error, STATE, "mpi link: the coordinator does not listen for sites");
     if (index >= DLXI_SITES_MAX || own_index >= DLXI_SITES_MAX || index == own_index)
-        DLX_FAIL(error, ARGUMENT, "mpi link: site %u listens for site %u, allowed are two of 0 to %d", own_index, index,
-                 DLXI_SITES_MAX - 1);
+        DLX_FAIL(error, ARGUMENT,
+                 "mpi link: site %u listens for site %u, allowed are two of 0 to %d", own_index,
+                 index, DLXI_SITES_MAX - 1);
     dlxi_text_copy(me->peers[index].name, sizeof me->peers[index].name, name);
     snprintf(endpoint, DLXI_ENDPOINT_BYTES, "mpi:%d", me->rank);
     return DLX_OK;
 }
 
-static dlx_status link_connect(dlxi_link *link, uint32_t index, const char *endpoint, dlx_error *error) {
+static dlx_status link_connect(dlxi_link *link, uint32_t index, const char *endpoint,
+                               dlx_error *error) {
     mpi_endpoint *me = (mpi_endpoint *)link;
     if (me->coordinator || index >= DLXI_SITES_MAX)
-        DLX_FAIL(error, ARGUMENT, "mpi link: connect to site %u, allowed are 0 to %d", index, DLXI_SITES_MAX - 1);
+        DLX_FAIL(error, ARGUMENT, "mpi link: connect to site %u, allowed are 0 to %d", index,
+                 DLXI_SITES_MAX - 1);
     int rank = 0, used = 0;
-    if (strlen(endpoint) > 15 || sscanf(endpoint, "mpi:%9d%n", &rank, &used) != 1 || endpoint[used] != '\0')
+    if (strlen(endpoint) > 15 || sscanf(endpoint, "mpi:%9d%n", &rank, &used) != 1 ||
+        endpoint[used] != '\0')
         DLX_FAIL(error, DATA, "mpi link: '%.32s' is no endpoint of this link", endpoint);
-    if (rank < 0 || rank >= me->ranks || rank == me->rank || rank % me->site_ranks != me->rank % me->site_ranks)
-        DLX_FAIL(error, DATA, "mpi link: rank %d of the job is no counterpart of rank %d (%d ranks, %d a site)", rank,
-                 me->rank, me->ranks, me->site_ranks);
+    if (rank < 0 || rank >= me->ranks || rank == me->rank ||
+        rank % me->site_ranks != me->rank % me->site_ranks)
+        DLX_FAIL(error, DATA,
+                 "mpi link: rank %d of the job is no counterpart of rank %d (%d ranks, %d a site)",
+                 rank, me->rank, me->ranks, me->site_ranks);
     peer *p = &me->peers[index];
     if (p->rank != NO_RANK && p->rank != rank)
-        DLX_FAIL(error, STATE, "mpi link: site %u is rank %d of the job, and can't become rank %d", index, p->rank,
-                 rank);
+        DLX_FAIL(error, STATE, "mpi link: site %u is rank %d of the job, and can't become rank %d",
+                 index, p->rank, rank);
     p->rank = rank;
     return DLX_OK;
 }
@@ -312,7 +334,7 @@ static const char *link_peer_key(dlxi_link *link, uint32_t index) {
     return "";
 }
 
-/* ---- open and close -------------------------------------------------------------------------------------------- */
+/* ---- open and close -------------------------------------------------------------------------- */
 
 static bool all_sent(const mpi_endpoint *me) {
     for (uint32_t i = 0; i < me->peer_count; i++)
@@ -320,9 +342,9 @@ static bool all_sent(const mpi_endpoint *me) {
     return true;
 }
 
-/* Receives, and forgets, what still comes, so that two endpoints that close at once don't wait for each other. Open MPI
- * can't cancel a send, nor MPI a receive that has found its message: after a second, those still in flight keep their
- * buffers until the process ends. */
+/* Receives, and forgets, what still comes, so that two endpoints that close at once don't wait for
+ * each other. Open MPI can't cancel a send, nor MPI a receive that has found its message: after a
+ * second, those still in flight keep their buffers until the process ends. */
 static void link_close(dlxi_link *link) {
     mpi_endpoint *me = (mpi_endpoint *)link;
     int64_t deadline_ns = dlxi_clock_ns() + CLOSE_NS;
@@ -333,7 +355,9 @@ static void link_close(dlxi_link *link) {
         bool room;
         last = all_sent(me) || dlxi_clock_ns() >= deadline_ns;
         forget_current(me);
-        if (room_again(me, &room, NULL) != DLX_OK || receive_now(me, &from, &became, NULL) != DLX_OK) break;
+        if (room_again(me, &room, NULL) != DLX_OK ||
+            receive_now(me, &from, &became, NULL) != DLX_OK)
+            break;
         if (became != NOTHING)
             dlxi_count_dropped(link);
         else if (!last)
@@ -358,7 +382,8 @@ static const dlxi_link_operations mpi_operations = {
     .close = link_close,
 };
 
-static dlx_status endpoint_open(dlxi_link **out, const mpi_hub *hub, bool coordinator, dlx_error *error) {
+static dlx_status endpoint_open(dlxi_link **out, const mpi_hub *hub, bool coordinator,
+                                dlx_error *error) {
     mpi_endpoint *me = NULL;
     DLX_TRY(DLXI_NEW(&me, 1, error));
     me->link.op = &mpi_operations;
@@ -382,7 +407,10 @@ static dlx_status endpoint_open(dlxi_link **out, const mpi_hub *hub, bool coordi
                         .receive_tag = TAG_TO_COORDINATOR,
                         .capacity = CONTROL_FRAMES};
         else
-            *p = (peer){.rank = NO_RANK, .send_tag = TAG_DATA, .receive_tag = TAG_DATA, .capacity = DATA_FRAMES};
+            *p = (peer){.rank = NO_RANK,
+                        .send_tag = TAG_DATA,
+                        .receive_tag = TAG_DATA,
+                        .capacity = DATA_FRAMES};
     }
     if (!coordinator)
         me->peers[COORDINATOR_PEER] = (peer){.rank = COORDINATOR_RANK,
@@ -393,14 +421,16 @@ static dlx_status endpoint_open(dlxi_link **out, const mpi_hub *hub, bool coordi
     return DLX_OK;
 }
 
-/* A second endpoint of the same kind, even after the first, could be given what was meant for that one. */
-static dlx_status open_site(dlx_hub *hub, dlxi_link **out, const char *site, uint16_t rank, dlx_error *error) {
+/* A second endpoint of the same kind, even after the first, could be given what was meant for that
+ * one. */
+static dlx_status open_site(dlx_hub *hub, dlxi_link **out, const char *site, uint16_t rank,
+                            dlx_error *error) {
     mpi_hub *me = (mpi_hub *)hub;
     *out = NULL;
     int own = me->cluster->rank % me->site_ranks;
     if (rank != own)
-        DLX_FAIL(error, ARGUMENT, "mpi link: rank %d of the job is rank %d of site '%.63s', not %u", me->cluster->rank,
-                 own, site, (unsigned)rank);
+        DLX_FAIL(error, ARGUMENT, "mpi link: rank %d of the job is rank %d of site '%.63s', not %u",
+                 me->cluster->rank, own, site, (unsigned)rank);
     if (atomic_flag_test_and_set(&me->site_opened))
         DLX_FAIL(error, STATE, "mpi link: this rank has opened its site's endpoint already");
     dlx_status status = endpoint_open(out, me, false, error);
@@ -412,7 +442,8 @@ static dlx_status open_coordinator(dlx_hub *hub, dlxi_link **out, dlx_error *err
     mpi_hub *me = (mpi_hub *)hub;
     *out = NULL;
     if (me->cluster->rank != COORDINATOR_RANK)
-        DLX_FAIL(error, STATE, "mpi link: the coordinator is at rank %d of the job, and can't be at %d",
+        DLX_FAIL(error, STATE,
+                 "mpi link: the coordinator is at rank %d of the job, and can't be at %d",
                  COORDINATOR_RANK, me->cluster->rank);
     if (atomic_flag_test_and_set(&me->coordinator_opened))
         DLX_FAIL(error, STATE, "mpi link: this job has opened its coordinator already");
@@ -425,14 +456,18 @@ static void hub_close(dlx_hub *hub) {
     free(hub);
 }
 
-dlx_status dlxi_mpi_hub_open(dlx_hub **out, dlxi_cluster *cluster, int site_ranks, dlx_error *error) {
+dlx_status dlxi_mpi_hub_open(dlx_hub **out, dlxi_cluster *cluster, int site_ranks,
+                             dlx_error *error) {
     *out = NULL;
-    if (site_ranks < 1 || cluster->ranks % site_ranks != 0 || cluster->ranks / site_ranks > DLXI_SITES_MAX)
-        DLX_FAIL(error, ARGUMENT, "mpi link: %d ranks with %d a site; allowed are 1 to %d sites of equal size",
+    if (site_ranks < 1 || cluster->ranks % site_ranks != 0 ||
+        cluster->ranks / site_ranks > DLXI_SITES_MAX)
+        DLX_FAIL(error, ARGUMENT,
+                 "mpi link: %d ranks with %d a site; allowed are 1 to %d sites of equal size",
                  cluster->ranks, site_ranks, DLXI_SITES_MAX);
     mpi_hub *me = NULL;
     DLX_TRY(DLXI_NEW(&me, 1, error));
-    me->hub = (dlx_hub){.open_site = open_site, .open_coordinator = open_coordinator, .close = hub_close};
+    me->hub =
+        (dlx_hub){.open_site = open_site, .open_coordinator = open_coordinator, .close = hub_close};
     me->cluster = cluster;
     me->site_ranks = site_ranks;
     atomic_flag_clear(&me->site_opened);

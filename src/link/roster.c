@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Rosters: the public keys that may join a run, and their names. */
 #include "link/roster.h"
 
@@ -11,13 +12,14 @@
 const char dlxi_coordinator_name[] = "coordinator";
 
 static bool name_character(char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' ||
-           c == '-';
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' ||
+           c == '_' || c == '-';
 }
 
 bool dlxi_name_valid(const char *name) {
     size_t characters = strlen(name);
-    if (characters == 0 || characters >= DLXI_NAME_BYTES || name[0] == '.' || name[0] == '-') return false;
+    if (characters == 0 || characters >= DLXI_NAME_BYTES || name[0] == '.' || name[0] == '-')
+        return false;
     for (size_t i = 0; i < characters; i++)
         if (!name_character(name[i])) return false;
     return true;
@@ -29,14 +31,14 @@ const dlxi_roster_line *dlxi_roster_by_name(const dlxi_roster *roster, const cha
     return NULL;
 }
 
-const dlxi_roster_line *dlxi_roster_by_key(const dlxi_roster *roster, const uint8_t key[DLXI_KEY_BYTES]) {
+const dlxi_roster_line *dlxi_roster_by_key(const dlxi_roster *roster,
+                                           const uint8_t key[DLXI_KEY_BYTES]) {
     for (size_t i = 0; i < roster->count; i++)
         if (memcmp(roster->lines[i].key, key, DLXI_KEY_BYTES) == 0) return &roster->lines[i];
     return NULL;
 }
 
-/* ---- parsing --------------------------------------------------------------------------------------------------------
- */
+/* ---- parsing --------------------------------------------------------------------------------- */
 
 static bool blank(char c) {
     return c == ' ' || c == '\t' || c == '\r';
@@ -58,34 +60,35 @@ static const char *shown(char dst[DLXI_NAME_BYTES], const char *word, size_t cha
     return dst;
 }
 
-static dlx_status parse_name(dlxi_roster_line *dst, const char *word, size_t characters, const char *path, size_t line,
-                             dlx_error *error) {
+static dlx_status parse_name(dlxi_roster_line *dst, const char *word, size_t characters,
+                             const char *path, size_t line, dlx_error *error) {
     char text[DLXI_NAME_BYTES] = "";
     if (characters < DLXI_NAME_BYTES) memcpy(dst->name, word, characters);
-    if (characters >= DLXI_NAME_BYTES || strlen(dst->name) != characters || !dlxi_name_valid(dst->name))
-        DLX_FAIL(
-            error, CONFIG,
-            "wan.roster: %s:%zu: the name '%s' is not allowed; names have 1 to %d of the characters A-Z a-z 0-9 . _ "
-            "- and begin with a letter, digit or _",
-            path, line, shown(text, word, characters), DLXI_NAME_BYTES - 1);
+    if (characters >= DLXI_NAME_BYTES || strlen(dst->name) != characters ||
+        !dlxi_name_valid(dst->name))
+        DLX_FAIL(error, CONFIG,
+                 "wan.roster: %s:%zu: the name '%s' is not allowed; names have 1 to %d of the "
+                 "characters A-Z a-z 0-9 . _ "
+                 "- and begin with a letter, digit or _",
+                 path, line, shown(text, word, characters), DLXI_NAME_BYTES - 1);
     return DLX_OK;
 }
 
-static dlx_status parse_key(dlxi_roster_line *dst, const char *word, size_t characters, const char *path, size_t line,
-                            dlx_error *error) {
+static dlx_status parse_key(dlxi_roster_line *dst, const char *word, size_t characters,
+                            const char *path, size_t line, dlx_error *error) {
     if (characters == DLXI_KEY_TEXT_BYTES - 1) memcpy(dst->key_text, word, characters);
     /* The key itself is not shown: someone may have pasted the secret half. */
     if (characters != DLXI_KEY_TEXT_BYTES - 1 || !dlxi_key_decode(dst->key, dst->key_text))
-        DLX_FAIL(
-            error, CONFIG,
-            "wan.roster: %s:%zu: the key of '%s' is malformed (%zu characters); allowed are the 40 characters of a "
-            "public key, as 'dilocox keygen' prints it",
-            path, line, dst->name, characters);
+        DLX_FAIL(error, CONFIG,
+                 "wan.roster: %s:%zu: the key of '%s' is malformed (%zu characters); allowed are "
+                 "the 40 characters of a "
+                 "public key, as 'dilocox keygen' prints it",
+                 path, line, dst->name, characters);
     return DLX_OK;
 }
 
-static dlx_status parse_line(dlxi_roster *roster, const char *at, const char *end, const char *path, size_t line,
-                             dlx_error *error) {
+static dlx_status parse_line(dlxi_roster *roster, const char *at, const char *end, const char *path,
+                             size_t line, dlx_error *error) {
     const char *name, *key, *rest;
     size_t name_characters = next_word(&name, &at, end);
     if (name_characters == 0 || name[0] == '#') return DLX_OK;
@@ -96,27 +99,30 @@ static dlx_status parse_line(dlxi_roster *roster, const char *at, const char *en
     size_t rest_characters = next_word(&rest, &at, end);
     if (rest_characters != 0 && rest[0] != '#')
         DLX_FAIL(error, CONFIG,
-                 "wan.roster: %s:%zu: something follows the key of '%s'; allowed are 'name public-key' and a comment "
+                 "wan.roster: %s:%zu: something follows the key of '%s'; allowed are 'name "
+                 "public-key' and a comment "
                  "that begins with #",
                  path, line, fresh.name);
     if (roster->count == DLXI_ROSTER_NAMES_MAX)
-        DLX_FAIL(error, CONFIG, "wan.roster: %s:%zu: more than %d names; allowed are 1 to %d", path, line,
-                 DLXI_ROSTER_NAMES_MAX, DLXI_ROSTER_NAMES_MAX);
+        DLX_FAIL(error, CONFIG, "wan.roster: %s:%zu: more than %d names; allowed are 1 to %d", path,
+                 line, DLXI_ROSTER_NAMES_MAX, DLXI_ROSTER_NAMES_MAX);
     if (dlxi_roster_by_name(roster, fresh.name) != NULL)
-        DLX_FAIL(error, CONFIG, "wan.roster: %s:%zu: the name '%s' stands there twice; a name has one key", path, line,
-                 fresh.name);
+        DLX_FAIL(error, CONFIG,
+                 "wan.roster: %s:%zu: the name '%s' stands there twice; a name has one key", path,
+                 line, fresh.name);
     const dlxi_roster_line *owner = dlxi_roster_by_key(roster, fresh.key);
     if (owner != NULL)
         DLX_FAIL(error, CONFIG,
-                 "wan.roster: %s:%zu: '%s' has the same key as '%s'; a key has one name, make another with 'dilocox "
+                 "wan.roster: %s:%zu: '%s' has the same key as '%s'; a key has one name, make "
+                 "another with 'dilocox "
                  "keygen'",
                  path, line, fresh.name, owner->name);
     roster->lines[roster->count++] = fresh;
     return DLX_OK;
 }
 
-dlx_status dlxi_roster_parse(dlxi_roster *out, const char *text, size_t text_bytes, const char *path,
-                             dlx_error *error) {
+dlx_status dlxi_roster_parse(dlxi_roster *out, const char *text, size_t text_bytes,
+                             const char *path, dlx_error *error) {
     out->count = 0;
     const char *end = text + text_bytes;
     size_t line = 0;
@@ -132,18 +138,21 @@ dlx_status dlxi_roster_parse(dlxi_roster *out, const char *text, size_t text_byt
 dlx_status dlxi_roster_read(dlxi_roster **out, const char *path, dlx_error *error) {
     *out = NULL;
     if (path == NULL || path[0] == '\0')
-        DLX_FAIL(error, CONFIG, "wan.roster: no roster is given; set it to a file of lines 'name public-key'");
+        DLX_FAIL(error, CONFIG,
+                 "wan.roster: no roster is given; set it to a file of lines 'name public-key'");
     char *text = NULL;
     size_t text_bytes = 0;
     dlx_error cause = {0};
     dlx_status status = dlxi_file_read(&text, &text_bytes, path, DLXI_ROSTER_BYTES_MAX, &cause);
     if (status == DLX_SYSTEM && cause.system_errno == ENOENT)
         DLX_FAIL(error, CONFIG,
-                 "wan.roster: no such file '%s'; write one with a line 'name public-key' for the coordinator and each "
+                 "wan.roster: no such file '%s'; write one with a line 'name public-key' for the "
+                 "coordinator and each "
                  "site",
                  path);
     if (status == DLX_DATA)
-        DLX_FAIL(error, CONFIG, "wan.roster: '%s' is larger than %d bytes, the most that a roster may have", path,
+        DLX_FAIL(error, CONFIG,
+                 "wan.roster: '%s' is larger than %d bytes, the most that a roster may have", path,
                  DLXI_ROSTER_BYTES_MAX);
     if (status != DLX_OK) {
         if (error != NULL) *error = cause;

@@ -1,10 +1,12 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Key files and rosters: who may join a run, and how a process proves that it may.
  *
  * Key file, mode 0600:      public: <Z85, 40 characters>      Roster, a line a name:   coordinator <Z85>
  *                           secret: <Z85, 40 characters>                               delft <Z85>
  *
- * In both, empty lines and lines that begin with '#' say nothing. In a roster a comment may also follow the key, after
- * a blank (Z85 has a '#' of its own). The name `coordinator` is the coordinator's; the others are sites'. */
+ * In both, empty lines and lines that begin with '#' say nothing. In a roster a comment may also
+ * follow the key, after a blank (Z85 has a '#' of its own). The name `coordinator` is the
+ * coordinator's; the others are sites'. */
 #ifndef DLXI_LINK_ROSTER_H
 #define DLXI_LINK_ROSTER_H
 
@@ -19,8 +21,8 @@ typedef struct dlxi_key_pair {
     char secret_text[DLXI_KEY_TEXT_BYTES]; /* never in a message; wiped with dlxi_key_pair_wipe */
 } dlxi_key_pair;
 
-/* Reads a key file; refuses one that others may read, and halves that do not belong together. Errors begin `wan.key:`.
- */
+/* Reads a key file; refuses one that others may read, and halves that do not belong together.
+ * Errors begin `wan.key:`. */
 dlx_status dlxi_key_pair_read(dlxi_key_pair *out, const char *path, dlx_error *error);
 void dlxi_key_pair_wipe(dlxi_key_pair *keys);
 
@@ -42,12 +44,14 @@ bool dlxi_key_decode(uint8_t key[DLXI_KEY_BYTES], const char *text);
 bool dlxi_name_valid(const char *name);
 
 /* `path` is only named in errors, which begin `wan.roster:`. On failure *out is undefined. */
-dlx_status dlxi_roster_parse(dlxi_roster *out, const char *text, size_t text_bytes, const char *path, dlx_error *error);
+dlx_status dlxi_roster_parse(dlxi_roster *out, const char *text, size_t text_bytes,
+                             const char *path, dlx_error *error);
 /* *out is the caller's, free with free(). */
 dlx_status dlxi_roster_read(dlxi_roster **out, const char *path, dlx_error *error);
 
 /* NULL where it is not on the roster. */
 const dlxi_roster_line *dlxi_roster_by_name(const dlxi_roster *roster, const char *name);
-const dlxi_roster_line *dlxi_roster_by_key(const dlxi_roster *roster, const uint8_t key[DLXI_KEY_BYTES]);
+const dlxi_roster_line *dlxi_roster_by_key(const dlxi_roster *roster,
+                                           const uint8_t key[DLXI_KEY_BYTES]);
 
 #endif

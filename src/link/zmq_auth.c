@@ -1,11 +1,14 @@
-/* Admitting keys: a thread a context that answers ZAP requests (RFC 27) for every socket that binds.
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Admitting keys: a thread a context that answers ZAP requests (RFC 27) for every socket that
+ * binds.
  *
- * The coordinator admits the keys of the roster, under their names; a site's socket for one peer admits that peer's
- * key. The name becomes the connection's User-Id, which no frame can change. Whoever is refused gets nothing; the log
- * gets one line a key and 10 s, from a table whose size bounds lines and memory under a flood of fresh keys.
+ * The coordinator admits the keys of the roster, under their names; a site's socket for one peer
+ * admits that peer's key. The name becomes the connection's User-Id, which no frame can change.
+ * Whoever is refused gets nothing; the log gets one line a key and 10 s, from a table whose size
+ * bounds lines and memory under a flood of fresh keys.
  *
- * libzmq lets everybody in where nobody answers. So the handler is there before the first bind and until the context is
- * shut down, and receivers drop frames without the right User-Id. */
+ * libzmq lets everybody in where nobody answers. So the handler is there before the first bind and
+ * until the context is shut down, and receivers drop frames without the right User-Id. */
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
@@ -44,8 +47,8 @@ struct dlxi_zmq_auth {
     logged logged_keys[LOGGED_KEYS_MAX];
 };
 
-/* version, request id, domain, address, routing id, mechanism, credentials: each cut to PART_BYTES_MAX, with a 0 after
- * it */
+/* version, request id, domain, address, routing id, mechanism, credentials: each cut to
+ * PART_BYTES_MAX, with a 0 after it */
 typedef struct request {
     size_t count;
     size_t bytes[REQUEST_PARTS];
@@ -53,8 +56,7 @@ typedef struct request {
 } request;
 enum { REQUEST_ID = 1, DOMAIN, ADDRESS, MECHANISM = 5, CREDENTIALS };
 
-/* ---- deciding -------------------------------------------------------------------------------------------------------
- */
+/* ---- deciding -------------------------------------------------------------------------------- */
 
 /* Whether this key may be told of now; notes that it was. */
 static bool may_log(dlxi_zmq_auth *auth, const uint8_t key[DLXI_KEY_BYTES]) {
@@ -72,15 +74,20 @@ static bool may_log(dlxi_zmq_auth *auth, const uint8_t key[DLXI_KEY_BYTES]) {
     return true;
 }
 
-static void log_refusal(dlxi_zmq_auth *auth, const request *r, const uint8_t key[DLXI_KEY_BYTES], const char *peer) {
+static void log_refusal(dlxi_zmq_auth *auth, const request *r, const uint8_t key[DLXI_KEY_BYTES],
+                        const char *peer) {
     char key_text[DLXI_KEY_TEXT_BYTES], line[512];
-    if (auth->log == NULL || !may_log(auth, key) || zmq_z85_encode(key_text, key, DLXI_KEY_BYTES) == NULL) return;
+    if (auth->log == NULL || !may_log(auth, key) ||
+        zmq_z85_encode(key_text, key, DLXI_KEY_BYTES) == NULL)
+        return;
     if (peer[0] != '\0')
-        snprintf(line, sizeof line, "refused a connection from %s: its key %s is not that of site '%s'",
+        snprintf(line, sizeof line,
+                 "refused a connection from %s: its key %s is not that of site '%s'",
                  r->part[ADDRESS], key_text, peer);
     else
         snprintf(line, sizeof line,
-                 "refused a connection from %s: its key %s is not a site's on the roster %s; to admit it, add the line "
+                 "refused a connection from %s: its key %s is not a site's on the roster %s; to "
+                 "admit it, add the line "
                  "'NAME %s' there and start again",
                  r->part[ADDRESS], key_text, auth->roster_path, key_text);
     auth->log(auth->log_context, line);
@@ -89,8 +96,8 @@ static void log_refusal(dlxi_zmq_auth *auth, const request *r, const uint8_t key
 /* name ← the roster name of the key, where it may come in through this domain. */
 static bool admit(dlxi_zmq_auth *auth, const request *r, char name[DLXI_NAME_BYTES]) {
     name[0] = '\0';
-    if (r->count != REQUEST_PARTS || strcmp(r->part[0], "1.0") != 0 || strcmp(r->part[MECHANISM], "CURVE") != 0 ||
-        r->bytes[CREDENTIALS] != DLXI_KEY_BYTES)
+    if (r->count != REQUEST_PARTS || strcmp(r->part[0], "1.0") != 0 ||
+        strcmp(r->part[MECHANISM], "CURVE") != 0 || r->bytes[CREDENTIALS] != DLXI_KEY_BYTES)
         return false;
     uint8_t key[DLXI_KEY_BYTES];
     memcpy(key, r->part[CREDENTIALS], sizeof key);
@@ -117,7 +124,7 @@ static bool admit(dlxi_zmq_auth *auth, const request *r, char name[DLXI_NAME_BYT
     return false;
 }
 
-/* ---- the thread ------------------------------------------------------------------------------------------------ */
+/* ---- the thread ------------------------------------------------------------------------------ */
 
 /* False once the context is shut down. */
 static bool read_request(void *socket, request *r) {
@@ -161,11 +168,13 @@ static void *answer(void *argument) {
     while (read_request(auth->socket, &r)) {
         char name[DLXI_NAME_BYTES];
         bool in = admit(auth, &r, name);
-        size_t id_bytes = r.bytes[REQUEST_ID] < PART_BYTES_MAX ? r.bytes[REQUEST_ID] : PART_BYTES_MAX;
-        if (!send_text(auth->socket, "1.0", true) || !send_part(auth->socket, r.part[REQUEST_ID], id_bytes, true) ||
+        size_t id_bytes =
+            r.bytes[REQUEST_ID] < PART_BYTES_MAX ? r.bytes[REQUEST_ID] : PART_BYTES_MAX;
+        if (!send_text(auth->socket, "1.0", true) ||
+            !send_part(auth->socket, r.part[REQUEST_ID], id_bytes, true) ||
             !send_text(auth->socket, in ? "200" : "400", true) ||
-            !send_text(auth->socket, in ? "OK" : "not admitted", true) || !send_text(auth->socket, name, true) ||
-            !send_text(auth->socket, "", false))
+            !send_text(auth->socket, in ? "OK" : "not admitted", true) ||
+            !send_text(auth->socket, name, true) || !send_text(auth->socket, "", false))
             break;
     }
     DLXI_ASSERT(errno == ETERM); /* nothing else ends it: see above */
@@ -183,8 +192,9 @@ static int start_without_signals(pthread_t *thread, void *argument) {
     return failure;
 }
 
-dlx_status dlxi_zmq_auth_open(dlxi_zmq_auth **out, void *context, const dlxi_roster *roster, const char *roster_path,
-                              dlxi_log log, void *log_context, dlx_error *error) {
+dlx_status dlxi_zmq_auth_open(dlxi_zmq_auth **out, void *context, const dlxi_roster *roster,
+                              const char *roster_path, dlxi_log log, void *log_context,
+                              dlx_error *error) {
     *out = NULL;
     dlxi_zmq_auth *auth = NULL;
     DLX_TRY(DLXI_NEW(&auth, 1, error));
@@ -218,7 +228,8 @@ out:
     return status;
 }
 
-void dlxi_zmq_auth_admit(dlxi_zmq_auth *auth, uint32_t index, const char *name, const uint8_t key[DLXI_KEY_BYTES]) {
+void dlxi_zmq_auth_admit(dlxi_zmq_auth *auth, uint32_t index, const char *name,
+                         const uint8_t key[DLXI_KEY_BYTES]) {
     pthread_mutex_lock(&auth->mutex);
     admitted *a = &auth->peers[index];
     a->known = true;

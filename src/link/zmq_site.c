@@ -1,5 +1,6 @@
-/* A site's part of the `zmq` link: a socket for each other site, and news of the way to the coordinator. Of two sites
- * the lower index binds, the higher connects. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A site's part of the `zmq` link: a socket for each other site, and news of the way to the
+ * coordinator. Of two sites the lower index binds, the higher connects. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -7,33 +8,38 @@
 #include "base/clock.h"
 #include "link/zmq_internal.h"
 
-/* The coordinator says which key a peer has; where this site's roster knows better, it is not believed. */
-static dlx_status check_key(const dlxi_zmq *me, const char *name, const char *public_key, uint8_t key[DLXI_KEY_BYTES],
-                            dlx_error *error) {
+/* The coordinator says which key a peer has; where this site's roster knows better, it is not
+ * believed. */
+static dlx_status check_key(const dlxi_zmq *me, const char *name, const char *public_key,
+                            uint8_t key[DLXI_KEY_BYTES], dlx_error *error) {
     if (!dlxi_key_decode(key, public_key))
         DLX_FAIL(error, DATA, "the coordinator gave a malformed public key for site '%.63s'", name);
     const dlxi_roster_line *line = dlxi_roster_by_name(me->roster, name);
     if (line != NULL && memcmp(line->key, key, DLXI_KEY_BYTES) != 0)
         DLX_FAIL(error, REFUSED,
-                 "wan.roster: the coordinator gives site '%s' the key %s, but %s has another; make the rosters agree",
+                 "wan.roster: the coordinator gives site '%s' the key %s, but %s has another; make "
+                 "the rosters agree",
                  name, public_key, me->roster_path);
     return DLX_OK;
 }
 
-static dlx_status check_peer(const dlxi_zmq *me, uint32_t own_index, uint32_t index, const char *name,
-                             dlx_error *error) {
-    if (me->coordinator) DLX_FAIL(error, STATE, "zmq link: the coordinator does not listen for sites");
+static dlx_status check_peer(const dlxi_zmq *me, uint32_t own_index, uint32_t index,
+                             const char *name, dlx_error *error) {
+    if (me->coordinator)
+        DLX_FAIL(error, STATE, "zmq link: the coordinator does not listen for sites");
     if (index >= DLXI_SITES_MAX || own_index >= DLXI_SITES_MAX || index == own_index)
-        DLX_FAIL(error, ARGUMENT, "zmq link: site %u listens for site %u, allowed are two of 0 to %d", own_index, index,
-                 DLXI_SITES_MAX - 1);
-    if (!dlxi_name_valid(name)) DLX_FAIL(error, DATA, "the coordinator gave site %u a name that is not allowed", index);
+        DLX_FAIL(error, ARGUMENT,
+                 "zmq link: site %u listens for site %u, allowed are two of 0 to %d", own_index,
+                 index, DLXI_SITES_MAX - 1);
+    if (!dlxi_name_valid(name))
+        DLX_FAIL(error, DATA, "the coordinator gave site %u a name that is not allowed", index);
     return DLX_OK;
 }
 
 const char dlxi_data_routing_id[] = "site";
 
-static dlx_status channel_open(dlxi_zmq *me, dlxi_channel *channel, uint32_t index, bool binds, bool ipv6,
-                               dlx_error *error) {
+static dlx_status channel_open(dlxi_zmq *me, dlxi_channel *channel, uint32_t index, bool binds,
+                               bool ipv6, dlx_error *error) {
     char domain[16];
     snprintf(domain, sizeof domain, "site.%u", index);
     const dlxi_socket_settings settings = {
@@ -48,7 +54,8 @@ static dlx_status channel_open(dlxi_zmq *me, dlxi_channel *channel, uint32_t ind
     };
     DLX_TRY(dlxi_socket_open(&channel->socket, &settings, error));
     channel->binds = binds;
-    if (binds || zmq_setsockopt(channel->socket, ZMQ_ROUTING_ID, dlxi_data_routing_id, DATA_ROUTING_ID_BYTES) == 0)
+    if (binds || zmq_setsockopt(channel->socket, ZMQ_ROUTING_ID, dlxi_data_routing_id,
+                                DATA_ROUTING_ID_BYTES) == 0)
         return DLX_OK;
     zmq_close(channel->socket);
     channel->socket = NULL;
@@ -65,8 +72,10 @@ static void channel_close(dlxi_channel *channel) {
     channel->endpoint[0] = '\0';
 }
 
-/* Where to bind: the address that others are told, or, where that belongs to a router in front, every address. */
-static dlx_status bind_channel(dlxi_zmq *me, dlxi_channel *channel, uint32_t index, dlx_error *error) {
+/* Where to bind: the address that others are told, or, where that belongs to a router in front,
+ * every address. */
+static dlx_status bind_channel(dlxi_zmq *me, dlxi_channel *channel, uint32_t index,
+                               dlx_error *error) {
     char numeric[DLXI_NUMERIC_BYTES];
     dlx_status status = dlxi_address_own(numeric, me->listen_host, "wan.listen", error);
     if (status != DLX_OK) {
@@ -77,8 +86,10 @@ static dlx_status bind_channel(dlxi_zmq *me, dlxi_channel *channel, uint32_t ind
     uint16_t port = 0;
     if (me->listen_port != 0) {
         if (me->listen_port > UINT16_MAX - index)
-            DLX_FAIL(error, CONFIG, "wan.listen: port %u + %u for site %u is above 65535; choose a lower first port",
-                     (unsigned)me->listen_port, index, index);
+            DLX_FAIL(
+                error, CONFIG,
+                "wan.listen: port %u + %u for site %u is above 65535; choose a lower first port",
+                (unsigned)me->listen_port, index, index);
         port = (uint16_t)(me->listen_port + index);
     }
     DLX_TRY(channel_open(me, channel, index, true, strchr(numeric, ':') != NULL, error));
@@ -92,14 +103,16 @@ static dlx_status bind_channel(dlxi_zmq *me, dlxi_channel *channel, uint32_t ind
 }
 
 dlx_status dlxi_zmq_listen(dlxi_link *link, uint32_t own_index, uint32_t index, const char *name,
-                           const char *public_key, char endpoint[DLXI_ENDPOINT_BYTES], dlx_error *error) {
+                           const char *public_key, char endpoint[DLXI_ENDPOINT_BYTES],
+                           dlx_error *error) {
     dlxi_zmq *me = (dlxi_zmq *)link;
     endpoint[0] = '\0';
     DLX_TRY(check_peer(me, own_index, index, name, error));
     uint8_t key[DLXI_KEY_BYTES] = {0};
     if (me->curve) DLX_TRY(check_key(me, name, public_key, key, error));
     dlxi_channel *channel = &me->channels[index];
-    bool same = strcmp(channel->name, name) == 0 && (!me->curve || strcmp(channel->key_text, public_key) == 0);
+    bool same = strcmp(channel->name, name) == 0 &&
+                (!me->curve || strcmp(channel->key_text, public_key) == 0);
     if (!same) channel_close(channel);
     snprintf(channel->name, sizeof channel->name, "%s", name);
     snprintf(channel->key_text, sizeof channel->key_text, "%s", me->curve ? public_key : "");
@@ -110,14 +123,18 @@ dlx_status dlxi_zmq_listen(dlxi_link *link, uint32_t own_index, uint32_t index, 
     return DLX_OK;
 }
 
-dlx_status dlxi_zmq_connect(dlxi_link *link, uint32_t index, const char *endpoint, dlx_error *error) {
+dlx_status dlxi_zmq_connect(dlxi_link *link, uint32_t index, const char *endpoint,
+                            dlx_error *error) {
     dlxi_zmq *me = (dlxi_zmq *)link;
     if (me->coordinator || index >= DLXI_SITES_MAX)
-        DLX_FAIL(error, ARGUMENT, "zmq link: connect to site %u, allowed are 0 to %d", index, DLXI_SITES_MAX - 1);
+        DLX_FAIL(error, ARGUMENT, "zmq link: connect to site %u, allowed are 0 to %d", index,
+                 DLXI_SITES_MAX - 1);
     dlxi_channel *channel = &me->channels[index];
-    if (channel->name[0] == '\0') DLX_FAIL(error, STATE, "zmq link: connect to site %u before listen", index);
+    if (channel->name[0] == '\0')
+        DLX_FAIL(error, STATE, "zmq link: connect to site %u before listen", index);
     if (endpoint[0] == '\0') {
-        if (channel->socket == NULL) DLX_FAIL(error, DATA, "site '%s' does not say where it listens", channel->name);
+        if (channel->socket == NULL)
+            DLX_FAIL(error, DATA, "site '%s' does not say where it listens", channel->name);
         return DLX_OK;
     }
     if (channel->socket != NULL && strcmp(channel->endpoint, endpoint) == 0) return DLX_OK;
@@ -138,7 +155,7 @@ dlx_status dlxi_zmq_connect(dlxi_link *link, uint32_t index, const char *endpoin
     return status;
 }
 
-/* ---- news of the way to the coordinator ------------------------------------------------------------------------ */
+/* ---- news of the way to the coordinator ------------------------------------------------------ */
 
 /* The event's number, or 0. */
 static uint16_t read_event(void *monitor) {
@@ -150,7 +167,8 @@ static uint16_t read_event(void *monitor) {
             zmq_msg_close(&part);
             return 0;
         }
-        if (first && zmq_msg_size(&part) >= sizeof event) memcpy(&event, zmq_msg_data(&part), sizeof event);
+        if (first && zmq_msg_size(&part) >= sizeof event)
+            memcpy(&event, zmq_msg_data(&part), sizeof event);
         more = zmq_msg_more(&part) != 0;
         zmq_msg_close(&part);
     }
@@ -161,12 +179,13 @@ dlx_status dlxi_zmq_monitor_read(dlxi_zmq *me, dlx_error *error) {
     static const int64_t log_pause_ns = 10000000000;
     uint16_t event = read_event(me->monitor);
     if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
-        DLX_FAIL(
-            error, REFUSED,
-            "wan.key: the coordinator at %s does not admit the key %s; add the line 'NAME %s' to the coordinator's "
-            "roster and start it again",
-            me->coordinator_text, me->keys.public_text, me->keys.public_text);
-    if (event == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL || event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL) {
+        DLX_FAIL(error, REFUSED,
+                 "wan.key: the coordinator at %s does not admit the key %s; add the line 'NAME %s' "
+                 "to the coordinator's "
+                 "roster and start it again",
+                 me->coordinator_text, me->keys.public_text, me->keys.public_text);
+    if (event == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL ||
+        event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL) {
         int64_t now_ns = dlxi_clock_ns();
         if (me->handshake_logged_ns == 0 || now_ns - me->handshake_logged_ns >= log_pause_ns) {
             me->handshake_logged_ns = now_ns;

@@ -1,9 +1,12 @@
-/* Sockets of the `zmq` link: every one bounded, watched, and, with CURVE, closed to strangers both ways.
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Sockets of the `zmq` link: every one bounded, watched, and, with CURVE, closed to strangers both
+ * ways.
  *
- * ZMTP's own heartbeats are off: in libzmq 4.3.4 one that times out while a full queue has stopped the reading of its
- * connection ends the *process* (assertion `_input_stopped`, libzmq issue 4767), and whoever does not receive for some
- * seconds is such a connection. TCP watches instead: keepalive where nothing travels, the user timeout where something
- * does; both pass any amount of queued data. */
+ * ZMTP's own heartbeats are off: in libzmq 4.3.4 one that times out while a full queue has stopped
+ * the reading of its connection ends the *process* (assertion `_input_stopped`, libzmq issue 4767),
+ * and whoever does not receive for some seconds is such a connection. TCP watches instead:
+ * keepalive where nothing travels, the user timeout where something does; both pass any amount of
+ * queued data. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,7 +32,9 @@ typedef struct option {
 
 static bool set_integers(void *socket, const option *options, size_t count) {
     for (size_t i = 0; i < count; i++)
-        if (zmq_setsockopt(socket, options[i].name, &options[i].value, sizeof options[i].value) != 0) return false;
+        if (zmq_setsockopt(socket, options[i].name, &options[i].value, sizeof options[i].value) !=
+            0)
+            return false;
     return true;
 }
 
@@ -70,38 +75,45 @@ static bool set_curve(void *socket, const dlxi_socket_settings *settings) {
            set_text(socket, ZMQ_CURVE_SECRETKEY, settings->keys->secret_text);
 }
 
-/* Mandatory: a peer that is gone is told, not silently skipped. Handover: one that comes again takes its own place. */
+/* Mandatory: a peer that is gone is told, not silently skipped. Handover: one that comes again
+ * takes its own place. */
 static bool set_router(void *socket, const dlxi_socket_settings *settings) {
     const option router[] = {{ZMQ_ROUTER_MANDATORY, 1}, {ZMQ_ROUTER_HANDOVER, 1}};
-    return settings->type != ZMQ_ROUTER || set_integers(socket, router, sizeof router / sizeof *router);
+    return settings->type != ZMQ_ROUTER ||
+           set_integers(socket, router, sizeof router / sizeof *router);
 }
 
 dlx_status dlxi_socket_open(void **out, const dlxi_socket_settings *settings, dlx_error *error) {
     *out = NULL;
     void *socket = zmq_socket(settings->context, settings->type);
-    if (socket == NULL) DLX_FAIL(error, SYSTEM, "no ZeroMQ socket to be had: %s", zmq_strerror(errno));
-    if (!set_bounds(socket, settings) || !set_router(socket, settings) || !set_curve(socket, settings)) {
+    if (socket == NULL)
+        DLX_FAIL(error, SYSTEM, "no ZeroMQ socket to be had: %s", zmq_strerror(errno));
+    if (!set_bounds(socket, settings) || !set_router(socket, settings) ||
+        !set_curve(socket, settings)) {
         int system_errno = errno;
         zmq_close(socket);
         errno = system_errno;
-        DLX_FAIL(error, SYSTEM, "a ZeroMQ socket can't be set up: %s; version 4.3 with CURVE is needed",
+        DLX_FAIL(error, SYSTEM,
+                 "a ZeroMQ socket can't be set up: %s; version 4.3 with CURVE is needed",
                  zmq_strerror(errno));
     }
     *out = socket;
     return DLX_OK;
 }
 
-dlx_status dlxi_socket_bind(void *socket, const char *numeric, uint16_t port, uint16_t *bound_port, const char *what,
-                            dlx_error *error) {
+dlx_status dlxi_socket_bind(void *socket, const char *numeric, uint16_t port, uint16_t *bound_port,
+                            const char *what, dlx_error *error) {
     char address[DLXI_ENDPOINT_BYTES], endpoint[DLXI_ENDPOINT_BYTES + 8];
     dlxi_address_format(address, numeric, port);
     snprintf(endpoint, sizeof endpoint, "tcp://%s", address);
     if (zmq_bind(socket, endpoint) != 0) {
         if (errno == EADDRINUSE)
-            DLX_FAIL(error, CONFIG, "%s: port %u on %s is in use; choose another or 0 for any free port", what,
+            DLX_FAIL(error, CONFIG,
+                     "%s: port %u on %s is in use; choose another or 0 for any free port", what,
                      (unsigned)port, numeric);
         if (errno == EACCES)
-            DLX_FAIL(error, CONFIG, "%s: port %u on %s is not allowed to this user; choose one above 1023", what,
+            DLX_FAIL(error, CONFIG,
+                     "%s: port %u on %s is not allowed to this user; choose one above 1023", what,
                      (unsigned)port, numeric);
         DLX_FAIL(error, SYSTEM, "%s: can't listen on %s: %s", what, address, zmq_strerror(errno));
     }
@@ -110,7 +122,8 @@ dlx_status dlxi_socket_bind(void *socket, const char *numeric, uint16_t port, ui
     const char *colon = NULL;
     if (zmq_getsockopt(socket, ZMQ_LAST_ENDPOINT, bound, &bytes) == 0) colon = strrchr(bound, ':');
     long number = colon != NULL ? strtol(colon + 1, NULL, 10) : 0;
-    if (number <= 0 || number > UINT16_MAX) DLX_FAIL(error, SYSTEM, "%s: can't tell the port of %s", what, address);
+    if (number <= 0 || number > UINT16_MAX)
+        DLX_FAIL(error, SYSTEM, "%s: can't tell the port of %s", what, address);
     *bound_port = (uint16_t)number;
     return DLX_OK;
 }

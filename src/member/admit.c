@@ -1,119 +1,141 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Who may join a run, and what is said to those who may not. */
 #include <string.h>
 
-#include "base/options.h"
+#include "options/options.h"
 #include "member/coordinator_internal.h"
 
 #define TOKENS_PER_WINDOW_MAX (UINT64_C(1) << 24)
 
 static bool name_is_valid(const char *name) {
-    size_t length = strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-");
+    size_t length =
+        strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-");
     return length > 0 && name[length] == '\0';
 }
 
-bool dlxi_coordinator_has_no_place(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c, const char *proved_name,
-                                   const dlxi_member *s, const dlxi_hello *hello) {
+bool dlxi_coordinator_has_no_place(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
+                                   const char *proved_name, const dlxi_member *s,
+                                   const dlxi_hello *hello) {
     size_t size = DLXI_REASON_MAX + 1;
-    if (c->welcomed) return snprintf(text, size, "the run has begun with %u sites; start a new run", c->count);
+    if (c->welcomed)
+        return snprintf(text, size, "the run has begun with %u sites; start a new run", c->count);
     if (!name_is_valid(hello->site))
-        return snprintf(text, size, "a site's name is 1 to %d of A-Z a-z 0-9 . _ -; set --site", DLXI_SITE_NAME_MAX);
+        return snprintf(text, size, "a site's name is 1 to %d of A-Z a-z 0-9 . _ -; set --site",
+                        DLXI_SITE_NAME_MAX);
     if (proved_name[0] != '\0' && strcmp(proved_name, hello->site) != 0)
-        return snprintf(text, size, "site '%s' uses the key of '%s'; set --site or wan.key", hello->site, proved_name);
+        return snprintf(text, size, "site '%s' uses the key of '%s'; set --site or wan.key",
+                        hello->site, proved_name);
     if (s != NULL && dlxi_member_is_whole(s))
         return snprintf(text, size,
-                        "a site named '%s' is in the run already; give --site another name, or, where that one ended, "
+                        "a site named '%s' is in the run already; give --site another name, or, "
+                        "where that one ended, "
                         "wait until it "
                         "is missed (wan.timeout_s)",
                         hello->site);
     if (s == NULL && c->count == c->settings.sites)
-        return snprintf(text, size, "%u sites are joining, as many as the run has; start the coordinator with more",
-                        c->count);
+        return snprintf(
+            text, size,
+            "%u sites are joining, as many as the run has; start the coordinator with more",
+            c->count);
     return false;
 }
 
 /* … as one of its site's ranks. */
-static bool misfit_of_rank(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c, const dlxi_member *s,
-                           const dlxi_hello *hello) {
+static bool misfit_of_rank(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
+                           const dlxi_member *s, const dlxi_hello *hello) {
     size_t size = DLXI_REASON_MAX + 1;
     if (hello->ranks < 1 || hello->ranks > DLXI_RANKS_MAX)
-        return snprintf(text, size, "site '%s' has %u ranks; allowed: 1 to %d", hello->site, hello->ranks,
-                        DLXI_RANKS_MAX);
+        return snprintf(text, size, "site '%s' has %u ranks; allowed: 1 to %d", hello->site,
+                        hello->ranks, DLXI_RANKS_MAX);
     if (hello->rank >= hello->ranks)
-        return snprintf(text, size, "site '%s' has a rank %u; of %u ranks, allowed: 0 to %u", hello->site, hello->rank,
-                        hello->ranks, hello->ranks - 1);
-    if (c->settings.sites * hello->ranks > DLXI_PARTICIPANTS_MAX)
-        return snprintf(text, size, "site '%s' has %u ranks; allowed with %u sites: 1 to %u", hello->site, hello->ranks,
-                        c->settings.sites, DLXI_PARTICIPANTS_MAX / c->settings.sites);
+        return snprintf(text, size, "site '%s' has a rank %u; of %u ranks, allowed: 0 to %u",
+                        hello->site, hello->rank, hello->ranks, hello->ranks - 1);
+    if (c->settings.sites * hello->ranks > DLXI_RUN_RANKS_MAX)
+        return snprintf(text, size, "site '%s' has %u ranks; allowed with %u sites: 1 to %u",
+                        hello->site, hello->ranks, c->settings.sites,
+                        DLXI_RUN_RANKS_MAX / c->settings.sites);
     if (s != NULL && s->ranks != hello->ranks)
         return snprintf(text, size,
-                        "site '%s' has %u ranks by its rank %u and %u by another; start all ranks of a site together",
+                        "site '%s' has %u ranks by its rank %u and %u by another; start all ranks "
+                        "of a site together",
                         s->name, hello->ranks, hello->rank, s->ranks);
     if (s != NULL && s->participants[hello->rank].there)
-        return snprintf(text, size, "site '%s' has a rank %u already; start each once, or give --site another name",
-                        s->name, hello->rank);
+        return snprintf(
+            text, size,
+            "site '%s' has a rank %u already; start each once, or give --site another name",
+            s->name, hello->rank);
     if (hello->tokens_per_window > TOKENS_PER_WINDOW_MAX)
-        return snprintf(text, size, "site '%s' has %llu tokens in a window; allowed: up to %llu", hello->site,
-                        (unsigned long long)hello->tokens_per_window, (unsigned long long)TOKENS_PER_WINDOW_MAX);
+        return snprintf(text, size, "site '%s' has %llu tokens in a window; allowed: up to %llu",
+                        hello->site, (unsigned long long)hello->tokens_per_window,
+                        (unsigned long long)TOKENS_PER_WINDOW_MAX);
     return false;
 }
 
 /* Why this rank's settings are other ones than the run's, naming both sites; or false. */
-static bool misfit_of_settings(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c, const dlxi_member *s,
-                               const dlxi_hello *hello) {
+static bool misfit_of_settings(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
+                               const dlxi_member *s, const dlxi_hello *hello) {
     size_t size = DLXI_REASON_MAX + 1;
     dlxi_option_difference d;
-    if (c->shared_text == NULL || dlxi_options_canonical_equal(&d, c->shared_text, strlen(c->shared_text),
-                                                               hello->shared_text, strlen(hello->shared_text)))
+    if (c->shared_text == NULL ||
+        dlxi_options_canonical_equal(&d, c->shared_text, strlen(c->shared_text), hello->shared_text,
+                                     strlen(hello->shared_text)))
         return false;
     if (c->shared_text_is_given) {
         bool other = c->count > 0 && s != &c->sites[0]; /* it was compared with the same text */
-        return snprintf(text, size, "%s: '%s' on site '%s', '%s' in the run%s%s%s; all sites must use the same value",
-                        d.key, d.theirs, hello->site, d.ours, other ? " and on site '" : "",
-                        other ? c->sites[0].name : "", other ? "'" : "");
+        return snprintf(
+            text, size,
+            "%s: '%s' on site '%s', '%s' in the run%s%s%s; all sites must use the same value",
+            d.key, d.theirs, hello->site, d.ours, other ? " and on site '" : "",
+            other ? c->sites[0].name : "", other ? "'" : "");
     }
     if (s == &c->sites[0])
-        return snprintf(text, size,
-                        "%s: '%s' on rank %u of site '%s', '%s' on another; all ranks must use the same value", d.key,
-                        d.theirs, hello->rank, s->name, d.ours);
-    return snprintf(text, size, "%s: '%s' on site '%s', '%s' on site '%s'; all sites must use the same value", d.key,
-                    d.theirs, hello->site, d.ours, c->sites[0].name);
+        return snprintf(
+            text, size,
+            "%s: '%s' on rank %u of site '%s', '%s' on another; all ranks must use the same value",
+            d.key, d.theirs, hello->rank, s->name, d.ours);
+    return snprintf(text, size,
+                    "%s: '%s' on site '%s', '%s' on site '%s'; all sites must use the same value",
+                    d.key, d.theirs, hello->site, d.ours, c->sites[0].name);
 }
 
 /* Why this rank has other tensors or data than its like elsewhere, naming both sites; or false. */
-static bool misfit_of_model(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c, const dlxi_member *s,
-                            const dlxi_hello *hello) {
+static bool misfit_of_model(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
+                            const dlxi_member *s, const dlxi_hello *hello) {
     size_t size = DLXI_REASON_MAX + 1;
     if (c->count == 0) return false;
     const dlxi_member *first = &c->sites[0];
     dlxi_label who = dlxi_label_for(hello->site, hello->rank, hello->ranks);
     if (first->ranks != hello->ranks)
-        return snprintf(text, size, "site '%s' has %u ranks, '%s' has %u; all sites must have the same", hello->site,
-                        hello->ranks, first->name, first->ranks);
+        return snprintf(text, size,
+                        "site '%s' has %u ranks, '%s' has %u; all sites must have the same",
+                        hello->site, hello->ranks, first->name, first->ranks);
     for (uint16_t i = 0; i < c->count; i++) {
         const dlxi_participant *like = &c->sites[i].participants[hello->rank];
         if (like->there && like->tensors_hash != hello->tensors_hash)
-            return snprintf(
-                text, size,
-                "%s has other tensors (names, shapes) or settings (overlap, inner steps, outer step, compression, "
-                "adaptation, seed) than '%s'; all sites must have the same",
-                who.text, c->sites[i].name);
+            return snprintf(text, size,
+                            "%s has other tensors (names, shapes) or settings (overlap, inner "
+                            "steps, outer step, compression, "
+                            "adaptation, seed) than '%s'; all sites must have the same",
+                            who.text, c->sites[i].name);
     }
     if (first->windows != hello->windows || first->data_hash != hello->data_hash ||
         first->tokens_per_window != hello->tokens_per_window)
-        return snprintf(text, size,
-                        "data.train: %s has %llu windows (hash %016llx), '%s' has %llu (%016llx); all sites "
-                        "need the same tokens",
-                        who.text, (unsigned long long)hello->windows, (unsigned long long)hello->data_hash, first->name,
-                        (unsigned long long)first->windows, (unsigned long long)first->data_hash);
+        return snprintf(
+            text, size,
+            "data.train: %s has %llu windows (hash %016llx), '%s' has %llu (%016llx); all sites "
+            "need the same tokens",
+            who.text, (unsigned long long)hello->windows, (unsigned long long)hello->data_hash,
+            first->name, (unsigned long long)first->windows, (unsigned long long)first->data_hash);
     if (s != NULL && s->lease_windows != hello->lease_windows)
-        return snprintf(text, size,
-                        "%s asks for %u windows a round, another rank for %u; all ranks must ask for as many", who.text,
-                        hello->lease_windows, s->lease_windows);
+        return snprintf(
+            text, size,
+            "%s asks for %u windows a round, another rank for %u; all ranks must ask for as many",
+            who.text, hello->lease_windows, s->lease_windows);
     return false;
 }
 
-bool dlxi_coordinator_misfit(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c, const dlxi_member *s,
-                             const dlxi_hello *hello) {
+bool dlxi_coordinator_misfit(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
+                             const dlxi_member *s, const dlxi_hello *hello) {
     return misfit_of_rank(text, c, s, hello) || misfit_of_settings(text, c, s, hello) ||
            misfit_of_model(text, c, s, hello);
 }

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "member/coordinator_internal.h"
 
 #include <math.h>
@@ -8,14 +9,15 @@
 #include "base/memory.h"
 
 enum {
-    PING_MS = 250,    /* well below the shortest timeout, 1 s */
-    REFUSED_MS = 3000 /* for so long a refused site's ranks still come; later ones are another try */
+    PING_MS = 250, /* well below the shortest timeout, 1 s */
+    REFUSED_MS =
+        3000 /* for so long a refused site's ranks still come; later ones are another try */
 };
 
 #define TOKENS_MAX (UINT64_C(1) << 48) /* of a site's round, so that no sum overflows */
 
-dlx_status dlxi_coordinator_open(dlxi_coordinator **out, const dlxi_coordinator_settings *settings, int64_t now_ms,
-                                 dlx_error *error) {
+dlx_status dlxi_coordinator_open(dlxi_coordinator **out, const dlxi_coordinator_settings *settings,
+                                 int64_t now_ms, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_coordinator *c = NULL;
     DLX_TRY_OUT(DLXI_NEW(&c, 1, error));
@@ -53,7 +55,7 @@ void dlxi_coordinator_close(dlxi_coordinator **coordinator) {
     *coordinator = NULL;
 }
 
-/* ---- sending --------------------------------------------------------------------------------------------------- */
+/* ---- sending --------------------------------------------------------------------------------- */
 
 static dlxi_message *compose(dlxi_coordinator *c, dlxi_frame_kind kind) {
     dlxi_message *message = &c->outbox.scratch;
@@ -62,11 +64,13 @@ static dlxi_message *compose(dlxi_coordinator *c, dlxi_frame_kind kind) {
 }
 
 static dlx_status put(dlxi_coordinator *c, uint32_t peer, const dlxi_message *message) {
-    dlxi_frame header = {.term = c->term, .round = c->round, .attempt = c->attempt, .site = DLXI_SITE_COORDINATOR};
+    dlxi_frame header = {
+        .term = c->term, .round = c->round, .attempt = c->attempt, .site = DLXI_SITE_COORDINATOR};
     return dlxi_outbox_put(&c->outbox, peer, header, message, NULL);
 }
 
-static void put_reason(dlxi_coordinator *c, uint32_t peer, dlxi_frame_kind kind, dlx_status status, const char *text) {
+static void put_reason(dlxi_coordinator *c, uint32_t peer, dlxi_frame_kind kind, dlx_status status,
+                       const char *text) {
     dlxi_message *message = compose(c, kind);
     message->as.reason.status = (uint16_t)status;
     dlxi_text_copy(message->as.reason.text, sizeof message->as.reason.text, text);
@@ -77,15 +81,17 @@ static dlxi_label label_of(const dlxi_member *s, const dlxi_participant *p) {
     return dlxi_label_for(s->name, (uint16_t)(p - s->participants), s->ranks);
 }
 
-static void put_reason_to_site(dlxi_coordinator *c, const dlxi_member *s, const dlxi_participant *except,
-                               dlx_status status, const char *text) {
+static void put_reason_to_site(dlxi_coordinator *c, const dlxi_member *s,
+                               const dlxi_participant *except, dlx_status status,
+                               const char *text) {
     for (uint16_t r = 0; r < s->ranks; r++) {
         const dlxi_participant *p = &s->participants[r];
         if (p->there && p != except) put_reason(c, p->peer, DLXI_FRAME_STOP, status, text);
     }
 }
 
-void dlxi_coordinator_fail(dlxi_coordinator *c, dlx_status status, const char *name, const char *format, ...) {
+void dlxi_coordinator_fail(dlxi_coordinator *c, dlx_status status, const char *name,
+                           const char *format, ...) {
     if (c->phase == DLXI_COORDINATOR_DONE) return;
     char text[DLXI_REASON_MAX + 1];
     va_list arguments;
@@ -114,7 +120,7 @@ static void put_all(dlxi_coordinator *c, const dlxi_message *message) {
     for (uint16_t i = 0; i < c->count; i++) put_site(c, &c->sites[i], message);
 }
 
-/* ---- gathering ------------------------------------------------------------------------------------------------- */
+/* ---- gathering ------------------------------------------------------------------------------- */
 
 static dlxi_participant *find(dlxi_coordinator *c, uint32_t peer, dlxi_member **of) {
     for (uint16_t i = 0; i < c->count; i++)
@@ -135,7 +141,8 @@ static dlxi_member *find_name(dlxi_coordinator *c, const char *name) {
 
 static uint16_t whole_count(const dlxi_coordinator *c) {
     uint16_t count = 0;
-    for (uint16_t i = 0; i < c->count; i++) count = (uint16_t)(count + dlxi_member_is_whole(&c->sites[i]));
+    for (uint16_t i = 0; i < c->count; i++)
+        count = (uint16_t)(count + dlxi_member_is_whole(&c->sites[i]));
     return count;
 }
 
@@ -151,8 +158,9 @@ static void grant(dlxi_coordinator *c, uint64_t round) {
     }
 }
 
-/* Sites are numbered by name, not by arrival, so that a run repeats; a round is granted to all before the next one, so
- * that one step of D sites uses the windows that one site with D times the batch would. */
+/* Sites are numbered by name, not by arrival, so that a run repeats; a round is granted to all
+ * before the next one, so that one step of D sites uses the windows that one site with D times the
+ * batch would. */
 static void welcome(dlxi_coordinator *c) {
     qsort(c->sites, c->count, sizeof *c->sites, by_name);
     grant(c, 1);
@@ -163,12 +171,13 @@ static void welcome(dlxi_coordinator *c) {
     for (uint16_t to = 0; to < c->count; to++) {
         for (uint16_t r = 0; r < ranks; r++) {
             dlxi_welcome *w = &compose(c, DLXI_FRAME_WELCOME)->as.welcome;
-            *w = (dlxi_welcome){.site = to, .sites = c->count, .tokens_target = c->settings.tokens_target};
+            *w = (dlxi_welcome){
+                .site = to, .sites = c->count, .tokens_target = c->settings.tokens_target};
             for (uint16_t i = 0; i < c->count; i++) {
                 memcpy(w->members[i].name, c->sites[i].name, sizeof w->members[i].name);
                 memcpy(w->members[i].public_key, c->sites[i].key, sizeof w->members[i].public_key);
-                w->members[i].needs_anchor =
-                    c->sites[i].participants[r].anchor_hash != c->sites[0].participants[r].anchor_hash;
+                w->members[i].needs_anchor = c->sites[i].participants[r].anchor_hash !=
+                                             c->sites[0].participants[r].anchor_hash;
             }
             w->leases[0] = c->sites[to].leases[1 % DLXI_COORDINATOR_LEASES];
             w->leases[1] = c->sites[to].leases[2 % DLXI_COORDINATOR_LEASES];
@@ -177,9 +186,10 @@ static void welcome(dlxi_coordinator *c) {
     }
 }
 
-/* Its place is free for another, and its other ranks are told why; the settings of one that is gone bind nobody. */
-static void leave(dlxi_coordinator *c, dlxi_member *s, const dlxi_participant *culprit, dlx_status status,
-                  const char *text) {
+/* Its place is free for another, and its other ranks are told why; the settings of one that is gone
+ * bind nobody. */
+static void leave(dlxi_coordinator *c, dlxi_member *s, const dlxi_participant *culprit,
+                  dlx_status status, const char *text) {
     put_reason_to_site(c, s, culprit, status, text);
     release(s);
     *s = c->sites[--c->count];
@@ -192,7 +202,8 @@ static void leave(dlxi_coordinator *c, dlxi_member *s, const dlxi_participant *c
 /* Whether a rank of this site was refused a short time ago, and this one not yet told. */
 static bool was_refused(dlxi_coordinator *c, const dlxi_hello *hello, int64_t now_ms) {
     dlxi_refused_site *r = &c->refused;
-    bool same = strcmp(r->name, hello->site) == 0 && now_ms < r->until_ms && hello->rank < DLXI_RANKS_MAX;
+    bool same =
+        strcmp(r->name, hello->site) == 0 && now_ms < r->until_ms && hello->rank < DLXI_RANKS_MAX;
     if (!same) return false;
     if (r->told[hello->rank]) r->name[0] = '\0';
     bool first_time = !r->told[hello->rank];
@@ -201,8 +212,8 @@ static bool was_refused(dlxi_coordinator *c, const dlxi_hello *hello, int64_t no
 }
 
 /* The whole site is refused for what one of its ranks said. `s`: what is there of it, or NULL. */
-static void refuse_site(dlxi_coordinator *c, dlxi_member *s, const dlxi_hello *hello, const char *text,
-                        int64_t now_ms) {
+static void refuse_site(dlxi_coordinator *c, dlxi_member *s, const dlxi_hello *hello,
+                        const char *text, int64_t now_ms) {
     if (hello->ranks > 1 && hello->rank < DLXI_RANKS_MAX) {
         c->refused = (dlxi_refused_site){.until_ms = now_ms + REFUSED_MS};
         dlxi_text_copy(c->refused.name, sizeof c->refused.name, hello->site);
@@ -234,7 +245,8 @@ static bool refuse(char text[DLXI_REASON_MAX + 1], dlxi_coordinator *c, const ch
 /* A place for a new site, or NULL without memory. */
 static dlxi_member *enter(dlxi_coordinator *c, const dlxi_hello *hello, const char *key) {
     dlxi_participant *participants;
-    if (c->shared_text == NULL && (c->shared_text = strdup(hello->shared_text)) == NULL) return NULL;
+    if (c->shared_text == NULL && (c->shared_text = strdup(hello->shared_text)) == NULL)
+        return NULL;
     if (DLXI_NEW(&participants, hello->ranks, NULL) != DLX_OK) return NULL;
     dlxi_member *s = &c->sites[c->count++];
     *s = (dlxi_member){.ranks = hello->ranks,
@@ -248,8 +260,8 @@ static dlxi_member *enter(dlxi_coordinator *c, const dlxi_hello *hello, const ch
     return s;
 }
 
-static void on_hello(dlxi_coordinator *c, uint32_t peer, const char *name, const char *key, const dlxi_hello *hello,
-                     int64_t now_ms) {
+static void on_hello(dlxi_coordinator *c, uint32_t peer, const char *name, const char *key,
+                     const dlxi_hello *hello, int64_t now_ms) {
     char text[DLXI_REASON_MAX + 1];
     if (refuse(text, c, name, hello, now_ms)) {
         put_reason(c, peer, DLXI_FRAME_STOP, DLX_REFUSED, text);
@@ -265,11 +277,12 @@ static void on_hello(dlxi_coordinator *c, uint32_t peer, const char *name, const
                                                       .peer = peer,
                                                       .tensors_hash = hello->tensors_hash,
                                                       .anchor_hash = hello->anchor_hash,
-                                                      .heard_ms = now_ms};
+                                                      .last_seen_ms = now_ms};
     s->there++;
     if (!dlxi_member_is_whole(s)) return;
     uint16_t whole = whole_count(c);
-    snprintf(c->notice, sizeof c->notice, "site '%s' is there, %u of %u", s->name, whole, c->settings.sites);
+    snprintf(c->notice, sizeof c->notice, "site '%s' is there, %u of %u", s->name, whole,
+             c->settings.sites);
     if (whole == c->settings.sites) welcome(c);
 }
 
@@ -280,7 +293,8 @@ static void put_peers(dlxi_coordinator *c) {
             dlxi_endpoints *e = &compose(c, DLXI_FRAME_PEERS)->as.endpoints;
             e->sites = c->count;
             for (uint16_t i = 0; i < c->count; i++)
-                memcpy(e->endpoint[i], c->sites[i].participants[r].endpoints->endpoint[to], sizeof e->endpoint[i]);
+                memcpy(e->endpoint[i], c->sites[i].participants[r].endpoints->endpoint[to],
+                       sizeof e->endpoint[i]);
             put_or_fail(c, c->sites[to].participants[r].peer, &c->outbox.scratch);
         }
     }
@@ -291,8 +305,11 @@ static void put_peers(dlxi_coordinator *c) {
         }
 }
 
-static void on_listening(dlxi_coordinator *c, dlxi_participant *p, const dlxi_endpoints *endpoints) {
-    if (c->phase != DLXI_COORDINATOR_GATHERING || !c->welcomed || endpoints->sites != c->count || p->listening) return;
+static void on_listening(dlxi_coordinator *c, dlxi_participant *p,
+                         const dlxi_endpoints *endpoints) {
+    if (c->phase != DLXI_COORDINATOR_GATHERING || !c->welcomed || endpoints->sites != c->count ||
+        p->listening)
+        return;
     if (DLXI_NEW(&p->endpoints, 1, NULL) != DLX_OK) {
         dlxi_coordinator_fail(c, DLX_MEMORY, NULL, "the coordinator ran out of memory");
         return;
@@ -304,17 +321,18 @@ static void on_listening(dlxi_coordinator *c, dlxi_participant *p, const dlxi_en
     if (c->phase == DLXI_COORDINATOR_GATHERING) c->phase = DLXI_COORDINATOR_RUNNING;
 }
 
-/* ---- rounds ---------------------------------------------------------------------------------------------------- */
+/* ---- rounds ---------------------------------------------------------------------------------- */
 
-/* The view of rank r: its own measurements of the exchange, and the step of the site's slowest rank, which all wait
- * for. */
+/* The view of rank r: its own measurements of the exchange, and the step of the site's slowest
+ * rank, which all wait for. */
 static void view_of_rank(dlxi_view *view, const dlxi_coordinator *c, uint16_t rank) {
     view->members = c->count;
     for (uint16_t i = 0; i < c->count; i++) {
         const dlxi_member *s = &c->sites[i];
         uint64_t step_ns = 0;
         for (uint16_t r = 0; r < s->ranks; r++)
-            if (s->participants[r].round_ready.step_ns > step_ns) step_ns = s->participants[r].round_ready.step_ns;
+            if (s->participants[r].round_ready.step_ns > step_ns)
+                step_ns = s->participants[r].round_ready.step_ns;
         view->member[i].site = i;
         view->member[i].tokens = s->tokens;
         view->member[i].step_ns = step_ns;
@@ -335,7 +353,8 @@ static void begin(dlxi_coordinator *c) {
     }
 }
 
-/* Whether all that handed out hold the same anchor, and all ranks of a site the same tokens; ends the run if not. */
+/* Whether all that handed out hold the same anchor, and all ranks of a site the same tokens; ends
+ * the run if not. */
 static bool agree_on_round(dlxi_coordinator *c) {
     for (uint16_t i = 0; i < c->count; i++) {
         const dlxi_member *s = &c->sites[i];
@@ -345,17 +364,20 @@ static bool agree_on_round(dlxi_coordinator *c) {
             const dlxi_ready *said = &p->round_ready;
             if (said->anchor_hash != c->sites[0].participants[r].round_ready.anchor_hash) {
                 dlxi_coordinator_fail(c, DLX_DIVERGED, s->name,
-                                      "%s holds another anchor than '%s' after round %llu; this is a bug or bad memory",
-                                      label_of(s, p).text, c->sites[0].name, (unsigned long long)c->round - 1);
+                                      "%s holds another anchor than '%s' after round %llu; this is "
+                                      "a bug or bad memory",
+                                      label_of(s, p).text, c->sites[0].name,
+                                      (unsigned long long)c->round - 1);
                 return false;
             }
             if (said->tokens != first->tokens || said->windows_used != first->windows_used) {
-                dlxi_coordinator_fail(c, DLX_DIVERGED, s->name,
-                                      "%s says that its site trained on %llu tokens of %u windows in round %llu, its "
-                                      "rank 0 says %llu of %u; all ranks must count alike",
-                                      label_of(s, p).text, (unsigned long long)said->tokens, said->windows_used,
-                                      (unsigned long long)c->round, (unsigned long long)first->tokens,
-                                      first->windows_used);
+                dlxi_coordinator_fail(
+                    c, DLX_DIVERGED, s->name,
+                    "%s says that its site trained on %llu tokens of %u windows in round %llu, its "
+                    "rank 0 says %llu of %u; all ranks must count alike",
+                    label_of(s, p).text, (unsigned long long)said->tokens, said->windows_used,
+                    (unsigned long long)c->round, (unsigned long long)first->tokens,
+                    first->windows_used);
                 return false;
             }
         }
@@ -378,8 +400,9 @@ static uint64_t take_tokens(const dlxi_coordinator *c, dlxi_member *s) {
 static void on_ready(dlxi_coordinator *c, dlxi_member *s, dlxi_participant *p, uint64_t round,
                      const dlxi_ready *ready) {
     if (c->phase != DLXI_COORDINATOR_RUNNING || round != c->round || p->ready) {
-        dlxi_coordinator_fail(c, DLX_DATA, s->name, "%s handed out round %llu while the run is at %llu",
-                              label_of(s, p).text, (unsigned long long)round, (unsigned long long)c->round);
+        dlxi_coordinator_fail(
+            c, DLX_DATA, s->name, "%s handed out round %llu while the run is at %llu",
+            label_of(s, p).text, (unsigned long long)round, (unsigned long long)c->round);
         return;
     }
     if (!isfinite(ready->norm)) {
@@ -390,9 +413,10 @@ static void on_ready(dlxi_coordinator *c, dlxi_member *s, dlxi_participant *p, u
         return;
     }
     if (ready->tokens > TOKENS_MAX) {
-        dlxi_coordinator_fail(c, DLX_DATA, s->name, "%s claims %llu tokens in round %llu; allowed: up to %llu",
-                              label_of(s, p).text, (unsigned long long)ready->tokens, (unsigned long long)round,
-                              (unsigned long long)TOKENS_MAX);
+        dlxi_coordinator_fail(c, DLX_DATA, s->name,
+                              "%s claims %llu tokens in round %llu; allowed: up to %llu",
+                              label_of(s, p).text, (unsigned long long)ready->tokens,
+                              (unsigned long long)round, (unsigned long long)TOKENS_MAX);
         return;
     }
     p->ready = true;
@@ -424,8 +448,10 @@ static void commit(dlxi_coordinator *c) {
     for (uint16_t i = 0; i < c->count; i++) {
         dlxi_member *s = &c->sites[i];
         c->committed_tokens += s->tokens;
-        dlxi_ledger_settle(c->ledger, &s->leases[c->round % DLXI_COORDINATOR_LEASES], s->windows_used);
-        for (uint16_t r = 0; r < s->ranks; r++) s->participants[r].ready = s->participants[r].staged = false;
+        dlxi_ledger_settle(c->ledger, &s->leases[c->round % DLXI_COORDINATOR_LEASES],
+                           s->windows_used);
+        for (uint16_t r = 0; r < s->ranks; r++)
+            s->participants[r].ready = s->participants[r].staged = false;
     }
     c->ready_count = c->staged_count = 0;
     bool finished = c->committed_tokens >= c->settings.tokens_target;
@@ -442,7 +468,8 @@ static void commit(dlxi_coordinator *c) {
     if (finished && c->phase == DLXI_COORDINATOR_RUNNING) c->phase = DLXI_COORDINATOR_ENDING;
 }
 
-/* Of the attempt that is under way; between rounds there is none, and what names it is stale or made up. */
+/* Of the attempt that is under way; between rounds there is none, and what names it is stale or
+ * made up. */
 static bool is_current(const dlxi_coordinator *c, const dlxi_frame *frame) {
     return c->phase == DLXI_COORDINATOR_RUNNING && c->attempt > 0 && frame->round == c->round &&
            frame->attempt == c->attempt;
@@ -452,11 +479,13 @@ static bool staged_alike(const dlxi_coordinator *c) {
     bool alike = true;
     for (uint16_t i = 0; i < c->count; i++)
         for (uint16_t r = 0; r < c->sites[i].ranks; r++)
-            alike = alike && c->sites[i].participants[r].staged_hash == c->sites[0].participants[r].staged_hash;
+            alike = alike && c->sites[i].participants[r].staged_hash ==
+                                 c->sites[0].participants[r].staged_hash;
     return alike;
 }
 
-static void on_staged(dlxi_coordinator *c, dlxi_participant *p, const dlxi_frame *frame, uint64_t hash) {
+static void on_staged(dlxi_coordinator *c, dlxi_participant *p, const dlxi_frame *frame,
+                      uint64_t hash) {
     if (!is_current(c, frame)) return;
     p->staged_hash = hash;
     if (!p->staged) c->staged_count++;
@@ -480,7 +509,8 @@ static void on_report(dlxi_coordinator *c, dlxi_member *s, dlxi_participant *p, 
     c->phase = DLXI_COORDINATOR_DONE;
 }
 
-static void on_failed(dlxi_coordinator *c, dlxi_member *s, const dlxi_participant *p, const dlxi_reason *reason) {
+static void on_failed(dlxi_coordinator *c, dlxi_member *s, const dlxi_participant *p,
+                      const dlxi_reason *reason) {
     bool known = reason->status != DLX_OK && reason->status <= DLX_DIVERGED;
     dlx_status status = known ? (dlx_status)reason->status : DLX_PEER_LOST;
     char text[DLXI_REASON_MAX + sizeof(dlxi_label) + 16]; /* cut where it is sent */
@@ -491,22 +521,24 @@ static void on_failed(dlxi_coordinator *c, dlxi_member *s, const dlxi_participan
         leave(c, s, p, status, text);
 }
 
-/* ---- events ---------------------------------------------------------------------------------------------------- */
+/* ---- events ---------------------------------------------------------------------------------- */
 
-void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *name, const char *key,
-                               const dlxi_frame *frame, int64_t now_ms) {
+void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *name,
+                               const char *key, const dlxi_frame *frame, int64_t now_ms) {
     dlxi_member *s = NULL;
     dlxi_participant *p = find(c, peer, &s);
     if (c->phase == DLXI_COORDINATOR_DONE) return;
     if (p == NULL && frame->kind != DLXI_FRAME_HELLO) return;
     if (p != NULL) {
-        p->heard_ms = now_ms;
+        p->last_seen_ms = now_ms;
         bool has_heard_none = frame->term == 0 && c->phase == DLXI_COORDINATOR_GATHERING;
         if (frame->term != c->term && !has_heard_none) return;
     }
     dlx_error error;
     if (dlxi_message_decode(&c->incoming, frame, &error) != DLX_OK) {
-        if (p != NULL) dlxi_coordinator_fail(c, DLX_DATA, s->name, "%s sent a malformed message", label_of(s, p).text);
+        if (p != NULL)
+            dlxi_coordinator_fail(c, DLX_DATA, s->name, "%s sent a malformed message",
+                                  label_of(s, p).text);
         return;
     }
     switch (frame->kind) {
@@ -537,10 +569,11 @@ void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *n
 }
 
 /* The first rank of the site that has been silent for too long, or NULL. */
-static const dlxi_participant *silent_rank(const dlxi_coordinator *c, const dlxi_member *s, int64_t now_ms) {
+static const dlxi_participant *silent_rank(const dlxi_coordinator *c, const dlxi_member *s,
+                                           int64_t now_ms) {
     for (uint16_t r = 0; r < s->ranks; r++) {
         const dlxi_participant *p = &s->participants[r];
-        if (p->there && now_ms - p->heard_ms > c->settings.timeout_ms) return p;
+        if (p->there && now_ms - p->last_seen_ms > c->settings.timeout_ms) return p;
     }
     return NULL;
 }
@@ -556,7 +589,7 @@ void dlxi_coordinator_on_tick(dlxi_coordinator *c, int64_t now_ms) {
         }
         char text[DLXI_REASON_MAX + 1];
         snprintf(text, sizeof text, "%s was not heard of for %lld ms", label_of(s, silent).text,
-                 (long long)(now_ms - silent->heard_ms));
+                 (long long)(now_ms - silent->last_seen_ms));
         if (c->welcomed) {
             dlxi_coordinator_fail(c, DLX_PEER_LOST, s->name, "%s", text);
             return;

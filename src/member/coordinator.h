@@ -1,14 +1,14 @@
-/* The coordinator's side of a run: rendezvous, leases, attempts, commits. A pure state machine: it owns no socket,
- * thread or clock. Feed it messages and time; send what it queues.
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The coordinator's side of a run: rendezvous, leases, attempts, commits. A pure state machine: it
+ * owns no socket, thread or clock. Feed it messages and time; send what it queues.
  *
- *   GATHERING  hello from every rank of every site → welcome → listening from all → peers
+ * GATHERING  hello from every rank of every site → welcome → listening from all → peers
  *   RUNNING    ready from all → begin → staged from all → commit (hashes agree, rank by rank) or abort, again
  *   ENDING     the run's tokens are committed; report from all → finished
  *   DONE       all reported, or failed: `status` and `error` say which
  *
- * A site is there when all its ranks are, and takes part with all of them or not at all. What has to be the same on all
- * sites is compared between ranks of the same number.
- */
+ * A site is there when all its ranks are, and takes part with all of them or not at all. What has
+ * to be the same on all sites is compared between ranks of the same number. */
 #ifndef DLXI_MEMBER_COORDINATOR_H
 #define DLXI_MEMBER_COORDINATOR_H
 
@@ -31,19 +31,21 @@ typedef enum dlxi_coordinator_phase {
 
 typedef struct dlxi_coordinator dlxi_coordinator;
 
-dlx_status dlxi_coordinator_open(dlxi_coordinator **out, const dlxi_coordinator_settings *settings, int64_t now_ms,
-                                 dlx_error *error);
+dlx_status dlxi_coordinator_open(dlxi_coordinator **out, const dlxi_coordinator_settings *settings,
+                                 int64_t now_ms, dlx_error *error);
 void dlxi_coordinator_close(dlxi_coordinator **coordinator);
 
-/* A frame from a peer, numbered by the link; `name` and `key` are what it proved to be ("" without security). */
-void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *name, const char *key,
-                               const dlxi_frame *frame, int64_t now_ms);
+/* A frame from a peer, numbered by the link; `name` and `key` are what it proved to be ("" without
+ * security). */
+void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *name,
+                               const char *key, const dlxi_frame *frame, int64_t now_ms);
 void dlxi_coordinator_on_tick(dlxi_coordinator *c, int64_t now_ms);
 /* The run ends as failed: sites are told why. */
-void dlxi_coordinator_fail(dlxi_coordinator *c, dlx_status status, const char *site, const char *format, ...)
-    DLXI_PRINTF(4, 5);
+void dlxi_coordinator_fail(dlxi_coordinator *c, dlx_status status, const char *site,
+                           const char *format, ...) DLXI_PRINTF(4, 5);
 
-/* True where the last frame gave something to say to whoever watches: who joined, who was refused. */
+/* True where the last frame gave something to say to whoever watches: who joined, who was refused.
+ */
 bool dlxi_coordinator_take_notice(dlxi_coordinator *c, char *text, size_t text_bytes);
 
 /* Frames to send, oldest first; `to` is a link's peer number. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Inside a coordinator: its sites and their ranks, and who may join. */
 #ifndef DLXI_MEMBER_COORDINATOR_INTERNAL_H
 #define DLXI_MEMBER_COORDINATOR_INTERNAL_H
@@ -9,13 +10,14 @@
 
 enum { DLXI_COORDINATOR_LEASES = 3 /* rounds t, t+1, t+2 */ };
 
-/* One rank of a site: it joins, hands out and stages by itself; a round counts for all or for none. */
+/* One rank of a site: it joins, hands out and stages by itself; a round counts for all or for none.
+ */
 typedef struct dlxi_participant {
     bool there; /* it said hello */
     bool listening, ready, staged, reported;
     uint32_t peer;
     uint64_t tensors_hash, anchor_hash;
-    int64_t heard_ms;
+    int64_t last_seen_ms;
     dlxi_endpoints *endpoints; /* from listening until peers, else NULL */
     dlxi_ready round_ready;
     uint64_t staged_hash;
@@ -34,7 +36,8 @@ typedef struct dlxi_member {
     char *report;                               /* its rank 0's */
 } dlxi_member;
 
-/* The last site of several ranks that was refused: its ranks come one by one, and all are told the same. */
+/* The last site of several ranks that was refused: its ranks come one by one, and all are told the
+ * same. */
 typedef struct dlxi_refused_site {
     char name[DLXI_SITE_NAME_MAX + 1]; /* "": none */
     char text[DLXI_REASON_MAX + 1];
@@ -81,12 +84,13 @@ static inline bool dlxi_member_is_whole(const dlxi_member *s) {
     return s->there == s->ranks;
 }
 
-/* Why there is no place for whoever says this, or false; it is no fault of a site that is there. `s`: what is there of
- * the site of that name, or NULL. */
-bool dlxi_coordinator_has_no_place(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c, const char *proved_name,
-                                   const dlxi_member *s, const dlxi_hello *hello);
+/* Why there is no place for whoever says this, or false; it is no fault of a site that is there.
+ * `s`: what is there of the site of that name, or NULL. */
+bool dlxi_coordinator_has_no_place(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
+                                   const char *proved_name, const dlxi_member *s,
+                                   const dlxi_hello *hello);
 /* Why this rank makes no whole with its site or the run, or false. */
-bool dlxi_coordinator_misfit(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c, const dlxi_member *s,
-                             const dlxi_hello *hello);
+bool dlxi_coordinator_misfit(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
+                             const dlxi_member *s, const dlxi_hello *hello);
 
 #endif

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "member/lease.h"
 
 #include <stdlib.h>
@@ -6,8 +7,9 @@
 #include "base/memory.h"
 #include "base/panic.h"
 
-/* Free ranges below the cursor, ascending, disjoint and not adjacent; everything from the cursor on is free. When the
- * list is full the smallest gain is given up: a range that does not fit is not trained on. */
+/* Free ranges below the cursor, ascending, disjoint and not adjacent; everything from the cursor on
+ * is free. When the list is full the smallest gain is given up: a range that does not fit is not
+ * trained on. */
 enum { FREE_MAX = 4096 };
 
 struct dlxi_ledger {
@@ -27,7 +29,8 @@ void dlxi_ledger_close(dlxi_ledger **ledger) {
 
 static void remove_free(dlxi_ledger *ledger, size_t at) {
     ledger->free_count--;
-    memmove(&ledger->free[at], &ledger->free[at + 1], (ledger->free_count - at) * sizeof *ledger->free);
+    memmove(&ledger->free[at], &ledger->free[at + 1],
+            (ledger->free_count - at) * sizeof *ledger->free);
 }
 
 static void release(dlxi_ledger *ledger, uint64_t first, uint32_t count) {
@@ -35,8 +38,10 @@ static void release(dlxi_ledger *ledger, uint64_t first, uint32_t count) {
     while (at < ledger->free_count && ledger->free[at].first < first) at++;
     dlxi_range *before = at > 0 ? &ledger->free[at - 1] : NULL;
     dlxi_range *after = at < ledger->free_count ? &ledger->free[at] : NULL;
-    bool joins_before = before != NULL && before->first + before->count == first && before->count <= UINT32_MAX - count;
-    bool joins_after = after != NULL && first + count == after->first && after->count <= UINT32_MAX - count;
+    bool joins_before = before != NULL && before->first + before->count == first &&
+                        before->count <= UINT32_MAX - count;
+    bool joins_after =
+        after != NULL && first + count == after->first && after->count <= UINT32_MAX - count;
     if (joins_before) {
         before->count += count;
         if (joins_after && before->count <= UINT32_MAX - after->count) {
@@ -47,7 +52,8 @@ static void release(dlxi_ledger *ledger, uint64_t first, uint32_t count) {
         after->first = first;
         after->count += count;
     } else if (ledger->free_count < FREE_MAX) {
-        memmove(&ledger->free[at + 1], &ledger->free[at], (ledger->free_count - at) * sizeof *ledger->free);
+        memmove(&ledger->free[at + 1], &ledger->free[at],
+                (ledger->free_count - at) * sizeof *ledger->free);
         ledger->free[at] = (dlxi_range){first, count};
         ledger->free_count++;
     }
@@ -57,7 +63,8 @@ void dlxi_ledger_grant(dlxi_ledger *ledger, dlxi_lease *lease, uint64_t round, u
     lease->round = round;
     lease->range_count = 0;
     /* the last place is kept for the open end */
-    while (windows > 0 && ledger->free_count > 0 && lease->range_count < DLXI_LEASE_RANGES_MAX - 1) {
+    while (windows > 0 && ledger->free_count > 0 &&
+           lease->range_count < DLXI_LEASE_RANGES_MAX - 1) {
         dlxi_range *from = &ledger->free[0];
         uint32_t count = from->count < windows ? from->count : windows;
         lease->ranges[lease->range_count++] = (dlxi_range){from->first, count};

@@ -1,5 +1,6 @@
-/* The lease ledger: which site may use which windows in which round. Positions come from one global order without end;
- * what a lease leaves unused goes back and is leased again first. Pure. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The lease ledger: which site may use which windows in which round. Positions come from one global
+ * order without end; what a lease leaves unused goes back and is leased again first. Pure. */
 #ifndef DLXI_MEMBER_LEASE_H
 #define DLXI_MEMBER_LEASE_H
 
@@ -10,7 +11,8 @@ typedef struct dlxi_ledger dlxi_ledger;
 dlx_status dlxi_ledger_open(dlxi_ledger **out, dlx_error *error);
 void dlxi_ledger_close(dlxi_ledger **ledger);
 
-/* The lowest free positions, `windows` of them (fewer where the lease's ranges run out), for one round of one site. */
+/* The lowest free positions, `windows` of them (fewer where the lease's ranges run out), for one
+ * round of one site. */
 void dlxi_ledger_grant(dlxi_ledger *ledger, dlxi_lease *lease, uint64_t round, uint32_t windows);
 
 /* The site used the first `used` windows of a lease; the rest is free again. */

@@ -1,14 +1,16 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "member/outbox.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-dlx_status dlxi_outbox_put(dlxi_outbox *outbox, uint32_t to, dlxi_frame header, const dlxi_message *message,
-                           dlx_error *error) {
+dlx_status dlxi_outbox_put(dlxi_outbox *outbox, uint32_t to, dlxi_frame header,
+                           const dlxi_message *message, dlx_error *error) {
     uint8_t *bytes = malloc(DLXI_FRAME_PAYLOAD_MAX);
     size_t used_bytes = 0;
     if (bytes == NULL) DLX_FAIL(error, MEMORY, "out of memory for a control message");
-    dlx_status status = dlxi_message_encode(bytes, DLXI_FRAME_PAYLOAD_MAX, &used_bytes, message, error);
+    dlx_status status =
+        dlxi_message_encode(bytes, DLXI_FRAME_PAYLOAD_MAX, &used_bytes, message, error);
     dlxi_outbox_item *item = status == DLX_OK ? malloc(sizeof *item + used_bytes) : NULL;
     if (item != NULL) {
         memcpy(item->bytes, bytes, used_bytes);
@@ -42,8 +44,9 @@ void dlxi_outbox_drop(dlxi_outbox *outbox) {
     free(item);
 }
 
-void dlxi_outbox_flush(dlxi_outbox *outbox, bool (*send)(void *context, const dlxi_outbox_item *item), void *context) {
-    enum { BLOCKED_MAX = DLXI_PARTICIPANTS_MAX };
+void dlxi_outbox_flush(dlxi_outbox *outbox,
+                       bool (*send)(void *context, const dlxi_outbox_item *item), void *context) {
+    enum { BLOCKED_MAX = DLXI_RUN_RANKS_MAX };
     uint32_t blocked[BLOCKED_MAX];
     size_t blocked_count = 0;
     dlxi_outbox_item **link = &outbox->first;

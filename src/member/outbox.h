@@ -1,4 +1,6 @@
-/* What a state machine wants sent: a short queue of encoded control messages, drained by whoever owns the link. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a state machine wants sent: a short queue of encoded control messages, drained by whoever
+ * owns the link. */
 #ifndef DLXI_MEMBER_OUTBOX_H
 #define DLXI_MEMBER_OUTBOX_H
 
@@ -17,14 +19,16 @@ typedef struct dlxi_outbox {
 } dlxi_outbox;
 
 /* Encodes `message` behind `header` (kind, payload are filled in). On failure nothing is queued. */
-dlx_status dlxi_outbox_put(dlxi_outbox *outbox, uint32_t to, dlxi_frame header, const dlxi_message *message,
-                           dlx_error *error);
+dlx_status dlxi_outbox_put(dlxi_outbox *outbox, uint32_t to, dlxi_frame header,
+                           const dlxi_message *message, dlx_error *error);
 /* The oldest, or NULL; and away with it. */
 const dlxi_outbox_item *dlxi_outbox_peek(const dlxi_outbox *outbox);
 void dlxi_outbox_drop(dlxi_outbox *outbox);
-/* Gives every item to `send`, oldest first; what it takes (true) is dropped. A peer that has not taken one is given no
- * more this time, so that its messages keep their order and nobody else waits for it. */
-void dlxi_outbox_flush(dlxi_outbox *outbox, bool (*send)(void *context, const dlxi_outbox_item *item), void *context);
+/* Gives every item to `send`, oldest first; what it takes (true) is dropped. A peer that has not
+ * taken one is given no more this time, so that its messages keep their order and nobody else waits
+ * for it. */
+void dlxi_outbox_flush(dlxi_outbox *outbox,
+                       bool (*send)(void *context, const dlxi_outbox_item *item), void *context);
 void dlxi_outbox_clear(dlxi_outbox *outbox);
 
 #endif

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "member/site.h"
 
 #include <stdlib.h>
@@ -8,7 +9,8 @@
 enum { PING_MS = 250 }; /* well below the shortest timeout, 1 s */
 
 static void put(dlxi_site *s, const dlxi_message *message) {
-    dlxi_frame header = {.term = s->term, .round = s->round, .attempt = s->attempt, .rank = s->hello.rank};
+    dlxi_frame header = {
+        .term = s->term, .round = s->round, .attempt = s->attempt, .rank = s->hello.rank};
     header.site = s->phase == DLXI_SITE_JOINING ? DLXI_SITE_NONE : s->index;
     dlx_error error;
     if (dlxi_outbox_put(&s->outbox, DLXI_SITE_COORDINATOR, header, message, &error) != DLX_OK &&
@@ -24,13 +26,13 @@ static void put_hello(dlxi_site *s) {
     put(s, &s->outbox.scratch);
 }
 
-dlx_status dlxi_site_open(dlxi_site **out, const dlxi_hello *hello, uint32_t timeout_ms, int64_t now_ms,
-                          dlx_error *error) {
+dlx_status dlxi_site_open(dlxi_site **out, const dlxi_hello *hello, uint32_t timeout_ms,
+                          int64_t now_ms, dlx_error *error) {
     DLX_TRY(DLXI_NEW(out, 1, error));
     dlxi_site *s = *out;
     s->hello = *hello;
     s->timeout_ms = timeout_ms;
-    s->heard_ms = s->pinged_ms = now_ms;
+    s->last_seen_ms = s->pinged_ms = now_ms;
     s->round = 1;
     put_hello(s);
     return DLX_OK;
@@ -54,7 +56,9 @@ static dlxi_site_action end(dlxi_site *s, dlx_status status, const char *format,
 }
 
 static dlxi_site_action on_commit(dlxi_site *s) {
-    if (!s->staged) return end(s, DLX_DATA, "%s", "the coordinator committed a round that this site has not staged");
+    if (!s->staged)
+        return end(s, DLX_DATA, "%s",
+                   "the coordinator committed a round that this site has not staged");
     s->commit = s->incoming.as.commit;
     s->round++;
     s->attempt = 0;
@@ -62,7 +66,8 @@ static dlxi_site_action on_commit(dlxi_site *s) {
     return DLXI_SITE_COMMIT;
 }
 
-/* A frame of the phase, round and attempt that the site is in; what is stale was filtered out before. */
+/* A frame of the phase, round and attempt that the site is in; what is stale was filtered out
+ * before. */
 static dlxi_site_action dispatch(dlxi_site *s, const dlxi_frame *frame) {
     bool current = frame->round == s->round && frame->attempt == s->attempt && s->attempt != 0;
     switch (frame->kind) {
@@ -74,12 +79,14 @@ static dlxi_site_action dispatch(dlxi_site *s, const dlxi_frame *frame) {
         s->phase = DLXI_SITE_LISTENING;
         return DLXI_SITE_LISTEN;
     case DLXI_FRAME_PEERS:
-        if (s->phase != DLXI_SITE_LISTENING || s->incoming.as.endpoints.sites != s->count) return DLXI_SITE_NOTHING;
+        if (s->phase != DLXI_SITE_LISTENING || s->incoming.as.endpoints.sites != s->count)
+            return DLXI_SITE_NOTHING;
         s->peers = s->incoming.as.endpoints;
         s->phase = DLXI_SITE_RUNNING;
         return DLXI_SITE_CONNECT;
     case DLXI_FRAME_BEGIN:
-        if (s->phase != DLXI_SITE_RUNNING || frame->round != s->round || frame->attempt <= s->attempt)
+        if (s->phase != DLXI_SITE_RUNNING || frame->round != s->round ||
+            frame->attempt <= s->attempt)
             return DLXI_SITE_NOTHING;
         s->view = s->incoming.as.view;
         s->attempt = frame->attempt;
@@ -92,7 +99,8 @@ static dlxi_site_action dispatch(dlxi_site *s, const dlxi_frame *frame) {
     case DLXI_FRAME_COMMIT:
         return current ? on_commit(s) : DLXI_SITE_NOTHING;
     case DLXI_FRAME_STOP: {
-        dlx_status status = s->incoming.as.reason.status <= DLX_DIVERGED ? s->incoming.as.reason.status : DLX_DATA;
+        dlx_status status =
+            s->incoming.as.reason.status <= DLX_DIVERGED ? s->incoming.as.reason.status : DLX_DATA;
         return end(s, status == DLX_OK ? DLX_PEER_LOST : status, "%s", s->incoming.as.reason.text);
     }
     case DLXI_FRAME_FINISHED:
@@ -105,9 +113,10 @@ static dlxi_site_action dispatch(dlxi_site *s, const dlxi_frame *frame) {
 dlxi_site_action dlxi_site_on_frame(dlxi_site *s, const dlxi_frame *frame, int64_t now_ms) {
     if (s->phase == DLXI_SITE_DONE || frame->term < s->term) return DLXI_SITE_NOTHING;
     if (dlxi_message_decode(&s->incoming, frame, NULL) != DLX_OK)
-        return end(s, DLX_DATA, "%s", "the coordinator sent a malformed message; check that all run the same version");
+        return end(s, DLX_DATA, "%s",
+                   "the coordinator sent a malformed message; check that all run the same version");
     s->term = frame->term;
-    s->heard_ms = now_ms;
+    s->last_seen_ms = now_ms;
     return dispatch(s, frame);
 }
 
@@ -120,10 +129,11 @@ void dlxi_site_keep_alive(dlxi_site *s, int64_t now_ms) {
 
 dlxi_site_action dlxi_site_on_tick(dlxi_site *s, int64_t now_ms) {
     if (s->phase == DLXI_SITE_DONE) return DLXI_SITE_NOTHING;
-    if (now_ms - s->heard_ms > s->timeout_ms)
+    if (now_ms - s->last_seen_ms > s->timeout_ms)
         return end(s, DLX_TIMEOUT, "%s",
                    s->phase == DLXI_SITE_JOINING && s->term == 0
-                       ? "no coordinator answers; check wan.coordinator, wan.key and the roster, and that it runs"
+                       ? "no coordinator answers; check wan.coordinator, wan.key and the roster, "
+                         "and that it runs"
                        : "the coordinator has fallen silent");
     dlxi_site_keep_alive(s, now_ms);
     return s->phase == DLXI_SITE_DONE ? DLXI_SITE_ENDED : DLXI_SITE_NOTHING;

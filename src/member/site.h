@@ -1,9 +1,10 @@
-/* A site's side of a run, as the coordinator sees it: joining, attempts, commits, the end. A pure state machine: it
- * owns no socket, thread or clock. Feed it what came, what was done, and time; do what it queues.
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A site's side of a run, as the coordinator sees it: joining, attempts, commits, the end. A pure
+ * state machine: it owns no socket, thread or clock. Feed it what came, what was done, and time; do
+ * what it queues.
  *
- *   JOINING → hello … welcome → LISTENING → listening … peers → RUNNING … finished → DONE
- *   anything → DONE on stop, on the coordinator's silence, or on the site's own failure: `result` says which
- */
+ * JOINING → hello … welcome → LISTENING → listening … peers → RUNNING … finished → DONE anything →
+ * DONE on stop, on the coordinator's silence, or on the site's own failure: `result` says which */
 #ifndef DLXI_MEMBER_SITE_H
 #define DLXI_MEMBER_SITE_H
 
@@ -34,7 +35,7 @@ typedef struct dlxi_site {
     uint64_t round;   /* whose exchange is under way or next */
     uint32_t attempt; /* the present one; 0: none */
     uint32_t timeout_ms;
-    int64_t heard_ms, pinged_ms;
+    int64_t last_seen_ms, pinged_ms;
     uint16_t index, count;
     dlxi_welcome welcome;
     dlxi_endpoints peers;
@@ -46,14 +47,14 @@ typedef struct dlxi_site {
     dlxi_hello hello;
 } dlxi_site;
 
-dlx_status dlxi_site_open(dlxi_site **out, const dlxi_hello *hello, uint32_t timeout_ms, int64_t now_ms,
-                          dlx_error *error);
+dlx_status dlxi_site_open(dlxi_site **out, const dlxi_hello *hello, uint32_t timeout_ms,
+                          int64_t now_ms, dlx_error *error);
 void dlxi_site_close(dlxi_site **site);
 
 /* A control frame from the coordinator. */
 dlxi_site_action dlxi_site_on_frame(dlxi_site *s, const dlxi_frame *frame, int64_t now_ms);
-/* As on_tick, but only says that this site is alive: for the middle of a long computation, when nothing was received.
- */
+/* As on_tick, but only says that this site is alive: for the middle of a long computation, when
+ * nothing was received. */
 void dlxi_site_keep_alive(dlxi_site *s, int64_t now_ms);
 dlxi_site_action dlxi_site_on_tick(dlxi_site *s, int64_t now_ms);
 void dlxi_site_on_listening(dlxi_site *s, const dlxi_endpoints *endpoints);

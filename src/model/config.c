@@ -1,4 +1,6 @@
-/* The model's configuration: customary values, what is allowed, and the fixed list of tensors that follows from it. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The model's configuration: customary values, what is allowed, and the fixed list of tensors that
+ * follows from it. */
 #include "model/internal.h"
 #include "base/panic.h"
 #include "base/rng.h"
@@ -32,30 +34,35 @@ const char *dlxi_family_name(dlxi_family family) {
     return family == DLXI_FAMILY_GPT2 ? "gpt2" : "llama";
 }
 
-static dlx_status check_range(const char *key, int64_t value, int64_t least, int64_t most, const char *hint,
-                              dlx_error *error) {
+static dlx_status check_range(const char *key, int64_t value, int64_t least, int64_t most,
+                              const char *hint, dlx_error *error) {
     if (value >= least && value <= most) return DLX_OK;
-    DLX_FAIL(error, CONFIG, "model.%s: %" PRId64 " is outside %" PRId64 " to %" PRId64 "; %s", key, value, least, most,
-             hint);
+    DLX_FAIL(error, CONFIG, "model.%s: %" PRId64 " is outside %" PRId64 " to %" PRId64 "; %s", key,
+             value, least, most, hint);
 }
 
 static dlx_status validate_ranges(const dlxi_model_config *config, dlx_error *error) {
-    DLX_TRY(check_range("layers", config->layers, 1, 1024, "set the number of transformer blocks", error));
-    DLX_TRY(check_range("width", config->width, 2, 65536, "set the size of the residual stream", error));
+    DLX_TRY(check_range("layers", config->layers, 1, 1024, "set the number of transformer blocks",
+                        error));
+    DLX_TRY(check_range("width", config->width, 2, 65536, "set the size of the residual stream",
+                        error));
     DLX_TRY(check_range("heads", config->heads, 1, 1024, "set the number of query heads", error));
-    DLX_TRY(check_range("kv_heads", config->kv_heads, 1, 1024, "set it to model.heads or to a divisor of it", error));
-    DLX_TRY(check_range("mlp_width", config->mlp_width, 1, 262144, "about 4 widths for gpt2, 8/3 for llama", error));
-    DLX_TRY(check_range("context", config->context, 1, 1048576, "set the longest window in tokens", error));
-    return check_range("vocabulary", config->vocabulary, 2, 16777216, "set what the tokenizer says: 256 for bytes",
-                       error);
+    DLX_TRY(check_range("kv_heads", config->kv_heads, 1, 1024,
+                        "set it to model.heads or to a divisor of it", error));
+    DLX_TRY(check_range("mlp_width", config->mlp_width, 1, 262144,
+                        "about 4 widths for gpt2, 8/3 for llama", error));
+    DLX_TRY(check_range("context", config->context, 1, 1048576, "set the longest window in tokens",
+                        error));
+    return check_range("vocabulary", config->vocabulary, 2, 16777216,
+                       "set what the tokenizer says: 256 for bytes", error);
 }
 
 dlx_status dlxi_model_config_validate(const dlxi_model_config *config, dlx_error *error) {
     DLX_TRY(validate_ranges(config, error));
     if (config->width % config->heads != 0) {
         DLX_FAIL(error, CONFIG,
-                 "model.width: %" PRId64 " is not a multiple of model.heads (%" PRId64 "); set width to %" PRId64
-                 " or change heads",
+                 "model.width: %" PRId64 " is not a multiple of model.heads (%" PRId64
+                 "); set width to %" PRId64 " or change heads",
                  config->width, config->heads, (config->width / config->heads + 1) * config->heads);
     }
     int64_t head_size = config->width / config->heads;
@@ -67,13 +74,15 @@ dlx_status dlxi_model_config_validate(const dlxi_model_config *config, dlx_error
     }
     if (config->family == DLXI_FAMILY_LLAMA && head_size % 2 != 0) {
         DLX_FAIL(error, CONFIG,
-                 "model.width: %" PRId64 " over model.heads (%" PRId64 ") gives heads of size %" PRId64
+                 "model.width: %" PRId64 " over model.heads (%" PRId64
+                 ") gives heads of size %" PRId64
                  "; rotary positions need an even size: change width or heads",
                  config->width, config->heads, head_size);
     }
     if (config->family == DLXI_FAMILY_GPT2 && config->kv_heads != config->heads) {
         DLX_FAIL(error, CONFIG,
-                 "model.kv_heads: %" PRId64 " with model.family gpt2, which has one key head a query head; set it to "
+                 "model.kv_heads: %" PRId64
+                 " with model.family gpt2, which has one key head a query head; set it to "
                  "model.heads (%" PRId64 ") or the family to llama",
                  config->kv_heads, config->heads);
     }
@@ -81,17 +90,18 @@ dlx_status dlxi_model_config_validate(const dlxi_model_config *config, dlx_error
         DLX_FAIL(error, CONFIG, "model.norm_epsilon: %g is outside (0, 0.1]; 1e-5 is customary",
                  (double)config->norm_epsilon);
     }
-    if (config->family == DLXI_FAMILY_LLAMA && !(config->rope_theta >= 1.0f && config->rope_theta <= 1e9f)) {
+    if (config->family == DLXI_FAMILY_LLAMA &&
+        !(config->rope_theta >= 1.0f && config->rope_theta <= 1e9f)) {
         DLX_FAIL(error, CONFIG, "model.rope_theta: %g is outside 1 to 1e9; 10000 is customary",
                  (double)config->rope_theta);
     }
     return DLX_OK;
 }
 
-/* ---- tensors --------------------------------------------------------------------------------------------------- */
+/* ---- tensors --------------------------------------------------------------------------------- */
 
-/* Sizes by letter: C width, K keys' width, M MLP width, 1 a vector's rows. A NULL name: the family has no such tensor.
- */
+/* Sizes by letter: C width, K keys' width, M MLP width, 1 a vector's rows. A NULL name: the family
+ * has no such tensor. */
 static const struct role_row {
     const char *gpt2, *llama;
     char rows, cols;
@@ -216,7 +226,8 @@ int64_t dlxi_model_parameter_count(const dlxi_model_config *config, bool without
     return sum;
 }
 
-void dlxi_model_initialize(float *dst, const dlxi_model_config *config, const dlxi_tensor *tensor, uint64_t seed) {
+void dlxi_model_initialize(float *dst, const dlxi_model_config *config, const dlxi_tensor *tensor,
+                           uint64_t seed) {
     int64_t count = tensor->rows * tensor->cols;
     if (tensor->vector) {
         size_t length = strlen(tensor->name);
@@ -227,7 +238,8 @@ void dlxi_model_initialize(float *dst, const dlxi_model_config *config, const dl
     float deviation = 0.02f;
     if (tensor->layer >= 0) {
         dlxi_role role = dlxi_tensor_role(config, tensor->id);
-        if (role == DLXI_ROLE_OUT || role == DLXI_ROLE_DOWN) deviation /= sqrtf(2.0f * (float)config->layers);
+        if (role == DLXI_ROLE_OUT || role == DLXI_ROLE_DOWN)
+            deviation /= sqrtf(2.0f * (float)config->layers);
     }
     for (int64_t i = 0; i < count; i++) {
         dst[i] = deviation * dlxi_rng_normal(seed, (uint64_t)tensor->id, (uint64_t)i);

@@ -1,4 +1,6 @@
-/* The way of a micro-batch through a stage. Kernels report by status alone; `failed` gives it a sentence. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The way of a micro-batch through a stage. Kernels report by status alone; `failed` gives it a
+ * sentence. */
 #include "model/internal.h"
 #include "base/panic.h"
 
@@ -8,16 +10,19 @@
 
 dlx_status dlxi_kernel_failed(dlx_status status, dlx_error *error) {
     if (status == DLX_OK) return DLX_OK;
-    const char *hint = status == DLX_MEMORY ? "try a smaller train.micro_batch" : "try train.precision: f32";
-    return dlxi_error_set(error, status, "a kernel of the training step failed: %s; %s", dlx_status_text(status), hint);
+    const char *hint =
+        status == DLX_MEMORY ? "try a smaller train.micro_batch" : "try train.precision: f32";
+    return dlxi_error_set(error, status, "a kernel of the training step failed: %s; %s",
+                          dlx_status_text(status), hint);
 }
 
 static const float *data_of(const dlxi_parameter *parameter) {
     return parameter == NULL ? NULL : parameter->data;
 }
 
-static dlx_status normalize(const dlxi_stage *stage, float *y, float *mean, float *rstd, const float *x,
-                            const dlxi_parameter *gain, const dlxi_parameter *bias, int64_t N) {
+static dlx_status normalize(const dlxi_stage *stage, float *y, float *mean, float *rstd,
+                            const float *x, const dlxi_parameter *gain, const dlxi_parameter *bias,
+                            int64_t N) {
     dlxi_kernels *k = stage->kernels;
     int64_t C = stage->config.width;
     float epsilon = stage->config.norm_epsilon;
@@ -26,15 +31,16 @@ static dlx_status normalize(const dlxi_stage *stage, float *y, float *mean, floa
     return k->op->rmsnorm_forward(k, y, rstd, x, gain->data, N, C, epsilon);
 }
 
-static dlx_status linear(const dlxi_stage *stage, float *y, const float *x, const dlxi_parameter *weight,
-                         const dlxi_parameter *bias, int64_t N) {
+static dlx_status linear(const dlxi_stage *stage, float *y, const float *x,
+                         const dlxi_parameter *weight, const dlxi_parameter *bias, int64_t N) {
     dlxi_kernels *k = stage->kernels;
-    return k->op->linear_forward(k, y, x, weight->data, data_of(bias), N, weight->tensor.cols, weight->tensor.rows);
+    return k->op->linear_forward(k, y, x, weight->data, data_of(bias), N, weight->tensor.cols,
+                                 weight->tensor.rows);
 }
 
 /* middle = x + out(attention(norm1(x))) */
-static dlx_status attention_half(const dlxi_stage *stage, const dlxi_block *block, dlxi_block_activations *kept,
-                                 const float *x, dlxi_shape shape) {
+static dlx_status attention_half(const dlxi_stage *stage, const dlxi_block *block,
+                                 dlxi_block_activations *kept, const float *x, dlxi_shape shape) {
     const dlxi_model_config *config = &stage->config;
     dlxi_kernels *k = stage->kernels;
     dlxi_parameter *const *role = block->role;
@@ -48,21 +54,22 @@ static dlx_status attention_half(const dlxi_stage *stage, const dlxi_block *bloc
         DLX_TRY(k->op->rope(k, kept->q, N, T, config->heads, D, config->rope_theta, false));
         DLX_TRY(k->op->rope(k, kept->key, N, T, config->kv_heads, D, config->rope_theta, false));
     }
-    DLX_TRY(k->op->attention_forward(k, kept->attention, kept->lse, kept->q, kept->key, kept->value, shape.B, T,
-                                     config->heads, config->kv_heads, D));
-    DLX_TRY(linear(stage, kept->middle, kept->attention, role[DLXI_ROLE_OUT], role[DLXI_ROLE_OUT_BIAS], N));
+    DLX_TRY(k->op->attention_forward(k, kept->attention, kept->lse, kept->q, kept->key, kept->value,
+                                     shape.B, T, config->heads, config->kv_heads, D));
+    DLX_TRY(linear(stage, kept->middle, kept->attention, role[DLXI_ROLE_OUT],
+                   role[DLXI_ROLE_OUT_BIAS], N));
     return k->op->add(k, kept->middle, x, N * config->width);
 }
 
 /* hidden = activation(up(norm2(middle))) */
-static dlx_status mlp_hidden(const dlxi_stage *stage, const dlxi_block *block, dlxi_block_activations *kept,
-                             int64_t N) {
+static dlx_status mlp_hidden(const dlxi_stage *stage, const dlxi_block *block,
+                             dlxi_block_activations *kept, int64_t N) {
     const dlxi_model_config *config = &stage->config;
     dlxi_kernels *k = stage->kernels;
     dlxi_parameter *const *role = block->role;
     int64_t NM = N * config->mlp_width;
-    DLX_TRY(normalize(stage, kept->norm2, kept->mean2, kept->rstd2, kept->middle, role[DLXI_ROLE_NORM2_GAIN],
-                      role[DLXI_ROLE_NORM2_BIAS], N));
+    DLX_TRY(normalize(stage, kept->norm2, kept->mean2, kept->rstd2, kept->middle,
+                      role[DLXI_ROLE_NORM2_GAIN], role[DLXI_ROLE_NORM2_BIAS], N));
     DLX_TRY(linear(stage, kept->up, kept->norm2, role[DLXI_ROLE_UP], role[DLXI_ROLE_UP_BIAS], N));
     if (config->family == DLXI_FAMILY_LLAMA) {
         DLX_TRY(linear(stage, kept->gate, kept->norm2, role[DLXI_ROLE_GATE], NULL, N));
@@ -72,8 +79,8 @@ static dlx_status mlp_hidden(const dlxi_stage *stage, const dlxi_block *block, d
 }
 
 /* y = middle + down(hidden) */
-static dlx_status mlp_half(const dlxi_stage *stage, const dlxi_block *block, dlxi_block_activations *kept, float *y,
-                           int64_t N) {
+static dlx_status mlp_half(const dlxi_stage *stage, const dlxi_block *block,
+                           dlxi_block_activations *kept, float *y, int64_t N) {
     dlxi_kernels *k = stage->kernels;
     dlxi_parameter *const *role = block->role;
     DLX_TRY(mlp_hidden(stage, block, kept, N));
@@ -81,14 +88,14 @@ static dlx_status mlp_half(const dlxi_stage *stage, const dlxi_block *block, dlx
     return k->op->add(k, y, kept->middle, N * stage->config.width);
 }
 
-dlx_status dlxi_block_recompute(const dlxi_stage *stage, const dlxi_block *block, dlxi_block_activations *kept,
-                                const float *x, dlxi_shape shape) {
+dlx_status dlxi_block_recompute(const dlxi_stage *stage, const dlxi_block *block,
+                                dlxi_block_activations *kept, const float *x, dlxi_shape shape) {
     DLX_TRY(attention_half(stage, block, kept, x, shape));
     return mlp_hidden(stage, block, kept, shape.B * shape.T);
 }
 
-static dlx_status check_tokens(const dlxi_stage *stage, const uint32_t *token, int64_t N, const char *what,
-                               dlx_error *error) {
+static dlx_status check_tokens(const dlxi_stage *stage, const uint32_t *token, int64_t N,
+                               const char *what, dlx_error *error) {
     int64_t vocabulary = stage->config.vocabulary;
     for (int64_t n = 0; n < N; n++) {
         if ((int64_t)token[n] >= vocabulary)
@@ -116,8 +123,8 @@ static dlx_status run_blocks(dlxi_stage *stage, dlxi_slot *slot, dlxi_shape shap
     return DLX_OK;
 }
 
-dlx_status dlxi_stage_blocks_forward(dlxi_stage *stage, int slot, const uint32_t *token, const float *input,
-                                     dlxi_shape shape, dlx_error *error) {
+dlx_status dlxi_stage_blocks_forward(dlxi_stage *stage, int slot, const uint32_t *token,
+                                     const float *input, dlxi_shape shape, dlx_error *error) {
     DLXI_ASSERT(slot >= 0 && slot < stage->options.slots);
     DLXI_ASSERT(stage->options.has_embedding ? token != NULL : input != NULL);
     DLXI_ASSERT(shape.B <= stage->options.batch && shape.T <= stage->options.length);
@@ -134,16 +141,16 @@ dlx_status dlxi_stage_blocks_forward(dlxi_stage *stage, int slot, const uint32_t
 
 dlx_status dlxi_stage_head_forward(dlxi_stage *stage, int slot, int64_t first, int64_t N) {
     const float *x = stage->slot[slot].residual[stage->layer_count] + first * stage->config.width;
-    DLX_TRY(normalize(stage, stage->final_norm, stage->final_mean, stage->final_rstd, x, stage->final_gain,
-                      stage->final_bias, N));
+    DLX_TRY(normalize(stage, stage->final_norm, stage->final_mean, stage->final_rstd, x,
+                      stage->final_gain, stage->final_bias, N));
     return linear(stage, stage->logits, stage->final_norm, stage->head, NULL, N);
 }
 
-/* Embedding or input, blocks, and with the head the logits and loss_sum ← Σ −log p; where gradient is true the logits
- * are overwritten with the gradient of the mean loss. */
-static dlx_status forward_and_loss(dlxi_stage *stage, int slot, const uint32_t *token, const float *input,
-                                   const uint32_t *target, int64_t windows, bool gradient, double *loss_sum,
-                                   dlx_error *error) {
+/* Embedding or input, blocks, and with the head the logits and loss_sum ← Σ −log p; where gradient
+ * is true the logits are overwritten with the gradient of the mean loss. */
+static dlx_status forward_and_loss(dlxi_stage *stage, int slot, const uint32_t *token,
+                                   const float *input, const uint32_t *target, int64_t windows,
+                                   bool gradient, double *loss_sum, dlx_error *error) {
     dlxi_kernels *k = stage->kernels;
     dlxi_shape shape = {windows, stage->options.length};
     int64_t N = shape.B * shape.T;
@@ -154,13 +161,15 @@ static dlx_status forward_and_loss(dlxi_stage *stage, int slot, const uint32_t *
     if (!head) return DLX_OK;
     DLX_TRY(dlxi_kernel_failed(dlxi_stage_head_forward(stage, slot, 0, N), error));
     *loss_sum = 0.0;
-    return dlxi_kernel_failed(k->op->cross_entropy(k, loss_sum, stage->logits, target, N, stage->config.vocabulary,
-                                                   gradient, 1.0f / (float)N),
+    return dlxi_kernel_failed(k->op->cross_entropy(k, loss_sum, stage->logits, target, N,
+                                                   stage->config.vocabulary, gradient,
+                                                   1.0f / (float)N),
                               error);
 }
 
-dlx_status dlxi_stage_evaluate(dlxi_stage *stage, int slot, const uint32_t *token, const float *input,
-                               const uint32_t *target, int64_t windows, double *loss_sum, dlx_error *error) {
+dlx_status dlxi_stage_evaluate(dlxi_stage *stage, int slot, const uint32_t *token,
+                               const float *input, const uint32_t *target, int64_t windows,
+                               double *loss_sum, dlx_error *error) {
     DLXI_ASSERT(windows >= 1);
     return forward_and_loss(stage, slot, token, input, target, windows, false, loss_sum, error);
 }
@@ -171,25 +180,30 @@ static dlx_status head_backward(dlxi_stage *stage, dlxi_slot *slot, int64_t N) {
     int64_t C = stage->config.width;
     const float *x = slot->residual[stage->layer_count];
     dlxi_parameter *gain = stage->final_gain, *bias = stage->final_bias;
-    DLX_TRY(k->op->linear_backward(k, stage->d_a, stage->head->gradient, NULL, stage->logits, stage->final_norm,
-                                   stage->head->data, N, C, stage->config.vocabulary));
+    DLX_TRY(k->op->linear_backward(k, stage->d_a, stage->head->gradient, NULL, stage->logits,
+                                   stage->final_norm, stage->head->data, N, C,
+                                   stage->config.vocabulary));
     if (bias != NULL)
-        return k->op->layernorm_backward(k, slot->d_final, gain->gradient, bias->gradient, stage->d_a, x,
-                                         stage->final_mean, stage->final_rstd, gain->data, N, C);
-    return k->op->rmsnorm_backward(k, slot->d_final, gain->gradient, stage->d_a, x, stage->final_rstd, gain->data, N,
-                                   C);
+        return k->op->layernorm_backward(k, slot->d_final, gain->gradient, bias->gradient,
+                                         stage->d_a, x, stage->final_mean, stage->final_rstd,
+                                         gain->data, N, C);
+    return k->op->rmsnorm_backward(k, slot->d_final, gain->gradient, stage->d_a, x,
+                                   stage->final_rstd, gain->data, N, C);
 }
 
-dlx_status dlxi_stage_forward(dlxi_stage *stage, int slot, const uint32_t *token, const float *input,
-                              const uint32_t *target, double *loss, dlx_error *error) {
+dlx_status dlxi_stage_forward(dlxi_stage *stage, int slot, const uint32_t *token,
+                              const float *input, const uint32_t *target, double *loss,
+                              dlx_error *error) {
     const dlxi_stage_options *options = &stage->options;
     int64_t N = options->batch * options->length;
-    DLX_TRY(forward_and_loss(stage, slot, token, input, target, options->batch, options->training, loss, error));
+    DLX_TRY(forward_and_loss(stage, slot, token, input, target, options->batch, options->training,
+                             loss, error));
     if (!options->has_head) return DLX_OK;
     *loss /= (double)N;
     if (!isfinite(*loss))
-        DLX_FAIL(error, NUMERIC,
-                 "the training loss is not finite; try a lower train.learning_rate or a longer warm-up");
+        DLX_FAIL(
+            error, NUMERIC,
+            "the training loss is not finite; try a lower train.learning_rate or a longer warm-up");
     if (!options->training) return DLX_OK;
     DLX_TRY(dlxi_kernel_failed(head_backward(stage, &stage->slot[slot], N), error));
     dlxi_stage_gradients_done(stage, stage->config.layers);

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The whole model, forward only: evaluation, the next token's logits, sampling, generation. */
 #include "model/internal.h"
 #include "base/panic.h"
@@ -6,8 +7,8 @@
 #include <math.h>
 #include <string.h>
 
-dlx_status dlxi_model_evaluate(dlxi_stage *stage, const uint32_t *window, int64_t window_count, double *mean_loss,
-                               dlx_error *error) {
+dlx_status dlxi_model_evaluate(dlxi_stage *stage, const uint32_t *window, int64_t window_count,
+                               double *mean_loss, dlx_error *error) {
     DLXI_ASSERT(stage->options.has_embedding && stage->options.has_head && window_count > 0);
     int64_t T = stage->options.length, B = stage->options.batch;
     double sum = 0.0, part;
@@ -23,18 +24,21 @@ dlx_status dlxi_model_evaluate(dlxi_stage *stage, const uint32_t *window, int64_
         sum += part;
     }
     *mean_loss = sum / ((double)window_count * (double)T);
-    if (!isfinite(*mean_loss)) DLX_FAIL(error, NUMERIC, "the validation loss is not finite; try a lower learning rate");
+    if (!isfinite(*mean_loss))
+        DLX_FAIL(error, NUMERIC, "the validation loss is not finite; try a lower learning rate");
     return DLX_OK;
 }
 
-/* Few distinct lengths, so that the kernels prepare few shapes: the next power of two, at least 16. */
+/* Few distinct lengths, so that the kernels prepare few shapes: the next power of two, at least 16.
+ */
 static int64_t rounded_length(int64_t count, int64_t most) {
     int64_t length = 16;
     while (length < count) length *= 2;
     return length < most ? length : most;
 }
 
-dlx_status dlxi_model_logits(dlxi_stage *stage, const uint32_t *token, int64_t count, float *logits, dlx_error *error) {
+dlx_status dlxi_model_logits(dlxi_stage *stage, const uint32_t *token, int64_t count, float *logits,
+                             dlx_error *error) {
     DLXI_ASSERT(stage->options.has_embedding && stage->options.has_head && count > 0);
     int64_t T = stage->options.length;
     if (count > T) {
@@ -79,7 +83,8 @@ static float top_k_threshold(const float *logits, int64_t vocabulary, int64_t to
     return low;
 }
 
-uint32_t dlxi_sample(float *logits, int64_t vocabulary, const dlxi_sampling *sampling, uint64_t index) {
+uint32_t dlxi_sample(float *logits, int64_t vocabulary, const dlxi_sampling *sampling,
+                     uint64_t index) {
     uint32_t best = likeliest(logits, vocabulary);
     if (!(sampling->temperature > 0.0f) || !isfinite(logits[best])) return best;
     float threshold = -INFINITY;
@@ -88,7 +93,8 @@ uint32_t dlxi_sample(float *logits, int64_t vocabulary, const dlxi_sampling *sam
     float most = logits[best];
     double sum = 0.0;
     for (int64_t v = 0; v < vocabulary; v++) {
-        logits[v] = logits[v] >= threshold ? expf((logits[v] - most) / sampling->temperature) : 0.0f;
+        logits[v] =
+            logits[v] >= threshold ? expf((logits[v] - most) / sampling->temperature) : 0.0f;
         sum += (double)logits[v];
     }
     double left = (double)dlxi_rng_uniform(sampling->seed, 0x73616D706C65u, index) * sum;
@@ -99,12 +105,13 @@ uint32_t dlxi_sample(float *logits, int64_t vocabulary, const dlxi_sampling *sam
     return best;
 }
 
-dlx_status dlxi_model_generate(dlxi_stage *stage, uint32_t *token, int64_t prompt_count, int64_t new_count,
-                               const dlxi_sampling *sampling, dlx_error *error) {
+dlx_status dlxi_model_generate(dlxi_stage *stage, uint32_t *token, int64_t prompt_count,
+                               int64_t new_count, const dlxi_sampling *sampling, dlx_error *error) {
     for (int64_t i = 0; i < new_count; i++) {
         float *logits = stage->next_logits;
         DLX_TRY(dlxi_model_logits(stage, token, prompt_count + i, logits, error));
-        token[prompt_count + i] = dlxi_sample(logits, stage->config.vocabulary, sampling, (uint64_t)i);
+        token[prompt_count + i] =
+            dlxi_sample(logits, stage->config.vocabulary, sampling, (uint64_t)i);
     }
     return DLX_OK;
 }

@@ -1,10 +1,12 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What the files of the model room share: a block's tensors by role, and a stage's insides. */
 #ifndef DLXI_MODEL_INTERNAL_H
 #define DLXI_MODEL_INTERNAL_H
 
 #include "model/model.h"
 
-/* A block's tensors. q, k and v follow each other, so that they lie side by side in memory. gpt2's c_fc is UP. */
+/* A block's tensors. q, k and v follow each other, so that they lie side by side in memory. gpt2's
+ * c_fc is UP. */
 typedef enum dlxi_role {
     DLXI_ROLE_NORM1_GAIN,
     DLXI_ROLE_NORM1_BIAS,
@@ -50,8 +52,9 @@ typedef struct dlxi_block_activations {
 } dlxi_block_activations;
 
 typedef struct dlxi_slot {
-    uint32_t *token;  /* [N] */
-    float **residual; /* [layers + 1] of [N,C]: the residual stream before each block, and after the last */
+    uint32_t *token; /* [N] */
+    /* [layers + 1] of [N,C]: the residual stream before each block, and after the last */
+    float **residual;
     dlxi_block_activations *block; /* [layers] */
     float *d_final;                /* [N,C]: the gradient below the head */
 } dlxi_slot;
@@ -65,7 +68,8 @@ struct dlxi_stage {
     dlxi_parameter *parameter;
     float *data, *gradient; /* one allocation each; floats apiece in `floats` */
     size_t floats;
-    dlxi_parameter *table, *position, *final_gain, *final_bias, *head; /* table and head may be the same */
+    /* table and head may be the same */
+    dlxi_parameter *table, *position, *final_gain, *final_bias, *head;
     dlxi_block *block;
 
     void *arena; /* everything below points into it, and the slots' activations */
@@ -89,13 +93,15 @@ typedef struct dlxi_shape {
 } dlxi_shape;
 
 /* Embedding (or input) and blocks: fills the slot's activations. */
-dlx_status dlxi_stage_blocks_forward(dlxi_stage *stage, int slot, const uint32_t *token, const float *input,
-                                     dlxi_shape shape, dlx_error *error);
-/* The final norm of rows [first, first + N) of the slot's last residual into stage->final_norm, and their logits. */
+dlx_status dlxi_stage_blocks_forward(dlxi_stage *stage, int slot, const uint32_t *token,
+                                     const float *input, dlxi_shape shape, dlx_error *error);
+/* The final norm of rows [first, first + N) of the slot's last residual into stage->final_norm, and
+ * their logits. */
 dlx_status dlxi_stage_head_forward(dlxi_stage *stage, int slot, int64_t first, int64_t N);
-/* Fills `kept` again from the block's input x, as its forward pass did; the residual after the block is not written. */
-dlx_status dlxi_block_recompute(const dlxi_stage *stage, const dlxi_block *block, dlxi_block_activations *kept,
-                                const float *x, dlxi_shape shape);
+/* Fills `kept` again from the block's input x, as its forward pass did; the residual after the
+ * block is not written. */
+dlx_status dlxi_block_recompute(const dlxi_stage *stage, const dlxi_block *block,
+                                dlxi_block_activations *kept, const float *x, dlxi_shape shape);
 /* Tells the stage's listener, if it has one, that a part's gradients are complete. */
 void dlxi_stage_gradients_done(const dlxi_stage *stage, int64_t layer);
 

@@ -1,5 +1,6 @@
-/* Muon's heart: a quintic Newton–Schulz iteration that drives the singular values of a matrix towards 1 (Keller Jordan
- * et al. 2024, "Muon: an optimizer for hidden layers"). */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Muon's heart: a quintic Newton–Schulz iteration that drives the singular values of a matrix
+ * towards 1 (Keller Jordan et al. 2024, "Muon: an optimizer for hidden layers"). */
 #include "model/optimizer.h"
 
 #include <math.h>
@@ -15,7 +16,8 @@ int64_t dlxi_muon_scratch_count(int64_t rows, int64_t cols) {
 }
 
 /* dst[cols, rows] ← scale · src[rows, cols]ᵀ, in tiles that stay in cache. */
-static void transpose(float *restrict dst, const float *restrict src, int64_t rows, int64_t cols, float scale) {
+static void transpose(float *restrict dst, const float *restrict src, int64_t rows, int64_t cols,
+                      float scale) {
     enum { TILE = 32 };
     for (int64_t r0 = 0; r0 < rows; r0 += TILE) {
         int64_t r1 = r0 + TILE < rows ? r0 + TILE : rows;
@@ -28,21 +30,23 @@ static void transpose(float *restrict dst, const float *restrict src, int64_t ro
 }
 
 /* X ← a X + (b A + c A²) X with A = X Xᵀ; X and its successor change places. */
-static dlx_status iterate(dlxi_kernels *k, float **x, float **next, float *gram, float *polynomial, int64_t rows,
-                          int64_t cols) {
+static dlx_status iterate(dlxi_kernels *k, float **x, float **next, float *gram, float *polynomial,
+                          int64_t rows, int64_t cols) {
     DLX_TRY(k->op->product(k, gram, *x, *x, false, true, rows, rows, cols, 1.0f, 0.0f));
     memcpy(polynomial, gram, (size_t)(rows * rows) * sizeof *gram);
-    DLX_TRY(k->op->product(k, polynomial, gram, gram, false, false, rows, rows, rows, quintic[2], quintic[1]));
+    DLX_TRY(k->op->product(k, polynomial, gram, gram, false, false, rows, rows, rows, quintic[2],
+                           quintic[1]));
     memcpy(*next, *x, (size_t)(rows * cols) * sizeof **x);
-    DLX_TRY(k->op->product(k, *next, polynomial, *x, false, false, rows, cols, rows, 1.0f, quintic[0]));
+    DLX_TRY(
+        k->op->product(k, *next, polynomial, *x, false, false, rows, cols, rows, 1.0f, quintic[0]));
     float *swap = *x;
     *x = *next;
     *next = swap;
     return DLX_OK;
 }
 
-dlx_status dlxi_muon_orthogonalize(dlxi_kernels *kernels, float *dst, const float *src, int64_t rows, int64_t cols,
-                                   float *scratch) {
+dlx_status dlxi_muon_orthogonalize(dlxi_kernels *kernels, float *dst, const float *src,
+                                   int64_t rows, int64_t cols, float *scratch) {
     int64_t count = rows * cols;
     bool tall = rows > cols;
     int64_t shorter = tall ? cols : rows, longer = tall ? rows : cols;
@@ -54,7 +58,8 @@ dlx_status dlxi_muon_orthogonalize(dlxi_kernels *kernels, float *dst, const floa
     } else {
         for (int64_t i = 0; i < count; i++) x[i] = scale * src[i];
     }
-    for (int step = 0; step < STEPS; step++) DLX_TRY(iterate(kernels, &x, &next, gram, polynomial, shorter, longer));
+    for (int step = 0; step < STEPS; step++)
+        DLX_TRY(iterate(kernels, &x, &next, gram, polynomial, shorter, longer));
     if (tall) {
         transpose(dst, x, shorter, longer, 1.0f);
     } else {

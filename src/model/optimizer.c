@@ -1,4 +1,6 @@
-/* The inner optimisers: AdamW over all tensors, or Muon over the hidden matrices and AdamW over the rest. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The inner optimisers: AdamW over all tensors, or Muon over the hidden matrices and AdamW over the
+ * rest. */
 #include "model/optimizer.h"
 #include "base/memory.h"
 
@@ -6,8 +8,8 @@
 #include <math.h>
 #include <stdlib.h>
 
-/* Muon's update has the root mean square of AdamW's, about 0.2, so that both share a learning rate (Liu et al. 2025,
- * "Muon is scalable for LLM training", section 2.2). */
+/* Muon's update has the root mean square of AdamW's, about 0.2, so that both share a learning rate
+ * (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2). */
 static const float muon_rms = 0.2f;
 
 /* One tensor's state in the flat allocation. */
@@ -73,20 +75,26 @@ static dlx_status open_state(dlxi_optimizer *optimizer, dlx_error *error) {
 
 static dlx_status validate(const dlxi_optimizer_options *o, dlx_error *error) {
     if (!(o->beta1 >= 0.0f && o->beta1 < 1.0f && o->beta2 >= 0.0f && o->beta2 < 1.0f))
-        DLX_FAIL(error, CONFIG, "train: AdamW's betas %g and %g are outside [0, 1); 0.9 and 0.95 are customary",
+        DLX_FAIL(error, CONFIG,
+                 "train: AdamW's betas %g and %g are outside [0, 1); 0.9 and 0.95 are customary",
                  (double)o->beta1, (double)o->beta2);
-    if (!(o->epsilon > 0.0f)) DLX_FAIL(error, CONFIG, "train: AdamW's epsilon %g is not above 0", (double)o->epsilon);
+    if (!(o->epsilon > 0.0f))
+        DLX_FAIL(error, CONFIG, "train: AdamW's epsilon %g is not above 0", (double)o->epsilon);
     if (!(o->weight_decay >= 0.0f && o->weight_decay <= 10.0f))
-        DLX_FAIL(error, CONFIG, "train.weight_decay: %g is outside 0 to 10; 0.1 is customary", (double)o->weight_decay);
+        DLX_FAIL(error, CONFIG, "train.weight_decay: %g is outside 0 to 10; 0.1 is customary",
+                 (double)o->weight_decay);
     if (!(o->clip_norm >= 0.0f))
-        DLX_FAIL(error, CONFIG, "train.clip_norm: %g is negative; 1 is customary, 0 never clips", (double)o->clip_norm);
+        DLX_FAIL(error, CONFIG, "train.clip_norm: %g is negative; 1 is customary, 0 never clips",
+                 (double)o->clip_norm);
     if (!(o->momentum >= 0.0f && o->momentum < 1.0f))
-        DLX_FAIL(error, CONFIG, "train: Muon's momentum %g is outside [0, 1); 0.95 is customary", (double)o->momentum);
+        DLX_FAIL(error, CONFIG, "train: Muon's momentum %g is outside [0, 1); 0.95 is customary",
+                 (double)o->momentum);
     return DLX_OK;
 }
 
-dlx_status dlxi_optimizer_open(dlxi_optimizer **out, const dlxi_optimizer_options *options, dlxi_parameter *parameter,
-                               int64_t count, dlxi_kernels *kernels, dlx_error *error) {
+dlx_status dlxi_optimizer_open(dlxi_optimizer **out, const dlxi_optimizer_options *options,
+                               dlxi_parameter *parameter, int64_t count, dlxi_kernels *kernels,
+                               dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_optimizer *optimizer = NULL;
     *out = NULL;
@@ -119,17 +127,21 @@ double dlxi_optimizer_sum_of_squares(dlxi_optimizer *optimizer) {
     dlxi_kernels *k = optimizer->kernels;
     double sum = 0.0;
     for (int64_t i = 0; i < optimizer->count; i++)
-        sum += k->op->sum_of_squares(k, optimizer->parameter[i].gradient, optimizer->parameter[i].count);
+        sum += k->op->sum_of_squares(k, optimizer->parameter[i].gradient,
+                                     optimizer->parameter[i].count);
     return sum;
 }
 
-/* momentum ← μ · momentum + g; the step goes along the orthogonalised g + μ · momentum (Nesterov). */
-static dlx_status muon_step(dlxi_optimizer *optimizer, int64_t i, float learning_rate, float gradient_scale) {
+/* momentum ← μ · momentum + g; the step goes along the orthogonalised g + μ · momentum (Nesterov).
+ */
+static dlx_status muon_step(dlxi_optimizer *optimizer, int64_t i, float learning_rate,
+                            float gradient_scale) {
     const dlxi_parameter *parameter = &optimizer->parameter[i];
     const dlxi_tensor *tensor = &parameter->tensor;
     float *restrict momentum = optimizer->state[i].first, *restrict data = parameter->data;
     float *restrict update = optimizer->update;
-    float *lookahead = optimizer->scratch; /* the first [rows, cols] of the scratch are free until orthogonalize */
+    /* the first [rows, cols] of the scratch are free until orthogonalize */
+    float *lookahead = optimizer->scratch;
     const float *restrict gradient = parameter->gradient;
     float mu = optimizer->options.momentum;
     for (int64_t j = 0; j < parameter->count; j++) {
@@ -137,8 +149,8 @@ static dlx_status muon_step(dlxi_optimizer *optimizer, int64_t i, float learning
         momentum[j] = mu * momentum[j] + g;
         lookahead[j] = g + mu * momentum[j];
     }
-    DLX_TRY(
-        dlxi_muon_orthogonalize(optimizer->kernels, update, lookahead, tensor->rows, tensor->cols, optimizer->scratch));
+    DLX_TRY(dlxi_muon_orthogonalize(optimizer->kernels, update, lookahead, tensor->rows,
+                                    tensor->cols, optimizer->scratch));
     int64_t longer = tensor->rows > tensor->cols ? tensor->rows : tensor->cols;
     float step = learning_rate * muon_rms * sqrtf((float)longer);
     float keep = 1.0f - learning_rate * (tensor->decay ? optimizer->options.weight_decay : 0.0f);
@@ -162,14 +174,16 @@ static dlx_status step_all(dlxi_optimizer *optimizer, float learning_rate, float
             continue;
         }
         settings.weight_decay = parameter->tensor.decay ? o->weight_decay : 0.0f;
-        DLX_TRY(k->op->adamw(k, parameter->data, optimizer->state[i].first, optimizer->state[i].second,
-                             parameter->gradient, parameter->count, &settings));
+        DLX_TRY(k->op->adamw(k, parameter->data, optimizer->state[i].first,
+                             optimizer->state[i].second, parameter->gradient, parameter->count,
+                             &settings));
     }
     return DLX_OK;
 }
 
-dlx_status dlxi_optimizer_step_with_norm(dlxi_optimizer *optimizer, float learning_rate, float gradient_scale,
-                                         double sum_of_squares, double *norm, dlx_error *error) {
+dlx_status dlxi_optimizer_step_with_norm(dlxi_optimizer *optimizer, float learning_rate,
+                                         float gradient_scale, double sum_of_squares, double *norm,
+                                         dlx_error *error) {
     double size = sqrt(sum_of_squares) * fabs((double)gradient_scale);
     if (norm != NULL) *norm = size;
     if (!isfinite(size))
@@ -185,8 +199,8 @@ dlx_status dlxi_optimizer_step_with_norm(dlxi_optimizer *optimizer, float learni
     return DLX_OK;
 }
 
-dlx_status dlxi_optimizer_step(dlxi_optimizer *optimizer, float learning_rate, float gradient_scale, double *norm,
-                               dlx_error *error) {
+dlx_status dlxi_optimizer_step(dlxi_optimizer *optimizer, float learning_rate, float gradient_scale,
+                               double *norm, dlx_error *error) {
     return dlxi_optimizer_step_with_norm(optimizer, learning_rate, gradient_scale,
                                          dlxi_optimizer_sum_of_squares(optimizer), norm, error);
 }
@@ -204,15 +218,16 @@ void dlxi_optimizer_set_step_count(dlxi_optimizer *optimizer, int64_t step) {
     optimizer->step = step;
 }
 
-/* ---- schedule -------------------------------------------------------------------------------------------------- */
+/* ---- schedule -------------------------------------------------------------------------------- */
 
 float dlxi_schedule_rate(const dlxi_schedule *schedule, int64_t tokens) {
     double peak = (double)schedule->peak, floor_rate = peak * (double)schedule->final_share;
     if (tokens < 0) tokens = 0;
-    if (tokens < schedule->warmup_tokens) return (float)(peak * (double)tokens / (double)schedule->warmup_tokens);
+    if (tokens < schedule->warmup_tokens)
+        return (float)(peak * (double)tokens / (double)schedule->warmup_tokens);
     if (tokens >= schedule->total_tokens) return (float)floor_rate;
-    double way =
-        (double)(tokens - schedule->warmup_tokens) / (double)(schedule->total_tokens - schedule->warmup_tokens);
+    double way = (double)(tokens - schedule->warmup_tokens) /
+                 (double)(schedule->total_tokens - schedule->warmup_tokens);
     const double pi = 3.14159265358979323846;
     return (float)(floor_rate + 0.5 * (peak - floor_rate) * (1.0 + cos(pi * way)));
 }

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* A stage's life: its tensors and all its memory, taken at open; nothing is allocated in a step. */
 #include "model/internal.h"
 #include "base/memory.h"
@@ -8,8 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-dlxi_stage_options dlxi_stage_options_whole(const dlxi_model_config *config, int64_t batch, int64_t length,
-                                            uint64_t seed) {
+dlxi_stage_options dlxi_stage_options_whole(const dlxi_model_config *config, int64_t batch,
+                                            int64_t length, uint64_t seed) {
     return (dlxi_stage_options){.first_layer = 0,
                                 .end_layer = config->layers,
                                 .has_embedding = true,
@@ -21,26 +22,30 @@ dlxi_stage_options dlxi_stage_options_whole(const dlxi_model_config *config, int
                                 .seed = seed};
 }
 
-static dlx_status validate_options(const dlxi_model_config *config, const dlxi_stage_options *options,
-                                   dlx_error *error) {
+static dlx_status validate_options(const dlxi_model_config *config,
+                                   const dlxi_stage_options *options, dlx_error *error) {
     DLXI_ASSERT(options->first_layer >= 0 && options->first_layer <= options->end_layer);
     DLXI_ASSERT(options->end_layer <= config->layers);
     DLXI_ASSERT(options->slots >= 1 && options->slots <= 4096);
     if (options->batch < 1 || options->batch > 65536)
         DLX_FAIL(error, CONFIG,
-                 "train.micro_batch: %" PRId64 " is outside 1 to 65536; set the windows of a micro-batch",
+                 "train.micro_batch: %" PRId64
+                 " is outside 1 to 65536; set the windows of a micro-batch",
                  options->batch);
     if (options->length < 1 || options->length > config->context)
-        DLX_FAIL(error, CONFIG, "window of %" PRId64 " tokens: outside 1 to model.context (%" PRId64 ")",
+        DLX_FAIL(error, CONFIG,
+                 "window of %" PRId64 " tokens: outside 1 to model.context (%" PRId64 ")",
                  options->length, config->context);
     return DLX_OK;
 }
 
-/* ---- tensors --------------------------------------------------------------------------------------------------- */
+/* ---- tensors --------------------------------------------------------------------------------- */
 
 static bool stage_has(const dlxi_stage_options *options, const dlxi_tensor *tensor) {
-    if (tensor->layer >= 0) return tensor->layer >= options->first_layer && tensor->layer < options->end_layer;
-    return (tensor->in_embedding && options->has_embedding) || (tensor->in_head && options->has_head);
+    if (tensor->layer >= 0)
+        return tensor->layer >= options->first_layer && tensor->layer < options->end_layer;
+    return (tensor->in_embedding && options->has_embedding) ||
+           (tensor->in_head && options->has_head);
 }
 
 static void place_parameter(dlxi_stage *stage, dlxi_parameter *parameter) {
@@ -95,7 +100,7 @@ static dlx_status open_parameters(dlxi_stage *stage, dlx_error *error) {
     return DLX_OK;
 }
 
-/* ---- activations ----------------------------------------------------------------------------------------------- */
+/* ---- activations ----------------------------------------------------------------------------- */
 
 /* Hands out cache lines; with base NULL it only counts. */
 typedef struct arena {
@@ -106,7 +111,8 @@ typedef struct arena {
 static void *take(arena *a, int64_t count, size_t item_bytes) {
     size_t bytes = padded(count) * item_bytes;
     void *at = a->base == NULL ? NULL : a->base + a->used;
-    a->used = a->used > SIZE_MAX / 2 - bytes ? SIZE_MAX / 2 : a->used + bytes; /* too large: the allocation fails */
+    /* too large: the allocation fails */
+    a->used = a->used > SIZE_MAX / 2 - bytes ? SIZE_MAX / 2 : a->used + bytes;
     return at;
 }
 
@@ -116,7 +122,8 @@ static float *take_floats(arena *a, int64_t count) {
 
 static void lay_out_block(dlxi_block_activations *kept, arena *a, const dlxi_stage *stage) {
     const dlxi_model_config *config = &stage->config;
-    int64_t N = stage->options.batch * stage->options.length, C = config->width, K = dlxi_kv_width(config);
+    int64_t N = stage->options.batch * stage->options.length, C = config->width,
+            K = dlxi_kv_width(config);
     bool llama = config->family == DLXI_FAMILY_LLAMA;
     dlxi_block_activations block = {0};
     block.norm1 = take_floats(a, N * C);
@@ -141,8 +148,10 @@ static void lay_out_block(dlxi_block_activations *kept, arena *a, const dlxi_sta
 }
 
 /* shared: one block's memory for all. A stage that does not train uses two residuals in turn. */
-static void lay_out_slot(dlxi_stage *stage, arena *a, int slot, const dlxi_block_activations *shared) {
-    int64_t N = stage->options.batch * stage->options.length, NC = N * stage->config.width, L = stage->layer_count;
+static void lay_out_slot(dlxi_stage *stage, arena *a, int slot,
+                         const dlxi_block_activations *shared) {
+    int64_t N = stage->options.batch * stage->options.length, NC = N * stage->config.width,
+            L = stage->layer_count;
     dlxi_slot *s = &stage->slot[slot];
     s->residual = stage->residual + slot * (L + 1);
     s->block = stage->kept + slot * L;
@@ -164,12 +173,14 @@ static void lay_out_slot(dlxi_stage *stage, arena *a, int slot, const dlxi_block
 
 static void lay_out(dlxi_stage *stage, arena *a) {
     const dlxi_model_config *config = &stage->config;
-    int64_t N = stage->options.batch * stage->options.length, C = config->width, K = dlxi_kv_width(config);
+    int64_t N = stage->options.batch * stage->options.length, C = config->width,
+            K = dlxi_kv_width(config);
     int64_t M = config->mlp_width;
     bool share = (stage->options.recompute || !stage->options.training) && stage->layer_count > 0;
     dlxi_block_activations shared = {0};
     if (share) lay_out_block(&shared, a, stage);
-    for (int slot = 0; slot < stage->options.slots; slot++) lay_out_slot(stage, a, slot, share ? &shared : NULL);
+    for (int slot = 0; slot < stage->options.slots; slot++)
+        lay_out_slot(stage, a, slot, share ? &shared : NULL);
     if (stage->options.has_head) {
         stage->final_norm = take_floats(a, N * C);
         stage->final_mean = take_floats(a, N);
@@ -207,10 +218,11 @@ static dlx_status open_activations(dlxi_stage *stage, dlx_error *error) {
     return DLX_OK;
 }
 
-/* ---- open and close -------------------------------------------------------------------------------------------- */
+/* ---- open and close -------------------------------------------------------------------------- */
 
-dlx_status dlxi_stage_open(dlxi_stage **out, const dlxi_model_config *config, const dlxi_stage_options *options,
-                           dlxi_kernels *kernels, dlx_error *error) {
+dlx_status dlxi_stage_open(dlxi_stage **out, const dlxi_model_config *config,
+                           const dlxi_stage_options *options, dlxi_kernels *kernels,
+                           dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_stage *stage = NULL;
     *out = NULL;
@@ -234,7 +246,8 @@ out:
 void dlxi_stage_close(dlxi_stage **stage) {
     dlxi_stage *s = *stage;
     if (s == NULL) return;
-    dlxi_stage_parameters_changed(s); /* the kernels forget copies of weights that are about to go */
+    /* the kernels forget copies of weights that are about to go */
+    dlxi_stage_parameters_changed(s);
     free(s->arena);
     free(s->kept);
     free(s->residual);

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "outer/round.h"
 
 static bool applies_at_boundary(dlx_overlap overlap) {
@@ -14,7 +15,8 @@ dlxi_round_action dlxi_round_next(const dlxi_round *round, bool committed) {
             return apply_or_wait(committed);
         if (round->overlap == DLX_OVERLAP_CARRY) {
             if (round->exchange_steps == 0 && committed) return DLXI_ROUND_APPLY;
-            uint32_t due = round->exchange_steps < round->inner_steps ? round->exchange_steps : round->inner_steps;
+            uint32_t due = round->exchange_steps < round->inner_steps ? round->exchange_steps
+                                                                      : round->inner_steps;
             if (due != 0 && round->steps_since >= due) return apply_or_wait(committed);
         }
         /* nothing of this round to hand out, and no more to train: only the flush is left */
@@ -22,9 +24,11 @@ dlxi_round_action dlxi_round_next(const dlxi_round *round, bool committed) {
     }
     bool boundary = round->steps >= round->inner_steps || (round->ending && round->steps > 0);
     if (!boundary) return DLXI_ROUND_TRAIN;
-    if (!round->outstanding) return DLXI_ROUND_HAND_OUT;
-    if (committed) return applies_at_boundary(round->overlap) ? DLXI_ROUND_HAND_OUT_AND_APPLY : DLXI_ROUND_APPLY;
-    return !round->ending && round->steps < round->inner_steps_max ? DLXI_ROUND_TRAIN : DLXI_ROUND_WAIT;
+    if (!round->outstanding) return DLXI_ROUND_SUBMIT;
+    if (committed)
+        return applies_at_boundary(round->overlap) ? DLXI_ROUND_SUBMIT_AND_APPLY : DLXI_ROUND_APPLY;
+    return !round->ending && round->steps < round->inner_steps_max ? DLXI_ROUND_TRAIN
+                                                                   : DLXI_ROUND_WAIT;
 }
 
 void dlxi_round_on_step(dlxi_round *round) {
@@ -36,7 +40,7 @@ void dlxi_round_on_applied(dlxi_round *round) {
     round->outstanding = false;
 }
 
-void dlxi_round_on_handed_out(dlxi_round *round, uint32_t inner_steps) {
+void dlxi_round_on_submitted(dlxi_round *round, uint32_t inner_steps) {
     round->number++;
     round->steps = 0;
     round->steps_since = 0;

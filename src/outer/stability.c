@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "outer/stability.h"
 
 #include <math.h>
@@ -6,8 +7,8 @@
 enum { STATES = 4 };
 typedef double matrix[STATES][STATES];
 
-/* ρ(A) = lim ‖A^n‖^(1/n), by squaring with the norm taken out each time: no eigenvalue is ever computed, so that
- * complex pairs and defective matrices need no care. */
+/* ρ(A) = lim ‖A^n‖^(1/n), by squaring with the norm taken out each time: no eigenvalue is ever
+ * computed, so that complex pairs and defective matrices need no care. */
 static double spectral_radius(matrix a) {
     enum { SQUARINGS = 30 };
     double log_radius = 0, power = 1;
@@ -74,7 +75,8 @@ dlxi_modes dlxi_stability_modes(dlx_overlap overlap, double eta, double mu, doub
         break;
     }
     case DLX_OVERLAP_CARRY: {
-        /* During the exchange s goes a share `early` of its way, g = early · s; then p = θ' − g goes a share `late`. */
+        /* During the exchange s goes a share `early` of its way, g = early · s; then p = θ' − g
+         * goes a share `late`. */
         double early = 1 - pow(1 - c, exchange_share), late = 1 - pow(1 - c, 1 - exchange_share);
         outer_rows(a, eta, mu);
         for (int i = 0; i < STATES; i++) {
@@ -90,8 +92,8 @@ dlxi_modes dlxi_stability_modes(dlx_overlap overlap, double eta, double mu, doub
     return modes;
 }
 
-double dlxi_stability_worst(dlx_overlap overlap, double eta, double mu, int sites, double exchange_share,
-                            double *worst_c) {
+double dlxi_stability_worst(dlx_overlap overlap, double eta, double mu, int sites,
+                            double exchange_share, double *worst_c) {
     double worst = -1;
     for (int i = 1; i <= 50; i++) {
         dlxi_modes modes = dlxi_stability_modes(overlap, eta, mu, 0.02 * i, sites, exchange_share);

@@ -1,5 +1,6 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What the parts of a model cost: predicted from operations, and measured. */
-#include "pipeline/cut.h"
+#include "pipeline/partition.h"
 #include "base/clock.h"
 #include "base/memory.h"
 #include "base/rng.h"
@@ -11,13 +12,14 @@ dlxi_costs dlxi_costs_with_recompute(dlxi_costs costs) {
     return costs;
 }
 
-/* ---- predicted ------------------------------------------------------------------------------------------------- */
+/* ---- predicted ------------------------------------------------------------------------------- */
 
-/* Forward and backward on one core with AVX-512-BF16, bf16 products. Rounded from timings of the single operations, at
- * N = 64 to 2048 and C = 256 to 768; then attention, loss and embedding were set by hand so that head and embedding
- * over block came near what dlxi_costs_measure gives (in processor time) for GPT-2 124M at T = 64 and 512, the
- * quickstart at T = 256 and two llamas between. So they are fitted to those shapes, and attention's is no rate of its
- * kernel alone. Only their ratios matter. Billions a second. */
+/* Forward and backward on one core with AVX-512-BF16, bf16 products. Rounded from timings of the
+ * single operations, at N = 64 to 2048 and C = 256 to 768; then attention, loss and embedding were
+ * set by hand so that head and embedding over block came near what dlxi_costs_measure gives (in
+ * processor time) for GPT-2 124M at T = 64 and 512, the quickstart at T = 256 and two llamas
+ * between. So they are fitted to those shapes, and attention's is no rate of its kernel alone. Only
+ * their ratios matter. Billions a second. */
 static const struct rates {
     double linear;                        /* floating-point operations in products with weights */
     double attention;                     /* the same, of 12·T²·C a window, though causal */
@@ -36,7 +38,8 @@ static const struct rates {
            .embedding = 0.7};
 
 static double norm_cost(const dlxi_model_config *config) {
-    return (double)config->width / (config->family == DLXI_FAMILY_LLAMA ? rates.rmsnorm : rates.layernorm);
+    return (double)config->width /
+           (config->family == DLXI_FAMILY_LLAMA ? rates.rmsnorm : rates.layernorm);
 }
 
 /* Parameters in a block's matrices. */
@@ -44,12 +47,14 @@ static double block_matrices(const dlxi_model_config *config) {
     double sum = 0;
     for (int64_t id = 0; id < dlxi_model_tensor_count(config); id++) {
         dlxi_tensor tensor = dlxi_model_tensor(config, id);
-        if (tensor.layer == 0 && tensor.hidden_matrix) sum += (double)tensor.rows * (double)tensor.cols;
+        if (tensor.layer == 0 && tensor.hidden_matrix)
+            sum += (double)tensor.rows * (double)tensor.cols;
     }
     return sum;
 }
 
-/* All in nanoseconds a token. A product with a weight of P parameters takes 2·P operations forward and 4·P backward. */
+/* All in nanoseconds a token. A product with a weight of P parameters takes 2·P operations forward
+ * and 4·P backward. */
 dlxi_costs dlxi_costs_estimate(const dlxi_model_config *config, int64_t T) {
     bool llama = config->family == DLXI_FAMILY_LLAMA;
     double C = (double)config->width, M = (double)config->mlp_width, V = (double)config->vocabulary;
@@ -63,9 +68,12 @@ dlxi_costs dlxi_costs_estimate(const dlxi_model_config *config, int64_t T) {
     return costs;
 }
 
-/* ---- measured -------------------------------------------------------------------------------------------------- */
+/* ---- measured -------------------------------------------------------------------------------- */
 
-enum { BLOCKS_MAX = 4 /* at once, so that a cache holds their weights no better than it does a stage's */ };
+enum {
+    BLOCKS_MAX =
+        4 /* at once, so that a cache holds their weights no better than it does a stage's */
+};
 enum { ROUNDS_UNTIMED = 2, ROUNDS_MIN = 7, ROUNDS_MAX = 101 };
 #define ENOUGH_S 1.0 /* of rounds, once there are ROUNDS_MIN */
 
@@ -77,8 +85,9 @@ typedef struct part {
     double seconds[ROUNDS_MAX];
 } part;
 
-static dlx_status open_part(part *p, const dlxi_model_config *config, const dlxi_stage_options *options,
-                            dlxi_kernels *kernels, dlx_error *error) {
+static dlx_status open_part(part *p, const dlxi_model_config *config,
+                            const dlxi_stage_options *options, dlxi_kernels *kernels,
+                            dlx_error *error) {
     int64_t N = options->batch * options->length;
     DLX_TRY(dlxi_stage_open(&p->stage, config, options, kernels, error));
     DLX_TRY(DLXI_NEW(&p->tokens, N, error));
@@ -88,7 +97,8 @@ static dlx_status open_part(part *p, const dlxi_model_config *config, const dlxi
         p->tokens[n] = (uint32_t)(dlxi_rng_u64(1, 0, (uint64_t)n) % (uint64_t)config->vocabulary);
         p->targets[n] = (uint32_t)(dlxi_rng_u64(1, 1, (uint64_t)n) % (uint64_t)config->vocabulary);
     }
-    for (int64_t i = 0; i < N * config->width; i++) p->input[i] = dlxi_rng_normal(1, 2, (uint64_t)i);
+    for (int64_t i = 0; i < N * config->width; i++)
+        p->input[i] = dlxi_rng_normal(1, 2, (uint64_t)i);
     return DLX_OK;
 }
 
@@ -102,8 +112,9 @@ static void close_part(part *p) {
 static dlx_status run_part(part *p, double *seconds, dlx_error *error) {
     const dlxi_stage_options *o = dlxi_stage_opened_with(p->stage);
     double loss, begun_s = dlxi_clock_s();
-    DLX_TRY(dlxi_stage_forward(p->stage, 0, o->has_embedding ? p->tokens : NULL, o->has_embedding ? NULL : p->input,
-                               o->has_head ? p->targets : NULL, o->has_head ? &loss : NULL, error));
+    DLX_TRY(dlxi_stage_forward(p->stage, 0, o->has_embedding ? p->tokens : NULL,
+                               o->has_embedding ? NULL : p->input, o->has_head ? p->targets : NULL,
+                               o->has_head ? &loss : NULL, error));
     DLX_TRY(dlxi_stage_backward(p->stage, 0, o->has_head ? NULL : p->input, error));
     *seconds = dlxi_clock_s() - begun_s;
     return DLX_OK;
@@ -122,9 +133,11 @@ static double median(double *values, int count) {
 /* The parts in turn, so that whatever else the machine does is spread over all of them. */
 static dlx_status time_parts(dlxi_costs *out, part parts[3], dlx_error *error) {
     int rounds = 0;
-    for (int i = 0; i < 3 * ROUNDS_UNTIMED; i++) DLX_TRY(run_part(&parts[i % 3], &parts[i % 3].seconds[0], error));
+    for (int i = 0; i < 3 * ROUNDS_UNTIMED; i++)
+        DLX_TRY(run_part(&parts[i % 3], &parts[i % 3].seconds[0], error));
     double begun_s = dlxi_clock_s();
-    for (; rounds < ROUNDS_MIN || (rounds < ROUNDS_MAX && dlxi_clock_s() - begun_s < ENOUGH_S); rounds++)
+    for (; rounds < ROUNDS_MIN || (rounds < ROUNDS_MAX && dlxi_clock_s() - begun_s < ENOUGH_S);
+         rounds++)
         for (int i = 0; i < 3; i++) DLX_TRY(run_part(&parts[i], &parts[i].seconds[rounds], error));
     *out = (dlxi_costs){.block = median(parts[0].seconds, rounds),
                         .embedding = median(parts[1].seconds, rounds),
@@ -132,10 +145,11 @@ static dlx_status time_parts(dlxi_costs *out, part parts[3], dlx_error *error) {
     return DLX_OK;
 }
 
-dlx_status dlxi_costs_measure(dlxi_costs *out, const dlxi_model_config *config, int64_t batch, int64_t T,
-                              dlxi_kernels *kernels, dlx_error *error) {
+dlx_status dlxi_costs_measure(dlxi_costs *out, const dlxi_model_config *config, int64_t batch,
+                              int64_t T, dlxi_kernels *kernels, dlx_error *error) {
     dlx_status status = DLX_OK;
-    dlxi_stage_options options = {.batch = batch, .length = T, .slots = 1, .training = true, .seed = 1};
+    dlxi_stage_options options = {
+        .batch = batch, .length = T, .slots = 1, .training = true, .seed = 1};
     dlxi_stage_options block = options, embedding = options, head = options;
     part parts[3] = {0};
     DLX_TRY(dlxi_model_config_validate(config, error));

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "pipeline/neighbours.h"
 #include "base/memory.h"
 #include "base/panic.h"
@@ -29,7 +30,7 @@ struct dlxi_neighbours {
     double waited_s;
 };
 
-/* ---- open and close -------------------------------------------------------------------------------------------- */
+/* ---- open and close -------------------------------------------------------------------------- */
 
 static void open_inbox(inbox *in, float **memory, int64_t floats, int from, int tag) {
     in->from = from;
@@ -37,16 +38,18 @@ static void open_inbox(inbox *in, float **memory, int64_t floats, int from, int 
     for (int i = 0; i < 2; i++, *memory += floats) in->buffer[i] = *memory;
 }
 
-dlx_status dlxi_neighbours_open(dlxi_neighbours **out, const dlxi_place *place, int64_t floats, int slots,
-                                dlx_error *error) {
+dlx_status dlxi_neighbours_open(dlxi_neighbours **out, const dlxi_place *place, int64_t floats,
+                                int slots, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_neighbours *x = NULL;
     *out = NULL;
     DLXI_ASSERT(place->stages > 1 && floats >= 1 && floats <= INT_MAX && slots >= 1);
     DLX_TRY(DLXI_NEW(&x, 1, error));
     bool first = place->stage == 0, last = place->stage == place->stages - 1;
-    *x = (dlxi_neighbours){.pipe = place->pipe, .stage = place->stage, .stages = place->stages, .floats = floats};
-    for (int i = 0; i < 2; i++) x->forward.request[i] = x->backward.request[i] = x->d_input_sent[i] = MPI_REQUEST_NULL;
+    *x = (dlxi_neighbours){
+        .pipe = place->pipe, .stage = place->stage, .stages = place->stages, .floats = floats};
+    for (int i = 0; i < 2; i++)
+        x->forward.request[i] = x->backward.request[i] = x->d_input_sent[i] = MPI_REQUEST_NULL;
     DLX_TRY_OUT(DLXI_NEW(&x->output_sent, slots, error));
     for (; x->slots < slots; x->slots++) x->output_sent[x->slots] = MPI_REQUEST_NULL;
     DLX_TRY_OUT(DLXI_NEW(&x->memory, floats * 2 * ((first ? 0 : 2) + (last ? 0 : 1)), error));
@@ -75,18 +78,19 @@ void dlxi_neighbours_close(dlxi_neighbours **neighbours) {
 bool dlxi_neighbours_is_busy(const dlxi_neighbours *x) {
     bool busy = false;
     for (int i = 0; i < 2; i++)
-        busy = busy || x->forward.request[i] != MPI_REQUEST_NULL || x->backward.request[i] != MPI_REQUEST_NULL ||
-               x->d_input_sent[i] != MPI_REQUEST_NULL;
-    for (int slot = 0; slot < x->slots; slot++) busy = busy || x->output_sent[slot] != MPI_REQUEST_NULL;
+        busy = busy || x->forward.request[i] != MPI_REQUEST_NULL ||
+               x->backward.request[i] != MPI_REQUEST_NULL || x->d_input_sent[i] != MPI_REQUEST_NULL;
+    for (int slot = 0; slot < x->slots; slot++)
+        busy = busy || x->output_sent[slot] != MPI_REQUEST_NULL;
     return busy;
 }
 
-/* ---- a step ---------------------------------------------------------------------------------------------------- */
+/* ---- a step ---------------------------------------------------------------------------------- */
 
 static dlx_status post(dlxi_neighbours *x, inbox *in, int64_t micro_batch, dlx_error *error) {
     if (micro_batch >= in->count) return DLX_OK;
-    return dlxi_mpi_check(MPI_Irecv(in->buffer[micro_batch % 2], (int)x->floats, MPI_FLOAT, in->from, in->tag, x->pipe,
-                                    &in->request[micro_batch % 2]),
+    return dlxi_mpi_check(MPI_Irecv(in->buffer[micro_batch % 2], (int)x->floats, MPI_FLOAT,
+                                    in->from, in->tag, x->pipe, &in->request[micro_batch % 2]),
                           "receiving from a neighbouring stage", error);
 }
 
@@ -96,7 +100,8 @@ static dlx_status begin(dlxi_neighbours *x, inbox *in, int64_t count, dlx_error 
     return post(x, in, 0, error);
 }
 
-dlx_status dlxi_neighbours_begin(dlxi_neighbours *x, int64_t count, bool backward, dlx_error *error) {
+dlx_status dlxi_neighbours_begin(dlxi_neighbours *x, int64_t count, bool backward,
+                                 dlx_error *error) {
     x->d_inputs = 0;
     DLX_TRY(begin(x, &x->forward, count, error));
     return begin(x, &x->backward, backward ? count : 0, error);
@@ -126,8 +131,8 @@ dlx_status dlxi_neighbours_d_output(const float **d_output, dlxi_neighbours *x, 
     return take(d_output, x, &x->backward, error);
 }
 
-static dlx_status send(MPI_Request *request, dlxi_neighbours *x, const float *data, int64_t floats, int to, int tag,
-                       dlx_error *error) {
+static dlx_status send(MPI_Request *request, dlxi_neighbours *x, const float *data, int64_t floats,
+                       int to, int tag, dlx_error *error) {
     return dlxi_mpi_check(MPI_Isend(data, (int)floats, MPI_FLOAT, to, tag, x->pipe, request),
                           "sending to a neighbouring stage", error);
 }
@@ -136,22 +141,25 @@ dlx_status dlxi_neighbours_reserve(dlxi_neighbours *x, int slot, dlx_error *erro
     return dlxi_mpi_wait(&x->output_sent[slot], 1, &x->waited_s, error);
 }
 
-dlx_status dlxi_neighbours_send_output(dlxi_neighbours *x, int slot, const float *output, int64_t floats,
-                                       dlx_error *error) {
+dlx_status dlxi_neighbours_send_output(dlxi_neighbours *x, int slot, const float *output,
+                                       int64_t floats, dlx_error *error) {
     DLXI_ASSERT(floats <= x->floats && x->output_sent[slot] == MPI_REQUEST_NULL);
     return send(&x->output_sent[slot], x, output, floats, x->stage + 1, TAG_FORWARD, error);
 }
 
-dlx_status dlxi_neighbours_send_d_input(dlxi_neighbours *x, const float *d_input, dlx_error *error) {
+dlx_status dlxi_neighbours_send_d_input(dlxi_neighbours *x, const float *d_input,
+                                        dlx_error *error) {
     int64_t i = x->d_inputs++ % 2;
     DLX_TRY(dlxi_mpi_wait(&x->d_input_sent[i], 1, &x->waited_s, error));
     memcpy(x->d_input[i], d_input, (size_t)x->floats * sizeof *d_input);
-    return send(&x->d_input_sent[i], x, x->d_input[i], x->floats, x->stage - 1, TAG_BACKWARD, error);
+    return send(&x->d_input_sent[i], x, x->d_input[i], x->floats, x->stage - 1, TAG_BACKWARD,
+                error);
 }
 
 void dlxi_neighbours_progress(dlxi_neighbours *x) {
     int done;
-    (void)MPI_Testall(x->slots, x->output_sent, &done, MPI_STATUSES_IGNORE); /* an error comes again when waited for */
+    /* an error comes again when waited for */
+    (void)MPI_Testall(x->slots, x->output_sent, &done, MPI_STATUSES_IGNORE);
 }
 
 double dlxi_neighbours_waited_s(const dlxi_neighbours *x) {

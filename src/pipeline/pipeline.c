@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "pipeline/pipeline.h"
 
 #include <inttypes.h>
@@ -38,7 +39,7 @@ struct dlxi_pipeline {
     dlxi_pipeline_times times;
 };
 
-/* ---- open and close -------------------------------------------------------------------------------------------- */
+/* ---- open and close -------------------------------------------------------------------------- */
 
 static dlx_status check_options(const dlxi_pipeline *p, dlx_error *error) {
     const dlxi_pipeline_options *o = &p->options;
@@ -52,7 +53,8 @@ static dlx_status check_options(const dlxi_pipeline *p, dlx_error *error) {
                  o->batch, o->micro_batch, p->replicas, (o->batch / least + 1) * least);
     if (p->stages > 1 && N > INT_MAX / p->config.width)
         DLX_FAIL(error, CONFIG,
-                 "train.micro_batch: %" PRId64 " windows of %" PRId64 " tokens and model.width %" PRId64
+                 "train.micro_batch: %" PRId64 " windows of %" PRId64
+                 " tokens and model.width %" PRId64
                  " are more than %d values to pass between stages; set a smaller one",
                  o->micro_batch, p->config.context, p->config.width, INT_MAX);
     return DLX_OK;
@@ -101,7 +103,9 @@ static dlx_status open_parts(dlxi_pipeline *p, dlxi_kernels *kernels, dlx_error 
     p->slots = dlxi_schedule_slots(p->index, p->stages, p->micro_batches);
     DLX_TRY(open_stage(p, kernels, error));
     DLX_TRY(find_owned(p, error));
-    if (p->stages > 1) DLX_TRY(dlxi_neighbours_open(&p->neighbours, o->place, N * p->config.width, p->slots, error));
+    if (p->stages > 1)
+        DLX_TRY(
+            dlxi_neighbours_open(&p->neighbours, o->place, N * p->config.width, p->slots, error));
     if (o->place != NULL) {
         DLX_TRY(dlxi_reduce_open(&p->reduce, o->place, p->stage, p->owner, error));
         dlxi_stage_on_gradients(p->stage, on_gradients, p);
@@ -113,7 +117,8 @@ static dlx_status open_parts(dlxi_pipeline *p, dlxi_kernels *kernels, dlx_error 
 }
 
 dlx_status dlxi_pipeline_open(dlxi_pipeline **out, const dlxi_model_config *config,
-                              const dlxi_pipeline_options *options, dlxi_kernels *kernels, dlx_error *error) {
+                              const dlxi_pipeline_options *options, dlxi_kernels *kernels,
+                              dlx_error *error) {
     dlxi_pipeline *p = NULL;
     *out = NULL;
     DLX_TRY(DLXI_NEW(&p, 1, error));
@@ -143,7 +148,8 @@ void dlxi_pipeline_close(dlxi_pipeline **pipeline) {
     free(p->targets);
     free(p->owned);
     free(p->owner);
-    /* after a failure in the middle of a step the memory that MPI may still use stays until the process ends */
+    /* after a failure in the middle of a step the memory that MPI may still use stays until the
+     * process ends */
     bool busy = (p->neighbours != NULL && dlxi_neighbours_is_busy(p->neighbours)) ||
                 (p->reduce != NULL && dlxi_reduce_is_busy(p->reduce));
     if (!busy) {
@@ -168,7 +174,7 @@ dlxi_pipeline_times dlxi_pipeline_times_of(const dlxi_pipeline *p) {
     return p->times;
 }
 
-/* ---- a step ---------------------------------------------------------------------------------------------------- */
+/* ---- a step ---------------------------------------------------------------------------------- */
 
 /* Micro-batches go to the replicas in turn. */
 static void read_windows(dlxi_pipeline *p, const uint64_t *positions, int64_t micro_batch) {
@@ -183,8 +189,8 @@ static dlx_status check_interrupt(const dlxi_pipeline *p, dlx_error *error) {
     DLX_FAIL(error, INTERRUPTED, "interrupted");
 }
 
-static dlx_status run_forward(dlxi_pipeline *p, const dlxi_pass *pass, const uint64_t *positions, double *loss_sum,
-                              dlx_error *error) {
+static dlx_status run_forward(dlxi_pipeline *p, const dlxi_pass *pass, const uint64_t *positions,
+                              double *loss_sum, dlx_error *error) {
     const float *input = NULL;
     double loss = 0;
     if (p->is_first || p->is_last) read_windows(p, positions, pass->micro_batch);
@@ -195,8 +201,8 @@ static dlx_status run_forward(dlxi_pipeline *p, const dlxi_pass *pass, const uin
     *loss_sum += loss;
     if (p->is_last) return DLX_OK;
     int64_t floats = p->options.micro_batch * p->config.context * p->config.width;
-    return dlxi_neighbours_send_output(p->neighbours, pass->slot, dlxi_stage_output(p->stage, pass->slot), floats,
-                                       error);
+    return dlxi_neighbours_send_output(p->neighbours, pass->slot,
+                                       dlxi_stage_output(p->stage, pass->slot), floats, error);
 }
 
 static dlx_status run_backward(dlxi_pipeline *p, const dlxi_pass *pass, dlx_error *error) {
@@ -207,8 +213,10 @@ static dlx_status run_backward(dlxi_pipeline *p, const dlxi_pass *pass, dlx_erro
     return dlxi_neighbours_send_d_input(p->neighbours, dlxi_stage_d_input(p->stage), error);
 }
 
-static dlx_status run_passes(dlxi_pipeline *p, const uint64_t *positions, double *loss_sum, dlx_error *error) {
-    if (p->neighbours != NULL) DLX_TRY(dlxi_neighbours_begin(p->neighbours, p->micro_batches, true, error));
+static dlx_status run_passes(dlxi_pipeline *p, const uint64_t *positions, double *loss_sum,
+                             dlx_error *error) {
+    if (p->neighbours != NULL)
+        DLX_TRY(dlxi_neighbours_begin(p->neighbours, p->micro_batches, true, error));
     for (int64_t i = 0; i < 2 * p->micro_batches; i++) {
         dlxi_pass pass = dlxi_schedule_pass(p->index, p->stages, p->micro_batches, i);
         p->is_last_micro_batch = pass.micro_batch == p->micro_batches - 1;
@@ -225,8 +233,10 @@ static dlx_status run_passes(dlxi_pipeline *p, const uint64_t *positions, double
     return p->reduce == NULL ? DLX_OK : dlxi_reduce_finish(p->reduce, &p->times.reduce_s, error);
 }
 
-dlx_status dlxi_pipeline_accumulate(dlxi_pipeline *p, const uint64_t *positions, double *loss, dlx_error *error) {
-    double begun_s = dlxi_clock_s(), waited_s = p->neighbours == NULL ? 0 : dlxi_neighbours_waited_s(p->neighbours);
+dlx_status dlxi_pipeline_accumulate(dlxi_pipeline *p, const uint64_t *positions, double *loss,
+                                    dlx_error *error) {
+    double begun_s = dlxi_clock_s(),
+           waited_s = p->neighbours == NULL ? 0 : dlxi_neighbours_waited_s(p->neighbours);
     *loss = 0;
     p->reduce_status = DLX_OK;
     p->reduce_error = error;
@@ -234,7 +244,8 @@ dlx_status dlxi_pipeline_accumulate(dlxi_pipeline *p, const uint64_t *positions,
     dlx_status status = run_passes(p, positions, loss, error);
     *loss /= (double)(p->micro_batches * p->replicas);
     p->times.step_s += dlxi_clock_s() - begun_s;
-    if (p->neighbours != NULL) p->times.idle_s += dlxi_neighbours_waited_s(p->neighbours) - waited_s;
+    if (p->neighbours != NULL)
+        p->times.idle_s += dlxi_neighbours_waited_s(p->neighbours) - waited_s;
     return status;
 }
 
@@ -266,29 +277,32 @@ dlx_status dlxi_pipeline_share_parameters(dlxi_pipeline *p, dlx_error *error) {
     return DLX_OK;
 }
 
-/* ---- evaluation ------------------------------------------------------------------------------------------------ */
+/* ---- evaluation ------------------------------------------------------------------------------ */
 
 /* The next windows of this replica through this stage. */
-static dlx_status evaluate_some(dlxi_pipeline *p, dlxi_validation *reader, int64_t windows, int slot, double sums[2],
-                                dlx_error *error) {
+static dlx_status evaluate_some(dlxi_pipeline *p, dlxi_validation *reader, int64_t windows,
+                                int slot, double sums[2], dlx_error *error) {
     const float *input = NULL;
     double loss = 0;
     int64_t N = windows * p->config.context;
     if (p->is_first || p->is_last) dlxi_validation_next(p->tokens, p->targets, reader, windows);
     if (!p->is_first) DLX_TRY(dlxi_neighbours_input(&input, p->neighbours, error));
     if (!p->is_last) DLX_TRY(dlxi_neighbours_reserve(p->neighbours, slot, error));
-    DLX_TRY(dlxi_stage_evaluate(p->stage, slot, p->is_first ? p->tokens : NULL, input, p->is_last ? p->targets : NULL,
-                                windows, p->is_last ? &loss : NULL, error));
+    DLX_TRY(dlxi_stage_evaluate(p->stage, slot, p->is_first ? p->tokens : NULL, input,
+                                p->is_last ? p->targets : NULL, windows, p->is_last ? &loss : NULL,
+                                error));
     if (!p->is_last)
-        return dlxi_neighbours_send_output(p->neighbours, slot, dlxi_stage_output(p->stage, slot), N * p->config.width,
-                                           error);
+        return dlxi_neighbours_send_output(p->neighbours, slot, dlxi_stage_output(p->stage, slot),
+                                           N * p->config.width, error);
     sums[0] += loss;
     sums[1] += (double)N;
     return DLX_OK;
 }
 
-static dlx_status evaluate_all(dlxi_pipeline *p, dlxi_validation *reader, double sums[2], dlx_error *error) {
-    int64_t B = p->options.micro_batch, windows = dlxi_validation_count(reader), count = (windows + B - 1) / B;
+static dlx_status evaluate_all(dlxi_pipeline *p, dlxi_validation *reader, double sums[2],
+                               dlx_error *error) {
+    int64_t B = p->options.micro_batch, windows = dlxi_validation_count(reader),
+            count = (windows + B - 1) / B;
     if (p->neighbours != NULL) DLX_TRY(dlxi_neighbours_begin(p->neighbours, count, false, error));
     for (int64_t i = 0; i < count; i++) {
         int64_t left = windows - i * B;
@@ -298,16 +312,18 @@ static dlx_status evaluate_all(dlxi_pipeline *p, dlxi_validation *reader, double
     return p->neighbours == NULL ? DLX_OK : dlxi_neighbours_end(p->neighbours, error);
 }
 
-dlx_status dlxi_pipeline_evaluate(dlxi_pipeline *p, const dlxi_shard *validation, int64_t tokens_max, int64_t index,
-                                  int64_t stride, double *loss_sum, double *tokens, dlx_error *error) {
+dlx_status dlxi_pipeline_evaluate(dlxi_pipeline *p, const dlxi_token_file *validation,
+                                  int64_t tokens_max, int64_t index, int64_t stride,
+                                  double *loss_sum, double *tokens, dlx_error *error) {
     dlxi_validation reader;
     double sums[2] = {0, 0};
     /* every `replicas`-th of the site's windows, which are every `stride`-th of all */
-    DLX_TRY(dlxi_validation_open(&reader, validation, p->config.context, tokens_max, index + stride * p->replica,
-                                 stride * p->replicas, error));
+    DLX_TRY(dlxi_validation_open(&reader, validation, p->config.context, tokens_max,
+                                 index + stride * p->replica, stride * p->replicas, error));
     DLX_TRY(evaluate_all(p, &reader, sums, error));
     if (p->options.place != NULL) DLX_TRY(dlxi_place_sum(p->options.place, sums, 2, error));
-    if (!isfinite(sums[0])) DLX_FAIL(error, NUMERIC, "the validation loss is not finite; try a lower learning rate");
+    if (!isfinite(sums[0]))
+        DLX_FAIL(error, NUMERIC, "the validation loss is not finite; try a lower learning rate");
     *loss_sum = sums[0];
     *tokens = sums[1];
     return DLX_OK;

@@ -1,6 +1,8 @@
-/* Owners and holders send each other whole messages and add up themselves, in order of rank, so that sums are the same
- * bits in every run. MPI's own non-blocking reductions go in thousands of small rounds, each of which waits for both
- * sides to look: too slow for ranks that compute or sleep meanwhile. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Owners and holders send each other whole messages and add up themselves, in order of rank, so
+ * that sums are the same bits in every run. MPI's own non-blocking reductions go in thousands of
+ * small rounds, each of which waits for both sides to look: too slow for ranks that compute or
+ * sleep meanwhile. */
 #include "pipeline/reduce.h"
 #include "base/clock.h"
 #include "base/memory.h"
@@ -10,7 +12,10 @@
 
 enum { LANE_REPLICAS, LANE_ENDS, LANES };
 enum { TAG_GRADIENTS = 1, TAG_PARAMETERS };
-enum { FLOATS_MAX = 1 << 20 /* 4 MiB a message */, SLOTS_MAX = 6 /* gradients of others that wait to be added */ };
+enum {
+    FLOATS_MAX = 1 << 20 /* 4 MiB a message */,
+    SLOTS_MAX = 6 /* gradients of others that wait to be added */
+};
 
 /* Neighbouring tensors of one owner and one part of the stage, or a piece of a large one. */
 typedef struct message {
@@ -25,7 +30,8 @@ typedef struct receive {
     int count, from;
 } receive;
 
-/* Ranks that hold the same tensors, and what this one owns of them on its way in: received and added in order. */
+/* Ranks that hold the same tensors, and what this one owns of them on its way in: received and
+ * added in order. */
 typedef struct lane {
     MPI_Comm holders;
     int rank, ranks;
@@ -45,7 +51,7 @@ struct dlxi_reduce {
     int64_t requests_max, pending;
 };
 
-/* ---- open and close -------------------------------------------------------------------------------------------- */
+/* ---- open and close -------------------------------------------------------------------------- */
 
 static void open_lanes(dlxi_reduce *r, const dlxi_place *place) {
     bool at_end = place->stages > 1 && (place->stage == 0 || place->stage == place->stages - 1);
@@ -58,11 +64,12 @@ static void open_lanes(dlxi_reduce *r, const dlxi_place *place) {
         for (int slot = 0; slot < SLOTS_MAX; slot++) r->lanes[l].request[slot] = MPI_REQUEST_NULL;
 }
 
-static message describe(const dlxi_parameter *parameter, const dlxi_model_config *config, const dlxi_place *place,
-                        int owner) {
+static message describe(const dlxi_parameter *parameter, const dlxi_model_config *config,
+                        const dlxi_place *place, int owner) {
     const dlxi_tensor *tensor = &parameter->tensor;
     bool at_both_ends = tensor->in_embedding && tensor->in_head && place->stages > 1;
-    int replica = owner % place->replicas, of_last = owner / place->replicas > 0 ? place->replicas : 0;
+    int replica = owner % place->replicas,
+        of_last = owner / place->replicas > 0 ? place->replicas : 0;
     message m = {.lane = at_both_ends ? LANE_ENDS : LANE_REPLICAS,
                  .owner = at_both_ends ? of_last + replica : replica,
                  .layer = tensor->layer,
@@ -79,7 +86,8 @@ static bool joins(const message *last, const message *next) {
 }
 
 /* Counts the messages; fills r->messages where there are any. */
-static int64_t lay_out(dlxi_reduce *r, const dlxi_place *place, dlxi_stage *stage, const int *owner) {
+static int64_t lay_out(dlxi_reduce *r, const dlxi_place *place, dlxi_stage *stage,
+                       const int *owner) {
     int64_t parameter_count, count = 0;
     const dlxi_parameter *parameter = dlxi_stage_parameters(stage, &parameter_count);
     const dlxi_model_config *config = dlxi_stage_config(stage);
@@ -122,8 +130,8 @@ static dlx_status open_buffers(dlxi_reduce *r, dlx_error *error) {
     return DLX_OK;
 }
 
-dlx_status dlxi_reduce_open(dlxi_reduce **out, const dlxi_place *place, dlxi_stage *stage, const int *owner,
-                            dlx_error *error) {
+dlx_status dlxi_reduce_open(dlxi_reduce **out, const dlxi_place *place, dlxi_stage *stage,
+                            const int *owner, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_reduce *r = NULL;
     *out = NULL;
@@ -158,16 +166,18 @@ static bool lane_is_busy(const lane *l) {
 }
 
 bool dlxi_reduce_is_busy(const dlxi_reduce *r) {
-    return r->pending > 0 || lane_is_busy(&r->lanes[LANE_REPLICAS]) || lane_is_busy(&r->lanes[LANE_ENDS]);
+    return r->pending > 0 || lane_is_busy(&r->lanes[LANE_REPLICAS]) ||
+           lane_is_busy(&r->lanes[LANE_ENDS]);
 }
 
-/* ---- sending --------------------------------------------------------------------------------------------------- */
+/* ---- sending --------------------------------------------------------------------------------- */
 
-static dlx_status send(dlxi_reduce *r, const message *m, const float *from, int to, int tag, dlx_error *error) {
+static dlx_status send(dlxi_reduce *r, const message *m, const float *from, int to, int tag,
+                       dlx_error *error) {
     DLXI_ASSERT(r->pending < r->requests_max);
-    return dlxi_mpi_check(
-        MPI_Isend(from, (int)m->count, MPI_FLOAT, to, tag, r->lanes[m->lane].holders, &r->requests[r->pending++]),
-        "sending to a replica", error);
+    return dlxi_mpi_check(MPI_Isend(from, (int)m->count, MPI_FLOAT, to, tag,
+                                    r->lanes[m->lane].holders, &r->requests[r->pending++]),
+                          "sending to a replica", error);
 }
 
 static dlx_status wait_for_requests(dlxi_reduce *r, double *waited_s, dlx_error *error) {
@@ -176,14 +186,14 @@ static dlx_status wait_for_requests(dlxi_reduce *r, double *waited_s, dlx_error 
     return DLX_OK;
 }
 
-/* ---- gradients to their owners --------------------------------------------------------------------------------- */
+/* ---- gradients to their owners --------------------------------------------------------------- */
 
 static dlx_status post(lane *l, dlx_error *error) {
     for (; l->posted < l->queued && l->posted < l->added + l->slots; l->posted++) {
         const receive *next = &l->queue[l->posted];
         int64_t slot = l->posted % l->slots;
-        int code = MPI_Irecv(l->staging + slot * l->slot_floats, next->count, MPI_FLOAT, next->from, TAG_GRADIENTS,
-                             l->holders, &l->request[slot]);
+        int code = MPI_Irecv(l->staging + slot * l->slot_floats, next->count, MPI_FLOAT, next->from,
+                             TAG_GRADIENTS, l->holders, &l->request[slot]);
         DLX_TRY(dlxi_mpi_check(code, "receiving gradients", error));
     }
     return DLX_OK;
@@ -202,7 +212,8 @@ static dlx_status move(lane *l, dlx_error *error) {
         int code = MPI_Test(&l->request[slot], &done, MPI_STATUS_IGNORE);
         DLX_TRY(dlxi_mpi_check(code, "receiving gradients", error));
         if (!done) break;
-        add(l->queue[l->added].gradient, l->staging + slot * l->slot_floats, l->queue[l->added].count);
+        add(l->queue[l->added].gradient, l->staging + slot * l->slot_floats,
+            l->queue[l->added].count);
         l->added++;
         DLX_TRY(post(l, error));
     }
@@ -220,7 +231,8 @@ dlx_status dlxi_reduce_start(dlxi_reduce *r, int64_t layer, dlx_error *error) {
             continue;
         }
         for (int rank = 0; rank < l->ranks; rank++)
-            if (rank != l->rank) l->queue[l->queued++] = (receive){m->gradient, (int)m->count, rank};
+            if (rank != l->rank)
+                l->queue[l->queued++] = (receive){m->gradient, (int)m->count, rank};
     }
     return dlxi_reduce_progress(r, error);
 }
@@ -248,7 +260,7 @@ dlx_status dlxi_reduce_finish(dlxi_reduce *r, double *waited_s, dlx_error *error
     return wait_for_requests(r, waited_s, error);
 }
 
-/* ---- parameters from their owners ------------------------------------------------------------------------------ */
+/* ---- parameters from their owners ------------------------------------------------------------ */
 
 static dlx_status receive_parameters(dlxi_reduce *r, const message *m, dlx_error *error) {
     DLXI_ASSERT(r->pending < r->requests_max);

@@ -1,5 +1,6 @@
-/* 1F1B: the order in which a stage runs the forward and backward passes of a step's micro-batches (Narayanan et al.
- * 2019, "PipeDream"; its flush variant, Narayanan et al. 2021). Pure. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* 1F1B: the order in which a stage runs the forward and backward passes of a step's micro-batches
+ * (Narayanan et al. 2019, "PipeDream"; its flush variant, Narayanan et al. 2021). Pure. */
 #ifndef DLXI_PIPELINE_SCHEDULE_H
 #define DLXI_PIPELINE_SCHEDULE_H
 

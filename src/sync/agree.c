@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "sync/agree.h"
 
 #include <stdlib.h>
@@ -18,10 +19,11 @@ typedef struct adapt_block {
     uint64_t inner_steps;
 } adapt_block;
 
-dlx_status dlxi_agreement_open(dlxi_agreement *a, uint16_t rank, uint16_t ranks, dlx_gather gather, void *context,
-                               dlx_error *error) {
+dlx_status dlxi_agreement_open(dlxi_agreement *a, uint16_t rank, uint16_t ranks, dlx_gather gather,
+                               void *context, dlx_error *error) {
     *a = (dlxi_agreement){.rank = rank, .ranks = ranks, .gather = gather, .context = context};
-    size_t bytes = sizeof(state_block) > sizeof(adapt_block) ? sizeof(state_block) : sizeof(adapt_block);
+    size_t bytes =
+        sizeof(state_block) > sizeof(adapt_block) ? sizeof(state_block) : sizeof(adapt_block);
     return dlxi_alloc(&a->all, ranks, bytes, "what the ranks of a site tell each other", error);
 }
 
@@ -30,7 +32,8 @@ void dlxi_agreement_close(dlxi_agreement *a) {
     a->all = NULL;
 }
 
-dlx_status dlxi_agree_on_state(dlxi_agreement *a, bool *committed, const dlx_error *own, dlx_error *error) {
+dlx_status dlxi_agree_on_state(dlxi_agreement *a, bool *committed, const dlx_error *own,
+                               dlx_error *error) {
     state_block mine, *all = a->all;
     memset(&mine, 0, sizeof mine); /* its padding travels too */
     mine.status = own->status;
@@ -58,7 +61,8 @@ dlx_status dlxi_agree_on_state(dlxi_agreement *a, bool *committed, const dlx_err
             if (error != NULL) error->status = status;
             return status;
         }
-        if (status == DLX_TIMEOUT) /* the coordinator's silence, which this rank is about to hear too */
+        if (status ==
+            DLX_TIMEOUT) /* the coordinator's silence, which this rank is about to hear too */
             dlxi_error_set(error, status, "%s", b->text);
         else
             dlxi_error_set(error, status, "rank %u of this site: %s", r, b->text);
@@ -71,8 +75,9 @@ dlx_status dlxi_agree_on_state(dlxi_agreement *a, bool *committed, const dlx_err
     return DLX_OK;
 }
 
-dlx_status dlxi_agree_on_inner_steps(dlxi_agreement *a, uint32_t *inner_steps, const dlxi_adapt *adapt,
-                                     dlxi_adapt_sums own, int rank_first, dlx_error *error) {
+dlx_status dlxi_agree_on_inner_steps(dlxi_agreement *a, uint32_t *inner_steps,
+                                     const dlxi_adapt *adapt, dlxi_adapt_sums own,
+                                     int factor_rank_first, dlx_error *error) {
     adapt_block mine, *all = a->all;
     memset(&mine, 0, sizeof mine);
     mine.sums = own;
@@ -89,7 +94,7 @@ dlx_status dlxi_agree_on_inner_steps(dlxi_agreement *a, uint32_t *inner_steps, c
     if (adapt->kind != DLX_ADAPTATION_PAPER) return DLX_OK;
     dlxi_arithmetic saved; /* replicated: the same whatever mode the caller's thread is in */
     dlxi_arithmetic_enter(&saved);
-    *inner_steps = dlxi_adapt_inner_steps(adapt, sums, rank_first);
+    *inner_steps = dlxi_adapt_inner_steps(adapt, sums, factor_rank_first);
     dlxi_arithmetic_leave(&saved);
     return DLX_OK;
 }

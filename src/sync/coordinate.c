@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "sync/coordinate.h"
 
 #include "base/clock.h"
@@ -26,7 +27,8 @@ static dlx_status receive_all(dlxi_coordinate *c, dlx_error *error) {
     int64_t wait_ms = TICK_MS;
     for (int i = 0; i < FRAMES_AT_ONCE; i++) {
         dlx_status status = c->link->op->receive(c->link, wait_ms, &peer, &frame, error);
-        if (status != DLX_OK) return dlx_status_class_of(status) == DLX_CLASS_RETRY ? DLX_OK : status;
+        if (status != DLX_OK)
+            return dlx_status_class_of(status) == DLX_CLASS_RETRY ? DLX_OK : status;
         dlxi_coordinator_on_frame(c->machine, peer, c->link->op->peer_name(c->link, peer),
                                   c->link->op->peer_key(c->link, peer), &frame, now_ms());
         char notice[512];
@@ -37,25 +39,30 @@ static dlx_status receive_all(dlxi_coordinate *c, dlx_error *error) {
     return DLX_OK;
 }
 
-dlx_status dlxi_coordinate_run(dlxi_coordinate *c, void (*on_report)(void *context, const char *site, const char *text),
+dlx_status dlxi_coordinate_run(dlxi_coordinate *c,
+                               void (*on_report)(void *context, const char *site, const char *text),
                                void *context, dlx_error *error) {
     while (dlxi_coordinator_phase_of(c->machine) != DLXI_COORDINATOR_DONE) {
         flush(c);
         dlx_status status = receive_all(c, error);
         if (c->interrupted || dlxi_flag_is_set(c->interrupted_too))
-            dlxi_coordinator_fail(c->machine, DLX_INTERRUPTED, NULL, "the coordinator was interrupted");
+            dlxi_coordinator_fail(c->machine, DLX_INTERRUPTED, NULL,
+                                  "the coordinator was interrupted");
         else if (status != DLX_OK)
             dlxi_coordinator_fail(c->machine, status, NULL, "the coordinator's link failed");
         dlxi_coordinator_on_tick(c->machine, now_ms());
     }
     int64_t deadline_ms = now_ms() + LAST_WORDS_MS;
-    for (flush(c); dlxi_outbox_peek(dlxi_coordinator_outbox(c->machine)) != NULL && now_ms() < deadline_ms; flush(c)) {
+    for (flush(c);
+         dlxi_outbox_peek(dlxi_coordinator_outbox(c->machine)) != NULL && now_ms() < deadline_ms;
+         flush(c)) {
         uint32_t peer;
         dlxi_frame frame;
         (void)c->link->op->receive(c->link, 10, &peer, &frame, NULL);
     }
     const char *name, *text;
     for (uint16_t i = 0; on_report != NULL && i < DLXI_SITES_MAX; i++)
-        if ((text = dlxi_coordinator_report(c->machine, i, &name)) != NULL) on_report(context, name, text);
+        if ((text = dlxi_coordinator_report(c->machine, i, &name)) != NULL)
+            on_report(context, name, text);
     return dlxi_coordinator_result(c->machine, error);
 }

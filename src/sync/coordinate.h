@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The coordinator at work: its state machine, a link, and time. */
 #ifndef DLXI_SYNC_COORDINATE_H
 #define DLXI_SYNC_COORDINATE_H
@@ -15,7 +16,8 @@ typedef struct dlxi_coordinate {
 } dlxi_coordinate;
 
 /* Runs until the run is over, or interrupted; on_report as in dlx_coordinator_config. */
-dlx_status dlxi_coordinate_run(dlxi_coordinate *c, void (*on_report)(void *context, const char *site, const char *text),
+dlx_status dlxi_coordinate_run(dlxi_coordinate *c,
+                               void (*on_report)(void *context, const char *site, const char *text),
                                void *context, dlx_error *error);
 
 #endif

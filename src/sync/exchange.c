@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "sync/exchange.h"
 
 #include <stdlib.h>
@@ -5,7 +6,7 @@
 
 #include "base/memory.h"
 #include "base/panic.h"
-#include "link/allreduce.h"
+#include "sync/allreduce.h"
 #include "outer/step.h"
 
 /* A frame that came before its trip did. */
@@ -34,11 +35,11 @@ struct dlxi_exchange {
     bool has_low_rank;
     early *early_first, **early_last;
     size_t early_bytes, early_bytes_max;
-    void (*breath)(void *context);
-    void *breath_context;
+    void (*keepalive)(void *context);
+    void *keepalive_context;
 };
 
-/* ---- layout: each trip's flat vector, tensors ascending -------------------------------------------------------- */
+/* ---- layout: each trip's flat vector, tensors ascending -------------------------------------- */
 
 static int64_t stride_of(const dlxi_exchange *x, int64_t length) {
     return dlxi_factor_stride(length, x->shard->settings.quantiser.group);
@@ -83,13 +84,14 @@ void dlxi_exchange_set_rank(dlxi_exchange *x, uint16_t rank) {
     x->rank = rank;
 }
 
-void dlxi_exchange_set_breath(dlxi_exchange *x, void (*breath)(void *context), void *context) {
-    x->breath = breath;
-    x->breath_context = context;
+void dlxi_exchange_set_keepalive(dlxi_exchange *x, void (*keepalive)(void *context),
+                                 void *context) {
+    x->keepalive = keepalive;
+    x->keepalive_context = context;
 }
 
-static void breathe(const dlxi_exchange *x) {
-    if (x->breath != NULL) x->breath(x->breath_context);
+static void keepalive(const dlxi_exchange *x) {
+    if (x->keepalive != NULL) x->keepalive(x->keepalive_context);
 }
 
 static void drop_early(dlxi_exchange *x) {
@@ -125,7 +127,9 @@ static dlx_status begin_trip(dlxi_exchange *x, int trip, dlx_error *error) {
     for (size_t i = 0; i < x->shard->count; i++) {
         const dlxi_shard_tensor *t = &x->shard->tensors[i];
         size_t values = values_in(x, t, trip, t->columns);
-        if (values > 0) x->segments[segments++] = (dlxi_segment){t->id, (uint32_t)(values / (size_t)quantiser.group)};
+        if (values > 0)
+            x->segments[segments++] =
+                (dlxi_segment){t->id, (uint32_t)(values / (size_t)quantiser.group)};
     }
     dlxi_allreduce_begin settings = {.segments = x->segments,
                                      .segment_count = segments,
@@ -144,24 +148,27 @@ static dlx_status begin_trip(dlxi_exchange *x, int trip, dlx_error *error) {
     return replay_early(x, error);
 }
 
-static dlx_status take_view(dlxi_exchange *x, const dlxi_view *view, uint16_t site, dlx_error *error) {
+static dlx_status take_view(dlxi_exchange *x, const dlxi_view *view, uint16_t site,
+                            dlx_error *error) {
     double total = 0;
     x->me = UINT16_MAX;
     x->members = view->members;
     for (uint16_t i = 0; i < view->members; i++) {
         total += (double)view->member[i].tokens;
         x->member_site[i] = view->member[i].site;
-        x->measured[i] =
-            (dlxi_adapt_member){view->member[i].step_ns, view->member[i].exchange_ns, view->member[i].exchange_bytes};
+        x->measured[i] = (dlxi_adapt_member){view->member[i].step_ns, view->member[i].exchange_ns,
+                                             view->member[i].exchange_bytes};
         if (view->member[i].site == site) x->me = i;
     }
-    if (x->me == UINT16_MAX || total <= 0) DLX_FAIL(error, DATA, "the coordinator's view leaves out site %u", site);
-    for (uint16_t i = 0; i < view->members; i++) x->weights[i] = (float)((double)view->member[i].tokens / total);
+    if (x->me == UINT16_MAX || total <= 0)
+        DLX_FAIL(error, DATA, "the coordinator's view leaves out site %u", site);
+    for (uint16_t i = 0; i < view->members; i++)
+        x->weights[i] = (float)((double)view->member[i].tokens / total);
     return DLX_OK;
 }
 
-dlx_status dlxi_exchange_begin(dlxi_exchange *x, const dlxi_view *view, uint16_t site, uint32_t term, uint64_t round,
-                               uint32_t attempt, dlx_error *error) {
+dlx_status dlxi_exchange_begin(dlxi_exchange *x, const dlxi_view *view, uint16_t site,
+                               uint32_t term, uint64_t round, uint32_t attempt, dlx_error *error) {
     x->phase = IDLE;
     DLX_TRY(take_view(x, view, site, error));
     x->term = term;
@@ -189,7 +196,7 @@ dlx_status dlxi_exchange_begin(dlxi_exchange *x, const dlxi_view *view, uint16_t
         }
         at += values;
         own += values;
-        breathe(x);
+        keepalive(x);
     }
     return begin_trip(x, 0, error);
 }
@@ -198,7 +205,7 @@ void dlxi_exchange_abort(dlxi_exchange *x) {
     x->phase = IDLE;
 }
 
-/* ---- frames ---------------------------------------------------------------------------------------------------- */
+/* ---- frames ---------------------------------------------------------------------------------- */
 
 int dlxi_exchange_trip(const dlxi_exchange *x) {
     return x->phase == TRIP_FACTORS ? 0 : x->phase == TRIP_PROJECTIONS ? 1 : -1;
@@ -213,7 +220,8 @@ static uint16_t position_of(const dlxi_exchange *x, uint16_t site) {
 bool dlxi_exchange_peek(dlxi_exchange *x, uint16_t site, dlxi_frame *frame) {
     int trip = dlxi_exchange_trip(x);
     uint16_t to = position_of(x, site);
-    return trip >= 0 && to != UINT16_MAX && to != x->me && dlxi_allreduce_peek(x->trips[trip], to, frame);
+    return trip >= 0 && to != UINT16_MAX && to != x->me &&
+           dlxi_allreduce_peek(x->trips[trip], to, frame);
 }
 
 void dlxi_exchange_advance(dlxi_exchange *x, uint16_t site) {
@@ -241,7 +249,8 @@ static dlx_status keep_early(dlxi_exchange *x, const dlxi_frame *frame, dlx_erro
     if (bytes > x->early_bytes_max - x->early_bytes)
         DLX_FAIL(error, DATA, "site %u sends more than this round holds", frame->site);
     early *e = malloc(bytes);
-    if (e == NULL) DLX_FAIL(error, MEMORY, "out of memory for a frame of %u bytes", frame->payload_bytes);
+    if (e == NULL)
+        DLX_FAIL(error, MEMORY, "out of memory for a frame of %u bytes", frame->payload_bytes);
     e->next = NULL;
     e->frame = *frame;
     e->frame.payload = e->payload;
@@ -257,8 +266,8 @@ dlx_status dlxi_exchange_on_frame(dlxi_exchange *x, const dlxi_frame *frame, dlx
     int order = order_of(x, frame);
     if (order < 0) return DLX_OK;
     if (frame->round > x->round + 1) /* it would need this site's part in the round between */
-        DLX_FAIL(error, DATA, "site %u sends round %llu while this site is in round %llu", frame->site,
-                 (unsigned long long)frame->round, (unsigned long long)x->round);
+        DLX_FAIL(error, DATA, "site %u sends round %llu while this site is in round %llu",
+                 frame->site, (unsigned long long)frame->round, (unsigned long long)x->round);
     return order > 0 ? keep_early(x, frame, error) : take(x, frame, error);
 }
 
@@ -281,7 +290,7 @@ static dlx_status replay_early(dlxi_exchange *x, dlx_error *error) {
     return status;
 }
 
-/* ---- between trips --------------------------------------------------------------------------------------------- */
+/* ---- between trips --------------------------------------------------------------------------- */
 
 /* P̂ ← orthonormalised sums; Q ← Mᵀ P̂. */
 static dlx_status begin_projections(dlxi_exchange *x, dlx_error *error) {
@@ -301,13 +310,13 @@ static dlx_status begin_projections(dlxi_exchange *x, dlx_error *error) {
             at += values_in(x, t, 1, t->columns);
         }
         factors += values;
-        breathe(x);
+        keepalive(x);
     }
     return begin_trip(x, 1, error);
 }
 
-/* own ← what this site's message said, less what its second quantisation lost, so that e takes that in. A message of
- * weight 0 said nothing. */
+/* own ← what this site's message said, less what its second quantisation lost, so that e takes that
+ * in. A message of weight 0 said nothing. */
 static void collect(dlxi_exchange *x, int trip) {
     dlxi_arithmetic saved;
     dlxi_arithmetic_enter(&saved);
@@ -353,10 +362,11 @@ dlx_status dlxi_exchange_poll(dlxi_exchange *x, bool *staged, dlx_error *error) 
 
 uint64_t dlxi_exchange_staged_hash(const dlxi_exchange *x) {
     if (x->shard->count == 0) return 0;
-    return dlxi_allreduce_hash(x->trips[0]) ^ (x->has_low_rank ? dlxi_allreduce_hash(x->trips[1]) * 3 : 0);
+    return dlxi_allreduce_hash(x->trips[0]) ^
+           (x->has_low_rank ? dlxi_allreduce_hash(x->trips[1]) * 3 : 0);
 }
 
-/* ---- commit ---------------------------------------------------------------------------------------------------- */
+/* ---- commit ---------------------------------------------------------------------------------- */
 
 /* e ← M − own; the outer step; row by row, since Δ and own stay factored. */
 static void commit_tensor(dlxi_shard *s, dlxi_shard_tensor *t) {
@@ -365,17 +375,19 @@ static void commit_tensor(dlxi_shard *s, dlxi_shard_tensor *t) {
         int64_t at = row * t->cols;
         dlxi_shard_own_row(s, t, expanded, row);
         for (int64_t k = 0; k < t->cols; k++)
-            t->carried[at + k] = s->settings.error_feedback ? t->carried[at + k] - expanded[k] : 0.0f;
+            t->carried[at + k] =
+                s->settings.error_feedback ? t->carried[at + k] - expanded[k] : 0.0f;
         const float *update = t->low_rank ? expanded : t->update + at;
         if (t->low_rank)
             dlxi_expand_row(expanded, t->p_hat, t->q_hat, row, t->rows, t->cols, t->columns,
                             s->settings.quantiser.group);
-        dlxi_outer_step(t->anchor + at, t->velocity + at, update, t->cols, s->settings.learning_rate,
-                        s->settings.momentum);
+        dlxi_outer_step(t->anchor + at, t->velocity + at, update, t->cols,
+                        s->settings.learning_rate, s->settings.momentum);
     }
 }
 
-/* The next basis: the present one turned by what was just learnt; columns that died, and new ones, start from noise. */
+/* The next basis: the present one turned by what was just learnt; columns that died, and new ones,
+ * start from noise. */
 static void next_basis(dlxi_exchange *x, dlxi_shard_tensor *t) {
     const dlxi_shard_settings *settings = &x->shard->settings;
     int group = settings->quantiser.group;
@@ -383,14 +395,16 @@ static void next_basis(dlxi_exchange *x, dlxi_shard_tensor *t) {
     if (settings->adapt.kind == DLX_ADAPTATION_PAPER) {
         double *values = x->shard->spectrum;
         dlxi_spectrum(values, values + t->columns, t->q_hat, t->cols, t->columns, group);
-        dlxi_adapt_observe(&settings->adapt, &t->adapt, dlxi_adapt_effective_rank(values, t->columns));
+        dlxi_adapt_observe(&settings->adapt, &t->adapt,
+                           dlxi_adapt_effective_rank(values, t->columns));
     }
     dlxi_basis_from(t->basis, t->q_hat, x->shard->basis_scratch, t->cols, t->columns, group);
     for (int k = 0; k < t->columns; k++) {
         const float *column = t->basis + k * stride;
         bool dead = true;
         for (int64_t i = 0; i < t->cols && dead; i++) dead = column[i] == 0.0f;
-        if (dead) dlxi_basis_fill(t->basis, t->cols, k, k + 1, group, settings->seed, t->id, x->round);
+        if (dead)
+            dlxi_basis_fill(t->basis, t->cols, k, k + 1, group, settings->seed, t->id, x->round);
     }
 }
 
@@ -408,7 +422,8 @@ static void adapt(dlxi_exchange *x) {
     for (size_t i = 0; i < s->count; i++)
         if (s->tensors[i].low_rank) low_rank[count++] = s->tensors[i].adapt;
     if (a->kind == DLX_ADAPTATION_PAPER) dlxi_adapt_paper(a, low_rank, count);
-    if (a->kind == DLX_ADAPTATION_LINK) dlxi_adapt_link(a, low_rank, count, x->measured, x->members, bytes_at, s);
+    if (a->kind == DLX_ADAPTATION_LINK)
+        dlxi_adapt_link(a, low_rank, count, x->measured, x->members, bytes_at, s);
     count = 0;
     for (size_t i = 0; i < s->count; i++)
         if (s->tensors[i].low_rank) s->tensors[i].adapt = low_rank[count++];
@@ -417,8 +432,8 @@ static void adapt(dlxi_exchange *x) {
         if (!t->low_rank) continue;
         int columns = dlxi_adapt_columns(a, &t->adapt);
         if (columns > t->basis_columns)
-            dlxi_basis_fill(t->basis, t->cols, t->basis_columns, columns, s->settings.quantiser.group, s->settings.seed,
-                            t->id, x->round);
+            dlxi_basis_fill(t->basis, t->cols, t->basis_columns, columns,
+                            s->settings.quantiser.group, s->settings.seed, t->id, x->round);
         t->basis_columns = columns;
     }
 }
@@ -436,7 +451,7 @@ void dlxi_exchange_commit(dlxi_exchange *x) {
         }
         commit_tensor(s, t);
         if (t->low_rank) next_basis(x, t);
-        breathe(x);
+        keepalive(x);
     }
     if (s->settings.overlap != DLX_OVERLAP_ALLREDUCE) dlxi_shard_rehash(s);
     adapt(x);

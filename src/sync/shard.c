@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "sync/shard.h"
 
 #include <math.h>
@@ -8,7 +9,7 @@
 #include "base/memory.h"
 
 /* The most columns for which two factors are smaller than the matrix. */
-static int rank_limit(int64_t rows, int64_t cols) {
+static int factor_rank_limit(int64_t rows, int64_t cols) {
     int64_t limit = (rows * cols - 1) / (rows + cols);
     return (int)(limit < 1024 ? limit : 1024);
 }
@@ -23,12 +24,12 @@ static int64_t stride_cols(const dlxi_shard *s, const dlxi_shard_tensor *t) {
 
 static dlx_status open_factors(dlxi_shard *s, dlxi_shard_tensor *t, dlx_error *error) {
     const dlxi_adapt *adapt = &s->settings.adapt;
-    int limit = rank_limit(t->rows, t->cols);
+    int limit = factor_rank_limit(t->rows, t->cols);
     t->adapt = (dlxi_adapt_tensor){.parameters = t->rows * t->cols,
-                                   .rank_first = s->settings.rank_columns,
-                                   .rank = s->settings.rank_columns,
-                                   .rank_limit = limit};
-    int most = adapt->kind == DLX_ADAPTATION_OFF ? s->settings.rank_columns : adapt->rank_max;
+                                   .factor_rank_first = s->settings.factor_rank,
+                                   .factor_rank = s->settings.factor_rank,
+                                   .factor_rank_limit = limit};
+    int most = adapt->kind == DLX_ADAPTATION_OFF ? s->settings.factor_rank : adapt->factor_rank_max;
     if (adapt->kind == DLX_ADAPTATION_PAPER) most += DLXI_ADAPT_PROBES;
     t->columns_max = most < limit ? most : limit;
     size_t columns = (size_t)t->columns_max;
@@ -37,16 +38,19 @@ static dlx_status open_factors(dlxi_shard *s, dlxi_shard_tensor *t, dlx_error *e
     DLX_TRY(DLXI_NEW(&t->q_hat, columns * (size_t)stride_cols(s, t), error));
     DLX_TRY(DLXI_NEW(&t->q_own, columns * (size_t)stride_cols(s, t), error));
     t->basis_columns = dlxi_adapt_columns(adapt, &t->adapt);
-    dlxi_basis_fill(t->basis, t->cols, 0, t->basis_columns, s->settings.quantiser.group, s->settings.seed, t->id, 0);
+    dlxi_basis_fill(t->basis, t->cols, 0, t->basis_columns, s->settings.quantiser.group,
+                    s->settings.seed, t->id, 0);
     return DLX_OK;
 }
 
-static dlx_status open_tensor(dlxi_shard *s, dlxi_shard_tensor *t, const dlx_tensor *from, uint32_t id,
-                              dlx_error *error) {
+static dlx_status open_tensor(dlxi_shard *s, dlxi_shard_tensor *t, const dlx_tensor *from,
+                              uint32_t id, dlx_error *error) {
     size_t count = (size_t)(from->rows * from->cols);
     bool gradients = s->settings.overlap == DLX_OVERLAP_ALLREDUCE;
-    *t = (dlxi_shard_tensor){.id = id, .rows = from->rows, .cols = from->cols, .parameter = from->data};
-    if ((t->name = strdup(from->name)) == NULL) DLX_FAIL(error, MEMORY, "out of memory for the name of a tensor");
+    *t = (dlxi_shard_tensor){
+        .id = id, .rows = from->rows, .cols = from->cols, .parameter = from->data};
+    if ((t->name = strdup(from->name)) == NULL)
+        DLX_FAIL(error, MEMORY, "out of memory for the name of a tensor");
     DLX_TRY(DLXI_NEW(&t->anchor, count, error));
     DLX_TRY(DLXI_NEW(&t->carried, count, error));
     if (!gradients) DLX_TRY(DLXI_NEW(&t->velocity, count, error));
@@ -55,13 +59,13 @@ static dlx_status open_tensor(dlxi_shard *s, dlxi_shard_tensor *t, const dlx_ten
         memcpy(t->start, t->parameter, count * sizeof(float));
     }
     memcpy(t->anchor, t->parameter, count * sizeof(float));
-    t->low_rank = !gradients && !from->plain && s->settings.rank_columns > 0 &&
-                  s->settings.rank_columns <= rank_limit(t->rows, t->cols);
+    t->low_rank = !gradients && !from->plain && s->settings.factor_rank > 0 &&
+                  s->settings.factor_rank <= factor_rank_limit(t->rows, t->cols);
     return t->low_rank ? open_factors(s, t, error) : DLX_OK;
 }
 
-dlx_status dlxi_shard_open(dlxi_shard **out, const dlxi_shard_settings *settings, const dlx_tensor *tensors,
-                           size_t count, dlx_error *error) {
+dlx_status dlxi_shard_open(dlxi_shard **out, const dlxi_shard_settings *settings,
+                           const dlx_tensor *tensors, size_t count, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_shard *s = NULL;
     DLX_TRY_OUT(DLXI_NEW(&s, 1, error));
@@ -72,10 +76,12 @@ dlx_status dlxi_shard_open(dlxi_shard **out, const dlxi_shard_settings *settings
     for (size_t i = 0; i < count; i++) {
         dlxi_shard_tensor *t = &s->tensors[i];
         s->count = i + 1;
-        DLX_TRY_OUT(open_tensor(s, t, &tensors[i], settings->ids_given ? tensors[i].id : (uint32_t)i, error));
+        DLX_TRY_OUT(open_tensor(s, t, &tensors[i],
+                                settings->ids_given ? tensors[i].id : (uint32_t)i, error));
         if (t->cols > widest) widest = t->cols;
         if (t->columns_max > columns) columns = t->columns_max;
-        if (t->columns_max * stride_cols(s, t) > scratch) scratch = t->columns_max * stride_cols(s, t);
+        if (t->columns_max * stride_cols(s, t) > scratch)
+            scratch = t->columns_max * stride_cols(s, t);
     }
     DLX_TRY_OUT(DLXI_NEW(&s->row, 2 * (size_t)widest, error));
     DLX_TRY_OUT(DLXI_NEW(&s->basis_scratch, scratch, error));
@@ -94,7 +100,8 @@ void dlxi_shard_close(dlxi_shard **shard) {
     if (s == NULL) return;
     for (size_t i = 0; i < s->count; i++) {
         dlxi_shard_tensor *t = &s->tensors[i];
-        float *owned[] = {t->start, t->anchor, t->velocity, t->carried, t->basis, t->p_hat, t->q_hat, t->q_own};
+        float *owned[] = {t->start, t->anchor, t->velocity, t->carried,
+                          t->basis, t->p_hat,  t->q_hat,    t->q_own};
         for (size_t k = 0; k < sizeof owned / sizeof *owned; k++) free(owned[k]);
         free(t->name);
     }
@@ -141,10 +148,10 @@ static uint64_t settings_hash(const dlxi_shard_settings *s) {
                                  (uint64_t)s->quantiser.bits,
                                  (uint64_t)s->quantiser.group,
                                  s->seed,
-                                 (uint64_t)s->rank_columns,
+                                 (uint64_t)s->factor_rank,
                                  s->adapt.kind,
-                                 (uint64_t)s->adapt.rank_min,
-                                 (uint64_t)s->adapt.rank_max,
+                                 (uint64_t)s->adapt.factor_rank_min,
+                                 (uint64_t)s->adapt.factor_rank_max,
                                  s->adapt.inner_steps_first,
                                  s->adapt.inner_steps_min};
     return dlxi_hash(settings, sizeof settings, 0);
@@ -173,9 +180,9 @@ uint64_t dlxi_shard_exchange_bytes(const dlxi_shard *s, int rank) {
         const dlxi_shard_tensor *t = &s->tensors[i];
         if (t->low_rank) {
             dlxi_adapt_tensor at = t->adapt;
-            if (rank > 0) at.rank = rank;
-            groups += (uint64_t)(dlxi_adapt_columns(&s->settings.adapt, &at) * (stride_rows(s, t) + stride_cols(s, t)) /
-                                 group);
+            if (rank > 0) at.factor_rank = rank;
+            groups += (uint64_t)(dlxi_adapt_columns(&s->settings.adapt, &at) *
+                                 (stride_rows(s, t) + stride_cols(s, t)) / group);
         } else {
             groups += (uint64_t)((t->rows * t->cols + group - 1) / group);
         }
@@ -183,11 +190,12 @@ uint64_t dlxi_shard_exchange_bytes(const dlxi_shard *s, int rank) {
     return groups * dlxi_quantiser_group_bytes(s->settings.quantiser);
 }
 
-/* ---- the two events -------------------------------------------------------------------------------------------- */
+/* ---- the two events -------------------------------------------------------------------------- */
 
 void dlxi_shard_own_row(const dlxi_shard *s, const dlxi_shard_tensor *t, float *dst, int64_t row) {
     if (t->low_rank)
-        dlxi_expand_row(dst, t->p_hat, t->q_own, row, t->rows, t->cols, t->columns, s->settings.quantiser.group);
+        dlxi_expand_row(dst, t->p_hat, t->q_own, row, t->rows, t->cols, t->columns,
+                        s->settings.quantiser.group);
     else
         memcpy(dst, t->own + row * t->cols, (size_t)t->cols * sizeof(float));
 }
@@ -196,23 +204,24 @@ static double norm_of(const dlxi_shard *s) {
     double sum = 0;
     for (size_t i = 0; i < s->count; i++) {
         const dlxi_shard_tensor *t = &s->tensors[i];
-        for (int64_t k = 0; k < t->rows * t->cols; k++) sum += (double)t->carried[k] * (double)t->carried[k];
+        for (int64_t k = 0; k < t->rows * t->cols; k++)
+            sum += (double)t->carried[k] * (double)t->carried[k];
     }
     return sqrt(sum);
 }
 
-static void accumulate(float *restrict carried, const float *restrict start, const float *restrict parameter,
-                       int64_t count) {
+static void accumulate(float *restrict carried, const float *restrict start,
+                       const float *restrict parameter, int64_t count) {
     for (int64_t k = 0; k < count; k++) carried[k] = (start[k] - parameter[k]) + carried[k];
 }
 
 /* Where local training kept what was unsent, and start is not kept apart from θ, p lacks both. */
-static void difference(float *restrict carried, const float *restrict anchor, const float *restrict parameter,
-                       int64_t count) {
+static void difference(float *restrict carried, const float *restrict anchor,
+                       const float *restrict parameter, int64_t count) {
     for (int64_t k = 0; k < count; k++) carried[k] = anchor[k] - parameter[k];
 }
 
-void dlxi_shard_hand_out(dlxi_shard *s, double *norm) {
+void dlxi_shard_submit(dlxi_shard *s, double *norm) {
     for (size_t i = 0; i < s->count; i++) {
         dlxi_shard_tensor *t = &s->tensors[i];
         int64_t count = t->rows * t->cols;
@@ -225,12 +234,12 @@ void dlxi_shard_hand_out(dlxi_shard *s, double *norm) {
     *norm = norm_of(s);
 }
 
-void dlxi_shard_hand_out_delayed(dlxi_shard *s, double *norm) {
-    dlxi_shard_hand_out(s, norm);
+void dlxi_shard_submit_delayed(dlxi_shard *s, double *norm) {
+    dlxi_shard_submit(s, norm);
     dlxi_shard_apply(s, true);
 }
 
-void dlxi_shard_hand_out_eager(dlxi_shard *s, float weight, double *norm) {
+void dlxi_shard_submit_eager(dlxi_shard *s, float weight, double *norm) {
     float scale = s->settings.learning_rate * (1.0f + s->settings.momentum) * weight;
     for (size_t i = 0; i < s->count; i++) {
         dlxi_shard_tensor *t = &s->tensors[i];
@@ -259,8 +268,8 @@ static void carry(float *restrict parameter, float *restrict start, const float 
 }
 
 /* none: p ← θ − kept */
-static void restart(float *restrict parameter, const float *restrict anchor, const float *restrict error, float kept,
-                    int64_t count) {
+static void restart(float *restrict parameter, const float *restrict anchor,
+                    const float *restrict error, float kept, int64_t count) {
     for (int64_t k = 0; k < count; k++) parameter[k] = anchor[k] - kept * error[k];
 }
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The training thread's calls: open and close, steps, and what a caller may ask. */
 #include <math.h>
 #include <stdlib.h>
@@ -14,7 +15,7 @@ static bool is_interrupted(const dlx_sync *s) {
     return s->interrupted || dlxi_flag_is_set(s->settings.interrupted);
 }
 
-/* ---- open and close --------------------------------------------------------------------------- */
+/* ---- open and close -------------------------------------------------------------------------- */
 
 static void request(dlx_sync *s, bool *flag) {
     pthread_mutex_lock(&s->mutex);
@@ -28,7 +29,8 @@ static bool has_news(const dlx_sync *s, const bool *flag) {
     return *flag || s->failure.status != DLX_OK || s->ended || is_interrupted(s);
 }
 
-/* Waits for news, or a tick: interrupts come without a signal on the condition. The mutex is held. */
+/* Waits for news, or a tick: interrupts come without a signal on the condition. The mutex is held.
+ */
 static void wait_a_tick(dlx_sync *s, const bool *flag) {
     if (has_news(s, flag)) return;
     struct timespec until;
@@ -71,7 +73,8 @@ static dlx_status open_site(dlx_sync *s, dlx_error *error) {
     hello->lease_windows = settings->lease_windows;
     if (settings->shared_text != NULL)
         dlxi_text_copy(hello->shared_text, sizeof hello->shared_text, settings->shared_text);
-    dlx_status status = dlxi_site_open(&s->site, hello, settings->timeout_ms, dlxi_sync_now_ms(), error);
+    dlx_status status =
+        dlxi_site_open(&s->site, hello, settings->timeout_ms, dlxi_sync_now_ms(), error);
     free(hello);
     return status;
 }
@@ -83,14 +86,14 @@ static void set_first_statistics(dlx_sync *s) {
     st->outer_momentum = (double)s->shard->settings.momentum;
     st->inner_steps = s->round.inner_steps;
     st->anchor_hash = dlxi_shard_anchor_hash(s->shard);
-    st->rank_mean = s->shard->settings.rank_columns;
+    st->factor_rank_mean = s->shard->settings.factor_rank;
     for (size_t i = 0; i < s->shard->count; i++) {
         const dlxi_shard_tensor *t = &s->shard->tensors[i];
         st->low_rank_tensors += t->low_rank;
         st->plain_tensors += !t->low_rank;
         if (t->low_rank) st->low_rank_parameters += (uint64_t)(t->rows * t->cols);
     }
-    if (st->low_rank_tensors == 0) st->rank_mean = 0;
+    if (st->low_rank_tensors == 0) st->factor_rank_mean = 0;
 }
 
 dlx_status dlxi_sync_open(dlx_sync **out, const dlxi_sync_settings *settings, dlxi_link *link,
@@ -121,9 +124,9 @@ dlx_status dlxi_sync_open(dlx_sync **out, const dlxi_sync_settings *settings, dl
     DLX_TRY_OUT(dlxi_shard_open(&s->shard, &settings->shard, tensors, count, error));
     DLX_TRY_OUT(dlxi_exchange_open(&s->exchange, s->shard, error));
     dlxi_exchange_set_rank(s->exchange, settings->rank);
-    dlxi_exchange_set_breath(s->exchange, dlxi_sync_breathe, s);
-    DLX_TRY_OUT(dlxi_agreement_open(&s->agreement, settings->rank, settings->ranks, settings->gather,
-                                    settings->gather_context, error));
+    dlxi_exchange_set_keepalive(s->exchange, dlxi_sync_keepalive, s);
+    DLX_TRY_OUT(dlxi_agreement_open(&s->agreement, settings->rank, settings->ranks,
+                                    settings->gather, settings->gather_context, error));
     DLX_TRY_OUT(open_site(s, error));
     s->settings.shared_text = NULL; /* borrowed for hello only */
     set_first_statistics(s);
@@ -186,9 +189,10 @@ void dlxi_sync_close(dlx_sync **sync) {
     *sync = NULL;
 }
 
-/* ---- steps ------------------------------------------------------------------------------------ */
+/* ---- steps ----------------------------------------------------------------------------------- */
 
-/* H of the next round, the same on all ranks: they are at the same step, and none has an exchange under way. */
+/* H of the next round, the same on all ranks: they are at the same step, and none has an exchange
+ * under way. */
 static dlx_status next_inner_steps(dlx_sync *s, uint32_t *inner_steps, dlx_error *error) {
     const dlxi_adapt *adapt = &s->shard->settings.adapt;
     *inner_steps = adapt->inner_steps;
@@ -201,32 +205,37 @@ static dlx_status next_inner_steps(dlx_sync *s, uint32_t *inner_steps, dlx_error
         sums.parameters += one.parameters;
     }
     dlxi_adapt own = *adapt;
-    if (s->shard->count == 0) own.inner_steps = own.inner_steps_min; /* a rank without tensors needs no time at all */
-    return dlxi_agree_on_inner_steps(&s->agreement, inner_steps, &own, sums, s->shard->settings.rank_columns, error);
+    /* a rank without tensors needs no time at all */
+    if (s->shard->count == 0) own.inner_steps = own.inner_steps_min;
+    return dlxi_agree_on_inner_steps(&s->agreement, inner_steps, &own, sums,
+                                     s->shard->settings.factor_rank, error);
 }
 
 /* The round's M is in place: the exchange thread's turn. */
-static dlx_status hand_over(dlx_sync *s, double norm, dlx_error *error) {
+static dlx_status submit_to_exchange(dlx_sync *s, double norm, dlx_error *error) {
     uint32_t next;
     DLX_TRY(next_inner_steps(s, &next, error));
-    dlxi_ready ready = {.tokens = s->round_tokens,
-                        .windows_used = (uint32_t)s->windows_taken,
-                        .norm = norm,
-                        .anchor_hash =
-                            s->settings.shard.overlap == DLX_OVERLAP_ALLREDUCE ? 0 : dlxi_shard_anchor_hash(s->shard),
-                        .step_ns = s->round.steps == 0 ? 0 : (uint64_t)(s->round_step_s * 1e9 / s->round.steps)};
+    dlxi_ready ready = {
+        .tokens = s->round_tokens,
+        .windows_used = (uint32_t)s->windows_taken,
+        .norm = norm,
+        .anchor_hash = s->settings.shard.overlap == DLX_OVERLAP_ALLREDUCE
+                           ? 0
+                           : dlxi_shard_anchor_hash(s->shard),
+        .step_ns = s->round.steps == 0 ? 0 : (uint64_t)(s->round_step_s * 1e9 / s->round.steps)};
     s->flying_tokens = s->round_tokens;
     s->round_tokens = 0;
     s->windows_taken = 0;
     s->round_step_s = 0;
     double inner_steps = fmax(1, round(s->pace * next));
-    s->round.inner_steps_max = (uint32_t)fmax(inner_steps, round(s->pace * s->settings.inner_steps_max));
-    dlxi_round_on_handed_out(&s->round, (uint32_t)inner_steps);
+    s->round.inner_steps_max =
+        (uint32_t)fmax(inner_steps, round(s->pace * s->settings.inner_steps_max));
+    dlxi_round_on_submitted(&s->round, (uint32_t)inner_steps);
     pthread_mutex_lock(&s->mutex);
     s->statistics.update_norm = norm;
     s->statistics.inner_steps = s->round.inner_steps;
     s->ready = ready;
-    s->handed_out = true;
+    s->submitted = true;
     s->ready_wanted = true;
     s->committed = false;
     pthread_mutex_unlock(&s->mutex);
@@ -246,14 +255,16 @@ static void settle(dlx_sync *s) {
     dlxi_round_on_applied(&s->round);
 }
 
-/* Where the site stands: committed on all its ranks, or failed on one of them, which fails the call on all. */
+/* Where the site stands: committed on all its ranks, or failed on one of them, which fails the call
+ * on all. */
 static dlx_status check(dlx_sync *s, bool *committed, bool *finished, dlx_error *error) {
     pthread_mutex_lock(&s->mutex);
     dlx_error failure = s->failure;
     *committed = s->committed;
     bool last = s->commit.finished;
     pthread_mutex_unlock(&s->mutex);
-    if (failure.status == DLX_OK && is_interrupted(s)) dlxi_error_set(&failure, DLX_INTERRUPTED, "interrupted");
+    if (failure.status == DLX_OK && is_interrupted(s))
+        dlxi_error_set(&failure, DLX_INTERRUPTED, "interrupted");
     if (s->settings.ranks > 1) {
         dlx_error agreed; /* for a gather that fails without a word */
         dlxi_error_set(&agreed, DLX_SYSTEM, "the ranks of this site can't reach each other");
@@ -284,21 +295,21 @@ static dlx_status wait_for_commit(dlx_sync *s, double *waited_s, dlx_error *erro
     return status;
 }
 
-static dlx_status hand_out(dlx_sync *s, bool with_apply, dlx_step *step, dlx_error *error) {
+static dlx_status submit(dlx_sync *s, bool with_apply, dlx_step *step, dlx_error *error) {
     double norm;
-    step->handed_out = true;
+    step->submitted = true;
     if (!with_apply) {
-        dlxi_shard_hand_out(s->shard, &norm);
+        dlxi_shard_submit(s->shard, &norm);
     } else {
         if (s->round.overlap == DLX_OVERLAP_EAGER)
-            dlxi_shard_hand_out_eager(s->shard, dlxi_exchange_weight(s->exchange), &norm);
+            dlxi_shard_submit_eager(s->shard, dlxi_exchange_weight(s->exchange), &norm);
         else
-            dlxi_shard_hand_out_delayed(s->shard, &norm);
+            dlxi_shard_submit_delayed(s->shard, &norm);
         step->applied = true;
         step->exchange_steps = s->round.steps_since;
         settle(s);
     }
-    return hand_over(s, norm, error);
+    return submit_to_exchange(s, norm, error);
 }
 
 static dlx_status proceed(dlx_sync *s, dlx_step *step, dlx_error *error) {
@@ -307,7 +318,8 @@ static dlx_status proceed(dlx_sync *s, dlx_step *step, dlx_error *error) {
         DLX_TRY(check(s, &committed, &finished, error));
         s->round.ending = dlxi_sync_tokens(s) >= s->tokens_target;
         dlxi_round_action action = dlxi_round_next(&s->round, committed);
-        if (finished) action = DLXI_ROUND_APPLY; /* whatever was trained since then is past the run's end */
+        /* whatever was trained since then is past the run's end */
+        if (finished) action = DLXI_ROUND_APPLY;
         switch (action) {
         case DLXI_ROUND_TRAIN:
             return DLX_OK;
@@ -320,11 +332,11 @@ static dlx_status proceed(dlx_sync *s, dlx_step *step, dlx_error *error) {
             step->applied = true;
             settle(s);
             break;
-        case DLXI_ROUND_HAND_OUT:
-            DLX_TRY(hand_out(s, false, step, error));
+        case DLXI_ROUND_SUBMIT:
+            DLX_TRY(submit(s, false, step, error));
             break;
-        case DLXI_ROUND_HAND_OUT_AND_APPLY:
-            DLX_TRY(hand_out(s, true, step, error));
+        case DLXI_ROUND_SUBMIT_AND_APPLY:
+            DLX_TRY(submit(s, true, step, error));
             break;
         }
     }
@@ -346,7 +358,8 @@ dlx_status dlxi_sync_step(dlx_sync *s, uint64_t tokens, dlx_step *step, dlx_erro
     dlx_step unwanted;
     if (step == NULL) step = &unwanted;
     *step = (dlx_step){0};
-    if (s->finished && s->round.overlap != DLX_OVERLAP_ALLREDUCE) DLX_FAIL(error, STATE, "the run is finished");
+    if (s->finished && s->round.overlap != DLX_OVERLAP_ALLREDUCE)
+        DLX_FAIL(error, STATE, "the run is finished");
     dlx_status status = DLX_OK;
     if (s->round.overlap == DLX_OVERLAP_ALLREDUCE) {
         if (s->finished) finish_allreduce(s);
@@ -364,19 +377,21 @@ dlx_status dlxi_sync_step(dlx_sync *s, uint64_t tokens, dlx_step *step, dlx_erro
     return status;
 }
 
-dlx_status dlxi_sync_gradients(dlx_sync *s, float *const *gradients, uint64_t tokens, double *waited_s,
-                               dlx_error *error) {
+dlx_status dlxi_sync_gradients(dlx_sync *s, float *const *gradients, uint64_t tokens,
+                               double *waited_s, dlx_error *error) {
     if (s->round.overlap != DLX_OVERLAP_ALLREDUCE)
-        DLX_FAIL(error, STATE, "gradients are exchanged under overlap allreduce only; call dlx_sync_step");
+        DLX_FAIL(error, STATE,
+                 "gradients are exchanged under overlap allreduce only; call dlx_sync_step");
     if (s->finished) DLX_FAIL(error, STATE, "the run is finished");
     double sum = 0, waited = 0;
     for (size_t i = 0; i < s->shard->count; i++) {
         const dlxi_shard_tensor *t = &s->shard->tensors[i];
         memcpy(t->carried, gradients[i], (size_t)(t->rows * t->cols) * sizeof(float));
-        for (int64_t k = 0; k < t->rows * t->cols; k++) sum += (double)t->carried[k] * (double)t->carried[k];
+        for (int64_t k = 0; k < t->rows * t->cols; k++)
+            sum += (double)t->carried[k] * (double)t->carried[k];
     }
     s->round_tokens = tokens;
-    DLX_TRY(hand_over(s, sqrt(sum), error));
+    DLX_TRY(submit_to_exchange(s, sqrt(sum), error));
     DLX_TRY(wait_for_commit(s, &waited, error));
     for (size_t i = 0; i < s->shard->count; i++) {
         const dlxi_shard_tensor *t = &s->shard->tensors[i];
@@ -387,18 +402,20 @@ dlx_status dlxi_sync_gradients(dlx_sync *s, float *const *gradients, uint64_t to
     return DLX_OK;
 }
 
-/* ---- the rest --------------------------------------------------------------------------------- */
+/* ---- the rest -------------------------------------------------------------------------------- */
 
 dlx_status dlxi_sync_windows(dlx_sync *s, uint64_t *positions, uint32_t count, dlx_error *error) {
     pthread_mutex_lock(&s->mutex);
     const dlxi_lease *lease = &s->leases[s->round.number % DLXI_SYNC_LEASES];
     uint64_t leased = lease->round == s->round.number ? dlxi_lease_windows(lease) : 0;
     bool enough = s->windows_taken <= leased && count <= leased - s->windows_taken;
-    for (uint32_t i = 0; enough && i < count; i++) positions[i] = dlxi_lease_position(lease, s->windows_taken + i);
+    for (uint32_t i = 0; enough && i < count; i++)
+        positions[i] = dlxi_lease_position(lease, s->windows_taken + i);
     pthread_mutex_unlock(&s->mutex);
     if (!enough)
         DLX_FAIL(error, STATE, "the lease of round %llu has %llu windows left, not %u",
-                 (unsigned long long)s->round.number, (unsigned long long)(leased - s->windows_taken), count);
+                 (unsigned long long)s->round.number,
+                 (unsigned long long)(leased - s->windows_taken), count);
     s->windows_taken += count;
     return DLX_OK;
 }
@@ -406,7 +423,8 @@ dlx_status dlxi_sync_windows(dlx_sync *s, uint64_t *positions, uint32_t count, d
 dlx_status dlxi_sync_report(dlx_sync *s, const char *text, dlx_error *error) {
     if (!s->finished) DLX_FAIL(error, STATE, "the run is not finished");
     if (s->reported) DLX_FAIL(error, STATE, "the run has this site's report already");
-    if ((s->report_text = strdup(text)) == NULL) DLX_FAIL(error, MEMORY, "out of memory for a report");
+    if ((s->report_text = strdup(text)) == NULL)
+        DLX_FAIL(error, MEMORY, "out of memory for a report");
     s->reported = true;
     request(s, &s->report_wanted);
     bool never = false;
@@ -423,7 +441,8 @@ void dlxi_sync_pace(dlx_sync *s, double factor) {
 }
 
 uint64_t dlxi_sync_tokens(const dlx_sync *s) {
-    double share = s->run_share > 0 ? s->run_share : s->site_count; /* before the first commit: all alike */
+    /* before the first commit: all alike */
+    double share = s->run_share > 0 ? s->run_share : s->site_count;
     return s->applied_tokens + (uint64_t)(share * (double)(s->flying_tokens + s->round_tokens));
 }
 
@@ -439,7 +458,8 @@ uint32_t dlxi_sync_site_count(const dlx_sync *s) {
     return s->site_count;
 }
 
-/* `allreduce`: the parameters are what all sites have in common; θ stays where the run started until it ends. */
+/* `allreduce`: the parameters are what all sites have in common; θ stays where the run started
+ * until it ends. */
 static bool holds_no_anchor(const dlx_sync *s) {
     return s->round.overlap == DLX_OVERLAP_ALLREDUCE;
 }
@@ -455,12 +475,14 @@ void dlxi_sync_anchor(dlx_sync *s, float *const *dst) {
 }
 
 void dlxi_sync_anchor_hashes(const dlx_sync *s, uint64_t *dst) {
-    pthread_mutex_t *mutex = (pthread_mutex_t *)(uintptr_t)&s->anchor_mutex; /* a lock changes nothing that shows */
+    /* a lock changes nothing that shows */
+    pthread_mutex_t *mutex = (pthread_mutex_t *)(uintptr_t)&s->anchor_mutex;
     pthread_mutex_lock(mutex);
     for (size_t i = 0; i < s->shard->count; i++) {
         const dlxi_shard_tensor *t = &s->shard->tensors[i];
-        dst[i] = holds_no_anchor(s) ? dlxi_hash(t->parameter, (size_t)(t->rows * t->cols) * sizeof(float), t->id)
-                                    : t->anchor_hash;
+        dst[i] = holds_no_anchor(s)
+                     ? dlxi_hash(t->parameter, (size_t)(t->rows * t->cols) * sizeof(float), t->id)
+                     : t->anchor_hash;
     }
     pthread_mutex_unlock(mutex);
 }

@@ -1,9 +1,11 @@
-/* One site at work: the training thread's calls on one side, the exchange thread with its link on the other.
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One site at work: the training thread's calls on one side, the exchange thread with its link on
+ * the other.
  *
- * Who may touch what. The shard's M, θ, v, e, bases belong to the training thread while nothing is handed out, and to
- * the exchange thread from hand-out until it marks the round committed; p and start always belong to the training
- * thread. Everything else that both use is under the mutex. Only the exchange thread uses the link and the two state
- * machines. */
+ * Who may touch what. The shard's M, θ, v, e, bases belong to the training thread while nothing is
+ * handed out, and to the exchange thread from hand-out until it marks the round committed; p and
+ * start always belong to the training thread. Everything else that both use is under the mutex.
+ * Only the exchange thread uses the link and the two state machines. */
 #ifndef DLXI_SYNC_SYNC_H
 #define DLXI_SYNC_SYNC_H
 
@@ -24,12 +26,13 @@ typedef struct dlxi_sync_settings {
     const volatile bool *interrupted; /* may be NULL */
 } dlxi_sync_settings;
 
-/* As the dlx_sync_* of the same name, arguments checked before. Takes the link over, on failure too. */
+/* As the dlx_sync_* of the same name, arguments checked before. Takes the link over, on failure
+ * too. */
 dlx_status dlxi_sync_open(dlx_sync **out, const dlxi_sync_settings *settings, dlxi_link *link,
                           const dlx_tensor *tensors, size_t count, dlx_error *error);
 dlx_status dlxi_sync_step(dlx_sync *s, uint64_t tokens, dlx_step *step, dlx_error *error);
-dlx_status dlxi_sync_gradients(dlx_sync *s, float *const *gradients, uint64_t tokens, double *waited_s,
-                               dlx_error *error);
+dlx_status dlxi_sync_gradients(dlx_sync *s, float *const *gradients, uint64_t tokens,
+                               double *waited_s, dlx_error *error);
 dlx_status dlxi_sync_windows(dlx_sync *s, uint64_t *positions, uint32_t count, dlx_error *error);
 dlx_status dlxi_sync_report(dlx_sync *s, const char *text, dlx_error *error);
 void dlxi_sync_pace(dlx_sync *s, double factor);

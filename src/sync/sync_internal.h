@@ -1,4 +1,6 @@
-/* Inside a dlx_sync: what its two threads share. sync.c is the training thread's, thread.c the exchange thread's. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Inside a dlx_sync: what its two threads share. sync.c is the training thread's, thread.c the
+ * exchange thread's. */
 #ifndef DLXI_SYNC_SYNC_INTERNAL_H
 #define DLXI_SYNC_SYNC_INTERNAL_H
 
@@ -42,11 +44,12 @@ struct dlx_sync {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
     bool joined;
-    bool handed_out; /* M belongs to the exchange thread */
+    bool submitted; /* M belongs to the exchange thread */
     bool ready_wanted, committed, report_wanted, quit, ended;
     dlxi_ready ready;
     dlxi_commit commit;
-    uint64_t view_tokens, own_tokens;    /* of the last committed round: all members', and this site's */
+    /* of the last committed round: all members', and this site's */
+    uint64_t view_tokens, own_tokens;
     dlx_error failure;                   /* status OK while all is well */
     dlxi_lease leases[DLXI_SYNC_LEASES]; /* of round n at n mod DLXI_SYNC_LEASES */
     uint64_t tokens_target;
@@ -76,6 +79,6 @@ static inline int64_t dlxi_sync_now_ms(void) {
 /* The exchange thread, from open to close; its argument is the dlx_sync. */
 void *dlxi_sync_thread(void *sync);
 /* On that thread, in the middle of a long computation: says that this site is alive. */
-void dlxi_sync_breathe(void *sync);
+void dlxi_sync_keepalive(void *sync);
 
 #endif

@@ -1,4 +1,6 @@
-/* The exchange thread: joins, moves frames, and brings rounds to their commit while training goes on. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The exchange thread: joins, moves frames, and brings rounds to their commit while training goes
+ * on. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -7,7 +9,7 @@
 
 enum { FRAMES_AT_ONCE = 256, ANCHOR_GROUP = 64 /* values a "group" of an ANCHOR frame */ };
 
-/* ---- endings ---------------------------------------------------------------------------------- */
+/* ---- endings --------------------------------------------------------------------------------- */
 
 static void fail(dlx_sync *s, const dlx_error *why) {
     pthread_mutex_lock(&s->mutex);
@@ -33,7 +35,7 @@ static void on_ended(dlx_sync *s) {
     pthread_mutex_unlock(&s->mutex);
 }
 
-/* ---- joining ---------------------------------------------------------------------------------- */
+/* ---- joining --------------------------------------------------------------------------------- */
 
 static void on_joined(dlx_sync *s) {
     pthread_mutex_lock(&s->mutex);
@@ -50,8 +52,8 @@ static dlx_status on_listen(dlx_sync *s, dlx_error *error) {
     endpoints->sites = w->sites;
     for (uint16_t i = 0; i < w->sites && status == DLX_OK; i++)
         if (i != w->site)
-            status = s->link->op->listen(s->link, w->site, i, w->members[i].name, w->members[i].public_key,
-                                         endpoints->endpoint[i], error);
+            status = s->link->op->listen(s->link, w->site, i, w->members[i].name,
+                                         w->members[i].public_key, endpoints->endpoint[i], error);
     if (status == DLX_OK) dlxi_site_on_listening(s->site, endpoints);
     free(endpoints);
     pthread_mutex_lock(&s->mutex);
@@ -78,7 +80,8 @@ static dlx_status on_connect(dlx_sync *s, dlx_error *error) {
     return DLX_OK;
 }
 
-/* The next piece of θ for a site that starts elsewhere; false when it has all, or its queue is full. */
+/* The next piece of θ for a site that starts elsewhere; false when it has all, or its queue is
+ * full. */
 static bool send_anchor_piece(dlx_sync *s, uint16_t to) {
     if (!s->anchor_cursor[to].active) return false;
     const dlxi_shard_tensor *t = &s->shard->tensors[s->anchor_cursor[to].tensor];
@@ -105,11 +108,14 @@ static bool send_anchor_piece(dlx_sync *s, uint16_t to) {
 
 static dlx_status on_anchor_frame(dlx_sync *s, const dlxi_frame *frame, dlx_error *error) {
     if (s->anchor_values_missing == 0) return DLX_OK;
-    int64_t at = (int64_t)frame->offset_groups * ANCHOR_GROUP, count = frame->payload_bytes / sizeof(float);
+    int64_t at = (int64_t)frame->offset_groups * ANCHOR_GROUP,
+            count = frame->payload_bytes / sizeof(float);
     const dlxi_shard_tensor *t = dlxi_shard_find(s->shard, frame->tensor);
-    if (frame->site != s->site->welcome.anchor_source || t == NULL || frame->payload_bytes % sizeof(float) != 0 ||
-        at + count > t->rows * t->cols || count > s->anchor_values_missing)
-        DLX_FAIL(error, DATA, "site %u sent starting parameters that do not fit this model", frame->site);
+    if (frame->site != s->site->welcome.anchor_source || t == NULL ||
+        frame->payload_bytes % sizeof(float) != 0 || at + count > t->rows * t->cols ||
+        count > s->anchor_values_missing)
+        DLX_FAIL(error, DATA, "site %u sent starting parameters that do not fit this model",
+                 frame->site);
     memcpy(t->anchor + at, frame->payload, frame->payload_bytes);
     s->anchor_values_missing -= count;
     if (s->anchor_values_missing > 0) return DLX_OK;
@@ -119,19 +125,20 @@ static dlx_status on_anchor_frame(dlx_sync *s, const dlxi_frame *frame, dlx_erro
     return DLX_OK;
 }
 
-/* ---- rounds ----------------------------------------------------------------------------------- */
+/* ---- rounds ---------------------------------------------------------------------------------- */
 
 static dlx_status on_begin(dlx_sync *s, dlx_error *error) {
     pthread_mutex_lock(&s->mutex);
-    bool mine = s->handed_out;
+    bool mine = s->submitted;
     s->statistics.attempts++;
     pthread_mutex_unlock(&s->mutex);
-    if (!mine) DLX_FAIL(error, DATA, "the coordinator began a round that this site has not handed out");
+    if (!mine)
+        DLX_FAIL(error, DATA, "the coordinator began a round that this site has not handed out");
     s->begun_ns = dlxi_clock_ns();
     s->staged_told = false;
     s->exchange_bytes = dlxi_shard_exchange_bytes(s->shard, 0);
-    return dlxi_exchange_begin(s->exchange, &s->site->view, s->site->index, s->site->term, s->site->round,
-                               s->site->attempt, error);
+    return dlxi_exchange_begin(s->exchange, &s->site->view, s->site->index, s->site->term,
+                               s->site->round, s->site->attempt, error);
 }
 
 static void on_commit(dlx_sync *s) {
@@ -144,7 +151,7 @@ static void on_commit(dlx_sync *s) {
     for (size_t i = 0; i < s->shard->count; i++) {
         const dlxi_shard_tensor *t = &s->shard->tensors[i];
         if (!t->low_rank) continue;
-        ranks += (double)t->adapt.parameters * t->adapt.rank;
+        ranks += (double)t->adapt.parameters * t->adapt.factor_rank;
         parameters += (double)t->adapt.parameters;
     }
     pthread_mutex_lock(&s->mutex);
@@ -157,7 +164,7 @@ static void on_commit(dlx_sync *s) {
     }
     s->leases[s->commit.lease.round % DLXI_SYNC_LEASES] = s->commit.lease;
     s->committed = true;
-    s->handed_out = false;
+    s->submitted = false;
     dlx_statistics *st = &s->statistics;
     st->rounds++;
     st->committed_tokens = s->commit.committed_tokens;
@@ -165,14 +172,14 @@ static void on_commit(dlx_sync *s) {
     st->payload_bytes += s->exchange_bytes;
     st->exchange_s = (double)s->exchange_ns * 1e-9;
     st->exchange_total_s += st->exchange_s;
-    st->rank_mean = parameters > 0 ? ranks / parameters : 0;
+    st->factor_rank_mean = parameters > 0 ? ranks / parameters : 0;
     st->anchor_hash = dlxi_shard_anchor_hash(s->shard);
     pthread_cond_broadcast(&s->changed);
     pthread_mutex_unlock(&s->mutex);
 }
 
-/* A malformed frame ends the attempt, not the run: the next one starts from M, which is untouched. What is staged is
- * promised, and can't be given up. Returns what remains of `status`. */
+/* A malformed frame ends the attempt, not the run: the next one starts from M, which is untouched.
+ * What is staged is promised, and can't be given up. Returns what remains of `status`. */
 static dlx_status give_up_attempt(dlx_sync *s, dlx_status status, const dlx_error *error) {
     if (status != DLX_DATA || dlxi_exchange_trip(s->exchange) < 0) return status;
     dlxi_exchange_abort(s->exchange);
@@ -203,7 +210,7 @@ static dlx_status act(dlx_sync *s, dlxi_site_action action, dlx_error *error) {
     return DLX_OK;
 }
 
-/* ---- the loop --------------------------------------------------------------------------------- */
+/* ---- the loop -------------------------------------------------------------------------------- */
 
 static bool send_control(dlx_sync *s) {
     const dlxi_outbox_item *item;
@@ -266,11 +273,13 @@ static bool take_requests(dlx_sync *s) {
 }
 
 static dlx_status on_frame(dlx_sync *s, uint32_t peer, const dlxi_frame *frame, dlx_error *error) {
-    if (peer == DLXI_SITE_COORDINATOR) return act(s, dlxi_site_on_frame(s->site, frame, dlxi_sync_now_ms()), error);
+    if (peer == DLXI_SITE_COORDINATOR)
+        return act(s, dlxi_site_on_frame(s->site, frame, dlxi_sync_now_ms()), error);
     if (frame->site != peer) DLX_FAIL(error, DATA, "site %u speaks for site %u", peer, frame->site);
     if (frame->rank != s->settings.rank)
         DLX_FAIL(error, DATA,
-                 "rank %u of site %u speaks to rank %u; check wan.listen: each rank needs ports of its own",
+                 "rank %u of site %u speaks to rank %u; check wan.listen: each rank needs ports of "
+                 "its own",
                  frame->rank, peer, s->settings.rank);
     switch (frame->kind) {
     case DLXI_FRAME_ANCHOR:
@@ -283,7 +292,7 @@ static dlx_status on_frame(dlx_sync *s, uint32_t peer, const dlxi_frame *frame, 
     }
 }
 
-void dlxi_sync_breathe(void *context) {
+void dlxi_sync_keepalive(void *context) {
     dlx_sync *s = context;
     dlxi_site_keep_alive(s->site, dlxi_sync_now_ms());
     send_control(s);
@@ -294,19 +303,23 @@ void *dlxi_sync_thread(void *context) {
     dlx_error error;
     while (take_requests(s)) {
         dlx_status status = DLX_OK;
-        if (s->site->phase == DLXI_SITE_RUNNING) status = give_up_attempt(s, poll_exchange(s, &error), &error);
+        if (s->site->phase == DLXI_SITE_RUNNING)
+            status = give_up_attempt(s, poll_exchange(s, &error), &error);
         send_control(s);
         uint32_t peer;
         dlxi_frame frame;
-        if (status == DLX_OK) status = s->link->op->receive(s->link, DLXI_SYNC_TICK_MS, &peer, &frame, &error);
-        /* all that is there, before the coordinator is found silent; but no peer may keep this thread to itself */
+        if (status == DLX_OK)
+            status = s->link->op->receive(s->link, DLXI_SYNC_TICK_MS, &peer, &frame, &error);
+        /* all that is there, before the coordinator is found silent; but no peer may keep this
+         * thread to itself */
         for (int i = 0; status == DLX_OK && i < FRAMES_AT_ONCE; i++) {
             status = on_frame(s, peer, &frame, &error);
             if (status == DLX_OK) status = s->link->op->receive(s->link, 0, &peer, &frame, &error);
         }
         if (status == DLX_OK || dlx_status_class_of(status) == DLX_CLASS_RETRY)
             status = act(s, dlxi_site_on_tick(s->site, dlxi_sync_now_ms()), &error);
-        if (status != DLX_OK && dlx_status_class_of(status) != DLX_CLASS_RETRY && s->site->phase != DLXI_SITE_DONE)
+        if (status != DLX_OK && dlx_status_class_of(status) != DLX_CLASS_RETRY &&
+            s->site->phase != DLXI_SITE_DONE)
             fail_telling(s, &error);
     }
     send_control(s); /* last words; the link gives them time when it closes */

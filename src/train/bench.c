@@ -1,5 +1,6 @@
-/* How fast a training step is beside the machine's best product, for the GPT-2 124M shape; and what the stages of a
- * pipeline cost. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* How fast a training step is beside the machine's best product, for the GPT-2 124M shape; and what
+ * the stages of a pipeline cost. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,8 +17,8 @@ static int by_value(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-static dlx_status timed_step(double *seconds, dlxi_stage *stage, dlxi_optimizer *optimizer, const uint32_t *tokens,
-                             const uint32_t *targets, dlx_error *error) {
+static dlx_status timed_step(double *seconds, dlxi_stage *stage, dlxi_optimizer *optimizer,
+                             const uint32_t *tokens, const uint32_t *targets, dlx_error *error) {
     double loss, begun_s = dlxi_clock_s();
     dlxi_stage_zero_gradients(stage);
     DLX_TRY(dlxi_stage_forward(stage, 0, tokens, NULL, targets, &loss, error));
@@ -28,8 +29,8 @@ static dlx_status timed_step(double *seconds, dlxi_stage *stage, dlxi_optimizer 
     return DLX_OK;
 }
 
-dlx_status dlxi_bench_model(dlx_bench_model_result *result, uint32_t batch, uint32_t length, uint32_t steps,
-                            int threads, bool f32, dlx_error *error) {
+dlx_status dlxi_bench_model(dlx_bench_model_result *result, uint32_t batch, uint32_t length,
+                            uint32_t steps, int threads, bool f32, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_kernels *kernels = NULL;
     dlxi_stage *stage = NULL;
@@ -37,12 +38,14 @@ dlx_status dlxi_bench_model(dlx_bench_model_result *result, uint32_t batch, uint
     uint32_t *tokens = NULL, *targets = NULL;
     double *seconds = NULL;
     dlxi_model_config config = dlxi_model_config_default(DLXI_FAMILY_GPT2);
-    config.layers = 12, config.width = 768, config.heads = config.kv_heads = 12, config.mlp_width = 3072;
+    config.layers = 12, config.width = 768, config.heads = config.kv_heads = 12,
+    config.mlp_width = 3072;
     config.context = 1024, config.vocabulary = 50304;
     dlxi_stage_options options = dlxi_stage_options_whole(&config, batch, length, 1);
     dlxi_optimizer_options adamw = dlxi_optimizer_options_default(DLXI_OPTIMIZER_ADAMW);
     int64_t count;
-    DLX_TRY_OUT(dlxi_kernels_open(&kernels, "fast", f32 ? DLXI_PRECISION_F32 : DLXI_PRECISION_AUTO, threads, error));
+    DLX_TRY_OUT(dlxi_kernels_open(&kernels, "fast", f32 ? DLXI_PRECISION_F32 : DLXI_PRECISION_AUTO,
+                                  threads, error));
     DLX_TRY_OUT(dlxi_stage_open(&stage, &config, &options, kernels, error));
     dlxi_parameter *parameters = dlxi_stage_parameters(stage, &count);
     DLX_TRY_OUT(dlxi_optimizer_open(&optimizer, &adamw, parameters, count, kernels, error));
@@ -55,15 +58,18 @@ dlx_status dlxi_bench_model(dlx_bench_model_result *result, uint32_t batch, uint
     }
     double first_s;
     DLX_TRY_OUT(timed_step(&first_s, stage, optimizer, tokens, targets, error));
-    for (uint32_t i = 0; i < steps; i++) DLX_TRY_OUT(timed_step(&seconds[i], stage, optimizer, tokens, targets, error));
+    for (uint32_t i = 0; i < steps; i++)
+        DLX_TRY_OUT(timed_step(&seconds[i], stage, optimizer, tokens, targets, error));
     qsort(seconds, steps, sizeof *seconds, by_value);
-    *result = (dlx_bench_model_result){.backend = kernels->op->name,
-                                       .precision = kernels->precision == DLXI_PRECISION_BF16 ? "bf16" : "f32",
-                                       .parameters = (uint64_t)dlxi_model_parameter_count(&config, true),
-                                       .step_s_median = seconds[steps / 2],
-                                       .step_s_min = seconds[0],
-                                       .step_s_max = seconds[steps - 1]};
-    result->model_flops_per_s = 6.0 * (double)result->parameters * batch * length / result->step_s_median;
+    *result = (dlx_bench_model_result){
+        .backend = kernels->op->name,
+        .precision = kernels->precision == DLXI_PRECISION_BF16 ? "bf16" : "f32",
+        .parameters = (uint64_t)dlxi_model_parameter_count(&config, true),
+        .step_s_median = seconds[steps / 2],
+        .step_s_min = seconds[0],
+        .step_s_max = seconds[steps - 1]};
+    result->model_flops_per_s =
+        6.0 * (double)result->parameters * batch * length / result->step_s_median;
     DLX_TRY_OUT(dlxi_kernels_product_rate(&result->product_flops_per_s, kernels, 1024, 5, error));
     result->share = result->model_flops_per_s / result->product_flops_per_s;
 out:
@@ -76,7 +82,7 @@ out:
     return status;
 }
 
-static void write_cut(char *text, size_t text_bytes, const dlxi_cut *cut) {
+static void write_cut(char *text, size_t text_bytes, const dlxi_partition *cut) {
     size_t at = 0;
     text[0] = '\0';
     for (int s = 0; s < cut->stages && at < text_bytes; s++)
@@ -85,7 +91,7 @@ static void write_cut(char *text, size_t text_bytes, const dlxi_cut *cut) {
 }
 
 /* Mean over slowest: what of the stages' time is work where they wait for each other. */
-static double balance(const dlxi_cut *cut, const dlxi_costs *costs) {
+static double balance(const dlxi_partition *cut, const dlxi_costs *costs) {
     double sum = 0, slowest = 0;
     for (int s = 0; s < cut->stages; s++) {
         double stage = costs->block * (double)(cut->first_layer[s + 1] - cut->first_layer[s]);
@@ -97,25 +103,27 @@ static double balance(const dlxi_cut *cut, const dlxi_costs *costs) {
     return sum / cut->stages / slowest;
 }
 
-dlx_status dlxi_bench_stages(dlx_bench_stages_result *result, const dlxi_config *config, int stages, dlx_error *error) {
+dlx_status dlxi_bench_stages(dlx_bench_stages_result *result, const dlxi_config *config, int stages,
+                             dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_kernels *kernels = NULL;
     dlxi_model_config model = dlxi_config_model(config);
     dlxi_costs measured, estimated = dlxi_costs_estimate(&model, model.context);
-    dlxi_cut cut;
-    DLX_TRY_OUT(
-        dlxi_kernels_open(&kernels, "auto", (dlxi_precision)config->train.precision, (int)config->site.threads, error));
-    DLX_TRY_OUT(dlxi_costs_measure(&measured, &model, dlxi_config_micro_batch(config), model.context, kernels, error));
+    dlxi_partition cut;
+    DLX_TRY_OUT(dlxi_kernels_open(&kernels, "auto", (dlxi_precision)config->train.precision,
+                                  (int)config->site.threads, error));
+    DLX_TRY_OUT(dlxi_costs_measure(&measured, &model, dlxi_config_micro_batch(config),
+                                   model.context, kernels, error));
     *result = (dlx_bench_stages_result){.block_s = measured.block,
                                         .embedding_s = measured.embedding,
                                         .head_s = measured.head,
                                         .block_share = 1,
                                         .embedding_share = estimated.embedding / estimated.block,
                                         .head_share = estimated.head / estimated.block};
-    DLX_TRY_OUT(dlxi_cut_balanced(&cut, &model, &measured, stages, error));
+    DLX_TRY_OUT(dlxi_partition_balanced(&cut, &model, &measured, stages, error));
     write_cut(result->measured_cut, sizeof result->measured_cut, &cut);
     result->measured_balance = balance(&cut, &measured);
-    DLX_TRY_OUT(dlxi_cut_balanced(&cut, &model, &estimated, stages, error));
+    DLX_TRY_OUT(dlxi_partition_balanced(&cut, &model, &estimated, stages, error));
     write_cut(result->estimated_cut, sizeof result->estimated_cut, &cut);
     result->estimated_balance = balance(&cut, &measured);
 out:

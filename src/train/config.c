@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "train/config.h"
 
 #include <string.h>
@@ -25,59 +26,78 @@ static const char *const securities[] = {"curve", "none", NULL};
 static const dlxi_option options[] = {
     STRING("run.name", run.name, "quickstart", "what the run is called"),
     INTEGER("run.seed", run.seed, 0, 1e15, "1", "of starting weights, data order and compression"),
-    STRING("run.dir", run.dir, "runs/quickstart", "where metrics, summary and weights go", .site_may_differ = true),
+    STRING("run.dir", run.dir, "runs/quickstart", "where metrics, summary and weights go",
+           .site_may_differ = true),
 
     CHOICE("model.family", model.family, families, "llama", "gpt2 (also OPT) or llama (also Qwen)"),
     INTEGER("model.layers", model.layers, 1, 1000, "4", "blocks"),
-    INTEGER("model.width", model.width, 2, 65536, "256", "of the residual stream; a multiple of heads"),
+    INTEGER("model.width", model.width, 2, 65536, "256",
+            "of the residual stream; a multiple of heads"),
     INTEGER("model.heads", model.heads, 1, 1024, "8", "attention heads"),
     INTEGER("model.kv_heads", model.kv_heads, 0, 1024, "4",
             "key and value heads, a divisor of heads; 0: as many as heads"),
     INTEGER("model.mlp_width", model.mlp_width, 1, 262144, "704", "hidden width of a block's MLP"),
     INTEGER("model.context", model.context, 2, 65536, "256", "tokens in a window"),
     INTEGER("model.vocabulary", model.vocabulary, 2, 1e6, "256", "at least the data's"),
-    CHOICE("model.activation", model.activation, activations, "gelu", "gpt2's MLP; llama has SwiGLU"),
+    CHOICE("model.activation", model.activation, activations, "gelu",
+           "gpt2's MLP; llama has SwiGLU"),
     BOOLEAN("model.qkv_bias", model.qkv_bias, "false", "llama: biases on q, k and v, as Qwen has"),
     BOOLEAN("model.tied_head", model.tied_head, "false", "the head is the embedding table"),
-    REAL("model.rope_theta", model.rope_theta, 1, 1e9, "10000", "llama: base of the rotary embedding"),
+    REAL("model.rope_theta", model.rope_theta, 1, 1e9, "10000",
+         "llama: base of the rotary embedding"),
     REAL("model.norm_epsilon", model.norm_epsilon, 1e-12, 1e-2, "1e-5", "added to variances"),
 
-    STRING("data.train", data.train, "data/kjv.train.tokens", "token shard", .site_may_differ = true),
-    STRING("data.validation", data.validation, "data/kjv.validation.tokens", "token shard", .site_may_differ = true),
+    STRING("data.train", data.train, "data/kjv.train.tokens", "token shard",
+           .site_may_differ = true),
+    STRING("data.validation", data.validation, "data/kjv.validation.tokens", "token shard",
+           .site_may_differ = true),
 
     REAL("train.tokens", train.tokens, 1, 1e15, "1.0e6", "of the whole run, all sites"),
     INTEGER("train.batch", train.batch, 1, 1e6, "4", "windows a site and inner step"),
-    INTEGER("train.micro_batch", train.micro_batch, 1, 1e6, "auto",
-            "windows at a time in a replica; auto: up to 4, and enough micro-batches for the stages",
-            .allow_auto = true),
-    CHOICE("train.optimizer", train.optimizer, optimizers, "muon", "muon: for hidden matrices, adamw for the rest"),
-    REAL("train.learning_rate", train.learning_rate, 0, 100, "3e-3", "of the inner optimiser, at its peak"),
-    REAL("train.final_learning_rate", train.final_learning_rate, 0, 1, "0.1", "at the end, as a share of the peak"),
+    INTEGER(
+        "train.micro_batch", train.micro_batch, 1, 1e6, "auto",
+        "windows at a time in a replica; auto: up to 4, and enough micro-batches for the stages",
+        .allow_auto = true),
+    CHOICE("train.optimizer", train.optimizer, optimizers, "muon",
+           "muon: for hidden matrices, adamw for the rest"),
+    REAL("train.learning_rate", train.learning_rate, 0, 100, "3e-3",
+         "of the inner optimiser, at its peak"),
+    REAL("train.final_learning_rate", train.final_learning_rate, 0, 1, "0.1",
+         "at the end, as a share of the peak"),
     REAL("train.warmup_tokens", train.warmup_tokens, 0, 1e15, "1.0e5", "over which the rate rises"),
     REAL("train.weight_decay", train.weight_decay, 0, 10, "0.1", "decoupled, on matrices"),
-    REAL("train.clip_norm", train.clip_norm, 0, 1e9, "1.0", "largest norm of all gradients together; 0: any"),
-    CHOICE("train.precision", train.precision, precisions, "auto", "of products; auto: bf16 where the CPU has it",
-           .site_may_differ = true),
+    REAL("train.clip_norm", train.clip_norm, 0, 1e9, "1.0",
+         "largest norm of all gradients together; 0: any"),
+    CHOICE("train.precision", train.precision, precisions, "auto",
+           "of products; auto: bf16 where the CPU has it", .site_may_differ = true),
     CHOICE("train.backend", train.backend, backends, "auto", "kernels", .site_may_differ = true),
     BOOLEAN("train.recompute", train.recompute, "false",
-            "keep the inputs of blocks only and run their forward pass again: less memory, a third more time"),
-    REAL("train.eval_tokens", train.eval_tokens, 1, 1e15, "2.0e5", "of the validation shard, all sites together"),
+            "keep the inputs of blocks only and run their forward pass again: less memory, a third "
+            "more time"),
+    REAL("train.eval_tokens", train.eval_tokens, 1, 1e15, "2.0e5",
+         "of the validation shard, all sites together"),
 
-    INTEGER("site.stages", site.stages, 1, DLXI_STAGES_MAX, "1", "pipeline stages that the layers are cut into"),
-    INTEGER("site.replicas", site.replicas, 1, DLXI_RANKS_MAX, "1", "of each stage; batch is divided among them"),
-    STRING("site.cut", site.cut, "auto", "layers of each stage, as 9,3; auto: so that stages take equally long"),
+    INTEGER("site.stages", site.stages, 1, DLXI_STAGES_MAX, "1",
+            "pipeline stages that the layers are cut into"),
+    INTEGER("site.replicas", site.replicas, 1, DLXI_RANKS_MAX, "1",
+            "of each stage; batch is divided among them"),
+    STRING("site.cut", site.cut, "auto",
+           "layers of each stage, as 9,3; auto: so that stages take equally long"),
     INTEGER("site.threads", site.threads, 1, 1024, "1", "of a rank", .site_may_differ = true),
 
-    CHOICE("sync.overlap", sync.overlap, overlaps, "carry", "what training does while a round's update travels"),
+    CHOICE("sync.overlap", sync.overlap, overlaps, "carry",
+           "what training does while a round's update travels"),
     INTEGER("sync.inner_steps", sync.inner_steps, 1, 100000, "16", "H: inner steps a round"),
-    INTEGER("sync.inner_steps_min", sync.inner_steps_min, 1, 100000, "1", "adaptation's lower bound of H"),
+    INTEGER("sync.inner_steps_min", sync.inner_steps_min, 1, 100000, "1",
+            "adaptation's lower bound of H"),
     INTEGER("sync.inner_steps_max", sync.inner_steps_max, 0, 200000, "0",
             "train on past H to here while an exchange is late; 0: 1.5 H"),
-    CHOICE("sync.pace", sync.pace, paces, "rate", "rate: H grows as the inner learning rate falls, up to ten times"),
+    CHOICE("sync.pace", sync.pace, paces, "rate",
+           "rate: H grows as the inner learning rate falls, up to ten times"),
     INTEGER("sync.exchange_steps", sync.exchange_steps, 0, 100000, "0",
             "carry: apply exactly so many steps after handing out; 0: at once"),
-    REAL("sync.outer_learning_rate", sync.outer_learning_rate, 0, 10, "auto", "of the outer Nesterov step",
-         .allow_auto = true),
+    REAL("sync.outer_learning_rate", sync.outer_learning_rate, 0, 10, "auto",
+         "of the outer Nesterov step", .allow_auto = true),
     REAL("sync.outer_momentum", sync.outer_momentum, 0, 0.999, "auto", "of the outer Nesterov step",
          .allow_auto = true),
     CHOICE("sync.adaptation", sync.adaptation, adaptations, "paper",
@@ -89,21 +109,27 @@ static const dlxi_option options[] = {
     INTEGER("sync.compression.rank_max", sync.compression.rank_max, 0, 1024, "0",
             "adaptation's upper bound; 0: twice rank"),
     CHOICE("sync.compression.bits", sync.compression.bits, widths, "4", "of a value sent"),
-    INTEGER("sync.compression.group", sync.compression.group, 2, 1024, "64", "values that share a scale; even"),
+    INTEGER("sync.compression.group", sync.compression.group, 2, 1024, "64",
+            "values that share a scale; even"),
     BOOLEAN("sync.compression.error_feedback", sync.compression.error_feedback, "true",
             "what was not sent is sent later"),
     BOOLEAN("sync.compression.keep_unsent", sync.compression.keep_unsent, "true",
             "none, carry: a site keeps what it has not sent yet"),
-    BOOLEAN("sync.compression.tables", sync.compression.tables, "true", "embedding and head may be low rank too"),
+    BOOLEAN("sync.compression.tables", sync.compression.tables, "true",
+            "embedding and head may be low rank too"),
 
-    CHOICE("wan.link", wan.link, links, "zmq", "zmq: processes; mem: threads of one process; mpi: ranks of one job"),
+    CHOICE("wan.link", wan.link, links, "zmq",
+           "zmq: processes; mem: threads of one process; mpi: ranks of one job"),
     STRING("wan.coordinator", wan.coordinator, "127.0.0.1:0", "host:port; port 0: any free one",
            .site_may_differ = true),
-    STRING("wan.listen", wan.listen, "", "host[:port] that peers reach this site at; empty: found by itself",
+    STRING("wan.listen", wan.listen, "",
+           "host[:port] that peers reach this site at; empty: found by itself",
            .site_may_differ = true),
     CHOICE("wan.security", wan.security, securities, "curve", "none: on loopback only"),
-    STRING("wan.key", wan.key, "site.key", "this site's secret key, made by dilocox keygen", .site_may_differ = true),
-    STRING("wan.roster", wan.roster, "roster.txt", "names and public keys that may join", .site_may_differ = true),
+    STRING("wan.key", wan.key, "site.key", "this site's secret key, made by dilocox keygen",
+           .site_may_differ = true),
+    STRING("wan.roster", wan.roster, "roster.txt", "names and public keys that may join",
+           .site_may_differ = true),
     REAL("wan.timeout_s", wan.timeout_s, 1, 86400, "10", "a peer not heard of for so long is lost",
          .site_may_differ = true),
 };
@@ -115,8 +141,9 @@ dlxi_model_config dlxi_config_model(const dlxi_config *config) {
     model.layers = config->model.layers;
     model.width = config->model.width;
     model.heads = config->model.heads;
-    model.kv_heads =
-        config->model.kv_heads == 0 || model.family == DLXI_FAMILY_GPT2 ? model.heads : config->model.kv_heads;
+    model.kv_heads = config->model.kv_heads == 0 || model.family == DLXI_FAMILY_GPT2
+                         ? model.heads
+                         : config->model.kv_heads;
     model.mlp_width = config->model.mlp_width;
     model.context = config->model.context;
     model.vocabulary = config->model.vocabulary;
@@ -128,7 +155,8 @@ dlxi_model_config dlxi_config_model(const dlxi_config *config) {
     return model;
 }
 
-/* The largest divisor of `windows` up to `most` that makes at least `micro_batches` of them; 0: there is none. */
+/* The largest divisor of `windows` up to `most` that makes at least `micro_batches` of them; 0:
+ * there is none. */
 static int64_t largest_part(int64_t windows, int64_t most, int64_t micro_batches) {
     for (int64_t part = most < windows ? most : windows; part >= 1; part--)
         if (windows % part == 0 && windows / part >= micro_batches) return part;
@@ -144,13 +172,14 @@ int64_t dlxi_config_micro_batch(const dlxi_config *config) {
     return part != 0 ? part : 1;
 }
 
-dlx_status dlxi_config_cut(dlxi_cut *out, const dlxi_config *config, dlx_error *error) {
+dlx_status dlxi_config_partition(dlxi_partition *out, const dlxi_config *config, dlx_error *error) {
     dlxi_model_config model = dlxi_config_model(config);
     int stages = (int)config->site.stages;
-    if (strcmp(config->site.cut, "auto") != 0) return dlxi_cut_parse(out, &model, stages, config->site.cut, error);
+    if (strcmp(config->site.cut, "auto") != 0)
+        return dlxi_partition_parse(out, &model, stages, config->site.cut, error);
     dlxi_costs costs = dlxi_costs_estimate(&model, config->model.context);
     if (config->train.recompute) costs = dlxi_costs_with_recompute(costs);
-    return dlxi_cut_balanced(out, &model, &costs, stages, error);
+    return dlxi_partition_balanced(out, &model, &costs, stages, error);
 }
 
 int dlxi_config_bits(const dlxi_config *config) {
@@ -165,29 +194,33 @@ const char *dlxi_config_overlap_name(const dlxi_config *config) {
 static dlx_status check_site(const dlxi_config *config, dlx_error *error) {
     long long batch = config->train.batch, micro_batch = dlxi_config_micro_batch(config);
     long long stages = config->site.stages, replicas = config->site.replicas;
-    dlxi_cut cut;
+    dlxi_partition cut;
     if (stages > config->model.layers)
-        DLX_FAIL(error, CONFIG, "site.stages: %lld is more than model.layers; allowed: 1 to %lld", stages,
-                 (long long)config->model.layers);
+        DLX_FAIL(error, CONFIG, "site.stages: %lld is more than model.layers; allowed: 1 to %lld",
+                 stages, (long long)config->model.layers);
     if (stages * replicas > DLXI_RANKS_MAX)
-        DLX_FAIL(error, CONFIG, "site.replicas: %lld of %lld stages are %lld ranks; allowed: up to %d", replicas,
+        DLX_FAIL(error, CONFIG,
+                 "site.replicas: %lld of %lld stages are %lld ranks; allowed: up to %d", replicas,
                  stages, stages * replicas, DLXI_RANKS_MAX);
     if (replicas == 1 && batch % micro_batch != 0)
-        DLX_FAIL(error, CONFIG, "train.micro_batch: %lld does not divide train.batch, %lld; set a divisor", micro_batch,
-                 batch);
+        DLX_FAIL(error, CONFIG,
+                 "train.micro_batch: %lld does not divide train.batch, %lld; set a divisor",
+                 micro_batch, batch);
     if (batch % (replicas * micro_batch) != 0)
-        DLX_FAIL(
-            error, CONFIG,
-            "train.batch: %lld windows can't be divided among %lld replicas in micro-batches of %lld; set a multiple "
-            "of %lld",
-            batch, replicas, micro_batch, replicas * micro_batch);
+        DLX_FAIL(error, CONFIG,
+                 "train.batch: %lld windows can't be divided among %lld replicas in micro-batches "
+                 "of %lld; set a multiple "
+                 "of %lld",
+                 batch, replicas, micro_batch, replicas * micro_batch);
     if (batch / (replicas * micro_batch) < stages)
         DLX_FAIL(error, CONFIG,
-                 "train.micro_batch: %lld of train.batch %lld makes %lld micro-batches in a replica, fewer than %lld "
+                 "train.micro_batch: %lld of train.batch %lld makes %lld micro-batches in a "
+                 "replica, fewer than %lld "
                  "stages; "
                  "set train.batch to %lld or more, or smaller micro-batches",
-                 micro_batch, batch, batch / (replicas * micro_batch), stages, replicas * micro_batch * stages);
-    return dlxi_config_cut(&cut, config, error);
+                 micro_batch, batch, batch / (replicas * micro_batch), stages,
+                 replicas * micro_batch * stages);
+    return dlxi_config_partition(&cut, config, error);
 }
 
 dlx_status dlxi_config_check(const dlxi_config *config, dlx_error *error) {
@@ -195,26 +228,35 @@ dlx_status dlxi_config_check(const dlxi_config *config, dlx_error *error) {
     DLX_TRY(dlxi_model_config_validate(&model, error));
     DLX_TRY(check_site(config, error));
     if (config->sync.inner_steps_min > config->sync.inner_steps)
-        DLX_FAIL(error, CONFIG, "sync.inner_steps_min: %lld is out of range; allowed: 1 to sync.inner_steps, %lld",
-                 (long long)config->sync.inner_steps_min, (long long)config->sync.inner_steps);
-    if (config->sync.inner_steps_max != 0 && config->sync.inner_steps_max < config->sync.inner_steps)
         DLX_FAIL(error, CONFIG,
-                 "sync.inner_steps_max: %lld is out of range; allowed: 0, or sync.inner_steps, %lld, and more",
+                 "sync.inner_steps_min: %lld is out of range; allowed: 1 to sync.inner_steps, %lld",
+                 (long long)config->sync.inner_steps_min, (long long)config->sync.inner_steps);
+    if (config->sync.inner_steps_max != 0 &&
+        config->sync.inner_steps_max < config->sync.inner_steps)
+        DLX_FAIL(error, CONFIG,
+                 "sync.inner_steps_max: %lld is out of range; allowed: 0, or sync.inner_steps, "
+                 "%lld, and more",
                  (long long)config->sync.inner_steps_max, (long long)config->sync.inner_steps);
     if (config->sync.exchange_steps > config->sync.inner_steps)
-        DLX_FAIL(error, CONFIG, "sync.exchange_steps: %lld is out of range; allowed: 0 to sync.inner_steps, %lld",
+        DLX_FAIL(error, CONFIG,
+                 "sync.exchange_steps: %lld is out of range; allowed: 0 to sync.inner_steps, %lld",
                  (long long)config->sync.exchange_steps, (long long)config->sync.inner_steps);
     if (config->sync.compression.group % 2 != 0)
         DLX_FAIL(error, CONFIG, "sync.compression.group: %lld is odd; allowed: even, 2 to 1024",
                  (long long)config->sync.compression.group);
     if (config->sync.compression.rank_min > config->sync.compression.rank)
         DLX_FAIL(error, CONFIG,
-                 "sync.compression.rank_min: %lld is out of range; allowed: 0 to sync.compression.rank, %lld",
-                 (long long)config->sync.compression.rank_min, (long long)config->sync.compression.rank);
-    if (config->sync.compression.rank_max != 0 && config->sync.compression.rank_max < config->sync.compression.rank)
+                 "sync.compression.rank_min: %lld is out of range; allowed: 0 to "
+                 "sync.compression.rank, %lld",
+                 (long long)config->sync.compression.rank_min,
+                 (long long)config->sync.compression.rank);
+    if (config->sync.compression.rank_max != 0 &&
+        config->sync.compression.rank_max < config->sync.compression.rank)
         DLX_FAIL(error, CONFIG,
-                 "sync.compression.rank_max: %lld is out of range; allowed: 0, or sync.compression.rank, %lld, "
+                 "sync.compression.rank_max: %lld is out of range; allowed: 0, or "
+                 "sync.compression.rank, %lld, "
                  "and more",
-                 (long long)config->sync.compression.rank_max, (long long)config->sync.compression.rank);
+                 (long long)config->sync.compression.rank_max,
+                 (long long)config->sync.compression.rank);
     return DLX_OK;
 }

@@ -1,11 +1,12 @@
-/* A run's options: the one table that drives the config file, --set, printed defaults, help, and the comparison of
- * sites. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A run's options: the one table that drives the config file, --set, printed defaults, help, and
+ * the comparison of sites. */
 #ifndef DLXI_TRAIN_CONFIG_H
 #define DLXI_TRAIN_CONFIG_H
 
-#include "base/options.h"
+#include "options/options.h"
 #include "model/optimizer.h"
-#include "pipeline/cut.h"
+#include "pipeline/partition.h"
 
 enum { DLXI_CONFIG_PATH_BYTES = 512 };
 
@@ -49,7 +50,8 @@ typedef struct dlxi_config {
     } sync;
     struct {
         int link, security;
-        char coordinator[128], listen[128], key[DLXI_CONFIG_PATH_BYTES], roster[DLXI_CONFIG_PATH_BYTES];
+        char coordinator[128], listen[128], key[DLXI_CONFIG_PATH_BYTES],
+            roster[DLXI_CONFIG_PATH_BYTES];
         double timeout_s;
     } wan;
 } dlxi_config;
@@ -60,8 +62,9 @@ extern const dlxi_option_table dlxi_config_table;
 dlx_status dlxi_config_check(const dlxi_config *config, dlx_error *error);
 
 dlxi_model_config dlxi_config_model(const dlxi_config *config);
-int64_t dlxi_config_micro_batch(const dlxi_config *config); /* train.micro_batch, or what `auto` means */
-dlx_status dlxi_config_cut(dlxi_cut *out, const dlxi_config *config, dlx_error *error);
+/* train.micro_batch, or what `auto` means */
+int64_t dlxi_config_micro_batch(const dlxi_config *config);
+dlx_status dlxi_config_partition(dlxi_partition *out, const dlxi_config *config, dlx_error *error);
 int dlxi_config_bits(const dlxi_config *config); /* 4, 8, 16, 32 */
 const char *dlxi_config_overlap_name(const dlxi_config *config);
 

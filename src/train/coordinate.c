@@ -1,4 +1,6 @@
-/* The coordinator of a run: checks that sites share the config, collects their summaries, writes the run's. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The coordinator of a run: checks that sites share the config, collects their summaries, writes
+ * the run's. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,7 +30,8 @@ static void on_log(void *context, const char *line) {
     if (c->options->on_event != NULL) c->options->on_event(c->options->context, &event);
 }
 
-dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_options *options, dlx_error *error) {
+dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_options *options,
+                           dlx_error *error) {
     dlx_status status = DLX_OK;
     dlx_coordinator *coordinator = NULL;
     collected c = {.options = options, .sites = json_array()};
@@ -36,7 +39,8 @@ dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_optio
     char listen[128], path[DLXI_PATH_BYTES], *shared_text = NULL;
     json_t *merged = NULL;
     DLX_TRY_OUT(dlxi_config_check(config, error));
-    DLX_TRY_OUT(dlxi_config_link(&settings.link, listen, config, options->coordinator, options->hub, 0, error));
+    DLX_TRY_OUT(dlxi_config_link(&settings.link, listen, config, options->coordinator, options->hub,
+                                 0, error));
     DLX_TRY_OUT(dlxi_options_print_canonical(&shared_text, config, &dlxi_config_table, error));
     settings.sites = options->sites;
     settings.tokens = (uint64_t)config->train.tokens;
@@ -51,7 +55,8 @@ dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_optio
     DLX_TRY_OUT(dlxi_path_join(path, config->run.dir, NULL, "summary.json", error));
     (void)remove(path); /* an earlier run's says nothing of this one */
     DLX_TRY_OUT(dlx_coordinator_open(&coordinator, &settings, error));
-    if (options->on_listening != NULL) options->on_listening(options->context, dlx_coordinator_endpoint(coordinator));
+    if (options->on_listening != NULL)
+        options->on_listening(options->context, dlx_coordinator_endpoint(coordinator));
     DLX_TRY_OUT(dlx_coordinator_run(coordinator, error));
     merged = dlxi_summary_merge(c.sites);
     DLX_TRY_OUT(dlxi_summary_write(path, merged, error));

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "train/results.h"
 
 #include <errno.h>
@@ -13,7 +14,8 @@
 dlx_status dlxi_folder_make(const char *path, dlx_error *error) {
     char part[DLXI_PATH_BYTES];
     size_t length = strlen(path);
-    if (length == 0 || length >= sizeof part) DLX_FAIL(error, CONFIG, "run.dir: '%s' is no folder's name", path);
+    if (length == 0 || length >= sizeof part)
+        DLX_FAIL(error, CONFIG, "run.dir: '%s' is no folder's name", path);
     for (size_t i = 1; i <= length; i++) {
         if (path[i] != '/' && path[i] != '\0') continue;
         memcpy(part, path, i);
@@ -24,11 +26,12 @@ dlx_status dlxi_folder_make(const char *path, dlx_error *error) {
     return DLX_OK;
 }
 
-dlx_status dlxi_path_join(char out[DLXI_PATH_BYTES], const char *folder, const char *middle, const char *name,
-                          dlx_error *error) {
+dlx_status dlxi_path_join(char out[DLXI_PATH_BYTES], const char *folder, const char *middle,
+                          const char *name, dlx_error *error) {
     int length = middle == NULL ? snprintf(out, DLXI_PATH_BYTES, "%s/%s", folder, name)
                                 : snprintf(out, DLXI_PATH_BYTES, "%s/%s/%s", folder, middle, name);
-    if (length < 0 || length >= DLXI_PATH_BYTES) DLX_FAIL(error, CONFIG, "run.dir: '%s' is too long", folder);
+    if (length < 0 || length >= DLXI_PATH_BYTES)
+        DLX_FAIL(error, CONFIG, "run.dir: '%s' is too long", folder);
     return DLX_OK;
 }
 
@@ -42,13 +45,15 @@ dlx_status dlxi_metrics_open(dlxi_metrics **out, const char *path, dlx_error *er
     dlxi_text_copy((*out)->path, sizeof(*out)->path, path);
     (*out)->file = fopen(path, "w");
     if ((*out)->file != NULL) return DLX_OK;
-    dlx_status status = dlxi_error_set(error, DLX_SYSTEM, "%s: can't write: %s", path, strerror(errno));
+    dlx_status status =
+        dlxi_error_set(error, DLX_SYSTEM, "%s: can't write: %s", path, strerror(errno));
     dlxi_metrics_close(out);
     return status;
 }
 
 dlx_status dlxi_metrics_write(dlxi_metrics *metrics, json_t *line, dlx_error *error) {
-    bool fine = line != NULL && json_dumpf(line, metrics->file, JSON_COMPACT | JSON_REAL_PRECISION(9)) == 0 &&
+    bool fine = line != NULL &&
+                json_dumpf(line, metrics->file, JSON_COMPACT | JSON_REAL_PRECISION(9)) == 0 &&
                 fputc('\n', metrics->file) != EOF && fflush(metrics->file) == 0;
     json_decref(line);
     if (!fine) DLX_FAIL(error, SYSTEM, "%s: can't write; is the disk full?", metrics->path);
@@ -74,7 +79,7 @@ dlx_status dlxi_summary_write(const char *path, const json_t *summary, dlx_error
     return status;
 }
 
-/* ---- merging --------------------------------------------------------------------------------------------------- */
+/* ---- merging --------------------------------------------------------------------------------- */
 
 static double number(const json_t *site, const char *key) {
     return json_number_value(json_object_get(site, key));
@@ -97,7 +102,8 @@ static double most(const json_t *sites, const char *key) {
 }
 
 static json_t *ratio(double numerator, double denominator) {
-    return denominator > 0 && isfinite(numerator) ? json_real(numerator / denominator) : json_null();
+    return denominator > 0 && isfinite(numerator) ? json_real(numerator / denominator)
+                                                  : json_null();
 }
 
 /* One value an object, or null where the sites differ. */
@@ -117,7 +123,8 @@ json_t *dlxi_summary_merge(const json_t *sites) {
     size_t i;
     json_t *site;
     json_array_foreach(sites, i, site) utilization += number(site, "utilization") / count;
-    double sent = sum(sites, "wan_bytes_sent") / count, equivalent = sum(sites, "allreduce_bytes_equivalent") / count;
+    double sent = sum(sites, "wan_bytes_sent") / count,
+           equivalent = sum(sites, "allreduce_bytes_equivalent") / count;
     double val_tokens = sum(sites, "val_tokens");
     json_t *merged = json_pack("{s:i}", "version", DLXI_SUMMARY_VERSION);
     const struct {

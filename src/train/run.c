@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "train/run.h"
 
 #include <math.h>
@@ -16,7 +17,8 @@ enum { PACE_MAX = 10 };
 /* The first rank speaks for its site. */
 static void tell(const site_run *r, dlx_event *event) {
     event->site = r->options->site;
-    if (r->rank == 0 && r->options->on_event != NULL) r->options->on_event(r->options->context, event);
+    if (r->rank == 0 && r->options->on_event != NULL)
+        r->options->on_event(r->options->context, event);
 }
 
 static void on_log(void *context, const char *line) {
@@ -24,16 +26,18 @@ static void on_log(void *context, const char *line) {
     tell(context, &event);
 }
 
-/* ---- opening --------------------------------------------------------------------------------------------------- */
+/* ---- opening --------------------------------------------------------------------------------- */
 
 static dlx_status open_data(site_run *r, dlx_error *error) {
     const dlxi_config *c = r->config;
-    DLX_TRY(dlxi_shard_open(&r->train_shard, "data.train", c->data.train, error));
-    DLX_TRY(dlxi_shard_open(&r->validation_shard, "data.validation", c->data.validation, error));
-    DLX_TRY(dlxi_shard_check_vocabulary(r->train_shard, c->model.vocabulary, error));
-    DLX_TRY(dlxi_shard_check_vocabulary(r->validation_shard, c->model.vocabulary, error));
-    DLX_TRY(dlxi_shard_check_same_tokenizer(r->validation_shard, r->train_shard, error));
-    return dlxi_sampler_open(&r->sampler, r->train_shard, c->model.context, (uint64_t)c->run.seed, error);
+    DLX_TRY(dlxi_token_file_open(&r->train_file, "data.train", c->data.train, error));
+    DLX_TRY(
+        dlxi_token_file_open(&r->validation_file, "data.validation", c->data.validation, error));
+    DLX_TRY(dlxi_token_file_check_vocabulary(r->train_file, c->model.vocabulary, error));
+    DLX_TRY(dlxi_token_file_check_vocabulary(r->validation_file, c->model.vocabulary, error));
+    DLX_TRY(dlxi_token_file_check_same_tokenizer(r->validation_file, r->train_file, error));
+    return dlxi_sampler_open(&r->sampler, r->train_file, c->model.context, (uint64_t)c->run.seed,
+                             error);
 }
 
 static dlx_status open_place(site_run *r, dlx_error *error) {
@@ -44,10 +48,12 @@ static dlx_status open_place(site_run *r, dlx_error *error) {
     if (cluster == NULL && stages * replicas == 1) return DLX_OK;
     if (cluster == NULL)
         DLX_FAIL(error, CONFIG,
-                 "site.stages %lld × site.replicas %lld: a site of %lld ranks is started by MPI: mpirun -n %lld "
+                 "site.stages %lld × site.replicas %lld: a site of %lld ranks is started by MPI: "
+                 "mpirun -n %lld "
                  "dilocox train …",
                  stages, replicas, stages * replicas, stages * replicas);
-    DLX_TRY(dlxi_place_open(&r->place, cluster, (int)r->options->job_sites, (int)stages, (int)replicas, error));
+    DLX_TRY(dlxi_place_open(&r->place, cluster, (int)r->options->job_sites, (int)stages,
+                            (int)replicas, error));
     r->rank = r->place->rank;
     r->ranks = r->place->ranks;
     return DLX_OK;
@@ -57,10 +63,11 @@ static dlx_status open_model(site_run *r, dlx_error *error) {
     const dlxi_config *c = r->config;
     static const char *const backends[] = {"auto", "fast", "ref"};
     dlxi_model_config model = dlxi_config_model(c);
-    dlxi_optimizer_options optimizer = dlxi_optimizer_options_default((dlxi_optimizer_kind)c->train.optimizer);
+    dlxi_optimizer_options optimizer =
+        dlxi_optimizer_options_default((dlxi_optimizer_kind)c->train.optimizer);
     optimizer.weight_decay = (float)c->train.weight_decay;
     optimizer.clip_norm = (float)c->train.clip_norm;
-    DLX_TRY(dlxi_config_cut(&r->cut, c, error));
+    DLX_TRY(dlxi_config_partition(&r->cut, c, error));
     dlxi_pipeline_options pipeline = {.place = r->ranks > 1 ? r->place : NULL,
                                       .cut = r->cut,
                                       .batch = c->train.batch,
@@ -69,11 +76,12 @@ static dlx_status open_model(site_run *r, dlx_error *error) {
                                       .seed = (uint64_t)c->run.seed,
                                       .sampler = &r->sampler,
                                       .interrupted = r->options->interrupted};
-    DLX_TRY(dlxi_kernels_open(&r->kernels, backends[c->train.backend], (dlxi_precision)c->train.precision,
-                              (int)c->site.threads, error));
+    DLX_TRY(dlxi_kernels_open(&r->kernels, backends[c->train.backend],
+                              (dlxi_precision)c->train.precision, (int)c->site.threads, error));
     DLX_TRY(dlxi_pipeline_open(&r->pipeline, &model, &pipeline, r->kernels, error));
     r->parameters = dlxi_pipeline_owned(r->pipeline, &r->parameter_count);
-    DLX_TRY(dlxi_optimizer_open(&r->optimizer, &optimizer, r->parameters, r->parameter_count, r->kernels, error));
+    DLX_TRY(dlxi_optimizer_open(&r->optimizer, &optimizer, r->parameters, r->parameter_count,
+                                r->kernels, error));
     DLX_TRY(DLXI_NEW(&r->tensors, r->parameter_count, error));
     DLX_TRY(DLXI_NEW(&r->gradients, r->parameter_count, error));
     for (int64_t i = 0; i < r->parameter_count; i++) {
@@ -90,11 +98,12 @@ static dlx_status open_model(site_run *r, dlx_error *error) {
     return DLXI_NEW(&r->positions, c->train.batch, error);
 }
 
-dlx_status dlxi_config_link(dlx_link_config *out, char listen[128], const dlxi_config *config, const char *coordinator,
-                            dlx_hub *hub, int rank, dlx_error *error) {
+dlx_status dlxi_config_link(dlx_link_config *out, char listen[128], const dlxi_config *config,
+                            const char *coordinator, dlx_hub *hub, int rank, dlx_error *error) {
     enum { PORTS_A_RANK = 64 /* one a site, at most */ };
     *out = (dlx_link_config){.hub = hub,
-                             .coordinator = coordinator != NULL ? coordinator : config->wan.coordinator,
+                             .coordinator =
+                                 coordinator != NULL ? coordinator : config->wan.coordinator,
                              .listen_host = listen,
                              .unencrypted = config->wan.security == 1,
                              .key_path = config->wan.key,
@@ -106,8 +115,10 @@ dlx_status dlxi_config_link(dlx_link_config *out, char listen[128], const dlxi_c
         long port = strtol(colon + 1, &end, 10);
         long most = 65536 - PORTS_A_RANK * (config->site.stages * config->site.replicas);
         if (*end != '\0' || port < 0 || port > most)
-            DLX_FAIL(error, CONFIG, "wan.listen: '%s' is no host:port; the port is 0 to %ld (each rank uses %d ports)",
-                     config->wan.listen, most > 0 ? most : 0, PORTS_A_RANK);
+            DLX_FAIL(
+                error, CONFIG,
+                "wan.listen: '%s' is no host:port; the port is 0 to %ld (each rank uses %d ports)",
+                config->wan.listen, most > 0 ? most : 0, PORTS_A_RANK);
         out->listen_port = (uint16_t)(port == 0 ? 0 : port + PORTS_A_RANK * rank);
         *colon = '\0';
     }
@@ -118,7 +129,8 @@ static dlx_status gather(void *place, void *all, const void *own, size_t bytes, 
     return dlxi_place_gather(place, all, own, bytes, error);
 }
 
-/* The others of this site will see the failure at the end of a step; one that has not after so long hangs. */
+/* The others of this site will see the failure at the end of a step; one that has not after so long
+ * hangs. */
 static bool site_hangs(void *context) {
     enum { PATIENCE_S = 10 };
     site_run *r = context;
@@ -132,7 +144,8 @@ static dlx_status open_sync(site_run *r, dlx_error *error) {
     const dlxi_config *c = r->config;
     dlx_sync_config sync = DLX_SYNC_CONFIG_INIT;
     char listen[128], *shared_text = NULL;
-    DLX_TRY(dlxi_config_link(&sync.link, listen, c, r->options->coordinator, r->options->hub, r->rank, error));
+    DLX_TRY(dlxi_config_link(&sync.link, listen, c, r->options->coordinator, r->options->hub,
+                             r->rank, error));
     DLX_TRY(dlxi_options_print_canonical(&shared_text, c, &dlxi_config_table, error));
     sync.site = r->options->site;
     sync.rank = (uint16_t)r->rank;
@@ -146,28 +159,32 @@ static dlx_status open_sync(site_run *r, dlx_error *error) {
     sync.inner_steps_min = (uint32_t)c->sync.inner_steps_min;
     sync.inner_steps_max = (uint32_t)c->sync.inner_steps_max;
     sync.exchange_steps = (uint32_t)c->sync.exchange_steps;
-    /* a gradient mean has no rounds; long leases would only part its windows from those of one site with the whole
-     * batch */
-    if (c->sync.pace == DLXI_PACE_RATE && sync.overlap != DLX_OVERLAP_ALLREDUCE) sync.pace_max = PACE_MAX;
-    if (!dlxi_option_is_auto(c->sync.outer_learning_rate)) sync.outer_learning_rate = c->sync.outer_learning_rate;
+    /* a gradient mean has no rounds; long leases would only part its windows from those of one site
+     * with the whole batch */
+    if (c->sync.pace == DLXI_PACE_RATE && sync.overlap != DLX_OVERLAP_ALLREDUCE)
+        sync.pace_max = PACE_MAX;
+    if (!dlxi_option_is_auto(c->sync.outer_learning_rate))
+        sync.outer_learning_rate = c->sync.outer_learning_rate;
     if (!dlxi_option_is_auto(c->sync.outer_momentum)) sync.outer_momentum = c->sync.outer_momentum;
     sync.adaptation = (dlx_adaptation)c->sync.adaptation;
-    sync.rank_columns = (int)c->sync.compression.rank;
-    sync.rank_min = (int)c->sync.compression.rank_min;
-    sync.rank_max = (int)c->sync.compression.rank_max;
+    sync.factor_rank = (int)c->sync.compression.rank;
+    sync.factor_rank_min = (int)c->sync.compression.rank_min;
+    sync.factor_rank_max = (int)c->sync.compression.rank_max;
     sync.bits = dlxi_config_bits(c);
     sync.group = (int)c->sync.compression.group;
     sync.error_feedback = c->sync.compression.error_feedback;
     sync.keep_unsent = c->sync.compression.keep_unsent;
     sync.windows = (uint64_t)r->sampler.windows;
     sync.tokens_per_window = (uint64_t)c->model.context;
-    sync.data_hash = dlxi_hash(r->train_shard->payload, (size_t)r->train_shard->count * r->train_shard->token_bytes, 0);
+    sync.data_hash = dlxi_hash(r->train_file->payload,
+                               (size_t)r->train_file->count * r->train_file->token_bytes, 0);
     sync.windows_per_step = (uint32_t)c->train.batch;
     sync.timeout_ms = (uint32_t)(c->wan.timeout_s * 1000);
     sync.log = on_log;
     sync.log_context = r;
     sync.interrupted = r->options->interrupted;
-    dlx_status status = dlx_sync_open(&r->sync, &sync, r->tensors, (size_t)r->parameter_count, error);
+    dlx_status status =
+        dlx_sync_open(&r->sync, &sync, r->tensors, (size_t)r->parameter_count, error);
     free(shared_text);
     if (status != DLX_OK) return status;
     if (r->ranks > 1) dlxi_mpi_give_up_when(site_hangs, r);
@@ -197,11 +214,11 @@ static void close_run(site_run *r) {
     dlxi_optimizer_close(&r->optimizer);
     dlxi_pipeline_close(&r->pipeline);
     dlxi_kernels_close(&r->kernels);
-    dlxi_shard_close(&r->train_shard);
-    dlxi_shard_close(&r->validation_shard);
+    dlxi_token_file_close(&r->train_file);
+    dlxi_token_file_close(&r->validation_file);
 }
 
-/* ---- evaluation ------------------------------------------------------------------------------------------------ */
+/* ---- evaluation ------------------------------------------------------------------------------ */
 
 static dlx_status write_line(const site_run *r, json_t *line, dlx_error *error) {
     if (r->metrics != NULL) return dlxi_metrics_write(r->metrics, line, error);
@@ -211,38 +228,45 @@ static dlx_status write_line(const site_run *r, json_t *line, dlx_error *error) 
 
 /* This site's part of the validation windows: its loss, summed over tokens. */
 static dlx_status evaluate(site_run *r, const char *of, double *loss_sum, dlx_error *error) {
-    DLX_TRY(dlxi_pipeline_evaluate(r->pipeline, r->validation_shard, (int64_t)r->config->train.eval_tokens,
-                                   dlx_sync_site_index(r->sync), dlx_sync_site_count(r->sync), loss_sum, &r->val_tokens,
-                                   error));
-    dlx_event event = {.kind = DLX_EVENT_EVALUATED, .text = of, .loss = *loss_sum / r->val_tokens, .step = r->steps};
+    DLX_TRY(dlxi_pipeline_evaluate(r->pipeline, r->validation_file,
+                                   (int64_t)r->config->train.eval_tokens,
+                                   dlx_sync_site_index(r->sync), dlx_sync_site_count(r->sync),
+                                   loss_sum, &r->val_tokens, error));
+    dlx_event event = {.kind = DLX_EVENT_EVALUATED,
+                       .text = of,
+                       .loss = *loss_sum / r->val_tokens,
+                       .step = r->steps};
     tell(r, &event);
     return write_line(r,
-                      json_pack("{s:s, s:s, s:I, s:o, s:f}", "event", "evaluation", "of", of, "step",
-                                (json_int_t)r->steps, "loss", dlxi_json_real(event.loss), "tokens", r->val_tokens),
+                      json_pack("{s:s, s:s, s:I, s:o, s:f}", "event", "evaluation", "of", of,
+                                "step", (json_int_t)r->steps, "loss", dlxi_json_real(event.loss),
+                                "tokens", r->val_tokens),
                       error);
 }
 
-/* ---- steps ----------------------------------------------------------------------------------------------------- */
+/* ---- steps ----------------------------------------------------------------------------------- */
 
-static dlx_status step_metrics(site_run *r, const dlx_step *step, double loss, double norm, float rate,
-                               dlx_error *error) {
-    json_t *line = json_pack("{s:s, s:f, s:I, s:o, s:o, s:f, s:I, s:I}", "event", "step", "time_s",
-                             dlxi_clock_s() - r->start_s, "step", (json_int_t)r->steps, "loss", dlxi_json_real(loss),
-                             "gradient_norm", dlxi_json_real(norm), "learning_rate", (double)rate, "tokens",
-                             (json_int_t)dlx_sync_tokens(r->sync), "round", (json_int_t)step->round);
+static dlx_status step_metrics(site_run *r, const dlx_step *step, double loss, double norm,
+                               float rate, dlx_error *error) {
+    json_t *line = json_pack(
+        "{s:s, s:f, s:I, s:o, s:o, s:f, s:I, s:I}", "event", "step", "time_s",
+        dlxi_clock_s() - r->start_s, "step", (json_int_t)r->steps, "loss", dlxi_json_real(loss),
+        "gradient_norm", dlxi_json_real(norm), "learning_rate", (double)rate, "tokens",
+        (json_int_t)dlx_sync_tokens(r->sync), "round", (json_int_t)step->round);
     DLX_TRY(write_line(r, line, error));
-    if (!step->applied && !step->handed_out) return DLX_OK;
+    if (!step->applied && !step->submitted) return DLX_OK;
     DLX_TRY(dlxi_run_collect(r, error));
     const dlx_statistics *st = &r->statistics;
     char hash[17];
     snprintf(hash, sizeof hash, "%016llx", (unsigned long long)st->anchor_hash);
-    line =
-        json_pack("{s:s, s:f, s:I, s:b, s:b, s:f, s:I, s:I, s:f, s:f, s:I, s:I, s:f, s:s}", "event", "round", "time_s",
-                  dlxi_clock_s() - r->start_s, "step", (json_int_t)r->steps, "handed_out", step->handed_out, "applied",
-                  step->applied, "waited_s", step->waited_s, "committed_rounds", (json_int_t)st->rounds,
-                  "committed_tokens", (json_int_t)st->committed_tokens, "rank_mean", st->rank_mean, "update_norm",
-                  st->update_norm, "inner_steps", (json_int_t)step->inner_steps, "wan_bytes_sent",
-                  (json_int_t)st->wan_bytes_sent, "exchange_s", st->exchange_s, "anchor_hash", hash);
+    line = json_pack(
+        "{s:s, s:f, s:I, s:b, s:b, s:f, s:I, s:I, s:f, s:f, s:I, s:I, s:f, s:s}", "event", "round",
+        "time_s", dlxi_clock_s() - r->start_s, "step", (json_int_t)r->steps, "submitted",
+        step->submitted, "applied", step->applied, "waited_s", step->waited_s, "committed_rounds",
+        (json_int_t)st->rounds, "committed_tokens", (json_int_t)st->committed_tokens, "rank_mean",
+        st->factor_rank_mean, "update_norm", st->update_norm, "inner_steps",
+        (json_int_t)step->inner_steps, "wan_bytes_sent", (json_int_t)st->wan_bytes_sent,
+        "exchange_s", st->exchange_s, "anchor_hash", hash);
     return write_line(r, line, error);
 }
 
@@ -263,10 +287,12 @@ static void show_step(site_run *r, const dlx_step *step, double loss, float rate
                        .loss = loss,
                        .tokens_per_s = speed,
                        .learning_rate = (double)rate,
-                       .rank_mean = r->statistics.rank_mean,
+                       .factor_rank_mean = r->statistics.factor_rank_mean,
                        .wan_bytes_sent = r->statistics.wan_bytes_sent,
                        .utilization = r->compute_s / fmax(r->compute_s + r->wait_s, 1e-9),
-                       .left_s = done >= target ? 0 : (double)(target - done) / (speed * dlx_sync_site_count(r->sync))};
+                       .left_s = done >= target ? 0
+                                                : (double)(target - done) /
+                                                      (speed * dlx_sync_site_count(r->sync))};
     tell(r, &event);
 }
 
@@ -288,7 +314,8 @@ static dlx_status train_step(site_run *r, dlx_step *step, dlx_error *error) {
     double loss, norm, begun_s = dlxi_clock_s(), sync_s = 0;
     int64_t step_tokens = (int64_t)(tokens * dlx_sync_site_count(r->sync));
     float rate = dlxi_schedule_rate(&schedule, (int64_t)dlx_sync_tokens(r->sync) + step_tokens);
-    if (c->sync.pace == DLXI_PACE_RATE && dlx_sync_tokens(r->sync) >= (uint64_t)c->train.warmup_tokens)
+    if (c->sync.pace == DLXI_PACE_RATE &&
+        dlx_sync_tokens(r->sync) >= (uint64_t)c->train.warmup_tokens)
         dlx_sync_pace(r->sync, (double)schedule.peak / (double)rate);
     DLX_TRY(dlx_sync_windows(r->sync, r->positions, (uint32_t)c->train.batch, error));
     DLX_TRY(dlxi_pipeline_accumulate(r->pipeline, r->positions, &loss, error));
@@ -302,7 +329,8 @@ static dlx_status train_step(site_run *r, dlx_step *step, dlx_error *error) {
     double sums[2] = {dlxi_optimizer_sum_of_squares(r->optimizer), loss};
     DLX_TRY(dlxi_pipeline_sum(r->pipeline, sums, 2, error));
     loss = sums[1];
-    dlx_status status = dlxi_optimizer_step_with_norm(r->optimizer, rate, scale, sums[0], &norm, error);
+    dlx_status status =
+        dlxi_optimizer_step_with_norm(r->optimizer, rate, scale, sums[0], &norm, error);
     if (status != DLX_OK) {
         dlxi_error_prefix(error, "step %llu, loss %g: ", (unsigned long long)r->steps + 1, loss);
         return status;
@@ -326,7 +354,7 @@ static dlx_status train_step(site_run *r, dlx_step *step, dlx_error *error) {
     return DLX_OK;
 }
 
-/* ---- the end --------------------------------------------------------------------------------------------------- */
+/* ---- the end --------------------------------------------------------------------------------- */
 
 static dlx_status save_weights(site_run *r, const char *folder, dlx_error *error) {
     DLX_TRY(dlxi_run_save(r, folder, error));
@@ -382,25 +410,29 @@ static dlx_status take_common_anchor(site_run *r, dlx_error *error) {
         for (int k = 1; k < r->ranks; k++) same = same && rounds[k] == rounds[0];
     }
     free(rounds);
-    if (status == DLX_OK && !same) DLX_FAIL(error, DIVERGED, "the site's ranks ended in different rounds");
+    if (status == DLX_OK && !same)
+        DLX_FAIL(error, DIVERGED, "the site's ranks ended in different rounds");
     return status;
 }
 
-/* A run that ends early leaves what it has: the anchor of the last commit, and a summary that says why. Every site
- * keeps the anchor, since who ended the run need not be the first, and the first may be gone. Where a site has several
- * ranks, only if all of them are here. */
+/* A run that ends early leaves what it has: the anchor of the last commit, and a summary that says
+ * why. Every site keeps the anchor, since who ended the run need not be the first, and the first
+ * may be gone. Where a site has several ranks, only if all of them are here. */
 static dlx_status save_what_there_is(site_run *r, dlx_status why, dlx_error *error) {
     char *text = NULL;
     if (r->sync == NULL || r->steps == 0 || (r->ranks > 1 && !r->is_together)) return DLX_OK;
     if (why != DLX_NUMERIC && why != DLX_DIVERGED) {
         DLX_TRY(take_common_anchor(r, error));
         DLX_TRY(dlxi_pipeline_share_parameters(r->pipeline, error));
-        DLX_TRY(save_weights(r, dlx_sync_site_index(r->sync) == 0 ? r->config->run.dir : r->folder, error));
+        DLX_TRY(save_weights(r, dlx_sync_site_index(r->sync) == 0 ? r->config->run.dir : r->folder,
+                             error));
     }
-    dlx_status status = write_summary(r, why == DLX_INTERRUPTED ? "interrupted" : "failed", &text, error);
+    dlx_status status =
+        write_summary(r, why == DLX_INTERRUPTED ? "interrupted" : "failed", &text, error);
     free(text);
     if (status != DLX_OK) return status;
-    return dlxi_pipeline_barrier(r->pipeline, error); /* a rank that leaves before others have saved ends them */
+    /* a rank that leaves before others have saved ends them */
+    return dlxi_pipeline_barrier(r->pipeline, error);
 }
 
 /* What became of the run, and, where it could not be saved, of that. */
@@ -409,14 +441,15 @@ static void end_early(site_run *r, dlx_status why, dlx_error *error) {
     if (r->lost_since_s > 0 && site_hangs(r)) { /* in the middle of something collective */
         dlx_error cause;
         if (dlx_sync_failure(r->sync, &cause) != DLX_OK)
-            snprintf(error->message, sizeof error->message, "%.300s; other ranks of this site hang", cause.message);
+            snprintf(error->message, sizeof error->message, "%.300s; other ranks of this site hang",
+                     cause.message);
         return;
     }
     dlxi_mpi_give_up_when(NULL, NULL); /* saving takes its time */
     if (save_what_there_is(r, why, &not_saved) == DLX_OK) return;
     size_t length = strlen(error->message);
-    snprintf(error->message + length, sizeof error->message - length, "; it could not be saved: %.200s",
-             not_saved.message);
+    snprintf(error->message + length, sizeof error->message - length,
+             "; it could not be saved: %.200s", not_saved.message);
 }
 
 static void tell_joining(const site_run *r) {
@@ -446,7 +479,8 @@ static dlx_status run_site(site_run *r, dlx_error *error) {
     return report(r, error);
 }
 
-dlx_status dlxi_train(const dlxi_config *config, const dlx_train_options *options, dlx_error *error) {
+dlx_status dlxi_train(const dlxi_config *config, const dlx_train_options *options,
+                      dlx_error *error) {
     site_run *r;
     dlx_error own;
     if (error == NULL) error = &own;
@@ -460,7 +494,8 @@ dlx_status dlxi_train(const dlxi_config *config, const dlx_train_options *option
         if (r->sync != NULL && status != DLX_INTERRUPTED) dlx_sync_fail(r->sync, error->message);
         end_early(r, status, error);
     }
-    if (status == DLX_OK) dlxi_place_close(&r->place); /* collective; a failed rank is about to end MPI anyway */
+    /* collective; a failed rank is about to end MPI anyway */
+    if (status == DLX_OK) dlxi_place_close(&r->place);
     close_run(r);
     free(r);
     return status;

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* One rank of a site at work, as the files of the run share it. */
 #ifndef DLXI_TRAIN_SITE_RUN_H
 #define DLXI_TRAIN_SITE_RUN_H
@@ -21,10 +22,10 @@ typedef struct site_run {
     dlxi_place *place; /* NULL: the site is this rank alone */
     int rank, ranks;   /* of the site; 0 of 1 */
 
-    dlxi_shard *train_shard, *validation_shard;
+    dlxi_token_file *train_file, *validation_file;
     dlxi_sampler sampler;
     dlxi_kernels *kernels;
-    dlxi_cut cut;
+    dlxi_partition cut;
     dlxi_pipeline *pipeline;
     dlxi_optimizer *optimizer;  /* of the owned */
     dlxi_parameter *parameters; /* owned: this rank synchronises them */
@@ -34,8 +35,9 @@ typedef struct site_run {
     dlx_sync *sync;
     dlxi_metrics *metrics; /* the first rank's */
     uint64_t *positions;   /* [batch] */
-    double lost_since_s;   /* the run is known to have failed, first seen so in a wait; 0: it isn't */
-    bool is_together;      /* in a call that fails on all ranks of the site or on none */
+    /* the run is known to have failed, first seen so in a wait; 0: it isn't */
+    double lost_since_s;
+    bool is_together; /* in a call that fails on all ranks of the site or on none */
 
     uint64_t steps;
     double start_s, compute_s, wait_s, step_s_max;
@@ -47,19 +49,19 @@ typedef struct site_run {
     dlx_statistics statistics; /* the same of the whole site */
 } site_run;
 
-/* Takes what every rank has to tell, and puts the site's statistics together: sums of bytes, the longest exchange,
- * means by parameters. Collective over the site. */
+/* Takes what every rank has to tell, and puts the site's statistics together: sums of bytes, the
+ * longest exchange, means by parameters. Collective over the site. */
 dlx_status dlxi_run_collect(site_run *r, dlx_error *error);
 
 /* From what was collected. New references. */
 json_t *dlxi_run_summarize(const site_run *r, const char *outcome);
 json_t *dlxi_run_per_rank(const site_run *r);
-/* One hash a tensor of the model, by name. The first rank's *out is the caller's, the others' are NULL. Collective over
- * the site. */
+/* One hash a tensor of the model, by name. The first rank's *out is the caller's, the others' are
+ * NULL. Collective over the site. */
 dlx_status dlxi_run_anchor_hashes(json_t **out, site_run *r, dlx_error *error);
 
-/* The model as it is in memory, into folder/weights: each stage's first replica writes its part. Collective over the
- * site. */
+/* The model as it is in memory, into folder/weights: each stage's first replica writes its part.
+ * Collective over the site. */
 dlx_status dlxi_run_save(site_run *r, const char *folder, dlx_error *error);
 
 #endif

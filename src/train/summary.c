@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What a site says of itself: statistics of its ranks put together, its summary, its weights. */
 #include <math.h>
 #include <stdio.h>
@@ -17,7 +18,7 @@ static dlx_status gather(site_run *r, void *all, const void *own, size_t bytes, 
     return DLX_OK;
 }
 
-/* ---- statistics ------------------------------------------------------------------------------------------------ */
+/* ---- statistics ------------------------------------------------------------------------------ */
 
 static dlxi_rank_report own_report(site_run *r) {
     dlxi_rank_report report = {.times = dlxi_pipeline_times_of(r->pipeline)};
@@ -28,7 +29,8 @@ static dlxi_rank_report own_report(site_run *r) {
     int64_t count;
     const dlxi_parameter *held = dlxi_stage_parameters(dlxi_pipeline_stage(r->pipeline), &count);
     for (int64_t i = 0; i < count; i++) report.stage_parameters += held[i].count;
-    for (int64_t i = 0; i < r->parameter_count; i++) report.shard_parameters += r->parameters[i].count;
+    for (int64_t i = 0; i < r->parameter_count; i++)
+        report.shard_parameters += r->parameters[i].count;
     return report;
 }
 
@@ -41,7 +43,7 @@ dlx_status dlxi_run_collect(site_run *r, dlx_error *error) {
     for (int i = 0; i < r->ranks; i++) {
         const dlx_statistics *st = &r->reports[i].statistics;
         norm += st->update_norm * st->update_norm;
-        ranks += st->rank_mean * (double)st->low_rank_parameters;
+        ranks += st->factor_rank_mean * (double)st->low_rank_parameters;
         low_rank += (double)st->low_rank_parameters;
         all.exchange_s = fmax(all.exchange_s, st->exchange_s);
         all.exchange_total_s = fmax(all.exchange_total_s, st->exchange_total_s);
@@ -57,28 +59,33 @@ dlx_status dlxi_run_collect(site_run *r, dlx_error *error) {
     }
     all.low_rank_parameters = (uint64_t)low_rank;
     all.update_norm = sqrt(norm);
-    all.rank_mean = low_rank > 0 ? ranks / low_rank : 0;
+    all.factor_rank_mean = low_rank > 0 ? ranks / low_rank : 0;
     r->statistics = all;
     return DLX_OK;
 }
 
-/* ---- the summary ----------------------------------------------------------------------------------------------- */
+/* ---- the summary ----------------------------------------------------------------------------- */
 
 json_t *dlxi_run_summarize(const site_run *r, const char *outcome) {
     const dlxi_config *c = r->config;
     const dlx_statistics st = r->statistics;
     int64_t peak_rss_bytes = 0;
     for (int i = 0; i < r->ranks && r->reports != NULL; i++)
-        if (r->reports[i].peak_rss_bytes > peak_rss_bytes) peak_rss_bytes = r->reports[i].peak_rss_bytes;
-    double D = r->sync != NULL ? dlx_sync_site_count(r->sync) : 1, wall_s = dlxi_clock_s() - r->start_s;
-    double step_tokens = (double)(c->train.batch * c->model.context), trained = (double)r->steps * step_tokens;
+        if (r->reports[i].peak_rss_bytes > peak_rss_bytes)
+            peak_rss_bytes = r->reports[i].peak_rss_bytes;
+    double D = r->sync != NULL ? dlx_sync_site_count(r->sync) : 1,
+           wall_s = dlxi_clock_s() - r->start_s;
+    double step_tokens = (double)(c->train.batch * c->model.context),
+           trained = (double)r->steps * step_tokens;
     /* for the steps that count: what was trained past the run's end was thrown away */
-    double equivalent = (double)st.committed_tokens / (D * step_tokens) * 2 * (double)st.raw_bytes * (D - 1) / D;
+    double equivalent =
+        (double)st.committed_tokens / (D * step_tokens) * 2 * (double)st.raw_bytes * (D - 1) / D;
     char hash[17];
     snprintf(hash, sizeof hash, "%016llx", (unsigned long long)st.anchor_hash);
-    json_t *s = json_pack("{s:i, s:s, s:s, s:s, s:i, s:i, s:i}", "version", DLXI_SUMMARY_VERSION, "site",
-                          r->options->site, "status", outcome, "overlap", dlxi_config_overlap_name(c), "sites", (int)D,
-                          "stages", (int)c->site.stages, "replicas", (int)c->site.replicas);
+    json_t *s = json_pack("{s:i, s:s, s:s, s:s, s:i, s:i, s:i}", "version", DLXI_SUMMARY_VERSION,
+                          "site", r->options->site, "status", outcome, "overlap",
+                          dlxi_config_overlap_name(c), "sites", (int)D, "stages",
+                          (int)c->site.stages, "replicas", (int)c->site.replicas);
     const struct {
         const char *key;
         json_t *value;
@@ -91,7 +98,8 @@ json_t *dlxi_run_summarize(const site_run *r, const char *outcome) {
         {"attempts", json_integer((json_int_t)st.attempts)},
         {"tokens", json_integer((json_int_t)st.committed_tokens)},
         /* a run that ended early has none of the end */
-        {"val_loss", dlxi_json_real(r->val_loss_sum > 0 ? r->val_loss_sum / r->val_tokens : (double)NAN)},
+        {"val_loss",
+         dlxi_json_real(r->val_loss_sum > 0 ? r->val_loss_sum / r->val_tokens : (double)NAN)},
         {"val_loss_initial", dlxi_json_real(r->val_loss_initial_sum / r->val_tokens)},
         {"val_loss_sum", dlxi_json_real(r->val_loss_sum)},
         {"val_loss_initial_sum", dlxi_json_real(r->val_loss_initial_sum)},
@@ -106,16 +114,18 @@ json_t *dlxi_run_summarize(const site_run *r, const char *outcome) {
         {"wan_bytes_received", json_integer((json_int_t)st.wan_bytes_received)},
         {"allreduce_bytes_equivalent", json_integer((json_int_t)equivalent)},
         {"compression_ratio", dlxi_json_real(equivalent / (double)st.wan_bytes_sent)},
-        {"codec_ratio", dlxi_json_real((double)st.rounds * (double)st.raw_bytes / (double)st.payload_bytes)},
+        {"codec_ratio",
+         dlxi_json_real((double)st.rounds * (double)st.raw_bytes / (double)st.payload_bytes)},
         {"outer_learning_rate", json_real(st.outer_learning_rate)},
         {"outer_momentum", json_real(st.outer_momentum)},
         {"inner_steps", json_integer((json_int_t)st.inner_steps)},
-        {"rank_mean", json_real(st.rank_mean)},
+        {"rank_mean", json_real(st.factor_rank_mean)},
         {"exchange_s_mean", dlxi_json_real(st.exchange_total_s / (double)st.rounds)},
         {"exchange_steps_mean", dlxi_json_real(r->exchange_steps / (double)r->exchange_rounds)},
         {"anchor_hash", json_string(hash)},
     };
-    for (size_t k = 0; k < sizeof fields / sizeof *fields; k++) json_object_set_new(s, fields[k].key, fields[k].value);
+    for (size_t k = 0; k < sizeof fields / sizeof *fields; k++)
+        json_object_set_new(s, fields[k].key, fields[k].value);
     return s;
 }
 
@@ -126,15 +136,18 @@ json_t *dlxi_run_per_rank(const site_run *r) {
         int stage = i / (int)r->config->site.replicas, replica = i % (int)r->config->site.replicas;
         const dlxi_pipeline_times *t = &report->times;
         json_array_append_new(
-            list, json_pack("{s:i, s:i, s:i, s:[I,I], s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:f, s:f}", "rank", i, "stage",
-                            stage, "replica", replica, "layers", (json_int_t)r->cut.first_layer[stage],
-                            (json_int_t)r->cut.first_layer[stage + 1], "stage_parameters",
-                            (json_int_t)report->stage_parameters, "shard_parameters",
-                            (json_int_t)report->shard_parameters, "peak_rss_bytes", (json_int_t)report->peak_rss_bytes,
-                            "wan_bytes_sent", (json_int_t)report->statistics.wan_bytes_sent, "wan_bytes_received",
-                            (json_int_t)report->statistics.wan_bytes_received, "idle_share",
-                            dlxi_json_real(t->idle_s / t->step_s), "pass_s", dlxi_json_real(t->step_s), "reduce_s",
-                            t->reduce_s, "share_s", t->share_s));
+            list,
+            json_pack("{s:i, s:i, s:i, s:[I,I], s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:f, s:f}",
+                      "rank", i, "stage", stage, "replica", replica, "layers",
+                      (json_int_t)r->cut.first_layer[stage],
+                      (json_int_t)r->cut.first_layer[stage + 1], "stage_parameters",
+                      (json_int_t)report->stage_parameters, "shard_parameters",
+                      (json_int_t)report->shard_parameters, "peak_rss_bytes",
+                      (json_int_t)report->peak_rss_bytes, "wan_bytes_sent",
+                      (json_int_t)report->statistics.wan_bytes_sent, "wan_bytes_received",
+                      (json_int_t)report->statistics.wan_bytes_received, "idle_share",
+                      dlxi_json_real(t->idle_s / t->step_s), "pass_s", dlxi_json_real(t->step_s),
+                      "reduce_s", t->reduce_s, "share_s", t->share_s));
     }
     return list;
 }
@@ -167,7 +180,7 @@ out:
     return status;
 }
 
-/* ---- weights --------------------------------------------------------------------------------------------------- */
+/* ---- weights --------------------------------------------------------------------------------- */
 
 /* Where a tied table is held by both ends, the first stage's part has it. */
 static int part_of(const site_run *r, const dlxi_tensor *tensor) {
@@ -177,11 +190,13 @@ static int part_of(const site_run *r, const dlxi_tensor *tensor) {
     return stage;
 }
 
-static dlx_status save_part(site_run *r, const char *path, const dlxi_model_config *model, dlx_error *error) {
+static dlx_status save_part(site_run *r, const char *path, const dlxi_model_config *model,
+                            dlx_error *error) {
     dlx_status status = DLX_OK;
     int stage = r->place->stage, *parts = NULL;
     int64_t count, held = 0, all = dlxi_model_tensor_count(model);
-    const dlxi_parameter *parameter = dlxi_stage_parameters(dlxi_pipeline_stage(r->pipeline), &count);
+    const dlxi_parameter *parameter =
+        dlxi_stage_parameters(dlxi_pipeline_stage(r->pipeline), &count);
     dlxi_parameter *own = NULL;
     dlxi_checkpoint_part *part = NULL;
     DLX_TRY_OUT(DLXI_NEW(&own, count, error));
@@ -193,7 +208,9 @@ static dlx_status save_part(site_run *r, const char *path, const dlxi_model_conf
     for (int64_t i = 0; i < count; i++)
         if (parts[parameter[i].tensor.id] == stage) own[held++] = parameter[i];
     bool writes = r->place->replica == 0;
-    if (writes) DLX_TRY_OUT(dlxi_checkpoint_part_begin(&part, path, model, own, held, stage, r->cut.stages, error));
+    if (writes)
+        DLX_TRY_OUT(
+            dlxi_checkpoint_part_begin(&part, path, model, own, held, stage, r->cut.stages, error));
     DLX_TRY_OUT(dlxi_place_barrier(r->place, error));
     if (writes) DLX_TRY_OUT(dlxi_checkpoint_part_commit(part, error));
     DLX_TRY_OUT(dlxi_place_barrier(r->place, error));
@@ -212,7 +229,8 @@ dlx_status dlxi_run_save(site_run *r, const char *folder, dlx_error *error) {
     DLX_TRY(dlxi_path_join(path, folder, NULL, "weights", error));
     if (r->cut.stages > 1) return save_part(r, path, &model, error);
     int64_t count;
-    const dlxi_parameter *parameter = dlxi_stage_parameters(dlxi_pipeline_stage(r->pipeline), &count);
+    const dlxi_parameter *parameter =
+        dlxi_stage_parameters(dlxi_pipeline_stage(r->pipeline), &count);
     if (r->rank == 0) DLX_TRY(dlxi_checkpoint_save(path, &model, parameter, count, error));
     return r->ranks > 1 ? dlxi_place_barrier(r->place, error) : DLX_OK;
 }

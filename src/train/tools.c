@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "train/tools.h"
 
 #include <errno.h>
@@ -27,10 +28,12 @@ static dlx_status check_folder(const char *checkpoint, dlx_error *error) {
     char path[DLXI_PATH_BYTES];
     DLX_TRY(dlxi_path_join(path, checkpoint, NULL, "config.json", error));
     if (access(path, F_OK) == 0 || errno != ENOENT) return DLX_OK;
-    DLX_FAIL(error, CONFIG, "%s: no such file; give a folder of weights, RUN_DIR/weights after a run", path);
+    DLX_FAIL(error, CONFIG,
+             "%s: no such file; give a folder of weights, RUN_DIR/weights after a run", path);
 }
 
-static dlx_status load(loaded *l, const char *checkpoint, int64_t batch, int threads, dlx_error *error) {
+static dlx_status load(loaded *l, const char *checkpoint, int64_t batch, int threads,
+                       dlx_error *error) {
     *l = (loaded){0};
     DLX_TRY(check_folder(checkpoint, error));
     DLX_TRY(dlxi_checkpoint_load_config(&l->config, checkpoint, error));
@@ -45,8 +48,9 @@ static dlx_status load(loaded *l, const char *checkpoint, int64_t batch, int thr
     return DLX_OK;
 }
 
-dlx_status dlxi_evaluate_part(double *loss_sum, double *tokens, dlxi_stage *stage, dlxi_validation *reader,
-                              const volatile bool *interrupted, dlx_error *error) {
+dlx_status dlxi_evaluate_part(double *loss_sum, double *tokens, dlxi_stage *stage,
+                              dlxi_validation *reader, const volatile bool *interrupted,
+                              dlx_error *error) {
     const int64_t B = dlxi_stage_opened_with(stage)->batch, T = reader->context;
     dlx_status status = DLX_OK;
     uint32_t *inputs = NULL, *targets = NULL, *windows = NULL;
@@ -72,39 +76,41 @@ out:
     return status;
 }
 
-dlx_status dlxi_evaluate(double *loss, uint64_t *tokens_used, const char *checkpoint, const char *data, uint64_t tokens,
-                         int threads, dlx_error *error) {
+dlx_status dlxi_evaluate(double *loss, uint64_t *tokens_used, const char *checkpoint,
+                         const char *data, uint64_t tokens, int threads, dlx_error *error) {
     enum { BATCH = 8 };
     dlx_status status = DLX_OK;
     loaded model;
-    dlxi_shard *shard = NULL;
+    dlxi_token_file *shard = NULL;
     dlxi_validation reader;
     double sum, used;
     DLX_TRY_OUT(load(&model, checkpoint, BATCH, threads, error));
-    DLX_TRY_OUT(dlxi_shard_open(&shard, "--data", data, error));
-    DLX_TRY_OUT(dlxi_shard_check_vocabulary(shard, model.config.vocabulary, error));
-    DLX_TRY_OUT(dlxi_validation_open(&reader, shard, model.config.context, (int64_t)tokens, 0, 1, error));
+    DLX_TRY_OUT(dlxi_token_file_open(&shard, "--data", data, error));
+    DLX_TRY_OUT(dlxi_token_file_check_vocabulary(shard, model.config.vocabulary, error));
+    DLX_TRY_OUT(
+        dlxi_validation_open(&reader, shard, model.config.context, (int64_t)tokens, 0, 1, error));
     DLX_TRY_OUT(dlxi_evaluate_part(&sum, &used, model.stage, &reader, NULL, error));
     *loss = sum / used;
     *tokens_used = (uint64_t)used;
 out:
-    dlxi_shard_close(&shard);
+    dlxi_token_file_close(&shard);
     unload(&model);
     return status;
 }
 
-/* *tokens ← the prompt's, with room for `room` more. An empty prompt is a line's end: something must come first. */
-static dlx_status encode(uint32_t **tokens, size_t *count, const dlxi_tokenizer *tokenizer, const char *prompt,
-                         size_t room, dlx_error *error) {
+/* *tokens ← the prompt's, with room for `room` more. An empty prompt is a line's end: something
+ * must come first. */
+static dlx_status encode(uint32_t **tokens, size_t *count, const dlxi_tokenizer *tokenizer,
+                         const char *prompt, size_t room, dlx_error *error) {
     if (prompt == NULL || prompt[0] == '\0') prompt = "\n";
     size_t bytes = strlen(prompt), consumed;
     DLX_TRY(DLXI_NEW(tokens, bytes + room, error));
-    return tokenizer->op->encode(tokenizer, *tokens, bytes, count, (const uint8_t *)prompt, bytes, &consumed, true,
-                                 error);
+    return tokenizer->op->encode(tokenizer, *tokens, bytes, count, (const uint8_t *)prompt, bytes,
+                                 &consumed, true, error);
 }
 
-static dlx_status decode(char **text, const dlxi_tokenizer *tokenizer, const uint32_t *tokens, size_t count,
-                         dlx_error *error) {
+static dlx_status decode(char **text, const dlxi_tokenizer *tokenizer, const uint32_t *tokens,
+                         size_t count, dlx_error *error) {
     size_t used = 0, capacity = 0;
     const uint8_t *piece;
     size_t piece_bytes;
@@ -121,7 +127,8 @@ static dlx_status decode(char **text, const dlxi_tokenizer *tokenizer, const uin
     return DLX_OK;
 }
 
-dlx_status dlxi_generate(char **text, const char *checkpoint, const dlx_generate_options *options, dlx_error *error) {
+dlx_status dlxi_generate(char **text, const char *checkpoint, const dlx_generate_options *options,
+                         dlx_error *error) {
     dlx_status status = DLX_OK;
     loaded model;
     dlxi_tokenizer *tokenizer = NULL;
@@ -131,12 +138,14 @@ dlx_status dlxi_generate(char **text, const char *checkpoint, const dlx_generate
     DLX_TRY_OUT(load(&model, checkpoint, 1, options->threads, error));
     DLX_TRY_OUT(dlxi_tokenizer_open(&tokenizer, "byte", error));
     if (tokenizer->vocabulary > model.config.vocabulary)
-        DLX_FAIL_OUT(error, CONFIG, "%s: its vocabulary, %lld, is smaller than the tokenizer's, %u", checkpoint,
-                     (long long)model.config.vocabulary, tokenizer->vocabulary);
+        DLX_FAIL_OUT(error, CONFIG, "%s: its vocabulary, %lld, is smaller than the tokenizer's, %u",
+                     checkpoint, (long long)model.config.vocabulary, tokenizer->vocabulary);
     DLX_TRY_OUT(encode(&tokens, &count, tokenizer, options->prompt, options->tokens, error));
     dlxi_sampling sampling = {(float)options->temperature, options->top_k, options->seed};
-    if (sampling.top_k == 0 || sampling.top_k > tokenizer->vocabulary) sampling.top_k = tokenizer->vocabulary;
-    DLX_TRY_OUT(dlxi_model_generate(model.stage, tokens, (int64_t)count, options->tokens, &sampling, error));
+    if (sampling.top_k == 0 || sampling.top_k > tokenizer->vocabulary)
+        sampling.top_k = tokenizer->vocabulary;
+    DLX_TRY_OUT(dlxi_model_generate(model.stage, tokens, (int64_t)count, options->tokens, &sampling,
+                                    error));
     DLX_TRY_OUT(decode(text, tokenizer, tokens, count + options->tokens, error));
 out:
     free(tokens);

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What is done with weights and data outside a run. */
 #ifndef DLXI_TRAIN_TOOLS_H
 #define DLXI_TRAIN_TOOLS_H
@@ -7,14 +8,18 @@
 #include "model/model.h"
 #include "train/config.h"
 
-/* The windows that reader has left: their loss, summed over tokens, and how many tokens. `interrupted` may be NULL. */
-dlx_status dlxi_evaluate_part(double *loss_sum, double *tokens, dlxi_stage *stage, dlxi_validation *reader,
-                              const volatile bool *interrupted, dlx_error *error);
-dlx_status dlxi_evaluate(double *loss, uint64_t *tokens_used, const char *checkpoint, const char *data, uint64_t tokens,
-                         int threads, dlx_error *error);
-dlx_status dlxi_generate(char **text, const char *checkpoint, const dlx_generate_options *options, dlx_error *error);
-dlx_status dlxi_bench_model(dlx_bench_model_result *result, uint32_t batch, uint32_t length, uint32_t steps,
-                            int threads, bool f32, dlx_error *error);
-dlx_status dlxi_bench_stages(dlx_bench_stages_result *result, const dlxi_config *config, int stages, dlx_error *error);
+/* The windows that reader has left: their loss, summed over tokens, and how many tokens.
+ * `interrupted` may be NULL. */
+dlx_status dlxi_evaluate_part(double *loss_sum, double *tokens, dlxi_stage *stage,
+                              dlxi_validation *reader, const volatile bool *interrupted,
+                              dlx_error *error);
+dlx_status dlxi_evaluate(double *loss, uint64_t *tokens_used, const char *checkpoint,
+                         const char *data, uint64_t tokens, int threads, dlx_error *error);
+dlx_status dlxi_generate(char **text, const char *checkpoint, const dlx_generate_options *options,
+                         dlx_error *error);
+dlx_status dlxi_bench_model(dlx_bench_model_result *result, uint32_t batch, uint32_t length,
+                            uint32_t steps, int threads, bool f32, dlx_error *error);
+dlx_status dlxi_bench_stages(dlx_bench_stages_result *result, const dlxi_config *config, int stages,
+                             dlx_error *error);
 
 #endif

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Bounded little-endian reading and writing; see bytes.h. */
 #include "wire/bytes.h"
 

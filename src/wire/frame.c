@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Frames to bytes and back; the layout is in frame.h. */
 #include "wire/frame.h"
 
@@ -10,7 +11,8 @@
 enum { CHECKSUM_OFFSET_BYTES = 48 };
 static const uint32_t MAGIC = 0x31584C44; /* "DLX1" */
 
-/* XXH3 of the payload seeds that of the header, so that no copy of the two in one piece is needed. */
+/* XXH3 of the payload seeds that of the header, so that no copy of the two in one piece is needed.
+ */
 static uint64_t checksum(const uint8_t *header, const uint8_t *payload, size_t payload_bytes) {
     return dlxi_hash(header, CHECKSUM_OFFSET_BYTES, dlxi_hash(payload, payload_bytes, 0));
 }
@@ -51,26 +53,31 @@ size_t dlxi_frame_encode(uint8_t *dst, const dlxi_frame *frame) {
     return DLXI_FRAME_HEADER_BYTES + frame->payload_bytes;
 }
 
-dlx_status dlxi_frame_decode(dlxi_frame *frame, const uint8_t *bytes, size_t count_bytes, dlx_error *error) {
+dlx_status dlxi_frame_decode(dlxi_frame *frame, const uint8_t *bytes, size_t count_bytes,
+                             dlx_error *error) {
     *frame = (dlxi_frame){0};
     if (count_bytes < DLXI_FRAME_HEADER_BYTES)
         DLX_FAIL(error, DATA, "frame of %zu bytes is shorter than its header of %d", count_bytes,
                  DLXI_FRAME_HEADER_BYTES);
     dlxi_reader r = dlxi_reader_over(bytes, DLXI_FRAME_HEADER_BYTES);
     uint32_t magic = dlxi_read_u32(&r);
-    if (magic != MAGIC) DLX_FAIL(error, DATA, "frame begins with 0x%08x instead of 0x%08x", magic, MAGIC);
+    if (magic != MAGIC)
+        DLX_FAIL(error, DATA, "frame begins with 0x%08x instead of 0x%08x", magic, MAGIC);
     uint16_t version = dlxi_read_u16(&r);
     if (version != DLXI_WIRE_VERSION)
-        DLX_FAIL(error, DATA, "frame has format version %u, this program speaks %d; use one version on all sites",
-                 (unsigned)version, DLXI_WIRE_VERSION);
+        DLX_FAIL(
+            error, DATA,
+            "frame has format version %u, this program speaks %d; use one version on all sites",
+            (unsigned)version, DLXI_WIRE_VERSION);
     uint16_t kind = dlxi_read_u16(&r);
     if (!kind_known(kind)) DLX_FAIL(error, DATA, "frame has the unknown kind %u", (unsigned)kind);
     uint32_t payload_bytes = dlxi_read_u32(&r);
     if (payload_bytes > DLXI_FRAME_PAYLOAD_MAX)
-        DLX_FAIL(error, DATA, "frame claims a payload of %u bytes, allowed are 0 to %d", payload_bytes,
-                 DLXI_FRAME_PAYLOAD_MAX);
+        DLX_FAIL(error, DATA, "frame claims a payload of %u bytes, allowed are 0 to %d",
+                 payload_bytes, DLXI_FRAME_PAYLOAD_MAX);
     if (count_bytes - DLXI_FRAME_HEADER_BYTES != payload_bytes)
-        DLX_FAIL(error, DATA, "frame of %zu bytes claims a payload of %u", count_bytes, payload_bytes);
+        DLX_FAIL(error, DATA, "frame of %zu bytes claims a payload of %u", count_bytes,
+                 payload_bytes);
 
     dlxi_frame read = {.kind = (dlxi_frame_kind)kind, .payload_bytes = payload_bytes};
     read.term = dlxi_read_u32(&r);
@@ -84,10 +91,12 @@ dlx_status dlxi_frame_decode(dlxi_frame *frame, const uint8_t *bytes, size_t cou
     read.offset_groups = dlxi_read_u32(&r);
     read.count_groups = dlxi_read_u32(&r);
     uint64_t claimed = dlxi_read_u64(&r);
-    if (reserved != 0) DLX_FAIL(error, DATA, "frame has reserved bits set: 0x%04x", (unsigned)reserved);
+    if (reserved != 0)
+        DLX_FAIL(error, DATA, "frame has reserved bits set: 0x%04x", (unsigned)reserved);
     read.payload = bytes + DLXI_FRAME_HEADER_BYTES;
     if (checksum(bytes, read.payload, payload_bytes) != claimed)
-        DLX_FAIL(error, DATA, "frame of kind %u fails its checksum: damaged on the way", (unsigned)kind);
+        DLX_FAIL(error, DATA, "frame of kind %u fails its checksum: damaged on the way",
+                 (unsigned)kind);
     *frame = read;
     return DLX_OK;
 }

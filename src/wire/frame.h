@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Frames: the unit of everything that travels between sites and to the coordinator.
  *
  * A frame is a 56-byte header, little-endian, and at most DLXI_FRAME_PAYLOAD_MAX bytes:
@@ -8,11 +9,13 @@
  *   8  u32 payload_bytes     30 u16 rank (sender)  44 u32 count_groups
  *  12  u32 term              32 u32 tensor         48 u64 XXH3 of bytes 0..47, seeded with the payload's XXH3
  *
- * Values for one tensor travel in frames keyed by its id, so that both ends need not cut the model alike. */
+ * Values for one tensor travel in frames keyed by its id, so that both ends need not cut the model
+ * alike. */
 #ifndef DLXI_WIRE_FRAME_H
 #define DLXI_WIRE_FRAME_H
 
 #include "base/error.h"
+#include "base/limits.h"
 
 enum {
     DLXI_FRAME_HEADER_BYTES = 56,
@@ -20,26 +23,26 @@ enum {
     DLXI_WIRE_VERSION = 1
 };
 
-/* X(NAME, number): numbers are part of the format. Control frames between a site and the coordinator come first, data
- * frames between sites start at 64. */
-#define DLXI_FRAME_KIND_TABLE(X)                                                                                       \
-    X(HELLO, 1)                                                                                                        \
-    X(WELCOME, 2)                                                                                                      \
-    X(LISTENING, 3)                                                                                                    \
-    X(PEERS, 4)                                                                                                        \
-    X(READY, 5)                                                                                                        \
-    X(BEGIN, 6)                                                                                                        \
-    X(STAGED, 7)                                                                                                       \
-    X(COMMIT, 8)                                                                                                       \
-    X(ABORT, 9)                                                                                                        \
-    X(FAILED, 10)                                                                                                      \
-    X(STOP, 11)                                                                                                        \
-    X(REPORT, 12)                                                                                                      \
-    X(FINISHED, 13)                                                                                                    \
-    X(PING, 14)                                                                                                        \
-    X(CONTRIBUTION, 64)                                                                                                \
-    X(RESULT, 65)                                                                                                      \
-    X(ANCHOR, 66)                                                                                                      \
+/* X(NAME, number): numbers are part of the format. Control frames between a site and the
+ * coordinator come first, data frames between sites start at 64. */
+#define DLXI_FRAME_KIND_TABLE(X)                                                                   \
+    X(HELLO, 1)                                                                                    \
+    X(WELCOME, 2)                                                                                  \
+    X(LISTENING, 3)                                                                                \
+    X(PEERS, 4)                                                                                    \
+    X(READY, 5)                                                                                    \
+    X(BEGIN, 6)                                                                                    \
+    X(STAGED, 7)                                                                                   \
+    X(COMMIT, 8)                                                                                   \
+    X(ABORT, 9)                                                                                    \
+    X(FAILED, 10)                                                                                  \
+    X(STOP, 11)                                                                                    \
+    X(REPORT, 12)                                                                                  \
+    X(FINISHED, 13)                                                                                \
+    X(PING, 14)                                                                                    \
+    X(CONTRIBUTION, 64)                                                                            \
+    X(RESULT, 65)                                                                                  \
+    X(ANCHOR, 66)                                                                                  \
     X(GREETING, 67)
 
 typedef enum dlxi_frame_kind {
@@ -53,21 +56,25 @@ typedef struct dlxi_frame {
     uint32_t term;
     uint64_t round;
     uint32_t attempt;
-    uint16_t site, rank; /* the sender's; DLXI_SITE_COORDINATOR for the coordinator, DLXI_SITE_NONE before welcome */
-    uint32_t tensor;     /* contribution, result, anchor: the tensor's id */
-    uint16_t trip;       /* contribution, result: which of the attempt's AllReduces, 0 or 1 */
-    uint32_t offset_groups, count_groups; /* the part of the tensor's flat vector that the payload holds */
+    /* the sender's; DLXI_SITE_COORDINATOR for the coordinator, DLXI_SITE_NONE before welcome */
+    uint16_t site, rank;
+    uint32_t tensor; /* contribution, result, anchor: the tensor's id */
+    uint16_t trip;   /* contribution, result: which of the attempt's AllReduces, 0 or 1 */
+    /* the part of the tensor's flat vector that the payload holds */
+    uint32_t offset_groups, count_groups;
     uint32_t payload_bytes;
     const uint8_t *payload; /* decode: points into the bytes decoded */
 } dlxi_frame;
 
-enum { DLXI_SITE_COORDINATOR = 0xFFFE, DLXI_SITE_NONE = 0xFFFF, DLXI_SITES_MAX = 64 };
+enum { DLXI_SITE_COORDINATOR = 0xFFFE, DLXI_SITE_NONE = 0xFFFF };
 
-/* Writes header and payload to dst, which has DLXI_FRAME_HEADER_BYTES + payload_bytes. Returns that size. */
+/* Writes header and payload to dst, which has DLXI_FRAME_HEADER_BYTES + payload_bytes. Returns that
+ * size. */
 size_t dlxi_frame_encode(uint8_t *dst, const dlxi_frame *frame);
 
-/* Checks magic, version, kind, length (which must be `bytes` exactly), reserved bits and checksum before anything else
- * is used. DLX_DATA with the reason otherwise. */
-dlx_status dlxi_frame_decode(dlxi_frame *frame, const uint8_t *bytes, size_t count_bytes, dlx_error *error);
+/* Checks magic, version, kind, length (which must be `bytes` exactly), reserved bits and checksum
+ * before anything else is used. DLX_DATA with the reason otherwise. */
+dlx_status dlxi_frame_decode(dlxi_frame *frame, const uint8_t *bytes, size_t count_bytes,
+                             dlx_error *error);
 
 #endif

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "wire/messages.h"
 
 #include "base/panic.h"
@@ -10,12 +11,12 @@ typedef struct fields {
     bool out_of_range;
 } fields;
 
-#define DEFINE_FIELD(name, type)                                                                                       \
-    static void field_##name(fields *f, type *value) {                                                                 \
-        if (f->writer != NULL)                                                                                         \
-            dlxi_write_##name(f->writer, *value);                                                                      \
-        else                                                                                                           \
-            *value = dlxi_read_##name(f->reader);                                                                      \
+#define DEFINE_FIELD(name, type)                                                                   \
+    static void field_##name(fields *f, type *value) {                                             \
+        if (f->writer != NULL)                                                                     \
+            dlxi_write_##name(f->writer, *value);                                                  \
+        else                                                                                       \
+            *value = dlxi_read_##name(f->reader);                                                  \
     }
 DEFINE_FIELD(u8, uint8_t)
 DEFINE_FIELD(u16, uint16_t)
@@ -24,7 +25,8 @@ DEFINE_FIELD(u64, uint64_t)
 DEFINE_FIELD(f64, double)
 
 static void field_bool(fields *f, bool *value) {
-    uint8_t byte = f->writer != NULL && *value; /* a reader finds any bytes here, which may be no bool */
+    /* a reader finds any bytes here, which may be no bool */
+    uint8_t byte = f->writer != NULL && *value;
     field_u8(f, &byte);
     if (byte > 1) f->out_of_range = true;
     *value = byte == 1;
@@ -55,7 +57,8 @@ static void lease_fields(fields *f, dlxi_lease *lease) {
     for (uint16_t i = 0; i < count; i++) {
         field_u64(f, &lease->ranges[i].first);
         field_u32(f, &lease->ranges[i].count);
-        if (lease->ranges[i].count == 0 || lease->ranges[i].first > UINT64_MAX / 4) f->out_of_range = true;
+        if (lease->ranges[i].count == 0 || lease->ranges[i].first > UINT64_MAX / 4)
+            f->out_of_range = true;
     }
 }
 
@@ -111,7 +114,8 @@ static void view_fields(fields *f, dlxi_view *m) {
         field_u64(f, &m->member[i].step_ns);
         field_u64(f, &m->member[i].exchange_ns);
         field_u64(f, &m->member[i].exchange_bytes);
-        if (m->member[i].site >= DLXI_SITES_MAX || (i > 0 && m->member[i].site <= m->member[i - 1].site))
+        if (m->member[i].site >= DLXI_SITES_MAX ||
+            (i > 0 && m->member[i].site <= m->member[i - 1].site))
             f->out_of_range = true;
     }
 }
@@ -167,8 +171,8 @@ static void message_fields(fields *f, dlxi_message *m) {
     }
 }
 
-dlx_status dlxi_message_encode(uint8_t *dst, size_t capacity_bytes, size_t *used_bytes, const dlxi_message *message,
-                               dlx_error *error) {
+dlx_status dlxi_message_encode(uint8_t *dst, size_t capacity_bytes, size_t *used_bytes,
+                               const dlxi_message *message, dlx_error *error) {
     dlxi_writer writer = dlxi_writer_over(dst, capacity_bytes);
     fields f = {.writer = &writer};
     message_fields(&f, (dlxi_message *)(uintptr_t)message); /* a writer changes nothing */
@@ -184,6 +188,7 @@ dlx_status dlxi_message_decode(dlxi_message *message, const dlxi_frame *frame, d
     message->kind = frame->kind;
     message_fields(&f, message);
     if (f.out_of_range || !dlxi_reader_done(&reader))
-        DLX_FAIL(error, DATA, "malformed message of kind %d from site %u", (int)frame->kind, frame->site);
+        DLX_FAIL(error, DATA, "malformed message of kind %d from site %u", (int)frame->kind,
+                 frame->site);
     return DLX_OK;
 }

@@ -1,21 +1,12 @@
-/* Control messages: the payloads of the frames between a site and the coordinator. One function a message both writes
- * and reads it, so that the two can't disagree. Everything read is bounded here; what it means is checked by its
- * reader. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Control messages: the payloads of the frames between a site and the coordinator. One function a
+ * message both writes and reads it, so that the two can't disagree. Everything read is bounded
+ * here; what it means is checked by its reader. */
 #ifndef DLXI_WIRE_MESSAGES_H
 #define DLXI_WIRE_MESSAGES_H
 
+#include "base/limits.h"
 #include "wire/frame.h"
-
-enum {
-    DLXI_SITE_NAME_MAX = 63,
-    DLXI_KEY_TEXT_MAX = 40,
-    DLXI_ENDPOINT_MAX = 127,
-    DLXI_REASON_MAX = 400,
-    DLXI_TEXT_MAX = 65535,
-    DLXI_LEASE_RANGES_MAX = 64,
-    DLXI_RANKS_MAX = 1024,       /* of a site */
-    DLXI_PARTICIPANTS_MAX = 4096 /* sites · ranks of a run */
-};
 
 typedef struct dlxi_range {
     uint64_t first;
@@ -53,7 +44,8 @@ typedef struct dlxi_welcome {
     dlxi_lease leases[2];      /* of rounds 1 and 2 */
 } dlxi_welcome;
 
-/* site → coordinator: where I listen for each site; coordinator → site: where each site listens for you. */
+/* site → coordinator: where I listen for each site; coordinator → site: where each site listens for
+ * you. */
 typedef struct dlxi_endpoints {
     uint16_t sites;
     char endpoint[DLXI_SITES_MAX][DLXI_ENDPOINT_MAX + 1];
@@ -101,7 +93,8 @@ typedef struct dlxi_report {
     char text[DLXI_TEXT_MAX + 1];
 } dlxi_report;
 
-/* A message to write, or the place to read one to, is the member that `kind` names. Large: allocate it. */
+/* A message to write, or the place to read one to, is the member that `kind` names. Large: allocate
+ * it. */
 typedef struct dlxi_message {
     dlxi_frame_kind kind;
     union {
@@ -117,10 +110,12 @@ typedef struct dlxi_message {
     } as; /* FINISHED and PING are empty */
 } dlxi_message;
 
-/* Writes at most capacity_bytes and sets *used_bytes. DLX_ARGUMENT where it does not fit or a field is out of range. */
-dlx_status dlxi_message_encode(uint8_t *dst, size_t capacity_bytes, size_t *used_bytes, const dlxi_message *message,
-                               dlx_error *error);
-/* The payload of a control frame. DLX_DATA where it is malformed or the frame is no control frame. */
+/* Writes at most capacity_bytes and sets *used_bytes. DLX_ARGUMENT where it does not fit or a field
+ * is out of range. */
+dlx_status dlxi_message_encode(uint8_t *dst, size_t capacity_bytes, size_t *used_bytes,
+                               const dlxi_message *message, dlx_error *error);
+/* The payload of a control frame. DLX_DATA where it is malformed or the frame is no control frame.
+ */
 dlx_status dlxi_message_decode(dlxi_message *message, const dlxi_frame *frame, dlx_error *error);
 
 #endif

@@ -1,12 +1,15 @@
-/* Fuzzes one member of an AllReduce with frames from the others: what it refuses changes nothing, what it accepts is
- * finite, comes once and is no more than a block, and a finished exchange is finite.
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Fuzzes one member of an AllReduce with frames from the others: what it refuses changes nothing,
+ * what it accepts is finite, comes once and is no more than a block, and a finished exchange is
+ * finite.
  *
  * Input: 4 bytes (members, me, bits, layout), then frames of 20 bytes and a payload each:
  *   0 u8 kind, 0 contribution or 1 result   1 u8 from   2 u16 payload bytes   4 u32 tensor
- *   8 u32 offset_groups   12 u32 count_groups   16 u32, which is added to term, round, attempt, trip, site and rank */
+ *   8 u32 offset_groups   12 u32 count_groups   16 u32, which is added to term, round, attempt, trip, site and rank
+ */
 #include "replay.h"
 
-#include "link/allreduce.h"
+#include "sync/allreduce.h"
 #include "base/hash.h"
 #include "base/panic.h"
 #include "base/rng.h"
@@ -119,16 +122,20 @@ static const dlxi_frame *read_record(dlxi_frame *frame, const uint8_t *record) {
 static void take_frames(dlxi_allreduce *a, uint32_t members, uint32_t to_take) {
     dlxi_frame frame;
     for (uint32_t to = 0; to < members; to++)
-        for (uint32_t i = 0; i < to_take && dlxi_allreduce_peek(a, to, &frame); i++) dlxi_allreduce_advance(a, to);
+        for (uint32_t i = 0; i < to_take && dlxi_allreduce_peek(a, to, &frame); i++)
+            dlxi_allreduce_advance(a, to);
 }
 
-/* blocks[m] ← groups that member m owns, as seen in what is sent to it; the rest is the member's own. */
-static void measure_blocks(uint64_t blocks[MEMBERS_MAX], const uint8_t *settings, uint32_t members, uint32_t me) {
+/* blocks[m] ← groups that member m owns, as seen in what is sent to it; the rest is the member's
+ * own. */
+static void measure_blocks(uint64_t blocks[MEMBERS_MAX], const uint8_t *settings, uint32_t members,
+                           uint32_t me) {
     dlxi_allreduce *a = open_member(settings, me);
     size_t layout = settings[3] % (sizeof layouts / sizeof *layouts);
     dlxi_frame frame;
     blocks[me] = 0;
-    for (size_t s = 0; s < layouts[layout].count; s++) blocks[me] += layouts[layout].segments[s].groups;
+    for (size_t s = 0; s < layouts[layout].count; s++)
+        blocks[me] += layouts[layout].segments[s].groups;
     for (uint32_t to = 0; to < members; to++) {
         if (to == me) continue;
         blocks[to] = 0;
@@ -150,11 +157,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
         dlxi_frame frame;
         dlx_error error;
         read_record(&frame, data + at);
-        if (frame.payload_bytes > bytes - at - RECORD_BYTES) break; /* a frame's length is the link's to check */
+        /* a frame's length is the link's to check */
+        if (frame.payload_bytes > bytes - at - RECORD_BYTES) break;
         uint64_t before = observe(a, members);
         dlx_status status = dlxi_allreduce_on_frame(a, data[at + 1], &frame, &error);
         DLXI_ASSERT(status == DLX_OK || status == DLX_DATA || status == DLX_NUMERIC);
-        if (status != DLX_OK) DLXI_ASSERT(observe(a, members) == before && error.message[0] != '\0');
+        if (status != DLX_OK)
+            DLXI_ASSERT(observe(a, members) == before && error.message[0] != '\0');
         if (status == DLX_OK) {
             uint32_t from = data[at + 1];
             bool result = frame.kind == DLXI_FRAME_RESULT;
@@ -172,7 +181,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     return 0;
 }
 
-/* ---- seeds: what one member receives in a whole exchange ------------------------------------------------------- */
+/* ---- seeds: what one member receives in a whole exchange ------------------------------------- */
 
 static size_t record(uint8_t *dst, uint32_t from, const dlxi_frame *frame) {
     dst[0] = frame->kind == DLXI_FRAME_RESULT;
@@ -186,7 +195,8 @@ static size_t record(uint8_t *dst, uint32_t from, const dlxi_frame *frame) {
     return RECORD_BYTES + frame->payload_bytes;
 }
 
-/* Before the frame that is right, three that nearly are: one group too long, not finite, and far away. */
+/* Before the frame that is right, three that nearly are: one group too long, not finite, and far
+ * away. */
 static size_t record_with_twins(uint8_t *dst, uint32_t from, const dlxi_frame *frame) {
     enum { PAYLOAD_MAX = GROUPS_MAX * GROUP * 4 };
     uint8_t payload[2 * PAYLOAD_MAX] = {0};
@@ -209,8 +219,9 @@ static size_t record_with_twins(uint8_t *dst, uint32_t from, const dlxi_frame *f
 }
 
 size_t fuzz_seed(uint8_t *data, int index) {
-    static const uint8_t seeds[][SETTINGS_BYTES] = {{1, 0, 0, 0}, {2, 1, 0, 0}, {2, 2, 3, 2}, {4, 0, 2, 1},
-                                                    {7, 3, 1, 0}, {7, 7, 0, 2}, {0, 0, 0, 1}};
+    static const uint8_t seeds[][SETTINGS_BYTES] = {{1, 0, 0, 0}, {2, 1, 0, 0}, {2, 2, 3, 2},
+                                                    {4, 0, 2, 1}, {7, 3, 1, 0}, {7, 7, 0, 2},
+                                                    {0, 0, 0, 1}};
     if (index >= (int)(sizeof seeds / sizeof *seeds)) return 0;
     memcpy(data, seeds[index], SETTINGS_BYTES);
     uint32_t members = data[0] + 1u, me = data[1];

@@ -1,5 +1,6 @@
-/* Any bytes as a frame; once as they are and once with the checksum made right, as a hostile sender would. What is
- * taken must be bounded and encode to the same bytes again. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Any bytes as a frame; once as they are and once with the checksum made right, as a hostile sender
+ * would. What is taken must be bounded and encode to the same bytes again. */
 #include "replay.h"
 #include "base/hash.h"
 #include "base/panic.h"

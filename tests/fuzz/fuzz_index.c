@@ -1,5 +1,6 @@
-/* Fuzzes the reader of a sharded set's index: what it accepts names only plain files, and is checked against two files
- * in memory. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Fuzzes the reader of a sharded set's index: what it accepts names only plain files, and is
+ * checked against two files in memory. */
 #include "replay.h"
 #include "checkpoint/index.h"
 #include "base/panic.h"
@@ -39,7 +40,8 @@ static void check(const dlxi_index *index) {
     if (count > FILES) return;
     for (size_t i = 0; i < count; i++) file[i] = open_file(bytes[i], (int)i);
     dlx_status status = dlxi_index_check(index, file, &error);
-    DLXI_ASSERT(status == DLX_OK || (status == DLX_DATA && strncmp(error.message, "input: ", 7) == 0));
+    DLXI_ASSERT(status == DLX_OK ||
+                (status == DLX_DATA && strncmp(error.message, "input: ", 7) == 0));
     for (size_t i = 0; i < count; i++) dlxi_safetensors_close(&file[i]);
 }
 
@@ -47,7 +49,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     dlxi_index *index = NULL;
     dlx_error error;
     dlx_status status = dlxi_index_parse(&index, (const char *)data, bytes, "input", &error);
-    DLXI_ASSERT(status == DLX_OK || (status == DLX_DATA && strncmp(error.message, "input", 5) == 0));
+    DLXI_ASSERT(status == DLX_OK ||
+                (status == DLX_DATA && strncmp(error.message, "input", 5) == 0));
     DLXI_ASSERT((status == DLX_OK) == (index != NULL));
     if (index != NULL) check(index);
     dlxi_index_close(&index);
@@ -56,7 +59,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
 
 size_t fuzz_seed(uint8_t *data, int index) {
     static const char *const seeds[] = {
-        "{\"metadata\":{\"total_size\":6},\"weight_map\":{\"a\":\"m1.safetensors\",\"b\":\"m1.safetensors\","
+        "{\"metadata\":{\"total_size\":6},\"weight_map\":{\"a\":\"m1.safetensors\",\"b\":\"m1."
+        "safetensors\","
         "\"c\":\"m2.safetensors\"}}",
         "{\"weight_map\":{\"a\":\"x.safetensors\",\"b\":\"x.safetensors\"}}",
         "{\"weight_map\":{\"a\":\"d/x.safetensors\"}}",

@@ -1,5 +1,6 @@
-/* Any bytes as a control message, the first byte choosing its kind. What is taken must be within its bounds, and be
- * written and read again as the same bytes. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Any bytes as a control message, the first byte choosing its kind. What is taken must be within
+ * its bounds, and be written and read again as the same bytes. */
 #include "replay.h"
 #include "../unit/messages_sample.h"
 #include "base/panic.h"
@@ -20,7 +21,8 @@ static void check(const dlxi_message *m) {
         DLXI_ASSERT(strlen(m->as.hello.shared_text) <= DLXI_TEXT_MAX);
         break;
     case DLXI_FRAME_WELCOME:
-        DLXI_ASSERT(m->as.welcome.sites <= DLXI_SITES_MAX && m->as.welcome.site < m->as.welcome.sites);
+        DLXI_ASSERT(m->as.welcome.sites <= DLXI_SITES_MAX &&
+                    m->as.welcome.site < m->as.welcome.sites);
         DLXI_ASSERT(m->as.welcome.anchor_source < m->as.welcome.sites);
         check_lease(&m->as.welcome.leases[0]);
         check_lease(&m->as.welcome.leases[1]);
@@ -31,7 +33,8 @@ static void check(const dlxi_message *m) {
         break;
     case DLXI_FRAME_BEGIN:
         DLXI_ASSERT(m->as.view.members >= 1 && m->as.view.members <= DLXI_SITES_MAX);
-        for (uint16_t i = 0; i < m->as.view.members; i++) DLXI_ASSERT(m->as.view.member[i].site < DLXI_SITES_MAX);
+        for (uint16_t i = 0; i < m->as.view.members; i++)
+            DLXI_ASSERT(m->as.view.member[i].site < DLXI_SITES_MAX);
         break;
     case DLXI_FRAME_COMMIT:
         check_lease(&m->as.commit.lease);
@@ -45,8 +48,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     static dlxi_message message;
     static uint8_t again[DLXI_FRAME_PAYLOAD_MAX];
     if (bytes < 1) return 0;
-    dlxi_frame frame = {
-        .kind = sample_kinds[data[0] % SAMPLE_KINDS], .payload = data + 1, .payload_bytes = (uint32_t)bytes - 1};
+    dlxi_frame frame = {.kind = sample_kinds[data[0] % SAMPLE_KINDS],
+                        .payload = data + 1,
+                        .payload_bytes = (uint32_t)bytes - 1};
     dlx_error error;
     if (dlxi_message_decode(&message, &frame, &error) != DLX_OK) return 0;
     check(&message);
@@ -62,6 +66,8 @@ size_t fuzz_seed(uint8_t *data, int index) {
     size_t used_bytes;
     sample_message(&message, sample_kinds[index]);
     data[0] = (uint8_t)index;
-    if (dlxi_message_encode(data + 1, FUZZ_INPUT_BYTES_MAX - 1, &used_bytes, &message, NULL) != DLX_OK) abort();
+    if (dlxi_message_encode(data + 1, FUZZ_INPUT_BYTES_MAX - 1, &used_bytes, &message, NULL) !=
+        DLX_OK)
+        abort();
     return used_bytes + 1;
 }

@@ -1,5 +1,6 @@
-/* Any bytes as a config, as a --set, and as a peer's canonical text. What loads must print as YAML that loads back to
- * the same values. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Any bytes as a config, as a --set, and as a peer's canonical text. What loads must print as YAML
+ * that loads back to the same values. */
 #include "replay.h"
 #include "../options_table.h"
 #include "base/panic.h"
@@ -15,11 +16,14 @@ static void must_round_trip(const test_config *config) {
     memset(&back, 0, sizeof back);
     dlxi_options_set_defaults(&back, &test_table);
     DLXI_ASSERT(dlxi_options_print_yaml(&yaml, config, &test_table, &error) == DLX_OK);
-    DLXI_ASSERT(dlxi_options_load_text(&back, &test_table, "printed", yaml, strlen(yaml), &error) == DLX_OK);
+    DLXI_ASSERT(dlxi_options_load_text(&back, &test_table, "printed", yaml, strlen(yaml), &error) ==
+                DLX_OK);
     DLXI_ASSERT(dlxi_options_print_canonical(&canonical, config, &test_table, &error) == DLX_OK);
     DLXI_ASSERT(dlxi_options_print_canonical(&again, &back, &test_table, &error) == DLX_OK);
-    DLXI_ASSERT(dlxi_options_canonical_equal(&difference, canonical, strlen(canonical), again, strlen(again)));
-    DLXI_ASSERT(strcmp(config->run.dir, back.run.dir) == 0 && strcmp(config->wan.key, back.wan.key) == 0);
+    DLXI_ASSERT(dlxi_options_canonical_equal(&difference, canonical, strlen(canonical), again,
+                                             strlen(again)));
+    DLXI_ASSERT(strcmp(config->run.dir, back.run.dir) == 0 &&
+                strcmp(config->wan.key, back.wan.key) == 0);
     free(yaml);
     free(canonical);
     free(again);
@@ -56,14 +60,17 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
 
     size_t half = bytes / 2;
     bool equal = dlxi_options_canonical_equal(&difference, text, half, text + half, bytes - half);
-    DLXI_ASSERT(equal == (half == bytes - half && (half == 0 || memcmp(text, text + half, half) == 0)));
+    DLXI_ASSERT(equal ==
+                (half == bytes - half && (half == 0 || memcmp(text, text + half, half) == 0)));
     return 0;
 }
 
 size_t fuzz_seed(uint8_t *data, int index) {
     static const char *const seeds[] = {
-        "# a config\nname: \"two words\"\nrun:\n  seed: 7\n  dir: runs/b\ntrain: {tokens: 1.0e6, learning_rate: 2e-3}\n"
-        "sync:\n  overlap: eager\n  inner_steps: 5\n  outer_momentum: auto\n  compression: {rank: auto, "
+        "# a config\nname: \"two words\"\nrun:\n  seed: 7\n  dir: runs/b\ntrain: {tokens: 1.0e6, "
+        "learning_rate: 2e-3}\n"
+        "sync:\n  overlap: eager\n  inner_steps: 5\n  outer_momentum: auto\n  compression: {rank: "
+        "auto, "
         "error_feedback: false}\nwan: {key: 'it''s'}\n",
         "sync.compression.rank: 4\nsync: {patience: -3}\n? train\n: batch: 3\n",
         "--- {name: |\n  block\n}\n...\n",

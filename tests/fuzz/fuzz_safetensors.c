@@ -1,4 +1,6 @@
-/* Fuzzes the readers of safetensors and config.json: what opens can be read in full, and nothing is read outside it. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Fuzzes the readers of safetensors and config.json: what opens can be read in full, and nothing is
+ * read outside it. */
 #include "replay.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/safetensors.h"
@@ -25,7 +27,8 @@ static void open_and_read(const uint8_t *data, size_t bytes) {
     dlxi_safetensors *file = NULL;
     dlx_error error;
     dlx_status status = dlxi_safetensors_parse(&file, data, bytes, "input", &error);
-    DLXI_ASSERT(status == DLX_OK || (status == DLX_DATA && strncmp(error.message, "input: ", 7) == 0));
+    DLXI_ASSERT(status == DLX_OK ||
+                (status == DLX_DATA && strncmp(error.message, "input: ", 7) == 0));
     if (file != NULL) read_all(file);
     dlxi_safetensors_close(&file);
 }
@@ -42,8 +45,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
         for (int i = 0; i < 8; i++) sealed[i] = (uint8_t)((uint64_t)header >> (8 * i));
         open_and_read(sealed, bytes);
     }
-    dlx_status status = dlxi_checkpoint_parse_config(&config, (const char *)data, bytes, "input", &error);
-    DLXI_ASSERT(status == DLX_DATA || (status == DLX_OK && dlxi_model_config_validate(&config, NULL) == DLX_OK));
+    dlx_status status =
+        dlxi_checkpoint_parse_config(&config, (const char *)data, bytes, "input", &error);
+    DLXI_ASSERT(status == DLX_DATA ||
+                (status == DLX_OK && dlxi_model_config_validate(&config, NULL) == DLX_OK));
     return 0;
 }
 
@@ -58,19 +63,22 @@ static size_t put_file(uint8_t *data, const char *header) {
 }
 
 size_t fuzz_seed(uint8_t *data, int index) {
-    static const char config[] =
-        "{\"model_type\":\"llama\",\"num_hidden_layers\":2,\"hidden_size\":16,\"num_attention_heads\":4,"
-        "\"intermediate_size\":8,\"max_position_embeddings\":32,\"vocab_size\":50,\"rope_theta\":1e4,\"head_dim\":4}";
-    static const char gpt2[] = "{\"model_type\":\"gpt2\",\"n_embd\":16,\"n_head\":2,\"n_layer\":1,\"n_positions\":8,"
-                               "\"vocab_size\":9,\"activation_function\":\"relu\"}";
+    static const char config[] = "{\"model_type\":\"llama\",\"num_hidden_layers\":2,\"hidden_"
+                                 "size\":16,\"num_attention_heads\":4,"
+                                 "\"intermediate_size\":8,\"max_position_embeddings\":32,\"vocab_"
+                                 "size\":50,\"rope_theta\":1e4,\"head_dim\":4}";
+    static const char gpt2[] =
+        "{\"model_type\":\"gpt2\",\"n_embd\":16,\"n_head\":2,\"n_layer\":1,\"n_positions\":8,"
+        "\"vocab_size\":9,\"activation_function\":\"relu\"}";
     switch (index) {
     case 0:
         return put_file(data, "{\"__metadata__\":{\"format\":\"pt\"},"
                               "\"a\":{\"dtype\":\"F32\",\"shape\":[4,4],\"data_offsets\":[0,64]}}");
     case 1:
-        return put_file(data, "{\"a\":{\"dtype\":\"BF16\",\"shape\":[2,8],\"data_offsets\":[32,64]},"
-                              "\"b\":{\"dtype\":\"F16\",\"shape\":[16],\"data_offsets\":[0,32]},"
-                              "\"c\":{\"dtype\":\"I64\",\"shape\":[0],\"data_offsets\":[32,32]}}");
+        return put_file(data,
+                        "{\"a\":{\"dtype\":\"BF16\",\"shape\":[2,8],\"data_offsets\":[32,64]},"
+                        "\"b\":{\"dtype\":\"F16\",\"shape\":[16],\"data_offsets\":[0,32]},"
+                        "\"c\":{\"dtype\":\"I64\",\"shape\":[0],\"data_offsets\":[32,32]}}");
     case 2:
         memcpy(data, config, sizeof config - 1);
         return sizeof config - 1;

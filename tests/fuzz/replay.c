@@ -1,8 +1,11 @@
-/* The main of a fuzzer without libFuzzer: runs its seeds, their truncations, and mutations drawn from a fixed seed.
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The main of a fuzzer without libFuzzer: runs its seeds, their truncations, and mutations drawn
+ * from a fixed seed.
  *
  *   fuzz_x                    the test: the same inputs every time
- *   fuzz_x --runs N --seed S  other mutations
- *   fuzz_x FILE…              these inputs, as libFuzzer leaves them after a crash */
+ * fuzz_x --runs N --seed S  other mutations
+ *   fuzz_x FILE…              these inputs, as libFuzzer leaves them after a crash
+ */
 #include "replay.h"
 #include "base/rng.h"
 
@@ -23,7 +26,7 @@ static size_t draw(size_t below) {
     return (size_t)(dlxi_rng_u64(draw_seed, draw_run, draw_index++) % below);
 }
 
-/* ---- saying which input it was --------------------------------------------------------------------------------- */
+/* ---- saying which input it was --------------------------------------------------------------- */
 
 static char place[96];
 
@@ -54,7 +57,7 @@ static void run(const uint8_t *data, size_t bytes) {
     free(exact);
 }
 
-/* ---- mutations ------------------------------------------------------------------------------------------------- */
+/* ---- mutations ------------------------------------------------------------------------------- */
 
 static void overwrite_number(uint8_t *data, size_t bytes) {
     static const uint64_t edges[] = {0,
@@ -78,7 +81,8 @@ static void overwrite_number(uint8_t *data, size_t bytes) {
     for (size_t i = 0; i < width; i++) data[at + i] = (uint8_t)(value >> 8 * i);
 }
 
-/* Opens a gap of `gap` bytes at `at` and fills it from `from`, where the caller put what belongs there. */
+/* Opens a gap of `gap` bytes at `at` and fills it from `from`, where the caller put what belongs
+ * there. */
 static size_t insert(uint8_t *data, size_t bytes, size_t at, const uint8_t *from, size_t gap) {
     if (bytes + gap > FUZZ_INPUT_BYTES_MAX) return bytes;
     memmove(data + at + gap, data + at, bytes - at);
@@ -123,7 +127,8 @@ static void run_seeds(size_t *count) {
     for (*count = 0; *count < SEEDS_MAX; ++*count) {
         seed_bytes[*count] = fuzz_seed(seeds[*count], (int)*count);
         if (seed_bytes[*count] == 0) break;
-        size_t step = seed_bytes[*count] / 512 + 1; /* every truncation of a small seed, some of a large one */
+        /* every truncation of a small seed, some of a large one */
+        size_t step = seed_bytes[*count] / 512 + 1;
         for (size_t bytes = 0; bytes < seed_bytes[*count]; bytes += step) {
             snprintf(place, sizeof place, "in seed %zu cut to %zu bytes\n", *count, bytes);
             run(seeds[*count], bytes);

@@ -1,4 +1,6 @@
-/* What a fuzzer gives to replay.c: one entry point, which libFuzzer also calls, and a few well-formed inputs. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a fuzzer gives to replay.c: one entry point, which libFuzzer also calls, and a few
+ * well-formed inputs. */
 #ifndef DLXI_TESTS_REPLAY_H
 #define DLXI_TESTS_REPLAY_H
 

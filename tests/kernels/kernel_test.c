@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Guarded buffers, comparison, and the backends that tests compare. */
 #include "kernel_test.h"
 
@@ -61,7 +62,8 @@ float *buffer_nan(int64_t count) {
 uint32_t *buffer_tokens(int64_t count, uint32_t vocabulary) {
     uint32_t *data = (uint32_t *)(void *)reserve(count);
     const uint64_t stream = now.stream++;
-    for (int64_t i = 0; i < count; i++) data[i] = (uint32_t)(dlxi_rng_u64(7, stream, (uint64_t)i) % vocabulary);
+    for (int64_t i = 0; i < count; i++)
+        data[i] = (uint32_t)(dlxi_rng_u64(7, stream, (uint64_t)i) % vocabulary);
     return data;
 }
 
@@ -78,41 +80,43 @@ void case_end(void) {
     now.count = 0;
 }
 
-void expect_close(const char *what, const float *fast, const float *ref, int64_t count, double absolute,
-                  double relative) {
+void expect_close(const char *what, const float *fast, const float *ref, int64_t count,
+                  double absolute, double relative) {
     for (int64_t i = 0; i < count; i++) {
         const double allowed = absolute + relative * fabs((double)ref[i]);
         if (!(fabs((double)fast[i] - (double)ref[i]) <= allowed))
-            fail_msg("%s: %s[%lld] is %.9g, not %.9g (± %.3g)", now.label, what, (long long)i, (double)fast[i],
-                     (double)ref[i], allowed);
+            fail_msg("%s: %s[%lld] is %.9g, not %.9g (± %.3g)", now.label, what, (long long)i,
+                     (double)fast[i], (double)ref[i], allowed);
     }
 }
 
-void expect_within(const char *what, const float *fast, const float *ref, const float *scale, int64_t count,
-                   double unit) {
+void expect_within(const char *what, const float *fast, const float *ref, const float *scale,
+                   int64_t count, double unit) {
     for (int64_t i = 0; i < count; i++) {
         const double allowed = unit * (double)scale[i];
         if (!(fabs((double)fast[i] - (double)ref[i]) <= allowed))
-            fail_msg("%s: %s[%lld] is %.9g, not %.9g (± %.3g)", now.label, what, (long long)i, (double)fast[i],
-                     (double)ref[i], allowed);
+            fail_msg("%s: %s[%lld] is %.9g, not %.9g (± %.3g)", now.label, what, (long long)i,
+                     (double)fast[i], (double)ref[i], allowed);
     }
 }
 
-void expect_near(const char *what, const float *fast, const float *ref, int64_t count, double relative) {
+void expect_near(const char *what, const float *fast, const float *ref, int64_t count,
+                 double relative) {
     double difference = 0.0, norm = 0.0;
     for (int64_t i = 0; i < count; i++) {
         difference += ((double)fast[i] - (double)ref[i]) * ((double)fast[i] - (double)ref[i]);
         norm += (double)ref[i] * (double)ref[i];
     }
     if (!(sqrt(difference) <= relative * sqrt(norm)))
-        fail_msg("%s: %s differs by %.3g of its norm, more than %.3g", now.label, what, sqrt(difference / norm),
-                 relative);
+        fail_msg("%s: %s differs by %.3g of its norm, more than %.3g", now.label, what,
+                 sqrt(difference / norm), relative);
 }
 
 dlxi_kernels *open_kernels(const char *backend, dlxi_precision precision, int threads) {
     dlxi_kernels *k = NULL;
     dlx_error error = {0};
-    if (dlxi_kernels_open(&k, backend, precision, threads, &error) != DLX_OK) fail_msg("%s", error.message);
+    if (dlxi_kernels_open(&k, backend, precision, threads, &error) != DLX_OK)
+        fail_msg("%s", error.message);
     return k;
 }
 
@@ -120,11 +124,12 @@ int open_pairs(pair *pairs) {
     dlxi_kernels *probe = open_kernels("fast", DLXI_PRECISION_AUTO, 1);
     const bool bf16 = probe->precision == DLXI_PRECISION_BF16;
     dlxi_kernels_close(&probe);
-    if (!bf16) print_message("bf16 is left out: this CPU has no AVX-512-BF16, or oneDNN may not use it\n");
+    if (!bf16)
+        print_message("bf16 is left out: this CPU has no AVX-512-BF16, or oneDNN may not use it\n");
     for (int i = 0; i < (bf16 ? PAIRS : PAIRS / 2); i++) {
         pairs[i].bf16 = i >= PAIRS / 2;
-        pairs[i].k[FAST] =
-            open_kernels("fast", pairs[i].bf16 ? DLXI_PRECISION_BF16 : DLXI_PRECISION_F32, i % 2 == 0 ? 1 : 3);
+        pairs[i].k[FAST] = open_kernels(
+            "fast", pairs[i].bf16 ? DLXI_PRECISION_BF16 : DLXI_PRECISION_F32, i % 2 == 0 ? 1 : 3);
         pairs[i].k[REF] = open_kernels("ref", DLXI_PRECISION_AUTO, 1);
     }
     return bf16 ? PAIRS : PAIRS / 2;

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What the kernel tests share: guarded buffers, random numbers, comparison. */
 #ifndef KERNEL_TEST_H
 #define KERNEL_TEST_H
@@ -14,8 +15,9 @@
 /* Says which case is running; every failure prints it. */
 void case_label(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/* `count` floats with guard bytes on both sides, uniform in [low, high); every other buffer starts at an address that
- * is aligned to 4 bytes only. All belong to the case and are checked and freed by case_end. */
+/* `count` floats with guard bytes on both sides, uniform in [low, high); every other buffer starts
+ * at an address that is aligned to 4 bytes only. All belong to the case and are checked and freed
+ * by case_end. */
 float *buffer(int64_t count, double low, double high);
 float *buffer_copy(const float *from, int64_t count);
 float *buffer_nan(int64_t count); /* an output that must be overwritten */
@@ -23,18 +25,20 @@ uint32_t *buffer_tokens(int64_t count, uint32_t vocabulary);
 void case_end(void);
 
 /* |fast − ref| ≤ absolute + relative · |ref|, element by element; NaN is never close. */
-void expect_close(const char *what, const float *fast, const float *ref, int64_t count, double absolute,
-                  double relative);
+void expect_close(const char *what, const float *fast, const float *ref, int64_t count,
+                  double absolute, double relative);
 /* |fast − ref| ≤ unit · scale, element by element. */
-void expect_within(const char *what, const float *fast, const float *ref, const float *scale, int64_t count,
-                   double unit);
+void expect_within(const char *what, const float *fast, const float *ref, const float *scale,
+                   int64_t count, double unit);
 /* ‖fast − ref‖ ≤ relative · ‖ref‖ */
-void expect_near(const char *what, const float *fast, const float *ref, int64_t count, double relative);
+void expect_near(const char *what, const float *fast, const float *ref, int64_t count,
+                 double relative);
 
 /* Opens a backend or fails the test. */
 dlxi_kernels *open_kernels(const char *backend, dlxi_precision precision, int threads);
 
-/* What `fast` is compared with `ref` in: f32 and bf16, 1 thread and 3. bf16 is left out where the CPU lacks it. */
+/* What `fast` is compared with `ref` in: f32 and bf16, 1 thread and 3. bf16 is left out where the
+ * CPU lacks it. */
 typedef struct pair {
     dlxi_kernels *k[2]; /* fast, ref */
     bool bf16;

@@ -1,5 +1,6 @@
-/* The vector loops: fast against ref on the same input, over odd lengths, one thread and three. Loops are the same in
- * both precisions. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The vector loops: fast against ref on the same input, over odd lengths, one thread and three.
+ * Loops are the same in both precisions. */
 #include "kernel_test.h"
 
 #include <math.h>
@@ -11,15 +12,16 @@ enum { SHAPES = sizeof shapes / sizeof *shapes };
 static const int64_t lengths[] = {1, 3, 15, 16, 17, 33, 65, 1000, 100003};
 enum { LENGTHS = sizeof lengths / sizeof *lengths };
 
-/* Gradients of parameters are f32 sums of N terms of magnitude ~ 1: they reach ~ sqrt(N), and their rounding, a half
- * unit of that at each of N steps, ~ sqrt(N) · sqrt(N) · 2^-24. */
+/* Gradients of parameters are f32 sums of N terms of magnitude ~ 1: they reach ~ sqrt(N), and their
+ * rounding, a half unit of that at each of N steps, ~ sqrt(N) · sqrt(N) · 2^-24. */
 static double sum_tolerance(int64_t N) {
     return ldexp(8.0 + 2.0 * (double)N, -24);
 }
 
 static void check_layernorm(const pair *p, int64_t N, int64_t C) {
     case_label("layernorm N=%d C=%d threads %d", (int)N, (int)C, p->k[FAST]->threads);
-    float *x = buffer(N * C, -1, 3), *gain = buffer(C, 0, 2), *bias = buffer(C, -1, 1), *dy = buffer(N * C, -1, 1);
+    float *x = buffer(N * C, -1, 3), *gain = buffer(C, 0, 2), *bias = buffer(C, -1, 1),
+          *dy = buffer(N * C, -1, 1);
     float *y[2], *mean[2], *rstd[2], *dx[2], *dgain[2], *dbias[2];
     dgain[REF] = buffer(C, -1, 1);
     dbias[REF] = buffer(C, -1, 1);
@@ -32,15 +34,18 @@ static void check_layernorm(const pair *p, int64_t N, int64_t C) {
         rstd[i] = buffer_nan(N);
         dx[i] = buffer_nan(N * C);
         OK(op->layernorm_forward(p->k[i], y[i], mean[i], rstd[i], x, gain, bias, N, C, 1e-5f));
-        OK(op->layernorm_backward(p->k[i], dx[i], dgain[i], dbias[i], dy, x, mean[i], rstd[i], gain, N, C));
+        OK(op->layernorm_backward(p->k[i], dx[i], dgain[i], dbias[i], dy, x, mean[i], rstd[i], gain,
+                                  N, C));
     }
-    /* a row of one element has variance 0 and rstd 316; with three, variances can be small as well */
+    /* a row of one element has variance 0 and rstd 316; with three, variances can be small as well
+     */
     const double amplified = C < 5 ? 1e-3 : 1e-5;
     expect_close("y", y[FAST], y[REF], N * C, amplified, 1e-5);
     expect_close("mean", mean[FAST], mean[REF], N, 1e-6, 1e-6);
     expect_close("rstd", rstd[FAST], rstd[REF], N, 0.0, amplified);
     expect_close("dx", dx[FAST], dx[REF], N * C, amplified, amplified);
-    expect_close("dgain", dgain[FAST], dgain[REF], C, sum_tolerance(N) + (C < 5 ? 1e-3 : 1e-5), 1e-5);
+    expect_close("dgain", dgain[FAST], dgain[REF], C, sum_tolerance(N) + (C < 5 ? 1e-3 : 1e-5),
+                 1e-5);
     expect_close("dbias", dbias[FAST], dbias[REF], C, sum_tolerance(N), 0.0);
     case_end();
 }
@@ -78,7 +83,8 @@ static void check_activation(const pair *p, int64_t count, dlxi_activation kind)
         OK(op->activation_backward(p->k[i], dx[i], dy, x, kind, count));
         OK(op->activation_backward(p->k[i], in_place[i], in_place[i], x, kind, count));
     }
-    /* ref's 1 + tanh cancels to 0 where GELU itself is below 1e-15; the slope's two terms cancel near -0.75 */
+    /* ref's 1 + tanh cancels to 0 where GELU itself is below 1e-15; the slope's two terms cancel
+     * near -0.75 */
     expect_close("y", y[FAST], y[REF], count, 1e-9, 4e-6);
     expect_close("dx", dx[FAST], dx[REF], count, 4e-6, 4e-6);
     expect_close("dx in place", in_place[FAST], dx[FAST], count, 0.0, 0.0);
@@ -99,7 +105,8 @@ static void check_swiglu(const pair *p, int64_t count) {
         OK(op->swiglu_backward(p->k[i], dgate[i], dup[i], dy, gate, up, count));
     }
     expect_close("y", y[FAST], y[REF], count, 1e-12, 2e-6);
-    expect_close("dgate", dgate[FAST], dgate[REF], count, 4e-6, 2e-6); /* 1 + g (1 − s) cancels near g = −1.28 */
+    /* 1 + g (1 − s) cancels near g = −1.28 */
+    expect_close("dgate", dgate[FAST], dgate[REF], count, 4e-6, 2e-6);
     expect_close("dup", dup[FAST], dup[REF], count, 1e-12, 2e-6);
     case_end();
 }
@@ -120,12 +127,15 @@ static void check_add_and_squares(const pair *p, int64_t count) {
 }
 
 static void check_rope(const pair *p, int64_t N, int64_t T, int64_t heads, int64_t D) {
-    case_label("rope N=%d T=%d heads=%d D=%d threads %d", (int)N, (int)T, (int)heads, (int)D, p->k[FAST]->threads);
+    case_label("rope N=%d T=%d heads=%d D=%d threads %d", (int)N, (int)T, (int)heads, (int)D,
+               p->k[FAST]->threads);
     float *x = buffer(N * heads * D, -1, 1), *y[2];
     for (int i = 0; i < 2; i++) y[i] = buffer_copy(x, N * heads * D);
     for (int turn = 0; turn < 2; turn++) {
-        for (int i = 0; i < 2; i++) OK(p->k[i]->op->rope(p->k[i], y[i], N, T, heads, D, 1e4f, turn == 1));
-        expect_close(turn == 0 ? "turned" : "turned back", y[FAST], y[REF], N * heads * D, 4e-7, 0.0);
+        for (int i = 0; i < 2; i++)
+            OK(p->k[i]->op->rope(p->k[i], y[i], N, T, heads, D, 1e4f, turn == 1));
+        expect_close(turn == 0 ? "turned" : "turned back", y[FAST], y[REF], N * heads * D, 4e-7,
+                     0.0);
     }
     expect_close("turned there and back", y[FAST], x, N * heads * D, 4e-7, 0.0);
     case_end();
@@ -133,10 +143,11 @@ static void check_rope(const pair *p, int64_t N, int64_t T, int64_t heads, int64
 
 static void check_embedding(const pair *p, int64_t N, int64_t T, int64_t C, bool with_position) {
     enum { VOCABULARY = 5 }; /* few, so that tokens repeat */
-    case_label("embedding N=%d T=%d C=%d position %d threads %d", (int)N, (int)T, (int)C, with_position,
-               p->k[FAST]->threads);
+    case_label("embedding N=%d T=%d C=%d position %d threads %d", (int)N, (int)T, (int)C,
+               with_position, p->k[FAST]->threads);
     uint32_t *token = buffer_tokens(N, VOCABULARY);
-    float *table = buffer(VOCABULARY * C, -1, 1), *position = buffer(T * C, -1, 1), *dy = buffer(N * C, -1, 1);
+    float *table = buffer(VOCABULARY * C, -1, 1), *position = buffer(T * C, -1, 1),
+          *dy = buffer(N * C, -1, 1);
     float *y[2], *dtable[2], *dposition[2];
     dtable[REF] = buffer(VOCABULARY * C, -1, 1);
     dposition[REF] = buffer(T * C, -1, 1);
@@ -145,8 +156,10 @@ static void check_embedding(const pair *p, int64_t N, int64_t T, int64_t C, bool
     for (int i = 0; i < 2; i++) {
         const dlxi_operations *op = p->k[i]->op;
         y[i] = buffer_nan(N * C);
-        OK(op->embedding_forward(p->k[i], y[i], token, table, with_position ? position : NULL, N, T, C));
-        OK(op->embedding_backward(p->k[i], dtable[i], with_position ? dposition[i] : NULL, dy, token, N, T, C));
+        OK(op->embedding_forward(p->k[i], y[i], token, table, with_position ? position : NULL, N, T,
+                                 C));
+        OK(op->embedding_backward(p->k[i], dtable[i], with_position ? dposition[i] : NULL, dy,
+                                  token, N, T, C));
     }
     expect_close("y", y[FAST], y[REF], N * C, 0.0, 0.0);
     expect_close("dtable", dtable[FAST], dtable[REF], VOCABULARY * C, sum_tolerance(N), 0.0);
@@ -154,10 +167,11 @@ static void check_embedding(const pair *p, int64_t N, int64_t T, int64_t C, bool
     case_end();
 }
 
-/* `spread`: logits lie in ± spread, far enough that exp overflows without the row's largest taken off. */
+/* `spread`: logits lie in ± spread, far enough that exp overflows without the row's largest taken
+ * off. */
 static void check_cross_entropy(const pair *p, int64_t N, int64_t V, bool gradient, double spread) {
-    case_label("cross_entropy N=%d V=%d gradient %d spread %g threads %d", (int)N, (int)V, gradient, spread,
-               p->k[FAST]->threads);
+    case_label("cross_entropy N=%d V=%d gradient %d spread %g threads %d", (int)N, (int)V, gradient,
+               spread, p->k[FAST]->threads);
     const float scale = 0.125f;
     float *original = buffer(N * V, -spread, spread), *logits[2];
     uint32_t *target = buffer_tokens(N, (uint32_t)V);
@@ -183,7 +197,8 @@ static void check_adamw(const pair *p, int64_t count, int64_t step) {
     parameter[FAST] = buffer_copy(parameter[REF], count);
     m[FAST] = buffer_copy(m[REF], count);
     v[FAST] = buffer_copy(v[REF], count);
-    for (int i = 0; i < 2; i++) OK(p->k[i]->op->adamw(p->k[i], parameter[i], m[i], v[i], gradient, count, &settings));
+    for (int i = 0; i < 2; i++)
+        OK(p->k[i]->op->adamw(p->k[i], parameter[i], m[i], v[i], gradient, count, &settings));
     expect_close("parameter", parameter[FAST], parameter[REF], count, 2e-7, 2e-7);
     expect_close("m", m[FAST], m[REF], count, 2e-8, 2e-7);
     expect_close("v", v[FAST], v[REF], count, 0.0, 4e-7);
@@ -218,7 +233,8 @@ static void test_embeddings(void **state) {
             const int64_t N = shapes[s][0] * 3, C = shapes[s][1];
             check_embedding(&p[i], N, shapes[s][0], C, s % 2 == 0);
             check_rope(&p[i], N, shapes[s][0], 1 + s % 3, 2 * (1 + s * 5));
-            check_rope(&p[i], 2 * N, 2 * shapes[s][0], 1 + s % 3, 2 * (1 + s * 5)); /* the kept table is too short */
+            /* the kept table is too short */
+            check_rope(&p[i], 2 * N, 2 * shapes[s][0], 1 + s % 3, 2 * (1 + s * 5));
         }
 }
 
@@ -227,7 +243,8 @@ static void test_cross_entropy(void **state) {
     for (int i = 0; p[i].k[FAST] != NULL; i++)
         for (int s = 0; s < SHAPES; s++)
             for (int variant = 0; variant < 4; variant++)
-                check_cross_entropy(&p[i], shapes[s][0], shapes[s][1], variant % 2 == 0, variant < 2 ? 4.0 : 200.0);
+                check_cross_entropy(&p[i], shapes[s][0], shapes[s][1], variant % 2 == 0,
+                                    variant < 2 ? 4.0 : 200.0);
 }
 
 /* NaN and infinity must come out, so that a diverged run is seen. */

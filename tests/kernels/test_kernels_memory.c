@@ -1,11 +1,14 @@
-/* What a backend holds: nothing is allocated after the first step of a shape; and what opening one refuses. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a backend holds: nothing is allocated after the first step of a shape; and what opening one
+ * refuses. */
 #include "kernel_test.h"
 
 #include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* The linker sends our code's calls here (--wrap). oneDNN's own calls go past; mallinfo2 sees what they leave. */
+/* The linker sends our code's calls here (--wrap). oneDNN's own calls go past; mallinfo2 sees what
+ * they leave. */
 static int allocations;
 
 void *__real_malloc(size_t size);
@@ -37,9 +40,20 @@ void *__wrap_aligned_alloc(size_t alignment, size_t size) {
     return __real_aligned_alloc(alignment, size);
 }
 
-enum { B = 3, T = 40, N = B * T, HEADS = 4, KV = 2, D = 16, C = HEADS * D, MLP = 96, VOCABULARY = 130 };
+enum {
+    B = 3,
+    T = 40,
+    N = B * T,
+    HEADS = 4,
+    KV = 2,
+    D = 16,
+    C = HEADS * D,
+    MLP = 96,
+    VOCABULARY = 130
+};
 
-/* Every operation of the table once, in two sequence lengths, as training and evaluation alternate. */
+/* Every operation of the table once, in two sequence lengths, as training and evaluation alternate.
+ */
 static void step(dlxi_kernels *k, float *const *x, const uint32_t *token, int64_t length) {
     const dlxi_operations *op = k->op;
     const dlxi_adamw settings = {1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 1.0f, 1};
@@ -51,7 +65,8 @@ static void step(dlxi_kernels *k, float *const *x, const uint32_t *token, int64_
     OK(op->linear_forward(k, x[4], x[3], x[6], x[2], n, C, C));
     OK(op->rope(k, x[4], n, length, HEADS, D, 1e4f, false));
     OK(op->attention_forward(k, x[5], x[7], x[4], x[0], x[3], B, length, HEADS, KV, D));
-    OK(op->attention_backward(k, x[8], x[9], x[10], x[0], x[5], x[7], x[4], x[0], x[3], B, length, HEADS, KV, D));
+    OK(op->attention_backward(k, x[8], x[9], x[10], x[0], x[5], x[7], x[4], x[0], x[3], B, length,
+                              HEADS, KV, D));
     OK(op->linear_forward(k, x[8], x[3], x[11], NULL, n, C, MLP));
     OK(op->swiglu_forward(k, x[9], x[8], x[8], n * MLP));
     OK(op->swiglu_backward(k, x[8], x[10], x[9], x[9], x[9], n * MLP));
@@ -90,7 +105,8 @@ static void no_allocation(const char *backend, int threads) {
     }
     const struct mallinfo2 later = mallinfo2();
     assert_int_equal(allocations, before);
-    if (heap.uordblks != 0) assert_int_equal(later.uordblks + later.hblkhd, heap.uordblks + heap.hblkhd);
+    if (heap.uordblks != 0)
+        assert_int_equal(later.uordblks + later.hblkhd, heap.uordblks + heap.hblkhd);
     case_end();
     dlxi_kernels_close(&k);
 }
@@ -114,8 +130,9 @@ static void test_open_refuses(void **state) {
     assert_int_equal(dlxi_kernels_open(&k, "fast", DLXI_PRECISION_AUTO, 0, &error), DLX_CONFIG);
     assert_string_equal(error.message, "site.threads: 0 is out of range; use 1 or more");
     assert_int_equal(dlxi_kernels_open(&k, "ref", DLXI_PRECISION_BF16, 1, &error), DLX_CONFIG);
-    assert_string_equal(error.message,
-                        "kernels: the backend ref computes in f32 only; set train.precision: f32 or auto");
+    assert_string_equal(
+        error.message,
+        "kernels: the backend ref computes in f32 only; set train.precision: f32 or auto");
     dlxi_kernels_close(&k); /* takes NULL */
 }
 
@@ -132,8 +149,8 @@ static void test_precision(void **state) {
     } else {
         assert_int_equal(k->precision, DLXI_PRECISION_F32);
         assert_int_equal(status, DLX_CONFIG);
-        assert_string_equal(error.message,
-                            "train.precision: bf16 needs a CPU with AVX-512-BF16; set train.precision: f32 or auto");
+        assert_string_equal(error.message, "train.precision: bf16 needs a CPU with AVX-512-BF16; "
+                                           "set train.precision: f32 or auto");
     }
     const char *isa = getenv("DNNL_MAX_CPU_ISA");
     if (isa != NULL && strcmp(isa, "AVX2") == 0) assert_int_equal(k->precision, DLXI_PRECISION_F32);

@@ -1,4 +1,6 @@
-/* Products and attention: fast against ref on the same input, over odd shapes, both precisions, 1 thread and 3. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Products and attention: fast against ref on the same input, over odd shapes, both precisions, 1
+ * thread and 3. */
 #include "kernel_test.h"
 
 #include <math.h>
@@ -7,8 +9,9 @@
 static const int64_t odd[] = {1, 3, 17, 33, 65};
 enum { ODD = sizeof odd / sizeof *odd };
 
-/* Rounding two factors to bf16 (8 significant bits) costs a product at most 2 · 2^-8 of |a||b|, and the f32 sum of K
- * products grows as a random walk of half units 2^-24. Both are multiples of Σ|a||b|, which ref computes. */
+/* Rounding two factors to bf16 (8 significant bits) costs a product at most 2 · 2^-8 of |a||b|, and
+ * the f32 sum of K products grows as a random walk of half units 2^-24. Both are multiples of
+ * Σ|a||b|, which ref computes. */
 static double unit_of(bool bf16, int64_t K) {
     const double sum = ldexp(4.0 + 2.0 * sqrt((double)K), -24);
     return bf16 ? ldexp(1.01, -7) + sum : sum;
@@ -24,9 +27,10 @@ static bool rounded(const pair *p, int64_t I, int64_t O) {
     return p->bf16 && I >= 32 && O >= 32; /* thinner products stay f32, and must be that exact */
 }
 
-static void check_linear(const pair *p, int64_t N, int64_t I, int64_t O, bool with_bias, bool with_dx) {
-    case_label("linear N=%d I=%d O=%d bias %d dx %d bf16 %d threads %d", (int)N, (int)I, (int)O, with_bias, with_dx,
-               p->bf16, p->k[FAST]->threads);
+static void check_linear(const pair *p, int64_t N, int64_t I, int64_t O, bool with_bias,
+                         bool with_dx) {
+    case_label("linear N=%d I=%d O=%d bias %d dx %d bf16 %d threads %d", (int)N, (int)I, (int)O,
+               with_bias, with_dx, p->bf16, p->k[FAST]->threads);
     float *x = buffer(N * I, -1, 1), *weight = buffer(O * I, -1, 1), *bias = buffer(O, -1, 1);
     float *dy = buffer(N * O, -1, 1), *dweight[2], *dbias[2], *y[2], *dx[2];
     dweight[REF] = buffer(O * I, -1, 1);
@@ -37,9 +41,11 @@ static void check_linear(const pair *p, int64_t N, int64_t I, int64_t O, bool wi
         const dlxi_operations *op = p->k[i]->op;
         y[i] = buffer_nan(N * O);
         dx[i] = with_dx ? buffer_nan(N * I) : NULL;
-        op->weights_changed(p->k[i], NULL); /* the buffer's address may have been another weight's */
+        /* the buffer's address may have been another weight's */
+        op->weights_changed(p->k[i], NULL);
         OK(op->linear_forward(p->k[i], y[i], x, weight, with_bias ? bias : NULL, N, I, O));
-        OK(op->linear_backward(p->k[i], dx[i], dweight[i], with_bias ? dbias[i] : NULL, dy, x, weight, N, I, O));
+        OK(op->linear_backward(p->k[i], dx[i], dweight[i], with_bias ? dbias[i] : NULL, dy, x,
+                               weight, N, I, O));
     }
 
     dlxi_kernels *ref = p->k[REF];
@@ -67,22 +73,26 @@ static void test_linear(void **state) {
         for (int n = 0; n < ODD; n++)
             for (int i = 0; i < ODD; i++)
                 for (int o = 0; o < ODD; o++)
-                    check_linear(&pairs[p], odd[n], odd[i], odd[o], (n + i + o) % 2 == 0, (n + i) % 3 != 0);
-        check_linear(&pairs[p], 130, 257, 301, true, true); /* large enough that three threads share it */
+                    check_linear(&pairs[p], odd[n], odd[i], odd[o], (n + i + o) % 2 == 0,
+                                 (n + i) % 3 != 0);
+        /* large enough that three threads share it */
+        check_linear(&pairs[p], 130, 257, 301, true, true);
         check_linear(&pairs[p], 130, 257, 301, false, true);
         check_linear(&pairs[p], 257, 64, 192, false, true);
     }
     close_pairs(pairs, count);
 }
 
-static void check_product(const pair *p, int64_t M, int64_t N, int64_t K, bool ta, bool tb, float alpha, float beta) {
-    case_label("product M=%d N=%d K=%d transposed %d %d alpha %g beta %g bf16 %d", (int)M, (int)N, (int)K, ta, tb,
-               (double)alpha, (double)beta, p->bf16);
+static void check_product(const pair *p, int64_t M, int64_t N, int64_t K, bool ta, bool tb,
+                          float alpha, float beta) {
+    case_label("product M=%d N=%d K=%d transposed %d %d alpha %g beta %g bf16 %d", (int)M, (int)N,
+               (int)K, ta, tb, (double)alpha, (double)beta, p->bf16);
     float *a = buffer(M * K, -1, 1), *b = buffer(K * N, -1, 1), *c[2];
     c[REF] = beta == 0.0f ? buffer_nan(M * N) : buffer(M * N, -1, 1);
     c[FAST] = buffer_copy(c[REF], M * N);
     float *scale = absolute(c[REF], M * N), *aa = absolute(a, M * K), *ab = absolute(b, K * N);
-    for (int i = 0; i < 2; i++) OK(p->k[i]->op->product(p->k[i], c[i], a, b, ta, tb, M, N, K, alpha, beta));
+    for (int i = 0; i < 2; i++)
+        OK(p->k[i]->op->product(p->k[i], c[i], a, b, ta, tb, M, N, K, alpha, beta));
     dlxi_kernels *ref = p->k[REF];
     OK(ref->op->product(ref, scale, aa, ab, ta, tb, M, N, K, fabsf(alpha), fabsf(beta)));
     expect_within("c", c[FAST], c[REF], scale, M * N, unit_of(rounded(p, M, N), K));
@@ -93,27 +103,31 @@ static void test_product(void **state) {
     (void)state;
     pair pairs[PAIRS];
     const int count = open_pairs(pairs);
-    static const int64_t shapes[][3] = {{1, 1, 1}, {3, 17, 33}, {33, 65, 17}, {65, 33, 3}, {64, 64, 1}, {130, 70, 90}};
+    static const int64_t shapes[][3] = {{1, 1, 1},   {3, 17, 33}, {33, 65, 17},
+                                        {65, 33, 3}, {64, 64, 1}, {130, 70, 90}};
     static const float factors[][2] = {{1.0f, 0.0f}, {-2.5f, 0.0f}, {1.0f, 1.0f}, {0.5f, -1.5f}};
     for (int p = 0; p < count; p++)
         for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
             for (int t = 0; t < 4; t++)
                 for (int f = 0; f < 4; f++)
-                    check_product(&pairs[p], shapes[s][0], shapes[s][1], shapes[s][2], t % 2 != 0, t / 2 != 0,
-                                  factors[f][0], factors[f][1]);
+                    check_product(&pairs[p], shapes[s][0], shapes[s][1], shapes[s][2], t % 2 != 0,
+                                  t / 2 != 0, factors[f][0], factors[f][1]);
     close_pairs(pairs, count);
 }
 
-/* ---- attention ------------------------------------------------------------------------------------------------- */
+/* ---- attention ------------------------------------------------------------------------------- */
 
-/* f32: scores of magnitude ~ sqrt(D)/3 keep an absolute error of some 1e-6, which p, and with it every result, keeps as
- * a relative one. bf16: factors q, k, v, dout, p and dscore carry up to 2^-8 each, and a score's error, ~ 2^-8 · sqrt(2
- * D / 9) / sqrt(D) · |q||k|, is p's relative error: together below 1%, taken twice for backward. */
-static void check_attention(const pair *p, int64_t B, int64_t T, int64_t heads, int64_t kv_heads, int64_t D) {
-    case_label("attention B=%d T=%d heads=%d kv=%d D=%d bf16 %d threads %d", (int)B, (int)T, (int)heads, (int)kv_heads,
-               (int)D, p->bf16, p->k[FAST]->threads);
+/* f32: scores of magnitude ~ sqrt(D)/3 keep an absolute error of some 1e-6, which p, and with it
+ * every result, keeps as a relative one. bf16: factors q, k, v, dout, p and dscore carry up to 2^-8
+ * each, and a score's error, ~ 2^-8 · sqrt(2 D / 9) / sqrt(D) · |q||k|, is p's relative error:
+ * together below 1%, taken twice for backward. */
+static void check_attention(const pair *p, int64_t B, int64_t T, int64_t heads, int64_t kv_heads,
+                            int64_t D) {
+    case_label("attention B=%d T=%d heads=%d kv=%d D=%d bf16 %d threads %d", (int)B, (int)T,
+               (int)heads, (int)kv_heads, (int)D, p->bf16, p->k[FAST]->threads);
     const int64_t q_count = B * T * heads * D, kv_count = B * T * kv_heads * D;
-    float *q = buffer(q_count, -1, 1), *key = buffer(kv_count, -1, 1), *value = buffer(kv_count, -1, 1);
+    float *q = buffer(q_count, -1, 1), *key = buffer(kv_count, -1, 1),
+          *value = buffer(kv_count, -1, 1);
     float *dout = buffer(q_count, -1, 1), *out[2], *lse[2], *dq[2], *dkey[2], *dvalue[2];
     for (int i = 0; i < 2; i++) {
         const dlxi_operations *op = p->k[i]->op;
@@ -123,8 +137,8 @@ static void check_attention(const pair *p, int64_t B, int64_t T, int64_t heads, 
         dkey[i] = buffer_nan(kv_count);
         dvalue[i] = buffer_nan(kv_count);
         OK(op->attention_forward(p->k[i], out[i], lse[i], q, key, value, B, T, heads, kv_heads, D));
-        OK(op->attention_backward(p->k[i], dq[i], dkey[i], dvalue[i], dout, out[i], lse[i], q, key, value, B, T, heads,
-                                  kv_heads, D));
+        OK(op->attention_backward(p->k[i], dq[i], dkey[i], dvalue[i], dout, out[i], lse[i], q, key,
+                                  value, B, T, heads, kv_heads, D));
     }
     const double forward = p->bf16 ? 0.01 : 4e-6, backward = p->bf16 ? 0.02 : 1e-5;
     expect_near("out", out[FAST], out[REF], q_count, forward);
@@ -149,7 +163,8 @@ static void test_attention(void **state) {
         for (size_t t = 0; t < sizeof lengths / sizeof *lengths; t++)
             for (size_t d = 0; d < sizeof widths / sizeof *widths; d++) {
                 const int64_t *h = heads[(t + d) % 4];
-                check_attention(&pairs[p], 1 + (int64_t)(t + d) % 3, lengths[t], h[0], h[1], widths[d]);
+                check_attention(&pairs[p], 1 + (int64_t)(t + d) % 3, lengths[t], h[0], h[1],
+                                widths[d]);
             }
     close_pairs(pairs, count);
 }
@@ -164,8 +179,10 @@ static void test_attention_is_causal(void **state) {
         for (int i = 0; i < 2; i++) {
             dlxi_kernels *k = pairs[p].k[i];
             case_label("causal attention, %s", k->op->name);
-            float *q = buffer(COUNT, -1, 1), *key = buffer(COUNT, -1, 1), *value = buffer(COUNT, -1, 1);
-            float *before = buffer_nan(COUNT), *after = buffer_nan(COUNT), *lse = buffer_nan(B * HEADS * T);
+            float *q = buffer(COUNT, -1, 1), *key = buffer(COUNT, -1, 1),
+                  *value = buffer(COUNT, -1, 1);
+            float *before = buffer_nan(COUNT), *after = buffer_nan(COUNT),
+                  *lse = buffer_nan(B * HEADS * T);
             OK(k->op->attention_forward(k, before, lse, q, key, value, B, T, HEADS, HEADS, D));
             for (int b = 0; b < B; b++)
                 for (int j = CUT * HEADS * D; j < T * HEADS * D; j++)
@@ -178,9 +195,10 @@ static void test_attention_is_causal(void **state) {
     close_pairs(pairs, count);
 }
 
-/* ---- converted weights ----------------------------------------------------------------------------------------- */
+/* ---- converted weights ----------------------------------------------------------------------- */
 
-/* A changed weight must be seen after weights_changed, by its address or by NULL, whatever copies are kept. */
+/* A changed weight must be seen after weights_changed, by its address or by NULL, whatever copies
+ * are kept. */
 static void test_weights_changed(void **state) {
     (void)state;
     enum { N = 40, C = 48 };
@@ -210,8 +228,10 @@ static void test_weights_changed(void **state) {
 /* Twice the shapes that the cache of primitives holds: it forgets and goes on. */
 static void test_many_shapes(void **state) {
     (void)state;
-    pair p = {.k = {open_kernels("fast", DLXI_PRECISION_F32, 1), open_kernels("ref", DLXI_PRECISION_F32, 1)}};
-    for (int64_t n = 1; n <= 2100; n++) check_product(&p, 1, 1 + n % 7, 1 + n / 7, false, false, 1.0f, 0.0f);
+    pair p = {.k = {open_kernels("fast", DLXI_PRECISION_F32, 1),
+                    open_kernels("ref", DLXI_PRECISION_F32, 1)}};
+    for (int64_t n = 1; n <= 2100; n++)
+        check_product(&p, 1, 1 + n % 7, 1 + n / 7, false, false, 1.0f, 0.0f);
     check_product(&p, 1, 2, 1, false, false, 1.0f, 0.0f);
     close_pairs(&p, 1);
 }

@@ -1,5 +1,6 @@
-/* The reference itself: values that PyTorch gives in f64 for the same input, and every backward pass against central
- * differences of its forward pass. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The reference itself: values that PyTorch gives in f64 for the same input, and every backward
+ * pass against central differences of its forward pass. */
 #include "kernel_test.h"
 
 #include <math.h>
@@ -7,7 +8,7 @@
 
 static dlxi_kernels *k; /* ref */
 
-/* ---- known values: torch 1.13.1, float64 ----------------------------------------------------------------------- */
+/* ---- known values: torch 1.13.1, float64 ----------------------------------------------------- */
 
 static void known(const char *what, const float *value, const double *expected, int count) {
     for (int i = 0; i < count; i++)
@@ -22,7 +23,8 @@ static void test_known_pointwise(void **state) {
                            0.34571400982514394,    1.954597694087775,    5.9999999999156035};
     const double relu[] = {0.0, 0.0, 0.0, 0.0, 0.5, 2.0, 6.0};
     const float gate[] = {-4.0f, -1.0f, 0.25f, 3.0f}, up[] = {2.0f, -1.0f, 0.5f, 1.5f};
-    const double swiglu[] = {-0.14388967969673247, 0.2689414213699951, 0.07027206261072476, 4.28658357070095};
+    const double swiglu[] = {-0.14388967969673247, 0.2689414213699951, 0.07027206261072476,
+                             4.28658357070095};
     float y[7];
     OK(k->op->activation_forward(k, y, x, DLXI_GELU, 7));
     known("gelu", y, gelu, 7);
@@ -34,7 +36,8 @@ static void test_known_pointwise(void **state) {
 
 static void test_known_norms_and_loss(void **state) {
     (void)state;
-    const float x[] = {1.0f, 2.0f, 4.0f, -1.0f, 0.5f, 0.25f}, gain[] = {1.0f, 2.0f, -1.0f}, bias[] = {0.0f, 0.5f, 1.0f};
+    const float x[] = {1.0f, 2.0f, 4.0f, -1.0f, 0.5f, 0.25f}, gain[] = {1.0f, 2.0f, -1.0f},
+                bias[] = {0.0f, 0.5f, 1.0f};
     const double layernorm[] = {-1.069041531450298,  -0.03452076572514917, -0.3363019143128718,
                                 -1.3969851740426587, 2.2779811305997475,   0.492005391257215};
     const double rmsnorm[] = {0.3779642030348929, 1.5118568121395717, -1.5118568121395717,
@@ -53,7 +56,8 @@ static void test_known_norms_and_loss(void **state) {
 
 static void test_known_attention(void **state) {
     (void)state;
-    const float q[] = {1.0f, 2.0f, -1.0f, 0.5f, 0.25f, -2.0f}, key[] = {0.5f, 1.0f, 2.0f, -1.0f, -0.5f, 0.25f};
+    const float q[] = {1.0f, 2.0f, -1.0f, 0.5f, 0.25f, -2.0f},
+                key[] = {0.5f, 1.0f, 2.0f, -1.0f, -0.5f, 0.25f};
     const float value[] = {1.0f, -1.0f, 2.0f, 0.0f, 3.0f, 5.0f};
     const double expected[] = {
         1.0, -1.0, 1.1458202499936194, -0.8541797500063807, 2.055748772391823, 0.43575163378288784};
@@ -72,7 +76,8 @@ static void test_known_adamw(void **state) {
     float parameter[] = {1.0f, -2.0f, 0.5f}, m[3] = {0}, v[3] = {0}, doubled[3];
     for (int step = 0; step < 2; step++) {
         const dlxi_adamw settings = {1e-2f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.5f, step + 1};
-        for (int i = 0; i < 3; i++) doubled[i] = 2.0f * gradients[step][i]; /* gradient_scale halves it again */
+        /* gradient_scale halves it again */
+        for (int i = 0; i < 3; i++) doubled[i] = 2.0f * gradients[step][i];
         OK(k->op->adamw(k, parameter, m, v, doubled, 3, &settings));
         known("parameter", parameter, expected[step], 3);
     }
@@ -99,15 +104,22 @@ static void test_known_by_hand(void **state) {
     OK(k->op->embedding_forward(k, y, token, narrow, places, 3, 2, 1));
     known("embedding with positions", y, (const double[]){12, 24, 12}, 3);
 
-    /* positions 0 and 1, one head of D = 4, theta 100: at 1, pair (0,2) turns by 1 and pair (1,3) by 0.1 */
+    /* positions 0 and 1, one head of D = 4, theta 100: at 1, pair (0,2) turns by 1 and pair (1,3)
+     * by 0.1 */
     float turned[] = {1, 2, 3, 4, 1, 2, 3, 4};
-    const double rope[] = {
-        1, 2, 3, 4, cos(1) - 3 * sin(1), 2 * cos(0.1) - 4 * sin(0.1), sin(1) + 3 * cos(1), 2 * sin(0.1) + 4 * cos(0.1)};
+    const double rope[] = {1,
+                           2,
+                           3,
+                           4,
+                           cos(1) - 3 * sin(1),
+                           2 * cos(0.1) - 4 * sin(0.1),
+                           sin(1) + 3 * cos(1),
+                           2 * sin(0.1) + 4 * cos(0.1)};
     OK(k->op->rope(k, turned, 2, 2, 1, 4, 100.0f, false));
     known("rope", turned, rope, 8);
 }
 
-/* ---- central differences --------------------------------------------------------------------------------------- */
+/* ---- central differences --------------------------------------------------------------------- */
 
 enum { INPUTS_MAX = 3 };
 
@@ -137,8 +149,9 @@ static double loss_at(const problem *p, float *x, double value) {
     return loss;
 }
 
-/* Σ dy·y differentiated by *x: two central differences, extrapolated (Richardson), so that a step large beside f32's
- * rounding of y (2^-24 · |y| / 2^-5 ~ 2e-6 a term) leaves an error of step⁴ only. */
+/* Σ dy·y differentiated by *x: two central differences, extrapolated (Richardson), so that a step
+ * large beside f32's rounding of y (2^-24 · |y| / 2^-5 ~ 2e-6 a term) leaves an error of step⁴
+ * only. */
 static double difference(const problem *p, float *x) {
     const double step = ldexp(1.0, -4);
     double slope[2];
@@ -157,16 +170,18 @@ static void check(problem *p) {
     float *gradient[INPUTS_MAX], *before[INPUTS_MAX];
     for (int i = 0; i < p->inputs; i++) {
         before[i] = buffer(p->count[i], -3, 3);
-        gradient[i] = p->parameter[i] ? buffer_copy(before[i], p->count[i]) : buffer_nan(p->count[i]);
+        gradient[i] =
+            p->parameter[i] ? buffer_copy(before[i], p->count[i]) : buffer_nan(p->count[i]);
     }
     p->forward(p);
     p->backward(p, gradient);
     for (int i = 0; i < p->inputs; i++)
         for (int64_t j = 0; j < p->count[i]; j++) {
-            const double expected = difference(p, &p->input[i][j]) + (p->parameter[i] ? (double)before[i][j] : 0.0);
+            const double expected =
+                difference(p, &p->input[i][j]) + (p->parameter[i] ? (double)before[i][j] : 0.0);
             if (!(fabs((double)gradient[i][j] - expected) <= 2e-4 * (1.0 + fabs(expected))))
-                fail_msg("%s: gradient of input %d at %lld is %.7g, difference says %.7g", p->name, i, (long long)j,
-                         (double)gradient[i][j], expected);
+                fail_msg("%s: gradient of input %d at %lld is %.7g, difference says %.7g", p->name,
+                         i, (long long)j, (double)gradient[i][j], expected);
         }
     case_end();
 }
@@ -179,17 +194,22 @@ static void add_input(problem *p, float *input, int64_t count, bool parameter) {
 }
 
 static void linear_y(const problem *p) {
-    OK(k->op->linear_forward(k, p->y, p->input[0], p->input[1], p->input[2], p->shape[0], p->shape[1], p->shape[2]));
+    OK(k->op->linear_forward(k, p->y, p->input[0], p->input[1], p->input[2], p->shape[0],
+                             p->shape[1], p->shape[2]));
 }
 
 static void linear_d(const problem *p, float *const *g) {
-    OK(k->op->linear_backward(k, g[0], g[1], g[2], p->dy, p->input[0], p->input[1], p->shape[0], p->shape[1],
-                              p->shape[2]));
+    OK(k->op->linear_backward(k, g[0], g[1], g[2], p->dy, p->input[0], p->input[1], p->shape[0],
+                              p->shape[1], p->shape[2]));
 }
 
 static void test_linear(void **state) {
     (void)state;
-    problem p = {.name = "linear", .shape = {3, 5, 4}, .y_count = 12, .forward = linear_y, .backward = linear_d};
+    problem p = {.name = "linear",
+                 .shape = {3, 5, 4},
+                 .y_count = 12,
+                 .forward = linear_y,
+                 .backward = linear_d};
     add_input(&p, buffer(15, -1, 1), 15, false);
     add_input(&p, buffer(20, -1, 1), 20, true);
     add_input(&p, buffer(4, -1, 1), 4, true);
@@ -197,21 +217,23 @@ static void test_linear(void **state) {
 }
 
 static void layernorm_y(const problem *p) {
-    OK(k->op->layernorm_forward(k, p->y, p->kept[0], p->kept[1], p->input[0], p->input[1], p->input[2], p->shape[0],
-                                p->shape[1], 1e-5f));
+    OK(k->op->layernorm_forward(k, p->y, p->kept[0], p->kept[1], p->input[0], p->input[1],
+                                p->input[2], p->shape[0], p->shape[1], 1e-5f));
 }
 
 static void layernorm_d(const problem *p, float *const *g) {
-    OK(k->op->layernorm_backward(k, g[0], g[1], g[2], p->dy, p->input[0], p->kept[0], p->kept[1], p->input[1],
-                                 p->shape[0], p->shape[1]));
+    OK(k->op->layernorm_backward(k, g[0], g[1], g[2], p->dy, p->input[0], p->kept[0], p->kept[1],
+                                 p->input[1], p->shape[0], p->shape[1]));
 }
 
 static void rmsnorm_y(const problem *p) {
-    OK(k->op->rmsnorm_forward(k, p->y, p->kept[1], p->input[0], p->input[1], p->shape[0], p->shape[1], 1e-5f));
+    OK(k->op->rmsnorm_forward(k, p->y, p->kept[1], p->input[0], p->input[1], p->shape[0],
+                              p->shape[1], 1e-5f));
 }
 
 static void rmsnorm_d(const problem *p, float *const *g) {
-    OK(k->op->rmsnorm_backward(k, g[0], g[1], p->dy, p->input[0], p->kept[1], p->input[1], p->shape[0], p->shape[1]));
+    OK(k->op->rmsnorm_backward(k, g[0], g[1], p->dy, p->input[0], p->kept[1], p->input[1],
+                               p->shape[0], p->shape[1]));
 }
 
 static void test_norms(void **state) {
@@ -248,12 +270,18 @@ static void swiglu_d(const problem *p, float *const *g) {
 
 static void test_pointwise(void **state) {
     (void)state;
-    problem gelu = {
-        .name = "gelu", .y_count = 40, .kind = DLXI_GELU, .forward = activation_y, .backward = activation_d};
+    problem gelu = {.name = "gelu",
+                    .y_count = 40,
+                    .kind = DLXI_GELU,
+                    .forward = activation_y,
+                    .backward = activation_d};
     add_input(&gelu, buffer(40, -4, 4), 40, false);
     check(&gelu);
-    problem relu = {
-        .name = "relu", .y_count = 40, .kind = DLXI_RELU, .forward = activation_y, .backward = activation_d};
+    problem relu = {.name = "relu",
+                    .y_count = 40,
+                    .kind = DLXI_RELU,
+                    .forward = activation_y,
+                    .backward = activation_d};
     add_input(&relu, buffer(40, -4, 4), 40, false);
     for (int i = 0; i < 40; i++)
         if (fabsf(relu.input[0][i]) < 0.1f) relu.input[0][i] = 0.5f; /* no step across the kink */
@@ -286,10 +314,15 @@ static void embedding_d(const problem *p, float *const *g) {
 
 static void test_positions(void **state) {
     (void)state;
-    problem rope = {.name = "rope", .shape = {6, 3, 2, 4}, .y_count = 48, .forward = rope_y, .backward = rope_d};
+    problem rope = {.name = "rope",
+                    .shape = {6, 3, 2, 4},
+                    .y_count = 48,
+                    .forward = rope_y,
+                    .backward = rope_d};
     add_input(&rope, buffer(48, -1, 1), 48, false);
     check(&rope);
-    problem embedding = {.name = "embedding", .y_count = 12, .forward = embedding_y, .backward = embedding_d};
+    problem embedding = {
+        .name = "embedding", .y_count = 12, .forward = embedding_y, .backward = embedding_d};
     add_input(&embedding, buffer(8, -1, 1), 8, true);
     add_input(&embedding, buffer(6, -1, 1), 6, true);
     check(&embedding);
@@ -297,23 +330,27 @@ static void test_positions(void **state) {
 
 static void attention_y(const problem *p) {
     const int64_t *s = p->shape;
-    OK(k->op->attention_forward(k, p->y, p->kept[0], p->input[0], p->input[1], p->input[2], s[0], s[1], s[2], s[3],
-                                s[4]));
+    OK(k->op->attention_forward(k, p->y, p->kept[0], p->input[0], p->input[1], p->input[2], s[0],
+                                s[1], s[2], s[3], s[4]));
 }
 
 static void attention_d(const problem *p, float *const *g) {
     const int64_t *s = p->shape;
     p->forward(p);
-    OK(k->op->attention_backward(k, g[0], g[1], g[2], p->dy, p->y, p->kept[0], p->input[0], p->input[1], p->input[2],
-                                 s[0], s[1], s[2], s[3], s[4]));
+    OK(k->op->attention_backward(k, g[0], g[1], g[2], p->dy, p->y, p->kept[0], p->input[0],
+                                 p->input[1], p->input[2], s[0], s[1], s[2], s[3], s[4]));
 }
 
 static void test_attention(void **state) {
     (void)state;
     static const int64_t shapes[][5] = {{1, 4, 1, 1, 3}, {2, 3, 4, 2, 2}, {1, 5, 3, 1, 4}};
     for (int i = 0; i < 3; i++) {
-        const int64_t *s = shapes[i], q_count = s[0] * s[1] * s[2] * s[4], kv_count = s[0] * s[1] * s[3] * s[4];
-        problem p = {.name = "attention", .y_count = q_count, .forward = attention_y, .backward = attention_d};
+        const int64_t *s = shapes[i], q_count = s[0] * s[1] * s[2] * s[4],
+                      kv_count = s[0] * s[1] * s[3] * s[4];
+        problem p = {.name = "attention",
+                     .y_count = q_count,
+                     .forward = attention_y,
+                     .backward = attention_d};
         memcpy(p.shape, s, sizeof p.shape);
         p.kept[0] = buffer_nan(s[0] * s[1] * s[2]);
         add_input(&p, buffer(q_count, -1, 1), q_count, false);

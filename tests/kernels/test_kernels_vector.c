@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The formulas of vector.h and the conversion to bf16. */
 #include "kernel_test.h"
 
@@ -12,7 +13,8 @@ static void test_exp(void **state) {
     (void)state;
     for (int i = 0; i < 800000; i++) {
         const float x = -87.0f + 175.0f * dlxi_rng_uniform(1, 2, (uint64_t)i);
-        const double expected = exp((double)x), error = fabs((double)dlxi_exp(x) - expected) / expected;
+        const double expected = exp((double)x),
+                     error = fabs((double)dlxi_exp(x) - expected) / expected;
         if (!(error <= ldexp(1.0, -22))) fail_msg("exp(%.9g) is off by %.3g", (double)x, error);
     }
     assert_true(dlxi_exp(0.0f) == 1.0f);
@@ -54,7 +56,8 @@ static void test_bf16(void **state) {
         uint32_t bits = (uint32_t)dlxi_rng_u64(3, 4, (uint64_t)i);
         if (i % 4 == 0) bits = (bits & 0xffff0000u) | 0x8000u; /* halfway */
         const uint32_t exponent = bits >> 23 & 0xffu;
-        if (exponent == 0 || exponent >= 254) bits = bits % 0x800000u | 0x3f800000u; /* normal, and no overflow */
+        /* normal, and no overflow */
+        if (exponent == 0 || exponent >= 254) bits = bits % 0x800000u | 0x3f800000u;
         x[i] = dlxi_float(bits);
     }
     dlxi_to_bf16(y, x, 1, COUNT, COUNT, 1.0f);
@@ -64,7 +67,8 @@ static void test_bf16(void **state) {
     }
     const float nan_and_infinities[] = {NAN, HUGE_VALF, -HUGE_VALF};
     dlxi_to_bf16(y, nan_and_infinities, 1, 3, 3, 1.0f);
-    assert_true(isnan(dlxi_float((uint32_t)y[0] << 16)) && isnan(dlxi_float((uint32_t)dlxi_bf16(NAN) << 16)));
+    assert_true(isnan(dlxi_float((uint32_t)y[0] << 16)) &&
+                isnan(dlxi_float((uint32_t)dlxi_bf16(NAN) << 16)));
     assert_true(y[1] == 0x7f80 && y[2] == 0xff80 && dlxi_bf16(HUGE_VALF) == 0x7f80);
     case_end();
 }
@@ -79,7 +83,8 @@ static void test_bf16_rows(void **state) {
         uint16_t *y = (uint16_t *)(void *)buffer_nan((ROWS * width + 1) / 2);
         dlxi_to_bf16(y, x, ROWS, width, STRIDE, 0.3f);
         for (int r = 0; r < ROWS; r++)
-            for (int c = 0; c < width; c++) assert_int_equal(y[r * width + c], dlxi_bf16(0.3f * x[r * STRIDE + c]));
+            for (int c = 0; c < width; c++)
+                assert_int_equal(y[r * width + c], dlxi_bf16(0.3f * x[r * STRIDE + c]));
         case_end();
     }
 }

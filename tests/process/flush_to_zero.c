@@ -1,5 +1,6 @@
-/* Preloaded into one site by test_arithmetic.py: every thread flushes denormal results to zero and reads denormals as
- * zero, as code built with -ffast-math makes its whole process do. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Preloaded into one site by test_arithmetic.py: every thread flushes denormal results to zero and
+ * reads denormals as zero, as code built with -ffast-math makes its whole process do. */
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -29,7 +30,8 @@ __attribute__((constructor)) static void begin_process(void) {
     flush_to_zero();
 }
 
-__attribute__((visibility("default"))) int pthread_create(pthread_t *thread, const pthread_attr_t *attributes,
+__attribute__((visibility("default"))) int pthread_create(pthread_t *thread,
+                                                          const pthread_attr_t *attributes,
                                                           void *(*run)(void *), void *argument) {
     create_thread *real;
     *(void **)&real = dlsym(RTLD_NEXT, "pthread_create");

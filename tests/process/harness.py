@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the process tests share: a folder and a text of their own, dilocox as a process, waiting with deadlines.
 
 The build hands over DILOCOX (the program), SOURCE_ROOT and BUILD_ROOT. Nothing here sleeps for a guessed time: a test

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Keys, a roster, a coordinator and two sites for tests of the `zmq` link; see link_world.h. */
 #include "link_world.h"
 
@@ -21,7 +22,7 @@ void must(dlx_status status) {
     if (status != DLX_OK) fail_msg("%s: %s", dlx_status_text(status), error.message);
 }
 
-/* ---- a log that can be waited for ------------------------------------------------------------------------------ */
+/* ---- a log that can be waited for ------------------------------------------------------------ */
 
 journal coordinator_log = {.mutex = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
 journal site_log = {.mutex = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
@@ -50,13 +51,14 @@ void journal_expect(journal *j, const char *piece) {
     until.tv_sec += DEADLINE_MS / 1000;
     pthread_mutex_lock(&j->mutex);
     int late = 0;
-    while (strstr(j->text, piece) == NULL && late == 0) late = pthread_cond_timedwait(&j->changed, &j->mutex, &until);
+    while (strstr(j->text, piece) == NULL && late == 0)
+        late = pthread_cond_timedwait(&j->changed, &j->mutex, &until);
     bool found = strstr(j->text, piece) != NULL;
     pthread_mutex_unlock(&j->mutex);
     if (!found) fail_msg("the log does not say '%s' but:\n%s", piece, j->text);
 }
 
-/* ---- building a run -------------------------------------------------------------------------------------------- */
+/* ---- building a run -------------------------------------------------------------------------- */
 
 void write_file(const char *path, const char *text) {
     FILE *file = fopen(path, "w");
@@ -73,7 +75,8 @@ int make_keys(void **state) {
         snprintf(key_path[i], PATH_BYTES, "%s/%s.key", folder, names[i]);
         must(dlxi_key_generate(key_path[i], key_text[i], &error));
         size_t used = strlen(roster);
-        if (i != STRANGER) snprintf(roster + used, sizeof roster - used, "%s %s\n", names[i], key_text[i]);
+        if (i != STRANGER)
+            snprintf(roster + used, sizeof roster - used, "%s %s\n", names[i], key_text[i]);
     }
     snprintf(roster_path, PATH_BYTES, "%s/roster.txt", folder);
     write_file(roster_path, roster);
@@ -113,10 +116,13 @@ void open_coordinator(world *w, const char *at, bool curve) {
     must(dlxi_zmq_coordinator_open(&w->coordinator, &settings, w->bound, &error));
 }
 
-void join(dlxi_link *a, uint32_t a_index, int a_who, dlxi_link *b, uint32_t b_index, int b_who, bool curve) {
+void join(dlxi_link *a, uint32_t a_index, int a_who, dlxi_link *b, uint32_t b_index, int b_who,
+          bool curve) {
     char at_a[DLXI_ENDPOINT_BYTES], at_b[DLXI_ENDPOINT_BYTES];
-    must(a->op->listen(a, a_index, b_index, names[b_who], curve ? key_text[b_who] : "", at_a, &error));
-    must(b->op->listen(b, b_index, a_index, names[a_who], curve ? key_text[a_who] : "", at_b, &error));
+    must(a->op->listen(a, a_index, b_index, names[b_who], curve ? key_text[b_who] : "", at_a,
+                       &error));
+    must(b->op->listen(b, b_index, a_index, names[a_who], curve ? key_text[a_who] : "", at_b,
+                       &error));
     assert_true(at_a[0] != '\0');
     assert_string_equal(at_b, ""); /* the lower index binds */
     must(a->op->connect(a, b_index, at_b, &error));

@@ -1,5 +1,6 @@
-/* Keys, a roster, a coordinator and two sites for tests of the `zmq` link, each endpoint with a context of its own, as
- * in processes of their own. What fails here fails the test. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Keys, a roster, a coordinator and two sites for tests of the `zmq` link, each endpoint with a
+ * context of its own, as in processes of their own. What fails here fails the test. */
 #ifndef DLXI_TESTS_LINK_WORLD_H
 #define DLXI_TESTS_LINK_WORLD_H
 
@@ -40,7 +41,8 @@ int make_keys(void **state);
 int remove_keys(void **state);
 dlxi_zmq_settings settings_of(int who, const char *coordinator, bool curve);
 void open_coordinator(world *w, const char *at, bool curve);
-void join(dlxi_link *a, uint32_t a_index, int a_who, dlxi_link *b, uint32_t b_index, int b_who, bool curve);
+void join(dlxi_link *a, uint32_t a_index, int a_who, dlxi_link *b, uint32_t b_index, int b_who,
+          bool curve);
 void build(world *w, const char *at, bool curve);
 void raze(world *w);
 

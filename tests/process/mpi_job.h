@@ -1,5 +1,6 @@
-/* For tests that are ranks of an MPI job: what fails on one rank ends them all, since the others would wait for ever.
- */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* For tests that are ranks of an MPI job: what fails on one rank ends them all, since the others
+ * would wait for ever. */
 #ifndef DLXI_TESTS_MPI_JOB_H
 #define DLXI_TESTS_MPI_JOB_H
 
@@ -24,19 +25,19 @@ static inline void failed(int line, const char *format, ...) {
     exit(1);
 }
 
-#define CHECK(condition, ...)                                                                                          \
-    do {                                                                                                               \
-        if (!(condition)) failed(__LINE__, __VA_ARGS__);                                                               \
+#define CHECK(condition, ...)                                                                      \
+    do {                                                                                           \
+        if (!(condition)) failed(__LINE__, __VA_ARGS__);                                           \
     } while (0)
-#define MUST(call)                                                                                                     \
-    do {                                                                                                               \
-        dlx_status must_ = (call);                                                                                     \
-        CHECK(must_ == DLX_OK, "%s: %s", dlx_status_text(must_), error.message);                                       \
+#define MUST(call)                                                                                 \
+    do {                                                                                           \
+        dlx_status must_ = (call);                                                                 \
+        CHECK(must_ == DLX_OK, "%s: %s", dlx_status_text(must_), error.message);                   \
     } while (0)
-#define EQUAL(a, b)                                                                                                    \
-    do {                                                                                                               \
-        long long left_ = (long long)(a), right_ = (long long)(b);                                                     \
-        if (left_ != right_) failed(__LINE__, "%s is %lld, not %lld", #a, left_, right_);                              \
+#define EQUAL(a, b)                                                                                \
+    do {                                                                                           \
+        long long left_ = (long long)(a), right_ = (long long)(b);                                 \
+        if (left_ != right_) failed(__LINE__, "%s is %lld, not %lld", #a, left_, right_);          \
     } while (0)
 
 #endif

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The test that is there to fail: it claims that dilocox takes a shard with one bit turned. Meson expects it to fail, so the
 day on which a broken run, a broken harness or a broken CI lets everything pass, this one is reported.
 It fails (exit code 1) for its own reason only: whatever else goes wrong ends it with 0, which Meson does not expect."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A Slurm of the test's own: munged, slurmctld and slurmd of Debian's packages in a folder and on ports of their own,
 one node on this machine. Root starts it; nothing of it outlives close()."""
 import ctypes

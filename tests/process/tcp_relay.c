@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* A relay of one TCP connection at a time, which can be cut; see tcp_relay.h. */
 #include "tcp_relay.h"
 
@@ -75,7 +76,8 @@ static void *relay_thread(void *argument) {
                 atomic_fetch_add(&relay->connections, 1);
             continue;
         }
-        if ((items[2].revents != 0 && !move(pair[0], pair[1])) || (items[3].revents != 0 && !move(pair[1], pair[0])))
+        if ((items[2].revents != 0 && !move(pair[0], pair[1])) ||
+            (items[3].revents != 0 && !move(pair[1], pair[0])))
             drop(pair);
     }
     drop(pair);

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sites that are forced onto different arithmetic hold the same anchor to the bit after every round.
 
 What differs: the instruction set of oneDNN, the kernels of OpenBLAS, the number of threads, our own kernels (`ref` and

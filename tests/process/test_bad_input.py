@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bad input, as a person meets it: every message by its text, and the exit code (2: wrong use or config, 1: the run failed)."""
 import os
 import socket

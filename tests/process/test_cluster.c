@@ -1,11 +1,14 @@
-/* The MPI job: places and their communicators, what ranks tell each other, last words, and an MPI without threads.
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The MPI job: places and their communicators, what ranks tell each other, last words, and an MPI
+ * without threads.
  *
- *   mpirun -n 1|4|6 test_cluster            mpirun -n N -x LD_PRELOAD=few_threads.so test_cluster few-threads */
+ *   mpirun -n 1|4|6 test_cluster            mpirun -n N -x LD_PRELOAD=few_threads.so test_cluster few-threads
+ */
 #include <string.h>
 
 #include "mpi_job.h"
 
-/* ---- places ---------------------------------------------------------------------------------------------------- */
+/* ---- places ---------------------------------------------------------------------------------- */
 
 typedef struct layout {
     int ranks, sites, stages, replicas;
@@ -24,7 +27,8 @@ static const layout layouts[] = {
     {4, 2, 2, 1, .all = {"01", "01", "23", "23"}, .pipe = {"01", "01", "23", "23"},
      .stage_replicas = {"0", "1", "2", "3"}, .ends = {"01", "01", "23", "23"}},
     {6, 1, 3, 2, .all = {"012345", "012345", "012345", "012345", "012345", "012345"},
-     .pipe = {"024", "135", "024", "135", "024", "135"}, .stage_replicas = {"01", "01", "23", "23", "45", "45"},
+     .pipe = {"024", "135", "024", "135", "024", "135"},
+     .stage_replicas = {"01", "01", "23", "23", "45", "45"},
      .ends = {"0145", "0145", "", "", "0145", "0145"}},
 };
 
@@ -35,16 +39,18 @@ static void members(char text[8], MPI_Comm communicator) {
     int size = 0;
     CHECK(MPI_Comm_size(communicator, &size) == MPI_SUCCESS && size < 8, "size %d", size);
     char own = (char)('0' + cluster->rank);
-    CHECK(MPI_Allgather(&own, 1, MPI_CHAR, text, 1, MPI_CHAR, communicator) == MPI_SUCCESS, "no gather");
+    CHECK(MPI_Allgather(&own, 1, MPI_CHAR, text, 1, MPI_CHAR, communicator) == MPI_SUCCESS,
+          "no gather");
     text[size] = '\0';
 }
 
-#define MEMBERS(field)                                                                                                 \
-    do {                                                                                                               \
-        char text_[8];                                                                                                 \
-        members(text_, place->field);                                                                                  \
-        CHECK(strcmp(text_, l->field[cluster->rank]) == 0, "%d x %d x %d: ranks of " #field " are '%s', not '%s'",     \
-              l->sites, l->stages, l->replicas, text_, l->field[cluster->rank]);                                       \
+#define MEMBERS(field)                                                                             \
+    do {                                                                                           \
+        char text_[8];                                                                             \
+        members(text_, place->field);                                                              \
+        CHECK(strcmp(text_, l->field[cluster->rank]) == 0,                                         \
+              "%d x %d x %d: ranks of " #field " are '%s', not '%s'", l->sites, l->stages,         \
+              l->replicas, text_, l->field[cluster->rank]);                                        \
     } while (0)
 
 static void a_place_knows_its_neighbours(const layout *l) {
@@ -53,7 +59,8 @@ static void a_place_knows_its_neighbours(const layout *l) {
     EQUAL(place->ranks, l->stages * l->replicas);
     EQUAL(((place->site * l->stages + place->stage) * l->replicas + place->replica), cluster->rank);
     EQUAL(place->site * place->ranks + place->rank, cluster->rank);
-    CHECK(place->stage < l->stages && place->replica < l->replicas && place->site < l->sites, "out of its bounds");
+    CHECK(place->stage < l->stages && place->replica < l->replicas && place->site < l->sites,
+          "out of its bounds");
     MEMBERS(all);
     MEMBERS(pipe);
     MEMBERS(stage_replicas);
@@ -68,13 +75,15 @@ static void a_wrong_number_of_ranks_is_told(void) {
     char expected[256];
     const char *s = cluster->ranks == 1 ? "" : "s";
     snprintf(expected, sizeof expected,
-             "this job has %d rank%s; site.stages 3 × site.replicas 3 needs 9: start it with mpirun -n 9, or srun "
+             "this job has %d rank%s; site.stages 3 × site.replicas 3 needs 9: start it with "
+             "mpirun -n 9, or srun "
              "--mpi=pmix -n 9",
              cluster->ranks, s);
     EQUAL(dlxi_place_open(&place, cluster, 1, 3, 3, &error), DLX_CONFIG);
     CHECK(place == NULL && strcmp(error.message, expected) == 0, "%s", error.message);
     snprintf(expected, sizeof expected,
-             "this job has %d rank%s; --sites 2 × site.stages 7 × site.replicas 1 needs 14: start it with mpirun -n "
+             "this job has %d rank%s; --sites 2 × site.stages 7 × site.replicas 1 needs 14: start "
+             "it with mpirun -n "
              "14, or srun --mpi=pmix -n 14",
              cluster->ranks, s);
     EQUAL(dlxi_place_open(&place, cluster, 2, 7, 1, &error), DLX_CONFIG);
@@ -83,10 +92,11 @@ static void a_wrong_number_of_ranks_is_told(void) {
     EQUAL(dlxi_place_open(&place, cluster, 1 << 30, 1 << 30, 16, &error), DLX_CONFIG);
 }
 
-/* ---- together -------------------------------------------------------------------------------------------------- */
+/* ---- together -------------------------------------------------------------------------------- */
 
 static void ranks_gather_in_order(dlxi_place *place) {
-    unsigned char own[3] = {(unsigned char)place->rank, 77, (unsigned char)(place->rank * place->rank)};
+    unsigned char own[3] = {(unsigned char)place->rank, 77,
+                            (unsigned char)(place->rank * place->rank)};
     unsigned char all[6 * 3 + 1];
     memset(all, 0xEE, sizeof all);
     MUST(dlxi_place_gather(place, all, own, sizeof own, &error));
@@ -107,7 +117,8 @@ static void sums_are_the_same_bits_everywhere(dlxi_place *place) {
     CHECK(place->ranks == 1 || expected != backwards, "these numbers show nothing");
     double values[2] = {summands[place->rank], 1};
     MUST(dlxi_place_sum(place, values, 2, &error));
-    CHECK(memcmp(&values[0], &expected, sizeof expected) == 0, "sum %a, not %a", values[0], expected);
+    CHECK(memcmp(&values[0], &expected, sizeof expected) == 0, "sum %a, not %a", values[0],
+          expected);
     EQUAL(values[1], place->ranks);
 }
 
@@ -115,7 +126,8 @@ static void a_wait_takes_many_requests_and_none(dlxi_place *place) {
     enum { MANY = 5 };
     int sent[MANY], got[MANY];
     MPI_Request requests[2 * MANY + 1];
-    int to = (place->rank + 1) % place->ranks, from = (place->rank + place->ranks - 1) % place->ranks;
+    int to = (place->rank + 1) % place->ranks,
+        from = (place->rank + place->ranks - 1) % place->ranks;
     for (int i = 0; i < MANY; i++) {
         sent[i] = 100 * place->rank + i;
         MPI_Irecv(&got[i], 1, MPI_INT, from, i, place->all, &requests[i]);
@@ -127,13 +139,15 @@ static void a_wait_takes_many_requests_and_none(dlxi_place *place) {
     CHECK(waited_s > 1, "no time went by");
     for (int i = 0; i < MANY; i++) EQUAL(got[i], 100 * from + i);
     MUST(dlxi_mpi_wait(NULL, 0, NULL, &error));
-    EQUAL(dlxi_mpi_check(MPI_Send(sent, 1, MPI_INT, place->ranks, 0, place->all), "sending nowhere", &error),
+    EQUAL(dlxi_mpi_check(MPI_Send(sent, 1, MPI_INT, place->ranks, 0, place->all), "sending nowhere",
+                         &error),
           DLX_SYSTEM);
-    CHECK(strstr(error.message, "MPI: sending nowhere: ") != NULL && strstr(error.message, "rank") != NULL, "%s",
-          error.message);
+    CHECK(strstr(error.message, "MPI: sending nowhere: ") != NULL &&
+              strstr(error.message, "rank") != NULL,
+          "%s", error.message);
 }
 
-/* ---- last words ------------------------------------------------------------------------------------------------ */
+/* ---- last words ------------------------------------------------------------------------------ */
 
 static void expect_speaker(const dlx_status *statuses, int speaker) {
     error = (dlx_error){.status = statuses[cluster->rank]};
@@ -162,11 +176,12 @@ static void a_rank_that_fails_alone_hears_so(dlxi_place *place) {
     if (cluster->ranks > 1 && !alone) (void)dlxi_cluster_agree_on_failure(cluster, &error, 60000);
 }
 
-/* ---- an MPI without threads ------------------------------------------------------------------------------------ */
+/* ---- an MPI without threads ------------------------------------------------------------------ */
 
 static int expect_few_threads(void) {
-    static const char expected[] = "gives MPI_THREAD_FUNNELED, dilocox needs MPI_THREAD_MULTIPLE; install an Open MPI "
-                                   "built with threads";
+    static const char expected[] =
+        "gives MPI_THREAD_FUNNELED, dilocox needs MPI_THREAD_MULTIPLE; install an Open MPI "
+        "built with threads";
     dlx_status status = dlxi_cluster_open(&cluster, &error);
     CHECK(status == DLX_SYSTEM && cluster == NULL, "status %d: %s", (int)status, error.message);
     const char *rank = getenv("OMPI_COMM_WORLD_RANK");

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sites of several ranks when things go wrong: a rank dies, a person interrupts, input is bad. One clear error each, not one
 a rank, and nothing is left behind."""
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sites of several ranks: the same training whatever the cut, the same anchors on every site and over every link, weights
 that one process reads, and memory that falls."""
 import json

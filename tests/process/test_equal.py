@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Equalities between methods: what must give one result by different ways does."""
 from harness import Case, events, main, summary
 

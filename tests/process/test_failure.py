@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When one process of a launched run fails, launch says which and why, ends the others, and exits 1, or 2
 where the config is wrong."""
 import os

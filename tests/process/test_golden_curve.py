@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The loss curve of 50 inner steps on a real text, against golden/loss_curve.json: the licence's, two sites, carry, rank 4,
 four bits.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ctrl-C: a run ends within two seconds, says so, leaves no process, and saves what it has."""
 import os
 import signal

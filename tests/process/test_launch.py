@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """dilocox launch from end to end on a real text: what it writes, and that the numbers in it fit together."""
 import fcntl
 import json

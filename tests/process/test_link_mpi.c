@@ -1,11 +1,13 @@
-/* The `mpi` link between six ranks of one job, three sites of two: order, bounds, waking, what is no frame, the count
- * of bytes, and endings. In each rank a third thread trains, which here means that it adds numbers up over MPI; in rank
- * 0 the coordinator is a fourth, and answers what it is told.
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The `mpi` link between six ranks of one job, three sites of two: order, bounds, waking, what is
+ * no frame, the count of bytes, and endings. In each rank a third thread trains, which here means
+ * that it adds numbers up over MPI; in rank 0 the coordinator is a fourth, and answers what it is
+ * told.
  *
- * Sites are numbered the other way round than their ranks, as a coordinator may: site i has ranks 2 (2 − i) and the
- * next.
+ * Sites are numbered the other way round than their ranks, as a coordinator may: site i has ranks 2
+ * (2 − i) and the next.
  *
- *   mpirun -n 6 test_link_mpi */
+ * mpirun -n 6 test_link_mpi */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -13,8 +15,18 @@
 #include "link/mpi.h"
 #include "mpi_job.h"
 
-enum { SITES = 3, SITE_RANKS = 2, RANKS = SITES * SITE_RANKS, DATA_FRAMES = 8, CONTROL_FRAMES = 64 };
-enum { REPORTS = 6, REPORT_BYTES = 65536, ANSWERED = 1 + CONTROL_FRAMES + REPORTS + 1 /* of each rank */ };
+enum {
+    SITES = 3,
+    SITE_RANKS = 2,
+    RANKS = SITES * SITE_RANKS,
+    DATA_FRAMES = 8,
+    CONTROL_FRAMES = 64
+};
+enum {
+    REPORTS = 6,
+    REPORT_BYTES = 65536,
+    ANSWERED = 1 + CONTROL_FRAMES + REPORTS + 1 /* of each rank */
+};
 enum { HEADER = DLXI_FRAME_HEADER_BYTES, PAYLOAD_MAX = DLXI_FRAME_PAYLOAD_MAX, FOREVER = -1 };
 
 static dlx_hub *hub;
@@ -26,8 +38,8 @@ static int rank_of(uint32_t index) {
     return (int)(SITES - 1 - index) * SITE_RANKS + cluster->rank % SITE_RANKS;
 }
 
-static dlx_status send_to(dlxi_link *link, uint32_t to, dlxi_frame_kind kind, uint64_t round, const uint8_t *payload,
-                          uint32_t payload_bytes) {
+static dlx_status send_to(dlxi_link *link, uint32_t to, dlxi_frame_kind kind, uint64_t round,
+                          const uint8_t *payload, uint32_t payload_bytes) {
     dlxi_frame frame = {.kind = kind,
                         .round = round,
                         .site = (uint16_t)own_index,
@@ -45,7 +57,7 @@ static void barrier(void) {
     MUST(dlxi_place_barrier(place, &error));
 }
 
-/* ---- the coordinator's thread ---------------------------------------------------------------------------------- */
+/* ---- the coordinator's thread ---------------------------------------------------------------- */
 
 typedef struct coordinator {
     dlxi_link *link;
@@ -81,7 +93,8 @@ static void *coordinate(void *context) {
         through += frame.kind == DLXI_FRAME_FINISHED;
         if (frame.kind == DLXI_FRAME_PING) continue;
         frame.site = DLXI_SITE_COORDINATOR;
-        status = c->link->op->send(c->link, from, &frame, &trouble); /* a queue is never asked for more */
+        /* a queue is never asked for more */
+        status = c->link->op->send(c->link, from, &frame, &trouble);
         CHECK(status == DLX_OK, "coordinator: %s", trouble.message);
     }
     dlxi_link_statistics_read(c->link, &c->statistics);
@@ -106,7 +119,7 @@ static void coordinator_pause(coordinator *c, bool paused) {
     pthread_mutex_unlock(&c->mutex);
 }
 
-/* ---- the training thread --------------------------------------------------------------------------------------- */
+/* ---- the training thread --------------------------------------------------------------------- */
 
 static atomic_bool trained_enough;
 
@@ -122,7 +135,7 @@ static void *train(void *context) {
     }
 }
 
-/* ---- joining --------------------------------------------------------------------------------------------------- */
+/* ---- joining --------------------------------------------------------------------------------- */
 
 static void opening_is_checked(void) {
     dlx_hub *none;
@@ -145,10 +158,12 @@ static void sites_join(void) {
         if (i != own_index) MUST(site->op->listen(site, own_index, i, "oslo", "", own[i], &error));
     MUST(dlxi_place_gather(place, all, own, sizeof own, &error));
     EQUAL(send_to(site, own_index == 0, DLXI_FRAME_GREETING, 0, NULL, 0), DLX_STATE);
-    static const char *const wrong[] = {"", "mpi:", "mpi:6", "mpi:-1", "mpi:1x", "tcp:2", "mpi:99999999999999999999"};
+    static const char *const wrong[] = {
+        "", "mpi:", "mpi:6", "mpi:-1", "mpi:1x", "tcp:2", "mpi:99999999999999999999"};
     uint32_t other = own_index == 0;
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
-        CHECK(site->op->connect(site, other, wrong[i], &error) == DLX_DATA, "connected to '%s'", wrong[i]);
+        CHECK(site->op->connect(site, other, wrong[i], &error) == DLX_DATA, "connected to '%s'",
+              wrong[i]);
     char not_mine[DLXI_ENDPOINT_BYTES];
     snprintf(not_mine, sizeof not_mine, "mpi:%d", rank_of(other) ^ 1);
     EQUAL(site->op->connect(site, other, not_mine, &error), DLX_DATA);
@@ -171,11 +186,13 @@ static void sites_join(void) {
     barrier();
 }
 
-/* ---- what travels ---------------------------------------------------------------------------------------------- */
+/* ---- what travels ---------------------------------------------------------------------------- */
 
-/* Of frame k from one rank to another: sizes 0 to the largest, and bytes that fit no other frame. */
+/* Of frame k from one rank to another: sizes 0 to the largest, and bytes that fit no other frame.
+ */
 static uint32_t payload_of(uint8_t *payload, int sender, int receiver, uint32_t k) {
-    static const uint32_t sizes[] = {0, 1, 4000, PAYLOAD_MAX, 65536, 8, PAYLOAD_MAX, PAYLOAD_MAX - 1};
+    static const uint32_t sizes[] = {0,     1, 4000,        PAYLOAD_MAX,
+                                     65536, 8, PAYLOAD_MAX, PAYLOAD_MAX - 1};
     uint32_t bytes = sizes[(k + (uint32_t)sender) % (sizeof sizes / sizeof *sizes)];
     uint32_t state = (uint32_t)(sender * 64 + receiver) * 1000003u + k * 7919u + 1;
     for (uint32_t i = 0; i < bytes; i++) {
@@ -211,12 +228,14 @@ static void large_frames_travel_in_order(void) {
         dlx_status status = receive(site, blocked ? FOREVER : 0, &from, &frame);
         if (status == DLX_AGAIN || (status == DLX_TIMEOUT && !blocked)) continue;
         MUST(status);
-        CHECK(from < SITES && from != own_index && received[from] < FRAMES, "a frame from %u", from);
+        CHECK(from < SITES && from != own_index && received[from] < FRAMES, "a frame from %u",
+              from);
         EQUAL(frame.round, received[from]);
         EQUAL(frame.rank, rank_of(from));
         uint32_t bytes = payload_of(payload, rank_of(from), cluster->rank, received[from]);
         EQUAL(frame.payload_bytes, bytes);
-        CHECK(memcmp(frame.payload, payload, bytes) == 0, "frame %u from %u is changed", received[from], from);
+        CHECK(memcmp(frame.payload, payload, bytes) == 0, "frame %u from %u is changed",
+              received[from], from);
         bytes_from += HEADER + bytes;
         received[from]++;
         to_do--;
@@ -265,7 +284,8 @@ static void control_has_a_queue_of_its_own(coordinator *c) {
     uint32_t from;
     dlxi_frame frame;
     MUST(send_to(site, DLXI_SITE_COORDINATOR, DLXI_FRAME_READY, 0, NULL, 0));
-    MUST(receive(site, FOREVER, &from, &frame)); /* all that was sent before has been heard: the queue is empty */
+    /* all that was sent before has been heard: the queue is empty */
+    MUST(receive(site, FOREVER, &from, &frame));
     barrier();
     if (cluster->rank == 0) coordinator_pause(c, true);
     barrier();
@@ -307,12 +327,13 @@ static void the_coordinator_answers_each(void) {
     barrier();
 }
 
-/* ---- what does not travel -------------------------------------------------------------------------------------- */
+/* ---- what does not travel -------------------------------------------------------------------- */
 
 static MPI_Request send_raw(const void *bytes, size_t count_bytes) {
     enum { TAG_DATA = 3 };
     MPI_Request request;
-    int code = MPI_Issend(bytes, (int)count_bytes, MPI_BYTE, SITE_RANKS, TAG_DATA, cluster->wan, &request);
+    int code =
+        MPI_Issend(bytes, (int)count_bytes, MPI_BYTE, SITE_RANKS, TAG_DATA, cluster->wan, &request);
     CHECK(code == MPI_SUCCESS, "not sent");
     return request;
 }
@@ -324,9 +345,10 @@ static void what_is_no_frame_is_dropped(void) {
     MPI_Request too_long;
     if (cluster->rank == 0) {
         too_long = send_raw(zeros, TOO_LONG);
-        MPI_Request requests[] = {send_raw(zeros, 0), send_raw(zeros, HEADER - 1), send_raw(zeros, SHAPELESS),
-                                  MPI_REQUEST_NULL};
-        dlxi_frame frame = {.kind = DLXI_FRAME_RESULT, .payload = zeros, .payload_bytes = CHANGED_PAYLOAD};
+        MPI_Request requests[] = {send_raw(zeros, 0), send_raw(zeros, HEADER - 1),
+                                  send_raw(zeros, SHAPELESS), MPI_REQUEST_NULL};
+        dlxi_frame frame = {
+            .kind = DLXI_FRAME_RESULT, .payload = zeros, .payload_bytes = CHANGED_PAYLOAD};
         size_t whole = dlxi_frame_encode(changed, &frame);
         changed[HEADER + 200] ^= 1;
         requests[3] = send_raw(changed, whole);
@@ -371,9 +393,10 @@ static void a_wait_ends_when_woken(void) {
     barrier();
 }
 
-/* ---- endings --------------------------------------------------------------------------------------------------- */
+/* ---- endings --------------------------------------------------------------------------------- */
 
-/* Every rank leaves large frames that nobody asked for; all close at once, and the job still ends. */
+/* Every rank leaves large frames that nobody asked for; all close at once, and the job still ends.
+ */
 static void closing_waits_for_nobody(coordinator *c) {
     static uint8_t payload[PAYLOAD_MAX];
     uint32_t from;
@@ -384,12 +407,14 @@ static void closing_waits_for_nobody(coordinator *c) {
     barrier();
     for (uint32_t i = 0; i < SITES; i++)
         if (i != own_index)
-            for (uint64_t k = 0; k < 3; k++) MUST(send_to(site, i, DLXI_FRAME_RESULT, k, payload, sizeof payload));
+            for (uint64_t k = 0; k < 3; k++)
+                MUST(send_to(site, i, DLXI_FRAME_RESULT, k, payload, sizeof payload));
     if (cluster->rank == 0) { /* a coordinator that is gone */
         pthread_join(c->thread, NULL);
         EQUAL(c->statistics.frames_received, RANKS * ANSWERED + 1);
         EQUAL(c->statistics.frames_sent, RANKS * ANSWERED);
-        EQUAL(c->statistics.bytes_received, (RANKS * ANSWERED + 1) * HEADER + RANKS * REPORTS * REPORT_BYTES);
+        EQUAL(c->statistics.bytes_received,
+              (RANKS * ANSWERED + 1) * HEADER + RANKS * REPORTS * REPORT_BYTES);
         EQUAL(c->statistics.frames_dropped, 0);
     }
     barrier();

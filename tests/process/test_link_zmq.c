@@ -1,5 +1,6 @@
-/* The `zmq` link over loopback: endpoints with contexts of their own, as in processes of their own, and raw ZeroMQ
- * sockets for those who do not keep to the rules. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The `zmq` link over loopback: endpoints with contexts of their own, as in processes of their own,
+ * and raw ZeroMQ sockets for those who do not keep to the rules. */
 #include <errno.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -18,7 +19,8 @@
 #include "tcp_relay.h"
 
 static dlx_status send(dlxi_link *link, uint32_t to, dlxi_frame_kind kind, uint64_t round) {
-    dlxi_frame frame = {.kind = kind, .round = round, .payload = (const uint8_t *)"hello", .payload_bytes = 5};
+    dlxi_frame frame = {
+        .kind = kind, .round = round, .payload = (const uint8_t *)"hello", .payload_bytes = 5};
     return link->op->send(link, to, &frame, &error);
 }
 
@@ -43,12 +45,13 @@ static void send_surely(dlxi_link *link, uint32_t to, dlxi_frame_kind kind, uint
         uint32_t from;
         dlxi_frame frame;
         status = link->op->receive(link, DEADLINE_MS, &from, &frame, &error);
-        if (status != DLX_AGAIN) fail_msg("no room within the deadline, but %s", dlx_status_text(status));
+        if (status != DLX_AGAIN)
+            fail_msg("no room within the deadline, but %s", dlx_status_text(status));
     }
     must(status);
 }
 
-/* ---- frames ---------------------------------------------------------------------------------------------------- */
+/* ---- frames ---------------------------------------------------------------------------------- */
 
 enum { EXCHANGED = 1000, EXCHANGED_BYTES = 64 * 1024 };
 
@@ -66,7 +69,8 @@ static void *exchange(void *argument) {
     dlx_error failure = {0};
     uint8_t *payload = malloc(p->payload_bytes);
     bool full = false;
-    while (payload != NULL && p->failure[0] == '\0' && (p->sent < EXCHANGED || p->received < EXCHANGED)) {
+    while (payload != NULL && p->failure[0] == '\0' &&
+           (p->sent < EXCHANGED || p->received < EXCHANGED)) {
         if (p->sent < EXCHANGED && !full) {
             memset(payload, (int)(p->sent & 0xFF), p->payload_bytes);
             dlxi_frame frame = {.kind = DLXI_FRAME_RESULT,
@@ -91,7 +95,8 @@ static void *exchange(void *argument) {
         }
         bool good = status == DLX_OK && from == p->other && got.round == p->received &&
                     got.payload_bytes == p->payload_bytes - (uint32_t)got.round % 64 &&
-                    got.payload[0] == (got.round & 0xFF) && got.payload[got.payload_bytes - 1] == got.payload[0];
+                    got.payload[0] == (got.round & 0xFF) &&
+                    got.payload[got.payload_bytes - 1] == got.payload[0];
         if (!good) snprintf(p->failure, sizeof p->failure, "receive: %s", dlx_status_text(status));
         p->received++;
     }
@@ -131,20 +136,23 @@ static void a_thousand_frames_both_ways(void **state) {
         uint64_t refused = 0;
         double seconds = exchange_seconds("127.0.0.1:0", curve != 0, &refused);
         assert_true(refused > 0); /* there was backpressure */
-        print_message("security %s: %.0f MB/s each way at once, %d frames of 64 KiB, %d sends refused\n",
-                      curve ? "curve" : "none", EXCHANGED * (EXCHANGED_BYTES * 1e-6) / seconds, EXCHANGED,
-                      (int)refused);
+        print_message(
+            "security %s: %.0f MB/s each way at once, %d frames of 64 KiB, %d sends refused\n",
+            curve ? "curve" : "none", EXCHANGED * (EXCHANGED_BYTES * 1e-6) / seconds, EXCHANGED,
+            (int)refused);
     }
 }
 
-/* The ranks of a site are processes that share its name and key; each has a number and a place of its own. */
+/* The ranks of a site are processes that share its name and key; each has a number and a place of
+ * its own. */
 static void ranks_of_one_site_share_its_key(void **state) {
     (void)state;
     enum { RANKS = 20 };
     world w;
     build(&w, "127.0.0.1:0", true);
     dlxi_link *rank[RANKS] = {w.site[0]}, *other = NULL;
-    dlxi_zmq_settings delft = settings_of(DELFT, w.bound, true), oslo = settings_of(OSLO, w.bound, true);
+    dlxi_zmq_settings delft = settings_of(DELFT, w.bound, true),
+                      oslo = settings_of(OSLO, w.bound, true);
     uint32_t from;
     dlxi_frame got;
     for (uint32_t r = 0; r < RANKS; r++) {
@@ -209,10 +217,12 @@ static void memory_stays_bounded(void **state) {
     build(&w, "127.0.0.1:0", true);
     uint8_t *payload = calloc(1, DLXI_FRAME_PAYLOAD_MAX);
     assert_non_null(payload);
-    dlxi_frame frame = {.kind = DLXI_FRAME_RESULT, .payload = payload, .payload_bytes = DLXI_FRAME_PAYLOAD_MAX};
+    dlxi_frame frame = {
+        .kind = DLXI_FRAME_RESULT, .payload = payload, .payload_bytes = DLXI_FRAME_PAYLOAD_MAX};
     uint32_t from;
     dlxi_frame got;
-    /* Nobody receives: what is taken sits in two queues of 8 frames, an engine each side, and the kernel's buffers. */
+    /* Nobody receives: what is taken sits in two queues of 8 frames, an engine each side, and the
+     * kernel's buffers. */
     long kernel_bytes = 0, low, middle, high;
     const char *const limits[] = {"/proc/sys/net/ipv4/tcp_wmem", "/proc/sys/net/ipv4/tcp_rmem"};
     for (int i = 0; i < 2; i++) {
@@ -230,7 +240,8 @@ static void memory_stays_bounded(void **state) {
         else if (w.site[0]->op->receive(w.site[0], 200, &from, &got, &error) == DLX_TIMEOUT)
             break;
     }
-    if (frame.round > most) fail_msg("%d frames were queued, %d are the bound", (int)frame.round, (int)most);
+    if (frame.round > most)
+        fail_msg("%d frames were queued, %d are the bound", (int)frame.round, (int)most);
     /* Control is not behind them. */
     must(send(w.site[0], DLXI_SITE_COORDINATOR, DLXI_FRAME_PING, 0));
     expect_frame(w.coordinator, &from, &got);
@@ -259,7 +270,8 @@ static void wake_ends_a_receive(void **state) {
     for (int i = 0; i < 40; i++) {
         pthread_t thread;
         assert_int_equal(pthread_create(&thread, NULL, wake_it, woken[i % 2]), 0);
-        dlx_status status = woken[i % 2]->op->receive(woken[i % 2], i < 20 ? -1 : DEADLINE_MS, &from, &got, &error);
+        dlx_status status =
+            woken[i % 2]->op->receive(woken[i % 2], i < 20 ? -1 : DEADLINE_MS, &from, &got, &error);
         assert_int_equal(status, DLX_AGAIN);
         pthread_join(thread, NULL);
     }
@@ -270,7 +282,8 @@ static void close_lets_queued_frames_leave(void **state) {
     (void)state;
     world w;
     build(&w, "127.0.0.1:0", true);
-    for (uint64_t i = 0; i < 20; i++) must(send(w.site[0], DLXI_SITE_COORDINATOR, DLXI_FRAME_REPORT, i));
+    for (uint64_t i = 0; i < 20; i++)
+        must(send(w.site[0], DLXI_SITE_COORDINATOR, DLXI_FRAME_REPORT, i));
     dlxi_link_close(&w.site[0]);
     uint32_t from;
     dlxi_frame got;
@@ -293,10 +306,12 @@ static void a_site_that_left_is_lost(void **state) {
     dlxi_link_close(&w.site[0]);
     dlx_status status;
     double from_s = dlxi_clock_s();
-    while ((status = send(w.coordinator, from, DLXI_FRAME_PING, 0)) == DLX_OK || status == DLX_AGAIN) {
+    while ((status = send(w.coordinator, from, DLXI_FRAME_PING, 0)) == DLX_OK ||
+           status == DLX_AGAIN) {
         uint32_t other;
         w.coordinator->op->receive(w.coordinator, 50, &other, &got, &error);
-        if (dlxi_clock_s() - from_s > DEADLINE_MS / 1000.0) fail_msg("not lost within the deadline");
+        if (dlxi_clock_s() - from_s > DEADLINE_MS / 1000.0)
+            fail_msg("not lost within the deadline");
     }
     assert_int_equal(status, DLX_PEER_LOST);
     raze(&w);
@@ -311,7 +326,8 @@ typedef struct stream {
     uint64_t sent, received;
 } stream;
 
-/* Sends until a frame that left after this call began has come. They come in order; what a cut swallowed is missing. */
+/* Sends until a frame that left after this call began has come. They come in order; what a cut
+ * swallowed is missing. */
 static void send_until_heard(stream *s) {
     double from_s = dlxi_clock_s();
     uint64_t before = s->sent;
@@ -323,13 +339,14 @@ static void send_until_heard(stream *s) {
             s->sent++;
         else
             assert_int_equal(status, DLX_AGAIN);
-        if (s->at->op->receive(s->at, 20, &sender, &got, &error) != DLX_OK || sender != s->sender) continue;
+        if (s->at->op->receive(s->at, 20, &sender, &got, &error) != DLX_OK || sender != s->sender)
+            continue;
         assert_true(got.round > s->received);
         s->received = got.round;
         if (s->received > before) return;
     }
-    fail_msg("nothing came through within the deadline: %d sent, %d heard, to %u", (int)s->sent, (int)s->received,
-             s->to);
+    fail_msg("nothing came through within the deadline: %d sent, %d heard, to %u", (int)s->sent,
+             (int)s->received, s->to);
 }
 
 static void a_cut_connection_is_made_again(void **state) {
@@ -352,7 +369,8 @@ static void a_cut_connection_is_made_again(void **state) {
     must(w.site[0]->op->connect(w.site[0], 1, none, &error));
     must(w.site[1]->op->connect(w.site[1], 0, at, &error));
 
-    stream streams[] = {{w.site[0], DLXI_SITE_COORDINATOR, w.coordinator, 0, 0, 0}, /* the same number after a cut */
+    /* the same number after a cut */
+    stream streams[] = {{w.site[0], DLXI_SITE_COORDINATOR, w.coordinator, 0, 0, 0},
                         {w.coordinator, 0, w.site[0], DLXI_SITE_COORDINATOR, 0, 0},
                         {w.site[1], 0, w.site[0], 1, 0, 0},
                         {w.site[0], 1, w.site[1], 0, 0, 0}};
@@ -384,7 +402,7 @@ static void ipv6_and_names(void **state) {
     exchange_seconds("localhost:0", false, &refused);
 }
 
-/* ---- who may speak --------------------------------------------------------------------------------------------- */
+/* ---- who may speak --------------------------------------------------------------------------- */
 
 static void an_unknown_key_gets_nothing(void **state) {
     (void)state;
@@ -395,22 +413,26 @@ static void an_unknown_key_gets_nothing(void **state) {
     must(send(w.site[0], DLXI_SITE_COORDINATOR, DLXI_FRAME_HELLO, 66));
     uint32_t from;
     dlxi_frame got;
-    assert_int_equal(w.site[0]->op->receive(w.site[0], DEADLINE_MS, &from, &got, &error), DLX_REFUSED);
+    assert_int_equal(w.site[0]->op->receive(w.site[0], DEADLINE_MS, &from, &got, &error),
+                     DLX_REFUSED);
     char expected[1024];
     snprintf(expected, sizeof expected,
-             "wan.key: the coordinator at %s does not admit the key %s; add the line 'NAME %s' to the coordinator's "
+             "wan.key: the coordinator at %s does not admit the key %s; add the line 'NAME %s' to "
+             "the coordinator's "
              "roster and start it again",
              w.bound, key_text[STRANGER], key_text[STRANGER]);
     assert_string_equal(error.message, expected);
     snprintf(expected, sizeof expected,
-             "refused a connection from 127.0.0.1: its key %s is not a site's on the roster %s; to admit it, add the "
+             "refused a connection from 127.0.0.1: its key %s is not a site's on the roster %s; to "
+             "admit it, add the "
              "line 'NAME %s' there and start again\n",
              key_text[STRANGER], roster_path, key_text[STRANGER]);
     journal_expect(&coordinator_log, expected);
     /* again: logged once in 10 s */
     dlxi_link_close(&w.site[0]);
     must(dlxi_zmq_site_open(&w.site[0], &settings, &error));
-    assert_int_equal(w.site[0]->op->receive(w.site[0], DEADLINE_MS, &from, &got, &error), DLX_REFUSED);
+    assert_int_equal(w.site[0]->op->receive(w.site[0], DEADLINE_MS, &from, &got, &error),
+                     DLX_REFUSED);
     assert_int_equal(coordinator_log.lines, 1);
     /* the coordinator's own key is no site's */
     dlxi_link *impostor = NULL;
@@ -444,7 +466,8 @@ static void a_false_coordinator_gets_nothing(void **state) {
     double from_s = dlxi_clock_s();
     while (site_log.lines == 0 && dlxi_clock_s() - from_s < DEADLINE_MS / 1000.0)
         assert_int_equal(w.site[0]->op->receive(w.site[0], 50, &from, &got, &error), DLX_TIMEOUT);
-    journal_expect(&site_log, "ended the handshake; its key may not be the one on this site's roster\n");
+    journal_expect(&site_log,
+                   "ended the handshake; its key may not be the one on this site's roster\n");
     settings = settings_of(OSLO, w.bound, true);
     must(dlxi_zmq_site_open(&w.site[1], &settings, &error));
     must(send(w.site[1], DLXI_SITE_COORDINATOR, DLXI_FRAME_HELLO, 1));
@@ -461,9 +484,11 @@ static void nobody_speaks_for_another(void **state) {
     open_coordinator(&w, "127.0.0.1:0", true);
     dlxi_zmq_settings settings = settings_of(ROME, w.bound, true);
     settings.name = "delft";
-    assert_int_equal(dlxi_zmq_site_open(&w.site[0], &settings, &error), DLX_CONFIG); /* its own roster knows better */
+    /* its own roster knows better */
+    assert_int_equal(dlxi_zmq_site_open(&w.site[0], &settings, &error), DLX_CONFIG);
     char expected[1024];
-    snprintf(expected, sizeof expected, "wan.key: '%s' is not the key that '%s' gives 'delft'; its public half is %s",
+    snprintf(expected, sizeof expected,
+             "wan.key: '%s' is not the key that '%s' gives 'delft'; its public half is %s",
              key_path[ROME], roster_path, key_text[ROME]);
     assert_string_equal(error.message, expected);
     settings.roster_path = coordinator_roster_path;
@@ -477,7 +502,7 @@ static void nobody_speaks_for_another(void **state) {
     raze(&w);
 }
 
-/* ---- raw sockets, which keep to no rule ------------------------------------------------------------------------ */
+/* ---- raw sockets, which keep to no rule ------------------------------------------------------ */
 
 typedef struct raw {
     void *context, *socket;
@@ -498,7 +523,8 @@ static raw raw_open(int type, int who, const char *at, int server, const char *r
     assert_int_equal(zmq_setsockopt(r.socket, ZMQ_CURVE_SERVERKEY, key_text[server], 41), 0);
     assert_int_equal(zmq_setsockopt(r.socket, ZMQ_CURVE_PUBLICKEY, key_text[who], 41), 0);
     assert_int_equal(zmq_setsockopt(r.socket, ZMQ_CURVE_SECRETKEY, secret, 41), 0);
-    if (routing_id != NULL) zmq_setsockopt(r.socket, ZMQ_ROUTING_ID, routing_id, strlen(routing_id));
+    if (routing_id != NULL)
+        zmq_setsockopt(r.socket, ZMQ_ROUTING_ID, routing_id, strlen(routing_id));
     snprintf(endpoint, sizeof endpoint, "tcp://%s", at);
     assert_int_equal(zmq_connect(r.socket, endpoint), 0);
     return r;
@@ -516,7 +542,8 @@ static void raw_send(raw *r, uint64_t round) {
     assert_int_equal(zmq_send(r->socket, bytes, count_bytes, 0), (int)count_bytes);
 }
 
-static const char own_id[] = "s0123456789abcdef", other_id[] = "sfedcba9876543210"; /* of the form that sites have */
+/* of the form that sites have */
+static const char own_id[] = "s0123456789abcdef", other_id[] = "sfedcba9876543210";
 
 static void a_routing_id_is_not_enough(void **state) {
     (void)state;
@@ -533,7 +560,8 @@ static void a_routing_id_is_not_enough(void **state) {
     double from_s = dlxi_clock_s();
     dlxi_link_statistics statistics = {0};
     while (statistics.frames_dropped == 0 && dlxi_clock_s() - from_s < DEADLINE_MS / 1000.0) {
-        assert_int_equal(w.coordinator->op->receive(w.coordinator, 50, &from, &got, &error), DLX_TIMEOUT);
+        assert_int_equal(w.coordinator->op->receive(w.coordinator, 50, &from, &got, &error),
+                         DLX_TIMEOUT);
         dlxi_link_statistics_read(w.coordinator, &statistics);
     }
     assert_int_equal(statistics.frames_dropped, 1);
@@ -561,11 +589,13 @@ static void malformed_messages_are_dropped(void **state) {
     raw r = raw_open(ZMQ_DEALER, DELFT, w.bound, COORDINATOR, own_id);
     assert_int_equal(zmq_send(r.socket, "", 0, 0), 0);
     assert_int_equal(zmq_send(r.socket, "garbage", 7, 0), 7);
-    for (int i = 0; i < 9; i++) assert_int_equal(zmq_send(r.socket, "parts", 5, i < 8 ? ZMQ_SNDMORE : 0), 5);
+    for (int i = 0; i < 9; i++)
+        assert_int_equal(zmq_send(r.socket, "parts", 5, i < 8 ? ZMQ_SNDMORE : 0), 5);
     uint8_t bytes[DLXI_FRAME_HEADER_BYTES];
     dlxi_frame frame = {.kind = DLXI_FRAME_HELLO};
     dlxi_frame_encode(bytes, &frame);
-    assert_int_equal(zmq_send(r.socket, bytes, sizeof bytes, ZMQ_SNDMORE), sizeof bytes); /* good but for its tail */
+    /* good but for its tail */
+    assert_int_equal(zmq_send(r.socket, bytes, sizeof bytes, ZMQ_SNDMORE), sizeof bytes);
     assert_int_equal(zmq_send(r.socket, "tail", 4, 0), 4);
     raw_send(&r, 5);
     expect_frame(w.coordinator, &from, &got);
@@ -595,10 +625,12 @@ static void data_sockets_admit_their_peer_only(void **state) {
     world w;
     build(&w, "127.0.0.1:0", true);
     char at[DLXI_ENDPOINT_BYTES], expected[512];
-    must(w.site[0]->op->listen(w.site[0], 0, 1, "oslo", key_text[OSLO], at, &error)); /* says where again */
+    /* says where again */
+    must(w.site[0]->op->listen(w.site[0], 0, 1, "oslo", key_text[OSLO], at, &error));
     raw r = raw_open(ZMQ_DEALER, ROME, at, DELFT, "site");
     raw_send(&r, 66);
-    snprintf(expected, sizeof expected, "refused a connection from 127.0.0.1: its key %s is not that of site 'oslo'\n",
+    snprintf(expected, sizeof expected,
+             "refused a connection from 127.0.0.1: its key %s is not that of site 'oslo'\n",
              key_text[ROME]);
     journal_expect(&site_log, expected);
     send_surely(w.site[1], 0, DLXI_FRAME_GREETING, 1);

@@ -1,5 +1,6 @@
-/* What the `zmq` link refuses before a frame is sent: addresses, ports, and security none. Every message word by word.
- */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the `zmq` link refuses before a frame is sent: addresses, ports, and security none. Every
+ * message word by word. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -10,14 +11,16 @@
 
 #include "link_world.h"
 
-static void expect_site_error(const dlxi_zmq_settings *settings, dlx_status status, const char *message) {
+static void expect_site_error(const dlxi_zmq_settings *settings, dlx_status status,
+                              const char *message) {
     dlxi_link *link = (dlxi_link *)&error;
     assert_int_equal(dlxi_zmq_site_open(&link, settings, &error), status);
     assert_null(link);
     assert_string_equal(error.message, message);
 }
 
-static void expect_coordinator_error(const dlxi_zmq_settings *settings, dlx_status status, const char *message) {
+static void expect_coordinator_error(const dlxi_zmq_settings *settings, dlx_status status,
+                                     const char *message) {
     dlxi_link *link = (dlxi_link *)&error;
     char bound[DLXI_ENDPOINT_BYTES];
     assert_int_equal(dlxi_zmq_coordinator_open(&link, settings, bound, &error), status);
@@ -65,32 +68,39 @@ static void addresses_are_checked(void **state) {
     open_coordinator(&w, "127.0.0.1:0", true);
     char message[256];
     dlxi_zmq_settings settings = settings_of(COORDINATOR, w.bound, true);
-    snprintf(message, sizeof message,
-             "wan.coordinator: port %s on 127.0.0.1 is in use; choose another or 0 for any free port", w.bound + 10);
+    snprintf(
+        message, sizeof message,
+        "wan.coordinator: port %s on 127.0.0.1 is in use; choose another or 0 for any free port",
+        w.bound + 10);
     expect_coordinator_error(&settings, DLX_CONFIG, message);
     settings.coordinator = "192.0.2.1:4000"; /* of nobody: RFC 5737 */
-    expect_coordinator_error(&settings, DLX_CONFIG,
-                             "wan.coordinator: '192.0.2.1' is not an address of this machine (Cannot assign requested "
-                             "address); 'ip address' lists them");
+    expect_coordinator_error(
+        &settings, DLX_CONFIG,
+        "wan.coordinator: '192.0.2.1' is not an address of this machine (Cannot assign requested "
+        "address); 'ip address' lists them");
     settings.coordinator = "127.0.0.1";
-    expect_coordinator_error(&settings, DLX_CONFIG,
-                             "wan.coordinator: '127.0.0.1' is not an address; write host:port, as 127.0.0.1:4000");
+    expect_coordinator_error(
+        &settings, DLX_CONFIG,
+        "wan.coordinator: '127.0.0.1' is not an address; write host:port, as 127.0.0.1:4000");
     settings.coordinator = "::1:4000";
-    expect_coordinator_error(&settings, DLX_CONFIG,
-                             "wan.coordinator: '::1:4000' is not an address; write IPv6 in brackets, as [::1]:4000");
+    expect_coordinator_error(
+        &settings, DLX_CONFIG,
+        "wan.coordinator: '::1:4000' is not an address; write IPv6 in brackets, as [::1]:4000");
     settings.coordinator = "127.0.0.1:65536";
-    expect_coordinator_error(&settings, DLX_CONFIG,
-                             "wan.coordinator: the port of '127.0.0.1:65536' is not a number from 0 to 65535");
+    expect_coordinator_error(
+        &settings, DLX_CONFIG,
+        "wan.coordinator: the port of '127.0.0.1:65536' is not a number from 0 to 65535");
     settings = settings_of(DELFT, "127.0.0.1:0", true);
     expect_site_error(&settings, DLX_CONFIG,
-                      "wan.coordinator: port 0 in '127.0.0.1:0' is for the coordinator only; give a site the port that "
+                      "wan.coordinator: port 0 in '127.0.0.1:0' is for the coordinator only; give "
+                      "a site the port that "
                       "the coordinator printed");
     settings = settings_of(DELFT, "127.0.0.1:4000", true);
     settings.name = "../delft";
-    expect_site_error(
-        &settings, DLX_CONFIG,
-        "site.name: '../delft' is not allowed; names have 1 to 63 of the characters A-Z a-z 0-9 . _ - and "
-        "begin with a letter, digit or _; 'coordinator' is taken");
+    expect_site_error(&settings, DLX_CONFIG,
+                      "site.name: '../delft' is not allowed; names have 1 to 63 of the characters "
+                      "A-Z a-z 0-9 . _ - and "
+                      "begin with a letter, digit or _; 'coordinator' is taken");
     raze(&w);
 }
 
@@ -108,9 +118,11 @@ static void ports_of_a_range(void **state) {
     settings.listen_port = (uint16_t)(port - 1);
     must(dlxi_zmq_site_open(&w.site[0], &settings, &error));
     char message[256];
-    assert_int_equal(w.site[0]->op->listen(w.site[0], 0, 1, "oslo", key_text[OSLO], at, &error), DLX_CONFIG);
+    assert_int_equal(w.site[0]->op->listen(w.site[0], 0, 1, "oslo", key_text[OSLO], at, &error),
+                     DLX_CONFIG);
     snprintf(message, sizeof message,
-             "wan.listen: port %d on 127.0.0.1 is in use; choose another or 0 for any free port", port);
+             "wan.listen: port %d on 127.0.0.1 is in use; choose another or 0 for any free port",
+             port);
     assert_string_equal(error.message, message);
     dlxi_link_close(&probe);
     must(w.site[0]->op->listen(w.site[0], 0, 1, "oslo", key_text[OSLO], at, &error));

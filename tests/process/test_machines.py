@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run on several machines by the README's steps, as written: three network namespaces on one bridge, each with a folder of
 its own. A fourth machine whose key is on no roster but its own gets nothing."""
 import os

@@ -1,9 +1,12 @@
-/* A site of several ranks against one that has the whole model: gradients, losses, parameters, evaluation.
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A site of several ranks against one that has the whole model: gradients, losses, parameters,
+ * evaluation.
  *
- *   mpirun -n STAGES·REPLICAS test_pipeline STAGES REPLICAS
+ * mpirun -n STAGES·REPLICAS test_pipeline STAGES REPLICAS
  *
- * Every rank also trains the whole model by itself, from the stage alone and without MPI, and compares. With 1 1 there
- * is no MPI at all. What fails ends the job: the others would wait for ever. */
+ * Every rank also trains the whole model by itself, from the stage alone and without MPI, and
+ * compares. With 1 1 there is no MPI at all. What fails ends the job: the others would wait for
+ * ever. */
 #include "base/hash.h"
 #include "base/memory.h"
 #include "base/rng.h"
@@ -17,7 +20,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { T = 16, V = 61, MICRO_BATCH = 2, STEPS = 4, SHARD_TOKENS = 37 * T + 1, TENSORS_MAX = 128, RANKS_MAX = 8 };
+enum {
+    T = 16,
+    V = 61,
+    MICRO_BATCH = 2,
+    STEPS = 4,
+    SHARD_TOKENS = 37 * T + 1,
+    TENSORS_MAX = 128,
+    RANKS_MAX = 8
+};
 
 static dlxi_cluster *cluster;
 static dlxi_place *place; /* NULL: one rank */
@@ -26,9 +37,9 @@ static int rank_here(void) {
     return place == NULL ? 0 : place->rank;
 }
 
-#define CHECK(condition, ...)                                                                                          \
-    do {                                                                                                               \
-        if (!(condition)) failed(__LINE__, __VA_ARGS__);                                                               \
+#define CHECK(condition, ...)                                                                      \
+    do {                                                                                           \
+        if (!(condition)) failed(__LINE__, __VA_ARGS__);                                           \
     } while (0)
 
 static void failed(int line, const char *format, ...) DLXI_PRINTF(2, 3);
@@ -48,7 +59,7 @@ static void must(int line, dlx_status status, const dlx_error *error) {
 }
 #define MUST(call) must(__LINE__, (call), &error)
 
-/* ---- what is trained ------------------------------------------------------------------------------------------- */
+/* ---- what is trained ------------------------------------------------------------------------- */
 
 typedef struct scenario {
     const char *name;
@@ -84,14 +95,19 @@ static dlxi_model_config model_of(const scenario *sc) {
 }
 
 /* Random, but with some order to learn: a token is often the one before it plus 1. */
-static dlxi_shard make_shard(uint8_t *payload, uint64_t stream) {
+static dlxi_token_file make_shard(uint8_t *payload, uint64_t stream) {
     static char key[] = "data.train", path[] = "made.tokens";
     for (int i = 0; i < SHARD_TOKENS; i++) {
         uint64_t draw = dlxi_rng_u64(3, stream, (uint64_t)i);
-        payload[i] = (uint8_t)(i > 0 && draw % 4 > 0 ? (payload[i - 1] + 1) % V : (int)(draw / 4 % V));
+        payload[i] =
+            (uint8_t)(i > 0 && draw % 4 > 0 ? (payload[i - 1] + 1) % V : (int)(draw / 4 % V));
     }
-    return (dlxi_shard){
-        .payload = payload, .count = SHARD_TOKENS, .token_bytes = 1, .vocabulary = V, .key = key, .path = path};
+    return (dlxi_token_file){.payload = payload,
+                             .count = SHARD_TOKENS,
+                             .token_bytes = 1,
+                             .vocabulary = V,
+                             .key = key,
+                             .path = path};
 }
 
 /* One model twice: as a pipeline, and whole. */
@@ -99,7 +115,7 @@ typedef struct world {
     const scenario *scenario;
     dlxi_model_config config;
     int stages, replicas, ranks;
-    dlxi_shard train, validation;
+    dlxi_token_file train, validation;
     dlxi_sampler sampler;
     dlxi_kernels *kernels, *whole_kernels;
     dlxi_pipeline *pipeline;
@@ -129,15 +145,17 @@ static void open_world(world *w, const scenario *sc, int stages, int replicas) {
                                      .sampler = &w->sampler,
                                      .interrupted = &w->interrupted};
     dlxi_costs costs = dlxi_costs_estimate(&w->config, T);
-    MUST(dlxi_cut_balanced(&options.cut, &w->config, &costs, stages, &error));
+    MUST(dlxi_partition_balanced(&options.cut, &w->config, &costs, stages, &error));
     MUST(dlxi_pipeline_open(&w->pipeline, &w->config, &options, w->kernels, &error));
     dlxi_stage_options whole = dlxi_stage_options_whole(&w->config, MICRO_BATCH, T, 7);
     MUST(dlxi_stage_open(&w->whole, &w->config, &whole, w->whole_kernels, &error));
     int index = place == NULL ? 0 : place->stage;
     const dlxi_stage_options *opened = dlxi_stage_opened_with(dlxi_pipeline_stage(w->pipeline));
     int slots = opened->slots;
-    CHECK(opened->recompute == sc->recompute && opened->training, "the stage was opened otherwise than asked");
-    CHECK(slots <= stages - index, "%d micro-batches alive in stage %d of %d", slots, index, stages);
+    CHECK(opened->recompute == sc->recompute && opened->training,
+          "the stage was opened otherwise than asked");
+    CHECK(slots <= stages - index, "%d micro-batches alive in stage %d of %d", slots, index,
+          stages);
 }
 
 static void close_world(world *w) {
@@ -147,11 +165,12 @@ static void close_world(world *w) {
     dlxi_kernels_close(&w->whole_kernels);
 }
 
-/* ---- comparisons ----------------------------------------------------------------------------------------------- */
+/* ---- comparisons ----------------------------------------------------------------------------- */
 
 static const dlxi_parameter *of_whole(world *w, const dlxi_parameter *parameter) {
     int64_t count;
-    return &dlxi_stage_parameters(w->whole, &count)[parameter->tensor.id]; /* the whole model has all, in order */
+    /* the whole model has all, in order */
+    return &dlxi_stage_parameters(w->whole, &count)[parameter->tensor.id];
 }
 
 /* ‖a − b‖; b NULL: ‖a‖ */
@@ -164,8 +183,8 @@ static double distance(const float *a, const float *b, int64_t count) {
     return sqrt(sum);
 }
 
-/* ‖a − b‖ / ‖b‖, where the size counts as at least 1% of `all`: the gradient of a key's bias is nothing but rounding.
- */
+/* ‖a − b‖ / ‖b‖, where the size counts as at least 1% of `all`: the gradient of a key's bias is
+ * nothing but rounding. */
 static double difference(const float *a, const float *b, int64_t count, double all) {
     return distance(a, b, count) / fmax(distance(b, NULL, count), 0.01 * all);
 }
@@ -174,7 +193,8 @@ static double whole_gradient_norm(world *w) {
     int64_t count;
     const dlxi_parameter *parameter = dlxi_stage_parameters(w->whole, &count);
     double squares = 0;
-    for (int64_t i = 0; i < count; i++) squares += pow(distance(parameter[i].gradient, NULL, parameter[i].count), 2);
+    for (int64_t i = 0; i < count; i++)
+        squares += pow(distance(parameter[i].gradient, NULL, parameter[i].count), 2);
     return sqrt(squares);
 }
 
@@ -184,10 +204,11 @@ static void check_owned(world *w, int step) {
     double norm = whole_gradient_norm(w);
     for (int64_t i = 0; i < count; i++) {
         const dlxi_parameter *whole = of_whole(w, &owned[i]);
-        CHECK(i == 0 || owned[i - 1].tensor.id < owned[i].tensor.id, "owned tensors are not in order");
+        CHECK(i == 0 || owned[i - 1].tensor.id < owned[i].tensor.id,
+              "owned tensors are not in order");
         double apart = difference(owned[i].gradient, whole->gradient, owned[i].count, norm);
-        CHECK(apart < 1e-5, "%s: step %d: gradient of %s is apart by %g", w->scenario->name, step, owned[i].tensor.name,
-              apart);
+        CHECK(apart < 1e-5, "%s: step %d: gradient of %s is apart by %g", w->scenario->name, step,
+              owned[i].tensor.name, apart);
     }
 }
 
@@ -208,14 +229,19 @@ static void check_parameters(world *w, int step) {
     } holding;
     holding own[TENSORS_MAX] = {0}, all[RANKS_MAX][TENSORS_MAX];
     int64_t count, owned_count, tensor_count = dlxi_model_tensor_count(&w->config);
-    const dlxi_parameter *parameter = dlxi_stage_parameters(dlxi_pipeline_stage(w->pipeline), &count);
+    const dlxi_parameter *parameter =
+        dlxi_stage_parameters(dlxi_pipeline_stage(w->pipeline), &count);
     const dlxi_parameter *owned = dlxi_pipeline_owned(w->pipeline, &owned_count);
-    CHECK(tensor_count <= TENSORS_MAX && w->ranks <= RANKS_MAX, "too many tensors or ranks for this test");
+    CHECK(tensor_count <= TENSORS_MAX && w->ranks <= RANKS_MAX,
+          "too many tensors or ranks for this test");
     for (int64_t i = 0; i < count; i++) {
         size_t bytes = (size_t)parameter[i].count * sizeof(float);
-        own[parameter[i].tensor.id] = (holding){.hash = dlxi_hash(parameter[i].data, bytes, 0), .held = true};
-        double apart = difference(parameter[i].data, of_whole(w, &parameter[i])->data, parameter[i].count, 1);
-        CHECK(apart < 1e-5, "%s: step %d: %s is apart by %g", w->scenario->name, step, parameter[i].tensor.name, apart);
+        own[parameter[i].tensor.id] =
+            (holding){.hash = dlxi_hash(parameter[i].data, bytes, 0), .held = true};
+        double apart =
+            difference(parameter[i].data, of_whole(w, &parameter[i])->data, parameter[i].count, 1);
+        CHECK(apart < 1e-5, "%s: step %d: %s is apart by %g", w->scenario->name, step,
+              parameter[i].tensor.name, apart);
     }
     for (int64_t i = 0; i < owned_count; i++) own[owned[i].tensor.id].owned = true;
     gather(all, own, sizeof own);
@@ -225,11 +251,12 @@ static void check_parameters(world *w, int step) {
         CHECK(owners == 1, "tensor %" PRId64 " has %d owners", id, owners);
         for (int rank = 0; rank < w->ranks; rank++)
             CHECK(!own[id].held || !all[rank][id].held || own[id].hash == all[rank][id].hash,
-                  "%s: step %d: tensor %" PRId64 " differs from rank %d's", w->scenario->name, step, id, rank);
+                  "%s: step %d: tensor %" PRId64 " differs from rank %d's", w->scenario->name, step,
+                  id, rank);
     }
 }
 
-/* ---- steps ----------------------------------------------------------------------------------------------------- */
+/* ---- steps ----------------------------------------------------------------------------------- */
 
 static double whole_accumulate(world *w, const uint64_t *positions) {
     dlx_error error = {0};
@@ -250,7 +277,8 @@ static double whole_accumulate(world *w, const uint64_t *positions) {
 static void descend(dlxi_parameter *parameter, int64_t count, int64_t micro_batches) {
     const float rate = 0.1f / (float)micro_batches;
     for (int64_t i = 0; i < count; i++)
-        for (int64_t j = 0; j < parameter[i].count; j++) parameter[i].data[j] -= rate * parameter[i].gradient[j];
+        for (int64_t j = 0; j < parameter[i].count; j++)
+            parameter[i].data[j] -= rate * parameter[i].gradient[j];
 }
 
 static void take_step(world *w, int step) {
@@ -262,12 +290,13 @@ static void take_step(world *w, int step) {
     for (int64_t i = 0; i < batch; i++) positions[i] = (uint64_t)(step * batch + i);
     MUST(dlxi_pipeline_accumulate(w->pipeline, positions, &loss, &error));
     if (place != NULL) {
-        CHECK(place->stage == place->stages - 1 || loss == 0, "a stage without a head tells a loss");
+        CHECK(place->stage == place->stages - 1 || loss == 0,
+              "a stage without a head tells a loss");
         MUST(dlxi_place_sum(place, &loss, 1, &error));
     }
     whole_loss = whole_accumulate(w, positions);
-    CHECK(fabs(loss - whole_loss) < 1e-5 * whole_loss, "%s: step %d: loss %.9g, whole %.9g", w->scenario->name, step,
-          loss, whole_loss);
+    CHECK(fabs(loss - whole_loss) < 1e-5 * whole_loss, "%s: step %d: loss %.9g, whole %.9g",
+          w->scenario->name, step, loss, whole_loss);
     check_owned(w, step);
     dlxi_parameter *owned = dlxi_pipeline_owned(w->pipeline, &count);
     descend(owned, count, batch / MICRO_BATCH);
@@ -278,14 +307,15 @@ static void take_step(world *w, int step) {
     check_parameters(w, step);
 }
 
-/* ---- evaluation ------------------------------------------------------------------------------------------------ */
+/* ---- evaluation ------------------------------------------------------------------------------ */
 
 static void check_evaluation(world *w, int64_t tokens_max, int64_t index, int64_t stride) {
     dlx_error error = {0};
     dlxi_validation reader;
     uint32_t tokens[T], targets[T], window[T + 1];
     double sum, tokens_seen, expected = 0, expected_tokens = 0, mean;
-    MUST(dlxi_pipeline_evaluate(w->pipeline, &w->validation, tokens_max, index, stride, &sum, &tokens_seen, &error));
+    MUST(dlxi_pipeline_evaluate(w->pipeline, &w->validation, tokens_max, index, stride, &sum,
+                                &tokens_seen, &error));
     MUST(dlxi_validation_open(&reader, &w->validation, T, tokens_max, index, stride, &error));
     while (dlxi_validation_next(tokens, targets, &reader, 1) == 1) {
         memcpy(window, tokens, sizeof tokens);
@@ -294,9 +324,11 @@ static void check_evaluation(world *w, int64_t tokens_max, int64_t index, int64_
         expected += mean * T;
         expected_tokens += T;
     }
-    CHECK(tokens_seen == expected_tokens, "%g tokens evaluated, not %g", tokens_seen, expected_tokens);
-    CHECK(fabs(sum - expected) <= 1e-5 * expected, "%s: evaluation of part %" PRId64 " of %" PRId64 ": %.9g, not %.9g",
-          w->scenario->name, index, stride, sum, expected);
+    CHECK(tokens_seen == expected_tokens, "%g tokens evaluated, not %g", tokens_seen,
+          expected_tokens);
+    CHECK(fabs(sum - expected) <= 1e-5 * expected,
+          "%s: evaluation of part %" PRId64 " of %" PRId64 ": %.9g, not %.9g", w->scenario->name,
+          index, stride, sum, expected);
 }
 
 static void evaluate(world *w) {
@@ -307,15 +339,17 @@ static void evaluate(world *w) {
     check_evaluation(w, T, 1, 2);     /* nobody has anything */
 }
 
-/* ---- one rank -------------------------------------------------------------------------------------------------- */
+/* ---- one rank -------------------------------------------------------------------------------- */
 
 static void check_interrupt(world *w) {
     dlx_error error = {0};
     uint64_t positions[64] = {0};
     double loss, tokens;
     w->interrupted = true;
-    CHECK(dlxi_pipeline_accumulate(w->pipeline, positions, &loss, &error) == DLX_INTERRUPTED, "not interrupted");
-    CHECK(dlxi_pipeline_evaluate(w->pipeline, &w->validation, 0, 0, 1, &loss, &tokens, &error) == DLX_INTERRUPTED,
+    CHECK(dlxi_pipeline_accumulate(w->pipeline, positions, &loss, &error) == DLX_INTERRUPTED,
+          "not interrupted");
+    CHECK(dlxi_pipeline_evaluate(w->pipeline, &w->validation, 0, 0, 1, &loss, &tokens, &error) ==
+              DLX_INTERRUPTED,
           "evaluation is not interrupted");
     w->interrupted = false;
 }
@@ -323,16 +357,19 @@ static void check_interrupt(world *w) {
 static void check_refusals(world *w) {
     dlx_error error = {0};
     dlxi_pipeline *refused;
-    dlxi_pipeline_options options = {.micro_batch = MICRO_BATCH, .batch = 5, .seed = 1, .sampler = &w->sampler};
-    options.cut = (dlxi_cut){.stages = 1, .first_layer = {0, w->config.layers}};
-    CHECK(dlxi_pipeline_open(&refused, &w->config, &options, w->kernels, &error) == DLX_CONFIG, "took a batch of 5");
+    dlxi_pipeline_options options = {
+        .micro_batch = MICRO_BATCH, .batch = 5, .seed = 1, .sampler = &w->sampler};
+    options.cut = (dlxi_partition){.stages = 1, .first_layer = {0, w->config.layers}};
+    CHECK(dlxi_pipeline_open(&refused, &w->config, &options, w->kernels, &error) == DLX_CONFIG,
+          "took a batch of 5");
     CHECK(refused == NULL, "a refused pipeline was handed out");
-    const char *expected = "train.batch: 5 is not a multiple of train.micro_batch (2) times site.replicas (1); set it "
-                           "to 6";
+    const char *expected =
+        "train.batch: 5 is not a multiple of train.micro_batch (2) times site.replicas (1); set it "
+        "to 6";
     CHECK(strcmp(error.message, expected) == 0, "%s", error.message);
 }
 
-/* ---- main ------------------------------------------------------------------------------------------------------ */
+/* ---- main ------------------------------------------------------------------------------------ */
 
 static void run_scenario(const scenario *sc, int stages, int replicas) {
     static world w; /* large */
@@ -363,7 +400,8 @@ int main(int argc, char **argv) {
         MUST(dlxi_cluster_open(&cluster, &error));
         MUST(dlxi_place_open(&place, cluster, 1, stages, replicas, &error));
     }
-    for (size_t i = 0; i < sizeof scenarios / sizeof *scenarios; i++) run_scenario(&scenarios[i], stages, replicas);
+    for (size_t i = 0; i < sizeof scenarios / sizeof *scenarios; i++)
+        run_scenario(&scenarios[i], stages, replicas);
     dlxi_place_close(&place);
     dlxi_cluster_close(&cluster);
     return 0;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One seed, one result: with sync.exchange_steps fixed, a run repeats to the bit, on one link as on the other."""
 from harness import Case, events, main, summary
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The job scripts of examples/, unchanged, in a Slurm that this test starts: a job a site, and one job for all."""
 import os
 import signal

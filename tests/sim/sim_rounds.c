@@ -1,9 +1,11 @@
-/* Rounds under every order of events: the production coordinator, sites and exchanges, moved one frame at a time in an
- * order drawn from a seed, while attempts fail at random. Whatever happens, a run must end with the bits of a run
- * without trouble. Sites of several ranks have an exchange a rank, and a round counts for all of them or none.
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Rounds under every order of events: the production coordinator, sites and exchanges, moved one
+ * frame at a time in an order drawn from a seed, while attempts fail at random. Whatever happens, a
+ * run must end with the bits of a run without trouble. Sites of several ranks have an exchange a
+ * rank, and a round counts for all of them or none.
  *
  *   sim_rounds                     the test: the same seeds every time
- *   sim_rounds --seed S [--runs N] others; the seed of a failure is printed */
+ * sim_rounds --seed S [--runs N] others; the seed of a failure is printed */
 #include "../unit/exchange_team.h"
 
 #include "base/hash.h"
@@ -23,7 +25,8 @@ enum {
     ATTEMPTS_MAX = 100000
 };
 
-/* Peer i · ranks + r of the coordinator is rank r of site i: member i of team r, whose data is its own. */
+/* Peer i · ranks + r of the coordinator is rank r of site i: member i of team r, whose data is its
+ * own. */
 typedef struct world {
     uint16_t ranks, peers;
     team *team[RANKS_MAX];
@@ -70,17 +73,18 @@ static dlxi_shard *shard_of(world *w, uint16_t peer) {
 
 static void train(world *w, uint16_t peer, uint64_t round) {
     float *p = team_of(w, peer)->p[peer / w->ranks];
-    for (int k = 0; k < TEAM_PARAMETERS; k++) p[k] += 0.01f * dlxi_rng_normal(17, round * 10 + peer, (uint64_t)k);
+    for (int k = 0; k < TEAM_PARAMETERS; k++)
+        p[k] += 0.01f * dlxi_rng_normal(17, round * 10 + peer, (uint64_t)k);
 }
 
-static void hand_out(world *w, uint16_t i) {
+static void submit(world *w, uint16_t i) {
     dlxi_ready ready = {.tokens = team_of(w, i)->view.member[i / w->ranks].tokens,
                         .anchor_hash = dlxi_shard_anchor_hash(shard_of(w, i)),
                         .step_ns = 1000,
                         .exchange_ns = 1000,
                         .exchange_bytes = 1000};
     train(w, i, w->site[i]->round);
-    dlxi_shard_hand_out(shard_of(w, i), &ready.norm);
+    dlxi_shard_submit(shard_of(w, i), &ready.norm);
     dlxi_site_on_ready(w->site[i], &ready);
 }
 
@@ -93,11 +97,12 @@ static void act(world *w, uint16_t i, dlxi_site_action action) {
         dlxi_site_on_listening(s, &endpoints);
         break;
     case DLXI_SITE_CONNECT:
-        hand_out(w, i);
+        submit(w, i);
         break;
     case DLXI_SITE_BEGIN:
         w->staged_told[i] = false;
-        if (dlxi_exchange_begin(exchange_of(w, i), &s->view, s->index, s->term, s->round, s->attempt, &error) != DLX_OK)
+        if (dlxi_exchange_begin(exchange_of(w, i), &s->view, s->index, s->term, s->round,
+                                s->attempt, &error) != DLX_OK)
             fail_msg("seed %llu: begin: %s", (unsigned long long)w->seed, error.message);
         break;
     case DLXI_SITE_ABORT:
@@ -107,7 +112,7 @@ static void act(world *w, uint16_t i, dlxi_site_action action) {
         dlxi_exchange_commit(exchange_of(w, i));
         dlxi_shard_apply(shard_of(w, i), false);
         if (!s->commit.finished)
-            hand_out(w, i);
+            submit(w, i);
         else
             dlxi_site_on_report(s, "");
         break;
@@ -120,7 +125,8 @@ static void act(world *w, uint16_t i, dlxi_site_action action) {
     }
 }
 
-/* A site at work: sends one frame that it has for somebody, goes on to the next trip, or gives the attempt up. */
+/* A site at work: sends one frame that it has for somebody, goes on to the next trip, or gives the
+ * attempt up. */
 static void work(world *w, uint16_t i) {
     dlxi_exchange *x = exchange_of(w, i);
     dlxi_frame frame;
@@ -174,15 +180,18 @@ static void deliver_control(world *w, uint16_t i) {
 }
 
 static void world_open(world *w, uint64_t seed, uint16_t ranks, uint32_t failing) {
-    *w = (world){.seed = seed, .failing = failing, .ranks = ranks, .peers = (uint16_t)(SITES * ranks)};
+    *w = (world){
+        .seed = seed, .failing = failing, .ranks = ranks, .peers = (uint16_t)(SITES * ranks)};
     dlxi_shard_settings settings = team_settings(4, 4);
     settings.adapt.kind = seed % 2 == 0 ? DLX_ADAPTATION_PAPER : DLX_ADAPTATION_OFF;
     for (uint16_t r = 0; r < ranks; r++) {
         w->team[r] = team_open(SITES, &settings);
         for (uint16_t i = 0; i < SITES; i++) dlxi_exchange_set_rank(w->team[r]->exchange[i], r);
     }
-    dlxi_coordinator_settings run = {
-        .sites = SITES, .tokens_target = ROUNDS * TOKENS_A_ROUND, .timeout_ms = 1000, .attempts_max = ATTEMPTS_MAX};
+    dlxi_coordinator_settings run = {.sites = SITES,
+                                     .tokens_target = ROUNDS * TOKENS_A_ROUND,
+                                     .timeout_ms = 1000,
+                                     .attempts_max = ATTEMPTS_MAX};
     assert_int_equal(dlxi_coordinator_open(&w->coordinator, &run, 0, NULL), DLX_OK);
     dlxi_hello *hello = calloc(1, sizeof *hello);
     assert_non_null(hello);
@@ -235,11 +244,13 @@ static uint64_t simulate(uint64_t seed, uint16_t ranks, uint32_t failing, uint64
     uint64_t hash = 0;
     for (uint16_t i = 0; i < w.peers; i++) {
         assert_int_equal(w.site[i]->round, ROUNDS + 1);
-        assert_true(dlxi_shard_anchor_hash(shard_of(&w, i)) == dlxi_shard_anchor_hash(shard_of(&w, i % ranks)));
+        assert_true(dlxi_shard_anchor_hash(shard_of(&w, i)) ==
+                    dlxi_shard_anchor_hash(shard_of(&w, i % ranks)));
         for (size_t k = 0; k < TEAM_TENSORS; k++) {
             const dlxi_shard_tensor *t = &shard_of(&w, i)->tensors[k];
             size_t bytes = (size_t)(t->rows * t->cols) * sizeof(float);
-            hash = dlxi_hash(t->anchor, bytes, dlxi_hash(t->velocity, bytes, dlxi_hash(t->carried, bytes, hash)));
+            hash = dlxi_hash(t->anchor, bytes,
+                             dlxi_hash(t->velocity, bytes, dlxi_hash(t->carried, bytes, hash)));
         }
     }
     *failures += w.failures;
@@ -255,7 +266,9 @@ static void check(uint16_t ranks) {
     for (uint64_t seed = first_seed; seed < first_seed + seeds; seed++) {
         uint64_t calm = simulate(seed, ranks, 0, &none);
         uint64_t tried = simulate(seed, ranks, failing[seed % 3] * ranks, &failures);
-        if (calm != tried) fail_msg("seed %llu, %u ranks: trouble changed the result", (unsigned long long)seed, ranks);
+        if (calm != tried)
+            fail_msg("seed %llu, %u ranks: trouble changed the result", (unsigned long long)seed,
+                     ranks);
     }
     assert_int_equal(none, 0);
     assert_true(failures > seeds); /* there was trouble */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* How far apart two arrays are, for tests. */
 #ifndef TEST_DIFFERENCE_H
 #define TEST_DIFFERENCE_H

@@ -1,5 +1,6 @@
-/* D exchanges over D shards in one thread: a test writes the pseudo-gradients, and moves, holds back and drops frames.
- */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* D exchanges over D shards in one thread: a test writes the pseudo-gradients, and moves, holds
+ * back and drops frames. */
 #ifndef DLXI_TESTS_EXCHANGE_TEAM_H
 #define DLXI_TESTS_EXCHANGE_TEAM_H
 
@@ -11,7 +12,14 @@
 #include <string.h>
 #include <cmocka.h>
 
-enum { TEAM_MAX = 3, TEAM_TENSORS = 3, ROWS = 24, COLS = 40, MATRIX = ROWS * COLS, TEAM_PARAMETERS = MATRIX + 30 + 33 };
+enum {
+    TEAM_MAX = 3,
+    TEAM_TENSORS = 3,
+    ROWS = 24,
+    COLS = 40,
+    MATRIX = ROWS * COLS,
+    TEAM_PARAMETERS = MATRIX + 30 + 33
+};
 
 typedef struct team_frame {
     struct team_frame *next;
@@ -31,17 +39,17 @@ typedef struct team {
     dlxi_frame_kind hold_kind;
 } team;
 
-static inline dlxi_shard_settings team_settings(int bits, int rank_columns) {
+static inline dlxi_shard_settings team_settings(int bits, int factor_rank) {
     return (dlxi_shard_settings){.overlap = DLX_OVERLAP_NONE,
                                  .learning_rate = 0.7f,
                                  .momentum = 0.9f,
                                  .quantiser = {bits, 16},
                                  .error_feedback = true,
                                  .seed = 3,
-                                 .rank_columns = rank_columns,
+                                 .factor_rank = factor_rank,
                                  .adapt = {.kind = DLX_ADAPTATION_OFF,
-                                           .rank_min = 1,
-                                           .rank_max = 8,
+                                           .factor_rank_min = 1,
+                                           .factor_rank_max = 8,
                                            .inner_steps_first = 10,
                                            .inner_steps_min = 1,
                                            .inner_steps = 10}};
@@ -61,7 +69,8 @@ static inline team *team_open(uint16_t members, const dlxi_shard_settings *setti
             {.name = "bias", .data = t->p[i] + MATRIX + 30, .rows = 1, .cols = 33},
         };
         for (int k = 0; k < TEAM_PARAMETERS; k++) t->p[i][k] = (float)(k % 17) * 0.125f - 1.0f;
-        assert_int_equal(dlxi_shard_open(&t->shard[i], settings, tensors, TEAM_TENSORS, NULL), DLX_OK);
+        assert_int_equal(dlxi_shard_open(&t->shard[i], settings, tensors, TEAM_TENSORS, NULL),
+                         DLX_OK);
         assert_int_equal(dlxi_exchange_open(&t->exchange[i], t->shard[i], NULL), DLX_OK);
         t->view.member[i].site = (uint16_t)(2 * i + 1); /* sites are not positions */
         t->view.member[i].tokens = 100 * (i + 1u);
@@ -99,7 +108,8 @@ static inline double team_weight(const team *t, uint16_t i) {
 
 static inline void team_begin_one(team *t, uint16_t i, uint64_t round, uint32_t attempt) {
     dlx_error error;
-    if (dlxi_exchange_begin(t->exchange[i], &t->view, t->view.member[i].site, 1, round, attempt, &error) != DLX_OK)
+    if (dlxi_exchange_begin(t->exchange[i], &t->view, t->view.member[i].site, 1, round, attempt,
+                            &error) != DLX_OK)
         fail_msg("%s", error.message);
 }
 
@@ -108,8 +118,8 @@ static inline void team_begin(team *t, uint64_t round, uint32_t attempt) {
 }
 
 static inline bool team_holds(const team *t, uint16_t from, uint16_t to, const dlxi_frame *frame) {
-    return frame->trip == t->hold_trip && frame->kind == t->hold_kind && (t->hold_from < 0 || t->hold_from == from) &&
-           (t->hold_to < 0 || t->hold_to == to);
+    return frame->trip == t->hold_trip && frame->kind == t->hold_kind &&
+           (t->hold_from < 0 || t->hold_from == from) && (t->hold_to < 0 || t->hold_to == to);
 }
 
 static inline bool team_take(team *t, uint16_t from, uint16_t to) {
@@ -140,7 +150,8 @@ static inline bool team_give(team *t, uint16_t from, uint16_t to) {
             continue;
         }
         dlx_error error;
-        if (dlxi_exchange_on_frame(t->exchange[to], &f->frame, &error) != DLX_OK) fail_msg("%s", error.message);
+        if (dlxi_exchange_on_frame(t->exchange[to], &f->frame, &error) != DLX_OK)
+            fail_msg("%s", error.message);
         *at = f->next;
         free(f);
         any = true;
@@ -164,7 +175,8 @@ static inline bool team_move(team *t) {
             dlx_error error;
             bool one;
             int before = dlxi_exchange_trip(t->exchange[i]);
-            if (dlxi_exchange_poll(t->exchange[i], &one, &error) != DLX_OK) fail_msg("%s", error.message);
+            if (dlxi_exchange_poll(t->exchange[i], &one, &error) != DLX_OK)
+                fail_msg("%s", error.message);
             moved = moved || dlxi_exchange_trip(t->exchange[i]) != before;
             staged = staged && one;
         }
@@ -174,16 +186,17 @@ static inline bool team_move(team *t) {
 
 static inline void team_commit(team *t) {
     for (uint16_t i = 0; i < t->members; i++) {
-        assert_true(dlxi_exchange_staged_hash(t->exchange[i]) == dlxi_exchange_staged_hash(t->exchange[0]));
+        assert_true(dlxi_exchange_staged_hash(t->exchange[i]) ==
+                    dlxi_exchange_staged_hash(t->exchange[0]));
         dlxi_exchange_commit(t->exchange[i]);
         assert_true(dlxi_shard_anchor_hash(t->shard[i]) == dlxi_shard_anchor_hash(t->shard[0]));
     }
 }
 
 /* After p was changed: one whole round without trouble. */
-static inline void team_hand_out(team *t) {
+static inline void team_submit(team *t) {
     double norm;
-    for (uint16_t i = 0; i < t->members; i++) dlxi_shard_hand_out(t->shard[i], &norm);
+    for (uint16_t i = 0; i < t->members; i++) dlxi_shard_submit(t->shard[i], &norm);
 }
 
 static inline void team_apply(team *t) {
@@ -191,7 +204,7 @@ static inline void team_apply(team *t) {
 }
 
 static inline void team_round(team *t, uint64_t round) {
-    team_hand_out(t);
+    team_submit(t);
     team_begin(t, round, 1);
     assert_true(team_move(t));
     team_commit(t);

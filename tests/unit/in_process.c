@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 #include "in_process.h"
 
 #include <stdio.h>
@@ -12,7 +13,8 @@ in_process *in_process_new(void) {
     in_process *p = calloc(1, sizeof *p);
     if (p == NULL) abort();
     p->coordinator = (dlx_coordinator_config)DLX_COORDINATOR_CONFIG_INIT;
-    for (size_t i = 0; i < IN_PROCESS_SITES_MAX; i++) p->site[i].config = (dlx_sync_config)DLX_SYNC_CONFIG_INIT;
+    for (size_t i = 0; i < IN_PROCESS_SITES_MAX; i++)
+        p->site[i].config = (dlx_sync_config)DLX_SYNC_CONFIG_INIT;
     return p;
 }
 
@@ -30,7 +32,8 @@ dlx_status in_process_train(in_process_site *site) {
 
 enum { GATHER_DEADLINE_S = 20 };
 
-dlx_status in_process_gather(void *context, void *all, const void *own, size_t bytes, dlx_error *error) {
+dlx_status in_process_gather(void *context, void *all, const void *own, size_t bytes,
+                             dlx_error *error) {
     in_process_seat *seat = context;
     in_process_table *table = seat->table;
     if (bytes > sizeof table->own[0]) abort();
@@ -38,7 +41,8 @@ dlx_status in_process_gather(void *context, void *all, const void *own, size_t b
     memcpy(table->own[seat->rank], own, bytes);
     uint64_t generation = table->generation;
     if (++table->arrived == table->ranks) {
-        for (size_t r = 0; r < table->ranks; r++) memcpy(table->all + r * bytes, table->own[r], bytes);
+        for (size_t r = 0; r < table->ranks; r++)
+            memcpy(table->all + r * bytes, table->own[r], bytes);
         table->arrived = 0;
         table->generation++;
         pthread_cond_broadcast(&table->changed);
@@ -71,7 +75,8 @@ static void set_floating_point_mode(unsigned bits) {
 static void *site_thread(void *context) {
     in_process_site *site = context;
     set_floating_point_mode(site->floating_point_mode);
-    site->status = dlx_sync_open(&site->sync, &site->config, site->tensors, site->tensor_count, &site->error);
+    site->status =
+        dlx_sync_open(&site->sync, &site->config, site->tensors, site->tensor_count, &site->error);
     if (site->status == DLX_OK) {
         site->status = (site->script != NULL ? site->script : in_process_train)(site);
         if (site->sync != NULL) dlx_sync_statistics(site->sync, &site->statistics);

@@ -1,5 +1,7 @@
-/* A whole run in one process: a coordinator and D sites, or ranks of sites, over a hub, each in a thread of its own,
- * whose inner steps a test scripts. Threads only record; the test's thread asserts. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A whole run in one process: a coordinator and D sites, or ranks of sites, over a hub, each in a
+ * thread of its own, whose inner steps a test scripts. Threads only record; the test's thread
+ * asserts. */
 #ifndef DLXI_TESTS_IN_PROCESS_H
 #define DLXI_TESTS_IN_PROCESS_H
 
@@ -21,11 +23,14 @@ struct in_process_site {
     const char *name;       /* NULL: "site-<i>"; the ranks of one site have one name */
     const dlx_tensor *tensors;
     size_t tensor_count;
-    bool after_previous;          /* started when the site before it is over */
-    unsigned floating_point_mode; /* bits of MXCSR to set before open, so that the exchange thread inherits them */
-    in_process_script script;     /* NULL: in_process_train */
-    void (*inner_step)(in_process_site *site, uint64_t step); /* changes the parameters; step from 0 */
-    void (*after_step)(in_process_site *site, uint64_t step, const dlx_step *done); /* may be NULL */
+    bool after_previous; /* started when the site before it is over */
+    /* bits of MXCSR to set before open, so that the exchange thread inherits them */
+    unsigned floating_point_mode;
+    in_process_script script; /* NULL: in_process_train */
+    /* changes the parameters; step from 0 */
+    void (*inner_step)(in_process_site *site, uint64_t step);
+    /* may be NULL */
+    void (*after_step)(in_process_site *site, uint64_t step, const dlx_step *done);
     uint64_t tokens_per_step;
     void *context;
     /* the run's */
@@ -51,8 +56,8 @@ typedef struct in_process {
     pthread_t thread;
 } in_process;
 
-/* dlx_gather for the ranks of one site that are threads; its context is a seat. A rank that does not come keeps the
- * others waiting until a deadline. */
+/* dlx_gather for the ranks of one site that are threads; its context is a seat. A rank that does
+ * not come keeps the others waiting until a deadline. */
 typedef struct in_process_table {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
@@ -66,10 +71,14 @@ typedef struct in_process_seat {
     uint16_t rank;
 } in_process_seat;
 
-#define IN_PROCESS_TABLE_INIT(ranks_of_it)                                                                             \
-    { .mutex = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER, .ranks = (ranks_of_it) }
+#define IN_PROCESS_TABLE_INIT(ranks_of_it)                                                         \
+    {                                                                                              \
+        .mutex = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER,                   \
+        .ranks = (ranks_of_it)                                                                     \
+    }
 
-dlx_status in_process_gather(void *seat, void *all, const void *own, size_t bytes, dlx_error *error);
+dlx_status in_process_gather(void *seat, void *all, const void *own, size_t bytes,
+                             dlx_error *error);
 
 /* Everything zeroed, every config at its INIT. Free with free(). */
 in_process *in_process_new(void);

@@ -1,4 +1,6 @@
-/* A coordinator alone with a test, which speaks for all peers and looks at what each was last sent. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A coordinator alone with a test, which speaks for all peers and looks at what each was last sent.
+ */
 #ifndef DLXI_TESTS_MEMBER_WORLD_H
 #define DLXI_TESTS_MEMBER_WORLD_H
 
@@ -65,7 +67,8 @@ static inline void drain(world *w) {
 }
 
 /* Says w->message as `peer`. */
-static inline void say_as(world *w, uint32_t peer, const char *proved, dlxi_frame_kind kind, dlxi_frame header) {
+static inline void say_as(world *w, uint32_t peer, const char *proved, dlxi_frame_kind kind,
+                          dlxi_frame header) {
     w->message->kind = kind;
     assert_int_equal(dlxi_outbox_put(&w->outgoing, 0, header, w->message, NULL), DLX_OK);
     const dlxi_outbox_item *item = dlxi_outbox_peek(&w->outgoing);
@@ -74,7 +77,8 @@ static inline void say_as(world *w, uint32_t peer, const char *proved, dlxi_fram
     drain(w);
 }
 
-static inline void say(world *w, uint32_t peer, dlxi_frame_kind kind, uint64_t round, uint32_t attempt) {
+static inline void say(world *w, uint32_t peer, dlxi_frame_kind kind, uint64_t round,
+                       uint32_t attempt) {
     say_as(w, peer, "", kind, (dlxi_frame){.term = 1, .round = round, .attempt = attempt});
 }
 

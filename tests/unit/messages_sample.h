@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* One message of every kind with every field set, for the tests of the wire's messages. */
 #ifndef DLXI_TESTS_MESSAGES_SAMPLE_H
 #define DLXI_TESTS_MESSAGES_SAMPLE_H
@@ -14,7 +15,8 @@ static const dlxi_frame_kind sample_kinds[] = {
 enum { SAMPLE_KINDS = sizeof sample_kinds / sizeof *sample_kinds };
 
 static inline dlxi_lease sample_lease(uint64_t round) {
-    return (dlxi_lease){.round = round, .range_count = 2, .ranges = {{5, 6}, {UINT64_C(1) << 40, UINT32_MAX}}};
+    return (dlxi_lease){
+        .round = round, .range_count = 2, .ranges = {{5, 6}, {UINT64_C(1) << 40, UINT32_MAX}}};
 }
 
 /* *message is all zeros but for what is set here. */
@@ -71,7 +73,8 @@ static inline void sample_message(dlxi_message *message, dlxi_frame_kind kind) {
         message->as.staged.hash = 0x0123456789abcdef;
         break;
     case DLXI_FRAME_COMMIT:
-        message->as.commit = (dlxi_commit){.committed_tokens = 9, .finished = true, .lease = sample_lease(7)};
+        message->as.commit =
+            (dlxi_commit){.committed_tokens = 9, .finished = true, .lease = sample_lease(7)};
         break;
     case DLXI_FRAME_ABORT:
     case DLXI_FRAME_FAILED:

@@ -1,4 +1,6 @@
-/* The codec once more, compiled for the baseline CPU alone and under other names, to compare bits with. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The codec once more, compiled for the baseline CPU alone and under other names, to compare bits
+ * with. */
 #define DLXI_NO_CLONES
 
 #define dlxi_arithmetic_enter      plain_arithmetic_enter

@@ -1,5 +1,6 @@
-/* The flat quantised AllReduce: against the plain formula, under random deliveries; bytes; conservation; hostile
- * frames. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The flat quantised AllReduce: against the plain formula, under random deliveries; bytes;
+ * conservation; hostile frames. */
 #include "test_allreduce_mover.h"
 
 #include <math.h>
@@ -7,12 +8,16 @@
 static const uint32_t members_of[] = {1, 2, 3, 5, 8};
 enum { MEMBER_CASES = sizeof members_of / sizeof *members_of };
 
-static const dlxi_quantiser quantisers[] = {
-    {.bits = 4, .group = 64}, {.bits = 8, .group = 64}, {.bits = 16, .group = 32}, {.bits = 32, .group = 64}};
+static const dlxi_quantiser quantisers[] = {{.bits = 4, .group = 64},
+                                            {.bits = 8, .group = 64},
+                                            {.bits = 16, .group = 32},
+                                            {.bits = 32, .group = 64}};
 
-/* Lists of segments: several frames a block; many small tensors beside large ones; fewer groups than members. */
+/* Lists of segments: several frames a block; many small tensors beside large ones; fewer groups
+ * than members. */
 static const dlxi_segment large[] = {{3, 1}, {7, 2500}, {8, 1}, {12, 1200}},
-                          small[] = {{0, 1}, {1, 1}, {2, 3}, {4, 1}, {9, 40}, {10, 1}, {11, 2}, {20, 1}},
+                          small[] = {{0, 1},  {1, 1},  {2, 3},  {4, 1},
+                                     {9, 40}, {10, 1}, {11, 2}, {20, 1}},
                           one[] = {{UINT32_MAX, 1}}, three[] = {{5, 3}};
 static const struct {
     const dlxi_segment *segments;
@@ -34,12 +39,14 @@ static float *new_floats(size_t count) {
 
 static float *random_values(uint32_t members, size_t length) {
     float *values = new_floats(members * length);
-    for (size_t i = 0; i < members * length; i++) values[i] = dlxi_rng_normal(1, i / length, i % length);
+    for (size_t i = 0; i < members * length; i++)
+        values[i] = dlxi_rng_normal(1, i / length, i % length);
     return values;
 }
 
 /* dequantise(quantise(Σ w · dequantise(quantise(x)))) over whole vectors. */
-static void plain_formula(float *result, const mover *m, const float *values, size_t groups, dlxi_quantiser q) {
+static void plain_formula(float *result, const mover *m, const float *values, size_t groups,
+                          dlxi_quantiser q) {
     size_t length = groups * (size_t)q.group;
     uint8_t *codes = malloc(groups * dlxi_quantiser_group_bytes(q));
     float *said = new_floats(length), *sum = new_floats(length);
@@ -61,9 +68,11 @@ static void plain_formula(float *result, const mover *m, const float *values, si
 
 static void check_case(uint32_t members, size_t layout, dlxi_quantiser q, uint64_t seed) {
     const dlxi_segment *segments = layouts[layout].segments;
-    size_t count = layouts[layout].count, groups = groups_of(segments, count), length = groups * (size_t)q.group;
+    size_t count = layouts[layout].count, groups = groups_of(segments, count),
+           length = groups * (size_t)q.group;
     mover *m = mover_open(members);
-    float *values = random_values(members, length), *expected = new_floats(length), *result = new_floats(length);
+    float *values = random_values(members, length), *expected = new_floats(length),
+          *result = new_floats(length);
     plain_formula(expected, m, values, groups, q);
     mover_begin(m, segments, count, q, values, length);
     mover_finish(m, seed);
@@ -72,7 +81,8 @@ static void check_case(uint32_t members, size_t layout, dlxi_quantiser q, uint64
         dlxi_allreduce_result(m->member[i], result);
         assert_memory_equal(result, expected, length * sizeof *result);
         assert_true(dlxi_allreduce_hash(m->member[i]) == hash);
-        assert_int_equal(dlxi_allreduce_vector_bytes(m->member[i]), groups * dlxi_quantiser_group_bytes(q));
+        assert_int_equal(dlxi_allreduce_vector_bytes(m->member[i]),
+                         groups * dlxi_quantiser_group_bytes(q));
     }
     free(values);
     free(expected);
@@ -100,8 +110,8 @@ static double count_bytes(const mover *m, double bytes[MEMBERS_MAX]) {
     return headers_max;
 }
 
-/* A site sends 2·C·(D−1)/D, and no site much more than the others, though a fifth of all bytes are in vectors of one
- * group at the end, whose headers are larger than they are. */
+/* A site sends 2·C·(D−1)/D, and no site much more than the others, though a fifth of all bytes are
+ * in vectors of one group at the end, whose headers are larger than they are. */
 static void bytes_are_shared_equally(void **state) {
     (void)state;
     enum { TENSORS = 120, MATRICES = 12 };
@@ -112,7 +122,8 @@ static void bytes_are_shared_equally(void **state) {
         for (int which = 0; which < 2; which++) {
             uint32_t members = members_of[d];
             const dlxi_segment *segments = which == 0 ? mixed : large;
-            size_t count = which == 0 ? TENSORS : 4, groups = groups_of(segments, count), payload = 0;
+            size_t count = which == 0 ? TENSORS : 4, groups = groups_of(segments, count),
+                   payload = 0;
             mover *m = mover_open(members);
             float *values = random_values(members, groups * 64);
             mover_begin(m, segments, count, q, values, groups * 64);
@@ -128,13 +139,15 @@ static void bytes_are_shared_equally(void **state) {
             }
             assert_int_equal(payload, 2 * vector * (members - 1));
             if (largest > 1.1 * total / members)
-                fail_msg("%u members: the largest sends %g, the mean is %g", members, largest, total / members);
+                fail_msg("%u members: the largest sends %g, the mean is %g", members, largest,
+                         total / members);
             free(values);
             mover_close(m);
         }
 }
 
-/* Not before the own frames are taken, even where everything else is there and the own block is empty. */
+/* Not before the own frames are taken, even where everything else is there and the own block is
+ * empty. */
 static void done_waits_for_own_frames(void **state) {
     (void)state;
     float values[2 * 64] = {1.0f, 2.0f};
@@ -162,10 +175,12 @@ static void nothing_is_lost(void **state) {
         for (size_t layout = 0; layout < LAYOUTS; layout++) {
             uint32_t members = members_of[d];
             dlxi_quantiser q = quantisers[0];
-            size_t count = layouts[layout].count, groups = groups_of(layouts[layout].segments, count);
+            size_t count = layouts[layout].count,
+                   groups = groups_of(layouts[layout].segments, count);
             size_t length = groups * 64;
             mover *m = mover_open(members);
-            float *values = random_values(members, length), *own = new_floats(length), *result = new_floats(length);
+            float *values = random_values(members, length), *own = new_floats(length),
+                  *result = new_floats(length);
             float *residual = new_floats(length);
             double *difference = calloc(length, sizeof *difference), lost = 0.0;
             unsigned char *owners = calloc(length, 1);
@@ -177,7 +192,8 @@ static void nothing_is_lost(void **state) {
             for (size_t v = 0; v < length; v++) difference[v] = -(double)result[v];
             for (uint32_t i = 0; i < members; i++) {
                 dlxi_allreduce_own(m->member[i], own);
-                for (size_t v = 0; v < length; v++) difference[v] += (double)m->weights[i] * (double)own[v];
+                for (size_t v = 0; v < length; v++)
+                    difference[v] += (double)m->weights[i] * (double)own[v];
                 size_t touched = 0;
                 for (size_t v = 0; v < length; v++) residual[v] = 1000.0f;
                 dlxi_allreduce_add_residual(m->member[i], residual, 0.0f);
@@ -191,7 +207,8 @@ static void nothing_is_lost(void **state) {
                     if (residual[v] != 0.0f) owners[v]++;
                 }
             }
-            for (size_t v = 0; v < length; v++) assert_true(fabs(difference[v]) < 1e-6 && owners[v] <= 1);
+            for (size_t v = 0; v < length; v++)
+                assert_true(fabs(difference[v]) < 1e-6 && owners[v] <= 1);
             assert_true(members == 1 || lost > 0.0);
             free(values);
             free(own);
@@ -210,7 +227,8 @@ static void a_new_begin_forgets(void **state) {
     mover *m = mover_open(3);
     for (uint64_t seed = 0; seed < 20; seed++)
         for (size_t layout = 0; layout < LAYOUTS; layout++) {
-            size_t count = layouts[layout].count, groups = groups_of(layouts[layout].segments, count);
+            size_t count = layouts[layout].count,
+                   groups = groups_of(layouts[layout].segments, count);
             float *values = random_values(3, groups * 64), *other = random_values(3, groups * 64);
             float *expected = new_floats(groups * 64), *result = new_floats(groups * 64);
             for (size_t v = 0; v < 3 * groups * 64; v++) other[v] = 1.0f - other[v];
@@ -232,11 +250,13 @@ static void a_new_begin_forgets(void **state) {
 static void refused(dlxi_allreduce *a, uint32_t from, const dlxi_frame *frame, const char *reason) {
     dlx_error error = {0};
     assert_int_equal(dlxi_allreduce_on_frame(a, from, frame, &error), DLX_DATA);
-    if (strstr(error.message, reason) == NULL) fail_msg("'%s' does not say '%s'", error.message, reason);
+    if (strstr(error.message, reason) == NULL)
+        fail_msg("'%s' does not say '%s'", error.message, reason);
 }
 
 /* All the ways to be wrong, tried around one frame that is right. */
-static void try_hostile(dlxi_allreduce *a, uint32_t from, const dlxi_frame *right, uint32_t groups_in_tensor) {
+static void try_hostile(dlxi_allreduce *a, uint32_t from, const dlxi_frame *right,
+                        uint32_t groups_in_tensor) {
     dlxi_frame f = *right;
     f.kind = DLXI_FRAME_ANCHOR, refused(a, from, &f, "kind 66"), f = *right;
     f.term++, refused(a, from, &f, "term 6"), f = *right;
@@ -250,17 +270,20 @@ static void try_hostile(dlxi_allreduce *a, uint32_t from, const dlxi_frame *righ
     refused(a, UINT32_MAX, &f, "came as from member");
     f.tensor++, refused(a, from, &f, "not part of this exchange"), f = *right;
     f.offset_groups = UINT32_MAX, refused(a, from, &f, "of a tensor of"), f = *right;
-    f.offset_groups = UINT32_MAX - f.count_groups + 1, refused(a, from, &f, "of a tensor of"), f = *right;
+    f.offset_groups = UINT32_MAX - f.count_groups + 1, refused(a, from, &f, "of a tensor of"),
+    f = *right;
     f.count_groups = UINT32_MAX, refused(a, from, &f, "of a tensor of"), f = *right;
     f.count_groups = 0, f.payload_bytes = 0, refused(a, from, &f, "of a tensor of"), f = *right;
     f.payload_bytes--, refused(a, from, &f, "bytes for"), f = *right;
     f.payload_bytes += 34, refused(a, from, &f, "bytes for"), f = *right;
     f.count_groups--, refused(a, from, &f, "bytes for"), f = *right;
     f.payload = NULL, refused(a, from, &f, "bytes for"), f = *right;
-    f.offset_groups++, f.count_groups--, f.payload_bytes -= 34, refused(a, from, &f, "out of order"), f = *right;
+    f.offset_groups++, f.count_groups--, f.payload_bytes -= 34,
+        refused(a, from, &f, "out of order"), f = *right;
     f.kind = f.kind == DLXI_FRAME_RESULT ? DLXI_FRAME_CONTRIBUTION : DLXI_FRAME_RESULT;
     refused(a, from, &f, "are not the block of site"), f = *right;
-    f.offset_groups = groups_in_tensor - f.count_groups - f.offset_groups; /* the other end of the tensor */
+    /* the other end of the tensor */
+    f.offset_groups = groups_in_tensor - f.count_groups - f.offset_groups;
     if (f.offset_groups != right->offset_groups) refused(a, from, &f, "are not the block of site");
     f = *right;
     uint8_t *bytes = malloc(f.payload_bytes);
@@ -277,11 +300,13 @@ static void hostile_frames_are_refused(void **state) {
     const dlxi_quantiser q = quantisers[0];
     enum { LENGTH = 102 * 64 };
     mover *m = mover_open(3);
-    float *values = random_values(3, LENGTH), *expected = new_floats(LENGTH), *result = new_floats(LENGTH);
+    float *values = random_values(3, LENGTH), *expected = new_floats(LENGTH),
+          *result = new_floats(LENGTH);
     plain_formula(expected, m, values, 102, q);
     mover_begin(m, segments, 3, q, values, LENGTH);
     size_t tried[2] = {0, 0};
-    for (bool moved = true; moved;) { /* everything into member 0 is preceded by its hostile twins */
+    /* everything into member 0 is preceded by its hostile twins */
+    for (bool moved = true; moved;) {
         moved = false;
         for (uint32_t from = 0; from < 3; from++)
             for (uint32_t to = 0; to < 3; to++) {
@@ -289,7 +314,8 @@ static void hostile_frames_are_refused(void **state) {
                 if (!dlxi_allreduce_peek(m->member[from], to, &frame)) continue;
                 bool middle = frame.tensor == 20 && to == 0;
                 if (middle) try_hostile(m->member[0], from, &frame, 90);
-                assert_int_equal(dlxi_allreduce_on_frame(m->member[to], from, &frame, NULL), DLX_OK);
+                assert_int_equal(dlxi_allreduce_on_frame(m->member[to], from, &frame, NULL),
+                                 DLX_OK);
                 if (middle) {
                     refused(m->member[0], from, &frame, "twice");
                     tried[frame.kind == DLXI_FRAME_RESULT]++;
@@ -332,7 +358,8 @@ static void a_sum_that_overflows_is_refused(void **state) {
 
 static void settings_are_checked(void **state) {
     (void)state;
-    const dlxi_segment right[] = {{1, 2}, {2, 1}}, repeated[] = {{1, 2}, {1, 1}}, empty[] = {{1, 0}, {2, 1}};
+    const dlxi_segment right[] = {{1, 2}, {2, 1}}, repeated[] = {{1, 2}, {1, 1}},
+                       empty[] = {{1, 0}, {2, 1}};
     float values[3 * 64] = {0.0f};
     mover *m = mover_open(2);
     dlxi_allreduce *a = m->member[0];

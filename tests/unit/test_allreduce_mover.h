@@ -1,9 +1,10 @@
-/* Moves the frames of D members of one AllReduce between them, in order within a directed pair and otherwise in an
- * order drawn from a seed, some in two parts; counts what each member sends. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Moves the frames of D members of one AllReduce between them, in order within a directed pair and
+ * otherwise in an order drawn from a seed, some in two parts; counts what each member sends. */
 #ifndef DLXI_TEST_ALLREDUCE_MOVER_H
 #define DLXI_TEST_ALLREDUCE_MOVER_H
 
-#include "link/allreduce.h"
+#include "sync/allreduce.h"
 #include "base/memory.h"
 #include "base/rng.h"
 
@@ -37,7 +38,8 @@ static inline mover *mover_open(uint32_t members) {
     for (uint32_t i = 0; i < members; i++) {
         assert_int_equal(dlxi_allreduce_open(&m->member[i], NULL), DLX_OK);
         m->weights[i] = (float)(i + 1);
-        m->sites[i] = (uint16_t)(3 * i + 2); /* an index among sites is not a position among members */
+        /* an index among sites is not a position among members */
+        m->sites[i] = (uint16_t)(3 * i + 2);
         sum += m->weights[i];
     }
     for (uint32_t i = 0; i < members; i++) m->weights[i] /= sum;
@@ -49,7 +51,8 @@ static inline void mover_close(mover *m) {
     free(m);
 }
 
-static inline dlxi_allreduce_begin mover_settings(const mover *m, uint32_t me, const dlxi_segment *segments,
+static inline dlxi_allreduce_begin mover_settings(const mover *m, uint32_t me,
+                                                  const dlxi_segment *segments,
                                                   size_t segment_count, dlxi_quantiser quantiser) {
     return (dlxi_allreduce_begin){.segments = segments,
                                   .segment_count = segment_count,
@@ -66,12 +69,13 @@ static inline dlxi_allreduce_begin mover_settings(const mover *m, uint32_t me, c
 }
 
 /* values: [members][stride]. Forgets frames under way and counts. */
-static inline void mover_begin(mover *m, const dlxi_segment *segments, size_t segment_count, dlxi_quantiser quantiser,
-                               const float *values, size_t stride) {
+static inline void mover_begin(mover *m, const dlxi_segment *segments, size_t segment_count,
+                               dlxi_quantiser quantiser, const float *values, size_t stride) {
     memset(m->queues, 0, sizeof m->queues);
     for (uint32_t i = 0; i < m->members; i++) {
         dlxi_allreduce_begin settings = mover_settings(m, i, segments, segment_count, quantiser);
-        assert_int_equal(dlxi_allreduce_begin_with(m->member[i], &settings, values + i * stride, NULL), DLX_OK);
+        assert_int_equal(
+            dlxi_allreduce_begin_with(m->member[i], &settings, values + i * stride, NULL), DLX_OK);
         m->payload_bytes[i] = m->frames[i] = 0;
     }
 }
@@ -82,7 +86,8 @@ static inline bool mover_done(const mover *m) {
     return done;
 }
 
-/* One random step: takes a frame from a member or gives one to a member, where the drawn pair has one. */
+/* One random step: takes a frame from a member or gives one to a member, where the drawn pair has
+ * one. */
 static inline void mover_step(mover *m, uint64_t seed, uint64_t step) {
     uint64_t random = dlxi_rng_u64(seed, 0, step);
     uint32_t from = (uint32_t)(random % m->members), to = (uint32_t)(random / 256 % m->members);

@@ -1,5 +1,6 @@
-/* Weights in several files: written in parts, loaded whole and cut, saved over each other, cut off half-way, and what
- * indices that can't be trusted are told. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Weights in several files: written in parts, loaded whole and cut, saved over each other, cut off
+ * half-way, and what indices that can't be trusted are told. */
 #include "checkpoint/checkpoint.h"
 #include "base/file.h"
 #include "base/hash.h"
@@ -54,7 +55,8 @@ static int tear_down(void **unused) {
 
 /* gpt2 and llama, tied and untied. */
 static dlxi_model_config variant(int which) {
-    dlxi_model_config config = dlxi_model_config_default(which < 2 ? DLXI_FAMILY_GPT2 : DLXI_FAMILY_LLAMA);
+    dlxi_model_config config =
+        dlxi_model_config_default(which < 2 ? DLXI_FAMILY_GPT2 : DLXI_FAMILY_LLAMA);
     config.layers = LAYERS;
     config.width = 12;
     config.heads = 2;
@@ -67,7 +69,8 @@ static dlxi_model_config variant(int which) {
     return config;
 }
 
-static dlxi_stage *open_cut(const dlxi_model_config *config, uint64_t seed, int64_t first_layer, int64_t end_layer) {
+static dlxi_stage *open_cut(const dlxi_model_config *config, uint64_t seed, int64_t first_layer,
+                            int64_t end_layer) {
     dlxi_stage *stage = NULL;
     dlxi_stage_options options = dlxi_stage_options_whole(config, 1, 4, seed);
     options.first_layer = first_layer, options.end_layer = end_layer;
@@ -112,7 +115,7 @@ static void assert_holds(dlxi_stage *expected) {
     dlxi_stage_close(&loaded);
 }
 
-/* ---- saving in parts ------------------------------------------------------------------------------------------- */
+/* ---- saving in parts ------------------------------------------------------------------------- */
 
 static int part_of(const dlxi_model_config *config, const dlxi_tensor *tensor, int parts) {
     if (tensor->layer < 0) return tensor->in_embedding ? 0 : parts - 1;
@@ -158,7 +161,8 @@ static void save(dlxi_stage *stage, int parts) {
 static void save_single(dlxi_stage *stage) {
     int64_t count;
     const dlxi_parameter *parameter = dlxi_stage_parameters(stage, &count);
-    assert_int_equal(dlxi_checkpoint_save(folder, dlxi_stage_config(stage), parameter, count, NULL), DLX_OK);
+    assert_int_equal(dlxi_checkpoint_save(folder, dlxi_stage_config(stage), parameter, count, NULL),
+                     DLX_OK);
 }
 
 static void count_it(const char *path, void *context) {
@@ -192,7 +196,8 @@ static void assert_loads_cut(dlxi_stage *whole) {
         assert_int_equal(load(stage, NULL), DLX_OK);
         const dlxi_parameter *p = dlxi_stage_parameters(stage, &count);
         for (int64_t i = 0; i < count; i++, seen++)
-            assert_memory_equal(p[i].data, expected[p[i].tensor.id].data, (size_t)p[i].count * sizeof(float));
+            assert_memory_equal(p[i].data, expected[p[i].tensor.id].data,
+                                (size_t)p[i].count * sizeof(float));
         dlxi_stage_close(&stage);
     }
     assert_int_equal(seen, all + config->tied_head);
@@ -226,7 +231,7 @@ static void test_single_over_parts(void **unused) {
     dlxi_stage_close(&parts);
 }
 
-/* ---- cut off half-way ------------------------------------------------------------------------------------------ */
+/* ---- cut off half-way ------------------------------------------------------------------------ */
 
 static void test_begun_only(void **unused) {
     (void)unused;
@@ -271,13 +276,15 @@ static void test_half_committed(void **unused) {
     (void)unused;
     dlxi_model_config config = variant(2);
     dlx_error error = {0};
-    dlxi_stage *old = open_whole(&config, 1), *new = open_whole(&config, 2), *loaded = open_whole(&config, 3);
+    dlxi_stage *old = open_whole(&config, 1), *new = open_whole(&config, 2),
+               *loaded = open_whole(&config, 3);
     uint64_t before = hash_of(loaded);
     save(old, 2);
     write_part(new, 1, 2);
     assert_int_equal(load(loaded, &error), DLX_SYSTEM);
-    assert_non_null(strstr(error.message, "no such files: neither model.safetensors nor model.safetensors.index.json; "
-                                          "give a folder of weights"));
+    assert_non_null(strstr(
+        error.message, "no such files: neither model.safetensors nor model.safetensors.index.json; "
+                       "give a folder of weights"));
     assert_true(hash_of(loaded) == before);
     write_part(new, 0, 2);
     assert_int_equal(finish(&config, 2, NULL), DLX_OK);
@@ -297,26 +304,30 @@ static void test_finish_checks(void **unused) {
     for_each_file(remove_it, NULL);
     write_part(stage, 0, 2);
     assert_int_equal(finish(&config, 2, &error), DLX_DATA);
-    assert_non_null(strstr(error.message, "the saved weights are not whole; do all ranks of the site share "));
-    assert_non_null(strstr(error.message, "file 'model-00002-of-00002.safetensors', which it lists, is missing"));
+    assert_non_null(
+        strstr(error.message, "the saved weights are not whole; do all ranks of the site share "));
+    assert_non_null(strstr(error.message,
+                           "file 'model-00002-of-00002.safetensors', which it lists, is missing"));
     snprintf(path, sizeof path, "%s/model.safetensors.index.json", folder);
     assert_int_not_equal(access(path, F_OK), 0);
 
     int64_t count;
     dlxi_checkpoint_part *p = NULL;
     const dlxi_parameter *parameter = dlxi_stage_parameters(stage, &count);
-    assert_int_equal(dlxi_checkpoint_part_begin(&p, folder, &config, parameter, count, 1, 2, NULL), DLX_OK);
+    assert_int_equal(dlxi_checkpoint_part_begin(&p, folder, &config, parameter, count, 1, 2, NULL),
+                     DLX_OK);
     assert_int_equal(dlxi_checkpoint_part_commit(p, NULL), DLX_OK);
     dlxi_checkpoint_part_close(&p);
     assert_int_equal(finish(&config, 2, &error), DLX_DATA);
-    assert_non_null(strstr(error.message, "tensor 'model.embed_tokens.weight' is listed in "
-                                          "model-00001-of-00002.safetensors but lies in "
-                                          "model-00002-of-00002.safetensors; do the files belong together?"));
+    assert_non_null(strstr(error.message,
+                           "tensor 'model.embed_tokens.weight' is listed in "
+                           "model-00001-of-00002.safetensors but lies in "
+                           "model-00002-of-00002.safetensors; do the files belong together?"));
     assert_int_not_equal(access(path, F_OK), 0);
     dlxi_stage_close(&stage);
 }
 
-/* ---- what an index may not say --------------------------------------------------------------------------------- */
+/* ---- what an index may not say --------------------------------------------------------------- */
 
 static void write_index(const char *text, size_t bytes) {
     char path[PATH_BYTES];
@@ -332,15 +343,17 @@ static void refused(dlxi_stage *stage, const char *message) {
     dlx_error error = {0};
     uint64_t before = hash_of(stage);
     assert_int_equal(load(stage, &error), DLX_DATA);
-    if (strstr(error.message, message) == NULL) fail_msg("'%s' does not say '%s'", error.message, message);
+    if (strstr(error.message, message) == NULL)
+        fail_msg("'%s' does not say '%s'", error.message, message);
     assert_true(hash_of(stage) == before);
 }
 
-#define FIRST     "model-00001-of-00002.safetensors"
-#define SECOND    "model-00002-of-00002.safetensors"
-#define HEAD      "\"lm_head.weight\": \"" SECOND "\""
-#define MAP       "\"weight_map\": {"
-#define NOT_PLAIN "' is not the plain name of a .safetensors file beside it; take the set from its source again"
+#define FIRST  "model-00001-of-00002.safetensors"
+#define SECOND "model-00002-of-00002.safetensors"
+#define HEAD   "\"lm_head.weight\": \"" SECOND "\""
+#define MAP    "\"weight_map\": {"
+#define NOT_PLAIN                                                                                  \
+    "' is not the plain name of a .safetensors file beside it; take the set from its source again"
 
 static void test_hostile_index(void **unused) {
     (void)unused;
@@ -357,17 +370,22 @@ static void test_hostile_index(void **unused) {
         {HEAD, "\"lm_head.weight\": \"\\u001b[2J.safetensors\"", "'?[2J.safetensors" NOT_PLAIN},
         {HEAD, "\"lm_head.weight\": 2", "weight_map gives tensor 'lm_head.weight' no file name"},
         {HEAD, "\"lm_head.weight\": \"model-00003-of-00002.safetensors\"",
-         "model.safetensors.index.json: file 'model-00003-of-00002.safetensors', which it lists, is missing; copy the "
+         "model.safetensors.index.json: file 'model-00003-of-00002.safetensors', which it lists, "
+         "is missing; copy the "
          "whole set"},
         {HEAD, "\"lm_head.weight\": \"" FIRST "\"",
-         "tensor 'lm_head.weight' is listed in " FIRST " but lies in " SECOND "; do the files belong together?"},
+         "tensor 'lm_head.weight' is listed in " FIRST " but lies in " SECOND
+         "; do the files belong together?"},
         {HEAD, "\"lm_head\": \"" SECOND "\"",
          "tensor 'lm_head.weight' of " SECOND " is not listed; do the files belong together?"},
-        {MAP, MAP "\"more\": \"" FIRST "\",", "tensor 'more' is missing from " FIRST "; do the files belong together?"},
+        {MAP, MAP "\"more\": \"" FIRST "\",",
+         "tensor 'more' is missing from " FIRST "; do the files belong together?"},
         {MAP, MAP "\"lm_head.weight\": \"" FIRST "\",", "not JSON: duplicate object key"},
         {MAP, "\"weights\": {", "it has no weight_map that says which file holds which tensor"},
-        {MAP, "\"weight_map\": {}, \"weights\": {", "it has no weight_map that says which file holds which tensor"},
-        {MAP, "\"weight_map\": 7, \"weights\": {", "it has no weight_map that says which file holds which tensor"},
+        {MAP, "\"weight_map\": {}, \"weights\": {",
+         "it has no weight_map that says which file holds which tensor"},
+        {MAP, "\"weight_map\": 7, \"weights\": {",
+         "it has no weight_map that says which file holds which tensor"},
         {"{", "", "not JSON: "},
     };
     char path[PATH_BYTES], *text, changed[1 << 16];
@@ -380,8 +398,8 @@ static void test_hostile_index(void **unused) {
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char *at = strstr(text, cases[i].find);
         assert_non_null(at);
-        int length = snprintf(changed, sizeof changed, "%.*s%s%s", (int)(at - text), text, cases[i].replace,
-                              at + strlen(cases[i].find));
+        int length = snprintf(changed, sizeof changed, "%.*s%s%s", (int)(at - text), text,
+                              cases[i].replace, at + strlen(cases[i].find));
         write_index(changed, (size_t)length);
         refused(stage, cases[i].message);
     }
@@ -389,13 +407,14 @@ static void test_hostile_index(void **unused) {
     refused(stage, "it has no weight_map");
     write_index("{\"weight_map\":{\"\xff\":1}}", 21);
     refused(stage, "not JSON: unable to decode byte 0xff");
-    size_t at = (size_t)snprintf(changed, sizeof changed, "{\"weight_map\":{\"a\":\"%0250d.safetensors\"}}", 0);
+    size_t at = (size_t)snprintf(changed, sizeof changed,
+                                 "{\"weight_map\":{\"a\":\"%0250d.safetensors\"}}", 0);
     write_index(changed, at);
     refused(stage, NOT_PLAIN);
     at = (size_t)snprintf(changed, sizeof changed, "{\"weight_map\":{");
     for (int i = 0; i <= 1024; i++)
-        at +=
-            (size_t)snprintf(changed + at, sizeof changed - at, "%s\"%d\":\"%d.safetensors\"", i == 0 ? "" : ",", i, i);
+        at += (size_t)snprintf(changed + at, sizeof changed - at, "%s\"%d\":\"%d.safetensors\"",
+                               i == 0 ? "" : ",", i, i);
     at += (size_t)snprintf(changed + at, sizeof changed - at, "}}");
     write_index(changed, at);
     refused(stage, "it names more than 1024 files");
@@ -418,13 +437,17 @@ static void test_other_model(void **unused) {
         const char *message;
     } cases[] = {
         {LAYERS + 1, 10, true,
-         "/model.safetensors.index.json: tensor 'model.layers.3.input_layernorm.weight' is missing"},
+         "/model.safetensors.index.json: tensor 'model.layers.3.input_layernorm.weight' is "
+         "missing"},
         {LAYERS, 11, true,
-         "/" FIRST ": tensor 'model.layers.0.mlp.gate_proj.weight' has shape [10, 12], the config needs [11, 12]"},
-        {LAYERS, 10, false, ": tensor 'model.layers.2.self_attn.k_proj.bias' is not one of the config's"},
+         "/" FIRST ": tensor 'model.layers.0.mlp.gate_proj.weight' has shape [10, 12], the config "
+         "needs [11, 12]"},
+        {LAYERS, 10, false,
+         ": tensor 'model.layers.2.self_attn.k_proj.bias' is not one of the config's"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        config.layers = cases[i].layers, config.mlp_width = cases[i].mlp_width, config.qkv_bias = cases[i].qkv_bias;
+        config.layers = cases[i].layers, config.mlp_width = cases[i].mlp_width,
+        config.qkv_bias = cases[i].qkv_bias;
         stage = open_whole(&config, 2);
         refused(stage, cases[i].message);
         dlxi_stage_close(&stage);

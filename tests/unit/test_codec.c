@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The quantiser: error bounds, exact bytes, what it refuses, and the floating-point environment. */
 #include "codec/codec.h"
 #include "codec/half.h"
@@ -22,7 +23,8 @@ static double half_value(uint16_t half) {
 }
 
 static void fill(size_t count, double scale, uint64_t stream) {
-    for (size_t i = 0; i < count; i++) values[i] = (float)((double)dlxi_rng_normal(7, stream, i) * scale);
+    for (size_t i = 0; i < count; i++)
+        values[i] = (float)((double)dlxi_rng_normal(7, stream, i) * scale);
 }
 
 /* Every value within half a step of its group, and the step as small as it may be. */
@@ -33,14 +35,17 @@ static void check_steps(size_t groups, dlxi_quantiser q, double levels) {
     dlxi_dequantise(decoded, codes, groups, q);
     for (size_t g = 0; g < groups; g++) {
         double largest = 0.0;
-        for (size_t i = 0; i < group; i++) largest = fmax(largest, fabs((double)values[g * group + i]));
+        for (size_t i = 0; i < group; i++)
+            largest = fmax(largest, fabs((double)values[g * group + i]));
         uint16_t half = dlxi_load16(codes + (g + 1) * group_bytes - 2);
         double step = half_value(half);
         assert_true(step * levels >= largest * (1.0 - 1e-6));
-        if (half > 0) assert_true(half_value((uint16_t)(half - 1)) * levels < largest * (1.0 + 1e-6));
+        if (half > 0)
+            assert_true(half_value((uint16_t)(half - 1)) * levels < largest * (1.0 + 1e-6));
         for (size_t i = 0; i < group; i++) {
             double error = fabs((double)decoded[g * group + i] - (double)values[g * group + i]);
-            if (error > 0.5 * step * (1.0 + 1e-6)) fail_msg("value %zu: error %g, step %g", i, error, step);
+            if (error > 0.5 * step * (1.0 + 1e-6))
+                fail_msg("value %zu: error %g, step %g", i, error, step);
         }
     }
 }
@@ -77,11 +82,13 @@ static void halves_round_to_nearest(void **state) {
     const struct {
         float x;
         uint16_t half;
-    } ties[] = {{1.0f + 0x1p-11f, 0x3C00}, {1.0f + 0x3p-11f, 0x3C02}, {0x1p-25f, 0x0000},    {0x3p-25f, 0x0002},
-                {-0.0f, 0x8000},           {0x1.ffcp15f, 0x7BFF},     {0x1.ffdp15f, 0x7BFF}, {0x1.ffep-15f, 0x0400}};
+    } ties[] = {{1.0f + 0x1p-11f, 0x3C00}, {1.0f + 0x3p-11f, 0x3C02}, {0x1p-25f, 0x0000},
+                {0x3p-25f, 0x0002},        {-0.0f, 0x8000},           {0x1.ffcp15f, 0x7BFF},
+                {0x1.ffdp15f, 0x7BFF},     {0x1.ffep-15f, 0x0400}};
     for (size_t i = 0; i < sizeof ties / sizeof *ties; i++) {
         float pair[2] = {ties[i].x, 0.0f};
-        assert_int_equal(dlxi_quantise(codes, pair, 1, (dlxi_quantiser){.bits = 16, .group = 2}), DLX_OK);
+        assert_int_equal(dlxi_quantise(codes, pair, 1, (dlxi_quantiser){.bits = 16, .group = 2}),
+                         DLX_OK);
         assert_int_equal(dlxi_load16(codes), ties[i].half);
     }
 }
@@ -100,7 +107,8 @@ static void every_half_survives(void **state) {
                     (double)pair[1] == half_value((uint16_t)(half + 1)));
         assert_int_equal(dlxi_quantise(again, pair, 1, q), DLX_OK);
         assert_memory_equal(bytes, again, 4);
-        if (half < 0x8000u) assert_int_equal(dlxi_half_above(pair[0]), half); /* scales: exact ones stay */
+        /* scales: exact ones stay */
+        if (half < 0x8000u) assert_int_equal(dlxi_half_above(pair[0]), half);
         float above = nextafterf(pair[1], 1e9f);
         if (half < 0x8000u) assert_int_equal(dlxi_half_above(above), half + 2);
     }
@@ -128,14 +136,18 @@ static void bytes_are_as_documented(void **state) {
 
     const float bytes[2] = {-63.5f, 1.0f}; /* scale 0.5 = 0x3800 */
     const uint8_t expected8[4] = {0x81, 0x02, 0x00, 0x38};
-    assert_int_equal(dlxi_quantise(codes, bytes, 1, (dlxi_quantiser){.bits = 8, .group = 2}), DLX_OK);
+    assert_int_equal(dlxi_quantise(codes, bytes, 1, (dlxi_quantiser){.bits = 8, .group = 2}),
+                     DLX_OK);
     assert_memory_equal(codes, expected8, sizeof expected8);
 
     const float halves[2] = {1.0f, -2.0f};
-    const uint8_t expected16[4] = {0x00, 0x3C, 0x00, 0xC0}, expected32[8] = {0, 0, 0x80, 0x3F, 0, 0, 0, 0xC0};
-    assert_int_equal(dlxi_quantise(codes, halves, 1, (dlxi_quantiser){.bits = 16, .group = 2}), DLX_OK);
+    const uint8_t expected16[4] = {0x00, 0x3C, 0x00, 0xC0},
+                  expected32[8] = {0, 0, 0x80, 0x3F, 0, 0, 0, 0xC0};
+    assert_int_equal(dlxi_quantise(codes, halves, 1, (dlxi_quantiser){.bits = 16, .group = 2}),
+                     DLX_OK);
     assert_memory_equal(codes, expected16, sizeof expected16);
-    assert_int_equal(dlxi_quantise(codes, halves, 1, (dlxi_quantiser){.bits = 32, .group = 2}), DLX_OK);
+    assert_int_equal(dlxi_quantise(codes, halves, 1, (dlxi_quantiser){.bits = 32, .group = 2}),
+                     DLX_OK);
     assert_memory_equal(codes, expected32, sizeof expected32);
     assert_int_equal(dlxi_quantiser_group_bytes((dlxi_quantiser){.bits = 4, .group = 64}), 34);
 }
@@ -203,10 +215,14 @@ static void adding_rounds_twice(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(error_is_at_most_half_a_step), cmocka_unit_test(halves_round_to_nearest),
-        cmocka_unit_test(every_half_survives),          cmocka_unit_test(plain_values_pass_unchanged),
-        cmocka_unit_test(bytes_are_as_documented),      cmocka_unit_test(what_does_not_fit_is_refused),
-        cmocka_unit_test(foreign_codes_are_checked),    cmocka_unit_test(adding_rounds_twice),
+        cmocka_unit_test(error_is_at_most_half_a_step),
+        cmocka_unit_test(halves_round_to_nearest),
+        cmocka_unit_test(every_half_survives),
+        cmocka_unit_test(plain_values_pass_unchanged),
+        cmocka_unit_test(bytes_are_as_documented),
+        cmocka_unit_test(what_does_not_fit_is_refused),
+        cmocka_unit_test(foreign_codes_are_checked),
+        cmocka_unit_test(adding_rounds_twice),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

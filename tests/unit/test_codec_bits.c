@@ -1,5 +1,7 @@
-/* Replicated arithmetic gives one result: on any CPU (the clones against the baseline) and in any mode of the caller's
- * floating-point unit (flush-to-zero, other roundings). Inputs are random, tiny and denormal. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Replicated arithmetic gives one result: on any CPU (the clones against the baseline) and in any
+ * mode of the caller's floating-point unit (flush-to-zero, other roundings). Inputs are random,
+ * tiny and denormal. */
 #include "codec/codec.h"
 #include "codec/half.h"
 #include "base/hash.h"
@@ -33,10 +35,12 @@ void plain_expand_row(float *, const float *, const float *, int64_t, int64_t, i
 void plain_spectrum(double *, double *, const float *, int64_t, int, int);
 void plain_basis_from(float *, const float *, float *, int64_t, int, int);
 
-static const codec cloned = {dlxi_quantise,   dlxi_dequantise, dlxi_dequantise_add, dlxi_orthonormalise,
-                             dlxi_expand_row, dlxi_spectrum,   dlxi_basis_from};
-static const codec plain = {plain_quantise,   plain_dequantise, plain_dequantise_add, plain_orthonormalise,
-                            plain_expand_row, plain_spectrum,   plain_basis_from};
+static const codec cloned = {dlxi_quantise,       dlxi_dequantise, dlxi_dequantise_add,
+                             dlxi_orthonormalise, dlxi_expand_row, dlxi_spectrum,
+                             dlxi_basis_from};
+static const codec plain = {plain_quantise,       plain_dequantise, plain_dequantise_add,
+                            plain_orthonormalise, plain_expand_row, plain_spectrum,
+                            plain_basis_from};
 
 enum { COLUMNS = 203, ROWS = 37, RANK = 11, GROUP = 64, STRIDE = 256, COUNT = RANK * STRIDE };
 
@@ -49,7 +53,8 @@ static void fill(float *dst, size_t count, float scale, uint64_t stream) {
 }
 
 /* A hash over everything replicated that can be computed from inputs of this scale. */
-static uint64_t run_all(const codec *c, const float *input, const float *q_input, int bits, int group) {
+static uint64_t run_all(const codec *c, const float *input, const float *q_input, int bits,
+                        int group) {
     static float decoded[COUNT], p[RANK * 64], q[COUNT], basis[COUNT], scratch[COUNT], row[COLUMNS];
     static uint8_t codes[COUNT * 4 + COUNT];
     double values[RANK], gram[RANK * RANK];
@@ -144,7 +149,8 @@ static void the_callers_modes_do_not_matter(void **state) {
     each_case(compare_modes);
 }
 
-/* Bits of one fixed case, so that a change of the order of sums, or another CPU, is seen here and not in a run. */
+/* Bits of one fixed case, so that a change of the order of sums, or another CPU, is seen here and
+ * not in a run. */
 static void bits_are_golden(void **state) {
     (void)state;
     fill(inputs[0][0], COUNT, 1.0f, 0);

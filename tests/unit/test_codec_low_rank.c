@@ -1,4 +1,6 @@
-/* Low rank: projections, orthonormal columns, spectrum, bases, and the whole way of a matrix through the exchange. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Low rank: projections, orthonormal columns, spectrum, bases, and the whole way of a matrix
+ * through the exchange. */
 #include "test_allreduce_mover.h"
 
 #include <math.h>
@@ -38,16 +40,18 @@ static void check_orthonormal(const float *factor, int64_t length, int rank) {
     for (int k = 0; k < rank; k++)
         for (int j = 0; j <= k; j++) {
             double product = dot(factor + k * stride, factor + j * stride, length);
-            if (fabs(product - (j == k ? 1.0 : 0.0)) > 2e-6) fail_msg("columns %d, %d: %g", j, k, product);
+            if (fabs(product - (j == k ? 1.0 : 0.0)) > 2e-6)
+                fail_msg("columns %d, %d: %g", j, k, product);
         }
 }
 
-/* ---- products -------------------------------------------------------------------------------------------------- */
+/* ---- products -------------------------------------------------------------------------------- */
 
 static const struct {
     int64_t rows, cols;
     int rank;
-} shapes[] = {{1, 1, 1}, {1, 65, 3}, {33, 7, 5}, {64, 64, 4}, {100, 300, 9}, {67, 521, 16}, {40, 128, 17}};
+} shapes[] = {{1, 1, 1},     {1, 65, 3},    {33, 7, 5},   {64, 64, 4},
+              {100, 300, 9}, {67, 521, 16}, {40, 128, 17}};
 enum { SHAPES = sizeof shapes / sizeof *shapes };
 
 static void projections_are_the_products(void **state) {
@@ -55,8 +59,10 @@ static void projections_are_the_products(void **state) {
     for (size_t s = 0; s < SHAPES; s++) {
         int64_t rows = shapes[s].rows, cols = shapes[s].cols;
         int rank = shapes[s].rank;
-        int64_t p_stride = dlxi_factor_stride(rows, GROUP), q_stride = dlxi_factor_stride(cols, GROUP);
-        float *m = malloc((size_t)(rows * cols) * sizeof *m), *p = new_factor(rows, rank), *q = new_factor(cols, rank);
+        int64_t p_stride = dlxi_factor_stride(rows, GROUP),
+                q_stride = dlxi_factor_stride(cols, GROUP);
+        float *m = malloc((size_t)(rows * cols) * sizeof *m), *p = new_factor(rows, rank),
+              *q = new_factor(cols, rank);
         float *basis = random_factor(cols, rank, 1), *left = random_factor(rows, rank, 2);
         assert_non_null(m);
         for (int64_t i = 0; i < rows * cols; i++) m[i] = dlxi_rng_normal(12, 0, (uint64_t)i);
@@ -69,12 +75,15 @@ static void projections_are_the_products(void **state) {
         for (int k = 0; k < rank; k++) {
             for (int64_t i = 0; i < rows; i++) {
                 double expected = dot(m + i * cols, basis + k * q_stride, cols);
-                assert_true(fabs((double)p[k * p_stride + i] - expected) < 1e-5 * (1.0 + sqrt((double)cols)));
+                assert_true(fabs((double)p[k * p_stride + i] - expected) <
+                            1e-5 * (1.0 + sqrt((double)cols)));
             }
             for (int64_t j = 0; j < cols; j++) {
                 double expected = 0.0;
-                for (int64_t i = 0; i < rows; i++) expected += (double)m[i * cols + j] * (double)left[k * p_stride + i];
-                assert_true(fabs((double)q[k * q_stride + j] - expected) < 1e-5 * (1.0 + sqrt((double)rows)));
+                for (int64_t i = 0; i < rows; i++)
+                    expected += (double)m[i * cols + j] * (double)left[k * p_stride + i];
+                assert_true(fabs((double)q[k * q_stride + j] - expected) <
+                            1e-5 * (1.0 + sqrt((double)rows)));
             }
         }
         free(m), free(p), free(q), free(basis), free(left);
@@ -87,7 +96,8 @@ static void expansion_has_one_order(void **state) {
     for (size_t s = 0; s < SHAPES; s++) {
         int64_t rows = shapes[s].rows, cols = shapes[s].cols;
         int rank = shapes[s].rank;
-        int64_t p_stride = dlxi_factor_stride(rows, GROUP), q_stride = dlxi_factor_stride(cols, GROUP);
+        int64_t p_stride = dlxi_factor_stride(rows, GROUP),
+                q_stride = dlxi_factor_stride(cols, GROUP);
         float *p = random_factor(rows, rank, 3), *q = random_factor(cols, rank, 4);
         float *row = malloc((size_t)(cols + 1) * sizeof *row);
         assert_non_null(row);
@@ -108,7 +118,7 @@ static void expansion_has_one_order(void **state) {
     }
 }
 
-/* ---- orthonormal columns --------------------------------------------------------------------------------------- */
+/* ---- orthonormal columns --------------------------------------------------------------------- */
 
 static void columns_become_orthonormal(void **state) {
     (void)state;
@@ -118,18 +128,22 @@ static void columns_become_orthonormal(void **state) {
         int64_t stride = dlxi_factor_stride(length, GROUP);
         const int rank = 20;
         float *factor = random_factor(length, rank, 5), *before = new_factor(length, rank);
-        for (int k = 1; k < rank; k++) /* each nearly the one before: what one pass would not get right */
+        for (int k = 1; k < rank;
+             k++) /* each nearly the one before: what one pass would not get right */
             for (int64_t i = 0; i < length; i++)
-                factor[k * stride + i] = factor[(k - 1) * stride + i] + 1e-3f * factor[k * stride + i];
+                factor[k * stride + i] =
+                    factor[(k - 1) * stride + i] + 1e-3f * factor[k * stride + i];
         for (int64_t i = 0; i < stride * rank; i++) factor[i] *= scales[s];
         factor[length] = 9.0f; /* what a peer may put in the padding goes away */
         memcpy(before, factor, (size_t)(stride * rank) * sizeof *factor);
         dlxi_orthonormalise(factor, length, rank, GROUP);
-        if (s != 2) check_orthonormal(factor, length, rank); /* denormals have too few digits to be independent */
+        /* denormals have too few digits to be independent */
+        if (s != 2) check_orthonormal(factor, length, rank);
         check_padding(factor, length, rank);
         /* the first keeps its direction */
         double norm = sqrt(dot(before, before, length));
-        for (int64_t i = 0; i < length; i++) assert_true(fabs((double)before[i] / norm - (double)factor[i]) < 1e-6);
+        for (int64_t i = 0; i < length; i++)
+            assert_true(fabs((double)before[i] / norm - (double)factor[i]) < 1e-6);
         free(factor), free(before);
     }
 }
@@ -146,8 +160,10 @@ static void dependent_columns_become_zero(void **state) {
     dlxi_orthonormalise(factor, length, 6, GROUP);
     const bool zero[] = {false, false, true, true, false, true};
     for (int k = 0; k < 6; k++) {
-        assert_true(fabs(dot(factor + k * stride, factor + k * stride, length) - (zero[k] ? 0.0 : 1.0)) < 1e-6);
-        for (int j = 0; j < k; j++) assert_true(fabs(dot(factor + k * stride, factor + j * stride, length)) < 1e-6);
+        assert_true(fabs(dot(factor + k * stride, factor + k * stride, length) -
+                         (zero[k] ? 0.0 : 1.0)) < 1e-6);
+        for (int j = 0; j < k; j++)
+            assert_true(fabs(dot(factor + k * stride, factor + j * stride, length)) < 1e-6);
         if (zero[k])
             for (int64_t i = 0; i < stride; i++) assert_true(factor[k * stride + i] == 0.0f);
     }
@@ -155,10 +171,11 @@ static void dependent_columns_become_zero(void **state) {
     float more[3 * 64] = {0.0f}; /* more columns than there are dimensions */
     more[0] = 1.0f, more[64] = more[65] = 1.0f, more[128] = 5.0f, more[129] = -2.0f;
     dlxi_orthonormalise(more, 2, 3, GROUP);
-    assert_true(more[0] == 1.0f && more[64] == 0.0f && more[65] == 1.0f && more[128] == 0.0f && more[129] == 0.0f);
+    assert_true(more[0] == 1.0f && more[64] == 0.0f && more[65] == 1.0f && more[128] == 0.0f &&
+                more[129] == 0.0f);
 }
 
-/* ---- spectrum and bases ---------------------------------------------------------------------------------------- */
+/* ---- spectrum and bases ---------------------------------------------------------------------- */
 
 /* q = V · diag(σ) · W with orthonormal V and W has the singular values σ. */
 static void spectrum_of_known_values(void **state) {
@@ -168,19 +185,22 @@ static void spectrum_of_known_values(void **state) {
     const double known[RANK] = {100.0, 40.0, 40.0, 10.0, 3.0, 1.0, 1.0, 1e-1, 1e-2, 1e-3, 0.0, 0.0};
     for (int scaled = 0; scaled < 3; scaled++) {
         double scale = scaled == 0 ? 1.0 : scaled == 1 ? 1e-18 : 1e30;
-        float *v = random_factor(length, RANK, 7), *w = random_factor(RANK, RANK, 8), *q = new_factor(length, RANK);
+        float *v = random_factor(length, RANK, 7), *w = random_factor(RANK, RANK, 8),
+              *q = new_factor(length, RANK);
         dlxi_orthonormalise(v, length, RANK, GROUP);
         dlxi_orthonormalise(w, RANK, RANK, GROUP);
         for (int k = 0; k < RANK; k++)
             for (int64_t i = 0; i < length; i++) {
                 double sum = 0.0;
                 for (int j = 0; j < RANK; j++) /* values in mixed order */
-                    sum += (double)v[j * stride + i] * known[j * 5 % RANK] * (double)w[k * GROUP + j];
+                    sum +=
+                        (double)v[j * stride + i] * known[j * 5 % RANK] * (double)w[k * GROUP + j];
                 q[k * stride + i] = (float)(sum * scale);
             }
         double values[RANK], scratch[RANK * RANK];
         dlxi_spectrum(values, scratch, q, length, RANK, GROUP);
-        for (int k = 0; k < RANK; k++) assert_true(fabs(values[k] / scale - known[k]) < 100.0 * 2e-6);
+        for (int k = 0; k < RANK; k++)
+            assert_true(fabs(values[k] / scale - known[k]) < 100.0 * 2e-6);
         for (int k = 1; k < RANK; k++) assert_true(values[k] <= values[k - 1] && values[k] >= 0.0);
         free(v), free(w), free(q);
     }
@@ -201,14 +221,16 @@ static void filled_columns_are_signs_of_their_own(void **state) {
     for (int k = 2; k < RANK; k++)
         for (int i = 0; i < LENGTH; i++) assert_true(fabsf(q[k * STRIDE + i]) == 1.0f);
     for (int k = 2; k < RANK; k++)
-        for (int j = 2; j < k; j++) assert_true(fabs(dot(q + k * STRIDE, q + j * STRIDE, LENGTH)) < 60.0);
+        for (int j = 2; j < k; j++)
+            assert_true(fabs(dot(q + k * STRIDE, q + j * STRIDE, LENGTH)) < 60.0);
     const struct {
         uint64_t seed;
         uint32_t tensor;
         uint64_t round;
     } differ[] = {{1, 9, 4}, {2, 9, 4}, {1, 8, 4}, {1, 9, 5}, {1, 4, 9}};
     for (int d = 0; d < 5; d++) {
-        dlxi_basis_fill(other, LENGTH, 0, RANK, GROUP, differ[d].seed, differ[d].tensor, differ[d].round);
+        dlxi_basis_fill(other, LENGTH, 0, RANK, GROUP, differ[d].seed, differ[d].tensor,
+                        differ[d].round);
         double product = dot(q + 2 * STRIDE, other + 2 * STRIDE, LENGTH);
         assert_true(d == 0 ? product == 130.0 : fabs(product) < 60.0);
     }
@@ -218,7 +240,8 @@ static void filled_columns_are_signs_of_their_own(void **state) {
 static void the_next_basis_leads_with_the_largest(void **state) {
     (void)state;
     enum { RANK = 5, LENGTH = 70, STRIDE = 128 };
-    float *q = random_factor(LENGTH, RANK, 10), *basis = new_factor(LENGTH, RANK), *scratch = new_factor(LENGTH, RANK);
+    float *q = random_factor(LENGTH, RANK, 10), *basis = new_factor(LENGTH, RANK),
+          *scratch = new_factor(LENGTH, RANK);
     dlxi_orthonormalise(q, LENGTH, RANK, GROUP);
     float *unit = new_factor(LENGTH, RANK);
     memcpy(unit, q, RANK * STRIDE * sizeof *q);
@@ -233,13 +256,15 @@ static void the_next_basis_leads_with_the_largest(void **state) {
             assert_true(fabsf(basis[k * STRIDE + i] - expected) < 2e-6f);
         }
     check_padding(basis, LENGTH, RANK);
-    float tied[2 * 2] = {0.0f, 3.0f, 3.0f, 0.0f}, sorted[2 * 2], space[2 * 2]; /* the least stride; ties keep order */
+    /* the least stride; ties keep order */
+    float tied[2 * 2] = {0.0f, 3.0f, 3.0f, 0.0f}, sorted[2 * 2], space[2 * 2];
     dlxi_basis_from(sorted, tied, space, 2, 2, 2);
     assert_true(sorted[0] == 0.0f && sorted[1] == 1.0f && sorted[2] == 1.0f && sorted[3] == 0.0f);
     free(q), free(basis), free(scratch), free(unit);
 }
 
-/* A column is whole groups of its own: one that is 1e6 times smaller than its neighbours loses nothing to them. */
+/* A column is whole groups of its own: one that is 1e6 times smaller than its neighbours loses
+ * nothing to them. */
 static void a_group_never_mixes_ranks(void **state) {
     (void)state;
     const dlxi_quantiser quantiser = {.bits = 4, .group = GROUP};
@@ -259,7 +284,7 @@ static void a_group_never_mixes_ranks(void **state) {
     free(factor), free(decoded);
 }
 
-/* ---- the whole way --------------------------------------------------------------------------------------------- */
+/* ---- the whole way --------------------------------------------------------------------------- */
 
 /* AllReduce of one factor a member, in place. */
 static void reduce(mover *m, float **factors, int64_t length, int rank, uint64_t seed) {
@@ -267,14 +292,16 @@ static void reduce(mover *m, float **factors, int64_t length, int rank, uint64_t
     const dlxi_segment segment = {4, (uint32_t)(count / GROUP)};
     float *values = malloc(m->members * count * sizeof *values);
     assert_non_null(values);
-    for (uint32_t i = 0; i < m->members; i++) memcpy(values + i * count, factors[i], count * sizeof *values);
+    for (uint32_t i = 0; i < m->members; i++)
+        memcpy(values + i * count, factors[i], count * sizeof *values);
     mover_begin(m, &segment, 1, (dlxi_quantiser){.bits = 32, .group = GROUP}, values, count);
     mover_finish(m, seed);
     for (uint32_t i = 0; i < m->members; i++) dlxi_allreduce_result(m->member[i], factors[i]);
     free(values);
 }
 
-/* Sites' matrices with column and row spaces of rank 5 altogether: r = 5 and r = 8 give their weighted mean. */
+/* Sites' matrices with column and row spaces of rank 5 altogether: r = 5 and r = 8 give their
+ * weighted mean. */
 static void enough_rank_gives_the_mean(void **state) {
     (void)state;
     enum { ROWS = 50, COLS = 130, TRUE_RANK = 5, P_STRIDE = 64, Q_STRIDE = 192 };
@@ -282,7 +309,8 @@ static void enough_rank_gives_the_mean(void **state) {
         for (int rank = TRUE_RANK; rank <= 8; rank += 3) {
             mover *m = mover_open(members);
             float *matrix[3], *p[3], *q[3], row[COLS];
-            float *left = random_factor(ROWS, TRUE_RANK, 20), *right = random_factor(COLS, TRUE_RANK, 21);
+            float *left = random_factor(ROWS, TRUE_RANK, 20),
+                  *right = random_factor(COLS, TRUE_RANK, 21);
             float *basis = new_factor(COLS, rank);
             double mean[ROWS][COLS] = {{0.0}}, largest = 0.0;
             dlxi_basis_fill(basis, COLS, 0, rank, GROUP, 3, 4, 0);
@@ -294,8 +322,8 @@ static void enough_rank_gives_the_mean(void **state) {
                     for (int j = 0; j < COLS; j++) {
                         double sum = 0.0;
                         for (int k = 0; k < TRUE_RANK; k++)
-                            sum += (double)dlxi_rng_normal(22, s, (uint64_t)k) * (double)left[k * P_STRIDE + i] *
-                                   (double)right[k * Q_STRIDE + j];
+                            sum += (double)dlxi_rng_normal(22, s, (uint64_t)k) *
+                                   (double)left[k * P_STRIDE + i] * (double)right[k * Q_STRIDE + j];
                         matrix[s][i * COLS + j] = (float)sum;
                         mean[i][j] += (double)m->weights[s] * sum;
                     }
@@ -316,7 +344,8 @@ static void enough_rank_gives_the_mean(void **state) {
                 for (int j = 0; j < COLS; j++) largest = fmax(largest, fabs(mean[i][j]));
             for (int i = 0; i < ROWS; i++) {
                 dlxi_expand_row(row, p[0], q[0], i, ROWS, COLS, rank, GROUP);
-                for (int j = 0; j < COLS; j++) assert_true(fabs((double)row[j] - mean[i][j]) < 1e-5 * largest);
+                for (int j = 0; j < COLS; j++)
+                    assert_true(fabs((double)row[j] - mean[i][j]) < 1e-5 * largest);
             }
             for (uint32_t s = 0; s < members; s++) free(matrix[s]), free(p[s]), free(q[s]);
             free(left), free(right), free(basis);

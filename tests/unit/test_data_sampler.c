@@ -1,5 +1,6 @@
-/* The order of training windows: a permutation for every size, the same on every machine, another one each epoch; the
- * tokens of a window; and the parts of a validation shard. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The order of training windows: a permutation for every size, the same on every machine, another
+ * one each epoch; the tokens of a window; and the parts of a validation shard. */
 #include "data/sampler.h"
 
 #include <stdlib.h>
@@ -25,14 +26,16 @@ static void test_permutes_every_size(void **state) {
     (void)state;
     for (uint64_t n = 1; n <= SIZE_MAX_TESTED; n++) expect_permutation(n, n * 77, n % 3);
     static const uint64_t around[] = {4095, 4096, 4097, 16383, 16384, 16385, 65537};
-    for (size_t i = 0; i < sizeof around / sizeof *around; i++) expect_permutation(around[i], 5, UINT64_MAX);
+    for (size_t i = 0; i < sizeof around / sizeof *around; i++)
+        expect_permutation(around[i], 5, UINT64_MAX);
 }
 
-/* Values from a second implementation of the formula, in another language with unbounded integers. A change of them
- * changes which text every resumed run sees next. */
+/* Values from a second implementation of the formula, in another language with unbounded integers.
+ * A change of them changes which text every resumed run sees next. */
 static void test_order_is_fixed(void **state) {
     (void)state;
-    static const uint64_t first[] = {2, 3, 1, 7, 5, 6, 9, 4, 0, 8}, second[] = {0, 1, 7, 9, 8, 3, 6, 4, 2, 5};
+    static const uint64_t first[] = {2, 3, 1, 7, 5, 6, 9, 4, 0, 8},
+                          second[] = {0, 1, 7, 9, 8, 3, 6, 4, 2, 5};
     static const uint64_t many[] = {79200, 268123, 88201, 480629, 623244};
     const uint64_t large = UINT64_C(1) << 40;
     for (uint64_t i = 0; i < 10; i++) {
@@ -45,21 +48,24 @@ static void test_order_is_fixed(void **state) {
     assert_int_equal(dlxi_permute(5, INT64_MAX, 9, 9), 4170335172563661526);
 }
 
-/* For n windows and E epochs the window that comes first is each one about E/n times: chi-squared with n−1 degrees of
- * freedom, whose 99.99% point is below 5 times the degrees for n ≥ 7. */
+/* For n windows and E epochs the window that comes first is each one about E/n times: chi-squared
+ * with n−1 degrees of freedom, whose 99.99% point is below 5 times the degrees for n ≥ 7. */
 static void test_every_window_comes_first_equally_often(void **state) {
     (void)state;
     static const uint64_t sizes[] = {7, 16, 17, 100};
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
         uint64_t n = sizes[s], epochs = 200 * n;
         double chi_squared = 0.0, count[100] = {0.0};
-        for (uint64_t epoch = 0; epoch < epochs; epoch++) count[dlxi_permute(0, n, 11, epoch)] += 1.0;
-        for (uint64_t i = 0; i < n; i++) chi_squared += (count[i] - 200.0) * (count[i] - 200.0) / 200.0;
+        for (uint64_t epoch = 0; epoch < epochs; epoch++)
+            count[dlxi_permute(0, n, 11, epoch)] += 1.0;
+        for (uint64_t i = 0; i < n; i++)
+            chi_squared += (count[i] - 200.0) * (count[i] - 200.0) / 200.0;
         assert_true(chi_squared < 5.0 * (double)(n - 1));
     }
 }
 
-/* Neighbours in the order are not neighbours in the text: a shuffle leaves one step of +1 on average, whatever n. */
+/* Neighbours in the order are not neighbours in the text: a shuffle leaves one step of +1 on
+ * average, whatever n. */
 static void test_order_has_no_runs(void **state) {
     (void)state;
     enum { N = 10000 };
@@ -73,14 +79,18 @@ static void test_order_has_no_runs(void **state) {
     assert_true(steps < 8 && fixed < 8 && same_in_both < 8);
 }
 
-/* ---- windows --------------------------------------------------------------------------------------------------- */
+/* ---- windows --------------------------------------------------------------------------------- */
 
 /* A shard whose token i is i mod 251. */
-static dlxi_shard count_up(uint8_t *payload, int64_t count) {
+static dlxi_token_file count_up(uint8_t *payload, int64_t count) {
     static char key[] = "data.train", path[] = "x.tokens";
     for (int64_t i = 0; i < count; i++) payload[i] = (uint8_t)(i % 251);
-    return (dlxi_shard){
-        .payload = payload, .count = count, .token_bytes = 1, .vocabulary = 256, .key = key, .path = path};
+    return (dlxi_token_file){.payload = payload,
+                             .count = count,
+                             .token_bytes = 1,
+                             .vocabulary = 256,
+                             .key = key,
+                             .path = path};
 }
 
 static void test_windows_of_a_shard(void **state) {
@@ -91,13 +101,14 @@ static void test_windows_of_a_shard(void **state) {
     dlx_error error;
     static const int64_t counts[] = {5, 8, 9, 12, 13}, windows[] = {1, 1, 2, 2, 3};
     for (size_t i = 0; i < 5; i++) {
-        dlxi_shard shard = count_up(payload, counts[i]);
+        dlxi_token_file shard = count_up(payload, counts[i]);
         assert_int_equal(dlxi_sampler_open(&sampler, &shard, T, 1, &error), DLX_OK);
         assert_int_equal(sampler.windows, windows[i]);
     }
-    dlxi_shard shard = count_up(payload, 4);
+    dlxi_token_file shard = count_up(payload, 4);
     assert_int_equal(dlxi_sampler_open(&sampler, &shard, T, 1, &error), DLX_CONFIG);
-    assert_string_equal(error.message, "data.train: 'x.tokens' has 4 tokens; a context of 4 needs at least 5");
+    assert_string_equal(error.message,
+                        "data.train: 'x.tokens' has 4 tokens; a context of 4 needs at least 5");
 }
 
 static void test_batch(void **state) {
@@ -105,14 +116,15 @@ static void test_batch(void **state) {
     enum { T = 5, WINDOWS = 37, COUNT = WINDOWS * T + 3 };
     uint8_t payload[COUNT];
     uint32_t tokens[4 * T], targets[4 * T];
-    dlxi_shard shard = count_up(payload, COUNT);
+    dlxi_token_file shard = count_up(payload, COUNT);
     dlxi_sampler sampler;
     assert_int_equal(dlxi_sampler_open(&sampler, &shard, T, 99, NULL), DLX_OK);
     assert_int_equal(sampler.windows, WINDOWS);
     static const int64_t positions[4] = {0, WINDOWS - 1, WINDOWS, 1000 * WINDOWS + 5};
     dlxi_sampler_batch(tokens, targets, &sampler, positions, 4);
     for (int64_t b = 0; b < 4; b++) {
-        uint64_t index = (uint64_t)(positions[b] % WINDOWS), epoch = (uint64_t)(positions[b] / WINDOWS);
+        uint64_t index = (uint64_t)(positions[b] % WINDOWS),
+                 epoch = (uint64_t)(positions[b] / WINDOWS);
         int64_t w = (int64_t)dlxi_permute(index, WINDOWS, 99, epoch);
         assert_int_equal(dlxi_sampler_window(&sampler, positions[b]), w);
         for (int64_t t = 0; t < T; t++) {
@@ -126,7 +138,7 @@ static void test_epochs_cover_all_and_differ(void **state) {
     (void)state;
     enum { T = 2, WINDOWS = 50, EPOCHS = 4 };
     uint8_t payload[WINDOWS * T + 1];
-    dlxi_shard shard = count_up(payload, WINDOWS * T + 1);
+    dlxi_token_file shard = count_up(payload, WINDOWS * T + 1);
     dlxi_sampler sampler;
     int64_t order[EPOCHS][WINDOWS];
     assert_int_equal(dlxi_sampler_open(&sampler, &shard, T, 3, NULL), DLX_OK);
@@ -146,7 +158,7 @@ static void test_epochs_cover_all_and_differ(void **state) {
     assert_in_range(dlxi_sampler_window(&sampler, INT64_MIN), 0, WINDOWS - 1);
 }
 
-/* ---- validation ------------------------------------------------------------------------------------------------ */
+/* ---- validation ------------------------------------------------------------------------------ */
 
 /* Notes which windows the part gives, `batch` at a time. */
 static int64_t collect(int *seen, dlxi_validation *reader, int64_t batch) {
@@ -172,21 +184,25 @@ static void test_validation_parts(void **state) {
     (void)state;
     enum { T = 3, WINDOWS = 23, COUNT = WINDOWS * T + 2 };
     uint8_t payload[COUNT];
-    dlxi_shard shard = count_up(payload, COUNT);
-    static const int64_t limits[] = {0, 1, T * 10, T * 10 + 2, 1000}, used[] = {WINDOWS, 1, 10, 10, WINDOWS};
+    dlxi_token_file shard = count_up(payload, COUNT);
+    static const int64_t limits[] = {0, 1, T * 10, T * 10 + 2, 1000},
+                         used[] = {WINDOWS, 1, 10, 10, WINDOWS};
     for (size_t l = 0; l < 5; l++) {
         for (int64_t stride = 1; stride <= 5; stride++) {
             int seen[WINDOWS] = {0};
             for (int64_t index = 0; index < stride; index++) {
                 dlxi_validation reader;
-                assert_int_equal(dlxi_validation_open(&reader, &shard, T, limits[l], index, stride, NULL), DLX_OK);
+                assert_int_equal(
+                    dlxi_validation_open(&reader, &shard, T, limits[l], index, stride, NULL),
+                    DLX_OK);
                 int64_t count = dlxi_validation_count(&reader);
                 int mine[WINDOWS] = {0};
                 assert_int_equal(collect(mine, &reader, 4), count);
                 assert_int_equal(collect(mine, &reader, 4), 0);
                 dlxi_validation_rewind(&reader);
                 assert_int_equal(collect(seen, &reader, 7), count);
-                for (int64_t w = 0; w < WINDOWS; w++) assert_int_equal(mine[w], w % stride == index && w < used[l]);
+                for (int64_t w = 0; w < WINDOWS; w++)
+                    assert_int_equal(mine[w], w % stride == index && w < used[l]);
             }
             for (int64_t w = 0; w < WINDOWS; w++) assert_int_equal(seen[w], w < used[l]);
         }
@@ -194,7 +210,8 @@ static void test_validation_parts(void **state) {
     dlxi_validation reader;
     dlx_error error;
     assert_int_equal(dlxi_validation_open(&reader, &shard, COUNT, 0, 0, 1, &error), DLX_CONFIG);
-    assert_string_equal(error.message, "data.train: 'x.tokens' has 71 tokens; a context of 71 needs at least 72");
+    assert_string_equal(error.message,
+                        "data.train: 'x.tokens' has 71 tokens; a context of 71 needs at least 72");
 }
 
 int main(void) {

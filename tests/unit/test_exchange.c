@@ -1,4 +1,6 @@
-/* The exchange of a round as a pure object: what it computes, and that nothing changes before a commit. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The exchange of a round as a pure object: what it computes, and that nothing changes before a
+ * commit. */
 #include "exchange_team.h"
 
 #include "base/rng.h"
@@ -13,18 +15,19 @@ static float noise(uint64_t stream, uint64_t index) {
 /* Local training: some structure of low rank, and noise. */
 static void train(team *t, uint64_t round) {
     for (uint16_t i = 0; i < t->members; i++)
-        for (int k = 0; k < TEAM_PARAMETERS; k++) t->p[i][k] += 0.01f * noise(round * 10 + i, (uint64_t)k);
+        for (int k = 0; k < TEAM_PARAMETERS; k++)
+            t->p[i][k] += 0.01f * noise(round * 10 + i, (uint64_t)k);
 }
 
-/* ---- what it computes ------------------------------------------------------------------------------------------ */
+/* ---- what it computes ------------------------------------------------------------------------ */
 
 /* matrix ← −Σ of `rank` outer products: the pseudo-gradient is that sum. */
 static void subtract_outer_products(float *p, uint64_t stream, int rank) {
     for (int r = 0; r < rank; r++)
         for (int i = 0; i < ROWS; i++)
             for (int j = 0; j < COLS; j++)
-                p[i * COLS + j] -=
-                    noise(stream, (uint64_t)(1000 * r + i)) * noise(stream, (uint64_t)(1000 * r + 500 + j));
+                p[i * COLS + j] -= noise(stream, (uint64_t)(1000 * r + i)) *
+                                   noise(stream, (uint64_t)(1000 * r + 500 + j));
 }
 
 static void a_rank_that_suffices_gives_the_mean(void **state) {
@@ -36,7 +39,8 @@ static void a_rank_that_suffices_gives_the_mean(void **state) {
             static float start[TEAM_MAX][TEAM_PARAMETERS];
             memcpy(start, t->p, sizeof start);
             train(t, 1);
-            for (uint16_t i = 0; i < members; i++) memcpy(t->p[i], start[i], MATRIX * sizeof(float));
+            for (uint16_t i = 0; i < members; i++)
+                memcpy(t->p[i], start[i], MATRIX * sizeof(float));
             for (uint16_t i = 0; i < members; i++) subtract_outer_products(t->p[i], 100u + i, 2);
             static double mean[TEAM_PARAMETERS];
             memset(mean, 0, sizeof mean);
@@ -50,17 +54,19 @@ static void a_rank_that_suffices_gives_the_mean(void **state) {
                 off = fmax(off, fabs((double)t->shard[0]->tensors[0].velocity[k] - mean[k]));
             }
             assert_true(t->shard[0]->tensors[0].low_rank && !t->shard[0]->tensors[1].low_rank);
-            if (off > 1e-5 * largest) fail_msg("%d members, rank %d: off by %g of %g", members, rank, off, largest);
+            if (off > 1e-5 * largest)
+                fail_msg("%d members, rank %d: off by %g of %g", members, rank, off, largest);
             for (int k = 0; k < 30; k++)
                 assert_float_equal(t->shard[0]->tensors[1].velocity[k], mean[MATRIX + k], 1e-7);
             for (int k = 0; k < 33; k++)
-                assert_float_equal(t->shard[0]->tensors[2].velocity[k], mean[MATRIX + 30 + k], 1e-7);
+                assert_float_equal(t->shard[0]->tensors[2].velocity[k], mean[MATRIX + 30 + k],
+                                   1e-7);
             team_close(t);
         }
 }
 
-/* Sites whose replicas would differ, or whose frames would not fit, must not get past the rendezvous: it compares this.
- */
+/* Sites whose replicas would differ, or whose frames would not fit, must not get past the
+ * rendezvous: it compares this. */
 static void settings_are_part_of_the_tensors_hash(void **state) {
     (void)state;
     dlxi_shard_settings settings = team_settings(4, 4);
@@ -75,10 +81,10 @@ static void settings_are_part_of_the_tensors_hash(void **state) {
         if (which == 4) other.quantiser.bits = 8;
         if (which == 5) other.quantiser.group = 32;
         if (which == 6) other.seed = 4;
-        if (which == 7) other.rank_columns = 5;
+        if (which == 7) other.factor_rank = 5;
         if (which == 8) other.adapt.kind = DLX_ADAPTATION_LINK;
-        if (which == 9) other.adapt.rank_min = 2;
-        if (which == 10) other.adapt.rank_max = 9;
+        if (which == 9) other.adapt.factor_rank_min = 2;
+        if (which == 10) other.adapt.factor_rank_max = 9;
         if (which == 11) other.adapt.inner_steps_first = 11;
         if (which == 12) other.adapt.inner_steps_min = 2;
         t = team_open(1, &other);
@@ -87,7 +93,7 @@ static void settings_are_part_of_the_tensors_hash(void **state) {
     }
 }
 
-/* ---- nothing changes before a commit --------------------------------------------------------------------------- */
+/* ---- nothing changes before a commit --------------------------------------------------------- */
 
 typedef struct image {
     uint8_t *bytes;
@@ -126,7 +132,8 @@ static void assert_same(const image *a, const image *b) {
     assert_true(memcmp(a->bytes, b->bytes, a->count) == 0);
 }
 
-/* Each disturbance aborts an attempt with frames of one one-way trip under way; the last one after staging. */
+/* Each disturbance aborts an attempt with frames of one one-way trip under way; the last one after
+ * staging. */
 static const struct {
     int trip;
     dlxi_frame_kind kind;
@@ -147,7 +154,8 @@ static void disturb(team *t, uint64_t round, size_t which, uint32_t attempt) {
         assert_int_equal(dlxi_exchange_trip(t->exchange[i]), disturbances[which].trip);
     bool under_way = false;
     for (uint16_t from = 0; from < t->members; from++)
-        for (uint16_t to = 0; to < t->members; to++) under_way = under_way || t->queue[from][to] != NULL;
+        for (uint16_t to = 0; to < t->members; to++)
+            under_way = under_way || t->queue[from][to] != NULL;
     assert_int_equal(under_way, disturbances[which].trip >= 0);
     for (uint16_t i = 0; i < t->members; i++) dlxi_exchange_abort(t->exchange[i]);
     t->hold_trip = -1;
@@ -155,7 +163,8 @@ static void disturb(team *t, uint64_t round, size_t which, uint32_t attempt) {
 
 static void an_aborted_attempt_leaves_no_trace(void **state) {
     (void)state;
-    static const int kinds[][2] = {{4, DLX_ADAPTATION_OFF}, {4, DLX_ADAPTATION_PAPER}, {32, DLX_ADAPTATION_OFF}};
+    static const int kinds[][2] = {
+        {4, DLX_ADAPTATION_OFF}, {4, DLX_ADAPTATION_PAPER}, {32, DLX_ADAPTATION_OFF}};
     for (size_t kind = 0; kind < 3; kind++)
         for (uint16_t members = 2; members <= 3; members++) {
             dlxi_shard_settings settings = team_settings(kinds[kind][0], 4);
@@ -165,10 +174,11 @@ static void an_aborted_attempt_leaves_no_trace(void **state) {
                 train(calm, round);
                 train(tried, round);
                 team_round(calm, round);
-                team_hand_out(tried);
+                team_submit(tried);
                 image before = image_of(tried);
                 uint32_t attempt = 1;
-                for (size_t which = 0; which < sizeof disturbances / sizeof *disturbances; which++) {
+                for (size_t which = 0; which < sizeof disturbances / sizeof *disturbances;
+                     which++) {
                     disturb(tried, round, which, attempt++);
                     image after = image_of(tried);
                     assert_same(&before, &after);
@@ -190,7 +200,7 @@ static void an_aborted_attempt_leaves_no_trace(void **state) {
         }
 }
 
-/* ---- early and stale frames ------------------------------------------------------------------------------------ */
+/* ---- early and stale frames ------------------------------------------------------------------ */
 
 /* Runs the same round in a calm team; the hash that all must end with. */
 static uint64_t calm_hash(uint16_t members, uint64_t rounds) {
@@ -211,7 +221,7 @@ static void the_next_trip_may_come_early(void **state) {
     dlxi_shard_settings settings = team_settings(4, 4);
     team *t = team_open(3, &settings);
     train(t, 1);
-    team_hand_out(t);
+    team_submit(t);
     team_begin(t, 1, 1);
     t->hold_trip = 0;
     t->hold_kind = DLXI_FRAME_RESULT;
@@ -234,7 +244,7 @@ static void the_next_attempt_may_come_early(void **state) {
         dlxi_shard_settings settings = team_settings(4, 4);
         team *t = team_open(members, &settings);
         train(t, 1);
-        team_hand_out(t);
+        team_submit(t);
         team_begin_one(t, 0, 1, 1); /* the others have not even heard of the first round */
         assert_false(team_move(t));
         assert_null(t->queue[0][1]);
@@ -243,7 +253,8 @@ static void the_next_attempt_may_come_early(void **state) {
         t->hold_kind = DLXI_FRAME_RESULT;
         t->hold_from = t->hold_to = -1;
         assert_false(team_move(t));
-        /* attempt 1 is aborted at 0, which begins the next while the others are still in the first */
+        /* attempt 1 is aborted at 0, which begins the next while the others are still in the first
+         */
         dlxi_exchange_abort(t->exchange[0]);
         team_begin_one(t, 0, 1, 2);
         t->hold_trip = -1;
@@ -264,7 +275,7 @@ static void the_next_round_may_come_early(void **state) {
     train(t, 1);
     team_round(t, 1);
     train(t, 2);
-    team_hand_out(t);
+    team_submit(t);
     team_begin_one(t, 0, 2, 1);
     assert_false(team_move(t)); /* member 1 has not begun */
     assert_null(t->queue[0][1]);
@@ -275,8 +286,8 @@ static void the_next_round_may_come_early(void **state) {
     team_close(t);
 }
 
-static dlxi_frame frame_of(const team *t, uint16_t from, uint64_t round, uint32_t attempt, const uint8_t *payload,
-                           uint32_t bytes) {
+static dlxi_frame frame_of(const team *t, uint16_t from, uint64_t round, uint32_t attempt,
+                           const uint8_t *payload, uint32_t bytes) {
     return (dlxi_frame){.kind = DLXI_FRAME_CONTRIBUTION,
                         .term = 1,
                         .round = round,
@@ -293,7 +304,7 @@ static void a_flood_is_bounded(void **state) {
     dlxi_shard_settings settings = team_settings(4, 4);
     team *t = team_open(2, &settings);
     train(t, 1);
-    team_hand_out(t);
+    team_submit(t);
     team_begin(t, 1, 1);
     dlx_error error;
     /* of rounds that nobody can be in: not kept at all */
@@ -311,10 +322,12 @@ static void a_flood_is_bounded(void **state) {
     assert_int_equal(status, DLX_DATA);
     assert_string_equal(error.message, "site 1 sends more than this round holds");
     assert_in_range(kept, sizeof payload, 3 << 20);
-    /* the attempt under way is not harmed, and the flood is gone with the attempt that it claimed to be of */
+    /* the attempt under way is not harmed, and the flood is gone with the attempt that it claimed
+     * to be of */
     assert_true(team_move(t));
     for (uint16_t i = 0; i < 2; i++) dlxi_exchange_abort(t->exchange[i]);
-    dlx_status replayed = dlxi_exchange_begin(t->exchange[1], &t->view, t->view.member[1].site, 1, 1, 2, &error);
+    dlx_status replayed =
+        dlxi_exchange_begin(t->exchange[1], &t->view, t->view.member[1].site, 1, 1, 2, &error);
     assert_int_equal(replayed, DLX_DATA);
     team_begin(t, 1, 3);
     assert_true(team_move(t));
@@ -329,7 +342,7 @@ static void strangers_and_lower_terms(void **state) {
     dlxi_shard_settings settings = team_settings(4, 4);
     team *t = team_open(2, &settings);
     train(t, 1);
-    team_hand_out(t);
+    team_submit(t);
     team_begin(t, 1, 1);
     dlx_error error;
     dlxi_frame frame = frame_of(t, 0, 1, 1, payload, sizeof payload);
@@ -338,10 +351,13 @@ static void strangers_and_lower_terms(void **state) {
     assert_string_equal(error.message, "a frame from site 2, which is not in the view");
     frame = frame_of(t, 0, 1, 1, payload, sizeof payload);
     frame.term = 0;
-    assert_int_equal(dlxi_exchange_on_frame(t->exchange[1], &frame, &error), DLX_OK); /* not heard */
+    /* not heard */
+    assert_int_equal(dlxi_exchange_on_frame(t->exchange[1], &frame, &error), DLX_OK);
     dlxi_view without = t->view;
     without.members = 1;
-    assert_int_equal(dlxi_exchange_begin(t->exchange[1], &without, t->view.member[1].site, 1, 1, 2, &error), DLX_DATA);
+    assert_int_equal(
+        dlxi_exchange_begin(t->exchange[1], &without, t->view.member[1].site, 1, 1, 2, &error),
+        DLX_DATA);
     assert_string_equal(error.message, "the coordinator's view leaves out site 3");
     team_close(t);
 }
@@ -352,16 +368,17 @@ static void what_is_not_finite_is_not_sent(void **state) {
         dlxi_shard_settings settings = team_settings(4, 4);
         team *t = team_open(2, &settings);
         t->p[0][where == 0 ? 5 : MATRIX + 3] = (float)INFINITY;
-        team_hand_out(t);
+        team_submit(t);
         dlx_error error;
-        assert_int_equal(dlxi_exchange_begin(t->exchange[0], &t->view, t->view.member[0].site, 1, 1, 1, &error),
-                         DLX_NUMERIC);
+        assert_int_equal(
+            dlxi_exchange_begin(t->exchange[0], &t->view, t->view.member[0].site, 1, 1, 1, &error),
+            DLX_NUMERIC);
         assert_non_null(strstr(error.message, "round 1: a pseudo-gradient is not finite"));
         team_close(t);
     }
 }
 
-/* ---- error feedback -------------------------------------------------------------------------------------------- */
+/* ---- error feedback -------------------------------------------------------------------------- */
 
 static double norm_of(const double *x) {
     double sum = 0;
@@ -386,7 +403,8 @@ static void error_feedback_conserves(void **state) {
         settings.adapt.kind = variant % 2 == 0 ? DLX_ADAPTATION_OFF : DLX_ADAPTATION_PAPER;
         settings.keep_unsent = variant >= 2;
         team *t = team_open(3, &settings);
-        static double updates[TEAM_PARAMETERS], means[TEAM_PARAMETERS], off[TEAM_PARAMETERS], left[TEAM_PARAMETERS];
+        static double updates[TEAM_PARAMETERS], means[TEAM_PARAMETERS], off[TEAM_PARAMETERS],
+            left[TEAM_PARAMETERS];
         static float start[TEAM_MAX][TEAM_PARAMETERS];
         memset(updates, 0, sizeof updates);
         memset(means, 0, sizeof means);
@@ -401,7 +419,8 @@ static void error_feedback_conserves(void **state) {
             for (int k = 0; k < TEAM_PARAMETERS; k++) updates[k] += (double)at(t->shard[0], k, 0);
         }
         for (int k = 0; k < TEAM_PARAMETERS; k++) {
-            for (uint16_t i = 0; i < 3; i++) left[k] += team_weight(t, i) * (double)at(t->shard[i], k, 1);
+            for (uint16_t i = 0; i < 3; i++)
+                left[k] += team_weight(t, i) * (double)at(t->shard[i], k, 1);
             off[k] = updates[k] + left[k] - means[k];
         }
         if (norm_of(off) > 1e-4 * norm_of(means))
@@ -411,7 +430,8 @@ static void error_feedback_conserves(void **state) {
     }
 }
 
-/* Local training goes on from θ − e where the setting says so, and from θ where not; progress made meanwhile stays. */
+/* Local training goes on from θ − e where the setting says so, and from θ where not; progress made
+ * meanwhile stays. */
 static void what_is_unsent_is_kept(void **state) {
     (void)state;
     for (int kept = 0; kept < 2; kept++)
@@ -423,7 +443,7 @@ static void what_is_unsent_is_kept(void **state) {
             static float before[TEAM_PARAMETERS], progress[TEAM_PARAMETERS];
             for (uint64_t round = 1; round <= 3; round++) {
                 train(t, round);
-                team_hand_out(t);
+                team_submit(t);
                 memcpy(before, t->p[0], sizeof before);
                 if (carried == 1) train(t, 100 + round);
                 for (int k = 0; k < TEAM_PARAMETERS; k++) progress[k] = before[k] - t->p[0][k];
@@ -434,7 +454,8 @@ static void what_is_unsent_is_kept(void **state) {
                 double errors = 0;
                 for (int k = 0; k < TEAM_PARAMETERS; k++) {
                     double e = (double)at(t->shard[0], k, 1), theta = (double)at(t->shard[0], k, 2);
-                    assert_float_equal(t->p[0][k], (float)(theta - kept * e - (double)progress[k]), 1e-6);
+                    assert_float_equal(t->p[0][k], (float)(theta - kept * e - (double)progress[k]),
+                                       1e-6);
                     errors += e * e;
                 }
                 assert_true(errors > 0.01); /* there is something to keep */
@@ -444,7 +465,7 @@ static void what_is_unsent_is_kept(void **state) {
                 for (int k = 0; k < TEAM_PARAMETERS; k++) error[k] = at(t->shard[0], k, 1);
                 if (round < 3) continue;
                 train(t, 50);
-                team_hand_out(t);
+                team_submit(t);
                 for (int k = 0; k < TEAM_PARAMETERS; k++) {
                     float expected = (next[k] - t->p[0][k]) + progress[k] + error[k];
                     assert_float_equal(at(t->shard[0], k, 1), expected, 1e-6);
@@ -454,8 +475,8 @@ static void what_is_unsent_is_kept(void **state) {
         }
 }
 
-/* ‖e‖ of the worst site after each round, for sites that pull apart for ever: δ_i = −(c_i + noise), Σ w_i c_i = 0.
- * Feedback against Δ (e ← M − Δ) is simulated by overwriting e after each commit. */
+/* ‖e‖ of the worst site after each round, for sites that pull apart for ever: δ_i = −(c_i + noise),
+ * Σ w_i c_i = 0. Feedback against Δ (e ← M − Δ) is simulated by overwriting e after each commit. */
 static void pull_apart(double *norms, int rounds, bool against_update, bool smooth) {
     dlxi_shard_settings settings = team_settings(4, 4);
     settings.momentum = 0;
@@ -468,11 +489,12 @@ static void pull_apart(double *norms, int rounds, bool against_update, bool smoo
                 double apart = 0.01 * (double)noise(500u + i, (uint64_t)k);
                 if (i == 2) apart = -balance / team_weight(t, 2);
                 balance += team_weight(t, i) * apart;
-                double common = 0.002 * (double)noise(smooth ? 7 : 1000u + (uint64_t)round * 4 + i, (uint64_t)k);
+                double common = 0.002 * (double)noise(smooth ? 7 : 1000u + (uint64_t)round * 4 + i,
+                                                      (uint64_t)k);
                 t->p[i][k] -= (float)(apart + common);
             }
         }
-        team_hand_out(t);
+        team_submit(t);
         for (uint16_t i = 0; i < 3; i++)
             for (int k = 0; k < TEAM_PARAMETERS; k++) messages[i][k] = at(t->shard[i], k, 1);
         team_begin(t, (uint64_t)round, 1);
@@ -486,7 +508,8 @@ static void pull_apart(double *norms, int rounds, bool against_update, bool smoo
                 size_t which = k < MATRIX ? 0 : k < MATRIX + 30 ? 1 : 2;
                 dlxi_shard_tensor *tensor = &t->shard[i]->tensors[which];
                 int within = k - (which == 0 ? 0 : which == 1 ? MATRIX : MATRIX + 30);
-                if (against_update) tensor->carried[within] = messages[i][k] - tensor->velocity[within];
+                if (against_update)
+                    tensor->carried[within] = messages[i][k] - tensor->velocity[within];
                 sum += (double)tensor->carried[within] * (double)tensor->carried[within];
             }
             norms[round - 1] = fmax(norms[round - 1], sqrt(sum));
@@ -506,7 +529,8 @@ static void local_feedback_stays_bounded(void **state) {
         for (int r = 100; r < 200; r++) early = fmax(early, local[r]);
         for (int r = 300; r < 400; r++) late = fmax(late, local[r]);
         if (late > 1.25 * early) fail_msg("‖e‖ grew from %g to %g", early, late);
-        assert_true(against[399] > 1.9 * against[199] && against[199] > 1.9 * against[99]); /* by each round's share */
+        /* by each round's share */
+        assert_true(against[399] > 1.9 * against[199] && against[199] > 1.9 * against[99]);
         assert_true(against[399] > 20 * late);
     }
 }

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Files: read with a limit, mapped, and replaced as a whole or not at all. */
 #include "base/file.h"
 
@@ -31,7 +32,8 @@ static size_t count_files(void) {
     size_t count = 0;
     DIR *open_folder = opendir(folder);
     assert_non_null(open_folder);
-    for (struct dirent *entry; (entry = readdir(open_folder)) != NULL;) count += entry->d_name[0] != '.';
+    for (struct dirent *entry; (entry = readdir(open_folder)) != NULL;)
+        count += entry->d_name[0] != '.';
     closedir(open_folder);
     return count;
 }
@@ -79,7 +81,8 @@ static void test_read_larger_than_buffers(void **state) {
     dlxi_file_writer *writer;
     for (size_t i = 0; i < BYTES; i++) text[i] = (uint8_t)(i * 7 + i / 251);
     assert_int_equal(dlxi_file_writer_open(&writer, path, NULL), DLX_OK);
-    for (size_t at = 0, piece = 1; at < BYTES; at += piece, piece = piece * 3 + 1) { /* small, and beyond the buffer */
+    /* small, and beyond the buffer */
+    for (size_t at = 0, piece = 1; at < BYTES; at += piece, piece = piece * 3 + 1) {
         if (piece > BYTES - at) piece = BYTES - at;
         assert_int_equal(dlxi_file_writer_append(writer, text + at, piece, NULL), DLX_OK);
     }
@@ -121,7 +124,8 @@ static void test_replaced_at_commit_only(void **state) {
     write_file("old");
     assert_int_equal(dlxi_file_writer_open(&writer, path, NULL), DLX_OK);
     assert_int_equal(dlxi_file_writer_append(writer, "..w", 3, NULL), DLX_OK);
-    assert_int_equal(dlxi_file_writer_open(&second, path, NULL), DLX_OK); /* two at once have files of their own */
+    /* two at once have files of their own */
+    assert_int_equal(dlxi_file_writer_open(&second, path, NULL), DLX_OK);
     assert_int_equal(dlxi_file_writer_append(second, "second", 6, NULL), DLX_OK);
     assert_int_equal(dlxi_file_writer_replace(writer, 0, "ne", 2, NULL), DLX_OK);
     assert_int_equal(dlxi_file_writer_append(writer, "er", 2, NULL), DLX_OK);
@@ -143,7 +147,8 @@ static void test_writer_refuses(void **state) {
     dlx_error error;
     assert_int_equal(dlxi_file_writer_open(&writer, "/no/such/folder/x", &error), DLX_SYSTEM);
     assert_null(writer);
-    assert_string_equal(error.message, "/no/such/folder/x: can't be written: No such file or directory");
+    assert_string_equal(error.message,
+                        "/no/such/folder/x: can't be written: No such file or directory");
     assert_int_equal(dlxi_file_writer_open(&writer, folder, &error), DLX_OK);
     assert_int_equal(dlxi_file_writer_commit(writer, &error), DLX_SYSTEM);
     assert_non_null(strstr(error.message, ": can't be put in place: Is a directory"));

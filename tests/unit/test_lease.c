@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The lease ledger: what is leased, what comes back, and in which order. */
 #include "member/lease.h"
 

@@ -1,4 +1,6 @@
-/* The `mem` link: order, bounds, waking, loss, and the count of bytes, within one thread and between several. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The `mem` link: order, bounds, waking, loss, and the count of bytes, within one thread and
+ * between several. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -51,7 +53,8 @@ static void raze(world *w) {
 
 static dlx_status send(dlxi_link *link, uint32_t to, dlxi_frame_kind kind, uint64_t round) {
     static const uint8_t payload[5] = "hello";
-    dlxi_frame frame = {.kind = kind, .round = round, .payload = payload, .payload_bytes = sizeof payload};
+    dlxi_frame frame = {
+        .kind = kind, .round = round, .payload = payload, .payload_bytes = sizeof payload};
     return link->op->send(link, to, &frame, &error);
 }
 
@@ -113,7 +116,8 @@ static void a_full_queue_refuses_and_room_is_told(void **state) {
     assert_int_equal(receive(w.site[0], 0, &from, &got), DLX_TIMEOUT);
     assert_int_equal(send(w.site[0], 1, DLXI_FRAME_RESULT, 99), DLX_AGAIN);
     assert_int_equal(receive(w.site[0], 0, &from, &got), DLX_TIMEOUT); /* no room yet */
-    must(send(w.site[0], DLXI_SITE_COORDINATOR, DLXI_FRAME_PING, 0));  /* another queue is not concerned */
+    /* another queue is not concerned */
+    must(send(w.site[0], DLXI_SITE_COORDINATOR, DLXI_FRAME_PING, 0));
     must(receive(w.site[1], 0, &from, &got));
     assert_int_equal(got.round, 0);
     assert_int_equal(receive(w.site[0], 0, &from, &got), DLX_AGAIN);
@@ -274,17 +278,22 @@ static void wrong_use_is_refused(void **state) {
     assert_string_equal(error.message, "hub: queue of 0 frames, allowed are 1 to 65536");
     assert_int_equal(send(w.site[0], 5, DLXI_FRAME_RESULT, 0), DLX_STATE);
     assert_int_equal(send(w.site[0], UINT32_MAX, DLXI_FRAME_RESULT, 0), DLX_STATE);
-    assert_int_equal(w.site[0]->op->listen(w.site[0], 0, 64, "x", "", endpoint, &error), DLX_ARGUMENT);
+    assert_int_equal(w.site[0]->op->listen(w.site[0], 0, 64, "x", "", endpoint, &error),
+                     DLX_ARGUMENT);
     assert_int_equal(w.site[0]->op->connect(w.site[0], 64, "mem:1", &error), DLX_ARGUMENT);
-    static const char *const hostile[] = {
-        "", "mem:", "mem:1x", "tcp://127.0.0.1:1", "mem:99999", "mem:-1", "mem:11111111111111111111"};
+    static const char *const hostile[] = {"",
+                                          "mem:",
+                                          "mem:1x",
+                                          "tcp://127.0.0.1:1",
+                                          "mem:99999",
+                                          "mem:-1",
+                                          "mem:11111111111111111111"};
     for (size_t i = 0; i < sizeof hostile / sizeof *hostile; i++)
         assert_int_equal(w.site[0]->op->connect(w.site[0], 1, hostile[i], &error), DLX_DATA);
     raze(&w);
 }
 
-/* ---- several threads ------------------------------------------------------------------------------------------------
- */
+/* ---- several threads ------------------------------------------------------------------------- */
 
 static void *wake_it(void *argument) {
     dlxi_link *link = argument;

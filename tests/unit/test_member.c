@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The member room: the coordinator's and the site's state machines, fed by hand. */
 #include "member_world.h"
 
@@ -15,7 +16,8 @@
 #include <string.h>
 #include <cmocka.h>
 
-/* Peers 0, 1, … join as "b", "a", "c", so that sites' numbers and peers' differ: site 0 is peer 1. */
+/* Peers 0, 1, … join as "b", "a", "c", so that sites' numbers and peers' differ: site 0 is peer 1.
+ */
 static const char *const names[] = {"b", "a", "c", "d", "e"};
 static uint16_t site_of(uint32_t peer) {
     return peer < 2 ? (uint16_t)(1 - peer) : (uint16_t)peer;
@@ -29,7 +31,7 @@ static world *run_open(uint16_t sites, uint64_t tokens_target) {
     return w;
 }
 
-/* ---- rendezvous ------------------------------------------------------------------------------------------------ */
+/* ---- rendezvous ------------------------------------------------------------------------------ */
 
 static void sites_are_numbered_by_name(void **state) {
     (void)state;
@@ -73,21 +75,28 @@ static void refusals_say_why(void **state) {
         {"", "", "a site's name is 1 to 63 of A-Z a-z 0-9 . _ -; set --site"},
         {"c", "mallory", "site 'c' uses the key of 'mallory'; set --site or wan.key"},
         {"a", "",
-         "a site named 'a' is in the run already; give --site another name, or, where that one ended, wait until it is "
+         "a site named 'a' is in the run already; give --site another name, or, where that one "
+         "ended, wait until it is "
          "missed "
          "(wan.timeout_s)"},
         {"ranks", "", "site 'ranks' has 2 ranks, 'a' has 1; all sites must have the same"},
-        {"config", "", "sync.bits: '8' on site 'config', '4' on site 'a'; all sites must use the same value"},
-        {"fewer", "", "sync.bits: '(absent)' on site 'fewer', '4' on site 'a'; all sites must use the same value"},
+        {"config", "",
+         "sync.bits: '8' on site 'config', '4' on site 'a'; all sites must use the same value"},
+        {"fewer", "",
+         "sync.bits: '(absent)' on site 'fewer', '4' on site 'a'; all sites must use the same "
+         "value"},
         {"tensors", "",
-         "site 'tensors' has other tensors (names, shapes) or settings (overlap, inner steps, outer step, compression, "
+         "site 'tensors' has other tensors (names, shapes) or settings (overlap, inner steps, "
+         "outer step, compression, "
          "adaptation, seed) than 'a'; all sites must have the same"},
         {"windows", "",
-         "data.train: site 'windows' has 999 windows (hash 000000000000000d), 'a' has 1000 (000000000000000d); all "
+         "data.train: site 'windows' has 999 windows (hash 000000000000000d), 'a' has 1000 "
+         "(000000000000000d); all "
          "sites "
          "need the same tokens"},
         {"data", "",
-         "data.train: site 'data' has 1000 windows (hash 000000000000000e), 'a' has 1000 (000000000000000d); all sites "
+         "data.train: site 'data' has 1000 windows (hash 000000000000000e), 'a' has 1000 "
+         "(000000000000000d); all sites "
          "need the same tokens"},
     };
     world *w = world_open(2, 1000, NULL);
@@ -99,7 +108,8 @@ static void refusals_say_why(void **state) {
         if (strcmp(cases[i].name, "windows") == 0) h->windows = 999;
         if (strcmp(cases[i].name, "data") == 0) h->data_hash = 14;
         if (strcmp(cases[i].name, "config") == 0)
-            dlxi_text_copy(h->shared_text, sizeof h->shared_text, "model.width: 64\nsync.bits: 8\n");
+            dlxi_text_copy(h->shared_text, sizeof h->shared_text,
+                           "model.width: 64\nsync.bits: 8\n");
         if (strcmp(cases[i].name, "fewer") == 0)
             dlxi_text_copy(h->shared_text, sizeof h->shared_text, "model.width: 64\n");
         say_as(w, 1, cases[i].proved, DLXI_FRAME_HELLO, (dlxi_frame){.term = 0});
@@ -122,7 +132,8 @@ static void a_late_joiner_is_refused(void **state) {
     world *w = run_open(2, 1000);
     join(w, 4, "late");
     assert_int_equal(w->last[4]->kind, DLXI_FRAME_STOP);
-    assert_string_equal(w->last[4]->as.reason.text, "the run has begun with 2 sites; start a new run");
+    assert_string_equal(w->last[4]->as.reason.text,
+                        "the run has begun with 2 sites; start a new run");
     assert_int_equal(dlxi_coordinator_phase_of(w->c), DLXI_COORDINATOR_RUNNING);
     world_close(w);
 }
@@ -131,13 +142,14 @@ static void the_coordinators_own_config_counts_first(void **state) {
     (void)state;
     world *w = world_open(2, 1000, "model.width: 128\nsync.bits: 4\n");
     join(w, 0, "a");
-    assert_string_equal(w->last[0]->as.reason.text,
-                        "model.width: '64' on site 'a', '128' in the run; all sites must use the same value");
+    assert_string_equal(
+        w->last[0]->as.reason.text,
+        "model.width: '64' on site 'a', '128' in the run; all sites must use the same value");
     world_close(w);
 }
 
-/* A site that went silent while the others gather leaves its place, and its config does not bind those who come later.
- */
+/* A site that went silent while the others gather leaves its place, and its config does not bind
+ * those who come later. */
 static void a_silent_site_leaves_its_place_while_gathering(void **state) {
     (void)state;
     world *w = world_open(2, 1000, NULL);
@@ -154,7 +166,7 @@ static void a_silent_site_leaves_its_place_while_gathering(void **state) {
     world_close(w);
 }
 
-/* ---- rounds ---------------------------------------------------------------------------------------------------- */
+/* ---- rounds ---------------------------------------------------------------------------------- */
 
 static void a_round_begins_when_all_are_ready(void **state) {
     (void)state;
@@ -235,7 +247,8 @@ static void attempts_have_an_end(void **state) {
     ready(w, 0, 1, 30);
     ready(w, 1, 1, 30);
     for (uint32_t attempt = 1; attempt <= 3; attempt++) {
-        w->message->as.reason = (dlxi_reason){.status = DLX_ABORTED, .text = "a frame out of order"};
+        w->message->as.reason =
+            (dlxi_reason){.status = DLX_ABORTED, .text = "a frame out of order"};
         say(w, 1, DLXI_FRAME_ABORT, 1, attempt);
         if (attempt < 3) say(w, 1, DLXI_FRAME_ABORT, 1, attempt); /* heard already */
     }
@@ -257,9 +270,10 @@ static void a_norm_that_is_not_finite_ends_the_run(void **state) {
     w->message->as.ready = ready_of(30);
     w->message->as.ready.norm = (double)NAN;
     say(w, 1, DLXI_FRAME_READY, 1, 0);
-    assert_stopped(w, 2, DLX_NUMERIC,
-                   "the pseudo-gradient of site 'a' is not finite in round 1; lower train.learning_rate or "
-                   "sync.outer_learning_rate");
+    assert_stopped(
+        w, 2, DLX_NUMERIC,
+        "the pseudo-gradient of site 'a' is not finite in round 1; lower train.learning_rate or "
+        "sync.outer_learning_rate");
     world_close(w);
 }
 
@@ -271,8 +285,9 @@ static void another_anchor_ends_the_run(void **state) {
     w->message->as.ready = ready_of(30);
     w->message->as.ready.anchor_hash = 98;
     say(w, 2, DLXI_FRAME_READY, 1, 0);
-    assert_stopped(w, 3, DLX_DIVERGED,
-                   "site 'c' holds another anchor than 'a' after round 0; this is a bug or bad memory");
+    assert_stopped(
+        w, 3, DLX_DIVERGED,
+        "site 'c' holds another anchor than 'a' after round 0; this is a bug or bad memory");
     dlx_error error;
     dlxi_coordinator_result(w->c, &error);
     assert_string_equal(error.site, "c");
@@ -297,7 +312,8 @@ static void silence_is_a_lost_site(void **state) {
 static void a_failed_site_is_passed_on(void **state) {
     (void)state;
     world *w = run_open(2, 1000);
-    w->message->as.reason = (dlxi_reason){.status = DLX_MEMORY, .text = "out of memory for 7 bytes"};
+    w->message->as.reason =
+        (dlxi_reason){.status = DLX_MEMORY, .text = "out of memory for 7 bytes"};
     say(w, 1, DLXI_FRAME_FAILED, 1, 0);
     assert_stopped(w, 2, DLX_MEMORY, "site 'a' failed: out of memory for 7 bytes");
     world_close(w);
@@ -355,7 +371,8 @@ static void the_target_ends_the_run(void **state) {
     assert_int_equal(w->counts[0][DLXI_FRAME_FINISHED], 0);
     dlxi_text_copy(w->message->as.report.text, DLXI_TEXT_MAX, "from a");
     say(w, 1, DLXI_FRAME_REPORT, 3, 0);
-    for (uint32_t peer = 0; peer < 2; peer++) assert_int_equal(w->counts[peer][DLXI_FRAME_FINISHED], 1);
+    for (uint32_t peer = 0; peer < 2; peer++)
+        assert_int_equal(w->counts[peer][DLXI_FRAME_FINISHED], 1);
     assert_int_equal(dlxi_coordinator_phase_of(w->c), DLXI_COORDINATOR_DONE);
     assert_int_equal(dlxi_coordinator_result(w->c, NULL), DLX_OK);
     const char *name = NULL;
@@ -384,7 +401,7 @@ static void weight_is_clamped_to_the_lease(void **state) {
     world_close(w);
 }
 
-/* ---- leases ---------------------------------------------------------------------------------------------------- */
+/* ---- leases ---------------------------------------------------------------------------------- */
 
 enum { POSITIONS = 100000 };
 
@@ -424,10 +441,12 @@ static void no_window_counts_twice(void **state) {
             ready(w, peer, round, windows[peer] * TOKENS_PER_WINDOW);
         }
         for (uint32_t peer = 0; peer < SITES; peer++) stage(w, peer, round, 1, round);
-        for (uint32_t peer = 0; peer < SITES; peer++) { /* what was left of the round's leases is free again */
+        /* what was left of the round's leases is free again */
+        for (uint32_t peer = 0; peer < SITES; peer++) {
             const dlxi_lease *old = &leases[peer][round % 4];
             assert_int_equal(old->round, round);
-            for (uint64_t i = windows[peer]; i < dlxi_lease_windows(old); i++) held[dlxi_lease_position(old, i)] = 0;
+            for (uint64_t i = windows[peer]; i < dlxi_lease_windows(old); i++)
+                held[dlxi_lease_position(old, i)] = 0;
             used += windows[peer];
         }
         for (uint32_t peer = 0; peer < SITES; peer++) {
@@ -438,7 +457,8 @@ static void no_window_counts_twice(void **state) {
             take_lease(held, fresh);
         }
     }
-    /* all that came back was leased again: no holes below the highest, but for what is out in leases */
+    /* all that came back was leased again: no holes below the highest, but for what is out in
+     * leases */
     uint64_t last = 0, taken = 0;
     for (uint64_t i = 0; i < POSITIONS; i++)
         if (held[i] != 0) last = i, taken++;
@@ -461,7 +481,7 @@ static void a_site_without_data_gets_no_lease(void **state) {
     world_close(w);
 }
 
-/* ---- site ------------------------------------------------------------------------------------------------------ */
+/* ---- site ------------------------------------------------------------------------------------ */
 
 typedef struct lone {
     dlxi_site *s;
@@ -484,12 +504,14 @@ static void lone_close(lone *l) {
     free(l->message);
 }
 
-static dlxi_site_action tell(lone *l, dlxi_frame_kind kind, uint32_t term, uint64_t round, uint32_t attempt,
-                             int64_t now) {
+static dlxi_site_action tell(lone *l, dlxi_frame_kind kind, uint32_t term, uint64_t round,
+                             uint32_t attempt, int64_t now) {
     l->message->kind = kind;
-    dlxi_frame header = {.term = term, .round = round, .attempt = attempt, .site = DLXI_SITE_COORDINATOR};
+    dlxi_frame header = {
+        .term = term, .round = round, .attempt = attempt, .site = DLXI_SITE_COORDINATOR};
     assert_int_equal(dlxi_outbox_put(&l->coordinator, 0, header, l->message, NULL), DLX_OK);
-    dlxi_site_action action = dlxi_site_on_frame(l->s, &dlxi_outbox_peek(&l->coordinator)->frame, now);
+    dlxi_site_action action =
+        dlxi_site_on_frame(l->s, &dlxi_outbox_peek(&l->coordinator)->frame, now);
     dlxi_outbox_drop(&l->coordinator);
     return action;
 }
@@ -578,8 +600,9 @@ static void a_silent_coordinator_ends_the_site(void **state) {
     assert_int_equal(dlxi_site_on_tick(l.s, TIMEOUT_MS), DLXI_SITE_NOTHING);
     assert_int_equal(dlxi_site_on_tick(l.s, TIMEOUT_MS + 1), DLXI_SITE_ENDED);
     assert_int_equal(l.s->result.status, DLX_TIMEOUT);
-    assert_string_equal(l.s->result.message,
-                        "no coordinator answers; check wan.coordinator, wan.key and the roster, and that it runs");
+    assert_string_equal(
+        l.s->result.message,
+        "no coordinator answers; check wan.coordinator, wan.key and the roster, and that it runs");
     lone_close(&l);
     l = lone_open();
     welcome_lone(&l);
@@ -588,8 +611,8 @@ static void a_silent_coordinator_ends_the_site(void **state) {
     lone_close(&l);
 }
 
-/* At the shortest timeout that the interface allows, with ticks every 100 ms, a coordinator and sites that only ping
- * each other never lose one another. */
+/* At the shortest timeout that the interface allows, with ticks every 100 ms, a coordinator and
+ * sites that only ping each other never lose one another. */
 static void pings_keep_an_idle_run_alive(void **state) {
     (void)state;
     enum { SHORTEST_MS = 1000, TICK_MS = 100 };
@@ -598,7 +621,7 @@ static void pings_keep_an_idle_run_alive(void **state) {
     l.s->timeout_ms = SHORTEST_MS;
     welcome_lone(&l);
     while (dlxi_outbox_peek(&l.s->outbox) != NULL) dlxi_outbox_drop(&l.s->outbox);
-    int64_t heard_ms = w->now_ms, said_ms = w->now_ms;
+    int64_t last_seen_ms = w->now_ms, said_ms = w->now_ms;
     for (int64_t now = 0; now < 20000; now += TICK_MS) {
         assert_int_equal(dlxi_site_on_tick(l.s, now), DLXI_SITE_NOTHING);
         dlxi_coordinator_on_tick(w->c, w->now_ms + now);
@@ -617,12 +640,12 @@ static void pings_keep_an_idle_run_alive(void **state) {
             dlxi_frame frame = item->frame;
             frame.term = 4;
             assert_int_equal(dlxi_site_on_frame(l.s, &frame, now), DLXI_SITE_NOTHING);
-            assert_true(w->now_ms + now - heard_ms < SHORTEST_MS - TICK_MS);
-            heard_ms = w->now_ms + now;
+            assert_true(w->now_ms + now - last_seen_ms < SHORTEST_MS - TICK_MS);
+            last_seen_ms = w->now_ms + now;
             dlxi_outbox_drop(dlxi_coordinator_outbox(w->c));
         }
     }
-    assert_true(heard_ms > w->now_ms + 19000 && said_ms > w->now_ms + 19000);
+    assert_true(last_seen_ms > w->now_ms + 19000 && said_ms > w->now_ms + 19000);
     lone_close(&l);
     world_close(w);
 }

@@ -1,4 +1,6 @@
-/* The coordinator and sites of several ranks: they gather, are refused, commit, and end together. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The coordinator and sites of several ranks: they gather, are refused, commit, and end together.
+ */
 #include "member_world.h"
 
 #include "member/lease.h"
@@ -23,7 +25,8 @@ static void join_rank(world *w, uint32_t peer, const char *name, uint16_t rank, 
 static void listen_as(world *w, uint32_t peer) {
     dlxi_endpoints *e = &w->message->as.endpoints;
     *e = (dlxi_endpoints){.sites = 2};
-    for (uint16_t i = 0; i < 2; i++) snprintf(e->endpoint[i], sizeof e->endpoint[i], "peer %u for site %u", peer, i);
+    for (uint16_t i = 0; i < 2; i++)
+        snprintf(e->endpoint[i], sizeof e->endpoint[i], "peer %u for site %u", peer, i);
     say(w, peer, DLXI_FRAME_LISTENING, 1, 0);
 }
 
@@ -49,13 +52,15 @@ static void ready_all(world *w, uint64_t round) {
 
 static void sites_gather_rank_by_rank(void **state) {
     (void)state;
-    static const uint32_t orders[][BOTH] = {{0, 1, 2, 3, 4, 5}, {5, 0, 4, 1, 3, 2}, {2, 5, 1, 4, 0, 3}};
+    static const uint32_t orders[][BOTH] = {
+        {0, 1, 2, 3, 4, 5}, {5, 0, 4, 1, 3, 2}, {2, 5, 1, 4, 0, 3}};
     for (size_t order = 0; order < 3; order++) {
         world *w = world_open(2, 1000, NULL);
         for (int i = 0; i < BOTH; i++) {
             uint32_t peer = orders[order][i];
             hello_of_rank(w, peer < RANKS ? "a" : "b", (uint16_t)(peer % RANKS), RANKS);
-            if (peer == 4) w->message->as.hello.anchor_hash = 7; /* rank 1 of "b" starts elsewhere */
+            /* rank 1 of "b" starts elsewhere */
+            if (peer == 4) w->message->as.hello.anchor_hash = 7;
             assert_int_equal(w->counts[0][DLXI_FRAME_WELCOME], 0);
             say_as(w, peer, "", DLXI_FRAME_HELLO, (dlxi_frame){.term = 0});
         }
@@ -68,7 +73,8 @@ static void sites_gather_rank_by_rank(void **state) {
             assert_int_equal(welcome->members[1].needs_anchor, peer % RANKS == 1);
             /* all ranks of a site have its lease */
             for (int k = 0; k < 2; k++)
-                assert_same_lease(&welcome->leases[k], &w->last[peer / RANKS * RANKS]->as.welcome.leases[k]);
+                assert_same_lease(&welcome->leases[k],
+                                  &w->last[peer / RANKS * RANKS]->as.welcome.leases[k]);
             assert_int_equal(dlxi_lease_windows(&welcome->leases[0]), 6);
             assert_int_equal(welcome->leases[0].ranges[0].first, peer / RANKS * 6);
         }
@@ -79,7 +85,8 @@ static void sites_gather_rank_by_rank(void **state) {
         for (uint32_t to = 0; to < BOTH; to++) /* rank r hears where the ranks r wait for it */
             for (uint16_t site = 0; site < 2; site++) {
                 char expected[DLXI_ENDPOINT_MAX + 1];
-                snprintf(expected, sizeof expected, "peer %u for site %u", site * RANKS + to % RANKS, to / RANKS);
+                snprintf(expected, sizeof expected, "peer %u for site %u",
+                         site * RANKS + to % RANKS, to / RANKS);
                 assert_string_equal(w->last[to]->as.endpoints.endpoint[site], expected);
             }
         assert_int_equal(dlxi_coordinator_phase_of(w->c), DLXI_COORDINATOR_RUNNING);
@@ -87,8 +94,8 @@ static void sites_gather_rank_by_rank(void **state) {
     }
 }
 
-/* "a" is there with both its ranks, and "b" with its rank 0; then comes what does not fit. All of "b" is refused, once
- * each, and its place is free. */
+/* "a" is there with both its ranks, and "b" with its rank 0; then comes what does not fit. All of
+ * "b" is refused, once each, and its place is free. */
 static void a_site_is_refused_with_all_its_ranks(void **state) {
     (void)state;
     static const struct {
@@ -96,21 +103,28 @@ static void a_site_is_refused_with_all_its_ranks(void **state) {
         uint16_t rank, ranks;
     } cases[] = {
         {"", "site 'b' has a rank 0 already; start each once, or give --site another name", 0, 2},
-        {"", "site 'b' has 3 ranks by its rank 1 and 2 by another; start all ranks of a site together", 1, 3},
+        {"",
+         "site 'b' has 3 ranks by its rank 1 and 2 by another; start all ranks of a site together",
+         1, 3},
         {"", "site 'b' has a rank 2; of 2 ranks, allowed: 0 to 1", 2, 2},
         {"", "site 'b' has 0 ranks; allowed: 1 to 1024", 0, 0},
         {"", "site 'b' has 1025 ranks; allowed: 1 to 1024", 1024, 1025},
-        {"text", "site.stages: '2' on site 'b', '1' on site 'a'; all sites must use the same value", 1, 2},
+        {"text", "site.stages: '2' on site 'b', '1' on site 'a'; all sites must use the same value",
+         1, 2},
         {"tensors",
-         "site 'b' (rank 1) has other tensors (names, shapes) or settings (overlap, inner steps, outer step, "
+         "site 'b' (rank 1) has other tensors (names, shapes) or settings (overlap, inner steps, "
+         "outer step, "
          "compression, adaptation, seed) than 'a'; all sites must have the same",
          1, 2},
         {"windows",
-         "data.train: site 'b' (rank 1) has 999 windows (hash 000000000000000d), 'a' has 1000 (000000000000000d); "
+         "data.train: site 'b' (rank 1) has 999 windows (hash 000000000000000d), 'a' has 1000 "
+         "(000000000000000d); "
          "all sites need the same tokens",
          1, 2},
-        {"lease", "site 'b' (rank 1) asks for 7 windows a round, another rank for 6; all ranks must ask for as many", 1,
-         2},
+        {"lease",
+         "site 'b' (rank 1) asks for 7 windows a round, another rank for 6; all ranks must ask for "
+         "as many",
+         1, 2},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         world *w = world_open(2, 1000, NULL);
@@ -123,7 +137,8 @@ static void a_site_is_refused_with_all_its_ranks(void **state) {
         (void)dlxi_coordinator_take_notice(w->c, notice, sizeof notice);
         dlxi_hello *h = hello_of_rank(w, "b", cases[i].rank, cases[i].ranks);
         bool other_text = strcmp(cases[i].what, "text") == 0;
-        dlxi_text_copy(h->shared_text, DLXI_TEXT_MAX, other_text ? "site.stages: 2\n" : "site.stages: 1\n");
+        dlxi_text_copy(h->shared_text, DLXI_TEXT_MAX,
+                       other_text ? "site.stages: 2\n" : "site.stages: 1\n");
         if (strcmp(cases[i].what, "tensors") == 0) h->tensors_hash = 1;
         if (strcmp(cases[i].what, "windows") == 0) h->windows = 999;
         if (strcmp(cases[i].what, "lease") == 0) h->lease_windows = 7;
@@ -146,8 +161,8 @@ static void a_site_is_refused_with_all_its_ranks(void **state) {
     }
 }
 
-/* The other ranks of a refused site come later: they are told the same, and take no place. Who comes again is of
- * another try. */
+/* The other ranks of a refused site come later: they are told the same, and take no place. Who
+ * comes again is of another try. */
 static void late_ranks_of_a_refused_site_are_told(void **state) {
     (void)state;
     static const char text[] = "site 'b' has 3 ranks, 'a' has 2; all sites must have the same";
@@ -161,7 +176,8 @@ static void late_ranks_of_a_refused_site_are_told(void **state) {
     assert_int_equal(w->last[3]->kind, DLXI_FRAME_STOP);
     assert_string_equal(w->last[3]->as.reason.text, text);
     assert_false(dlxi_coordinator_take_notice(w->c, notice, sizeof notice)); /* said once */
-    for (uint16_t r = 0; r < 2; r++) join_rank(w, 4u + r, "b", r, 2);        /* rank 0 had been told, rank 1 had not */
+    /* rank 0 had been told, rank 1 had not */
+    for (uint16_t r = 0; r < 2; r++) join_rank(w, 4u + r, "b", r, 2);
     assert_int_equal(w->counts[4][DLXI_FRAME_WELCOME], 1);
     assert_int_equal(w->counts[5][DLXI_FRAME_WELCOME], 1);
     world_close(w);
@@ -182,18 +198,22 @@ static void refusals_that_touch_no_site(void **state) {
     join_rank(w, 0, "a", 0, 2);
     hello_of_rank(w, "a", 0, 2);
     say_as(w, 1, "mallory", DLXI_FRAME_HELLO, (dlxi_frame){.term = 0});
-    assert_string_equal(w->last[1]->as.reason.text, "site 'a' uses the key of 'mallory'; set --site or wan.key");
+    assert_string_equal(w->last[1]->as.reason.text,
+                        "site 'a' uses the key of 'mallory'; set --site or wan.key");
     join_rank(w, 2, "a", 1, 2);
     join_rank(w, 3, "a", 1, 2);
-    assert_string_equal(
-        w->last[3]->as.reason.text,
-        "a site named 'a' is in the run already; give --site another name, or, where that one ended, wait "
-        "until it is missed (wan.timeout_s)");
+    assert_string_equal(w->last[3]->as.reason.text,
+                        "a site named 'a' is in the run already; give --site another name, or, "
+                        "where that one ended, wait "
+                        "until it is missed (wan.timeout_s)");
     join_rank(w, 4, "b", 0, 2);
     join_rank(w, 5, "c", 0, 2);
-    assert_string_equal(w->last[5]->as.reason.text,
-                        "2 sites are joining, as many as the run has; start the coordinator with more");
-    assert_int_equal(w->counts[0][DLXI_FRAME_STOP] + w->counts[2][DLXI_FRAME_STOP] + w->counts[4][DLXI_FRAME_STOP], 0);
+    assert_string_equal(
+        w->last[5]->as.reason.text,
+        "2 sites are joining, as many as the run has; start the coordinator with more");
+    assert_int_equal(w->counts[0][DLXI_FRAME_STOP] + w->counts[2][DLXI_FRAME_STOP] +
+                         w->counts[4][DLXI_FRAME_STOP],
+                     0);
     join_rank(w, 6, "b", 1, 2);
     assert_int_equal(w->counts[0][DLXI_FRAME_WELCOME], 1);
     world_close(w);
@@ -203,7 +223,8 @@ static void a_run_holds_so_many_ranks(void **state) {
     (void)state;
     world *w = world_open(5, 1000, NULL);
     join_rank(w, 0, "a", 0, 820);
-    assert_string_equal(w->last[0]->as.reason.text, "site 'a' has 820 ranks; allowed with 5 sites: 1 to 819");
+    assert_string_equal(w->last[0]->as.reason.text,
+                        "site 'a' has 820 ranks; allowed with 5 sites: 1 to 819");
     join_rank(w, 1, "b", 818, 819);
     assert_int_equal(w->counts[1][DLXI_FRAME_STOP], 0);
     world_close(w);
@@ -213,10 +234,12 @@ static void ranks_may_have_other_settings_than_their_site(void **state) {
     (void)state;
     world *w = world_open(1, 1000, NULL);
     join_rank(w, 0, "a", 0, 2);
-    dlxi_text_copy(hello_of_rank(w, "a", 1, 2)->shared_text, DLXI_TEXT_MAX, "model.width: 65\nsync.bits: 4\n");
+    dlxi_text_copy(hello_of_rank(w, "a", 1, 2)->shared_text, DLXI_TEXT_MAX,
+                   "model.width: 65\nsync.bits: 4\n");
     say_as(w, 1, "", DLXI_FRAME_HELLO, (dlxi_frame){.term = 0});
     assert_string_equal(w->last[0]->as.reason.text,
-                        "model.width: '65' on rank 1 of site 'a', '64' on another; all ranks must use the same value");
+                        "model.width: '65' on rank 1 of site 'a', '64' on another; all ranks must "
+                        "use the same value");
     world_close(w);
 }
 
@@ -245,13 +268,15 @@ static void a_round_commits_with_all_ranks_or_not(void **state) {
     }
     for (uint32_t peer = 0; peer < BOTH; peer++) {
         assert_int_equal(w->counts[0][DLXI_FRAME_COMMIT], 0);
-        stage(w, peer, 1, 1, 400 + peer % RANKS);                /* ranks have results of their own */
+        /* ranks have results of their own */
+        stage(w, peer, 1, 1, 400 + peer % RANKS);
         if (peer == 2) stage(w, peer, 1, 1, 400 + peer % RANKS); /* twice counts once */
     }
     for (uint32_t peer = 0; peer < BOTH; peer++) {
         assert_int_equal(w->counts[peer][DLXI_FRAME_COMMIT], 1);
         assert_int_equal(w->last[peer]->as.commit.committed_tokens, 80);
-        assert_same_lease(&w->last[peer]->as.commit.lease, &w->last[peer / RANKS * RANKS]->as.commit.lease);
+        assert_same_lease(&w->last[peer]->as.commit.lease,
+                          &w->last[peer / RANKS * RANKS]->as.commit.lease);
     }
     world_close(w);
 }
@@ -295,7 +320,8 @@ static void a_rank_that_ends_the_run_is_named(void **state) {
     world_close(w);
 
     w = ranks_open(1000);
-    w->message->as.reason = (dlxi_reason){.status = DLX_MEMORY, .text = "out of memory for 7 bytes"};
+    w->message->as.reason =
+        (dlxi_reason){.status = DLX_MEMORY, .text = "out of memory for 7 bytes"};
     say(w, 2, DLXI_FRAME_FAILED, 1, 0);
     assert_stopped(w, BOTH, DLX_MEMORY, "site 'a' (rank 2) failed: out of memory for 7 bytes");
     world_close(w);
@@ -307,13 +333,15 @@ static void a_rank_that_ends_the_run_is_named(void **state) {
         say(w, peer, DLXI_FRAME_READY, 1, 0);
     }
     assert_stopped(w, BOTH, DLX_DIVERGED,
-                   "site 'b' (rank 2) holds another anchor than 'a' after round 0; this is a bug or bad memory");
+                   "site 'b' (rank 2) holds another anchor than 'a' after round 0; this is a bug "
+                   "or bad memory");
     world_close(w);
 
     w = ranks_open(1000);
     for (uint32_t peer = 0; peer < BOTH; peer++) ready(w, peer, 1, peer == 1 ? 40 : 30);
     assert_stopped(w, BOTH, DLX_DIVERGED,
-                   "site 'a' (rank 1) says that its site trained on 40 tokens of 4 windows in round 1, its rank 0 says "
+                   "site 'a' (rank 1) says that its site trained on 40 tokens of 4 windows in "
+                   "round 1, its rank 0 says "
                    "30 of 3; all ranks must count alike");
     world_close(w);
 }
@@ -361,7 +389,8 @@ static void the_report_of_rank_0_is_the_sites(void **state) {
         snprintf(w->message->as.report.text, DLXI_TEXT_MAX, "from peer %u", peer);
         say(w, peer, DLXI_FRAME_REPORT, 2, 0);
     }
-    for (uint32_t peer = 0; peer < BOTH; peer++) assert_int_equal(w->counts[peer][DLXI_FRAME_FINISHED], 1);
+    for (uint32_t peer = 0; peer < BOTH; peer++)
+        assert_int_equal(w->counts[peer][DLXI_FRAME_FINISHED], 1);
     assert_int_equal(dlxi_coordinator_result(w->c, NULL), DLX_OK);
     const char *name = NULL;
     assert_string_equal(dlxi_coordinator_report(w->c, 0, &name), "from peer 0");

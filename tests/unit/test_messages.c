@@ -1,5 +1,6 @@
-/* Control messages: what is written is read again, what is cut or out of range is refused, and the bytes stay as they
- * are. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Control messages: what is written is read again, what is cut or out of range is refused, and the
+ * bytes stay as they are. */
 #include "messages_sample.h"
 
 #include <setjmp.h>
@@ -27,7 +28,8 @@ static dlx_status read_back(buffers *b, size_t bytes) {
     uint8_t *exact = malloc(bytes + 1); /* so that a sanitizer sees a read beyond the end */
     assert_non_null(exact);
     memcpy(exact, b->bytes, bytes);
-    dlxi_frame frame = {.kind = b->written.kind, .payload = exact, .payload_bytes = (uint32_t)bytes};
+    dlxi_frame frame = {
+        .kind = b->written.kind, .payload = exact, .payload_bytes = (uint32_t)bytes};
     dlx_error error;
     dlx_status status = dlxi_message_decode(&b->read, &frame, &error);
     free(exact);
@@ -36,7 +38,8 @@ static dlx_status read_back(buffers *b, size_t bytes) {
 
 static void encode(buffers *b) {
     dlx_error error;
-    if (dlxi_message_encode(b->bytes, sizeof b->bytes, &b->used_bytes, &b->written, &error) != DLX_OK)
+    if (dlxi_message_encode(b->bytes, sizeof b->bytes, &b->used_bytes, &b->written, &error) !=
+        DLX_OK)
         fail_msg("%s", error.message);
 }
 
@@ -62,7 +65,8 @@ static void the_longest_texts_fit(void **state) {
     assert_memory_equal(&b->read, &b->written, sizeof b->read);
     sample_message(&b->written, DLXI_FRAME_LISTENING);
     b->written.as.endpoints.sites = DLXI_SITES_MAX;
-    for (int i = 0; i < DLXI_SITES_MAX; i++) memset(b->written.as.endpoints.endpoint[i], 'e', DLXI_ENDPOINT_MAX);
+    for (int i = 0; i < DLXI_SITES_MAX; i++)
+        memset(b->written.as.endpoints.endpoint[i], 'e', DLXI_ENDPOINT_MAX);
     encode(b);
     assert_int_equal(read_back(b, b->used_bytes), DLX_OK);
 }
@@ -72,11 +76,13 @@ static void what_is_cut_or_longer_is_refused(void **state) {
     for (size_t i = 0; i < SAMPLE_KINDS; i++) {
         sample_message(&b->written, sample_kinds[i]);
         encode(b);
-        for (size_t bytes = 0; bytes < b->used_bytes; bytes++) assert_int_equal(read_back(b, bytes), DLX_DATA);
+        for (size_t bytes = 0; bytes < b->used_bytes; bytes++)
+            assert_int_equal(read_back(b, bytes), DLX_DATA);
         assert_int_equal(read_back(b, b->used_bytes + 1), DLX_DATA);
         size_t used_bytes; /* nor does it fit into less */
         for (size_t bytes = 0; bytes < b->used_bytes; bytes++)
-            assert_int_equal(dlxi_message_encode(b->bytes, bytes, &used_bytes, &b->written, NULL), DLX_ARGUMENT);
+            assert_int_equal(dlxi_message_encode(b->bytes, bytes, &used_bytes, &b->written, NULL),
+                             DLX_ARGUMENT);
     }
 }
 
@@ -130,16 +136,19 @@ static void golden_bytes(void **state) {
     encode(b);
     assert_int_equal(b->used_bytes, sizeof staged);
     assert_memory_equal(b->bytes, staged, sizeof staged);
-    static const uint8_t commit[] = {9, 0, 0, 0, 0, 0, 0, 0, 1,                   /* tokens, finished */
-                                     7, 0, 0, 0, 0, 0, 0, 0, 2,    0,             /* round, ranges */
-                                     5, 0, 0, 0, 0, 0, 0, 0, 6,    0,    0,    0, /* 5 … 10 */
+    /* tokens, finished */
+    static const uint8_t commit[] = {9, 0, 0, 0, 0, 0, 0, 0, 1,
+                                     /* round, ranges */
+                                     7, 0, 0, 0, 0, 0, 0, 0, 2, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0,
+                                     0, /* 5 … 10 */
                                      0, 0, 0, 0, 0, 1, 0, 0, 0xff, 0xff, 0xff, 0xff};
     sample_message(&b->written, DLXI_FRAME_COMMIT);
     encode(b);
     assert_int_equal(b->used_bytes, sizeof commit);
     assert_memory_equal(b->bytes, commit, sizeof commit);
-    static const uint8_t ready[] = {1,    0,    0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-                                    0xe0, 0xbf, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0};
+    static const uint8_t ready[] = {1, 0, 0, 0, 0, 0, 0, 0, 2,    0,    0, 0, 3, 0, 0, 0, 0, 0,
+                                    0, 0, 0, 0, 0, 0, 0, 0, 0xe0, 0xbf, 4, 0, 0, 0, 0, 0, 0, 0,
+                                    5, 0, 0, 0, 0, 0, 0, 0, 6,    0,    0, 0, 0, 0, 0, 0};
     sample_message(&b->written, DLXI_FRAME_READY);
     encode(b);
     assert_int_equal(b->used_bytes, sizeof ready);
@@ -153,9 +162,12 @@ static void golden_bytes(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(what_is_written_is_read),          cmocka_unit_test(the_longest_texts_fit),
-        cmocka_unit_test(what_is_cut_or_longer_is_refused), cmocka_unit_test(what_is_out_of_range_is_refused),
-        cmocka_unit_test(a_refusal_names_kind_and_site),    cmocka_unit_test(golden_bytes),
+        cmocka_unit_test(what_is_written_is_read),
+        cmocka_unit_test(the_longest_texts_fit),
+        cmocka_unit_test(what_is_cut_or_longer_is_refused),
+        cmocka_unit_test(what_is_out_of_range_is_refused),
+        cmocka_unit_test(a_refusal_names_kind_and_site),
+        cmocka_unit_test(golden_bytes),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -1,5 +1,7 @@
-/* The model room: what configs are refused, the list of tensors, starting values, micro-batches against one batch,
- * evaluation and generation. Cut models are in test_model_stages.c, gradients against PyTorch in torch_model.py. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The model room: what configs are refused, the list of tensors, starting values, micro-batches
+ * against one batch, evaluation and generation. Cut models are in test_model_stages.c, gradients
+ * against PyTorch in torch_model.py. */
 #include "model/model.h"
 #include "base/hash.h"
 #include "base/rng.h"
@@ -30,7 +32,8 @@ static dlxi_model_config small(dlxi_family family) {
 }
 
 static void draw_tokens(uint32_t *token, int64_t count, uint64_t stream) {
-    for (int64_t i = 0; i < count; i++) token[i] = (uint32_t)(dlxi_rng_u64(9, stream, (uint64_t)i) % V);
+    for (int64_t i = 0; i < count; i++)
+        token[i] = (uint32_t)(dlxi_rng_u64(9, stream, (uint64_t)i) % V);
 }
 
 static dlxi_kernels *open_kernels(void) {
@@ -43,11 +46,13 @@ static dlxi_stage *open_stage(const dlxi_model_config *config, const dlxi_stage_
                               dlxi_kernels *kernels) {
     dlxi_stage *stage = NULL;
     dlx_error error = {0};
-    if (dlxi_stage_open(&stage, config, options, kernels, &error) != DLX_OK) fail_msg("%s", error.message);
+    if (dlxi_stage_open(&stage, config, options, kernels, &error) != DLX_OK)
+        fail_msg("%s", error.message);
     return stage;
 }
 
-static dlxi_stage *open_whole(const dlxi_model_config *config, int64_t batch, dlxi_kernels *kernels) {
+static dlxi_stage *open_whole(const dlxi_model_config *config, int64_t batch,
+                              dlxi_kernels *kernels) {
     dlxi_stage_options options = dlxi_stage_options_whole(config, batch, T, 4);
     return open_stage(config, &options, kernels);
 }
@@ -61,7 +66,7 @@ static const dlxi_parameter *find(dlxi_stage *stage, const char *name) {
     return NULL;
 }
 
-/* ---- configuration --------------------------------------------------------------------------------------------- */
+/* ---- configuration --------------------------------------------------------------------------- */
 
 static void refused(dlxi_model_config config, const char *message) {
     dlx_error error = {0};
@@ -76,18 +81,23 @@ static void test_validate(void **unused) {
     c.layers = 0;
     refused(c, "model.layers: 0 is outside 1 to 1024; set the number of transformer blocks");
     c = good, c.width = 18;
-    refused(c, "model.width: 18 is not a multiple of model.heads (4); set width to 20 or change heads");
+    refused(
+        c, "model.width: 18 is not a multiple of model.heads (4); set width to 20 or change heads");
     c = good, c.kv_heads = 3;
-    refused(c, "model.kv_heads: 3 does not divide model.heads (4); set it to heads or to a divisor of heads");
+    refused(c, "model.kv_heads: 3 does not divide model.heads (4); set it to heads or to a divisor "
+               "of heads");
     c = good, c.width = 12;
-    refused(c, "model.width: 12 over model.heads (4) gives heads of size 3; rotary positions need an even size: change "
+    refused(c, "model.width: 12 over model.heads (4) gives heads of size 3; rotary positions need "
+               "an even size: change "
                "width or heads");
     c = good, c.family = DLXI_FAMILY_GPT2;
-    refused(c,
-            "model.kv_heads: 2 with model.family gpt2, which has one key head a query head; set it to model.heads (4) "
-            "or the family to llama");
+    refused(c, "model.kv_heads: 2 with model.family gpt2, which has one key head a query head; set "
+               "it to model.heads (4) "
+               "or the family to llama");
     c = good, c.vocabulary = 1;
-    refused(c, "model.vocabulary: 1 is outside 2 to 16777216; set what the tokenizer says: 256 for bytes");
+    refused(
+        c,
+        "model.vocabulary: 1 is outside 2 to 16777216; set what the tokenizer says: 256 for bytes");
     c = good, c.norm_epsilon = NAN;
     refused(c, "model.norm_epsilon: nan is outside (0, 0.1]; 1e-5 is customary");
     c = good, c.rope_theta = 0.0f;
@@ -99,13 +109,15 @@ static void test_parameter_counts(void **unused) {
     dlxi_model_config gpt2 = dlxi_model_config_default(DLXI_FAMILY_GPT2);
     gpt2.layers = 12, gpt2.width = 768, gpt2.heads = gpt2.kv_heads = 12;
     gpt2.mlp_width = 3072, gpt2.context = 1024, gpt2.vocabulary = 50257;
-    assert_int_equal(dlxi_model_parameter_count(&gpt2, false), 124439808); /* the published GPT-2 small */
+    /* the published GPT-2 small */
+    assert_int_equal(dlxi_model_parameter_count(&gpt2, false), 124439808);
     assert_int_equal(dlxi_model_parameter_count(&gpt2, true), 124439808 - 1024 * 768);
 
     dlxi_model_config qwen = dlxi_model_config_default(DLXI_FAMILY_LLAMA);
     qwen.layers = 24, qwen.width = 896, qwen.heads = 14, qwen.kv_heads = 2;
     qwen.mlp_width = 4864, qwen.vocabulary = 151936, qwen.qkv_bias = true, qwen.tied_head = true;
-    assert_int_equal(dlxi_model_parameter_count(&qwen, false), 494032768); /* the published Qwen2-0.5B */
+    /* the published Qwen2-0.5B */
+    assert_int_equal(dlxi_model_parameter_count(&qwen, false), 494032768);
 }
 
 static void test_tensor_list(void **unused) {
@@ -123,13 +135,14 @@ static void test_tensor_list(void **unused) {
         }
         assert_int_equal(hidden, config.layers * (f == 0 ? 6 : 7));
         assert_string_equal(dlxi_model_tensor(&config, 3).name,
-                            f == 0 ? "transformer.h.0.ln_1.bias" : "model.layers.0.self_attn.k_proj.weight");
+                            f == 0 ? "transformer.h.0.ln_1.bias"
+                                   : "model.layers.0.self_attn.k_proj.weight");
         assert_string_equal(dlxi_model_tensor(&config, count - 1).name,
                             f == 0 ? "transformer.ln_f.bias" : "lm_head.weight");
     }
 }
 
-/* ---- stages ---------------------------------------------------------------------------------------------------- */
+/* ---- stages ---------------------------------------------------------------------------------- */
 
 static void test_starting_values(void **unused) {
     (void)unused;
@@ -144,13 +157,15 @@ static void test_starting_values(void **unused) {
     const dlxi_parameter *parameter = dlxi_stage_parameters(half, &count);
     for (int64_t i = 0; i < count; i++) {
         const dlxi_parameter *same = find(whole, parameter[i].tensor.name);
-        assert_memory_equal(parameter[i].data, same->data, (size_t)parameter[i].count * sizeof(float));
+        assert_memory_equal(parameter[i].data, same->data,
+                            (size_t)parameter[i].count * sizeof(float));
     }
     /* 0.02, and 0.02 / sqrt(2 · 4) for what writes into the residual stream */
     static const struct {
         const char *name;
         double deviation;
-    } expected[] = {{"model.layers.3.mlp.up_proj.weight", 0.02}, {"model.layers.3.mlp.down_proj.weight", 0.0070711}};
+    } expected[] = {{"model.layers.3.mlp.up_proj.weight", 0.02},
+                    {"model.layers.3.mlp.down_proj.weight", 0.0070711}};
     for (int i = 0; i < 2; i++) {
         const dlxi_parameter *p = find(whole, expected[i].name);
         double squares = kernels->op->sum_of_squares(kernels, p->data, p->count);
@@ -175,18 +190,21 @@ static void test_micro_batches_make_a_batch(void **unused) {
     uint32_t token[3 * N], target[3 * N];
     draw_tokens(token, 3 * N, 0);
     draw_tokens(target, 3 * N, 1);
-    dlxi_stage *large = open_whole(&config, 3 * B, kernels), *micro = open_whole(&config, B, kernels);
+    dlxi_stage *large = open_whole(&config, 3 * B, kernels),
+               *micro = open_whole(&config, B, kernels);
     double loss, part, mean = 0.0;
     assert_int_equal(dlxi_stage_forward(large, 0, token, NULL, target, &loss, NULL), DLX_OK);
     assert_int_equal(dlxi_stage_backward(large, 0, NULL, NULL), DLX_OK);
     for (int m = 0; m < 3; m++) {
-        assert_int_equal(dlxi_stage_forward(micro, 0, token + m * N, NULL, target + m * N, &part, NULL), DLX_OK);
+        assert_int_equal(
+            dlxi_stage_forward(micro, 0, token + m * N, NULL, target + m * N, &part, NULL), DLX_OK);
         assert_int_equal(dlxi_stage_backward(micro, 0, NULL, NULL), DLX_OK);
         mean += part / 3.0;
     }
     assert_true(fabs(mean - loss) < 1e-6);
     int64_t count;
-    dlxi_parameter *a = dlxi_stage_parameters(micro, &count), *b = dlxi_stage_parameters(large, &count);
+    dlxi_parameter *a = dlxi_stage_parameters(micro, &count),
+                   *b = dlxi_stage_parameters(large, &count);
     for (int64_t i = 0; i < count; i++) {
         for (int64_t j = 0; j < a[i].count; j++) a[i].gradient[j] /= 3.0f;
         assert_true(difference(a[i].gradient, b[i].gradient, a[i].count) < 1e-5);
@@ -209,8 +227,10 @@ static void test_bad_tokens(void **unused) {
     dlx_error error = {0};
     token[N - 1] = V;
     assert_int_equal(dlxi_stage_forward(stage, 0, token, NULL, target, &loss, &error), DLX_DATA);
-    assert_string_equal(error.message, "token 31 is not below model.vocabulary (31); set model.vocabulary to what the "
-                                       "shard's tokenizer says");
+    assert_string_equal(
+        error.message,
+        "token 31 is not below model.vocabulary (31); set model.vocabulary to what the "
+        "shard's tokenizer says");
     token[N - 1] = 0, target[0] = UINT32_MAX;
     assert_int_equal(dlxi_stage_forward(stage, 0, token, NULL, target, &loss, &error), DLX_DATA);
     dlxi_stage_options options = dlxi_stage_options_whole(&config, B, 13, 4);
@@ -235,9 +255,10 @@ static void test_not_finite(void **unused) {
     dlxi_kernels_close(&kernels);
 }
 
-/* ---- forward only ---------------------------------------------------------------------------------------------- */
+/* ---- forward only ---------------------------------------------------------------------------- */
 
-/* Five windows in batches of two, by a stage that keeps no activations, against the training stage one by one. */
+/* Five windows in batches of two, by a stage that keeps no activations, against the training stage
+ * one by one. */
 static void test_evaluate(void **unused) {
     (void)unused;
     dlxi_kernels *kernels = open_kernels();
@@ -295,7 +316,8 @@ static void test_generate(void **unused) {
     dlxi_model_config config = small(DLXI_FAMILY_LLAMA);
     dlxi_stage *stage = open_whole(&config, 1, kernels);
     dlxi_sampling sampling = {.temperature = 0.8f, .top_k = 5, .seed = 1};
-    uint32_t first[PROMPT + NEW] = {1, 2, 3}, second[PROMPT + NEW] = {1, 2, 3}, third[PROMPT + NEW] = {1, 2, 3};
+    uint32_t first[PROMPT + NEW] = {1, 2, 3}, second[PROMPT + NEW] = {1, 2, 3},
+                            third[PROMPT + NEW] = {1, 2, 3};
     assert_int_equal(dlxi_model_generate(stage, first, PROMPT, NEW, &sampling, NULL), DLX_OK);
     assert_int_equal(dlxi_model_generate(stage, second, PROMPT, NEW, &sampling, NULL), DLX_OK);
     assert_memory_equal(first, second, sizeof first);
@@ -309,7 +331,8 @@ static void test_generate(void **unused) {
 static void test_sample(void **unused) {
     (void)unused;
     static const float scores[4] = {0.0f, 2.0f, 1.0f, -3.0f};
-    dlxi_sampling greedy = {0}, warm = {.temperature = 1.0f, .seed = 7}, two = {.temperature = 1.0f, .top_k = 2};
+    dlxi_sampling greedy = {0}, warm = {.temperature = 1.0f, .seed = 7},
+                  two = {.temperature = 1.0f, .top_k = 2};
     int drawn[4] = {0};
     float logits[4];
     memcpy(logits, scores, sizeof logits);
@@ -323,7 +346,8 @@ static void test_sample(void **unused) {
     }
     double total = 0.0;
     for (int v = 0; v < 4; v++) total += exp((double)scores[v]);
-    for (int v = 0; v < 4; v++) assert_true(fabs(drawn[v] / 20000.0 - exp((double)scores[v]) / total) < 0.015);
+    for (int v = 0; v < 4; v++)
+        assert_true(fabs(drawn[v] / 20000.0 - exp((double)scores[v]) / total) < 0.015);
 }
 
 int main(void) {

@@ -1,5 +1,6 @@
-/* No training step after the first takes memory. The linker routes our rooms' calls of the allocator through counters
- * (--wrap); libraries are not counted. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* No training step after the first takes memory. The linker routes our rooms' calls of the
+ * allocator through counters (--wrap); libraries are not counted. */
 #include "model/optimizer.h"
 #include "base/rng.h"
 
@@ -65,7 +66,8 @@ static void steps(const char *backend, dlxi_family family, dlxi_optimizer_kind k
     assert_int_equal(dlxi_kernels_open(&kernels, backend, DLXI_PRECISION_AUTO, 1, NULL), DLX_OK);
     assert_int_equal(dlxi_stage_open(&stage, &config, &options, kernels, NULL), DLX_OK);
     dlxi_parameter *parameter = dlxi_stage_parameters(stage, &count);
-    assert_int_equal(dlxi_optimizer_open(&optimizer, &settings, parameter, count, kernels, NULL), DLX_OK);
+    assert_int_equal(dlxi_optimizer_open(&optimizer, &settings, parameter, count, kernels, NULL),
+                     DLX_OK);
     assert_true(allocations > 0);
     one_step(stage, optimizer, 0);
     allocations = 0;

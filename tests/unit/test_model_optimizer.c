@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The inner optimisers against their formulas in f64, clipping, and the schedule. */
 #include "model/optimizer.h"
 #include "base/rng.h"
@@ -25,10 +26,11 @@ static void draw(float *dst, int count, uint64_t stream, float scale) {
 
 static void set_up(fixture *f) {
     *f = (fixture){0};
-    f->parameter[0] = (dlxi_parameter){.tensor = {.rows = ROWS, .cols = COLS, .hidden_matrix = true, .decay = true},
-                                       .data = f->data[0],
-                                       .gradient = f->gradient[0],
-                                       .count = COUNT};
+    f->parameter[0] = (dlxi_parameter){
+        .tensor = {.rows = ROWS, .cols = COLS, .hidden_matrix = true, .decay = true},
+        .data = f->data[0],
+        .gradient = f->gradient[0],
+        .count = COUNT};
     f->parameter[1] = (dlxi_parameter){.tensor = {.rows = 1, .cols = VECTOR, .vector = true},
                                        .data = f->data[1],
                                        .gradient = f->gradient[1],
@@ -42,7 +44,8 @@ static dlxi_optimizer *open(fixture *f, dlxi_optimizer_kind kind, float clip_nor
     dlxi_optimizer *optimizer = NULL;
     dlxi_optimizer_options options = dlxi_optimizer_options_default(kind);
     options.clip_norm = clip_norm;
-    assert_int_equal(dlxi_optimizer_open(&optimizer, &options, f->parameter, 2, f->kernels, NULL), DLX_OK);
+    assert_int_equal(dlxi_optimizer_open(&optimizer, &options, f->parameter, 2, f->kernels, NULL),
+                     DLX_OK);
     return optimizer;
 }
 
@@ -51,7 +54,8 @@ static void close_all(fixture *f, dlxi_optimizer *optimizer) {
     dlxi_kernels_close(&f->kernels);
 }
 
-/* Loshchilov & Hutter 2019, algorithm 2, in f64; decay on the matrix only; gradients scaled by 0.25. */
+/* Loshchilov & Hutter 2019, algorithm 2, in f64; decay on the matrix only; gradients scaled by
+ * 0.25. */
 static void test_adamw(void **unused) {
     (void)unused;
     fixture f;
@@ -68,7 +72,8 @@ static void test_adamw(void **unused) {
                 double g = 0.25 * (double)f.gradient[t][i];
                 m[t][i] = 0.9 * m[t][i] + 0.1 * g;
                 v[t][i] = 0.95 * v[t][i] + 0.05 * g * g;
-                double direction = m[t][i] / (1.0 - pow(0.9, step)) / (sqrt(v[t][i] / (1.0 - pow(0.95, step))) + 1e-8);
+                double direction = m[t][i] / (1.0 - pow(0.9, step)) /
+                                   (sqrt(v[t][i] / (1.0 - pow(0.95, step))) + 1e-8);
                 p[t][i] -= rate * (direction + (t == 0 ? 0.1 : 0.0) * p[t][i]);
             }
         }
@@ -76,7 +81,8 @@ static void test_adamw(void **unused) {
         assert_int_equal(dlxi_optimizer_step_count(optimizer), step);
     }
     for (int t = 0; t < 2; t++)
-        for (int i = 0; i < f.parameter[t].count; i++) assert_true(fabs((double)f.data[t][i] - p[t][i]) < 1e-5);
+        for (int i = 0; i < f.parameter[t].count; i++)
+            assert_true(fabs((double)f.data[t][i] - p[t][i]) < 1e-5);
     close_all(&f, optimizer);
 }
 
@@ -101,28 +107,31 @@ static void test_clipping(void **unused) {
     f.gradient[0][0] = INFINITY;
     dlx_error error = {0};
     assert_int_equal(dlxi_optimizer_step(optimizer, 0.1f, 1.0f, &norm, &error), DLX_NUMERIC);
-    assert_string_equal(error.message, "the gradient's norm is not finite at inner step 2; try a lower "
-                                       "train.learning_rate or a longer warm-up");
+    assert_string_equal(error.message,
+                        "the gradient's norm is not finite at inner step 2; try a lower "
+                        "train.learning_rate or a longer warm-up");
     assert_true(f.data[1][2] == before);
     assert_int_equal(dlxi_optimizer_step_count(optimizer), 1);
     close_all(&f, optimizer);
 }
 
-/* U Vᵀ from the singular value decomposition, by the eigenvectors of a tiny matrix, is what the iteration approaches:
- * singular values come to lie in about [0.7, 1.2], so that X Xᵀ is near I, and X stays in the row space's directions.
- */
+/* U Vᵀ from the singular value decomposition, by the eigenvectors of a tiny matrix, is what the
+ * iteration approaches: singular values come to lie in about [0.7, 1.2], so that X Xᵀ is near I,
+ * and X stays in the row space's directions. */
 static void test_orthogonalize(void **unused) {
     (void)unused;
     fixture f;
     set_up(&f);
     float wide[COUNT], tall[COUNT], transposed[COUNT];
     float *scratch = calloc((size_t)dlxi_muon_scratch_count(ROWS, COLS), sizeof *scratch);
-    assert_int_equal(dlxi_muon_orthogonalize(f.kernels, wide, f.data[0], ROWS, COLS, scratch), DLX_OK);
+    assert_int_equal(dlxi_muon_orthogonalize(f.kernels, wide, f.data[0], ROWS, COLS, scratch),
+                     DLX_OK);
     double trace = 0.0;
     for (int i = 0; i < ROWS; i++) {
         for (int j = 0; j < ROWS; j++) {
             double sum = 0.0;
-            for (int c = 0; c < COLS; c++) sum += (double)wide[i * COLS + c] * (double)wide[j * COLS + c];
+            for (int c = 0; c < COLS; c++)
+                sum += (double)wide[i * COLS + c] * (double)wide[j * COLS + c];
             assert_true(fabs(sum - (i == j)) < 0.45);
             trace += i == j ? sum : 0.0;
         }
@@ -134,12 +143,15 @@ static void test_orthogonalize(void **unused) {
 
     for (int r = 0; r < ROWS; r++)
         for (int c = 0; c < COLS; c++) transposed[c * ROWS + r] = f.data[0][r * COLS + c];
-    assert_int_equal(dlxi_muon_orthogonalize(f.kernels, tall, transposed, COLS, ROWS, scratch), DLX_OK);
+    assert_int_equal(dlxi_muon_orthogonalize(f.kernels, tall, transposed, COLS, ROWS, scratch),
+                     DLX_OK);
     for (int r = 0; r < ROWS; r++)
-        for (int c = 0; c < COLS; c++) assert_true(fabsf(tall[c * ROWS + r] - wide[r * COLS + c]) < 1e-5f);
+        for (int c = 0; c < COLS; c++)
+            assert_true(fabsf(tall[c * ROWS + r] - wide[r * COLS + c]) < 1e-5f);
 
     memset(transposed, 0, sizeof transposed);
-    assert_int_equal(dlxi_muon_orthogonalize(f.kernels, tall, transposed, COLS, ROWS, scratch), DLX_OK);
+    assert_int_equal(dlxi_muon_orthogonalize(f.kernels, tall, transposed, COLS, ROWS, scratch),
+                     DLX_OK);
     for (int i = 0; i < COUNT; i++) assert_true(tall[i] == 0.0f);
     free(scratch);
     close_all(&f, NULL);
@@ -152,11 +164,13 @@ static void test_muon_step(void **unused) {
     set_up(&f);
     dlxi_optimizer *optimizer = open(&f, DLXI_OPTIMIZER_MUON, 0.0f);
     float before[COUNT], direction[COUNT], vector_before = f.data[1][3];
-    float *scratch = calloc((size_t)dlxi_muon_scratch_count(ROWS, COLS), sizeof *scratch), *momentum, *none;
+    float *scratch = calloc((size_t)dlxi_muon_scratch_count(ROWS, COLS), sizeof *scratch),
+          *momentum, *none;
     memcpy(before, f.data[0], sizeof before);
     draw(f.gradient[0], COUNT, 20, 1.0f);
     draw(f.gradient[1], VECTOR, 21, 1.0f);
-    assert_int_equal(dlxi_muon_orthogonalize(f.kernels, direction, f.gradient[0], ROWS, COLS, scratch), DLX_OK);
+    assert_int_equal(
+        dlxi_muon_orthogonalize(f.kernels, direction, f.gradient[0], ROWS, COLS, scratch), DLX_OK);
     assert_int_equal(dlxi_optimizer_step(optimizer, 0.1f, 2.0f, NULL, NULL), DLX_OK);
     for (int i = 0; i < COUNT; i++) {
         double expected = 0.99 * (double)before[i] - 0.1 * 0.2 * sqrt(7.0) * (double)direction[i];
@@ -165,7 +179,8 @@ static void test_muon_step(void **unused) {
     dlxi_optimizer_state(optimizer, 0, &momentum, &none);
     assert_null(none);
     assert_true(fabsf(momentum[8] - 2.0f * f.gradient[0][8]) < 1e-6f);
-    float sign = f.gradient[1][3] > 0.0f ? 1.0f : -1.0f; /* AdamW's first step is the rate, against the sign */
+    /* AdamW's first step is the rate, against the sign */
+    float sign = f.gradient[1][3] > 0.0f ? 1.0f : -1.0f;
     assert_true(fabsf(f.data[1][3] - (vector_before - 0.1f * sign)) < 1e-4f);
     free(scratch);
     close_all(&f, optimizer);
@@ -177,7 +192,8 @@ static void near(float value, double expected) {
 
 static void test_schedule(void **unused) {
     (void)unused;
-    dlxi_schedule schedule = {.peak = 0.01f, .final_share = 0.1f, .warmup_tokens = 100, .total_tokens = 1100};
+    dlxi_schedule schedule = {
+        .peak = 0.01f, .final_share = 0.1f, .warmup_tokens = 100, .total_tokens = 1100};
     near(dlxi_schedule_rate(&schedule, -5), 0.0);
     near(dlxi_schedule_rate(&schedule, 0), 0.0);
     near(dlxi_schedule_rate(&schedule, 25), 0.0025);
@@ -200,16 +216,19 @@ static void test_bad_options(void **unused) {
     dlxi_optimizer *optimizer = NULL;
     dlxi_optimizer_options options = dlxi_optimizer_options_default(DLXI_OPTIMIZER_ADAMW);
     options.clip_norm = -1.0f;
-    assert_int_equal(dlxi_optimizer_open(&optimizer, &options, f.parameter, 2, f.kernels, &error), DLX_CONFIG);
-    assert_string_equal(error.message, "train.clip_norm: -1 is negative; 1 is customary, 0 never clips");
+    assert_int_equal(dlxi_optimizer_open(&optimizer, &options, f.parameter, 2, f.kernels, &error),
+                     DLX_CONFIG);
+    assert_string_equal(error.message,
+                        "train.clip_norm: -1 is negative; 1 is customary, 0 never clips");
     assert_null(optimizer);
     close_all(&f, optimizer);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_adamw),     cmocka_unit_test(test_clipping), cmocka_unit_test(test_orthogonalize),
-        cmocka_unit_test(test_muon_step), cmocka_unit_test(test_schedule), cmocka_unit_test(test_bad_options),
+        cmocka_unit_test(test_adamw),         cmocka_unit_test(test_clipping),
+        cmocka_unit_test(test_orthogonalize), cmocka_unit_test(test_muon_step),
+        cmocka_unit_test(test_schedule),      cmocka_unit_test(test_bad_options),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

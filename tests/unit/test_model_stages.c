@@ -1,5 +1,6 @@
-/* Stages of a model against the whole: cut and interleaved as a pipeline does it, with blocks recomputed, with a
- * listener for finished gradients, and forward only. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Stages of a model against the whole: cut and interleaved as a pipeline does it, with blocks
+ * recomputed, with a listener for finished gradients, and forward only. */
 #include "model/model.h"
 #include "base/rng.h"
 #include "difference.h"
@@ -14,7 +15,17 @@
 
 #include <cmocka.h>
 
-enum { B = 2, T = 8, N = B * T, C = 16, V = 31, LAYERS = 5, MICRO_BATCHES = 5, STAGES_MAX = 4, SEED = 4 };
+enum {
+    B = 2,
+    T = 8,
+    N = B * T,
+    C = 16,
+    V = 31,
+    LAYERS = 5,
+    MICRO_BATCHES = 5,
+    STAGES_MAX = 4,
+    SEED = 4
+};
 
 /* gpt2 and llama, each with a tied and an untied head. */
 enum { VARIANTS = 4 };
@@ -51,17 +62,20 @@ static dlxi_kernels *open_kernels(const char *backend) {
     return kernels;
 }
 
-/* Opens and moves every value, so that zero biases and unit gains hide nothing; the same way in every stage. */
+/* Opens and moves every value, so that zero biases and unit gains hide nothing; the same way in
+ * every stage. */
 static dlxi_stage *open_stage(const dlxi_model_config *config, const dlxi_stage_options *options,
                               dlxi_kernels *kernels) {
     dlxi_stage *stage = NULL;
     dlx_error error = {0};
     int64_t count;
-    if (dlxi_stage_open(&stage, config, options, kernels, &error) != DLX_OK) fail_msg("%s", error.message);
+    if (dlxi_stage_open(&stage, config, options, kernels, &error) != DLX_OK)
+        fail_msg("%s", error.message);
     dlxi_parameter *parameter = dlxi_stage_parameters(stage, &count);
     for (int64_t i = 0; i < count; i++)
         for (int64_t j = 0; j < parameter[i].count; j++)
-            parameter[i].data[j] += 0.1f * dlxi_rng_normal(7, (uint64_t)parameter[i].tensor.id, (uint64_t)j);
+            parameter[i].data[j] +=
+                0.1f * dlxi_rng_normal(7, (uint64_t)parameter[i].tensor.id, (uint64_t)j);
     dlxi_stage_parameters_changed(stage);
     return stage;
 }
@@ -76,14 +90,15 @@ static dlxi_stage_options part(const dlxi_model_config *config, int64_t first, i
 
 static void assert_same_gradients(dlxi_stage *a, dlxi_stage *b) {
     int64_t count, other;
-    const dlxi_parameter *x = dlxi_stage_parameters(a, &count), *y = dlxi_stage_parameters(b, &other);
+    const dlxi_parameter *x = dlxi_stage_parameters(a, &count),
+                         *y = dlxi_stage_parameters(b, &other);
     assert_int_equal(count, other);
     for (int64_t i = 0; i < count; i++) {
         assert_memory_equal(x[i].gradient, y[i].gradient, (size_t)x[i].count * sizeof(float));
     }
 }
 
-/* ---- a pipeline in one process --------------------------------------------------------------------------------- */
+/* ---- a pipeline in one process --------------------------------------------------------------- */
 
 typedef struct line {
     dlxi_stage *stage[STAGES_MAX];
@@ -102,10 +117,12 @@ static void pass_forward(line *l, int s) {
     int m = l->forward[s]++, slot = m % slots_of(l, s);
     bool first = s == 0, last = s == l->stages - 1;
     assert_int_equal(dlxi_stage_forward(l->stage[s], slot, first ? token + m * N : NULL,
-                                        first ? NULL : l->output[s - 1][m], last ? target + m * N : NULL,
-                                        last ? &l->loss[m] : NULL, NULL),
+                                        first ? NULL : l->output[s - 1][m],
+                                        last ? target + m * N : NULL, last ? &l->loss[m] : NULL,
+                                        NULL),
                      DLX_OK);
-    if (!last) memcpy(l->output[s][m], dlxi_stage_output(l->stage[s], slot), sizeof l->output[s][m]);
+    if (!last)
+        memcpy(l->output[s][m], dlxi_stage_output(l->stage[s], slot), sizeof l->output[s][m]);
 }
 
 static void pass_backward(line *l, int s) {
@@ -115,8 +132,8 @@ static void pass_backward(line *l, int s) {
     if (s > 0) memcpy(l->d_input[s][m], dlxi_stage_d_input(l->stage[s]), sizeof l->d_input[s][m]);
 }
 
-/* The next pass of a stage, if what it needs is there: as many forward passes as there are slots, then one backward
- * and one forward in turn. */
+/* The next pass of a stage, if what it needs is there: as many forward passes as there are slots,
+ * then one backward and one forward in turn. */
 static bool pass(line *l, int s) {
     bool full = l->forward[s] - l->backward[s] == slots_of(l, s) || l->forward[s] == MICRO_BATCHES;
     if (full) {
@@ -140,8 +157,8 @@ static void run_line(line *l) {
 }
 
 /* cut[stages + 1]: first layers, and the model's number of them at the end. */
-static line *open_line(const dlxi_model_config *config, const int64_t *cut, int stages, bool recompute,
-                       dlxi_kernels *kernels) {
+static line *open_line(const dlxi_model_config *config, const int64_t *cut, int stages,
+                       bool recompute, dlxi_kernels *kernels) {
     line *l = calloc(1, sizeof *l);
     assert_non_null(l);
     l->stages = stages;
@@ -159,7 +176,8 @@ static void close_line(line *l) {
     free(l);
 }
 
-/* Gradients of the line against the whole's: to the bit, but for a tied table, whose two ends are summed. */
+/* Gradients of the line against the whole's: to the bit, but for a tied table, whose two ends are
+ * summed. */
 static void compare_line(line *l, dlxi_stage *whole) {
     int64_t count, seen = 0;
     const dlxi_parameter *expected = dlxi_stage_parameters(whole, &count);
@@ -170,13 +188,15 @@ static void compare_line(line *l, dlxi_stage *whole) {
         int64_t part_count;
         const dlxi_parameter *p = dlxi_stage_parameters(l->stage[s], &part_count);
         for (int64_t i = 0; i < part_count; i++) {
-            const dlxi_parameter *same = &expected[p[i].tensor.id]; /* the whole model's tensors lie at their ids */
+            /* the whole model's tensors lie at their ids */
+            const dlxi_parameter *same = &expected[p[i].tensor.id];
             assert_string_equal(p[i].tensor.name, same->tensor.name);
             seen++;
             if (tied && p[i].tensor.id == 0) {
                 for (int64_t x = 0; x < p[i].count; x++) sum[x] += p[i].gradient[x];
             } else {
-                assert_memory_equal(p[i].gradient, same->gradient, (size_t)p[i].count * sizeof(float));
+                assert_memory_equal(p[i].gradient, same->gradient,
+                                    (size_t)p[i].count * sizeof(float));
             }
         }
     }
@@ -195,7 +215,9 @@ static void cut_models(const char *backend, bool recompute) {
         dlxi_stage *whole = open_stage(&config, &options, kernels);
         double loss[MICRO_BATCHES];
         for (int m = 0; m < MICRO_BATCHES; m++) {
-            assert_int_equal(dlxi_stage_forward(whole, 0, token + m * N, NULL, target + m * N, &loss[m], NULL), DLX_OK);
+            assert_int_equal(
+                dlxi_stage_forward(whole, 0, token + m * N, NULL, target + m * N, &loss[m], NULL),
+                DLX_OK);
             assert_int_equal(dlxi_stage_backward(whole, 0, NULL, NULL), DLX_OK);
         }
         for (int stages = 1; stages <= STAGES_MAX; stages++) {
@@ -222,14 +244,16 @@ static void test_cut_and_recompute(void **unused) {
     cut_models("fast", true);
 }
 
-/* ---- recomputation --------------------------------------------------------------------------------------------- */
+/* ---- recomputation --------------------------------------------------------------------------- */
 
 /* All micro-batches alive at once, and backward in the opposite order. */
 static void all_in_flight(dlxi_stage *stage) {
     double loss;
     for (int m = 0; m < MICRO_BATCHES; m++)
-        assert_int_equal(dlxi_stage_forward(stage, m, token + m * N, NULL, target + m * N, &loss, NULL), DLX_OK);
-    for (int m = MICRO_BATCHES - 1; m >= 0; m--) assert_int_equal(dlxi_stage_backward(stage, m, NULL, NULL), DLX_OK);
+        assert_int_equal(
+            dlxi_stage_forward(stage, m, token + m * N, NULL, target + m * N, &loss, NULL), DLX_OK);
+    for (int m = MICRO_BATCHES - 1; m >= 0; m--)
+        assert_int_equal(dlxi_stage_backward(stage, m, NULL, NULL), DLX_OK);
 }
 
 static void test_recompute(void **unused) {
@@ -278,13 +302,14 @@ static void test_recompute_memory(void **unused) {
             recomputed[s] = activation_bytes(&config, &options, kernels);
             assert_true(2 * recomputed[s] < kept[s]);
         }
-        /* a slot more: tokens, the residual stream at nine places, and the gradient below the head */
+        /* a slot more: tokens, the residual stream at nine places, and the gradient below the head
+         */
         assert_int_equal(recomputed[1] - recomputed[0], N * 4 + 10 * N * C * 4);
     }
     dlxi_kernels_close(&kernels);
 }
 
-/* ---- finished gradients ---------------------------------------------------------------------------------------- */
+/* ---- finished gradients ---------------------------------------------------------------------- */
 
 /* Copies a part's gradients when it is told that they are complete. */
 typedef struct listener {
@@ -313,7 +338,8 @@ static void on_done(void *context, int64_t layer) {
     }
 }
 
-/* One micro-batch; each part is heard of once, in the order of the header, with its final gradients. */
+/* One micro-batch; each part is heard of once, in the order of the header, with its final
+ * gradients. */
 static void listen(dlxi_stage *stage, int m, const float *input, const float *d_output) {
     const dlxi_stage_options *options = dlxi_stage_opened_with(stage);
     const bool tied = dlxi_stage_config(stage)->tied_head;
@@ -324,13 +350,14 @@ static void listen(dlxi_stage *stage, int m, const float *input, const float *d_
     if (options->has_head) expected[calls++] = LAYERS;
     if (options->has_head && tied && !options->has_embedding) expected[calls++] = -1;
     const int after_forward = calls;
-    for (int64_t layer = options->end_layer - 1; layer >= options->first_layer; layer--) expected[calls++] = layer;
+    for (int64_t layer = options->end_layer - 1; layer >= options->first_layer; layer--)
+        expected[calls++] = layer;
     if (options->has_embedding) expected[calls++] = -1;
 
     dlxi_stage_on_gradients(stage, on_done, &l);
-    assert_int_equal(dlxi_stage_forward(stage, 0, options->has_embedding ? token + m * N : NULL, input,
-                                        options->has_head ? target + m * N : NULL, options->has_head ? &loss : NULL,
-                                        NULL),
+    assert_int_equal(dlxi_stage_forward(stage, 0, options->has_embedding ? token + m * N : NULL,
+                                        input, options->has_head ? target + m * N : NULL,
+                                        options->has_head ? &loss : NULL, NULL),
                      DLX_OK);
     assert_int_equal(l.calls, after_forward);
     assert_int_equal(dlxi_stage_backward(stage, 0, d_output, NULL), DLX_OK);
@@ -340,7 +367,8 @@ static void listen(dlxi_stage *stage, int m, const float *input, const float *d_
     const dlxi_parameter *parameter = dlxi_stage_parameters(stage, &count);
     for (int64_t i = 0; i < count; i++) {
         assert_non_null(l.copy[i]);
-        assert_memory_equal(l.copy[i], parameter[i].gradient, (size_t)parameter[i].count * sizeof(float));
+        assert_memory_equal(l.copy[i], parameter[i].gradient,
+                            (size_t)parameter[i].count * sizeof(float));
         free(l.copy[i]);
     }
 }
@@ -361,14 +389,15 @@ static void test_on_gradients(void **unused) {
             options.recompute = v >= 2;
             dlxi_stage *stage = open_stage(&config, &options, kernels);
             for (int m = 0; m < 2; m++) /* the second adds to the first's */
-                listen(stage, m, options.has_embedding ? NULL : input, options.has_head ? NULL : d_output);
+                listen(stage, m, options.has_embedding ? NULL : input,
+                       options.has_head ? NULL : d_output);
             dlxi_stage_close(&stage);
         }
     }
     dlxi_kernels_close(&kernels);
 }
 
-/* ---- forward only ---------------------------------------------------------------------------------------------- */
+/* ---- forward only ---------------------------------------------------------------------------- */
 
 static void test_evaluate_cut(void **unused) {
     (void)unused;
@@ -389,15 +418,21 @@ static void test_evaluate_cut(void **unused) {
         dlxi_stage *one = open_stage(&config, &options, kernels);
         double loss, sum, cut_sum, expected = 0.0;
         for (int64_t windows = 1; windows <= B; windows++) {
-            assert_int_equal(dlxi_stage_evaluate(whole, 0, token, NULL, target, windows, &sum, NULL), DLX_OK);
-            assert_int_equal(dlxi_stage_evaluate(stage[0], 1, token, NULL, NULL, windows, NULL, NULL), DLX_OK);
+            assert_int_equal(
+                dlxi_stage_evaluate(whole, 0, token, NULL, target, windows, &sum, NULL), DLX_OK);
+            assert_int_equal(
+                dlxi_stage_evaluate(stage[0], 1, token, NULL, NULL, windows, NULL, NULL), DLX_OK);
             const float *x = dlxi_stage_output(stage[0], 1);
-            assert_int_equal(dlxi_stage_evaluate(stage[1], 0, NULL, x, NULL, windows, NULL, NULL), DLX_OK);
+            assert_int_equal(dlxi_stage_evaluate(stage[1], 0, NULL, x, NULL, windows, NULL, NULL),
+                             DLX_OK);
             x = dlxi_stage_output(stage[1], 0);
-            assert_int_equal(dlxi_stage_evaluate(stage[2], 1, NULL, x, target, windows, &cut_sum, NULL), DLX_OK);
+            assert_int_equal(
+                dlxi_stage_evaluate(stage[2], 1, NULL, x, target, windows, &cut_sum, NULL), DLX_OK);
             assert_true(cut_sum == sum);
-            const uint32_t *last = token + (windows - 1) * T, *last_target = target + (windows - 1) * T;
-            assert_int_equal(dlxi_stage_forward(one, 0, last, NULL, last_target, &loss, NULL), DLX_OK);
+            const uint32_t *last = token + (windows - 1) * T,
+                           *last_target = target + (windows - 1) * T;
+            assert_int_equal(dlxi_stage_forward(one, 0, last, NULL, last_target, &loss, NULL),
+                             DLX_OK);
             expected += loss * T;
             assert_true(fabs(sum - expected) < 1e-4);
         }
@@ -410,7 +445,8 @@ static void test_evaluate_cut(void **unused) {
     dlxi_kernels_close(&kernels);
 }
 
-/* What waits in one slot for its backward pass outlives an evaluation in another, and evaluation adds no gradients. */
+/* What waits in one slot for its backward pass outlives an evaluation in another, and evaluation
+ * adds no gradients. */
 static void test_evaluate_between(void **unused) {
     (void)unused;
     dlxi_kernels *kernels = open_kernels("ref");
@@ -424,9 +460,12 @@ static void test_evaluate_between(void **unused) {
         double loss, sum;
         for (int s = 0; s < 2; s++) {
             dlxi_stage *stage = s == 0 ? undisturbed : disturbed;
-            assert_int_equal(dlxi_stage_forward(stage, 0, token, NULL, target, &loss, NULL), DLX_OK);
+            assert_int_equal(dlxi_stage_forward(stage, 0, token, NULL, target, &loss, NULL),
+                             DLX_OK);
             if (s == 1)
-                assert_int_equal(dlxi_stage_evaluate(stage, 1, token + N, NULL, target + N, B, &sum, NULL), DLX_OK);
+                assert_int_equal(
+                    dlxi_stage_evaluate(stage, 1, token + N, NULL, target + N, B, &sum, NULL),
+                    DLX_OK);
             assert_int_equal(dlxi_stage_backward(stage, 0, NULL, NULL), DLX_OK);
         }
         assert_same_gradients(disturbed, undisturbed);

@@ -1,5 +1,6 @@
-/* The options engine: every message by its text, the round trip of the printed YAML, and the comparison of two sites.
- */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The options engine: every message by its text, the round trip of the printed YAML, and the
+ * comparison of two sites. */
 #include "../options_table.h"
 
 #include <stdio.h>
@@ -12,7 +13,8 @@
 
 static void load_into(test_config *config, const char *yaml) {
     dlx_error error;
-    dlx_status status = dlxi_options_load_text(config, &test_table, "x.yaml", yaml, strlen(yaml), &error);
+    dlx_status status =
+        dlxi_options_load_text(config, &test_table, "x.yaml", yaml, strlen(yaml), &error);
     if (status != DLX_OK) print_error("%s\n", error.message);
     assert_int_equal(status, DLX_OK);
 }
@@ -27,16 +29,18 @@ static test_config defaults(void) {
 static void expect_refused(const char *yaml, size_t yaml_bytes, const char *message) {
     test_config config = defaults();
     dlx_error error;
-    assert_int_equal(dlxi_options_load_text(&config, &test_table, "quickstart.yaml", yaml, yaml_bytes, &error),
-                     DLX_CONFIG);
+    assert_int_equal(
+        dlxi_options_load_text(&config, &test_table, "quickstart.yaml", yaml, yaml_bytes, &error),
+        DLX_CONFIG);
     assert_string_equal(error.message, message);
     assert_int_equal(error.status, DLX_CONFIG);
-    assert_int_equal(dlxi_options_load_text(&config, &test_table, "x", yaml, yaml_bytes, NULL), DLX_CONFIG);
+    assert_int_equal(dlxi_options_load_text(&config, &test_table, "x", yaml, yaml_bytes, NULL),
+                     DLX_CONFIG);
 }
 
 #define REFUSED(yaml, message) expect_refused((yaml), sizeof(yaml) - 1, "quickstart.yaml:" message)
 
-/* ---- values ---------------------------------------------------------------------------------------------------- */
+/* ---- values ---------------------------------------------------------------------------------- */
 
 static void test_defaults_are_set(void **state) {
     (void)state;
@@ -97,34 +101,51 @@ static void test_bounds_are_allowed(void **state) {
     assert_false(signbit(config.sync.outer_momentum)); /* so that 0 and -0 print equally */
 }
 
-/* ---- messages -------------------------------------------------------------------------------------------------- */
+/* ---- messages -------------------------------------------------------------------------------- */
 
 static void test_values_are_refused(void **state) {
     (void)state;
-    REFUSED("# one\n\nsync:\n  inner_steps: 0\n", "4: sync.inner_steps: 0 is out of range; allowed: 1 to 100000");
-    REFUSED("sync: {inner_steps: 100001}", "1: sync.inner_steps: 100001 is out of range; allowed: 1 to 100000");
-    REFUSED("sync: {inner_steps: 1e300}", "1: sync.inner_steps: 1e300 is out of range; allowed: 1 to 100000");
-    REFUSED("sync: {inner_steps: auto}", "1: sync.inner_steps: 'auto' is not a whole number; allowed: 1 to 100000");
-    REFUSED("train:\n  batch: many\n", "2: train.batch: 'many' is not a whole number; allowed: 1 to 4096");
-    REFUSED("train:\n  batch: 2.5\n", "2: train.batch: '2.5' is not a whole number; allowed: 1 to 4096");
-    REFUSED("train: {batch: 0x10}", "1: train.batch: '0x10' is not a whole number; allowed: 1 to 4096");
+    REFUSED("# one\n\nsync:\n  inner_steps: 0\n",
+            "4: sync.inner_steps: 0 is out of range; allowed: 1 to 100000");
+    REFUSED("sync: {inner_steps: 100001}",
+            "1: sync.inner_steps: 100001 is out of range; allowed: 1 to 100000");
+    REFUSED("sync: {inner_steps: 1e300}",
+            "1: sync.inner_steps: 1e300 is out of range; allowed: 1 to 100000");
+    REFUSED("sync: {inner_steps: auto}",
+            "1: sync.inner_steps: 'auto' is not a whole number; allowed: 1 to 100000");
+    REFUSED("train:\n  batch: many\n",
+            "2: train.batch: 'many' is not a whole number; allowed: 1 to 4096");
+    REFUSED("train:\n  batch: 2.5\n",
+            "2: train.batch: '2.5' is not a whole number; allowed: 1 to 4096");
+    REFUSED("train: {batch: 0x10}",
+            "1: train.batch: '0x10' is not a whole number; allowed: 1 to 4096");
     REFUSED("train: {batch: \"\"}", "1: train.batch: '' is not a whole number; allowed: 1 to 4096");
-    REFUSED("train: {batch: ' 8'}", "1: train.batch: ' 8' is not a whole number; allowed: 1 to 4096");
+    REFUSED("train: {batch: ' 8'}",
+            "1: train.batch: ' 8' is not a whole number; allowed: 1 to 4096");
     REFUSED("train: {batch:\n}", "1: train.batch: no value; allowed: 1 to 4096");
     REFUSED("train: {batch: ~}", "1: train.batch: no value; allowed: 1 to 4096");
-    REFUSED("train: {learning_rate: nan}", "1: train.learning_rate: 'nan' is not a number; allowed: 1e-09 to 10");
-    REFUSED("train: {learning_rate: 1e}", "1: train.learning_rate: '1e' is not a number; allowed: 1e-09 to 10");
-    REFUSED("train: {learning_rate: .}", "1: train.learning_rate: '.' is not a number; allowed: 1e-09 to 10");
-    REFUSED("train: {learning_rate: -1}", "1: train.learning_rate: -1 is out of range; allowed: 1e-09 to 10");
-    REFUSED("train: {learning_rate: 1e999}", "1: train.learning_rate: 1e999 is out of range; allowed: 1e-09 to 10");
-    REFUSED("sync: {outer_momentum: 1}", "1: sync.outer_momentum: 1 is out of range; allowed: 0 to 0.999, or auto");
+    REFUSED("train: {learning_rate: nan}",
+            "1: train.learning_rate: 'nan' is not a number; allowed: 1e-09 to 10");
+    REFUSED("train: {learning_rate: 1e}",
+            "1: train.learning_rate: '1e' is not a number; allowed: 1e-09 to 10");
+    REFUSED("train: {learning_rate: .}",
+            "1: train.learning_rate: '.' is not a number; allowed: 1e-09 to 10");
+    REFUSED("train: {learning_rate: -1}",
+            "1: train.learning_rate: -1 is out of range; allowed: 1e-09 to 10");
+    REFUSED("train: {learning_rate: 1e999}",
+            "1: train.learning_rate: 1e999 is out of range; allowed: 1e-09 to 10");
+    REFUSED("sync: {outer_momentum: 1}",
+            "1: sync.outer_momentum: 1 is out of range; allowed: 0 to 0.999, or auto");
     REFUSED("sync: {compression: {error_feedback: yes}}",
             "1: sync.compression.error_feedback: 'yes' is not a choice; allowed: true, false");
-    REFUSED("sync: {overlap: cary}", "1: sync.overlap: 'cary' is not a choice; allowed: none, delayed, eager, carry");
-    REFUSED("name: 0123456789abcdef", "1: name: 16 bytes are too many; allowed: text of up to 15 bytes");
-    REFUSED("name: \"a\\tb\"",
-            "1: name: 'a?b' is not plain text (UTF-8 without control characters); allowed: text of up "
-            "to 15 bytes");
+    REFUSED("sync: {overlap: cary}",
+            "1: sync.overlap: 'cary' is not a choice; allowed: none, delayed, eager, carry");
+    REFUSED("name: 0123456789abcdef",
+            "1: name: 16 bytes are too many; allowed: text of up to 15 bytes");
+    REFUSED(
+        "name: \"a\\tb\"",
+        "1: name: 'a?b' is not plain text (UTF-8 without control characters); allowed: text of up "
+        "to 15 bytes");
     REFUSED("name:", "1: name: no value; allowed: text of up to 15 bytes");
     REFUSED("name: null", "1: name: no value; allowed: text of up to 15 bytes");
 }
@@ -135,10 +156,13 @@ static void test_keys_are_refused(void **state) {
             "4: unknown key 'sync.iner_steps'; did you mean 'sync.inner_steps'?");
     REFUSED("snyc: {inner_steps: 5}", "1: unknown key 'snyc'; did you mean 'sync'?");
     REFUSED("inner_steps: 5", "1: unknown key 'inner_steps'; did you mean 'sync.inner_steps'?");
-    REFUSED("train: {rank: 5}", "1: unknown key 'train.rank'; did you mean 'sync.compression.rank'?");
-    REFUSED("sync: {compresion: {rank: 5}}", "1: unknown key 'sync.compresion'; did you mean 'sync.compression'?");
+    REFUSED("train: {rank: 5}",
+            "1: unknown key 'train.rank'; did you mean 'sync.compression.rank'?");
+    REFUSED("sync: {compresion: {rank: 5}}",
+            "1: unknown key 'sync.compresion'; did you mean 'sync.compression'?");
     REFUSED("zebra: 5", "1: unknown key 'zebra'; 'dilocox config --defaults' prints all keys");
-    REFUSED("\"a\\eb\\0c\": 5", "1: unknown key 'a?b?c'; 'dilocox config --defaults' prints all keys");
+    REFUSED("\"a\\eb\\0c\": 5",
+            "1: unknown key 'a?b?c'; 'dilocox config --defaults' prints all keys");
     REFUSED("\"\": 5", "1: unknown key ''; 'dilocox config --defaults' prints all keys");
     REFUSED("? [a]\n: 5", "1: a key must be one word, not a list");
     REFUSED("? {a: 1}\n: 5", "1: a key must be one word, not a map");
@@ -164,7 +188,8 @@ static void test_shapes_are_refused(void **state) {
     (void)state;
     REFUSED("sync: 5", "1: sync: is a section; its keys, as 'overlap', go below it, indented");
     REFUSED("sync: [a]", "1: sync: is a section; its keys, as 'overlap', go below it, indented");
-    REFUSED("sync: {compression: x}", "1: sync.compression: is a section; its keys, as 'rank', go below it, indented");
+    REFUSED("sync: {compression: x}",
+            "1: sync.compression: is a section; its keys, as 'rank', go below it, indented");
     REFUSED("sync: {overlap: {a: 1}}", "1: sync.overlap: one value is expected, not a map");
     REFUSED("sync: {overlap: [a]}", "1: sync.overlap: one value is expected, not a list");
     REFUSED("[a]", "1: a config is a map of sections, as 'run: {seed: 1}'");
@@ -175,12 +200,14 @@ static void test_shapes_are_refused(void **state) {
     REFUSED("name: !!str b", "1: tags (!) are not allowed; write the bare value");
     REFUSED("--- !t {name: b}", "1: tags (!) are not allowed; write the bare value");
     REFUSED("name: b\n---\nname: c\n", "2: a second document begins here; a config has one");
-    REFUSED("run:\n  seed: 1\n name: b\n",
-            "3: not valid YAML: did not find expected key; look for a missing colon, quote or indent");
-    REFUSED("name: \"b\n", "2: not valid YAML: found unexpected end of stream; look for a missing colon, quote or "
-                           "indent");
-    REFUSED("name: \xFF\n",
-            "1: not valid YAML: invalid leading UTF-8 octet; look for a missing colon, quote or indent");
+    REFUSED(
+        "run:\n  seed: 1\n name: b\n",
+        "3: not valid YAML: did not find expected key; look for a missing colon, quote or indent");
+    REFUSED("name: \"b\n",
+            "2: not valid YAML: found unexpected end of stream; look for a missing colon, quote or "
+            "indent");
+    REFUSED("name: \xFF\n", "1: not valid YAML: invalid leading UTF-8 octet; look for a missing "
+                            "colon, quote or indent");
 }
 
 static void test_files_are_refused(void **state) {
@@ -188,32 +215,38 @@ static void test_files_are_refused(void **state) {
     test_config config = defaults();
     dlx_error error;
     size_t bytes = (1 << 20) + 1;
-    assert_int_equal(dlxi_options_load_file(&config, &test_table, "no/such.yaml", &error), DLX_CONFIG);
-    assert_string_equal(error.message,
-                        "no/such.yaml: no such file; 'dilocox config --defaults > no/such.yaml' writes one "
-                        "with every option");
+    assert_int_equal(dlxi_options_load_file(&config, &test_table, "no/such.yaml", &error),
+                     DLX_CONFIG);
+    assert_string_equal(
+        error.message,
+        "no/such.yaml: no such file; 'dilocox config --defaults > no/such.yaml' writes one "
+        "with every option");
     assert_int_equal(dlxi_options_load_file(&config, &test_table, "/", &error), DLX_SYSTEM);
     assert_string_equal(error.message, "/: can't be read: Is a directory");
 
     char *large = malloc(bytes);
     assert_non_null(large);
     memset(large, ' ', bytes);
-    expect_refused(large, bytes, "quickstart.yaml: 1048577 bytes are too many for a config; allowed: up to 1048576");
+    expect_refused(
+        large, bytes,
+        "quickstart.yaml: 1048577 bytes are too many for a config; allowed: up to 1048576");
     load_into(&config, ""); /* and one byte less is read: */
-    assert_int_equal(dlxi_options_load_text(&config, &test_table, "x", large, bytes - 1, &error), DLX_OK);
+    assert_int_equal(dlxi_options_load_text(&config, &test_table, "x", large, bytes - 1, &error),
+                     DLX_OK);
 
     char path[] = "/tmp/options.XXXXXX";
     int fd = mkstemp(path);
     assert_true(fd >= 0);
     assert_int_equal(write(fd, large, bytes), bytes);
     assert_int_equal(dlxi_options_load_file(&config, &test_table, path, &error), DLX_CONFIG);
-    assert_non_null(strstr(error.message, ": too large for a config; allowed: up to 1048576 bytes"));
+    assert_non_null(
+        strstr(error.message, ": too large for a config; allowed: up to 1048576 bytes"));
     assert_int_equal(ftruncate(fd, 0), 0);
     assert_int_equal(pwrite(fd, "run:\n  seed: x\n", 15, 0), 15);
     assert_int_equal(dlxi_options_load_file(&config, &test_table, path, &error), DLX_CONFIG);
     char message[256];
-    snprintf(message, sizeof message, "%s:2: run.seed: 'x' is not a whole number; allowed: 0 to 1000000000000000",
-             path);
+    snprintf(message, sizeof message,
+             "%s:2: run.seed: 'x' is not a whole number; allowed: 0 to 1000000000000000", path);
     assert_string_equal(error.message, message);
     assert_int_equal(pwrite(fd, "run:\n  seed: 9\n", 15, 0), 15);
     assert_int_equal(dlxi_options_load_file(&config, &test_table, path, &error), DLX_OK);
@@ -233,27 +266,36 @@ static void expect_not_set(const char *assignment, const char *message) {
 static void test_set(void **state) {
     (void)state;
     test_config config = defaults();
-    assert_int_equal(dlxi_options_set(&config, &test_table, "sync.compression.rank=32", NULL), DLX_OK);
+    assert_int_equal(dlxi_options_set(&config, &test_table, "sync.compression.rank=32", NULL),
+                     DLX_OK);
     assert_int_equal(config.sync.compression.rank, 32);
     assert_int_equal(dlxi_options_set(&config, &test_table, "name=a=b c", NULL), DLX_OK);
     assert_string_equal(config.name, "a=b c");
     assert_int_equal(dlxi_options_set(&config, &test_table, "name=", NULL), DLX_OK);
     assert_string_equal(config.name, "");
-    expect_not_set("sync.foo=1",
-                   "--set sync.foo=1: unknown key 'sync.foo'; 'dilocox config --defaults' prints all keys");
-    expect_not_set("sync.overlp=eager",
-                   "--set sync.overlp=eager: unknown key 'sync.overlp'; did you mean 'sync.overlap'?");
-    expect_not_set("sync=1", "--set sync=1: 'sync' is a section; set one of its keys, as 'sync.overlap'");
-    expect_not_set("train.batch", "--set train.batch: no '=' in it; write --set key=value, as in --set name=first run");
-    expect_not_set("train.batch=0", "--set train.batch=0: train.batch: 0 is out of range; allowed: 1 to 4096");
-    expect_not_set("name=\xC0\x80", "--set name=??: name: '?\?' is not plain text (UTF-8 without control "
-                                    "characters); allowed: text of up to 15 bytes");
+    expect_not_set(
+        "sync.foo=1",
+        "--set sync.foo=1: unknown key 'sync.foo'; 'dilocox config --defaults' prints all keys");
+    expect_not_set(
+        "sync.overlp=eager",
+        "--set sync.overlp=eager: unknown key 'sync.overlp'; did you mean 'sync.overlap'?");
+    expect_not_set("sync=1",
+                   "--set sync=1: 'sync' is a section; set one of its keys, as 'sync.overlap'");
+    expect_not_set(
+        "train.batch",
+        "--set train.batch: no '=' in it; write --set key=value, as in --set name=first run");
+    expect_not_set("train.batch=0",
+                   "--set train.batch=0: train.batch: 0 is out of range; allowed: 1 to 4096");
+    expect_not_set("name=\xC0\x80",
+                   "--set name=??: name: '?\?' is not plain text (UTF-8 without control "
+                   "characters); allowed: text of up to 15 bytes");
 }
 
 static void test_text_is_utf8(void **state) {
     (void)state;
-    static const char *const good[] = {"\xC2\xA0",     "\xDF\xBF",         "\xE0\xA0\x80",    "\xED\x9F\xBF",
-                                       "\xEE\x80\x80", "\xF0\x90\x80\x80", "\xF4\x8F\xBF\xBF"};
+    static const char *const good[] = {"\xC2\xA0",        "\xDF\xBF",     "\xE0\xA0\x80",
+                                       "\xED\x9F\xBF",    "\xEE\x80\x80", "\xF0\x90\x80\x80",
+                                       "\xF4\x8F\xBF\xBF"};
     static const char *const bad[] = {"\x80",
                                       "\xC1\xBF",
                                       "\xC2",
@@ -284,7 +326,7 @@ static void test_text_is_utf8(void **state) {
     }
 }
 
-/* ---- printing -------------------------------------------------------------------------------------------------- */
+/* ---- printing -------------------------------------------------------------------------------- */
 
 static char *canonical_of(const test_config *config) {
     char *text;
@@ -307,35 +349,40 @@ static void test_yaml_of_defaults(void **state) {
     (void)state;
     char *yaml;
     assert_int_equal(dlxi_options_print_yaml(&yaml, NULL, &test_table, NULL), DLX_OK);
-    assert_string_equal(yaml,
-                        "name: \"first run\"                       # what the run is called; text of up to 15 bytes\n"
-                        "\n"
-                        "run:\n"
-                        "  seed: 1                               # of weights and data order; 0 to 1000000000000000\n"
-                        "  dir: runs/a                           # where results go; text of up to 23 bytes\n"
-                        "\n"
-                        "train:\n"
-                        "  tokens: 1.0e6                         # of the whole run; 1 to 1e+15\n"
-                        "  learning_rate: 2e-3                   # of AdamW; 1e-09 to 10\n"
-                        "  batch: 8                              # windows a site and inner step; 1 to 4096\n"
-                        "\n"
-                        "sync:\n"
-                        "  overlap: carry                        # while it travels; none, delayed, eager, carry\n"
-                        "  inner_steps: 25                       # a round; 1 to 100000\n"
-                        "  outer_momentum: auto                  # of Nesterov's step; 0 to 0.999, or auto\n"
-                        "  compression:\n"
-                        "    rank: 16                            # of a factor; 1 to 4096, or auto\n"
-                        "    error_feedback: true                # keep what was lost; true, false\n"
-                        "  patience: -1                          # rounds; -5 to 5\n"
-                        "\n"
-                        "wan:\n"
-                        "  key: \"\"                               # file of the site's key; text of up to 23 bytes\n");
+    assert_string_equal(
+        yaml,
+        "name: \"first run\"                       # what the run is called; text of up to 15 "
+        "bytes\n"
+        "\n"
+        "run:\n"
+        "  seed: 1                               # of weights and data order; 0 to "
+        "1000000000000000\n"
+        "  dir: runs/a                           # where results go; text of up to 23 bytes\n"
+        "\n"
+        "train:\n"
+        "  tokens: 1.0e6                         # of the whole run; 1 to 1e+15\n"
+        "  learning_rate: 2e-3                   # of AdamW; 1e-09 to 10\n"
+        "  batch: 8                              # windows a site and inner step; 1 to 4096\n"
+        "\n"
+        "sync:\n"
+        "  overlap: carry                        # while it travels; none, delayed, eager, carry\n"
+        "  inner_steps: 25                       # a round; 1 to 100000\n"
+        "  outer_momentum: auto                  # of Nesterov's step; 0 to 0.999, or auto\n"
+        "  compression:\n"
+        "    rank: 16                            # of a factor; 1 to 4096, or auto\n"
+        "    error_feedback: true                # keep what was lost; true, false\n"
+        "  patience: -1                          # rounds; -5 to 5\n"
+        "\n"
+        "wan:\n"
+        "  key: \"\"                               # file of the site's key; text of up to 23 "
+        "bytes\n");
     test_config config = defaults(), changed = defaults();
     expect_round_trip(&config, yaml);
     /* a file that names every option brings every one of them back */
-    load_into(&changed, "name: x\nrun: {seed: 3, dir: b}\ntrain: {tokens: 5, learning_rate: 1, batch: 2}\n"
-                        "sync: {overlap: none, inner_steps: 2, outer_momentum: 0, compression: {rank: 3, "
-                        "error_feedback: false}, patience: 0}\nwan: {key: z}\n");
+    load_into(&changed,
+              "name: x\nrun: {seed: 3, dir: b}\ntrain: {tokens: 5, learning_rate: 1, batch: 2}\n"
+              "sync: {overlap: none, inner_steps: 2, outer_momentum: 0, compression: {rank: 3, "
+              "error_feedback: false}, patience: 0}\nwan: {key: z}\n");
     load_into(&changed, yaml);
     assert_string_equal(changed.wan.key, "");
     char *a = canonical_of(&config), *b = canonical_of(&changed);
@@ -348,9 +395,10 @@ static void test_yaml_of_defaults(void **state) {
 static void test_yaml_of_values(void **state) {
     (void)state;
     static const char *const names[] = {
-        "",   "null",     "~", "-",    "- a", "a: b",  "a #b", "\"q\"", "back\\slash",          "[x]", "{x}", "*a",
-        "&a", "!t",       "%", "true", "1e3", " pad ", "'",    "a,b",   "\xC3\xA9\xE2\x82\xAC", "@x",  "?",   "|",
-        ">",  "a/b-c_d.e"};
+        "",      "null",        "~",   "-",     "- a",      "a: b", "a #b",
+        "\"q\"", "back\\slash", "[x]", "{x}",   "*a",       "&a",   "!t",
+        "%",     "true",        "1e3", " pad ", "'",        "a,b",  "\xC3\xA9\xE2\x82\xAC",
+        "@x",    "?",           "|",   ">",     "a/b-c_d.e"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         test_config config = defaults();
         snprintf(config.name, sizeof config.name, "%s", names[i]);
@@ -378,31 +426,36 @@ static void test_help(void **state) {
     for (const char *c = help; *c != '\0'; c++) lines += *c == '\n';
     assert_int_equal(lines, test_table.count);
     assert_non_null(strstr(help, "  sync.inner_steps=25                   a round; 1 to 100000\n"));
-    assert_non_null(strstr(help, "  sync.compression.error_feedback=true  keep what was lost; true, false\n"));
+    assert_non_null(
+        strstr(help, "  sync.compression.error_feedback=true  keep what was lost; true, false\n"));
     free(help);
 }
 
-/* ---- comparing two sites --------------------------------------------------------------------------------------- */
+/* ---- comparing two sites --------------------------------------------------------------------- */
 
 static void test_canonical_text(void **state) {
     (void)state;
     test_config config = defaults();
     char *text = canonical_of(&config);
-    assert_string_equal(text, "name: first run\nrun.seed: 1\ntrain.tokens: 1000000\ntrain.learning_rate: 0.002\n"
-                              "train.batch: 8\nsync.overlap: carry\nsync.inner_steps: 25\nsync.outer_momentum: auto\n"
-                              "sync.compression.rank: 16\nsync.compression.error_feedback: true\nsync.patience: -1\n");
+    assert_string_equal(
+        text,
+        "name: first run\nrun.seed: 1\ntrain.tokens: 1000000\ntrain.learning_rate: 0.002\n"
+        "train.batch: 8\nsync.overlap: carry\nsync.inner_steps: 25\nsync.outer_momentum: auto\n"
+        "sync.compression.rank: 16\nsync.compression.error_feedback: true\nsync.patience: -1\n");
     test_config spelled = defaults();
-    load_into(&spelled, "train: {tokens: 1000000.0, learning_rate: 0.0020}\nrun: {dir: elsewhere}\nwan: {key: mine}");
+    load_into(&spelled, "train: {tokens: 1000000.0, learning_rate: 0.0020}\nrun: {dir: "
+                        "elsewhere}\nwan: {key: mine}");
     char *same = canonical_of(&spelled);
     assert_string_equal(text, same); /* spelling and a site's own options do not show */
     free(same);
     free(text);
 }
 
-static void expect_difference(const char *ours, const char *theirs, const char *key, const char *mine,
-                              const char *other) {
+static void expect_difference(const char *ours, const char *theirs, const char *key,
+                              const char *mine, const char *other) {
     dlxi_option_difference difference;
-    assert_false(dlxi_options_canonical_equal(&difference, ours, strlen(ours), theirs, strlen(theirs)));
+    assert_false(
+        dlxi_options_canonical_equal(&difference, ours, strlen(ours), theirs, strlen(theirs)));
     assert_string_equal(difference.key, key);
     assert_string_equal(difference.ours, mine);
     assert_string_equal(difference.theirs, other);

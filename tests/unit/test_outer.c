@@ -1,5 +1,6 @@
-/* The outer room: the stability table of the design, the rhythm of a round for every overlap, the outer step, and the
- * decisions of adaptation. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The outer room: the stability table of the design, the rhythm of a round for every overlap, the
+ * outer step, and the decisions of adaptation. */
 #include "outer/adapt.h"
 #include "outer/round.h"
 #include "outer/stability.h"
@@ -12,20 +13,20 @@
 #include <string.h>
 #include <cmocka.h>
 
-/* ---- stability ------------------------------------------------------------------------------------------------- */
+/* ---- stability ------------------------------------------------------------------------------- */
 
 /* The table's figures were rounded from three decimals. */
 static void assert_two_decimals(double value, double expected) {
     if (fabs(value - expected) > 0.0055) fail_msg("%.4f, the table says %.2f", value, expected);
 }
 
-/* The design's table, but for `eager`: its column belongs to anchors that take each site's own share in and so differ
- * between sites (1.14, 0.99, 0.94, 0.97, 0.87 at c = 1). Here θ and v stay common; modes_match_a_simulation has the
- * proof. */
+/* The design's table, but for `eager`: its column belongs to anchors that take each site's own
+ * share in and so differ between sites (1.14, 0.99, 0.94, 0.97, 0.87 at c = 1). Here θ and v stay
+ * common; modes_match_a_simulation has the proof. */
 static void the_stability_table(void **state) {
     (void)state;
-    static const dlx_overlap overlaps[4] = {DLX_OVERLAP_NONE, DLX_OVERLAP_DELAYED, DLX_OVERLAP_EAGER,
-                                            DLX_OVERLAP_CARRY};
+    static const dlx_overlap overlaps[4] = {DLX_OVERLAP_NONE, DLX_OVERLAP_DELAYED,
+                                            DLX_OVERLAP_EAGER, DLX_OVERLAP_CARRY};
     static const struct {
         double eta, mu, modes[4][2]; /* at c = 0.02 and c = 1 */
     } table[] = {
@@ -38,10 +39,10 @@ static void the_stability_table(void **state) {
     for (size_t row = 0; row < sizeof table / sizeof *table; row++)
         for (size_t i = 0; i < 4; i++)
             for (size_t end = 0; end < 2; end++)
-                assert_two_decimals(
-                    dlxi_stability_modes(overlaps[i], table[row].eta, table[row].mu, end == 0 ? 0.02 : 1.0, 4, 1.0)
-                        .mean,
-                    table[row].modes[i][end]);
+                assert_two_decimals(dlxi_stability_modes(overlaps[i], table[row].eta, table[row].mu,
+                                                         end == 0 ? 0.02 : 1.0, 4, 1.0)
+                                        .mean,
+                                    table[row].modes[i][end]);
 }
 
 static void carry_disagreement_is_c(void **state) {
@@ -51,12 +52,15 @@ static void carry_disagreement_is_c(void **state) {
         for (int i = 1; i <= 10; i++) {
             double c = 0.1 * i;
             double mode =
-                dlxi_stability_modes(DLX_OVERLAP_CARRY, settings[k][0], settings[k][1], c, 4, 1.0).disagreement;
+                dlxi_stability_modes(DLX_OVERLAP_CARRY, settings[k][0], settings[k][1], c, 4, 1.0)
+                    .disagreement;
             assert_float_equal(mode, c, 1e-12);
         }
     /* overlaps whose rounds start at the anchor have no such mode */
-    assert_float_equal(dlxi_stability_modes(DLX_OVERLAP_NONE, 0.7, 0.9, 0.5, 4, 1).disagreement, 0, 0);
-    assert_float_equal(dlxi_stability_modes(DLX_OVERLAP_DELAYED, 0.7, 0.9, 0.5, 4, 1).disagreement, 0, 0);
+    assert_float_equal(dlxi_stability_modes(DLX_OVERLAP_NONE, 0.7, 0.9, 0.5, 4, 1).disagreement, 0,
+                       0);
+    assert_float_equal(dlxi_stability_modes(DLX_OVERLAP_DELAYED, 0.7, 0.9, 0.5, 4, 1).disagreement,
+                       0, 0);
 }
 
 enum { SITES = 4 };
@@ -72,8 +76,8 @@ static void outer_step(simulation *s, double update) {
     s->anchor -= s->eta * (update + s->mu * s->velocity);
 }
 
-/* One round of the algorithm, line by line, for sites whose local training goes a share c of its way; the exchange
- * takes the whole round. */
+/* One round of the algorithm, line by line, for sites whose local training goes a share c of its
+ * way; the exchange takes the whole round. */
 static void simulate_round(simulation *s) {
     double delta[SITES], mean = 0, flying = 0;
     for (int i = 0; i < SITES; i++) {
@@ -84,8 +88,10 @@ static void simulate_round(simulation *s) {
     outer_step(s, s->overlap == DLX_OVERLAP_NONE ? mean : flying);
     for (int i = 0; i < SITES; i++) {
         s->start[i] = s->anchor;
-        if (s->overlap == DLX_OVERLAP_CARRY) s->start[i] -= delta[i]; /* g: all of the round's progress */
-        if (s->overlap == DLX_OVERLAP_EAGER) { /* the outer step on scratch copies differs by this much */
+        /* g: all of the round's progress */
+        if (s->overlap == DLX_OVERLAP_CARRY) s->start[i] -= delta[i];
+        /* the outer step on scratch copies differs by this much */
+        if (s->overlap == DLX_OVERLAP_EAGER) {
             double own = (delta[i] - s->flying[i]) / SITES;
             s->start[i] -= s->eta * (own + s->mu * own);
         }
@@ -113,8 +119,8 @@ static double growth(dlx_overlap overlap, double eta, double mu, double c, bool 
 
 static void modes_match_a_simulation(void **state) {
     (void)state;
-    static const dlx_overlap overlaps[4] = {DLX_OVERLAP_NONE, DLX_OVERLAP_DELAYED, DLX_OVERLAP_EAGER,
-                                            DLX_OVERLAP_CARRY};
+    static const dlx_overlap overlaps[4] = {DLX_OVERLAP_NONE, DLX_OVERLAP_DELAYED,
+                                            DLX_OVERLAP_EAGER, DLX_OVERLAP_CARRY};
     static const double settings[3][2] = {{0.7, 0.9}, {0.4, 0.9}, {0.7, 0.3}};
     for (int kind = 0; kind < 4; kind++)
         for (int k = 0; k < 3; k++)
@@ -124,8 +130,9 @@ static void modes_match_a_simulation(void **state) {
                 double mean = growth(overlaps[kind], eta, mu, c, false),
                        apart = growth(overlaps[kind], eta, mu, c, true);
                 if (fabs(mean - modes.mean) > 2e-3 || fabs(apart - modes.disagreement) > 2e-3)
-                    fail_msg("overlap %d, %g, %g, c %.1f: modes %.4f, %.4f, simulated %.4f, %.4f", (int)overlaps[kind],
-                             eta, mu, c, modes.mean, modes.disagreement, mean, apart);
+                    fail_msg("overlap %d, %g, %g, c %.1f: modes %.4f, %.4f, simulated %.4f, %.4f",
+                             (int)overlaps[kind], eta, mu, c, modes.mean, modes.disagreement, mean,
+                             apart);
             }
 }
 
@@ -135,16 +142,20 @@ static void the_worst_mode_names_its_place(void **state) {
     double worst = dlxi_stability_worst(DLX_OVERLAP_DELAYED, 0.7, 0.9, 4, 1, &c);
     assert_two_decimals(worst, 1.29);
     assert_float_equal(c, 1.0, 1e-9);
-    static const dlx_overlap overlaps[] = {DLX_OVERLAP_NONE, DLX_OVERLAP_DELAYED, DLX_OVERLAP_EAGER, DLX_OVERLAP_CARRY};
-    for (size_t i = 0; i < sizeof overlaps / sizeof *overlaps; i++) { /* what `auto` stands for must be stable */
+    static const dlx_overlap overlaps[] = {DLX_OVERLAP_NONE, DLX_OVERLAP_DELAYED, DLX_OVERLAP_EAGER,
+                                           DLX_OVERLAP_CARRY};
+    /* what `auto` stands for must be stable */
+    for (size_t i = 0; i < sizeof overlaps / sizeof *overlaps; i++) {
         double eta, mu;
         dlxi_outer_defaults(overlaps[i], &eta, &mu);
         double larger = dlxi_stability_worst(overlaps[i], eta, mu, 4, 0.5, NULL);
-        if (!(larger < 1)) fail_msg("overlap %d: auto (%g, %g) has a mode of %g", (int)overlaps[i], eta, mu, larger);
+        if (!(larger < 1))
+            fail_msg("overlap %d: auto (%g, %g) has a mode of %g", (int)overlaps[i], eta, mu,
+                     larger);
     }
 }
 
-/* ---- rhythm ---------------------------------------------------------------------------------------------------- */
+/* ---- rhythm ---------------------------------------------------------------------------------- */
 
 static dlxi_round round_of(dlx_overlap overlap, uint32_t inner_steps, uint32_t inner_steps_max,
                            uint32_t exchange_steps) {
@@ -155,10 +166,11 @@ static dlxi_round round_of(dlx_overlap overlap, uint32_t inner_steps, uint32_t i
                         .number = 1};
 }
 
-/* Lets the machine run as the owner would: one letter an event. `commits`: a committed update is there from that inner
- * step on (counted from 1) after the hand-out that it belongs to. s = step, H, A, B = hand out and apply, W = wait (and
- * then the commit comes). */
-static void run(char *log, size_t bytes, dlxi_round *round, uint32_t commit_after, uint32_t steps, bool end) {
+/* Lets the machine run as the owner would: one letter an event. `commits`: a committed update is
+ * there from that inner step on (counted from 1) after the hand-out that it belongs to. s = step,
+ * H, A, B = hand out and apply, W = wait (and then the commit comes). */
+static void run(char *log, size_t bytes, dlxi_round *round, uint32_t commit_after, uint32_t steps,
+                bool end) {
     size_t used = 0;
     uint32_t since = 0;
     bool committed = false;
@@ -183,13 +195,13 @@ static void run(char *log, size_t bytes, dlxi_round *round, uint32_t commit_afte
         case DLXI_ROUND_APPLY:
             committed = false, dlxi_round_on_applied(round), log[used++] = 'A';
             break;
-        case DLXI_ROUND_HAND_OUT:
-            since = 0, dlxi_round_on_handed_out(round, round->inner_steps), log[used++] = 'H';
+        case DLXI_ROUND_SUBMIT:
+            since = 0, dlxi_round_on_submitted(round, round->inner_steps), log[used++] = 'H';
             break;
-        case DLXI_ROUND_HAND_OUT_AND_APPLY:
+        case DLXI_ROUND_SUBMIT_AND_APPLY:
             since = 0, committed = false;
             dlxi_round_on_applied(round);
-            dlxi_round_on_handed_out(round, round->inner_steps);
+            dlxi_round_on_submitted(round, round->inner_steps);
             log[used++] = 'B';
             break;
         }
@@ -198,7 +210,8 @@ done:
     log[used] = '\0';
 }
 
-static void assert_rhythm(dlxi_round round, uint32_t commit_after, uint32_t steps, bool end, const char *expected) {
+static void assert_rhythm(dlxi_round round, uint32_t commit_after, uint32_t steps, bool end,
+                          const char *expected) {
     char log[256];
     run(log, sizeof log, &round, commit_after, steps, end);
     assert_string_equal(log, expected);
@@ -218,7 +231,8 @@ static void rhythm_of_delayed_and_eager(void **state) {
     (void)state;
     for (int i = 0; i < 2; i++) {
         dlxi_round r = round_of(i == 0 ? DLX_OVERLAP_DELAYED : DLX_OVERLAP_EAGER, 3, 5, 0);
-        assert_rhythm(r, 1, 9, false, "sssHsssBsssB");           /* there early: applied at the boundary all the same */
+        /* there early: applied at the boundary all the same */
+        assert_rhythm(r, 1, 9, false, "sssHsssBsssB");
         assert_rhythm(r, 4, 10, false, "sssHssssBsss");          /* one step late: train on */
         assert_rhythm(r, LATE, 13, false, "sssHsssssWBsssssWB"); /* up to H_max, then wait */
         assert_rhythm(r, 1, 7, true, "sssHsssBsBWA");            /* the flush */
@@ -242,7 +256,8 @@ static void carry_repeats_with_exchange_steps(void **state) {
     (void)state;
     dlxi_round r = round_of(DLX_OVERLAP_CARRY, 3, 5, 2);
     char without[256], expected[256] = "";
-    for (uint32_t commit_after = 0; commit_after <= 3; commit_after++) { /* waiting or not, the same steps */
+    /* waiting or not, the same steps */
+    for (uint32_t commit_after = 0; commit_after <= 3; commit_after++) {
         dlxi_round copy = r;
         run(without, sizeof without, &copy, commit_after == 3 ? LATE : commit_after, 6, false);
         size_t used = 0;
@@ -251,10 +266,12 @@ static void carry_repeats_with_exchange_steps(void **state) {
         expected[used] = '\0';
         assert_string_equal(expected, "sssHssAsH");
     }
-    assert_rhythm(round_of(DLX_OVERLAP_CARRY, 3, 5, 3), LATE, 6, false, "sssHsssWAH"); /* the whole round */
+    /* the whole round */
+    assert_rhythm(round_of(DLX_OVERLAP_CARRY, 3, 5, 3), LATE, 6, false, "sssHsssWAH");
 }
 
-/* Adaptation may shorten H below exchange_steps: the commit still falls on one step, whenever it comes. */
+/* Adaptation may shorten H below exchange_steps: the commit still falls on one step, whenever it
+ * comes. */
 static void carry_repeats_when_rounds_grow_shorter(void **state) {
     (void)state;
     for (uint32_t commit_after = 1; commit_after <= 6; commit_after++) {
@@ -275,7 +292,7 @@ static void rounds_are_counted(void **state) {
     dlxi_round_on_step(&r);
     assert_int_equal(r.steps, 1);
     dlxi_round_on_step(&r);
-    dlxi_round_on_handed_out(&r, 7);
+    dlxi_round_on_submitted(&r, 7);
     assert_int_equal(r.number, 2);
     assert_int_equal(r.steps, 0);
     assert_int_equal(r.inner_steps, 7);
@@ -283,7 +300,7 @@ static void rounds_are_counted(void **state) {
     assert_true(r.outstanding);
 }
 
-/* ---- outer step ------------------------------------------------------------------------------------------------ */
+/* ---- outer step ------------------------------------------------------------------------------ */
 
 static void the_outer_step_is_nesterovs(void **state) {
     (void)state;
@@ -302,11 +319,15 @@ static void the_outer_step_is_nesterovs(void **state) {
     for (int i = 0; i < COUNT; i++) assert_float_equal(anchor[i], theta[i], 2e-6);
 }
 
-/* ---- adaptation ------------------------------------------------------------------------------------------------ */
+/* ---- adaptation ------------------------------------------------------------------------------ */
 
 static dlxi_adapt adapt_of(dlx_adaptation kind) {
-    return (dlxi_adapt){
-        .kind = kind, .rank_min = 4, .rank_max = 32, .inner_steps_first = 40, .inner_steps_min = 5, .inner_steps = 40};
+    return (dlxi_adapt){.kind = kind,
+                        .factor_rank_min = 4,
+                        .factor_rank_max = 32,
+                        .inner_steps_first = 40,
+                        .inner_steps_min = 5,
+                        .inner_steps = 40};
 }
 
 /* `energetic` equal singular values and nothing but dust below, seen through `columns` probes. */
@@ -315,12 +336,13 @@ static int observe(const dlxi_adapt *adapt, dlxi_adapt_tensor *tensor, int energ
     int columns = dlxi_adapt_columns(adapt, tensor);
     for (int i = 0; i < columns; i++) values[i] = i < energetic ? 1.0 : 1e-3;
     dlxi_adapt_observe(adapt, tensor, dlxi_adapt_effective_rank(values, columns));
-    return tensor->rank;
+    return tensor->factor_rank;
 }
 
 static void the_effective_rank_holds_its_share(void **state) {
     (void)state;
-    const double halves[] = {1, 0.5, 0.25, 0.125}; /* energies 1, 1/4, 1/16, 1/64: 75.3%, 94.1%, 98.8% */
+    /* energies 1, 1/4, 1/16, 1/64: 75.3%, 94.1%, 98.8% */
+    const double halves[] = {1, 0.5, 0.25, 0.125};
     assert_int_equal(dlxi_adapt_effective_rank(halves, 4), 3);
     const double one[] = {3, 0.1, 0.1};
     assert_int_equal(dlxi_adapt_effective_rank(one, 3), 1);
@@ -334,7 +356,8 @@ static void paper_keeps_the_rank_of_a_fixed_spectrum(void **state) {
     (void)state;
     dlxi_adapt adapt = adapt_of(DLX_ADAPTATION_PAPER);
     /* 13 equal values: 95% of the energy needs all of them */
-    dlxi_adapt_tensor tensor = {.parameters = 10000, .rank_first = 13, .rank_limit = 100, .rank = 13};
+    dlxi_adapt_tensor tensor = {
+        .parameters = 10000, .factor_rank_first = 13, .factor_rank_limit = 100, .factor_rank = 13};
     for (int round = 0; round < 50; round++) assert_int_equal(observe(&adapt, &tensor, 13), 13);
     dlxi_adapt_paper(&adapt, &tensor, 1);
     assert_int_equal(adapt.inner_steps, 40);
@@ -343,7 +366,8 @@ static void paper_keeps_the_rank_of_a_fixed_spectrum(void **state) {
 static void paper_follows_a_growing_spectrum(void **state) {
     (void)state;
     dlxi_adapt adapt = adapt_of(DLX_ADAPTATION_PAPER);
-    dlxi_adapt_tensor tensor = {.parameters = 10000, .rank_first = 8, .rank_limit = 100, .rank = 8};
+    dlxi_adapt_tensor tensor = {
+        .parameters = 10000, .factor_rank_first = 8, .factor_rank_limit = 100, .factor_rank = 8};
     int before = 8;
     for (int round = 0; round < 120; round++) {
         int rank = observe(&adapt, &tensor, 8 + round / 6);
@@ -352,7 +376,7 @@ static void paper_follows_a_growing_spectrum(void **state) {
     }
     assert_in_range(before, 20, 27);
     for (int round = 0; round < 200; round++) observe(&adapt, &tensor, 64);
-    assert_int_equal(tensor.rank, 32); /* no further than its bound */
+    assert_int_equal(tensor.factor_rank, 32); /* no further than its bound */
     dlxi_adapt_paper(&adapt, &tensor, 1);
     assert_int_equal(adapt.inner_steps, 40); /* H never grows past H_1 */
 }
@@ -360,7 +384,8 @@ static void paper_follows_a_growing_spectrum(void **state) {
 static void paper_follows_a_shrinking_spectrum(void **state) {
     (void)state;
     dlxi_adapt adapt = adapt_of(DLX_ADAPTATION_PAPER);
-    dlxi_adapt_tensor tensor = {.parameters = 10000, .rank_first = 24, .rank_limit = 100, .rank = 24};
+    dlxi_adapt_tensor tensor = {
+        .parameters = 10000, .factor_rank_first = 24, .factor_rank_limit = 100, .factor_rank = 24};
     int before = 24;
     uint32_t steps_before = 40;
     for (int round = 0; round < 120; round++) {
@@ -371,10 +396,10 @@ static void paper_follows_a_shrinking_spectrum(void **state) {
         assert_in_range(adapt.inner_steps, 5, steps_before);
         steps_before = adapt.inner_steps;
     }
-    assert_int_equal(tensor.rank, 5);
+    assert_int_equal(tensor.factor_rank, 5);
     assert_int_equal(adapt.inner_steps, (uint32_t)(40.0 * 5 / 24 + 0.5));
     for (int round = 0; round < 20; round++) observe(&adapt, &tensor, 1);
-    assert_int_equal(tensor.rank, 4); /* no further than its bound */
+    assert_int_equal(tensor.factor_rank, 4); /* no further than its bound */
     adapt.inner_steps_min = 30;
     dlxi_adapt_paper(&adapt, &tensor, 1);
     assert_int_equal(adapt.inner_steps, 30);
@@ -383,8 +408,9 @@ static void paper_follows_a_shrinking_spectrum(void **state) {
 static void paper_weighs_tensors_by_parameters(void **state) {
     (void)state;
     dlxi_adapt adapt = adapt_of(DLX_ADAPTATION_PAPER);
-    const dlxi_adapt_tensor tensors[2] = {{.parameters = 3000, .rank_first = 16, .rank_limit = 99, .rank = 8},
-                                          {.parameters = 1000, .rank_first = 16, .rank_limit = 99, .rank = 16}};
+    const dlxi_adapt_tensor tensors[2] = {
+        {.parameters = 3000, .factor_rank_first = 16, .factor_rank_limit = 99, .factor_rank = 8},
+        {.parameters = 1000, .factor_rank_first = 16, .factor_rank_limit = 99, .factor_rank = 16}};
     dlxi_adapt_paper(&adapt, tensors, 2);
     assert_int_equal(adapt.inner_steps, 25); /* 40 · (3·½ + 1·1)/4 */
 }
@@ -397,20 +423,24 @@ static void the_sums_of_parts_are_the_wholes(void **state) {
     dlxi_adapt_tensor tensors[COUNT];
     double mean = 0, parameters = 0;
     for (int i = 0; i < COUNT; i++) {
-        tensors[i] = (dlxi_adapt_tensor){
-            .parameters = 1 + 977 * i * i, .rank_first = 24, .rank_limit = 99, .rank = 3 + (5 * i) % 19};
-        mean += (double)tensors[i].parameters * tensors[i].rank / 24;
+        tensors[i] = (dlxi_adapt_tensor){.parameters = 1 + 977 * i * i,
+                                         .factor_rank_first = 24,
+                                         .factor_rank_limit = 99,
+                                         .factor_rank = 3 + (5 * i) % 19};
+        mean += (double)tensors[i].parameters * tensors[i].factor_rank / 24;
         parameters += (double)tensors[i].parameters;
     }
     dlxi_adapt_paper(&adapt, tensors, COUNT);
     assert_int_equal(adapt.inner_steps, (uint32_t)(40 * mean / parameters + 0.5));
     for (size_t first = 0; first <= COUNT; first++) {
-        dlxi_adapt_sums a = dlxi_adapt_sum(tensors, first), b = dlxi_adapt_sum(tensors + first, COUNT - first);
+        dlxi_adapt_sums a = dlxi_adapt_sum(tensors, first),
+                        b = dlxi_adapt_sum(tensors + first, COUNT - first);
         dlxi_adapt_sums both = {a.weighted_ranks + b.weighted_ranks, a.parameters + b.parameters};
         assert_int_equal(dlxi_adapt_inner_steps(&adapt, both, 24), adapt.inner_steps);
     }
     adapt.inner_steps = 17;
-    assert_int_equal(dlxi_adapt_inner_steps(&adapt, (dlxi_adapt_sums){0}, 24), 17); /* nothing to go by */
+    /* nothing to go by */
+    assert_int_equal(dlxi_adapt_inner_steps(&adapt, (dlxi_adapt_sums){0}, 24), 17);
 }
 
 static uint64_t bytes_at(void *context, int rank) {
@@ -420,12 +450,13 @@ static uint64_t bytes_at(void *context, int rank) {
 /* Two members whose inner step takes 10 ms; the slower one sends a megabyte in `exchange_ms`. */
 static dlxi_adapt decide(double exchange_ms, int *rank) {
     dlxi_adapt adapt = adapt_of(DLX_ADAPTATION_LINK);
-    dlxi_adapt_tensor tensor = {.parameters = 10000, .rank_first = 16, .rank_limit = 100, .rank = 16};
+    dlxi_adapt_tensor tensor = {
+        .parameters = 10000, .factor_rank_first = 16, .factor_rank_limit = 100, .factor_rank = 16};
     const dlxi_adapt_member members[2] = {{10000000, 1000, 1000000},
                                           {10000000, (uint64_t)(exchange_ms * 1e6), 1000000}};
     uint64_t bytes_a_rank = 1000000 / 16;
     dlxi_adapt_link(&adapt, &tensor, 1, members, 2, bytes_at, &bytes_a_rank);
-    *rank = tensor.rank;
+    *rank = tensor.factor_rank;
     return adapt;
 }
 
@@ -439,7 +470,8 @@ static void link_spends_what_there_is(void **state) {
     adapt = decide(100, &rank);
     assert_int_equal(rank, 32);
     assert_int_equal(adapt.inner_steps, 23);
-    /* 40 steps hide 360 ms; at 300 ms for rank 16, a rank takes 18.75 ms: rank 19 (356 ms, 40 steps) */
+    /* 40 steps hide 360 ms; at 300 ms for rank 16, a rank takes 18.75 ms: rank 19 (356 ms, 40
+     * steps) */
     adapt = decide(300, &rank);
     assert_int_equal(rank, 19);
     assert_int_equal(adapt.inner_steps, 40);
@@ -455,7 +487,8 @@ static void link_slower_is_never_more(void **state) {
     for (double ms = 0.01; ms < 1e5; ms *= 1.3) {
         dlxi_adapt adapt = decide(ms, &rank);
         assert_true(rank <= before);
-        /* at the same rank H only grows; a smaller one is taken only where another rank would not fit H_1 */
+        /* at the same rank H only grows; a smaller one is taken only where another rank would not
+         * fit H_1 */
         if (rank == before)
             assert_true(adapt.inner_steps >= steps_before);
         else if (before <= 32)
@@ -475,7 +508,10 @@ static void link_decides_alike_whoever_asks(void **state) {
     dlxi_adapt_tensor first_tensor = {0};
     for (int k = 0; k < 3; k++) {
         dlxi_adapt adapt = adapt_of(DLX_ADAPTATION_LINK);
-        dlxi_adapt_tensor tensor = {.parameters = 10000, .rank_first = 16, .rank_limit = 100, .rank = 16};
+        dlxi_adapt_tensor tensor = {.parameters = 10000,
+                                    .factor_rank_first = 16,
+                                    .factor_rank_limit = 100,
+                                    .factor_rank = 16};
         dlxi_adapt_member shuffled[3];
         for (int i = 0; i < 3; i++) shuffled[i] = members[orders[k][i]];
         uint64_t bytes_a_rank = 43750;
@@ -487,11 +523,12 @@ static void link_decides_alike_whoever_asks(void **state) {
     /* one that has not measured yet: nothing changes */
     members[1].exchange_ns = 0;
     dlxi_adapt adapt = adapt_of(DLX_ADAPTATION_LINK), before = adapt;
-    dlxi_adapt_tensor tensor = {.parameters = 10000, .rank_first = 16, .rank_limit = 100, .rank = 16};
+    dlxi_adapt_tensor tensor = {
+        .parameters = 10000, .factor_rank_first = 16, .factor_rank_limit = 100, .factor_rank = 16};
     uint64_t bytes_a_rank = 43750;
     dlxi_adapt_link(&adapt, &tensor, 1, members, 3, bytes_at, &bytes_a_rank);
     assert_memory_equal(&adapt, &before, sizeof adapt);
-    assert_int_equal(tensor.rank, 16);
+    assert_int_equal(tensor.factor_rank, 16);
 }
 
 int main(void) {

@@ -1,5 +1,6 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What of the pipeline is pure: the order of passes, the cut into stages, the owners of tensors. */
-#include "pipeline/cut.h"
+#include "pipeline/partition.h"
 #include "pipeline/schedule.h"
 
 #include <math.h>
@@ -12,12 +13,12 @@
 
 #include <cmocka.h>
 
-/* ---- schedule -------------------------------------------------------------------------------------------------- */
+/* ---- schedule -------------------------------------------------------------------------------- */
 
 enum { STAGES_MAX = 7, MICRO_BATCHES_MAX = 20 };
 
-/* Every micro-batch goes forward once and backward once afterwards, both in order; in a slot that nobody else has
- * meanwhile, of no more than are needed. */
+/* Every micro-batch goes forward once and backward once afterwards, both in order; in a slot that
+ * nobody else has meanwhile, of no more than are needed. */
 static void check_order(int stage, int stages, int64_t m) {
     int64_t forwards = 0, backwards = 0, in_slot[STAGES_MAX], most = 0;
     int slots = dlxi_schedule_slots(stage, stages, m);
@@ -43,10 +44,12 @@ static void test_order(void **unused) {
             for (int64_t m = 1; m <= MICRO_BATCHES_MAX; m++) check_order(stage, stages, m);
 }
 
-/* When all stages are done, where a forward takes 1 and a backward `backward`, and messages take no time. A pass starts
- * when its stage is free and its input there; a stage that never gets its input is a deadlock. */
+/* When all stages are done, where a forward takes 1 and a backward `backward`, and messages take no
+ * time. A pass starts when its stage is free and its input there; a stage that never gets its input
+ * is a deadlock. */
 static int64_t simulate(int stages, int64_t m, int64_t backward) {
-    int64_t done[STAGES_MAX][2][MICRO_BATCHES_MAX], next[STAGES_MAX] = {0}, free_at[STAGES_MAX] = {0}, end = 0;
+    int64_t done[STAGES_MAX][2][MICRO_BATCHES_MAX], next[STAGES_MAX] = {0},
+                                                    free_at[STAGES_MAX] = {0}, end = 0;
     memset(done, -1, sizeof done);
     for (bool moved = true; moved;) {
         moved = false;
@@ -77,7 +80,7 @@ static void test_idle_share(void **unused) {
                 assert_int_equal(simulate(stages, m, backward), (m + stages - 1) * (1 + backward));
 }
 
-/* ---- cut ------------------------------------------------------------------------------------------------------- */
+/* ---- cut ------------------------------------------------------------------------------------- */
 
 static dlxi_model_config model(int64_t layers) {
     dlxi_model_config config = dlxi_model_config_default(DLXI_FAMILY_GPT2);
@@ -85,7 +88,7 @@ static dlxi_model_config model(int64_t layers) {
     return config;
 }
 
-static double slowest(const dlxi_cut *cut, const dlxi_costs *costs) {
+static double slowest(const dlxi_partition *cut, const dlxi_costs *costs) {
     double worst = 0;
     for (int s = 0; s < cut->stages; s++) {
         double stage = costs->block * (double)(cut->first_layer[s + 1] - cut->first_layer[s]);
@@ -97,8 +100,9 @@ static double slowest(const dlxi_cut *cut, const dlxi_costs *costs) {
 }
 
 /* The best of all cuts: tries every one. */
-static double best_of_all(dlxi_cut *cut, int64_t layers, int stage, const dlxi_costs *costs) {
-    if (stage == cut->stages) return cut->first_layer[stage] == layers ? slowest(cut, costs) : (double)INFINITY;
+static double best_of_all(dlxi_partition *cut, int64_t layers, int stage, const dlxi_costs *costs) {
+    if (stage == cut->stages)
+        return cut->first_layer[stage] == layers ? slowest(cut, costs) : (double)INFINITY;
     double best = (double)INFINITY;
     for (int64_t end = cut->first_layer[stage] + 1; end <= layers; end++) {
         cut->first_layer[stage + 1] = end;
@@ -109,24 +113,28 @@ static double best_of_all(dlxi_cut *cut, int64_t layers, int stage, const dlxi_c
 
 static void test_balanced_cut_is_the_best(void **unused) {
     (void)unused;
-    static const dlxi_costs costs[] = {{1, 0, 0}, {1, 0.1, 5.5}, {1, 3.2, 0.4}, {1, 2, 2}, {0.3, 0, 100}};
+    static const dlxi_costs costs[] = {
+        {1, 0, 0}, {1, 0.1, 5.5}, {1, 3.2, 0.4}, {1, 2, 2}, {0.3, 0, 100}};
     for (size_t c = 0; c < sizeof costs / sizeof *costs; c++) {
         for (int64_t layers = 1; layers <= 12; layers++) {
             dlxi_model_config config = model(layers);
             for (int stages = 1; stages <= 5 && stages <= layers; stages++) {
-                dlxi_cut cut, tried = {.stages = stages};
-                assert_int_equal(dlxi_cut_balanced(&cut, &config, &costs[c], stages, NULL), DLX_OK);
+                dlxi_partition cut, tried = {.stages = stages};
+                assert_int_equal(dlxi_partition_balanced(&cut, &config, &costs[c], stages, NULL),
+                                 DLX_OK);
                 assert_int_equal(cut.stages, stages);
                 assert_int_equal(cut.first_layer[0], 0);
                 assert_int_equal(cut.first_layer[stages], layers);
-                for (int s = 0; s < stages; s++) assert_true(cut.first_layer[s] < cut.first_layer[s + 1]);
-                assert_true(fabs(slowest(&cut, &costs[c]) - best_of_all(&tried, layers, 0, &costs[c])) < 1e-9);
+                for (int s = 0; s < stages; s++)
+                    assert_true(cut.first_layer[s] < cut.first_layer[s + 1]);
+                assert_true(fabs(slowest(&cut, &costs[c]) -
+                                 best_of_all(&tried, layers, 0, &costs[c])) < 1e-9);
             }
         }
     }
 }
 
-static void assert_cut(const dlxi_cut *cut, const char *expected) {
+static void assert_cut(const dlxi_partition *cut, const char *expected) {
     char text[64] = "";
     for (int s = 0; s < cut->stages; s++)
         snprintf(text + strlen(text), sizeof text - strlen(text), "%s%d", s == 0 ? "" : ",",
@@ -138,69 +146,78 @@ static void test_equally_fast_cuts(void **unused) {
     (void)unused;
     dlxi_model_config config = model(12);
     dlxi_costs blocks = {.block = 1};
-    dlxi_cut cut;
-    assert_int_equal(dlxi_cut_balanced(&cut, &config, &blocks, 5, NULL), DLX_OK);
+    dlxi_partition cut;
+    assert_int_equal(dlxi_partition_balanced(&cut, &config, &blocks, 5, NULL), DLX_OK);
     assert_cut(&cut, "2,2,2,3,3");
-    assert_int_equal(dlxi_cut_balanced(&cut, &config, &blocks, 4, NULL), DLX_OK);
+    assert_int_equal(dlxi_partition_balanced(&cut, &config, &blocks, 4, NULL), DLX_OK);
     assert_cut(&cut, "3,3,3,3");
 }
 
 static void test_parse(void **unused) {
     (void)unused;
     dlxi_model_config config = model(12);
-    dlxi_cut cut;
+    dlxi_partition cut;
     dlx_error error = {0};
-    assert_int_equal(dlxi_cut_parse(&cut, &config, 2, "9,3", &error), DLX_OK);
+    assert_int_equal(dlxi_partition_parse(&cut, &config, 2, "9,3", &error), DLX_OK);
     assert_cut(&cut, "9,3");
-    assert_int_equal(dlxi_cut_parse(&cut, &config, 1, "12", &error), DLX_OK);
-    static const char *const wrong[] = {
-        "",     "9",     "9,",    "9,3,",        ",9,3", "9,4",   "12,0", "0,12", "13,-1", "-1,13",
-        "9, 3", " 9,3 ", "9;3",   "9.0,3",       "9,3x", "4,4,4", "9,,3", "+9,3", "0x9,3", "18446744073709551625,3",
-        "9,3 ", "auto",  "1e1,2", "10000000,\n3"};
+    assert_int_equal(dlxi_partition_parse(&cut, &config, 1, "12", &error), DLX_OK);
+    static const char *const wrong[] = {"",      "9",     "9,",    "9,3,",
+                                        ",9,3",  "9,4",   "12,0",  "0,12",
+                                        "13,-1", "-1,13", "9, 3",  " 9,3 ",
+                                        "9;3",   "9.0,3", "9,3x",  "4,4,4",
+                                        "9,,3",  "+9,3",  "0x9,3", "18446744073709551625,3",
+                                        "9,3 ",  "auto",  "1e1,2", "10000000,\n3"};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
-        if (dlxi_cut_parse(&cut, &config, 2, wrong[i], &error) != DLX_CONFIG) fail_msg("'%s' was taken", wrong[i]);
-    assert_int_equal(dlxi_cut_parse(&cut, &config, 2, "6,3,3", &error), DLX_CONFIG);
-    assert_string_equal(error.message,
-                        "site.cut: '6,3,3' is not the layers of each stage: 2 numbers of at least 1 with commas "
-                        "between, 12 in all (model.layers); or auto");
+        if (dlxi_partition_parse(&cut, &config, 2, wrong[i], &error) != DLX_CONFIG)
+            fail_msg("'%s' was taken", wrong[i]);
+    assert_int_equal(dlxi_partition_parse(&cut, &config, 2, "6,3,3", &error), DLX_CONFIG);
+    assert_string_equal(
+        error.message,
+        "site.cut: '6,3,3' is not the layers of each stage: 2 numbers of at least 1 with commas "
+        "between, 12 in all (model.layers); or auto");
 }
 
 static void test_too_many_stages(void **unused) {
     (void)unused;
     dlxi_model_config config = model(3);
     dlxi_costs costs = {.block = 1};
-    dlxi_cut cut;
+    dlxi_partition cut;
     dlx_error error = {0};
-    assert_int_equal(dlxi_cut_balanced(&cut, &config, &costs, 4, &error), DLX_CONFIG);
-    assert_string_equal(error.message, "site.stages: 4 is more than model.layers (3), and every stage needs a layer; "
-                                       "set fewer stages or more layers");
-    assert_int_equal(dlxi_cut_parse(&cut, &config, 4, "1,1,1,0", &error), DLX_CONFIG);
-    assert_int_equal(dlxi_cut_balanced(&cut, &config, &costs, 0, &error), DLX_CONFIG);
+    assert_int_equal(dlxi_partition_balanced(&cut, &config, &costs, 4, &error), DLX_CONFIG);
+    assert_string_equal(
+        error.message,
+        "site.stages: 4 is more than model.layers (3), and every stage needs a layer; "
+        "set fewer stages or more layers");
+    assert_int_equal(dlxi_partition_parse(&cut, &config, 4, "1,1,1,0", &error), DLX_CONFIG);
+    assert_int_equal(dlxi_partition_balanced(&cut, &config, &costs, 0, &error), DLX_CONFIG);
     config.layers = 1024;
-    assert_int_equal(dlxi_cut_balanced(&cut, &config, &costs, DLXI_STAGES_MAX + 1, &error), DLX_CONFIG);
+    assert_int_equal(dlxi_partition_balanced(&cut, &config, &costs, DLXI_STAGES_MAX + 1, &error),
+                     DLX_CONFIG);
 }
 
-/* ---- owners ---------------------------------------------------------------------------------------------------- */
+/* ---- owners ---------------------------------------------------------------------------------- */
 
 static int64_t size_of(const dlxi_tensor *tensor) {
     return tensor->rows * tensor->cols;
 }
 
-static bool stage_has(const dlxi_cut *cut, int stage, const dlxi_tensor *tensor) {
+static bool stage_has(const dlxi_partition *cut, int stage, const dlxi_tensor *tensor) {
     if (tensor->layer >= 0)
-        return tensor->layer >= cut->first_layer[stage] && tensor->layer < cut->first_layer[stage + 1];
+        return tensor->layer >= cut->first_layer[stage] &&
+               tensor->layer < cut->first_layer[stage + 1];
     return (tensor->in_embedding && stage == 0) || (tensor->in_head && stage == cut->stages - 1);
 }
 
-/* Owners are ranks that hold the tensor; in each stage the largest load is at most the mean and the largest tensor. The
- * table that both ends hold is left out: it comes last, to the emptier of them. */
+/* Owners are ranks that hold the tensor; in each stage the largest load is at most the mean and the
+ * largest tensor. The table that both ends hold is left out: it comes last, to the emptier of them.
+ */
 static void check_owners(const dlxi_model_config *config, int stages, int replicas) {
     int64_t count = dlxi_model_tensor_count(config);
     int owner[512], again[512];
     assert_true(count <= 512);
     dlxi_costs costs = {1, 0.2, 2};
-    dlxi_cut cut;
-    assert_int_equal(dlxi_cut_balanced(&cut, config, &costs, stages, NULL), DLX_OK);
+    dlxi_partition cut;
+    assert_int_equal(dlxi_partition_balanced(&cut, config, &costs, stages, NULL), DLX_OK);
     memset(owner, -1, sizeof owner);
     memset(again, -1, sizeof again);
     dlxi_owners(owner, config, &cut, replicas);
@@ -216,29 +233,34 @@ static void check_owners(const dlxi_model_config *config, int stages, int replic
         int64_t sum = 0, largest_tensor = 0, largest_load = 0;
         for (int64_t id = 0; id < count; id++) {
             dlxi_tensor tensor = dlxi_model_tensor(config, id);
-            if (!stage_has(&cut, stage, &tensor) || (tensor.in_embedding && tensor.in_head)) continue;
+            if (!stage_has(&cut, stage, &tensor) || (tensor.in_embedding && tensor.in_head))
+                continue;
             assert_int_equal(owner[id] / replicas, stage);
             load[owner[id]] += size_of(&tensor);
             sum += size_of(&tensor);
             if (size_of(&tensor) > largest_tensor) largest_tensor = size_of(&tensor);
         }
         for (int r = 0; r < replicas; r++)
-            if (load[stage * replicas + r] > largest_load) largest_load = load[stage * replicas + r];
+            if (load[stage * replicas + r] > largest_load)
+                largest_load = load[stage * replicas + r];
         assert_true(largest_load <= sum / replicas + largest_tensor);
     }
     if (!config->tied_head) return;
     for (int rank = 0; rank < stages * replicas; rank++)
-        if (rank < replicas || rank >= (stages - 1) * replicas) assert_true(load[owner[0]] <= load[rank]);
+        if (rank < replicas || rank >= (stages - 1) * replicas)
+            assert_true(load[owner[0]] <= load[rank]);
 }
 
 static void test_owners(void **unused) {
     (void)unused;
     for (int f = 0; f < 3; f++) {
-        dlxi_model_config config = dlxi_model_config_default(f == 0 ? DLXI_FAMILY_LLAMA : DLXI_FAMILY_GPT2);
+        dlxi_model_config config =
+            dlxi_model_config_default(f == 0 ? DLXI_FAMILY_LLAMA : DLXI_FAMILY_GPT2);
         config.layers = 12;
         config.tied_head = f == 1;
         for (int stages = 1; stages <= 8; stages++)
-            for (int replicas = 1; replicas <= 8; replicas++) check_owners(&config, stages, replicas);
+            for (int replicas = 1; replicas <= 8; replicas++)
+                check_owners(&config, stages, replicas);
     }
 }
 
@@ -246,7 +268,7 @@ static void test_owners(void **unused) {
 static void test_owners_share_alike(void **unused) {
     (void)unused;
     dlxi_model_config config = dlxi_model_config_default(DLXI_FAMILY_LLAMA);
-    dlxi_cut cut = {.stages = 1, .first_layer = {0, config.layers}};
+    dlxi_partition cut = {.stages = 1, .first_layer = {0, config.layers}};
     int owner[64];
     int64_t load[2] = {0};
     assert_true(dlxi_model_tensor_count(&config) <= 64);

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Key files and rosters: what is made, what is read, and every message for what is not. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -45,7 +46,7 @@ static void write_file(const char *path, const char *text, mode_t mode) {
     assert_int_equal(chmod(path, mode), 0);
 }
 
-/* ---- keys ------------------------------------------------------------------------------------------------------ */
+/* ---- keys ------------------------------------------------------------------------------------ */
 
 static void a_key_is_made_and_read(void **state) {
     (void)state;
@@ -70,7 +71,8 @@ static void a_key_is_never_overwritten(void **state) {
     char text[DLXI_KEY_TEXT_BYTES] = "x", expected[256];
     assert_int_equal(dlxi_key_generate(path_a, text, &error), DLX_CONFIG);
     snprintf(expected, sizeof expected,
-             "'%s' exists already and a key is never overwritten; choose another name or remove it", path_a);
+             "'%s' exists already and a key is never overwritten; choose another name or remove it",
+             path_a);
     assert_string_equal(error.message, expected);
     assert_string_equal(text, "");
     must(dlxi_key_public(path_a, text, &error));
@@ -87,8 +89,10 @@ static void expect_key_error(const char *path, const char *message) {
 static void keys_that_are_not_used(void **state) {
     (void)state;
     char path[PATH_BYTES], message[512], text[256];
-    expect_key_error("no/site.key", "wan.key: no such file 'no/site.key'; run 'dilocox keygen no/site.key' first");
-    expect_key_error("", "wan.key: no key file is given; run 'dilocox keygen site.key' and set wan.key to it");
+    expect_key_error("no/site.key",
+                     "wan.key: no such file 'no/site.key'; run 'dilocox keygen no/site.key' first");
+    expect_key_error(
+        "", "wan.key: no key file is given; run 'dilocox keygen site.key' and set wan.key to it");
     snprintf(message, sizeof message, "wan.key: '%s' is not used: it is no regular file", folder);
     expect_key_error(folder, message);
 
@@ -96,16 +100,18 @@ static void keys_that_are_not_used(void **state) {
     static const mode_t open_modes[] = {0644, 0640, 0602, 0610};
     for (size_t i = 0; i < sizeof open_modes / sizeof *open_modes; i++) {
         write_file(path, "", open_modes[i]);
-        snprintf(message, sizeof message,
-                 "wan.key: '%s' is open to other users (mode %04o, allowed is 0600); run 'chmod 600 %s'", path,
-                 (unsigned)open_modes[i], path);
+        snprintf(
+            message, sizeof message,
+            "wan.key: '%s' is open to other users (mode %04o, allowed is 0600); run 'chmod 600 %s'",
+            path, (unsigned)open_modes[i], path);
         expect_key_error(path, message);
     }
     dlxi_key_pair keys, other;
     must(dlxi_key_pair_read(&keys, path_a, &error));
     must(dlxi_key_pair_read(&other, path_b, &error));
     snprintf(message, sizeof message,
-             "wan.key: '%s' is no key file: it must have the lines 'public: KEY' and 'secret: KEY' of 40 characters "
+             "wan.key: '%s' is no key file: it must have the lines 'public: KEY' and 'secret: KEY' "
+             "of 40 characters "
              "each; make one with 'dilocox keygen'",
              path);
     static const char *const malformed[] = {"",
@@ -124,18 +130,20 @@ static void keys_that_are_not_used(void **state) {
     snprintf(text, sizeof text, "public: %s\nsecret: %s\n", keys.public_text, other.secret_text);
     write_file(path, text, 0600);
     snprintf(message, sizeof message,
-             "wan.key: the public and secret halves in '%s' do not belong together; make a new pair with 'dilocox "
+             "wan.key: the public and secret halves in '%s' do not belong together; make a new "
+             "pair with 'dilocox "
              "keygen'",
              path);
     expect_key_error(path, message);
-    snprintf(text, sizeof text, "secret:\t%s\r\n# a comment\npublic: %s", keys.secret_text, keys.public_text);
+    snprintf(text, sizeof text, "secret:\t%s\r\n# a comment\npublic: %s", keys.secret_text,
+             keys.public_text);
     write_file(path, text, 0600);
     must(dlxi_key_pair_read(&other, path, &error));
     assert_string_equal(other.secret_text, keys.secret_text);
     unlink(path);
 }
 
-/* ---- rosters --------------------------------------------------------------------------------------------------- */
+/* ---- rosters --------------------------------------------------------------------------------- */
 
 static dlxi_roster roster;
 
@@ -146,7 +154,8 @@ static dlx_status parse(const char *text) {
 static void a_roster_is_read(void **state) {
     (void)state;
     char text[512];
-    snprintf(text, sizeof text, "# who may join\n\n  coordinator\t%s\r\n_N.1-x %s # the second\n   # end", a, b);
+    snprintf(text, sizeof text,
+             "# who may join\n\n  coordinator\t%s\r\n_N.1-x %s # the second\n   # end", a, b);
     must(parse(text));
     assert_int_equal(roster.count, 2);
     uint8_t key[DLXI_KEY_BYTES];
@@ -171,49 +180,62 @@ static void expect_roster_error(const char *text, const char *message) {
 static void malformed_rosters_are_refused_with_their_line(void **state) {
     (void)state;
     char text[512], message[512];
-#define NAMES "names have 1 to 63 of the characters A-Z a-z 0-9 . _ - and begin with a letter, digit or _"
+#define NAMES                                                                                      \
+    "names have 1 to 63 of the characters A-Z a-z 0-9 . _ - and begin with a letter, digit or _"
     static const char *const bad_names[][2] = {
         {"a/b", "a/b"}, {"..", ".."}, {"-x", "-x"}, {"d\x1b[2J", "d?[2J"}, {"d\xc3\xa9", "d??"}};
     for (size_t i = 0; i < sizeof bad_names / sizeof *bad_names; i++) {
         snprintf(text, sizeof text, "# one\n%s %s\n", bad_names[i][0], a);
-        snprintf(message, sizeof message, "wan.roster: roster.txt:2: the name '%s' is not allowed; " NAMES,
-                 bad_names[i][1]);
+        snprintf(message, sizeof message,
+                 "wan.roster: roster.txt:2: the name '%s' is not allowed; " NAMES, bad_names[i][1]);
         expect_roster_error(text, message);
     }
     snprintf(text, sizeof text, "%064d %s\n", 0, a);
-    snprintf(message, sizeof message, "wan.roster: roster.txt:1: the name '%063d' is not allowed; " NAMES, 0);
+    snprintf(message, sizeof message,
+             "wan.roster: roster.txt:1: the name '%063d' is not allowed; " NAMES, 0);
     expect_roster_error(text, message);
 
 #define KEY "allowed are the 40 characters of a public key, as 'dilocox keygen' prints it"
     snprintf(text, sizeof text, "delft %.39s\n", a);
-    expect_roster_error(text, "wan.roster: roster.txt:1: the key of 'delft' is malformed (39 characters); " KEY);
+    expect_roster_error(
+        text, "wan.roster: roster.txt:1: the key of 'delft' is malformed (39 characters); " KEY);
     snprintf(text, sizeof text, "delft %.39s~\n", a);
-    expect_roster_error(text, "wan.roster: roster.txt:1: the key of 'delft' is malformed (40 characters); " KEY);
-    expect_roster_error("delft", "wan.roster: roster.txt:1: the key of 'delft' is malformed (0 characters); " KEY);
+    expect_roster_error(
+        text, "wan.roster: roster.txt:1: the key of 'delft' is malformed (40 characters); " KEY);
+    expect_roster_error(
+        "delft", "wan.roster: roster.txt:1: the key of 'delft' is malformed (0 characters); " KEY);
 
     snprintf(text, sizeof text, "delft %s oslo\n", a);
-    expect_roster_error(text, "wan.roster: roster.txt:1: something follows the key of 'delft'; allowed are 'name "
-                              "public-key' and a comment that begins with #");
+    expect_roster_error(
+        text, "wan.roster: roster.txt:1: something follows the key of 'delft'; allowed are 'name "
+              "public-key' and a comment that begins with #");
     snprintf(text, sizeof text, "delft %s\ndelft %s\n", a, b);
-    expect_roster_error(text, "wan.roster: roster.txt:2: the name 'delft' stands there twice; a name has one key");
+    expect_roster_error(
+        text, "wan.roster: roster.txt:2: the name 'delft' stands there twice; a name has one key");
     snprintf(text, sizeof text, "delft %s\n\noslo %s\n", a, a);
-    expect_roster_error(text, "wan.roster: roster.txt:3: 'oslo' has the same key as 'delft'; a key has one name, make "
-                              "another with 'dilocox keygen'");
+    expect_roster_error(
+        text,
+        "wan.roster: roster.txt:3: 'oslo' has the same key as 'delft'; a key has one name, make "
+        "another with 'dilocox keygen'");
     static const char zero[] = "del\0ft";
-    assert_int_equal(dlxi_roster_parse(&roster, zero, sizeof zero, "roster.txt", &error), DLX_CONFIG);
+    assert_int_equal(dlxi_roster_parse(&roster, zero, sizeof zero, "roster.txt", &error),
+                     DLX_CONFIG);
 }
 
-/* Different keys without the cost of making them: any 32 bytes with the right Z85 text are a key to the roster. */
+/* Different keys without the cost of making them: any 32 bytes with the right Z85 text are a key to
+ * the roster. */
 static void a_roster_has_an_end(void **state) {
     (void)state;
     char *text = malloc(DLXI_ROSTER_BYTES_MAX);
     assert_non_null(text);
     size_t used = 0;
-    for (int i = 0; i < DLXI_ROSTER_NAMES_MAX; i++) used += (size_t)sprintf(text + used, "site%d %.35s%05d\n", i, a, i);
+    for (int i = 0; i < DLXI_ROSTER_NAMES_MAX; i++)
+        used += (size_t)sprintf(text + used, "site%d %.35s%05d\n", i, a, i);
     must(parse(text));
     assert_int_equal(roster.count, DLXI_ROSTER_NAMES_MAX);
     sprintf(text + used, "more %.35s%05d\n", a, DLXI_ROSTER_NAMES_MAX);
-    expect_roster_error(text, "wan.roster: roster.txt:257: more than 256 names; allowed are 1 to 256");
+    expect_roster_error(text,
+                        "wan.roster: roster.txt:257: more than 256 names; allowed are 1 to 256");
     free(text);
 }
 
@@ -221,11 +243,14 @@ static void roster_files(void **state) {
     (void)state;
     dlxi_roster *read = NULL;
     assert_int_equal(dlxi_roster_read(&read, "no/roster.txt", &error), DLX_CONFIG);
-    assert_string_equal(error.message, "wan.roster: no such file 'no/roster.txt'; write one with a line 'name "
-                                       "public-key' for the coordinator and each site");
+    assert_string_equal(error.message,
+                        "wan.roster: no such file 'no/roster.txt'; write one with a line 'name "
+                        "public-key' for the coordinator and each site");
     assert_null(read);
     assert_int_equal(dlxi_roster_read(&read, NULL, &error), DLX_CONFIG);
-    assert_string_equal(error.message, "wan.roster: no roster is given; set it to a file of lines 'name public-key'");
+    assert_string_equal(
+        error.message,
+        "wan.roster: no roster is given; set it to a file of lines 'name public-key'");
     char path[PATH_BYTES], message[512], line[128];
     snprintf(path, sizeof path, "%s/roster.txt", folder);
     char *large = malloc(DLXI_ROSTER_BYTES_MAX + 2);
@@ -234,8 +259,8 @@ static void roster_files(void **state) {
     large[DLXI_ROSTER_BYTES_MAX + 1] = '\0';
     write_file(path, large, 0644);
     assert_int_equal(dlxi_roster_read(&read, path, &error), DLX_CONFIG);
-    snprintf(message, sizeof message, "wan.roster: '%s' is larger than 65536 bytes, the most that a roster may have",
-             path);
+    snprintf(message, sizeof message,
+             "wan.roster: '%s' is larger than 65536 bytes, the most that a roster may have", path);
     assert_string_equal(error.message, message);
     free(large);
     snprintf(line, sizeof line, "delft %s\n", a);

@@ -1,5 +1,6 @@
-/* dlx_sync as a caller sees it: rounds of every overlap against the formulas of the design, the baseline, one site
- * alone, starting parameters, interrupts and departures. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* dlx_sync as a caller sees it: rounds of every overlap against the formulas of the design, the
+ * baseline, one site alone, starting parameters, interrupts and departures. */
 #include "in_process.h"
 
 #include <math.h>
@@ -17,11 +18,19 @@ static void assert_ended_well(const in_process *p, size_t count) {
     if (p->status != DLX_OK) fail_msg("coordinator: %s", p->error.message);
 }
 
-/* ---- rounds by hand -------------------------------------------------------------------------------------------- */
+/* ---- rounds by hand -------------------------------------------------------------------------- */
 
-/* Two sites with 170 and 230 tokens a step. The estimate of each of them reaches 4750 tokens in the fourth round's last
- * step at the earliest, and the four rounds commit 4800. */
-enum { VALUES = 6, H = 3, ROUNDS = 4, SITES = 2, STEPS = H * ROUNDS, EXCHANGE_STEPS = 2, TOKENS = 4750 };
+/* Two sites with 170 and 230 tokens a step. The estimate of each of them reaches 4750 tokens in the
+ * fourth round's last step at the earliest, and the four rounds commit 4800. */
+enum {
+    VALUES = 6,
+    H = 3,
+    ROUNDS = 4,
+    SITES = 2,
+    STEPS = H * ROUNDS,
+    EXCHANGE_STEPS = 2,
+    TOKENS = 4750
+};
 static const uint64_t tokens_per_step[SITES] = {170, 230};
 static const double eta = 0.7, mu = 0.6;
 
@@ -56,7 +65,8 @@ static void record(in_process_site *site, uint64_t step, const dlx_step *done) {
 
 /* The table of the design, in f64: one site's columns, and what is common. */
 typedef struct reference {
-    double p[SITES][VALUES], start[SITES][VALUES], out[SITES][VALUES]; /* out: M, and own, since nothing is lost */
+    /* out: M, and own, since nothing is lost */
+    double p[SITES][VALUES], start[SITES][VALUES], out[SITES][VALUES];
     double theta[VALUES], v[VALUES], update[VALUES];
     double seen[SITES][STEPS][VALUES];
 } reference;
@@ -65,7 +75,7 @@ static double weight(size_t i) {
     return (double)tokens_per_step[i] / (double)(tokens_per_step[0] + tokens_per_step[1]);
 }
 
-static void reference_hand_out(reference *r) {
+static void reference_submit(reference *r) {
     for (size_t i = 0; i < SITES; i++)
         for (int k = 0; k < VALUES; k++) {
             r->out[i][k] = r->start[i][k] - r->p[i][k];
@@ -81,7 +91,8 @@ static void reference_outer_step(double *theta, double *v, const double *update)
 }
 
 static void reference_commit(reference *r) {
-    for (int k = 0; k < VALUES; k++) r->update[k] = weight(0) * r->out[0][k] + weight(1) * r->out[1][k];
+    for (int k = 0; k < VALUES; k++)
+        r->update[k] = weight(0) * r->out[0][k] + weight(1) * r->out[1][k];
     reference_outer_step(r->theta, r->v, r->update);
 }
 
@@ -94,7 +105,7 @@ static void reference_take_anchor(reference *r) {
 static void reference_boundary(reference *r, dlx_overlap overlap, bool first) {
     double delta[SITES][VALUES], before_theta[VALUES], before_v[VALUES];
     if (first) {
-        reference_hand_out(r);
+        reference_submit(r);
         return;
     }
     for (size_t i = 0; i < SITES; i++)
@@ -108,7 +119,8 @@ static void reference_boundary(reference *r, dlx_overlap overlap, bool first) {
             double theta[VALUES], v[VALUES], update[VALUES];
             memcpy(theta, before_theta, sizeof theta);
             memcpy(v, before_v, sizeof v);
-            for (int k = 0; k < VALUES; k++) update[k] = r->update[k] + weight(i) * (delta[i][k] - r->out[i][k]);
+            for (int k = 0; k < VALUES; k++)
+                update[k] = r->update[k] + weight(i) * (delta[i][k] - r->out[i][k]);
             reference_outer_step(theta, v, update);
             for (int k = 0; k < VALUES; k++) r->p[i][k] = r->start[i][k] = theta[k];
         }
@@ -123,7 +135,8 @@ static void reference_run(reference *r, dlx_overlap overlap) {
     for (int step = 0; step < STEPS; step++) {
         int round = step / H, in_round = step % H + 1;
         for (size_t i = 0; i < SITES; i++)
-            for (int k = 0; k < VALUES; k++) r->p[i][k] += step_change(i, (uint64_t)step, k, r->p[i][k]);
+            for (int k = 0; k < VALUES; k++)
+                r->p[i][k] += step_change(i, (uint64_t)step, k, r->p[i][k]);
         if (overlap == DLX_OVERLAP_CARRY && round > 0 && in_round == EXCHANGE_STEPS) {
             reference_commit(r);
             for (size_t i = 0; i < SITES; i++)
@@ -135,7 +148,7 @@ static void reference_run(reference *r, dlx_overlap overlap) {
         if (in_round == H && (overlap == DLX_OVERLAP_DELAYED || overlap == DLX_OVERLAP_EAGER)) {
             reference_boundary(r, overlap, round == 0);
         } else if (in_round == H) {
-            reference_hand_out(r);
+            reference_submit(r);
             if (overlap == DLX_OVERLAP_NONE) {
                 reference_commit(r);
                 reference_take_anchor(r);
@@ -163,7 +176,7 @@ static void check_rounds(dlx_overlap overlap) {
         site->config.exchange_steps = overlap == DLX_OVERLAP_CARRY ? EXCHANGE_STEPS : 0;
         site->config.outer_learning_rate = eta;
         site->config.outer_momentum = mu;
-        site->config.rank_columns = 0;
+        site->config.factor_rank = 0;
         site->config.bits = 32;
         site->inner_step = scripted_step;
         site->after_step = record;
@@ -181,8 +194,9 @@ static void check_rounds(dlx_overlap overlap) {
         for (int step = 0; step < STEPS - 1; step++)
             for (int k = 0; k < VALUES; k++)
                 if (fabs((double)t[i].seen[step][k] - r->seen[i][step][k]) > 2e-6)
-                    fail_msg("overlap %d, site %zu, step %d, value %d: %.8f, by hand %.8f", (int)overlap, i, step, k,
-                             (double)t[i].seen[step][k], r->seen[i][step][k]);
+                    fail_msg("overlap %d, site %zu, step %d, value %d: %.8f, by hand %.8f",
+                             (int)overlap, i, step, k, (double)t[i].seen[step][k],
+                             r->seen[i][step][k]);
         for (int k = 0; k < VALUES; k++) assert_float_equal(t[i].p[k], r->theta[k], 2e-6);
         assert_int_equal(p->site[i].statistics.anchor_hash, p->site[0].statistics.anchor_hash);
     }
@@ -208,7 +222,7 @@ static void rounds_of_carry(void **state) {
     check_rounds(DLX_OVERLAP_CARRY);
 }
 
-/* ---- one site alone -------------------------------------------------------------------------------------------- */
+/* ---- one site alone -------------------------------------------------------------------------- */
 
 static void one_site_is_plain_training(void **state) {
     (void)state;
@@ -228,7 +242,7 @@ static void one_site_is_plain_training(void **state) {
         site->config.exchange_steps = overlaps[which] == DLX_OVERLAP_CARRY ? 1 : 0;
         site->config.outer_learning_rate = 1;
         site->config.outer_momentum = 0;
-        site->config.rank_columns = 0;
+        site->config.factor_rank = 0;
         site->config.bits = 32;
         site->inner_step = scripted_step;
         site->after_step = record;
@@ -247,7 +261,7 @@ static void one_site_is_plain_training(void **state) {
     }
 }
 
-/* ---- the baseline ---------------------------------------------------------------------------------------------- */
+/* ---- the baseline ---------------------------------------------------------------------------- */
 
 typedef struct gradients {
     float p[VALUES], g[VALUES], mean[8][VALUES];
@@ -265,7 +279,8 @@ static dlx_status baseline(in_process_site *site) {
     for (int step = 0; !done.finished && step < 8; step++) {
         for (int k = 0; k < VALUES; k++) g->g[k] = (float)gradient_of(site->index, step, k);
         double waited_s = -1;
-        dlx_status status = dlx_sync_gradients(site->sync, all, site->tokens_per_step, &waited_s, &site->error);
+        dlx_status status =
+            dlx_sync_gradients(site->sync, all, site->tokens_per_step, &waited_s, &site->error);
         if (status != DLX_OK) return status;
         if (waited_s < 0) return DLX_STATE;
         memcpy(g->mean[step], g->g, sizeof g->g);
@@ -347,7 +362,7 @@ static void the_baselines_anchor_is_what_was_trained(void **state) {
     free(p);
 }
 
-/* ---- starting parameters --------------------------------------------------------------------------------------- */
+/* ---- starting parameters --------------------------------------------------------------------- */
 
 enum { LARGE = 150000 }; /* values: more than one frame holds */
 
@@ -364,7 +379,8 @@ static dlx_status look_and_train(in_process_site *site) {
 
 static void all_start_where_the_first_does(void **state) {
     (void)state;
-    static const char *const names[3] = {"tokyo", "berlin", "lima"}; /* by name berlin comes first */
+    /* by name berlin comes first */
+    static const char *const names[3] = {"tokyo", "berlin", "lima"};
     static const dlx_overlap overlaps[3] = {DLX_OVERLAP_CARRY, DLX_OVERLAP_NONE, DLX_OVERLAP_EAGER};
     for (int which = 0; which < 3; which++) {
         in_process *p = in_process_new();
@@ -375,7 +391,8 @@ static void all_start_where_the_first_does(void **state) {
             /* lima starts as berlin does and needs nothing */
             for (int k = 0; k < LARGE + 3; k++) l[i].p[k] = (float)k * (i == 0 ? 0.001f : -0.003f);
             l[i].tensors[0] = (dlx_tensor){.name = "bias", .data = l[i].p, .rows = 1, .cols = 3};
-            l[i].tensors[1] = (dlx_tensor){.name = "large", .data = l[i].p + 3, .rows = 300, .cols = 500};
+            l[i].tensors[1] =
+                (dlx_tensor){.name = "large", .data = l[i].p + 3, .rows = 300, .cols = 500};
             p->site[i].name = names[i];
             p->site[i].tensors = l[i].tensors;
             p->site[i].tensor_count = 2;
@@ -388,7 +405,8 @@ static void all_start_where_the_first_does(void **state) {
         assert_true(in_process_run(p, 3, 6));
         assert_ended_well(p, 3);
         for (size_t i = 0; i < 3; i++)
-            for (int k = 0; k < LARGE + 3; k++) assert_true(l[i].first_seen[k] == (float)k * -0.003f);
+            for (int k = 0; k < LARGE + 3; k++)
+                assert_true(l[i].first_seen[k] == (float)k * -0.003f);
         for (size_t i = 0; i < 3; i++) {
             assert_int_equal(p->site[i].statistics.anchor_hash, p->site[0].statistics.anchor_hash);
             free(l[i].p);
@@ -436,7 +454,8 @@ static dlx_status wait_and_be_interrupted(in_process_site *site) {
     dlx_status status = dlx_sync_step(site->sync, 1, NULL, &site->error);
     pthread_join(thread, NULL);
     dlx_error later;
-    if (status == DLX_INTERRUPTED) status = dlx_sync_step(site->sync, 1, NULL, &later); /* and stays so */
+    /* and stays so */
+    if (status == DLX_INTERRUPTED) status = dlx_sync_step(site->sync, 1, NULL, &later);
     other_may_go_on = true;
     return status;
 }
@@ -510,8 +529,8 @@ static void parameters_that_are_not_finite_end_the_run(void **state) {
     assert_true(in_process_run(p, 2, 100));
     for (size_t i = 0; i < 2; i++) {
         assert_int_equal(p->site[i].status, DLX_NUMERIC);
-        assert_non_null(
-            strstr(p->site[i].error.message, "the pseudo-gradient of site 'site-1' is not finite in round 3"));
+        assert_non_null(strstr(p->site[i].error.message,
+                               "the pseudo-gradient of site 'site-1' is not finite in round 3"));
     }
     free(p);
 }
@@ -529,14 +548,15 @@ static void a_site_with_another_config_is_refused(void **state) {
     p->site[1].after_previous = true;
     assert_true(in_process_run(p, 2, 3));
     assert_int_equal(p->site[0].status, DLX_REFUSED);
-    assert_string_equal(p->site[0].error.message,
-                        "sync.bits: '8' on site 'site-0', '4' in the run; all sites must use the same value");
+    assert_string_equal(
+        p->site[0].error.message,
+        "sync.bits: '8' on site 'site-0', '4' in the run; all sites must use the same value");
     assert_int_equal(p->site[1].status, DLX_OK);
     assert_int_equal(p->status, DLX_OK);
     free(p);
 }
 
-/* ---- the length of rounds and runs ----------------------------------------------------------------------------- */
+/* ---- the length of rounds and runs ----------------------------------------------------------- */
 
 typedef struct lengths {
     float p;
@@ -570,8 +590,8 @@ static void set_up_lengths(in_process *p, lengths *l, size_t count) {
     }
 }
 
-/* Five rounds of four steps are the run. A small site's own tokens say how far a large one has come: by the second
- * round it knows. */
+/* Five rounds of four steps are the run. A small site's own tokens say how far a large one has
+ * come: by the second round it knows. */
 static void sites_of_unequal_size_end_together(void **state) {
     (void)state;
     in_process *p = in_process_new();

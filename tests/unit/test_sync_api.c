@@ -1,5 +1,7 @@
-/* What callers get wrong, by the messages that they see: dlx_sync_open, dlx_coordinator_open, dlx_codec_*, the calls of
- * a run that is not in the right state, and leases as a training loop uses them. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What callers get wrong, by the messages that they see: dlx_sync_open, dlx_coordinator_open,
+ * dlx_codec_*, the calls of a run that is not in the right state, and leases as a training loop
+ * uses them. */
 #include "in_process.h"
 
 #include <float.h>
@@ -21,12 +23,12 @@ static dlx_sync_config good_config(void) {
     dlx_sync_config config = DLX_SYNC_CONFIG_INIT;
     config.site = "paris";
     config.inner_steps = 25; /* whatever the defaults are */
-    config.rank_columns = 16;
+    config.factor_rank = 16;
     return config;
 }
 
-static void open_fails(const dlx_sync_config *config, const dlx_tensor *tensors, size_t count, dlx_status status,
-                       const char *message) {
+static void open_fails(const dlx_sync_config *config, const dlx_tensor *tensors, size_t count,
+                       dlx_status status, const char *message) {
     dlx_error error;
     dlx_sync *sync = (dlx_sync *)(uintptr_t)1;
     dlx_status got = dlx_sync_open(&sync, config, tensors, count, &error);
@@ -36,7 +38,8 @@ static void open_fails(const dlx_sync_config *config, const dlx_tensor *tensors,
     assert_null(sync);
 }
 
-static dlx_status gather_nothing(void *context, void *all, const void *own, size_t bytes, dlx_error *error) {
+static dlx_status gather_nothing(void *context, void *all, const void *own, size_t bytes,
+                                 dlx_error *error) {
     (void)context, (void)all, (void)own, (void)bytes, (void)error;
     return DLX_STATE;
 }
@@ -44,11 +47,11 @@ static dlx_status gather_nothing(void *context, void *all, const void *own, size
 static void sync_configs_are_checked(void **state) {
     (void)state;
     dlx_tensor tensor = good_tensor();
-#define REFUSED(message, ...)                                                                                          \
-    do {                                                                                                               \
-        dlx_sync_config config = good_config();                                                                        \
-        __VA_ARGS__;                                                                                                   \
-        open_fails(&config, &tensor, 1, DLX_CONFIG, message);                                                          \
+#define REFUSED(message, ...)                                                                      \
+    do {                                                                                           \
+        dlx_sync_config config = good_config();                                                    \
+        __VA_ARGS__;                                                                               \
+        open_fails(&config, &tensor, 1, DLX_CONFIG, message);                                      \
     } while (0)
     REFUSED("site: a name of 1 to 63 characters is needed", config.site = NULL);
     REFUSED("site: a name of 1 to 63 characters is needed", config.site = "");
@@ -59,18 +62,24 @@ static void sync_configs_are_checked(void **state) {
     REFUSED("rank: 1 is out of range; allowed: 0 to 0", config.rank = 1);
     REFUSED("rank: 4 is out of range; allowed: 0 to 3", config.ranks = 4, config.rank = 4);
     REFUSED("inner_steps: 0 is out of range; allowed: 1 to 100000", config.inner_steps = 0);
-    REFUSED("inner_steps: 100001 is out of range; allowed: 1 to 100000", config.inner_steps = 100001);
+    REFUSED("inner_steps: 100001 is out of range; allowed: 1 to 100000",
+            config.inner_steps = 100001);
     REFUSED("inner_steps_min: 26 is out of range; allowed: 1 to 25", config.inner_steps_min = 26);
-    REFUSED("inner_steps_max: 24 is out of range; allowed: 25 to 200000", config.inner_steps_max = 24);
+    REFUSED("inner_steps_max: 24 is out of range; allowed: 25 to 200000",
+            config.inner_steps_max = 24);
     REFUSED("exchange_steps: 26 is out of range; allowed: 0 to 25", config.exchange_steps = 26);
-    REFUSED("outer_learning_rate: 11 is out of range; allowed: 0 to 10", config.outer_learning_rate = 11);
-    REFUSED("outer_learning_rate: nan is out of range; allowed: 0 to 10", config.outer_learning_rate = (double)NAN);
+    REFUSED("outer_learning_rate: 11 is out of range; allowed: 0 to 10",
+            config.outer_learning_rate = 11);
+    REFUSED("outer_learning_rate: nan is out of range; allowed: 0 to 10",
+            config.outer_learning_rate = (double)NAN);
     REFUSED("outer_momentum: 1 is out of range; allowed: 0 to 0.999", config.outer_momentum = 1);
-    REFUSED("outer_momentum: -0.5 is out of range; allowed: 0 to 0.999", config.outer_momentum = -0.5);
-    REFUSED("rank_columns: 1025 is out of range; allowed: 0 to 1024", config.rank_columns = 1025);
-    REFUSED("rank_columns: -1 is out of range; allowed: 0 to 1024", config.rank_columns = -1);
-    REFUSED("rank_min: 17 is out of range; allowed: 1 to 16", config.rank_min = 17);
-    REFUSED("rank_max: 15 is out of range; allowed: 16 to 1024", config.rank_max = 15);
+    REFUSED("outer_momentum: -0.5 is out of range; allowed: 0 to 0.999",
+            config.outer_momentum = -0.5);
+    REFUSED("factor_rank: 1025 is out of range; allowed: 0 to 1024", config.factor_rank = 1025);
+    REFUSED("factor_rank: -1 is out of range; allowed: 0 to 1024", config.factor_rank = -1);
+    REFUSED("factor_rank_min: 17 is out of range; allowed: 1 to 16", config.factor_rank_min = 17);
+    REFUSED("factor_rank_max: 15 is out of range; allowed: 16 to 1024",
+            config.factor_rank_max = 15);
     REFUSED("bits: 5 is out of range; allowed: 4, 8, 16, 32", config.bits = 5);
     REFUSED("group: 63 is odd; allowed: even, 2 to 1024", config.group = 63);
     REFUSED("group: 0 is out of range; allowed: 2 to 1024", config.group = 0);
@@ -78,9 +87,11 @@ static void sync_configs_are_checked(void **state) {
     REFUSED("pace_max: 0.5 is out of range; allowed: 1 to 100", config.pace_max = 0.5);
     REFUSED("windows_per_step: 0 is out of range; allowed: 1 to 1000000", config.windows = 10);
     REFUSED("overlap: 5 is out of range; allowed: 0 to 4", config.overlap = (dlx_overlap)5);
-    REFUSED("adaptation: 3 is out of range; allowed: 0 to 2", config.adaptation = (dlx_adaptation)3);
+    REFUSED("adaptation: 3 is out of range; allowed: 0 to 2",
+            config.adaptation = (dlx_adaptation)3);
     /* a lease is counted in 32 bits */
-    REFUSED("windows_per_step: 1000000 with up to 150000 inner steps a round is more than a lease holds; allowed: up "
+    REFUSED("windows_per_step: 1000000 with up to 150000 inner steps a round is more than a lease "
+            "holds; allowed: up "
             "to 28633",
             config.windows = 10, config.windows_per_step = 1000000, config.inner_steps = 100000);
 #undef REFUSED
@@ -121,7 +132,8 @@ static void sync_arguments_are_checked(void **state) {
     open_fails(&config, &tensor, 1, DLX_ARGUMENT, "tensor 0 has no name or no data");
     tensor = good_tensor();
     tensor.rows = 0;
-    open_fails(&config, &tensor, 1, DLX_ARGUMENT, "tensor p: 0 × 2 is no shape; rows and cols are 1 and more");
+    open_fails(&config, &tensor, 1, DLX_ARGUMENT,
+               "tensor p: 0 × 2 is no shape; rows and cols are 1 and more");
     tensor.rows = INT64_MAX;
     open_fails(&config, &tensor, 1, DLX_ARGUMENT,
                "tensor p: 9223372036854775807 × 2 is no shape; rows and cols are 1 and more");
@@ -136,7 +148,8 @@ static void sync_arguments_are_checked(void **state) {
                "link.key_path and link.roster_path are needed; make them with dlx_key_generate");
     config.size = 4;
     char expected[128];
-    snprintf(expected, sizeof expected, "size is 4, not %zu; begin with DLX_SYNC_CONFIG_INIT", sizeof config);
+    snprintf(expected, sizeof expected, "size is 4, not %zu; begin with DLX_SYNC_CONFIG_INIT",
+             sizeof config);
     open_fails(&config, &tensor, 1, DLX_ARGUMENT, expected);
     dlx_sync_close(NULL);
     sync = NULL;
@@ -156,8 +169,9 @@ static void nobody_answers(void **state) {
     assert_int_equal(dlx_hub_open(&hub, NULL), DLX_OK);
     config.link.hub = hub;
     config.timeout_ms = 1000;
-    open_fails(&config, &tensor, 1, DLX_TIMEOUT,
-               "no coordinator answers; check wan.coordinator, wan.key and the roster, and that it runs");
+    open_fails(
+        &config, &tensor, 1, DLX_TIMEOUT,
+        "no coordinator answers; check wan.coordinator, wan.key and the roster, and that it runs");
     dlx_hub_close(&hub);
 }
 
@@ -165,26 +179,30 @@ static void coordinators_are_checked(void **state) {
     (void)state;
     dlx_hub *hub = NULL;
     assert_int_equal(dlx_hub_open(&hub, NULL), DLX_OK);
-#define REFUSED(code, text, ...)                                                                                       \
-    do {                                                                                                               \
-        dlx_coordinator_config config = DLX_COORDINATOR_CONFIG_INIT;                                                   \
-        dlx_coordinator *coordinator = (dlx_coordinator *)(uintptr_t)1;                                                \
-        dlx_error error;                                                                                               \
-        config.link.hub = hub;                                                                                         \
-        config.tokens = 5;                                                                                             \
-        __VA_ARGS__;                                                                                                   \
-        assert_int_equal(dlx_coordinator_open(&coordinator, &config, &error), code);                                   \
-        assert_string_equal(error.message, text);                                                                      \
-        assert_null(coordinator);                                                                                      \
+#define REFUSED(code, text, ...)                                                                   \
+    do {                                                                                           \
+        dlx_coordinator_config config = DLX_COORDINATOR_CONFIG_INIT;                               \
+        dlx_coordinator *coordinator = (dlx_coordinator *)(uintptr_t)1;                            \
+        dlx_error error;                                                                           \
+        config.link.hub = hub;                                                                     \
+        config.tokens = 5;                                                                         \
+        __VA_ARGS__;                                                                               \
+        assert_int_equal(dlx_coordinator_open(&coordinator, &config, &error), code);               \
+        assert_string_equal(error.message, text);                                                  \
+        assert_null(coordinator);                                                                  \
     } while (0)
     REFUSED(DLX_CONFIG, "sites: 0 is out of range; allowed: 1 to 64", config.sites = 0);
     REFUSED(DLX_CONFIG, "sites: 65 is out of range; allowed: 1 to 64", config.sites = 65);
-    REFUSED(DLX_CONFIG, "tokens: 0 is out of range; a run ends when so many are committed", config.tokens = 0);
-    REFUSED(DLX_CONFIG, "timeout_ms: 10 is out of range; allowed: 1000 and more", config.timeout_ms = 10);
-    REFUSED(DLX_ARGUMENT, "link.coordinator is NULL; give \"host:port\", or a hub for threads of one process",
+    REFUSED(DLX_CONFIG, "tokens: 0 is out of range; a run ends when so many are committed",
+            config.tokens = 0);
+    REFUSED(DLX_CONFIG, "timeout_ms: 10 is out of range; allowed: 1000 and more",
+            config.timeout_ms = 10);
+    REFUSED(DLX_ARGUMENT,
+            "link.coordinator is NULL; give \"host:port\", or a hub for threads of one process",
             config.link.hub = NULL);
     char expected[128];
-    snprintf(expected, sizeof expected, "size is 0, not %zu; begin with DLX_COORDINATOR_CONFIG_INIT",
+    snprintf(expected, sizeof expected,
+             "size is 0, not %zu; begin with DLX_COORDINATOR_CONFIG_INIT",
              sizeof(dlx_coordinator_config));
     REFUSED(DLX_ARGUMENT, expected, config.size = 0);
 #undef REFUSED
@@ -198,7 +216,7 @@ static void coordinators_are_checked(void **state) {
     dlx_hub_close(NULL);
 }
 
-/* ---- codec ----------------------------------------------------------------------------------------------------- */
+/* ---- codec ----------------------------------------------------------------------------------- */
 
 static void the_codec_is_checked(void **state) {
     (void)state;
@@ -214,7 +232,8 @@ static void the_codec_is_checked(void **state) {
     assert_int_equal(dlx_codec_encode(NULL, some, 70, 4, 64, &error), DLX_ARGUMENT);
     assert_string_equal(error.message, "dlx_codec: an argument is NULL");
     assert_int_equal(dlx_codec_encode(bytes, some, 70, 7, 64, &error), DLX_ARGUMENT);
-    assert_string_equal(error.message, "bits 7, group 64: bits is 4, 8, 16 or 32, group is even and 2 to 1024");
+    assert_string_equal(error.message,
+                        "bits 7, group 64: bits is 4, 8, 16 or 32, group is even and 2 to 1024");
     assert_int_equal(dlx_codec_decode(back, bytes, 67, 70, 4, 64, &error), DLX_DATA);
     assert_string_equal(error.message, "67 bytes do not hold 70 values of 4 bits; 68 would");
     some[69] = (float)NAN;
@@ -232,7 +251,7 @@ static void the_codec_is_checked(void **state) {
     assert_memory_equal(back, some, 5 * sizeof(float));
 }
 
-/* ---- states of a run, leases ----------------------------------------------------------------------------------- */
+/* ---- states of a run, leases ----------------------------------------------------------------- */
 
 enum { WINDOWS_PER_STEP = 4, TOKENS_PER_WINDOW = 3, SITES = 3, SEEN = 4096 };
 
@@ -243,14 +262,17 @@ static dlx_status train_on_leases(in_process_site *site) {
     dlx_error *error = &site->error, ignored;
     float *const gradient[1] = {values};
     if (dlx_sync_gradients(site->sync, gradient, 1, NULL, &ignored) != DLX_STATE) return DLX_DATA;
-    if (strcmp(ignored.message, "gradients are exchanged under overlap allreduce only; call dlx_sync_step") != 0)
+    if (strcmp(ignored.message,
+               "gradients are exchanged under overlap allreduce only; call dlx_sync_step") != 0)
         return DLX_DATA;
     if (dlx_sync_report(site->sync, "", &ignored) != DLX_STATE) return DLX_DATA;
     if (strcmp(ignored.message, "the run is not finished") != 0) return DLX_DATA;
-    if (dlx_sync_site_count(site->sync) != SITES || dlx_sync_tokens_target(site->sync) == 0) return DLX_DATA;
+    if (dlx_sync_site_count(site->sync) != SITES || dlx_sync_tokens_target(site->sync) == 0)
+        return DLX_DATA;
     uint64_t positions[1024];
     if (dlx_sync_windows(site->sync, positions, 1024, &ignored) != DLX_STATE) return DLX_DATA;
-    if (strcmp(ignored.message, "the lease of round 1 has 12 windows left, not 1024") != 0) return DLX_DATA;
+    if (strcmp(ignored.message, "the lease of round 1 has 12 windows left, not 1024") != 0)
+        return DLX_DATA;
     while (!done.finished) {
         dlx_status status = dlx_sync_windows(site->sync, positions, WINDOWS_PER_STEP, error);
         if (status != DLX_OK) return status;
@@ -266,9 +288,11 @@ static dlx_status train_on_leases(in_process_site *site) {
     snprintf(report, sizeof report, "site %u", dlx_sync_site_index(site->sync));
     *error = (dlx_error){0};
     dlx_status status = dlx_sync_report(site->sync, report, error);
-    if (status != DLX_OK || error->status != DLX_OK) return DLX_DATA; /* an error is filled by a failure alone */
+    /* an error is filled by a failure alone */
+    if (status != DLX_OK || error->status != DLX_OK) return DLX_DATA;
     if (dlx_sync_report(site->sync, report, &ignored) != DLX_STATE) return DLX_DATA;
-    return strcmp(ignored.message, "the run has this site's report already") == 0 ? DLX_OK : DLX_DATA;
+    return strcmp(ignored.message, "the run has this site's report already") == 0 ? DLX_OK
+                                                                                  : DLX_DATA;
 }
 
 static char reports[256];
@@ -306,7 +330,8 @@ static void leases_and_reports(void **state) {
         uint64_t target = 10 * SITES * 2 * WINDOWS_PER_STEP * TOKENS_PER_WINDOW;
         assert_true(in_process_run(p, SITES, target));
         for (size_t i = 0; i < SITES; i++)
-            if (p->site[i].status != DLX_OK) fail_msg("overlap %d, site %zu: %s", overlap, i, p->site[i].error.message);
+            if (p->site[i].status != DLX_OK)
+                fail_msg("overlap %d, site %zu: %s", overlap, i, p->site[i].error.message);
         assert_int_equal(p->status, DLX_OK);
         uint64_t trained = 0;
         for (int i = 0; i < SEEN; i++) {
@@ -316,7 +341,8 @@ static void leases_and_reports(void **state) {
         uint64_t committed = p->site[0].statistics.committed_tokens;
         assert_true(committed >= target);
         assert_true(trained * TOKENS_PER_WINDOW >= committed);
-        assert_string_equal(reports, "site-0 says site 0; site-1 says site 1; site-2 says site 2; ");
+        assert_string_equal(reports,
+                            "site-0 says site 0; site-1 says site 1; site-2 says site 2; ");
         free(p);
     }
 }

@@ -1,5 +1,7 @@
-/* Equal to the bit: sites whose threads round and flush differently end every round with the same anchor. The
- * coordinator compares the hashes in each `ready`, so that a run that ends well has proved it. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Equal to the bit: sites whose threads round and flush differently end every round with the same
+ * anchor. The coordinator compares the hashes in each `ready`, so that a run that ends well has
+ * proved it. */
 #include "in_process.h"
 
 #include <setjmp.h>
@@ -13,7 +15,8 @@
 
 enum { ROWS = 48, COLS = 80, BIAS = 50, VALUES = ROWS * COLS + BIAS, ROUNDS = 6 };
 
-/* MXCSR: nearest; flush-to-zero and denormals-are-zero; upward; toward zero and flushing; downward */
+/* MXCSR: nearest; flush-to-zero and denormals-are-zero; upward; toward zero and flushing; downward
+ */
 static const unsigned modes[5] = {0, 0x8040, 0x4000, 0x6000 | 0x8040, 0x2000};
 
 typedef struct model {
@@ -29,7 +32,8 @@ static void inner_step(in_process_site *site, uint64_t step) {
 #endif
     for (int k = 0; k < VALUES; k++) {
         float size = k % 5 == 0 ? 1e-38f : 1e-2f; /* denormal differences among them */
-        m->p[k] += size / 3.0f * (float)((k * 31 + (int)site->index * 17 + (int)step * 7) % 23 - 11);
+        m->p[k] +=
+            size / 3.0f * (float)((k * 31 + (int)site->index * 17 + (int)step * 7) % 23 - 11);
     }
 }
 
@@ -37,8 +41,10 @@ static void run(size_t count, const dlx_sync_config *config) {
     in_process *p = in_process_new();
     model *m = calloc(count, sizeof *m);
     for (size_t i = 0; i < count; i++) {
-        m[i].tensors[0] = (dlx_tensor){.name = "matrix", .data = m[i].p, .rows = ROWS, .cols = COLS};
-        m[i].tensors[1] = (dlx_tensor){.name = "bias", .data = m[i].p + ROWS * COLS, .rows = 1, .cols = BIAS};
+        m[i].tensors[0] =
+            (dlx_tensor){.name = "matrix", .data = m[i].p, .rows = ROWS, .cols = COLS};
+        m[i].tensors[1] =
+            (dlx_tensor){.name = "bias", .data = m[i].p + ROWS * COLS, .rows = 1, .cols = BIAS};
         in_process_site *site = &p->site[i];
         site->config = *config;
         site->tensors = m[i].tensors;
@@ -51,13 +57,14 @@ static void run(size_t count, const dlx_sync_config *config) {
     assert_true(in_process_run(p, count, 10 * count * 2 * ROUNDS));
     for (size_t i = 0; i < count; i++) {
         if (p->site[i].status != DLX_OK)
-            fail_msg("%zu sites, overlap %d, %d bits: site %zu: %s", count, (int)config->overlap, config->bits, i,
-                     p->site[i].error.message);
+            fail_msg("%zu sites, overlap %d, %d bits: site %zu: %s", count, (int)config->overlap,
+                     config->bits, i, p->site[i].error.message);
         assert_true(p->site[i].statistics.rounds >= ROUNDS);
         assert_true(p->site[i].statistics.anchor_hash == p->site[0].statistics.anchor_hash);
         assert_memory_equal(m[i].p, m[0].p, sizeof m[i].p); /* the final anchor itself */
 #if defined(__x86_64__)
-        assert_int_equal(m[i].mode_seen, modes[i]); /* the modes were in force, and were given back */
+        /* the modes were in force, and were given back */
+        assert_int_equal(m[i].mode_seen, modes[i]);
 #endif
     }
     assert_int_equal(p->status, DLX_OK);
@@ -75,7 +82,7 @@ static void bits_agree(void **state) {
             config.overlap = (dlx_overlap)overlap;
             config.inner_steps = config.inner_steps_max = 2;
             config.bits = compressions[overlap - 1][0];
-            config.rank_columns = compressions[overlap - 1][1];
+            config.factor_rank = compressions[overlap - 1][1];
             config.outer_learning_rate = 0.7;
             config.outer_momentum = 0.4;
             config.group = 16;
@@ -88,7 +95,7 @@ static void bits_agree_while_adapting(void **state) {
     for (int adaptation = DLX_ADAPTATION_PAPER; adaptation <= DLX_ADAPTATION_LINK; adaptation++) {
         dlx_sync_config config = DLX_SYNC_CONFIG_INIT;
         config.inner_steps = config.inner_steps_max = 2;
-        config.rank_columns = 6;
+        config.factor_rank = 6;
         config.group = 16;
         config.adaptation = (dlx_adaptation)adaptation;
         run(3, &config);

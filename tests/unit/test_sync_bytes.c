@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What an exchange costs: bytes at the link against 2·C·(D−1)/D a round. */
 #include "in_process.h"
 
@@ -44,15 +45,17 @@ static void check_bytes(size_t count, int bits, int rank) {
     model *m = calloc(count, sizeof *m);
     for (size_t i = 0; i < count; i++) {
         m[i].p = calloc(VALUES, sizeof(float));
-        m[i].tensors[0] = (dlx_tensor){.name = "matrix", .data = m[i].p, .rows = ROWS, .cols = COLS};
-        m[i].tensors[1] = (dlx_tensor){.name = "bias", .data = m[i].p + ROWS * COLS, .rows = 1, .cols = BIAS};
+        m[i].tensors[0] =
+            (dlx_tensor){.name = "matrix", .data = m[i].p, .rows = ROWS, .cols = COLS};
+        m[i].tensors[1] =
+            (dlx_tensor){.name = "bias", .data = m[i].p + ROWS * COLS, .rows = 1, .cols = BIAS};
         in_process_site *site = &p->site[i];
         site->tensors = m[i].tensors;
         site->tensor_count = 2;
         site->config.overlap = DLX_OVERLAP_NONE;
         site->config.inner_steps = 1;
         site->config.bits = bits;
-        site->config.rank_columns = rank;
+        site->config.factor_rank = rank;
         site->config.timeout_ms = 60000;
         site->inner_step = inner_step;
         site->after_step = after_step;
@@ -69,21 +72,26 @@ static void check_bytes(size_t count, int bits, int rank) {
         assert_int_equal(s->rounds, ROUNDS);
         assert_int_equal(s->round_bytes, c);
         assert_int_equal(s->raw_bytes, VALUES * sizeof(float));
-        /* Framing: in each trip a header for every piece of 2 tensors to and from D − 1 members, in pieces of at most
-         * 256 KiB; and as much payload as blocks may be uneven by, which are cut so that headers and all are equal: one
-         * tensor's headers and a group. Control: ready and staged a round, hello, listening, report, and pings. */
+        /* Framing: in each trip a header for every piece of 2 tensors to and from D − 1 members, in
+         * pieces of at most 256 KiB; and as much payload as blocks may be uneven by, which are cut
+         * so that headers and all are equal: one tensor's headers and a group. Control: ready and
+         * staged a round, hello, listening, report, and pings. */
         double trips = rank > 0 ? 2 : 1, others = (double)count - 1;
         double frames = trips * 2 * others * (2 + 1 + ceil((double)c / DLXI_FRAME_PAYLOAD_MAX));
-        double framing = (frames + trips * others * 4) * DLXI_FRAME_HEADER_BYTES + trips * others * 2 * 256;
+        double framing =
+            (frames + trips * others * 4) * DLXI_FRAME_HEADER_BYTES + trips * others * 2 * 256;
         double control = 2 * (DLXI_FRAME_HEADER_BYTES + 60);
         double once = 4096 + 60 * DLXI_FRAME_HEADER_BYTES;
         double expected = 2.0 * (double)c * others / (double)count;
         double sent = (double)s->wan_bytes_sent / ROUNDS;
         if (sent < expected - framing || sent > expected + framing + control + once / ROUNDS)
-            fail_msg("%zu sites, %d bits, rank %d: site %zu sent %.0f bytes a round, 2·C·(D−1)/D is %.0f", count, bits,
-                     rank, i, sent, expected);
-        if (count > 1) assert_true(framing + control + once / ROUNDS < 0.25 * expected); /* the bound means something */
-        /* whoever asks after the last step gets the last round's bytes too: all but report, pings */
+            fail_msg("%zu sites, %d bits, rank %d: site %zu sent %.0f bytes a round, 2·C·(D−1)/D "
+                     "is %.0f",
+                     count, bits, rank, i, sent, expected);
+        /* the bound means something */
+        if (count > 1) assert_true(framing + control + once / ROUNDS < 0.25 * expected);
+        /* whoever asks after the last step gets the last round's bytes too: all but report, pings
+         */
         assert_true((double)m[i].sent_at_the_end + 2048 > (double)s->wan_bytes_sent);
         mean += (double)s->wan_bytes_sent / (double)count;
         largest = fmax(largest, (double)s->wan_bytes_sent);
@@ -91,8 +99,10 @@ static void check_bytes(size_t count, int bits, int rank) {
         total_received += (double)s->wan_bytes_received;
         free(m[i].p);
     }
-    if (largest > 1.1 * mean) fail_msg("%zu sites: the largest sent %.0f, the mean is %.0f", count, largest, mean);
-    if (count > 1) assert_true(fabs(total_sent - total_received) < 0.02 * total_sent); /* but for control */
+    if (largest > 1.1 * mean)
+        fail_msg("%zu sites: the largest sent %.0f, the mean is %.0f", count, largest, mean);
+    /* but for control */
+    if (count > 1) assert_true(fabs(total_sent - total_received) < 0.02 * total_sent);
     free(m);
     free(p);
 }

@@ -1,5 +1,6 @@
-/* Sites of several ranks: whatever the cut of the model, the same anchors; and all ranks of a site apply, hand out and
- * end at the same step. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Sites of several ranks: whatever the cut of the model, the same anchors; and all ranks of a site
+ * apply, hand out and end at the same step. */
 #include "in_process.h"
 
 #include <math.h>
@@ -25,7 +26,7 @@ typedef struct shard {
     uint64_t hashes[TENSORS]; /* by id, at the end */
     uint64_t positions;       /* a sum over the windows taken */
     uint32_t inner_steps[STEPS_MAX];
-    bool applied[STEPS_MAX], handed_out[STEPS_MAX];
+    bool applied[STEPS_MAX], submitted[STEPS_MAX];
 } shard;
 
 typedef struct ranks {
@@ -52,9 +53,13 @@ static void fill(ranks *w, size_t i, uint16_t r) {
         size_t values = (size_t)(shapes[id][0] * shapes[id][1]);
         s->p[s->count] = calloc(values, sizeof(float));
         s->g[s->count] = calloc(values, sizeof(float));
-        for (size_t k = 0; k < values; k++) s->p[s->count][k] = (float)(k % 13) * 0.125f - (float)id * 0.25f;
-        s->tensors[s->count] = (dlx_tensor){
-            .name = tensor_names[id], .data = s->p[s->count], .rows = shapes[id][0], .cols = shapes[id][1], .id = id};
+        for (size_t k = 0; k < values; k++)
+            s->p[s->count][k] = (float)(k % 13) * 0.125f - (float)id * 0.25f;
+        s->tensors[s->count] = (dlx_tensor){.name = tensor_names[id],
+                                            .data = s->p[s->count],
+                                            .rows = shapes[id][0],
+                                            .cols = shapes[id][1],
+                                            .id = id};
         s->count++;
     }
 }
@@ -105,15 +110,17 @@ static in_process_site *at(ranks *w, size_t i, size_t r) {
 static void assert_ended_well(ranks *w) {
     for (size_t i = 0; i < SITES; i++)
         for (size_t r = 0; r < w->ranks; r++)
-            if (at(w, i, r)->status != DLX_OK) fail_msg("site %zu, rank %zu: %s", i, r, at(w, i, r)->error.message);
+            if (at(w, i, r)->status != DLX_OK)
+                fail_msg("site %zu, rank %zu: %s", i, r, at(w, i, r)->error.message);
     if (w->p->status != DLX_OK) fail_msg("coordinator: %s", w->p->error.message);
 }
 
-/* ---- the same run, however it is cut --------------------------------------------------------------------------- */
+/* ---- the same run, however it is cut --------------------------------------------------------- */
 
 /* Of value k: rank 1 plus a little noise, so that `paper` finds that less is enough. */
 static float change_of(size_t site, uint64_t step, const dlx_tensor *t, int64_t k) {
-    double row = (double)((k / t->cols * 7 + (int64_t)t->id) % 11) - 5, col = (double)(k % t->cols % 9) - 4;
+    double row = (double)((k / t->cols * 7 + (int64_t)t->id) % 11) - 5,
+           col = (double)(k % t->cols % 9) - 4;
     double noise = (double)((k * 31 + (int64_t)step * 17 + (int64_t)site * 5) % 23 - 11);
     return (float)(0.001 * row * col * (1 + 0.1 * (double)(step % 3)) + 0.00002 * noise);
 }
@@ -127,7 +134,8 @@ static void inner_step(in_process_site *site, uint64_t step) {
     }
     for (size_t i = 0; i < s->count; i++)
         for (int64_t k = 0; k < s->tensors[i].rows * s->tensors[i].cols; k++)
-            s->p[i][k] += change_of(site_index(site), step + position, &s->tensors[i], k) - 0.02f * s->p[i][k];
+            s->p[i][k] += change_of(site_index(site), step + position, &s->tensors[i], k) -
+                          0.02f * s->p[i][k];
 }
 
 static void note(in_process_site *site, uint64_t step, const dlx_step *done) {
@@ -135,7 +143,7 @@ static void note(in_process_site *site, uint64_t step, const dlx_step *done) {
     if (step >= STEPS_MAX) abort();
     s->inner_steps[step] = done->inner_steps;
     s->applied[step] = done->applied;
-    s->handed_out[step] = done->handed_out;
+    s->submitted[step] = done->submitted;
 }
 
 static void take_hashes(in_process_site *site) {
@@ -161,8 +169,10 @@ static dlx_status train_baseline(in_process_site *site) {
                 s->g[i][k] = change_of(site_index(site), step, &s->tensors[i], k);
         status = dlx_sync_gradients(site->sync, s->g, site->tokens_per_step, NULL, &site->error);
         for (size_t i = 0; i < s->count; i++)
-            for (int64_t k = 0; k < s->tensors[i].rows * s->tensors[i].cols; k++) s->p[i][k] -= s->g[i][k];
-        if (status == DLX_OK) status = dlx_sync_step(site->sync, site->tokens_per_step, &done, &site->error);
+            for (int64_t k = 0; k < s->tensors[i].rows * s->tensors[i].cols; k++)
+                s->p[i][k] -= s->g[i][k];
+        if (status == DLX_OK)
+            status = dlx_sync_step(site->sync, site->tokens_per_step, &done, &site->error);
         site->steps = step + 1;
     }
     if (status == DLX_OK) status = dlx_sync_report(site->sync, "", &site->error);
@@ -178,10 +188,11 @@ static ranks *run(size_t count, dlx_overlap overlap, int bits) {
         c->overlap = overlap;
         c->inner_steps = c->inner_steps_max = 8;
         c->exchange_steps = overlap == DLX_OVERLAP_CARRY ? 3 : 0;
-        /* eager trains past a shortened H while an exchange is late, so its steps would not repeat */
+        /* eager trains past a shortened H while an exchange is late, so its steps would not repeat
+         */
         c->adaptation = overlap == DLX_OVERLAP_EAGER ? DLX_ADAPTATION_OFF : DLX_ADAPTATION_PAPER;
-        c->rank_columns = 8;
-        c->rank_min = 1;
+        c->factor_rank = 8;
+        c->factor_rank_min = 1;
         c->bits = bits;
         c->group = 16;
         if (overlap != DLX_OVERLAP_ALLREDUCE) {
@@ -198,13 +209,14 @@ static ranks *run(size_t count, dlx_overlap overlap, int bits) {
     return w;
 }
 
-/* bits 32: nothing is lost, so nothing depends on who owns which block. With fewer bits what a block's second
- * quantisation loses goes to its owner's e, and who owns it depends on the cut. */
+/* bits 32: nothing is lost, so nothing depends on who owns which block. With fewer bits what a
+ * block's second quantisation loses goes to its owner's e, and who owns it depends on the cut. */
 static void check_cut(dlx_overlap overlap) {
     ranks *whole = run(1, overlap, 32);
     uint64_t steps = at(whole, 0, 0)->steps;
     if (overlap == DLX_OVERLAP_NONE || overlap == DLX_OVERLAP_CARRY) /* or H is not tried */
-        assert_true(whole->shard[0][0].inner_steps[steps - 2] < 8 && whole->shard[0][0].inner_steps[steps - 2] > 1);
+        assert_true(whole->shard[0][0].inner_steps[steps - 2] < 8 &&
+                    whole->shard[0][0].inner_steps[steps - 2] > 1);
     for (size_t count = 2; count <= RANKS_MAX; count++) {
         ranks *cut = run(count, overlap, 32);
         for (size_t i = 0; i < SITES; i++)
@@ -216,8 +228,8 @@ static void check_cut(dlx_overlap overlap) {
                 for (size_t t = 0; t < mine->count; t++) {
                     uint32_t id = mine->tensors[t].id;
                     if (mine->hashes[id] != all->hashes[id])
-                        fail_msg("overlap %d, %zu ranks: site %zu has another %s", (int)overlap, count, i,
-                                 tensor_names[id]);
+                        fail_msg("overlap %d, %zu ranks: site %zu has another %s", (int)overlap,
+                                 count, i, tensor_names[id]);
                 }
             }
         ranks_free(cut);
@@ -247,20 +259,22 @@ static void four_bits_agree_between_sites(void **state) {
     ranks *w = run(2, DLX_OVERLAP_CARRY, 4);
     for (size_t r = 0; r < 2; r++) {
         assert_true(w->shard[0][r].hashes[r] != 0);
-        assert_memory_equal(w->shard[0][r].hashes, w->shard[1][r].hashes, sizeof w->shard[0][r].hashes);
+        assert_memory_equal(w->shard[0][r].hashes, w->shard[1][r].hashes,
+                            sizeof w->shard[0][r].hashes);
     }
     assert_int_equal(at(w, 0, 0)->statistics.rounds, at(w, 1, 1)->statistics.rounds);
     ranks_free(w);
 }
 
-/* ---- the same step on all ranks -------------------------------------------------------------------------------- */
+/* ---- the same step on all ranks -------------------------------------------------------------- */
 
 static void count_a_step(in_process_site *site, uint64_t step) {
     (void)step;
     for (size_t i = 0; i < shard_of(site)->count; i++) shard_of(site)->p[i][0] += 0.001f;
 }
 
-/* Rank 1 has one large tensor, whose commit takes much longer than rank 0's; inner steps take nothing. */
+/* Rank 1 has one large tensor, whose commit takes much longer than rank 0's; inner steps take
+ * nothing. */
 static ranks *uneven(dlx_overlap overlap) {
     ranks *w = ranks_new(2);
     for (size_t i = 0; i < SITES; i++) {
@@ -294,7 +308,8 @@ static void all_ranks_apply_at_the_same_step(void **state) {
             size_t applied = 0;
             assert_int_equal(at(w, i, 0)->steps, at(w, i, 1)->steps);
             for (size_t step = 0; step < STEPS_MAX; step++) {
-                if (a->applied[step] != b->applied[step] || a->handed_out[step] != b->handed_out[step])
+                if (a->applied[step] != b->applied[step] ||
+                    a->submitted[step] != b->submitted[step])
                     fail_msg("site %zu, step %zu: one rank applies or hands out alone", i, step);
                 applied += a->applied[step];
             }
@@ -308,7 +323,8 @@ enum { TROUBLE_STEP = 37 };
 
 static void interrupt_rank_1(in_process_site *site, uint64_t step) {
     count_a_step(site, step);
-    if (step == TROUBLE_STEP && site->config.rank == 1 && site_index(site) == 0) dlx_sync_interrupt(site->sync);
+    if (step == TROUBLE_STEP && site->config.rank == 1 && site_index(site) == 0)
+        dlx_sync_interrupt(site->sync);
 }
 
 static void fail_rank_1(in_process_site *site, uint64_t step) {
@@ -319,7 +335,8 @@ static void fail_rank_1(in_process_site *site, uint64_t step) {
 
 static void break_rank_1(in_process_site *site, uint64_t step) {
     count_a_step(site, step);
-    if (step == TROUBLE_STEP && site->config.rank == 1 && site_index(site) == 0) shard_of(site)->p[0][0] = (float)NAN;
+    if (step == TROUBLE_STEP && site->config.rank == 1 && site_index(site) == 0)
+        shard_of(site)->p[0][0] = (float)NAN;
 }
 
 static void a_rank_in_trouble_takes_its_site_along(void **state) {
@@ -331,7 +348,8 @@ static void a_rank_in_trouble_takes_its_site_along(void **state) {
     } cases[] = {
         {interrupt_rank_1, DLX_INTERRUPTED, "interrupted", "rank 1 of this site: interrupted"},
         {fail_rank_1, DLX_PEER_LOST, "the disk is full", "rank 1 of this site: the disk is full"},
-        {break_rank_1, DLX_NUMERIC, "the pseudo-gradient of site 'delft' (rank 1) is not finite in round ", NULL},
+        {break_rank_1, DLX_NUMERIC,
+         "the pseudo-gradient of site 'delft' (rank 1) is not finite in round ", NULL},
     };
     for (size_t which = 0; which < sizeof cases / sizeof *cases; which++) {
         ranks *w = uneven(DLX_OVERLAP_CARRY);
@@ -344,7 +362,8 @@ static void a_rank_in_trouble_takes_its_site_along(void **state) {
         assert_int_equal(at(w, 0, 1)->status, cases[which].status);
         assert_non_null(strstr(at(w, 0, 1)->error.message, cases[which].culprit));
         assert_int_equal(at(w, 0, 0)->status, cases[which].status);
-        if (cases[which].other != NULL) assert_string_equal(at(w, 0, 0)->error.message, cases[which].other);
+        if (cases[which].other != NULL)
+            assert_string_equal(at(w, 0, 0)->error.message, cases[which].other);
         assert_true(at(w, 0, 0)->steps > TROUBLE_STEP);
         for (size_t i = 0; i < SITES; i++) {
             assert_int_equal(at(w, i, 0)->steps, at(w, i, 1)->steps);
@@ -357,7 +376,8 @@ static void a_rank_in_trouble_takes_its_site_along(void **state) {
     }
 }
 
-static dlx_status gather_that_fails(void *seat, void *all, const void *own, size_t bytes, dlx_error *error) {
+static dlx_status gather_that_fails(void *seat, void *all, const void *own, size_t bytes,
+                                    dlx_error *error) {
     (void)seat, (void)all, (void)own, (void)bytes, (void)error;
     return DLX_SYSTEM;
 }
@@ -371,7 +391,8 @@ static void ranks_that_cannot_reach_each_other_end(void **state) {
         assert_int_equal(w->p->site[i].status, DLX_SYSTEM);
         assert_int_equal(w->p->site[i].steps, 1);
         /* its own, or what it heard of the first that said so */
-        assert_non_null(strstr(w->p->site[i].error.message, "the ranks of this site can't reach each other"));
+        assert_non_null(
+            strstr(w->p->site[i].error.message, "the ranks of this site can't reach each other"));
     }
     ranks_free(w);
 }
@@ -392,7 +413,8 @@ static void *interrupt_it(void *sync) {
 /* Hands out to sites that never do. Only rank 0 is interrupted. */
 static dlx_status wait_in_vain(in_process_site *site) {
     pthread_t thread;
-    if (site->config.rank == 0 && pthread_create(&thread, NULL, interrupt_it, site->sync) != 0) abort();
+    if (site->config.rank == 0 && pthread_create(&thread, NULL, interrupt_it, site->sync) != 0)
+        abort();
     dlx_status status = dlx_sync_step(site->sync, 1, NULL, &site->error);
     if (site->config.rank == 0) pthread_join(thread, NULL);
     still_waiting--;
@@ -417,7 +439,7 @@ static void an_interrupt_of_one_rank_ends_the_wait_of_all(void **state) {
     ranks_free(w);
 }
 
-/* ---- starting parameters --------------------------------------------------------------------------------------- */
+/* ---- starting parameters --------------------------------------------------------------------- */
 
 static dlx_status look(in_process_site *site) {
     take_hashes(site);
@@ -438,7 +460,8 @@ static void a_rank_starts_where_its_like_does(void **state) {
     assert_true(in_process_run(w->p, 4, 1600));
     assert_ended_well(w);
     for (size_t r = 0; r < 2; r++)
-        assert_memory_equal(w->shard[0][r].hashes, w->shard[1][r].hashes, sizeof w->shard[0][r].hashes);
+        assert_memory_equal(w->shard[0][r].hashes, w->shard[1][r].hashes,
+                            sizeof w->shard[0][r].hashes);
     ranks_free(w);
 }
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Frames and fields on the wire: golden bytes, what comes back, and what must be refused. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -13,11 +14,14 @@
 #include "wire/bytes.h"
 #include "wire/frame.h"
 
-enum { FRAME_BYTES_MAX = DLXI_FRAME_HEADER_BYTES + DLXI_FRAME_PAYLOAD_MAX, GOLDEN_BYTES_MAX = 1024 };
+enum {
+    FRAME_BYTES_MAX = DLXI_FRAME_HEADER_BYTES + DLXI_FRAME_PAYLOAD_MAX,
+    GOLDEN_BYTES_MAX = 1024
+};
 
 static dlx_error error;
 
-/* ---- golden ---------------------------------------------------------------------------------------------------- */
+/* ---- golden ---------------------------------------------------------------------------------- */
 
 /* Reads the frame of this name from tests/golden/frames.hex; returns its size. */
 static size_t read_golden(uint8_t dst[GOLDEN_BYTES_MAX], const char *name) {
@@ -30,7 +34,8 @@ static size_t read_golden(uint8_t dst[GOLDEN_BYTES_MAX], const char *name) {
         line[strcspn(line, "\n")] = '\0';
         if (line[0] != ' ') inside = strcmp(line, name) == 0;
         unsigned value;
-        for (const char *at = line + 2; inside && line[0] == ' ' && sscanf(at, "%2x", &value) == 1; at += 2) {
+        for (const char *at = line + 2; inside && line[0] == ' ' && sscanf(at, "%2x", &value) == 1;
+             at += 2) {
             assert_true(bytes < GOLDEN_BYTES_MAX);
             dst[bytes++] = (uint8_t)value;
         }
@@ -47,7 +52,10 @@ static const struct {
 } golden[] = {
     {"ping", {.kind = DLXI_FRAME_PING, .term = 1, .site = DLXI_SITE_COORDINATOR}},
     {"hello",
-     {.kind = DLXI_FRAME_HELLO, .site = DLXI_SITE_NONE, .payload = (const uint8_t *)"delft", .payload_bytes = 5}},
+     {.kind = DLXI_FRAME_HELLO,
+      .site = DLXI_SITE_NONE,
+      .payload = (const uint8_t *)"delft",
+      .payload_bytes = 5}},
     {"contribution",
      {.kind = DLXI_FRAME_CONTRIBUTION,
       .term = 0x01020304,
@@ -105,7 +113,7 @@ static void frames_are_the_golden_bytes(void **state) {
     }
 }
 
-/* ---- there and back -------------------------------------------------------------------------------------------- */
+/* ---- there and back -------------------------------------------------------------------------- */
 
 static void every_kind_comes_back(void **state) {
     (void)state;
@@ -144,7 +152,7 @@ static void every_kind_comes_back(void **state) {
     free(bytes);
 }
 
-/* ---- what is refused ------------------------------------------------------------------------------------------- */
+/* ---- what is refused ------------------------------------------------------------------------- */
 
 static void every_flipped_bit_is_refused(void **state) {
     (void)state;
@@ -171,7 +179,8 @@ static void every_cut_is_refused(void **state) {
         if (cut != count) assert_int_equal(dlxi_frame_decode(&frame, bytes, cut, &error), DLX_DATA);
 }
 
-/* Makes the checksum right, as a hostile sender would. The formula stands here a second time on purpose. */
+/* Makes the checksum right, as a hostile sender would. The formula stands here a second time on
+ * purpose. */
 static void seal(uint8_t *bytes, size_t count) {
     uint64_t sum = XXH3_64bits(bytes + DLXI_FRAME_HEADER_BYTES, count - DLXI_FRAME_HEADER_BYTES);
     sum = XXH3_64bits_withSeed(bytes, 48, sum);
@@ -204,13 +213,16 @@ static void hostile_headers_are_refused_by_name(void **state) {
     expect_refusal(bytes, count, "frame begins with 0x31584c58 instead of 0x31584c44");
     memcpy(bytes, good, count);
     bytes[4] = 2;
-    expect_refusal(bytes, count, "frame has format version 2, this program speaks 1; use one version on all sites");
+    expect_refusal(
+        bytes, count,
+        "frame has format version 2, this program speaks 1; use one version on all sites");
     static const uint8_t unknown[][2] = {{0, 0}, {15, 0}, {63, 0}, {68, 0}, {1, 1}, {255, 255}};
     for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++) {
         char message[64];
         memcpy(bytes, good, count);
         memcpy(bytes + 6, unknown[i], 2);
-        snprintf(message, sizeof message, "frame has the unknown kind %d", unknown[i][0] + 256 * unknown[i][1]);
+        snprintf(message, sizeof message, "frame has the unknown kind %d",
+                 unknown[i][0] + 256 * unknown[i][1]);
         expect_refusal(bytes, count, message);
     }
     memcpy(bytes, good, count);
@@ -222,7 +234,8 @@ static void hostile_headers_are_refused_by_name(void **state) {
     put_u32(bytes + 8, 6);
     expect_refusal(bytes, count, "frame of 61 bytes claims a payload of 6");
     put_u32(bytes + 8, UINT32_MAX);
-    expect_refusal(bytes, count, "frame claims a payload of 4294967295 bytes, allowed are 0 to 262088");
+    expect_refusal(bytes, count,
+                   "frame claims a payload of 4294967295 bytes, allowed are 0 to 262088");
     memcpy(bytes, good, count);
     bytes[60] ^= 1;
     assert_int_equal(dlxi_frame_decode(&frame, bytes, count, &error), DLX_DATA);
@@ -247,7 +260,7 @@ static void a_payload_over_the_bound_is_refused(void **state) {
     free(bytes);
 }
 
-/* ---- fields ---------------------------------------------------------------------------------------------------- */
+/* ---- fields ---------------------------------------------------------------------------------- */
 
 static void fields_are_little_endian_and_come_back(void **state) {
     (void)state;
@@ -260,9 +273,10 @@ static void fields_are_little_endian_and_come_back(void **state) {
     dlxi_write_f64(&w, -1.5);
     dlxi_write_string(&w, "oslo", 4);
     dlxi_write_bytes(&w, "xyz", 3);
-    static const uint8_t expected[] = {0xA1, 0xA1, 0xB2, 0xA1, 0xB2, 0xC3, 0xD4, 0x88, 0x77, 0x66, 0x55,
-                                       0x44, 0x33, 0x22, 0x11, 0,    0,    0,    0,    0,    0,    0xF8,
-                                       0xBF, 4,    0,    'o',  's',  'l',  'o',  'x',  'y',  'z'};
+    static const uint8_t expected[] = {0xA1, 0xA1, 0xB2, 0xA1, 0xB2, 0xC3, 0xD4, 0x88,
+                                       0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 0,
+                                       0,    0,    0,    0,    0,    0xF8, 0xBF, 4,
+                                       0,    'o',  's',  'l',  'o',  'x',  'y',  'z'};
     assert_false(w.failed);
     assert_int_equal(w.used_bytes, sizeof expected);
     assert_memory_equal(bytes, expected, sizeof expected);

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Builds the models of write_model_case in PyTorch (f64, from their checkpoint files) and compares loss, gradients and
 the weights after optimiser steps. An oracle that shares no code with the library. Use: torch_model.py WRITER [BACKEND]
 Exits 77, which Meson calls a skip, where PyTorch is missing."""

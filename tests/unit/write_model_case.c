@@ -1,6 +1,7 @@
-/* Writes what torch_model.py compares: for one named small model its weights (in one file and in two), a batch, its
- * loss and gradients, and its weights after optimiser steps; all as checkpoints. Use: write_model_case CASE FOLDER
- * BACKEND. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Writes what torch_model.py compares: for one named small model its weights (in one file and in
+ * two), a batch, its loss and gradients, and its weights after optimiser steps; all as checkpoints.
+ * Use: write_model_case CASE FOLDER BACKEND. */
 #include "checkpoint/checkpoint.h"
 #include "model/optimizer.h"
 #include "base/rng.h"
@@ -82,8 +83,8 @@ static dlx_status save(const char *folder, const char *name, const dlxi_model_co
 }
 
 /* The last layer and the head are the second part. */
-static dlx_status save_in_parts(const char *folder, const dlxi_model_config *config, const dlxi_parameter *parameter,
-                                int64_t count, dlx_error *error) {
+static dlx_status save_in_parts(const char *folder, const dlxi_model_config *config,
+                                const dlxi_parameter *parameter, int64_t count, dlx_error *error) {
     enum { TENSORS_MAX = 64 };
     char path[512];
     int part_of[TENSORS_MAX];
@@ -107,13 +108,14 @@ static dlx_status save_in_parts(const char *folder, const dlxi_model_config *con
     return dlxi_checkpoint_finish(path, config, part_of, 2, error);
 }
 
-static int write_batch(const char *folder, const uint32_t *token, const uint32_t *target, double loss) {
+static int write_batch(const char *folder, const uint32_t *token, const uint32_t *target,
+                       double loss) {
     char path[512];
     snprintf(path, sizeof path, "%s/batch.json", folder);
     FILE *file = fopen(path, "w");
     if (file == NULL) return 1;
-    fprintf(file, "{\"batch\": %d, \"length\": %d, \"steps\": %d, \"loss\": %.17g, \"token\": [", BATCH, LENGTH, STEPS,
-            loss);
+    fprintf(file, "{\"batch\": %d, \"length\": %d, \"steps\": %d, \"loss\": %.17g, \"token\": [",
+            BATCH, LENGTH, STEPS, loss);
     for (int n = 0; n < ROWS; n++) fprintf(file, "%s%" PRIu32, n == 0 ? "" : ", ", token[n]);
     fprintf(file, "], \"target\": [");
     for (int n = 0; n < ROWS; n++) fprintf(file, "%s%" PRIu32, n == 0 ? "" : ", ", target[n]);
@@ -122,8 +124,9 @@ static int write_batch(const char *folder, const uint32_t *token, const uint32_t
 }
 
 /* STEPS steps at clip 0.5 and decay 0.1 from the given weights; saved under `name`. */
-static dlx_status write_steps(dlxi_stage *stage, const char *folder, const char *name, dlxi_optimizer_kind kind,
-                              dlxi_kernels *kernels, const uint32_t *token, const uint32_t *target, dlx_error *error) {
+static dlx_status write_steps(dlxi_stage *stage, const char *folder, const char *name,
+                              dlxi_optimizer_kind kind, dlxi_kernels *kernels,
+                              const uint32_t *token, const uint32_t *target, dlx_error *error) {
     dlxi_optimizer *optimizer = NULL;
     int64_t count;
     dlxi_parameter *parameter = dlxi_stage_parameters(stage, &count);
@@ -143,8 +146,8 @@ static dlx_status write_steps(dlxi_stage *stage, const char *folder, const char 
     return save(folder, name, dlxi_stage_config(stage), parameter, count, error);
 }
 
-static dlx_status write_gradients(dlxi_stage *stage, const char *folder, const uint32_t *token, const uint32_t *target,
-                                  dlx_error *error) {
+static dlx_status write_gradients(dlxi_stage *stage, const char *folder, const uint32_t *token,
+                                  const uint32_t *target, dlx_error *error) {
     int64_t count;
     double loss;
     dlxi_parameter *parameter = dlxi_stage_parameters(stage, &count);
@@ -153,7 +156,8 @@ static dlx_status write_gradients(dlxi_stage *stage, const char *folder, const u
     DLX_TRY(dlxi_stage_forward(stage, 0, token, NULL, target, &loss, error));
     DLX_TRY(dlxi_stage_backward(stage, 0, NULL, error));
     if (write_batch(folder, token, target, loss) != 0) return DLX_SYSTEM;
-    for (int64_t i = 0; i < count; i++) { /* the gradients as if they were the weights, for saving only */
+    /* the gradients as if they were the weights, for saving only */
+    for (int64_t i = 0; i < count; i++) {
         float *data = parameter[i].data;
         parameter[i].data = parameter[i].gradient;
         parameter[i].gradient = data;
@@ -167,8 +171,8 @@ static dlx_status write_gradients(dlxi_stage *stage, const char *folder, const u
     return DLX_OK;
 }
 
-static dlx_status write_case(const dlxi_model_config *config, const char *folder, const char *backend,
-                             dlx_error *error) {
+static dlx_status write_case(const dlxi_model_config *config, const char *folder,
+                             const char *backend, dlx_error *error) {
     dlxi_kernels *kernels = NULL;
     uint32_t token[ROWS], target[ROWS];
     for (uint64_t n = 0; n < ROWS; n++) {
@@ -186,7 +190,8 @@ static dlx_status write_case(const dlxi_model_config *config, const char *folder
         perturb(parameter, count);
         dlxi_stage_parameters_changed(stage);
         if (run == 0) DLX_TRY(write_gradients(stage, folder, token, target, error));
-        DLX_TRY(write_steps(stage, folder, run == 0 ? "adamw" : "muon", kinds[run], kernels, token, target, error));
+        DLX_TRY(write_steps(stage, folder, run == 0 ? "adamw" : "muon", kinds[run], kernels, token,
+                            target, error));
         dlxi_stage_close(&stage);
     }
     dlxi_kernels_close(&kernels);

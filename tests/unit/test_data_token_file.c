@@ -1,5 +1,7 @@
-/* Token shards: the format byte by byte, every damage found, every message; and the tokenizing of text into them. */
-#include "data/shard.h"
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Token shards: the format byte by byte, every damage found, every message; and the tokenizing of
+ * text into them. */
+#include "data/token_file.h"
 #include "data/tokenize.h"
 
 #include <dirent.h>
@@ -44,10 +46,11 @@ static void put_little_endian(uint8_t *to, uint64_t value, size_t bytes) {
 }
 
 /* As docs/formats.md says, with every field at the offset printed there. Returns the size. */
-static size_t make_shard(uint8_t *data, uint32_t token_bytes, uint32_t vocabulary, const uint32_t *tokens,
-                         size_t count) {
+static size_t make_shard(uint8_t *data, uint32_t token_bytes, uint32_t vocabulary,
+                         const uint32_t *tokens, size_t count) {
     memset(data, 0, 128);
-    for (size_t i = 0; i < count; i++) put_little_endian(data + 128 + i * token_bytes, tokens[i], token_bytes);
+    for (size_t i = 0; i < count; i++)
+        put_little_endian(data + 128 + i * token_bytes, tokens[i], token_bytes);
     memcpy(data, "DLXTOKEN", 8);
     put_little_endian(data + 8, 1, 4);
     put_little_endian(data + 12, 128, 4);
@@ -66,34 +69,36 @@ static void reseal(uint8_t *data) {
 }
 
 /* '%s' in `message` stands for the shard's path. */
-static void expect_refused(const uint8_t *data, size_t bytes, dlx_status status, const char *message) {
-    dlxi_shard *shard;
+static void expect_refused(const uint8_t *data, size_t bytes, dlx_status status,
+                           const char *message) {
+    dlxi_token_file *shard;
     dlx_error error;
     char expected[512];
     const char *place = strstr(message, "PATH");
     assert_non_null(place);
-    snprintf(expected, sizeof expected, "%.*s%s%s", (int)(place - message), message, path, place + 4);
+    snprintf(expected, sizeof expected, "%.*s%s%s", (int)(place - message), message, path,
+             place + 4);
     put_file(path, data, bytes);
-    assert_int_equal(dlxi_shard_open(&shard, "data.train", path, &error), status);
+    assert_int_equal(dlxi_token_file_open(&shard, "data.train", path, &error), status);
     assert_null(shard);
     assert_string_equal(error.message, expected);
 }
 
 #define AGAIN "; run 'dilocox tokenize' (or 'make data') again"
 
-/* ---- format ---------------------------------------------------------------------------------------------------- */
+/* ---- format ---------------------------------------------------------------------------------- */
 
 static void test_written_as_documented(void **state) {
     (void)state;
     static const uint32_t tokens[] = {0, 255, 7, 100, 7};
     uint8_t expected[256], found[256];
     size_t bytes = make_shard(expected, 1, 256, tokens, 5);
-    dlxi_shard_writer *writer;
-    assert_int_equal(dlxi_shard_writer_open(&writer, path, byte_tokenizer, NULL), DLX_OK);
-    assert_int_equal(dlxi_shard_writer_append(writer, tokens, 2, NULL), DLX_OK);
-    assert_int_equal(dlxi_shard_writer_append(writer, tokens + 2, 3, NULL), DLX_OK);
-    assert_int_equal(dlxi_shard_writer_commit(writer, NULL), DLX_OK);
-    dlxi_shard_writer_close(&writer);
+    dlxi_token_file_writer *writer;
+    assert_int_equal(dlxi_token_file_writer_open(&writer, path, byte_tokenizer, NULL), DLX_OK);
+    assert_int_equal(dlxi_token_file_writer_append(writer, tokens, 2, NULL), DLX_OK);
+    assert_int_equal(dlxi_token_file_writer_append(writer, tokens + 2, 3, NULL), DLX_OK);
+    assert_int_equal(dlxi_token_file_writer_commit(writer, NULL), DLX_OK);
+    dlxi_token_file_writer_close(&writer);
     FILE *file = fopen(path, "rb");
     assert_non_null(file);
     assert_int_equal(fread(found, 1, sizeof found, file), bytes);
@@ -108,48 +113,50 @@ static void test_every_width_reads_back(void **state) {
     enum { TOKENS = 70000 }; /* more than one piece of any loop */
     static uint32_t tokens[TOKENS], back[TOKENS];
     for (size_t v = 0; v < sizeof widths / sizeof *widths; v++) {
-        dlxi_tokenizer tokenizer = {.name = "a test", .vocabulary = vocabularies[v], .hash = 99 + v};
-        dlxi_shard_writer *writer;
-        dlxi_shard *shard;
+        dlxi_tokenizer tokenizer = {
+            .name = "a test", .vocabulary = vocabularies[v], .hash = 99 + v};
+        dlxi_token_file_writer *writer;
+        dlxi_token_file *shard;
         for (uint32_t i = 0; i < TOKENS; i++) tokens[i] = (i * 2654435761u) % vocabularies[v];
         tokens[TOKENS - 1] = vocabularies[v] - 1;
-        assert_int_equal(dlxi_shard_writer_open(&writer, path, &tokenizer, NULL), DLX_OK);
-        assert_int_equal(dlxi_shard_writer_append(writer, tokens, TOKENS, NULL), DLX_OK);
-        assert_int_equal(dlxi_shard_writer_commit(writer, NULL), DLX_OK);
-        dlxi_shard_writer_close(&writer);
-        assert_int_equal(dlxi_shard_open(&shard, "data.train", path, NULL), DLX_OK);
+        assert_int_equal(dlxi_token_file_writer_open(&writer, path, &tokenizer, NULL), DLX_OK);
+        assert_int_equal(dlxi_token_file_writer_append(writer, tokens, TOKENS, NULL), DLX_OK);
+        assert_int_equal(dlxi_token_file_writer_commit(writer, NULL), DLX_OK);
+        dlxi_token_file_writer_close(&writer);
+        assert_int_equal(dlxi_token_file_open(&shard, "data.train", path, NULL), DLX_OK);
         assert_int_equal(shard->token_bytes, widths[v]);
         assert_int_equal(shard->vocabulary, vocabularies[v]);
         assert_int_equal(shard->count, TOKENS);
         assert_int_equal(shard->tokenizer_hash, 99 + v);
         assert_string_equal(shard->tokenizer_name, "a test");
-        dlxi_shard_read(back, shard, 0, TOKENS);
+        dlxi_token_file_read(back, shard, 0, TOKENS);
         assert_memory_equal(back, tokens, sizeof tokens);
-        dlxi_shard_read(back, shard, 12345, 3);
+        dlxi_token_file_read(back, shard, 12345, 3);
         assert_memory_equal(back, tokens + 12345, 3 * sizeof *back);
-        dlxi_shard_read(back, shard, TOKENS, 0);
-        dlxi_shard_close(&shard);
+        dlxi_token_file_read(back, shard, TOKENS, 0);
+        dlxi_token_file_close(&shard);
         assert_null(shard);
-        dlxi_shard_close(&shard);
+        dlxi_token_file_close(&shard);
     }
 }
 
 static void test_writer_refuses(void **state) {
     (void)state;
-    dlxi_shard_writer *writer;
+    dlxi_token_file_writer *writer;
     dlx_error error;
     static const uint32_t tokens[] = {1, 256};
     unlink(path);
-    assert_int_equal(dlxi_shard_writer_open(&writer, path, byte_tokenizer, NULL), DLX_OK);
-    assert_int_equal(dlxi_shard_writer_append(writer, tokens, 2, &error), DLX_ARGUMENT);
-    assert_non_null(strstr(error.message, "x.tokens: token 256 is not in the vocabulary; allowed: 0 to 255"));
-    assert_int_equal(dlxi_shard_writer_commit(writer, &error), DLX_DATA);
+    assert_int_equal(dlxi_token_file_writer_open(&writer, path, byte_tokenizer, NULL), DLX_OK);
+    assert_int_equal(dlxi_token_file_writer_append(writer, tokens, 2, &error), DLX_ARGUMENT);
+    assert_non_null(
+        strstr(error.message, "x.tokens: token 256 is not in the vocabulary; allowed: 0 to 255"));
+    assert_int_equal(dlxi_token_file_writer_commit(writer, &error), DLX_DATA);
     assert_non_null(strstr(error.message, "x.tokens: would hold no tokens; give it more text"));
-    dlxi_shard_writer_close(&writer);
+    dlxi_token_file_writer_close(&writer);
     assert_int_equal(access(path, F_OK), -1);
 }
 
-/* ---- damage ---------------------------------------------------------------------------------------------------- */
+/* ---- damage ---------------------------------------------------------------------------------- */
 
 static void test_every_damaged_byte_is_found(void **state) {
     (void)state;
@@ -157,17 +164,18 @@ static void test_every_damaged_byte_is_found(void **state) {
     static const uint8_t changes[] = {0x01, 0x80, 0xFF, 0x20};
     uint8_t data[256];
     size_t bytes = make_shard(data, 2, 65536, tokens, 7);
-    dlxi_shard shard;
+    dlxi_token_file shard;
     dlx_error error;
-    assert_int_equal(dlxi_shard_parse(&shard, data, bytes, "k", "p", &error), DLX_OK);
+    assert_int_equal(dlxi_token_file_parse(&shard, data, bytes, "k", "p", &error), DLX_OK);
     for (size_t at = 0; at < bytes; at++) {
         for (size_t c = 0; c < sizeof changes; c++) {
             data[at] ^= changes[c];
-            assert_int_equal(dlxi_shard_parse(&shard, data, bytes, "k", "p", &error), DLX_DATA);
+            assert_int_equal(dlxi_token_file_parse(&shard, data, bytes, "k", "p", &error),
+                             DLX_DATA);
             data[at] ^= changes[c];
         }
     }
-    assert_int_equal(dlxi_shard_parse(&shard, data, bytes, "k", "p", &error), DLX_OK);
+    assert_int_equal(dlxi_token_file_parse(&shard, data, bytes, "k", "p", &error), DLX_OK);
 }
 
 static void test_every_cut_is_found(void **state) {
@@ -175,7 +183,7 @@ static void test_every_cut_is_found(void **state) {
     static const uint32_t tokens[] = {5, 6, 7, 8, 9};
     static const uint32_t widths[] = {1, 2, 4};
     uint8_t data[256];
-    dlxi_shard shard;
+    dlxi_token_file shard;
     dlx_error error;
     for (size_t w = 0; w < 3; w++) {
         size_t whole = make_shard(data, widths[w], 200, tokens, 5);
@@ -183,13 +191,15 @@ static void test_every_cut_is_found(void **state) {
             uint8_t *exact = malloc(bytes + 1); /* a sanitizer sees a read beyond the cut */
             assert_non_null(exact);
             memcpy(exact + 1, data, bytes);
-            assert_int_equal(dlxi_shard_parse(&shard, exact + 1, bytes, "k", "p", &error), DLX_DATA);
+            assert_int_equal(dlxi_token_file_parse(&shard, exact + 1, bytes, "k", "p", &error),
+                             DLX_DATA);
             assert_non_null(strstr(error.message, "cut short"));
             free(exact);
         }
-        assert_int_equal(dlxi_shard_parse(&shard, data, whole, "k", "p", &error), DLX_OK);
+        assert_int_equal(dlxi_token_file_parse(&shard, data, whole, "k", "p", &error), DLX_OK);
         data[whole] = 0;
-        assert_int_equal(dlxi_shard_parse(&shard, data, whole + 1, "k", "p", &error), DLX_DATA);
+        assert_int_equal(dlxi_token_file_parse(&shard, data, whole + 1, "k", "p", &error),
+                         DLX_DATA);
     }
 }
 
@@ -197,34 +207,43 @@ static void test_messages(void **state) {
     (void)state;
     static const uint32_t tokens[] = {5, 6, 7, 8, 9};
     uint8_t data[256];
-    dlxi_shard *shard;
+    dlxi_token_file *shard;
     dlx_error error;
-    assert_int_equal(dlxi_shard_open(&shard, "data.train", "no/x.tokens", &error), DLX_CONFIG);
+    assert_int_equal(dlxi_token_file_open(&shard, "data.train", "no/x.tokens", &error), DLX_CONFIG);
+    assert_string_equal(
+        error.message,
+        "data.train: no such file 'no/x.tokens'; run 'dilocox tokenize' (or 'make data') first");
+    assert_int_equal(dlxi_token_file_open(&shard, "data.train", "/", &error), DLX_DATA);
     assert_string_equal(error.message,
-                        "data.train: no such file 'no/x.tokens'; run 'dilocox tokenize' (or 'make data') first");
-    assert_int_equal(dlxi_shard_open(&shard, "data.train", "/", &error), DLX_DATA);
-    assert_string_equal(error.message, "data.train: /: not a regular file; name a file, no folder or pipe");
+                        "data.train: /: not a regular file; name a file, no folder or pipe");
 
     size_t bytes = make_shard(data, 2, 200, tokens, 5);
     expect_refused((const uint8_t *)"once upon a time", 16, DLX_DATA,
-                   "data.train: 'PATH' is not a token shard; run 'dilocox tokenize' (or 'make data') to make one");
-    expect_refused(data, 0, DLX_DATA, "data.train: 'PATH' is cut short: it has 0 bytes, its header alone 128" AGAIN);
+                   "data.train: 'PATH' is not a token shard; run 'dilocox tokenize' (or 'make "
+                   "data') to make one");
+    expect_refused(data, 0, DLX_DATA,
+                   "data.train: 'PATH' is cut short: it has 0 bytes, its header alone 128" AGAIN);
     expect_refused(data, 127, DLX_DATA,
                    "data.train: 'PATH' is cut short: it has 127 bytes, its header alone 128" AGAIN);
     expect_refused(data, bytes - 1, DLX_DATA,
-                   "data.train: 'PATH' is cut short: its header says 5 tokens of 2 bytes, 9 bytes follow" AGAIN);
+                   "data.train: 'PATH' is cut short: its header says 5 tokens of 2 bytes, 9 bytes "
+                   "follow" AGAIN);
     expect_refused(data, bytes + 2, DLX_DATA,
-                   "data.train: 'PATH' is too long: its header says 5 tokens of 2 bytes, 12 bytes follow" AGAIN);
+                   "data.train: 'PATH' is too long: its header says 5 tokens of 2 bytes, 12 bytes "
+                   "follow" AGAIN);
     data[130] ^= 1;
-    expect_refused(data, bytes, DLX_DATA, "data.train: 'PATH' is damaged: its tokens' checksum does not match" AGAIN);
+    expect_refused(data, bytes, DLX_DATA,
+                   "data.train: 'PATH' is damaged: its tokens' checksum does not match" AGAIN);
     data[130] ^= 1;
     data[24] ^= 1;
-    expect_refused(data, bytes, DLX_DATA, "data.train: 'PATH' is damaged: its header's checksum does not match" AGAIN);
+    expect_refused(data, bytes, DLX_DATA,
+                   "data.train: 'PATH' is damaged: its header's checksum does not match" AGAIN);
     data[24] ^= 1;
     data[8] = 2;
     reseal(data);
     expect_refused(data, bytes, DLX_DATA,
-                   "data.train: 'PATH' has format version 2, or is damaged; this dilocox reads version 1" AGAIN);
+                   "data.train: 'PATH' has format version 2, or is damaged; this dilocox reads "
+                   "version 1" AGAIN);
 }
 
 /* What a forger, or a buggy writer, could seal with the right checksums. */
@@ -233,28 +252,36 @@ static void test_impossible_headers(void **state) {
     static const uint32_t tokens[] = {5, 6, 7, 200, 9};
     uint8_t data[256];
     size_t bytes = make_shard(data, 1, 200, tokens, 5);
-    expect_refused(data, bytes, DLX_DATA, "data.train: 'PATH' holds token 200, but its vocabulary is 200" AGAIN);
+    expect_refused(data, bytes, DLX_DATA,
+                   "data.train: 'PATH' holds token 200, but its vocabulary is 200" AGAIN);
     bytes = make_shard(data, 3, 200, tokens, 5);
-    expect_refused(data, bytes, DLX_DATA,
-                   "data.train: 'PATH' has an impossible header: 3 bytes a token, vocabulary 200" AGAIN);
+    expect_refused(
+        data, bytes, DLX_DATA,
+        "data.train: 'PATH' has an impossible header: 3 bytes a token, vocabulary 200" AGAIN);
     bytes = make_shard(data, 1, 257, tokens, 5);
-    expect_refused(data, bytes, DLX_DATA,
-                   "data.train: 'PATH' has an impossible header: 1 bytes a token, vocabulary 257" AGAIN);
+    expect_refused(
+        data, bytes, DLX_DATA,
+        "data.train: 'PATH' has an impossible header: 1 bytes a token, vocabulary 257" AGAIN);
     bytes = make_shard(data, 1, 0, tokens, 5);
-    expect_refused(data, bytes, DLX_DATA,
-                   "data.train: 'PATH' has an impossible header: 1 bytes a token, vocabulary 0" AGAIN);
+    expect_refused(
+        data, bytes, DLX_DATA,
+        "data.train: 'PATH' has an impossible header: 1 bytes a token, vocabulary 0" AGAIN);
     bytes = make_shard(data, 1, 201, tokens, 5);
     data[79] = 'x'; /* a name without an end */
     reseal(data);
-    expect_refused(data, bytes, DLX_DATA,
-                   "data.train: 'PATH' has an impossible header: 1 bytes a token, vocabulary 201" AGAIN);
+    expect_refused(
+        data, bytes, DLX_DATA,
+        "data.train: 'PATH' has an impossible header: 1 bytes a token, vocabulary 201" AGAIN);
     make_shard(data, 1, 201, tokens, 0);
-    expect_refused(data, 128, DLX_DATA, "data.train: 'PATH' has no tokens; tokenize a text that is not empty");
+    expect_refused(data, 128, DLX_DATA,
+                   "data.train: 'PATH' has no tokens; tokenize a text that is not empty");
     bytes = make_shard(data, 4, 201, tokens, 5);
-    put_little_endian(data + 24, (UINT64_C(1) << 62) + 5, 8); /* times 4 it wraps to the right size */
+    /* times 4 it wraps to the right size */
+    put_little_endian(data + 24, (UINT64_C(1) << 62) + 5, 8);
     reseal(data);
     expect_refused(data, bytes, DLX_DATA,
-                   "data.train: 'PATH' is cut short: its header says 4611686018427387909 tokens of 4 bytes, 20 bytes "
+                   "data.train: 'PATH' is cut short: its header says 4611686018427387909 tokens of "
+                   "4 bytes, 20 bytes "
                    "follow" AGAIN);
 }
 
@@ -263,27 +290,30 @@ static void test_checks_against_others(void **state) {
     static const uint32_t tokens[] = {5, 6, 7};
     uint8_t data[256];
     dlx_error error;
-    char key[] = "data.train", other_key[] = "data.validation", name[] = "a.tokens", other_name[] = "b.tokens";
-    dlxi_shard shard, other;
+    char key[] = "data.train", other_key[] = "data.validation", name[] = "a.tokens",
+         other_name[] = "b.tokens";
+    dlxi_token_file shard, other;
     size_t bytes = make_shard(data, 1, 256, tokens, 3);
-    assert_int_equal(dlxi_shard_parse(&shard, data, bytes, key, name, &error), DLX_OK);
+    assert_int_equal(dlxi_token_file_parse(&shard, data, bytes, key, name, &error), DLX_OK);
     other = shard;
     shard.key = key, shard.path = name, other.key = other_key, other.path = other_name;
-    assert_int_equal(dlxi_shard_check_vocabulary(&shard, 256, &error), DLX_OK);
-    assert_int_equal(dlxi_shard_check_vocabulary(&shard, 50304, &error), DLX_OK);
-    assert_int_equal(dlxi_shard_check_vocabulary(&shard, 255, &error), DLX_CONFIG);
-    assert_string_equal(error.message, "data.train: 'a.tokens' has a vocabulary of 256, the model one of 255; set "
-                                       "model.vocabulary to 256 or more");
-    assert_int_equal(dlxi_shard_check_same_tokenizer(&shard, &other, &error), DLX_OK);
+    assert_int_equal(dlxi_token_file_check_vocabulary(&shard, 256, &error), DLX_OK);
+    assert_int_equal(dlxi_token_file_check_vocabulary(&shard, 50304, &error), DLX_OK);
+    assert_int_equal(dlxi_token_file_check_vocabulary(&shard, 255, &error), DLX_CONFIG);
+    assert_string_equal(error.message,
+                        "data.train: 'a.tokens' has a vocabulary of 256, the model one of 255; set "
+                        "model.vocabulary to 256 or more");
+    assert_int_equal(dlxi_token_file_check_same_tokenizer(&shard, &other, &error), DLX_OK);
     shard.tokenizer_hash = 0x12;
     other.tokenizer_hash = 0x34;
-    assert_int_equal(dlxi_shard_check_same_tokenizer(&other, &shard, &error), DLX_CONFIG);
+    assert_int_equal(dlxi_token_file_check_same_tokenizer(&other, &shard, &error), DLX_CONFIG);
     assert_string_equal(error.message,
-                        "data.validation: 'b.tokens' was made with tokenizer 'byte' (0000000000000034), data.train: "
+                        "data.validation: 'b.tokens' was made with tokenizer 'byte' "
+                        "(0000000000000034), data.train: "
                         "'a.tokens' with 'byte' (0000000000000012); tokenize both with one");
 }
 
-/* ---- tokenizing ------------------------------------------------------------------------------------------------ */
+/* ---- tokenizing ------------------------------------------------------------------------------ */
 
 static void test_byte_tokenizer(void **state) {
     (void)state;
@@ -295,39 +325,45 @@ static void test_byte_tokenizer(void **state) {
     const uint8_t *back;
     assert_int_equal(dlxi_tokenizer_open(&unknown, "bpe", &error), DLX_CONFIG);
     assert_null(unknown);
-    assert_string_equal(error.message, "tokenizer 'bpe': no tokenizer has this name; allowed: byte");
+    assert_string_equal(error.message,
+                        "tokenizer 'bpe': no tokenizer has this name; allowed: byte");
     assert_int_equal(byte_tokenizer->vocabulary, 256);
     for (size_t i = 0; i < 256; i++) text[i] = (uint8_t)(255 - i);
-    assert_int_equal(
-        byte_tokenizer->op->encode(byte_tokenizer, tokens, 100, &count, text, 256, &consumed, true, &error), DLX_OK);
+    assert_int_equal(byte_tokenizer->op->encode(byte_tokenizer, tokens, 100, &count, text, 256,
+                                                &consumed, true, &error),
+                     DLX_OK);
     assert_true(count == 100 && consumed == 100);
-    assert_int_equal(byte_tokenizer->op->encode(byte_tokenizer, tokens + 100, 256, &count, text + 100, 156, &consumed,
-                                                false, &error),
+    assert_int_equal(byte_tokenizer->op->encode(byte_tokenizer, tokens + 100, 256, &count,
+                                                text + 100, 156, &consumed, false, &error),
                      DLX_OK);
     assert_true(count == 156 && consumed == 156);
     for (size_t i = 0; i < 256; i++) {
         assert_int_equal(tokens[i], 255 - i);
-        assert_int_equal(byte_tokenizer->op->decode(byte_tokenizer, &back, &text_bytes, tokens[i], &error), DLX_OK);
+        assert_int_equal(
+            byte_tokenizer->op->decode(byte_tokenizer, &back, &text_bytes, tokens[i], &error),
+            DLX_OK);
         assert_int_equal(text_bytes, 1);
         assert_int_equal(*back, text[i]);
     }
-    assert_int_equal(byte_tokenizer->op->decode(byte_tokenizer, &back, &text_bytes, 256, &error), DLX_DATA);
-    assert_string_equal(error.message, "token 256 is not in the tokenizer 'byte'; allowed: 0 to 255");
+    assert_int_equal(byte_tokenizer->op->decode(byte_tokenizer, &back, &text_bytes, 256, &error),
+                     DLX_DATA);
+    assert_string_equal(error.message,
+                        "token 256 is not in the tokenizer 'byte'; allowed: 0 to 255");
 }
 
 static void expect_tokens(const char *shard_path, const char *text, size_t bytes) {
-    dlxi_shard *shard;
+    dlxi_token_file *shard;
     dlx_error error;
-    dlx_status status = dlxi_shard_open(&shard, "data.train", shard_path, &error);
+    dlx_status status = dlxi_token_file_open(&shard, "data.train", shard_path, &error);
     if (status != DLX_OK) print_error("%s\n", error.message);
     assert_int_equal(status, DLX_OK);
     assert_int_equal(shard->count, bytes);
     for (size_t i = 0; i < bytes; i++) {
         uint32_t token;
-        dlxi_shard_read(&token, shard, (int64_t)i, 1);
+        dlxi_token_file_read(&token, shard, (int64_t)i, 1);
         assert_int_equal(token, (uint8_t)text[i]);
     }
-    dlxi_shard_close(&shard);
+    dlxi_token_file_close(&shard);
 }
 
 static void test_tokenize_whole(void **state) {
@@ -338,8 +374,10 @@ static void test_tokenize_whole(void **state) {
     dlxi_tokenize_report report;
     for (size_t i = 0; i < BYTES; i++) text[i] = (char)(i * 31 + i / 1000);
     put_file(text_path, text, BYTES);
-    assert_int_equal(dlxi_tokenize(path, text_path, byte_tokenizer, &options, &report, NULL), DLX_OK);
-    assert_true(report.text_bytes == BYTES && report.train_tokens == BYTES && report.validation_tokens == 0);
+    assert_int_equal(dlxi_tokenize(path, text_path, byte_tokenizer, &options, &report, NULL),
+                     DLX_OK);
+    assert_true(report.text_bytes == BYTES && report.train_tokens == BYTES &&
+                report.validation_tokens == 0);
     expect_tokens(path, text, BYTES);
 }
 
@@ -353,28 +391,33 @@ static void test_tokenize_split(void **state) {
     snprintf(train, sizeof train, "%s.train.tokens", out);
     snprintf(validation, sizeof validation, "%s.validation.tokens", out);
     put_file(text_path, text, sizeof text - 1);
-    assert_int_equal(dlxi_tokenize(out, text_path, byte_tokenizer, &options, &report, NULL), DLX_OK);
-    assert_true(report.text_bytes == 26 && report.train_tokens == 18 && report.validation_tokens == 8);
+    assert_int_equal(dlxi_tokenize(out, text_path, byte_tokenizer, &options, &report, NULL),
+                     DLX_OK);
+    assert_true(report.text_bytes == 26 && report.train_tokens == 18 &&
+                report.validation_tokens == 8);
     expect_tokens(train, "aaaabbbbddddeeeegg", 18);
     expect_tokens(validation, "ccccffff", 8);
 
-    /* the proposed size, which is more than one piece of reading less a byte, ends exactly with a block */
+    /* the proposed size, which is more than one piece of reading less a byte, ends exactly with a
+     * block */
     enum { BLOCK = 65536, BLOCKS = 20 };
     static char large[BLOCK * BLOCKS];
     for (size_t i = 0; i < sizeof large; i++) large[i] = (char)('A' + i / BLOCK);
     put_file(text_path, large, sizeof large);
     options = (dlxi_tokenize_options){.validation_every = 20, .block_bytes = BLOCK};
-    assert_int_equal(dlxi_tokenize(out, text_path, byte_tokenizer, &options, &report, NULL), DLX_OK);
+    assert_int_equal(dlxi_tokenize(out, text_path, byte_tokenizer, &options, &report, NULL),
+                     DLX_OK);
     expect_tokens(train, large, (size_t)BLOCK * 19);
     expect_tokens(validation, large + (size_t)BLOCK * 19, BLOCK);
     unlink(train);
     unlink(validation);
 }
 
-/* A tokenizer that joins two bytes "qu" to one token, to see that pieces and blocks are joined and cut as promised. */
+/* A tokenizer that joins two bytes "qu" to one token, to see that pieces and blocks are joined and
+ * cut as promised. */
 static dlx_status pair_encode(const dlxi_tokenizer *tokenizer, uint32_t *tokens, size_t tokens_max,
-                              size_t *tokens_count, const uint8_t *text, size_t text_bytes, size_t *consumed_bytes,
-                              bool last, dlx_error *error) {
+                              size_t *tokens_count, const uint8_t *text, size_t text_bytes,
+                              size_t *consumed_bytes, bool last, dlx_error *error) {
     (void)tokenizer, (void)error;
     size_t at = 0, count = 0;
     while (at < text_bytes && count < tokens_max) {
@@ -392,13 +435,15 @@ static void test_tokenize_joins_pieces_but_not_blocks(void **state) {
     (void)state;
     enum { BYTES = 65536 * 3 };
     static const dlxi_tokenizer_operations operations = {.encode = pair_encode};
-    const dlxi_tokenizer tokenizer = {.op = &operations, .name = "pair", .vocabulary = 257, .hash = 1};
+    const dlxi_tokenizer tokenizer = {
+        .op = &operations, .name = "pair", .vocabulary = 257, .hash = 1};
     static char text[BYTES];
     char out[64], train[80], validation[96];
     dlxi_tokenize_options options = DLXI_TOKENIZE_OPTIONS_INIT;
     dlxi_tokenize_report report;
     memset(text, '.', BYTES);
-    for (size_t i = 1; i < BYTES; i += 2) text[i] = 'q', text[i + 1 < BYTES ? i + 1 : i] = i + 1 < BYTES ? 'u' : 'q';
+    for (size_t i = 1; i < BYTES; i += 2)
+        text[i] = 'q', text[i + 1 < BYTES ? i + 1 : i] = i + 1 < BYTES ? 'u' : 'q';
     put_file(text_path, text, BYTES); /* ".ququ…q": a pair lies across every even limit */
     assert_int_equal(dlxi_tokenize(path, text_path, &tokenizer, &options, &report, NULL), DLX_OK);
     assert_int_equal(report.train_tokens, 1 + (BYTES - 2) / 2 + 1);
@@ -427,13 +472,14 @@ static void test_tokenize_refuses(void **state) {
     char out[64];
     snprintf(out, sizeof out, "%s/y", folder);
     put_file(text_path, "0123456789", 10);
-    expect_not_tokenized(out, (dlxi_tokenize_options){1, 4}, DLX_CONFIG,
-                         "--validation-every: 1 is out of range; allowed: 2 to 1000000, or 0 for no split");
+    expect_not_tokenized(
+        out, (dlxi_tokenize_options){1, 4}, DLX_CONFIG,
+        "--validation-every: 1 is out of range; allowed: 2 to 1000000, or 0 for no split");
     expect_not_tokenized(out, (dlxi_tokenize_options){3, 0}, DLX_CONFIG,
                          "--block: 0 is out of range; allowed: 1 to 1073741824");
-    expect_not_tokenized(
-        out, (dlxi_tokenize_options){3, 5}, DLX_DATA,
-        "x.txt: its 10 bytes leave nothing for validation; try less than --validation-every 3 or --block 5");
+    expect_not_tokenized(out, (dlxi_tokenize_options){3, 5}, DLX_DATA,
+                         "x.txt: its 10 bytes leave nothing for validation; try less than "
+                         "--validation-every 3 or --block 5");
     put_file(text_path, "", 0);
     expect_not_tokenized(out, (dlxi_tokenize_options){0, 0}, DLX_DATA,
                          "x.txt: is empty; give a text with at least one byte");
@@ -447,12 +493,18 @@ static void test_tokenize_refuses(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_written_as_documented), cmocka_unit_test(test_every_width_reads_back),
-        cmocka_unit_test(test_writer_refuses),        cmocka_unit_test(test_every_damaged_byte_is_found),
-        cmocka_unit_test(test_every_cut_is_found),    cmocka_unit_test(test_messages),
-        cmocka_unit_test(test_impossible_headers),    cmocka_unit_test(test_checks_against_others),
-        cmocka_unit_test(test_byte_tokenizer),        cmocka_unit_test(test_tokenize_whole),
-        cmocka_unit_test(test_tokenize_split),        cmocka_unit_test(test_tokenize_joins_pieces_but_not_blocks),
+        cmocka_unit_test(test_written_as_documented),
+        cmocka_unit_test(test_every_width_reads_back),
+        cmocka_unit_test(test_writer_refuses),
+        cmocka_unit_test(test_every_damaged_byte_is_found),
+        cmocka_unit_test(test_every_cut_is_found),
+        cmocka_unit_test(test_messages),
+        cmocka_unit_test(test_impossible_headers),
+        cmocka_unit_test(test_checks_against_others),
+        cmocka_unit_test(test_byte_tokenizer),
+        cmocka_unit_test(test_tokenize_whole),
+        cmocka_unit_test(test_tokenize_split),
+        cmocka_unit_test(test_tokenize_joins_pieces_but_not_blocks),
         cmocka_unit_test(test_tokenize_refuses),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* dlx_cluster: validate, translate, delegate. */
 #include "dilocox_train.h"
 
@@ -24,14 +25,16 @@ uint32_t dlx_cluster_ranks(const dlx_cluster *cluster) {
 }
 
 bool dlx_cluster_agree_on_failure(dlx_cluster *cluster, dlx_error *error, uint32_t wait_ms) {
-    return dlxi_cluster_agree_on_failure(cluster, error, wait_ms > INT_MAX ? INT_MAX : (int)wait_ms);
+    return dlxi_cluster_agree_on_failure(cluster, error,
+                                         wait_ms > INT_MAX ? INT_MAX : (int)wait_ms);
 }
 
 void dlx_cluster_abort(dlx_cluster *cluster, int exit_code) {
     dlxi_cluster_abort(cluster, exit_code);
 }
 
-dlx_status dlx_cluster_hub(dlx_hub **out, dlx_cluster *cluster, const dlx_config *config, dlx_error *error) {
+dlx_status dlx_cluster_hub(dlx_hub **out, dlx_cluster *cluster, const dlx_config *config,
+                           dlx_error *error) {
     if (out == NULL || cluster == NULL || config == NULL)
         DLX_FAIL(error, ARGUMENT, "dlx_cluster_hub: an argument is NULL");
     return dlxi_mpi_hub_open(out, cluster, (int)dlx_config_ranks(config), error);

@@ -1,5 +1,6 @@
-/* Any bytes as a token shard; once as they are and once with both checksums made right, as a forger would. What opens
- * must give only ids of its vocabulary, for every window. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Any bytes as a token shard; once as they are and once with both checksums made right, as a forger
+ * would. What opens must give only ids of its vocabulary, for every window. */
 #include "replay.h"
 #include "base/hash.h"
 #include "base/panic.h"
@@ -13,12 +14,13 @@ static void put(uint8_t *to, uint64_t value, size_t bytes) {
 }
 
 static void seal(uint8_t *data, size_t bytes) {
-    if (bytes < DLXI_SHARD_HEADER_BYTES) return;
-    put(data + 40, dlxi_hash(data + DLXI_SHARD_HEADER_BYTES, bytes - DLXI_SHARD_HEADER_BYTES, 0), 8);
+    if (bytes < DLXI_TOKEN_FILE_HEADER_BYTES) return;
+    put(data + 40,
+        dlxi_hash(data + DLXI_TOKEN_FILE_HEADER_BYTES, bytes - DLXI_TOKEN_FILE_HEADER_BYTES, 0), 8);
     put(data + 120, dlxi_hash(data, 120, 0), 8);
 }
 
-static void read_all(dlxi_shard *shard) {
+static void read_all(dlxi_token_file *shard) {
     enum { CONTEXT = 5 };
     uint32_t tokens[CONTEXT], targets[CONTEXT];
     char key[] = "data.train", path[] = "x.tokens";
@@ -32,15 +34,17 @@ static void read_all(dlxi_shard *shard) {
     }
     for (int64_t position = 0; position < sampler.windows; position++) {
         dlxi_sampler_batch(tokens, targets, &sampler, &position, 1);
-        for (int i = 0; i < CONTEXT; i++) DLXI_ASSERT(tokens[i] < shard->vocabulary && targets[i] < shard->vocabulary);
+        for (int i = 0; i < CONTEXT; i++)
+            DLXI_ASSERT(tokens[i] < shard->vocabulary && targets[i] < shard->vocabulary);
     }
 }
 
 static void open_and_read(const uint8_t *data, size_t bytes) {
-    dlxi_shard shard;
+    dlxi_token_file shard;
     dlx_error error;
     memset(&shard, 0, sizeof shard);
-    dlx_status status = dlxi_shard_parse(&shard, data, bytes, "data.train", "x.tokens", &error);
+    dlx_status status =
+        dlxi_token_file_parse(&shard, data, bytes, "data.train", "x.tokens", &error);
     if (status == DLX_OK)
         read_all(&shard);
     else
@@ -63,16 +67,17 @@ size_t fuzz_seed(uint8_t *data, int index) {
     enum { TOKENS = 23 };
     if (index >= 3) return 0;
     uint32_t width = widths[index];
-    memset(data, 0, DLXI_SHARD_HEADER_BYTES);
+    memset(data, 0, DLXI_TOKEN_FILE_HEADER_BYTES);
     memcpy(data, "DLXTOKEN", 8);
     put(data + 8, 1, 4);
-    put(data + 12, DLXI_SHARD_HEADER_BYTES, 4);
+    put(data + 12, DLXI_TOKEN_FILE_HEADER_BYTES, 4);
     put(data + 16, width, 4);
     put(data + 20, vocabularies[index], 4);
     put(data + 24, TOKENS, 8);
     memcpy(data + 48, "byte", 4);
-    for (uint32_t i = 0; i < TOKENS; i++) put(data + DLXI_SHARD_HEADER_BYTES + i * width, i * 8, width);
-    size_t bytes = DLXI_SHARD_HEADER_BYTES + TOKENS * width;
+    for (uint32_t i = 0; i < TOKENS; i++)
+        put(data + DLXI_TOKEN_FILE_HEADER_BYTES + i * width, i * 8, width);
+    size_t bytes = DLXI_TOKEN_FILE_HEADER_BYTES + TOKENS * width;
     seal(data, bytes);
     return bytes;
 }

@@ -1,13 +1,16 @@
-/* The flat quantised AllReduce (allreduce.h): cutting a vector into blocks, and one site's side of the two trips.
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The flat quantised AllReduce (allreduce.h): cutting a vector into blocks, and one site's side of
+ * the two trips.
  *
- * Positions are counted in groups over all segments in order. For every other member there are four cursors, all only
- * ever moving forward: what of its block was sent to it, what of the own block came from it, what of the own result was
- * sent to it, and what of its result came. Frames of one member arrive in the order sent, so that whatever does not
- * begin at the cursor is a gap, a repetition, or made up.
+ * Positions are counted in groups over all segments in order. For every other member there are four
+ * cursors, all only ever moving forward: what of its block was sent to it, what of the own block
+ * came from it, what of the own result was sent to it, and what of its result came. Frames of one
+ * member arrive in the order sent, so that whatever does not begin at the cursor is a gap, a
+ * repetition, or made up.
  *
- * Memory is three vectors of codes: own, result, and what the other members contributed to the own block; the weighted
- * sum itself is never kept, and worked out again for the residual. */
-#include "link/allreduce.h"
+ * Memory is three vectors of codes: own, result, and what the other members contributed to the own
+ * block; the weighted sum itself is never kept, and worked out again for the residual. */
+#include "sync/allreduce.h"
 
 #include "base/hash.h"
 #include "base/memory.h"
@@ -58,7 +61,7 @@ void dlxi_allreduce_close(dlxi_allreduce **allreduce) {
     *allreduce = NULL;
 }
 
-/* ---- layout ---------------------------------------------------------------------------------------------------- */
+/* ---- layout ---------------------------------------------------------------------------------- */
 
 static uint64_t total_groups(const dlxi_allreduce *a) {
     return a->starts[a->segment_count];
@@ -94,8 +97,9 @@ static size_t segment_of(const dlxi_allreduce *a, uint32_t tensor) {
     return low < a->segment_count && a->segments[low].tensor == tensor ? low : a->segment_count;
 }
 
-/* Blocks are equal in bytes as they travel, a header for each segment included, since many small tensors in one block
- * would otherwise make its owner send more than the others. Limits depend on nothing that differs between members. */
+/* Blocks are equal in bytes as they travel, a header for each segment included, since many small
+ * tensors in one block would otherwise make its owner send more than the others. Limits depend on
+ * nothing that differs between members. */
 static void cut_blocks(dlxi_allreduce *a) {
     uint64_t cost = total_groups(a) * a->group_bytes + a->segment_count * DLXI_FRAME_HEADER_BYTES;
     uint64_t before = 0; /* cost of the segments before s */
@@ -104,7 +108,8 @@ static void cut_blocks(dlxi_allreduce *a) {
         a->peers[m].begin = m == 0 ? 0 : a->peers[m - 1].end;
         uint64_t target = cost / a->members * (m + 1) + cost % a->members * (m + 1) / a->members;
         while (s + 1 < a->segment_count) {
-            uint64_t next = before + a->segments[s].groups * (uint64_t)a->group_bytes + DLXI_FRAME_HEADER_BYTES;
+            uint64_t next =
+                before + a->segments[s].groups * (uint64_t)a->group_bytes + DLXI_FRAME_HEADER_BYTES;
             if (next > target) break;
             before = next;
             s++;
@@ -117,29 +122,35 @@ static void cut_blocks(dlxi_allreduce *a) {
     }
 }
 
-/* ---- begin ----------------------------------------------------------------------------------------------------- */
+/* ---- begin ----------------------------------------------------------------------------------- */
 
 static dlx_status check_settings(const dlxi_allreduce_begin *b, dlx_error *error) {
     if (b->members < 1 || b->members > DLXI_SITES_MAX || b->me >= b->members)
-        DLX_FAIL(error, ARGUMENT, "AllReduce: member %u of %u; 1 to %d members can take part", b->me, b->members,
-                 DLXI_SITES_MAX);
-    if (b->segment_count < 1) DLX_FAIL(error, ARGUMENT, "AllReduce: no segments; leave the exchange out instead");
+        DLX_FAIL(error, ARGUMENT, "AllReduce: member %u of %u; 1 to %d members can take part",
+                 b->me, b->members, DLXI_SITES_MAX);
+    if (b->segment_count < 1)
+        DLX_FAIL(error, ARGUMENT, "AllReduce: no segments; leave the exchange out instead");
     for (uint32_t m = 0; m < b->members; m++)
         if (!isfinite(b->weights[m]) || b->weights[m] < 0.0f)
-            DLX_FAIL(error, ARGUMENT, "AllReduce: weight %g of member %u; weights are at least 0 and sum to 1",
+            DLX_FAIL(error, ARGUMENT,
+                     "AllReduce: weight %g of member %u; weights are at least 0 and sum to 1",
                      (double)b->weights[m], m);
     for (size_t s = 0; s < b->segment_count; s++)
-        if (b->segments[s].groups < 1 || (s > 0 && b->segments[s].tensor <= b->segments[s - 1].tensor))
-            DLX_FAIL(error, ARGUMENT,
-                     "AllReduce: segment %zu (tensor %u, %u groups); tensors ascend, each with a group", s,
-                     b->segments[s].tensor, b->segments[s].groups);
+        if (b->segments[s].groups < 1 ||
+            (s > 0 && b->segments[s].tensor <= b->segments[s - 1].tensor))
+            DLX_FAIL(
+                error, ARGUMENT,
+                "AllReduce: segment %zu (tensor %u, %u groups); tensors ascend, each with a group",
+                s, b->segments[s].tensor, b->segments[s].groups);
     return DLX_OK;
 }
 
 /* Contents are not kept. */
-static dlx_status grow(uint8_t **buffer, size_t *capacity, uint64_t groups, size_t group_bytes, dlx_error *error) {
+static dlx_status grow(uint8_t **buffer, size_t *capacity, uint64_t groups, size_t group_bytes,
+                       dlx_error *error) {
     if (groups > SIZE_MAX / group_bytes)
-        DLX_FAIL(error, MEMORY, "out of memory: AllReduce of %llu groups", (unsigned long long)groups);
+        DLX_FAIL(error, MEMORY, "out of memory: AllReduce of %llu groups",
+                 (unsigned long long)groups);
     size_t bytes = (size_t)groups * group_bytes;
     if (*buffer != NULL && bytes <= *capacity) return DLX_OK;
     free(*buffer);
@@ -150,7 +161,8 @@ static dlx_status grow(uint8_t **buffer, size_t *capacity, uint64_t groups, size
     return DLX_OK;
 }
 
-static dlx_status copy_segments(dlxi_allreduce *a, const dlxi_allreduce_begin *b, dlx_error *error) {
+static dlx_status copy_segments(dlxi_allreduce *a, const dlxi_allreduce_begin *b,
+                                dlx_error *error) {
     if (b->segment_count > a->segment_capacity) {
         free(a->segments);
         free(a->starts);
@@ -163,7 +175,8 @@ static dlx_status copy_segments(dlxi_allreduce *a, const dlxi_allreduce_begin *b
     }
     memcpy(a->segments, b->segments, b->segment_count * sizeof *b->segments);
     a->starts[0] = 0;
-    for (size_t s = 0; s < b->segment_count; s++) a->starts[s + 1] = a->starts[s] + b->segments[s].groups;
+    for (size_t s = 0; s < b->segment_count; s++)
+        a->starts[s + 1] = a->starts[s] + b->segments[s].groups;
     a->segment_count = b->segment_count;
     return DLX_OK;
 }
@@ -194,26 +207,28 @@ static dlx_status set_up(dlxi_allreduce *a, const dlxi_allreduce_begin *b, dlx_e
     a->summed = mine->begin;
     DLX_TRY(grow(&a->own, &a->own_capacity, total_groups(a), a->group_bytes, error));
     DLX_TRY(grow(&a->result, &a->result_capacity, total_groups(a), a->group_bytes, error));
-    return grow(&a->contributions, &a->contributions_capacity, block_groups(mine) * (a->members - 1), a->group_bytes,
-                error);
+    return grow(&a->contributions, &a->contributions_capacity,
+                block_groups(mine) * (a->members - 1), a->group_bytes, error);
 }
 
-dlx_status dlxi_allreduce_begin_with(dlxi_allreduce *a, const dlxi_allreduce_begin *settings, const float *values,
-                                     dlx_error *error) {
+dlx_status dlxi_allreduce_begin_with(dlxi_allreduce *a, const dlxi_allreduce_begin *settings,
+                                     const float *values, dlx_error *error) {
     a->members = 0; /* nothing under way until all of it stands */
     DLX_TRY(check_settings(settings, error));
     dlx_status status = set_up(a, settings, error);
-    if (status == DLX_OK && dlxi_quantise(a->own, values, (size_t)total_groups(a), a->quantiser) != DLX_OK)
-        status = dlxi_error_set(error, DLX_NUMERIC,
-                                "round %llu: a pseudo-gradient is not finite or too large for %d bits; "
-                                "lower train.learning_rate or set train.clip_norm",
-                                (unsigned long long)a->round, a->quantiser.bits);
+    if (status == DLX_OK &&
+        dlxi_quantise(a->own, values, (size_t)total_groups(a), a->quantiser) != DLX_OK)
+        status =
+            dlxi_error_set(error, DLX_NUMERIC,
+                           "round %llu: a pseudo-gradient is not finite or too large for %d bits; "
+                           "lower train.learning_rate or set train.clip_norm",
+                           (unsigned long long)a->round, a->quantiser.bits);
     if (status == DLX_OK && a->members == 1) status = sum_up_to(a, total_groups(a), error);
     if (status != DLX_OK) a->members = 0;
     return status;
 }
 
-/* ---- the owner's sum ------------------------------------------------------------------------------------------- */
+/* ---- the owner's sum ------------------------------------------------------------------------- */
 
 /* Codes of member m for `position` in the own block. */
 static uint8_t *contribution(const dlxi_allreduce *a, uint32_t m, uint64_t position) {
@@ -223,11 +238,13 @@ static uint8_t *contribution(const dlxi_allreduce *a, uint32_t m, uint64_t posit
     return a->contributions + (row * block_groups(mine) + position - mine->begin) * a->group_bytes;
 }
 
-/* dst[count · group] = Σ_m weight_m · dequantised contribution of m, from zero, in the order of the members. */
+/* dst[count · group] = Σ_m weight_m · dequantised contribution of m, from zero, in the order of the
+ * members. */
 static void weighted_sum(const dlxi_allreduce *a, float *dst, uint64_t position, size_t count) {
     memset(dst, 0, count * (size_t)a->quantiser.group * sizeof *dst);
     for (uint32_t m = 0; m < a->members; m++)
-        dlxi_dequantise_add(dst, contribution(a, m, position), a->peers[m].weight, count, a->quantiser);
+        dlxi_dequantise_add(dst, contribution(a, m, position), a->peers[m].weight, count,
+                            a->quantiser);
 }
 
 static size_t tile_groups(const dlxi_allreduce *a, uint64_t position, uint64_t end) {
@@ -235,27 +252,32 @@ static size_t tile_groups(const dlxi_allreduce *a, uint64_t position, uint64_t e
     return end - position < most ? (size_t)(end - position) : most;
 }
 
-/* Fills the own result up to `end`, which every member has contributed. a->summed moves only where all of it worked. */
+/* Fills the own result up to `end`, which every member has contributed. a->summed moves only where
+ * all of it worked. */
 static dlx_status sum_up_to(dlxi_allreduce *a, uint64_t end, dlx_error *error) {
     float tile[TILE_VALUES];
     for (uint64_t position = a->summed; position < end;) {
         size_t count = tile_groups(a, position, end);
         weighted_sum(a, tile, position, count);
-        if (dlxi_quantise(a->result + position * a->group_bytes, tile, count, a->quantiser) != DLX_OK)
+        if (dlxi_quantise(a->result + position * a->group_bytes, tile, count, a->quantiser) !=
+            DLX_OK)
             DLX_FAIL(error, NUMERIC,
-                     "round %llu, tensor %u: the sites' weighted mean is not finite or too large for %d bits; "
+                     "round %llu, tensor %u: the sites' weighted mean is not finite or too large "
+                     "for %d bits; "
                      "lower train.learning_rate or set train.clip_norm",
-                     (unsigned long long)a->round, a->segments[segment_at(a, position)].tensor, a->quantiser.bits);
+                     (unsigned long long)a->round, a->segments[segment_at(a, position)].tensor,
+                     a->quantiser.bits);
         position += count;
     }
     a->summed = end;
     return DLX_OK;
 }
 
-/* ---- frames out ------------------------------------------------------------------------------------------------ */
+/* ---- frames out ------------------------------------------------------------------------------ */
 
 /* Groups from `position` on that one frame holds: of one segment, within `end`. */
-static uint64_t frame_groups(const dlxi_allreduce *a, size_t segment, uint64_t position, uint64_t end) {
+static uint64_t frame_groups(const dlxi_allreduce *a, size_t segment, uint64_t position,
+                             uint64_t end) {
     uint64_t most = DLXI_FRAME_PAYLOAD_MAX / a->group_bytes, limit = a->starts[segment + 1];
     if (limit > end) limit = end;
     return limit - position < most ? limit - position : most;
@@ -297,45 +319,57 @@ void dlxi_allreduce_advance(dlxi_allreduce *a, uint32_t to) {
         a->peers[to].result_sent += frame.count_groups;
 }
 
-/* ---- frames in ------------------------------------------------------------------------------------------------- */
+/* ---- frames in ------------------------------------------------------------------------------- */
 
 /* Whether the frame belongs to this exchange and comes from who it says. */
-static dlx_status check_origin(const dlxi_allreduce *a, uint32_t from, const dlxi_frame *frame, dlx_error *error) {
+static dlx_status check_origin(const dlxi_allreduce *a, uint32_t from, const dlxi_frame *frame,
+                               dlx_error *error) {
     if (a->members == 0) DLX_FAIL(error, DATA, "a frame for an AllReduce, but none is under way");
     if (frame->kind != DLXI_FRAME_CONTRIBUTION && frame->kind != DLXI_FRAME_RESULT)
         DLX_FAIL(error, DATA, "a frame of kind %d is not part of an AllReduce", (int)frame->kind);
-    if (from >= a->members || from == a->me || frame->site != a->peers[from].site || frame->rank != a->rank)
-        DLX_FAIL(error, DATA, "a frame of site %u, rank %u came as from member %u of %u, rank %u", frame->site,
-                 frame->rank, from, a->members, a->rank);
-    if (frame->term != a->term || frame->round != a->round || frame->attempt != a->attempt || frame->trip != a->trip)
-        DLX_FAIL(error, DATA, "site %u: a frame of term %u, round %llu, attempt %u, trip %u; expected %u, %llu, %u, %u",
-                 frame->site, frame->term, (unsigned long long)frame->round, frame->attempt, frame->trip, a->term,
-                 (unsigned long long)a->round, a->attempt, a->trip);
+    if (from >= a->members || from == a->me || frame->site != a->peers[from].site ||
+        frame->rank != a->rank)
+        DLX_FAIL(error, DATA, "a frame of site %u, rank %u came as from member %u of %u, rank %u",
+                 frame->site, frame->rank, from, a->members, a->rank);
+    if (frame->term != a->term || frame->round != a->round || frame->attempt != a->attempt ||
+        frame->trip != a->trip)
+        DLX_FAIL(error, DATA,
+                 "site %u: a frame of term %u, round %llu, attempt %u, trip %u; expected %u, %llu, "
+                 "%u, %u",
+                 frame->site, frame->term, (unsigned long long)frame->round, frame->attempt,
+                 frame->trip, a->term, (unsigned long long)a->round, a->attempt, a->trip);
     return DLX_OK;
 }
 
-/* Whether it holds exactly what comes next from this member: groups [cursor, …) within the owner's block. */
-static dlx_status check_range(const dlxi_allreduce *a, const dlxi_frame *frame, const peer *owner, uint64_t cursor,
-                              dlx_error *error) {
+/* Whether it holds exactly what comes next from this member: groups [cursor, …) within the owner's
+ * block. */
+static dlx_status check_range(const dlxi_allreduce *a, const dlxi_frame *frame, const peer *owner,
+                              uint64_t cursor, dlx_error *error) {
     size_t segment = segment_of(a, frame->tensor);
     if (segment == a->segment_count)
-        DLX_FAIL(error, DATA, "site %u: tensor %u is not part of this exchange", frame->site, frame->tensor);
+        DLX_FAIL(error, DATA, "site %u: tensor %u is not part of this exchange", frame->site,
+                 frame->tensor);
     uint64_t offset = frame->offset_groups, count = frame->count_groups;
     if (count == 0 || offset + count > a->segments[segment].groups)
-        DLX_FAIL(error, DATA, "site %u, tensor %u: %llu groups from %llu on, of a tensor of %u", frame->site,
-                 frame->tensor, (unsigned long long)count, (unsigned long long)offset, a->segments[segment].groups);
+        DLX_FAIL(error, DATA, "site %u, tensor %u: %llu groups from %llu on, of a tensor of %u",
+                 frame->site, frame->tensor, (unsigned long long)count, (unsigned long long)offset,
+                 a->segments[segment].groups);
     if (frame->payload == NULL || frame->payload_bytes != count * a->group_bytes)
-        DLX_FAIL(error, DATA, "site %u, tensor %u: %u bytes for %llu groups of %zu", frame->site, frame->tensor,
-                 frame->payload_bytes, (unsigned long long)count, a->group_bytes);
+        DLX_FAIL(error, DATA, "site %u, tensor %u: %u bytes for %llu groups of %zu", frame->site,
+                 frame->tensor, frame->payload_bytes, (unsigned long long)count, a->group_bytes);
     uint64_t position = a->starts[segment] + offset;
     if (position < owner->begin || position + count > owner->end)
-        DLX_FAIL(error, DATA, "site %u, tensor %u: groups %llu to %llu are not the block of site %u", frame->site,
-                 frame->tensor, (unsigned long long)offset, (unsigned long long)(offset + count), owner->site);
+        DLX_FAIL(error, DATA,
+                 "site %u, tensor %u: groups %llu to %llu are not the block of site %u",
+                 frame->site, frame->tensor, (unsigned long long)offset,
+                 (unsigned long long)(offset + count), owner->site);
     if (position != cursor)
-        DLX_FAIL(error, DATA, "site %u, tensor %u: groups from %llu on came %s", frame->site, frame->tensor,
-                 (unsigned long long)offset, position < cursor ? "twice" : "out of order");
+        DLX_FAIL(error, DATA, "site %u, tensor %u: groups from %llu on came %s", frame->site,
+                 frame->tensor, (unsigned long long)offset,
+                 position < cursor ? "twice" : "out of order");
     if (!dlxi_codes_valid(frame->payload, (size_t)count, a->quantiser))
-        DLX_FAIL(error, DATA, "site %u, tensor %u: a scale or value is not finite", frame->site, frame->tensor);
+        DLX_FAIL(error, DATA, "site %u, tensor %u: a scale or value is not finite", frame->site,
+                 frame->tensor);
     return DLX_OK;
 }
 
@@ -343,17 +377,20 @@ static dlx_status check_range(const dlxi_allreduce *a, const dlxi_frame *frame, 
 static uint64_t contributed(const dlxi_allreduce *a) {
     uint64_t least = a->peers[a->me].end;
     for (uint32_t m = 0; m < a->members; m++)
-        if (m != a->me && a->peers[m].contribution_received < least) least = a->peers[m].contribution_received;
+        if (m != a->me && a->peers[m].contribution_received < least)
+            least = a->peers[m].contribution_received;
     return least;
 }
 
-dlx_status dlxi_allreduce_on_frame(dlxi_allreduce *a, uint32_t from, const dlxi_frame *frame, dlx_error *error) {
+dlx_status dlxi_allreduce_on_frame(dlxi_allreduce *a, uint32_t from, const dlxi_frame *frame,
+                                   dlx_error *error) {
     DLX_TRY(check_origin(a, from, frame, error));
     peer *p = &a->peers[from];
     bool contributes = frame->kind == DLXI_FRAME_CONTRIBUTION;
     uint64_t *cursor = contributes ? &p->contribution_received : &p->result_received;
     DLX_TRY(check_range(a, frame, contributes ? &a->peers[a->me] : p, *cursor, error));
-    uint8_t *dst = contributes ? contribution(a, from, *cursor) : a->result + *cursor * a->group_bytes;
+    uint8_t *dst =
+        contributes ? contribution(a, from, *cursor) : a->result + *cursor * a->group_bytes;
     memcpy(dst, frame->payload, frame->payload_bytes);
     *cursor += frame->count_groups;
     if (!contributes) return DLX_OK;
@@ -362,7 +399,7 @@ dlx_status dlxi_allreduce_on_frame(dlxi_allreduce *a, uint32_t from, const dlxi_
     return status;
 }
 
-/* ---- after ----------------------------------------------------------------------------------------------------- */
+/* ---- after ----------------------------------------------------------------------------------- */
 
 bool dlxi_allreduce_done(const dlxi_allreduce *a) {
     if (a->members == 0) return false;
@@ -371,7 +408,8 @@ bool dlxi_allreduce_done(const dlxi_allreduce *a) {
     for (uint32_t m = 0; m < a->members; m++) {
         const peer *p = &a->peers[m];
         if (m == a->me) continue;
-        done &= p->result_received == p->end && p->contribution_sent == p->end && p->result_sent == mine->end;
+        done &= p->result_received == p->end && p->contribution_sent == p->end &&
+                p->result_sent == mine->end;
     }
     return done;
 }
@@ -394,7 +432,8 @@ void dlxi_allreduce_add_residual(const dlxi_allreduce *a, float *dst, float scal
     for (uint64_t position = mine->begin; position < mine->end;) {
         size_t count = tile_groups(a, position, mine->end);
         weighted_sum(a, tile, position, count);
-        dlxi_dequantise_add(tile, a->result + position * a->group_bytes, -1.0f, count, a->quantiser);
+        dlxi_dequantise_add(tile, a->result + position * a->group_bytes, -1.0f, count,
+                            a->quantiser);
         float *into = dst + position * group;
         for (size_t i = 0; i < count * group; i++) into[i] += scale * tile[i];
         position += count;

@@ -1,5 +1,6 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Options from a YAML file: libyaml's events, nested maps only. */
-#include "base/options_internal.h"
+#include "options/options_internal.h"
 #include "base/file.h"
 #include "base/memory.h"
 
@@ -18,7 +19,9 @@ typedef struct loader {
     yaml_parser_t parser;
     yaml_event_t event; /* the last one read; zeroed where there is none */
     size_t
-        *first_line; /* [table.count, DEPTH_MAX+1]: where an option (slot 0) or its section of depth d (slot d) stood */
+        /* [table.count, DEPTH_MAX+1]: where an option (slot 0) or its section of depth d (slot d)
+         * stood */
+        *first_line;
     char path[DLXI_OPTION_KEY_BYTES];
 } loader;
 
@@ -49,9 +52,11 @@ static dlx_status next_event(loader *l) {
     if (!yaml_parser_parse(&l->parser, &l->event)) {
         memset(&l->event, 0, sizeof l->event);
         l->event.start_mark.line = l->parser.problem_mark.line;
-        if (l->parser.error == YAML_MEMORY_ERROR) DLX_FAIL(l->error, MEMORY, "%s: out of memory", WHERE_IT_IS(l));
-        DLX_FAIL(l->error, CONFIG, "%s: not valid YAML: %s; look for a missing colon, quote or indent", WHERE_IT_IS(l),
-                 l->parser.problem != NULL ? l->parser.problem : "unreadable");
+        if (l->parser.error == YAML_MEMORY_ERROR)
+            DLX_FAIL(l->error, MEMORY, "%s: out of memory", WHERE_IT_IS(l));
+        DLX_FAIL(l->error, CONFIG,
+                 "%s: not valid YAML: %s; look for a missing colon, quote or indent",
+                 WHERE_IT_IS(l), l->parser.problem != NULL ? l->parser.problem : "unreadable");
     }
     const yaml_char_t *anchor = NULL, *tag = NULL;
     switch (l->event.type) {
@@ -67,17 +72,22 @@ static dlx_status next_event(loader *l) {
     default:
         break;
     }
-    if (anchor != NULL) DLX_FAIL(l->error, CONFIG, "%s: anchors and aliases (& and *) are not allowed", WHERE_IT_IS(l));
-    if (tag != NULL) DLX_FAIL(l->error, CONFIG, "%s: tags (!) are not allowed; write the bare value", WHERE_IT_IS(l));
+    if (anchor != NULL)
+        DLX_FAIL(l->error, CONFIG, "%s: anchors and aliases (& and *) are not allowed",
+                 WHERE_IT_IS(l));
+    if (tag != NULL)
+        DLX_FAIL(l->error, CONFIG, "%s: tags (!) are not allowed; write the bare value",
+                 WHERE_IT_IS(l));
     return DLX_OK;
 }
 
 /* Notes that an option or section stands in this line; a second time is an error. */
 static dlx_status claim(loader *l, const dlxi_option *option, int slot, size_t line) {
-    size_t *first = &l->first_line[(size_t)(option - l->table->options) * (DEPTH_MAX + 1) + (size_t)slot];
+    size_t *first =
+        &l->first_line[(size_t)(option - l->table->options) * (DEPTH_MAX + 1) + (size_t)slot];
     if (*first != 0) {
-        DLX_FAIL(l->error, CONFIG, "%s: %s: given twice; it stands in line %zu already", WHERE(l, line), l->path,
-                 *first);
+        DLX_FAIL(l->error, CONFIG, "%s: %s: given twice; it stands in line %zu already",
+                 WHERE(l, line), l->path, *first);
     }
     *first = line;
     return DLX_OK;
@@ -91,7 +101,8 @@ static dlx_status append_key(loader *l, size_t path_bytes) {
     }
     const char *key = (const char *)l->event.data.scalar.value;
     size_t key_bytes = l->event.data.scalar.length, dot_bytes = path_bytes > 0 ? 1 : 0;
-    if (path_bytes + dot_bytes + key_bytes >= sizeof l->path || memchr(key, '\0', key_bytes) != NULL)
+    if (path_bytes + dot_bytes + key_bytes >= sizeof l->path ||
+        memchr(key, '\0', key_bytes) != NULL)
         return dlxi_option_fail_unknown(l->table, WHERE_IT_IS(l), key, key_bytes, l->error);
     if (dot_bytes > 0) l->path[path_bytes] = '.';
     memcpy(l->path + path_bytes + dot_bytes, key, key_bytes + 1);
@@ -101,21 +112,23 @@ static dlx_status append_key(loader *l, size_t path_bytes) {
 /* The current event is the value of the option, whose key stands in key_line. */
 static dlx_status read_value(loader *l, const dlxi_option *option, size_t key_line) {
     if (l->event.type != YAML_SCALAR_EVENT) {
-        DLX_FAIL(l->error, CONFIG, "%s: %s: one value is expected, not a %s", WHERE_IT_IS(l), l->path,
-                 l->event.type == YAML_SEQUENCE_START_EVENT ? "list" : "map");
+        DLX_FAIL(l->error, CONFIG, "%s: %s: one value is expected, not a %s", WHERE_IT_IS(l),
+                 l->path, l->event.type == YAML_SEQUENCE_START_EVENT ? "list" : "map");
     }
     const char *text = (const char *)l->event.data.scalar.value;
     bool plain = l->event.data.scalar.style == YAML_PLAIN_SCALAR_STYLE;
     if (plain && (text[0] == '\0' || strcmp(text, "~") == 0 || strcmp(text, "null") == 0)) {
         char allowed[DLXI_OPTION_ALLOWED_BYTES];
         dlxi_option_show_allowed(allowed, option);
-        DLX_FAIL(l->error, CONFIG, "%s: %s: no value; allowed: %s", WHERE(l, key_line), l->path, allowed);
+        DLX_FAIL(l->error, CONFIG, "%s: %s: no value; allowed: %s", WHERE(l, key_line), l->path,
+                 allowed);
     }
-    return dlxi_option_parse(l->values, option, WHERE_IT_IS(l), text, l->event.data.scalar.length, l->error);
+    return dlxi_option_parse(l->values, option, WHERE_IT_IS(l), text, l->event.data.scalar.length,
+                             l->error);
 }
 
-/* The current event opens a map whose keys are below l->path[0 … path_bytes). Recursion goes at most DEPTH_MAX deep:
- * every level's path is a section of the table. */
+/* The current event opens a map whose keys are below l->path[0 … path_bytes). Recursion goes at
+ * most DEPTH_MAX deep: every level's path is a section of the table. */
 static dlx_status read_map(loader *l, size_t path_bytes) {
     for (;;) {
         DLX_TRY(next_event(l));
@@ -135,8 +148,10 @@ static dlx_status read_map(loader *l, size_t path_bytes) {
             DLX_TRY(read_value(l, option, key_line));
         } else if (l->event.type == YAML_MAPPING_START_EVENT) {
             DLX_TRY(read_map(l, bytes));
-        } else if (l->event.type != YAML_SCALAR_EVENT || l->event.data.scalar.length > 0) { /* all commented out */
-            DLX_FAIL(l->error, CONFIG, "%s: %.*s: is a section; its keys, as '%s', go below it, indented",
+        } else if (l->event.type != YAML_SCALAR_EVENT ||
+                   l->event.data.scalar.length > 0) { /* all commented out */
+            DLX_FAIL(l->error, CONFIG,
+                     "%s: %.*s: is a section; its keys, as '%s', go below it, indented",
                      WHERE_IT_IS(l), (int)bytes, l->path, below->key + bytes + 1);
         }
     }
@@ -149,27 +164,31 @@ static dlx_status read_stream(loader *l) {
     DLX_TRY(next_event(l));
     bool empty = l->event.type == YAML_SCALAR_EVENT && l->event.data.scalar.length == 0;
     if (!empty && l->event.type != YAML_MAPPING_START_EVENT)
-        DLX_FAIL(l->error, CONFIG, "%s: a config is a map of sections, as 'run: {seed: 1}'", WHERE_IT_IS(l));
+        DLX_FAIL(l->error, CONFIG, "%s: a config is a map of sections, as 'run: {seed: 1}'",
+                 WHERE_IT_IS(l));
     if (!empty) DLX_TRY(read_map(l, 0));
     DLX_TRY(next_event(l)); /* the document's end */
     DLX_TRY(next_event(l));
     if (l->event.type != YAML_STREAM_END_EVENT)
-        DLX_FAIL(l->error, CONFIG, "%s: a second document begins here; a config has one", WHERE_IT_IS(l));
+        DLX_FAIL(l->error, CONFIG, "%s: a second document begins here; a config has one",
+                 WHERE_IT_IS(l));
     return DLX_OK;
 }
 
-dlx_status dlxi_options_load_text(void *values, const dlxi_option_table *table, const char *name, const char *text,
-                                  size_t text_bytes, dlx_error *error) {
+dlx_status dlxi_options_load_text(void *values, const dlxi_option_table *table, const char *name,
+                                  const char *text, size_t text_bytes, dlx_error *error) {
     loader l = {.values = values, .table = table, .name = name, .error = error};
     dlx_status status;
     if (text_bytes > FILE_BYTES_MAX) {
-        DLX_FAIL(error, CONFIG, "%s: %zu bytes are too many for a config; allowed: up to %d", WHERE(&l, 0), text_bytes,
-                 FILE_BYTES_MAX);
+        DLX_FAIL(error, CONFIG, "%s: %zu bytes are too many for a config; allowed: up to %d",
+                 WHERE(&l, 0), text_bytes, FILE_BYTES_MAX);
     }
-    DLX_TRY(dlxi_alloc((void **)&l.first_line, table->count, (DEPTH_MAX + 1) * sizeof *l.first_line, "options", error));
+    DLX_TRY(dlxi_alloc((void **)&l.first_line, table->count, (DEPTH_MAX + 1) * sizeof *l.first_line,
+                       "options", error));
     if (!yaml_parser_initialize(&l.parser)) {
         free(l.first_line);
-        DLX_FAIL(error, MEMORY, "out of memory: the config's parser; free some memory and try again");
+        DLX_FAIL(error, MEMORY,
+                 "out of memory: the config's parser; free some memory and try again");
     }
     yaml_parser_set_input_string(&l.parser, (const unsigned char *)text, text_bytes);
     status = read_stream(&l);
@@ -179,17 +198,20 @@ dlx_status dlxi_options_load_text(void *values, const dlxi_option_table *table, 
     return status;
 }
 
-dlx_status dlxi_options_load_file(void *values, const dlxi_option_table *table, const char *path, dlx_error *error) {
+dlx_status dlxi_options_load_file(void *values, const dlxi_option_table *table, const char *path,
+                                  dlx_error *error) {
     char *text;
     size_t text_bytes;
     dlx_error cause;
     dlx_status status = dlxi_file_read(&text, &text_bytes, path, FILE_BYTES_MAX, &cause);
     if (status == DLX_SYSTEM && cause.system_errno == ENOENT) {
-        DLX_FAIL(error, CONFIG, "%s: no such file; 'dilocox config --defaults > %s' writes one with every option", path,
-                 path);
+        DLX_FAIL(error, CONFIG,
+                 "%s: no such file; 'dilocox config --defaults > %s' writes one with every option",
+                 path, path);
     }
     if (status == DLX_DATA)
-        DLX_FAIL(error, CONFIG, "%s: too large for a config; allowed: up to %d bytes", path, FILE_BYTES_MAX);
+        DLX_FAIL(error, CONFIG, "%s: too large for a config; allowed: up to %d bytes", path,
+                 FILE_BYTES_MAX);
     if (status != DLX_OK) {
         if (error != NULL) *error = cause;
         return status;

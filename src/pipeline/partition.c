@@ -1,15 +1,18 @@
-#include "pipeline/cut.h"
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "pipeline/partition.h"
 #include "base/panic.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
 
-/* ---- which stage has which layers ------------------------------------------------------------------------------ */
+/* ---- which stage has which layers ------------------------------------------------------------ */
 
 static dlx_status check_stages(const dlxi_model_config *config, int stages, dlx_error *error) {
     if (stages < 1 || stages > DLXI_STAGES_MAX)
-        DLX_FAIL(error, CONFIG, "site.stages: %d is outside 1 to %d; set how many parts a site cuts the model into",
-                 stages, DLXI_STAGES_MAX);
+        DLX_FAIL(
+            error, CONFIG,
+            "site.stages: %d is outside 1 to %d; set how many parts a site cuts the model into",
+            stages, DLXI_STAGES_MAX);
     if (stages > config->layers)
         DLX_FAIL(error, CONFIG,
                  "site.stages: %d is more than model.layers (%" PRId64
@@ -18,21 +21,22 @@ static dlx_status check_stages(const dlxi_model_config *config, int stages, dlx_
     return DLX_OK;
 }
 
-static void cut_of_counts(dlxi_cut *out, const int64_t *count, int stages) {
-    *out = (dlxi_cut){.stages = stages};
+static void cut_of_counts(dlxi_partition *out, const int64_t *count, int stages) {
+    *out = (dlxi_partition){.stages = stages};
     for (int s = 0; s < stages; s++) out->first_layer[s + 1] = out->first_layer[s] + count[s];
 }
 
-/* A layer at a time to the stage that is then the fastest: since a stage only grows slower, no other cut has a faster
- * slowest stage. */
-dlx_status dlxi_cut_balanced(dlxi_cut *out, const dlxi_model_config *config, const dlxi_costs *costs, int stages,
-                             dlx_error *error) {
+/* A layer at a time to the stage that is then the fastest: since a stage only grows slower, no
+ * other cut has a faster slowest stage. */
+dlx_status dlxi_partition_balanced(dlxi_partition *out, const dlxi_model_config *config,
+                                   const dlxi_costs *costs, int stages, dlx_error *error) {
     int64_t count[DLXI_STAGES_MAX];
     double time[DLXI_STAGES_MAX];
     DLX_TRY(check_stages(config, stages, error));
     for (int s = 0; s < stages; s++) {
         count[s] = 1;
-        time[s] = costs->block + (s == 0 ? costs->embedding : 0) + (s == stages - 1 ? costs->head : 0);
+        time[s] =
+            costs->block + (s == 0 ? costs->embedding : 0) + (s == stages - 1 ? costs->head : 0);
     }
     for (int64_t layer = stages; layer < config->layers; layer++) {
         int fastest = stages - 1;
@@ -45,8 +49,8 @@ dlx_status dlxi_cut_balanced(dlxi_cut *out, const dlxi_model_config *config, con
     return DLX_OK;
 }
 
-dlx_status dlxi_cut_parse(dlxi_cut *out, const dlxi_model_config *config, int stages, const char *text,
-                          dlx_error *error) {
+dlx_status dlxi_partition_parse(dlxi_partition *out, const dlxi_model_config *config, int stages,
+                                const char *text, dlx_error *error) {
     int64_t count[DLXI_STAGES_MAX], layers = 0;
     const char *at = text;
     int s = 0;
@@ -63,16 +67,17 @@ dlx_status dlxi_cut_parse(dlxi_cut *out, const dlxi_model_config *config, int st
     }
     if (s < stages || *at != '\0' || layers != config->layers)
         DLX_FAIL(error, CONFIG,
-                 "site.cut: '%.96s' is not the layers of each stage: %d numbers of at least 1 with commas between, "
+                 "site.cut: '%.96s' is not the layers of each stage: %d numbers of at least 1 with "
+                 "commas between, "
                  "%" PRId64 " in all (model.layers); or auto",
                  text, stages, config->layers);
     cut_of_counts(out, count, stages);
     return DLX_OK;
 }
 
-/* ---- which rank owns which tensor ------------------------------------------------------------------------------ */
+/* ---- which rank owns which tensor ------------------------------------------------------------ */
 
-static int stage_of_layer(const dlxi_cut *cut, int64_t layer) {
+static int stage_of_layer(const dlxi_partition *cut, int64_t layer) {
     int stage = 0;
     while (layer >= cut->first_layer[stage + 1]) stage++;
     return stage;
@@ -90,7 +95,8 @@ static int least_laden(const int64_t *load, int first, int end) {
     return least;
 }
 
-static int choose_owner(const int64_t *load, const dlxi_cut *cut, int replicas, const dlxi_tensor *tensor) {
+static int choose_owner(const int64_t *load, const dlxi_partition *cut, int replicas,
+                        const dlxi_tensor *tensor) {
     int last = cut->stages - 1, stage = tensor->in_embedding ? 0 : last;
     if (tensor->layer >= 0) stage = stage_of_layer(cut, tensor->layer);
     int rank = least_laden(load, stage * replicas, (stage + 1) * replicas);
@@ -99,9 +105,10 @@ static int choose_owner(const int64_t *load, const dlxi_cut *cut, int replicas, 
     return load[at_end] < load[rank] ? at_end : rank;
 }
 
-/* Large tensors first, those of one size in order of id: a model has few sizes, so that a pass over the tensors for
- * each needs no sorted copy. */
-void dlxi_owners(int *owner, const dlxi_model_config *config, const dlxi_cut *cut, int replicas) {
+/* Large tensors first, those of one size in order of id: a model has few sizes, so that a pass over
+ * the tensors for each needs no sorted copy. */
+void dlxi_owners(int *owner, const dlxi_model_config *config, const dlxi_partition *cut,
+                 int replicas) {
     int64_t load[DLXI_RANKS_MAX] = {0}, count = dlxi_model_tensor_count(config);
     DLXI_ASSERT(replicas >= 1 && cut->stages >= 1 && replicas <= DLXI_RANKS_MAX / cut->stages);
     DLXI_ASSERT(cut->first_layer[cut->stages] == config->layers);

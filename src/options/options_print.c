@@ -1,5 +1,7 @@
-/* Options as text: commented YAML, help, and the canonical form in which two sites compare theirs. */
-#include "base/options_internal.h"
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Options as text: commented YAML, help, and the canonical form in which two sites compare theirs.
+ */
+#include "options/options_internal.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,18 +12,21 @@ enum { VALUE_BYTES = 8192, COMMENT_COLUMN = 40 };
 typedef void print_option(FILE *out, const void *values, const dlxi_option_table *table, size_t i);
 
 /* *out ← what `print` writes for every option in turn. */
-static dlx_status print_all(char **out, const void *values, const dlxi_option_table *table, print_option *print,
-                            dlx_error *error) {
+static dlx_status print_all(char **out, const void *values, const dlxi_option_table *table,
+                            print_option *print, dlx_error *error) {
     char *text = NULL;
     size_t text_bytes = 0;
     *out = NULL;
     FILE *stream = open_memstream(&text, &text_bytes);
-    if (stream == NULL) DLX_FAIL(error, MEMORY, "out of memory: text of the options; free some memory and try again");
+    if (stream == NULL)
+        DLX_FAIL(error, MEMORY,
+                 "out of memory: text of the options; free some memory and try again");
     for (size_t i = 0; i < table->count; i++) print(stream, values, table, i);
     bool failed = ferror(stream) != 0;
     if (fclose(stream) != 0 || failed) {
         free(text);
-        DLX_FAIL(error, MEMORY, "out of memory: text of the options; free some memory and try again");
+        DLX_FAIL(error, MEMORY,
+                 "out of memory: text of the options; free some memory and try again");
     }
     *out = text;
     return DLX_OK;
@@ -60,12 +65,14 @@ static void print_value(FILE *out, const void *values, const dlxi_option *option
     }
 }
 
-/* Text as a YAML scalar: bare where it can't be taken for anything else, in double quotes otherwise. Returns its width.
- */
+/* Text as a YAML scalar: bare where it can't be taken for anything else, in double quotes
+ * otherwise. Returns its width. */
 static int print_yaml_string(FILE *out, const char *text, size_t text_bytes) {
     static const char safe[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./-";
-    bool bare = text_bytes > 0 && text[0] != '-' && !(text_bytes == 4 && memcmp(text, "null", 4) == 0);
-    for (size_t i = 0; i < text_bytes && bare; i++) bare = memchr(safe, text[i], sizeof safe - 1) != NULL;
+    bool bare =
+        text_bytes > 0 && text[0] != '-' && !(text_bytes == 4 && memcmp(text, "null", 4) == 0);
+    for (size_t i = 0; i < text_bytes && bare; i++)
+        bare = memchr(safe, text[i], sizeof safe - 1) != NULL;
     if (bare) return (int)fwrite(text, 1, text_bytes, out);
     int width = 2;
     fputc('"', out);
@@ -77,7 +84,7 @@ static int print_yaml_string(FILE *out, const char *text, size_t text_bytes) {
     return width;
 }
 
-/* ---- YAML ------------------------------------------------------------------------------------------------------ */
+/* ---- YAML ------------------------------------------------------------------------------------ */
 
 static size_t common_section_bytes(const char *a, const char *b) {
     size_t common = 0;
@@ -96,20 +103,23 @@ static int print_sections(FILE *out, const dlxi_option_table *table, size_t i) {
     size_t begin = 0;
     for (const char *dot = strchr(key, '.'); dot != NULL; dot = strchr(dot + 1, '.')) {
         size_t end = (size_t)(dot - key);
-        if (end >= shared) fprintf(out, "%*s%.*s:\n", 2 * depth, "", (int)(end - begin), key + begin);
+        if (end >= shared)
+            fprintf(out, "%*s%.*s:\n", 2 * depth, "", (int)(end - begin), key + begin);
         begin = end + 1;
         depth++;
     }
     return depth;
 }
 
-static void print_yaml_option(FILE *out, const void *values, const dlxi_option_table *table, size_t i) {
+static void print_yaml_option(FILE *out, const void *values, const dlxi_option_table *table,
+                              size_t i) {
     const dlxi_option *option = &table->options[i];
     int depth = print_sections(out, table, i);
     const char *last = strrchr(option->key, '.');
     int width = fprintf(out, "%*s%s: ", 2 * depth, "", last != NULL ? last + 1 : option->key);
     if (option->kind == DLXI_OPTION_STRING) {
-        const char *text = values != NULL ? (const char *)values + option->offset : option->default_text;
+        const char *text =
+            values != NULL ? (const char *)values + option->offset : option->default_text;
         width += print_yaml_string(out, text, strnlen(text, option->size));
     } else if (values == NULL) {
         width += fprintf(out, "%s", option->default_text);
@@ -120,32 +130,36 @@ static void print_yaml_option(FILE *out, const void *values, const dlxi_option_t
     }
     char allowed[DLXI_OPTION_ALLOWED_BYTES];
     dlxi_option_show_allowed(allowed, option);
-    fprintf(out, "%*s# %s; %s\n", width < COMMENT_COLUMN - 1 ? COMMENT_COLUMN - width : 2, "", option->comment,
-            allowed);
+    fprintf(out, "%*s# %s; %s\n", width < COMMENT_COLUMN - 1 ? COMMENT_COLUMN - width : 2, "",
+            option->comment, allowed);
 }
 
-dlx_status dlxi_options_print_yaml(char **out, const void *values, const dlxi_option_table *table, dlx_error *error) {
+dlx_status dlxi_options_print_yaml(char **out, const void *values, const dlxi_option_table *table,
+                                   dlx_error *error) {
     return print_all(out, values, table, print_yaml_option, error);
 }
 
-/* ---- help ------------------------------------------------------------------------------------------------------ */
+/* ---- help ------------------------------------------------------------------------------------ */
 
-static void print_help_option(FILE *out, const void *values, const dlxi_option_table *table, size_t i) {
+static void print_help_option(FILE *out, const void *values, const dlxi_option_table *table,
+                              size_t i) {
     (void)values;
     const dlxi_option *option = &table->options[i];
     char allowed[DLXI_OPTION_ALLOWED_BYTES];
     dlxi_option_show_allowed(allowed, option);
     int width = fprintf(out, "  %s=%s", option->key, option->default_text);
-    fprintf(out, "%*s%s; %s\n", width < COMMENT_COLUMN - 1 ? COMMENT_COLUMN - width : 2, "", option->comment, allowed);
+    fprintf(out, "%*s%s; %s\n", width < COMMENT_COLUMN - 1 ? COMMENT_COLUMN - width : 2, "",
+            option->comment, allowed);
 }
 
 dlx_status dlxi_options_print_help(char **out, const dlxi_option_table *table, dlx_error *error) {
     return print_all(out, NULL, table, print_help_option, error);
 }
 
-/* ---- canonical text -------------------------------------------------------------------------------------------- */
+/* ---- canonical text -------------------------------------------------------------------------- */
 
-static void print_canonical_option(FILE *out, const void *values, const dlxi_option_table *table, size_t i) {
+static void print_canonical_option(FILE *out, const void *values, const dlxi_option_table *table,
+                                   size_t i) {
     const dlxi_option *option = &table->options[i];
     if (option->site_may_differ) return;
     fprintf(out, "%s: ", option->key);
@@ -153,8 +167,8 @@ static void print_canonical_option(FILE *out, const void *values, const dlxi_opt
     fputc('\n', out);
 }
 
-dlx_status dlxi_options_print_canonical(char **out, const void *values, const dlxi_option_table *table,
-                                        dlx_error *error) {
+dlx_status dlxi_options_print_canonical(char **out, const void *values,
+                                        const dlxi_option_table *table, dlx_error *error) {
     return print_all(out, values, table, print_canonical_option, error);
 }
 
@@ -180,15 +194,16 @@ static line cut_line(const char *text, size_t text_bytes) {
 static bool has_key(const char *text, size_t text_bytes, const line *wanted) {
     while (text_bytes > 0) {
         line at = cut_line(text, text_bytes);
-        if (at.key_bytes == wanted->key_bytes && memcmp(at.key, wanted->key, at.key_bytes) == 0) return true;
+        if (at.key_bytes == wanted->key_bytes && memcmp(at.key, wanted->key, at.key_bytes) == 0)
+            return true;
         text += at.bytes;
         text_bytes -= at.bytes;
     }
     return false;
 }
 
-bool dlxi_options_canonical_equal(dlxi_option_difference *out, const char *ours, size_t ours_bytes, const char *theirs,
-                                  size_t theirs_bytes) {
+bool dlxi_options_canonical_equal(dlxi_option_difference *out, const char *ours, size_t ours_bytes,
+                                  const char *theirs, size_t theirs_bytes) {
     static const char absent[] = "(absent)";
     for (;;) {
         line mine = cut_line(ours, ours_bytes), other = cut_line(theirs, theirs_bytes);
@@ -200,8 +215,10 @@ bool dlxi_options_canonical_equal(dlxi_option_difference *out, const char *ours,
         }
         bool same_key = mine.bytes > 0 && other.bytes > 0 && mine.key_bytes == other.key_bytes &&
                         memcmp(mine.key, other.key, mine.key_bytes) == 0;
-        /* different keys: the side whose key the other lacks is named; where both have both, the order differs */
-        bool name_mine = same_key || other.bytes == 0 || (mine.bytes > 0 && !has_key(theirs, theirs_bytes, &mine));
+        /* different keys: the side whose key the other lacks is named; where both have both, the
+         * order differs */
+        bool name_mine = same_key || other.bytes == 0 ||
+                         (mine.bytes > 0 && !has_key(theirs, theirs_bytes, &mine));
         const line *named = name_mine ? &mine : &other;
         dlxi_option_show_text(out->key, sizeof out->key, named->key, named->key_bytes);
         if (same_key || name_mine)

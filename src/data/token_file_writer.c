@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The token shard format (docs/formats.md), written. */
 #include "data/shard_format.h"
 #include "base/hash.h"
@@ -7,7 +8,7 @@
 #include <string.h>
 #include <xxhash.h>
 
-struct dlxi_shard_writer {
+struct dlxi_token_file_writer {
     dlxi_file_writer *file;
     XXH3_state_t *payload_hash;
     char *path; /* for messages */
@@ -20,39 +21,42 @@ static void store(uint8_t *to, uint64_t value, size_t bytes) {
     for (size_t i = 0; i < bytes; i++) to[i] = (uint8_t)(value >> 8 * i);
 }
 
-dlx_status dlxi_shard_writer_open(dlxi_shard_writer **out, const char *path, const dlxi_tokenizer *tokenizer,
-                                  dlx_error *error) {
-    static const uint8_t blank[DLXI_SHARD_HEADER_BYTES]; /* its place; filled at commit */
+dlx_status dlxi_token_file_writer_open(dlxi_token_file_writer **out, const char *path,
+                                       const dlxi_tokenizer *tokenizer, dlx_error *error) {
+    static const uint8_t blank[DLXI_TOKEN_FILE_HEADER_BYTES]; /* its place; filled at commit */
     dlx_status status = DLX_OK;
-    dlxi_shard_writer *writer = NULL;
+    dlxi_token_file_writer *writer = NULL;
     *out = NULL;
     DLX_TRY(DLXI_NEW(&writer, 1, error));
     writer->tokenizer_hash = tokenizer->hash;
     writer->vocabulary = tokenizer->vocabulary;
-    writer->token_bytes = dlxi_shard_token_bytes(tokenizer->vocabulary);
+    writer->token_bytes = dlxi_token_file_token_bytes(tokenizer->vocabulary);
     memcpy(writer->tokenizer_name, tokenizer->name, sizeof writer->tokenizer_name);
     writer->path = strdup(path);
     writer->payload_hash = XXH3_createState();
     if (writer->path == NULL || writer->payload_hash == NULL)
-        DLX_FAIL_OUT(error, MEMORY, "out of memory: %s can't be begun; free some memory and try again", path);
+        DLX_FAIL_OUT(error, MEMORY,
+                     "out of memory: %s can't be begun; free some memory and try again", path);
     XXH3_64bits_reset(writer->payload_hash);
     DLX_TRY_OUT(dlxi_file_writer_open(&writer->file, path, error));
     DLX_TRY_OUT(dlxi_file_writer_append(writer->file, blank, sizeof blank, error));
     *out = writer;
     writer = NULL;
 out:
-    dlxi_shard_writer_close(&writer);
+    dlxi_token_file_writer_close(&writer);
     return status;
 }
 
-dlx_status dlxi_shard_writer_append(dlxi_shard_writer *writer, const uint32_t *tokens, size_t count, dlx_error *error) {
+dlx_status dlxi_token_file_writer_append(dlxi_token_file_writer *writer, const uint32_t *tokens,
+                                         size_t count, dlx_error *error) {
     enum { PIECE_TOKENS = 4096 };
     uint8_t piece[PIECE_TOKENS * 4];
     while (count > 0) {
         size_t some = count < PIECE_TOKENS ? count : PIECE_TOKENS;
         for (size_t i = 0; i < some; i++) {
             if (tokens[i] >= writer->vocabulary) {
-                DLX_FAIL(error, ARGUMENT, "%s: token %lu is not in the vocabulary; allowed: 0 to %lu", writer->path,
+                DLX_FAIL(error, ARGUMENT,
+                         "%s: token %lu is not in the vocabulary; allowed: 0 to %lu", writer->path,
                          (unsigned long)tokens[i], (unsigned long)writer->vocabulary - 1);
             }
             store(piece + i * writer->token_bytes, tokens[i], writer->token_bytes);
@@ -66,12 +70,13 @@ dlx_status dlxi_shard_writer_append(dlxi_shard_writer *writer, const uint32_t *t
     return DLX_OK;
 }
 
-dlx_status dlxi_shard_writer_commit(dlxi_shard_writer *writer, dlx_error *error) {
-    uint8_t header[DLXI_SHARD_HEADER_BYTES] = {0};
-    if (writer->count == 0) DLX_FAIL(error, DATA, "%s: would hold no tokens; give it more text", writer->path);
+dlx_status dlxi_token_file_writer_commit(dlxi_token_file_writer *writer, dlx_error *error) {
+    uint8_t header[DLXI_TOKEN_FILE_HEADER_BYTES] = {0};
+    if (writer->count == 0)
+        DLX_FAIL(error, DATA, "%s: would hold no tokens; give it more text", writer->path);
     memcpy(header, SHARD_MAGIC, SHARD_MAGIC_BYTES);
     store(header + SHARD_AT_VERSION, SHARD_VERSION, 4);
-    store(header + SHARD_AT_HEADER_BYTES, DLXI_SHARD_HEADER_BYTES, 4);
+    store(header + SHARD_AT_HEADER_BYTES, DLXI_TOKEN_FILE_HEADER_BYTES, 4);
     store(header + SHARD_AT_TOKEN_BYTES, writer->token_bytes, 4);
     store(header + SHARD_AT_VOCABULARY, writer->vocabulary, 4);
     store(header + SHARD_AT_COUNT, writer->count, 8);
@@ -83,8 +88,8 @@ dlx_status dlxi_shard_writer_commit(dlxi_shard_writer *writer, dlx_error *error)
     return dlxi_file_writer_commit(writer->file, error);
 }
 
-void dlxi_shard_writer_close(dlxi_shard_writer **writer) {
-    dlxi_shard_writer *w = *writer;
+void dlxi_token_file_writer_close(dlxi_token_file_writer **writer) {
+    dlxi_token_file_writer *w = *writer;
     if (w == NULL) return;
     dlxi_file_writer_close(&w->file);
     XXH3_freeState(w->payload_hash);

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Tier 2: validate, translate, delegate. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,9 +13,9 @@ struct dlx_config {
     dlxi_config values;
 };
 
-#define NOT_NULL(pointer)                                                                                              \
-    do {                                                                                                               \
-        if ((pointer) == NULL) DLX_FAIL(error, ARGUMENT, "%s: %s is NULL", __func__, #pointer);                        \
+#define NOT_NULL(pointer)                                                                          \
+    do {                                                                                           \
+        if ((pointer) == NULL) DLX_FAIL(error, ARGUMENT, "%s: %s is NULL", __func__, #pointer);    \
     } while (0)
 
 dlx_status dlx_config_open(dlx_config **out, dlx_error *error) {
@@ -49,7 +50,8 @@ dlx_status dlx_config_check(const dlx_config *config, dlx_error *error) {
 
 dlx_status dlx_config_print(char **text, const dlx_config *config, dlx_error *error) {
     NOT_NULL(text);
-    return dlxi_options_print_yaml(text, config == NULL ? NULL : &config->values, &dlxi_config_table, error);
+    return dlxi_options_print_yaml(text, config == NULL ? NULL : &config->values,
+                                   &dlxi_config_table, error);
 }
 
 dlx_status dlx_config_help(char **text, dlx_error *error) {
@@ -82,7 +84,8 @@ uint32_t dlx_config_ranks(const dlx_config *config) {
 }
 
 void dlx_config_place_name(char text[64], const dlx_config *config, uint32_t job_rank) {
-    uint32_t rank = job_rank % dlx_config_ranks(config), replicas = (uint32_t)config->values.site.replicas;
+    uint32_t rank = job_rank % dlx_config_ranks(config),
+             replicas = (uint32_t)config->values.site.replicas;
     snprintf(text, 64, "rank %u (stage %u, replica %u)", rank, rank / replicas, rank % replicas);
 }
 
@@ -90,20 +93,24 @@ dlx_status dlx_train(const dlx_config *config, const dlx_train_options *options,
     NOT_NULL(config);
     NOT_NULL(options);
     NOT_NULL(options->site);
-    if (options->size != sizeof *options) DLX_FAIL(error, ARGUMENT, "begin with DLX_TRAIN_OPTIONS_INIT");
-    if (options->job_sites < 1) DLX_FAIL(error, ARGUMENT, "job_sites is 0; a job holds one site and more");
+    if (options->size != sizeof *options)
+        DLX_FAIL(error, ARGUMENT, "begin with DLX_TRAIN_OPTIONS_INIT");
+    if (options->job_sites < 1)
+        DLX_FAIL(error, ARGUMENT, "job_sites is 0; a job holds one site and more");
     return dlxi_train(&config->values, options, error);
 }
 
-dlx_status dlx_coordinate(const dlx_config *config, const dlx_coordinate_options *options, dlx_error *error) {
+dlx_status dlx_coordinate(const dlx_config *config, const dlx_coordinate_options *options,
+                          dlx_error *error) {
     NOT_NULL(config);
     NOT_NULL(options);
-    if (options->size != sizeof *options) DLX_FAIL(error, ARGUMENT, "begin with DLX_COORDINATE_OPTIONS_INIT");
+    if (options->size != sizeof *options)
+        DLX_FAIL(error, ARGUMENT, "begin with DLX_COORDINATE_OPTIONS_INIT");
     return dlxi_coordinate(&config->values, options, error);
 }
 
-dlx_status dlx_evaluate(double *loss, uint64_t *tokens_used, const char *checkpoint, const char *data, uint64_t tokens,
-                        int threads, dlx_error *error) {
+dlx_status dlx_evaluate(double *loss, uint64_t *tokens_used, const char *checkpoint,
+                        const char *data, uint64_t tokens, int threads, dlx_error *error) {
     NOT_NULL(loss);
     NOT_NULL(tokens_used);
     NOT_NULL(checkpoint);
@@ -111,15 +118,17 @@ dlx_status dlx_evaluate(double *loss, uint64_t *tokens_used, const char *checkpo
     return dlxi_evaluate(loss, tokens_used, checkpoint, data, tokens, threads, error);
 }
 
-dlx_status dlx_generate(char **text, const char *checkpoint, const dlx_generate_options *options, dlx_error *error) {
+dlx_status dlx_generate(char **text, const char *checkpoint, const dlx_generate_options *options,
+                        dlx_error *error) {
     NOT_NULL(text);
     NOT_NULL(checkpoint);
     NOT_NULL(options);
     return dlxi_generate(text, checkpoint, options, error);
 }
 
-dlx_status dlx_tokenize(const char *out_path, const char *in_path, uint32_t validation_every, uint32_t block_bytes,
-                        uint64_t *train_tokens, uint64_t *validation_tokens, dlx_error *error) {
+dlx_status dlx_tokenize(const char *out_path, const char *in_path, uint32_t validation_every,
+                        uint32_t block_bytes, uint64_t *train_tokens, uint64_t *validation_tokens,
+                        dlx_error *error) {
     NOT_NULL(out_path);
     NOT_NULL(in_path);
     dlxi_tokenizer *tokenizer;
@@ -136,19 +145,22 @@ dlx_status dlx_tokenize(const char *out_path, const char *in_path, uint32_t vali
     return DLX_OK;
 }
 
-dlx_status dlx_bench_model(dlx_bench_model_result *result, uint32_t batch, uint32_t length, uint32_t steps, int threads,
-                           bool f32, dlx_error *error) {
+dlx_status dlx_bench_model(dlx_bench_model_result *result, uint32_t batch, uint32_t length,
+                           uint32_t steps, int threads, bool f32, dlx_error *error) {
     NOT_NULL(result);
-    if (batch < 1 || batch > 4096 || length < 2 || length > 1024 || steps < 1 || steps > 1000 || threads < 1)
-        DLX_FAIL(error, ARGUMENT, "batch is 1 to 4096, length 2 to 1024, steps 1 to 1000, threads 1 and more");
+    if (batch < 1 || batch > 4096 || length < 2 || length > 1024 || steps < 1 || steps > 1000 ||
+        threads < 1)
+        DLX_FAIL(error, ARGUMENT,
+                 "batch is 1 to 4096, length 2 to 1024, steps 1 to 1000, threads 1 and more");
     return dlxi_bench_model(result, batch, length, steps, threads, f32, error);
 }
 
-dlx_status dlx_bench_stages(dlx_bench_stages_result *result, const dlx_config *config, uint32_t stages,
-                            dlx_error *error) {
+dlx_status dlx_bench_stages(dlx_bench_stages_result *result, const dlx_config *config,
+                            uint32_t stages, dlx_error *error) {
     NOT_NULL(result);
     NOT_NULL(config);
     if (stages < 1 || stages > DLXI_STAGES_MAX)
-        DLX_FAIL(error, ARGUMENT, "stages: %u is out of range; allowed: 1 to %d", stages, DLXI_STAGES_MAX);
+        DLX_FAIL(error, ARGUMENT, "stages: %u is out of range; allowed: 1 to %d", stages,
+                 DLXI_STAGES_MAX);
     return dlxi_bench_stages(result, &config->values, (int)stages, error);
 }

@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The flat quantised AllReduce: a weighted sum over D sites in two one-way trips, at 2·C·(D−1)/D
+ * bytes sent a site.
+ *
+ * A flat vector is a list of segments (one a tensor, or a tensor's factor), each a whole number of
+ * groups; all groups of all segments are cut into D equal blocks, block b owned by the b-th member.
+ * Everyone sends each owner its block, quantised; the owner adds the dequantised blocks with their
+ * weights in the order of the members, quantises the sum and sends it to all. The sum is the same
+ * to the bit on every member, whoever owns what.
+ *
+ * Pure: no I/O, no clock, no thread. The caller moves frames: while (next_frame(peer)) send;
+ * on_frame(received). */
+#ifndef DLXI_SYNC_ALLREDUCE_H
+#define DLXI_SYNC_ALLREDUCE_H
+
+#include "codec/codec.h"
+#include "wire/frame.h"
+
+typedef struct dlxi_segment {
+    uint32_t tensor; /* ascending, unique */
+    uint32_t groups; /* ≥ 1 */
+} dlxi_segment;
+
+typedef struct dlxi_allreduce dlxi_allreduce;
+
+/* Holds buffers that grow to the largest begin and are kept. */
+dlx_status dlxi_allreduce_open(dlxi_allreduce **out, dlx_error *error);
+void dlxi_allreduce_close(dlxi_allreduce **allreduce);
+
+typedef struct dlxi_allreduce_begin {
+    const dlxi_segment *segments; /* copied */
+    size_t segment_count;
+    dlxi_quantiser quantiser;
+    uint32_t members;            /* D ≥ 1 */
+    uint32_t me;                 /* position among the members */
+    const float *weights;        /* [D], copied; they sum to 1 */
+    const uint16_t *member_site; /* [D], copied: site index of each member, for addressing */
+    uint32_t term, attempt;
+    uint64_t round;
+    uint16_t trip, rank;
+} dlxi_allreduce_begin;
+
+/* Starts over: quantises values[Σ groups · group] (not kept). DLX_NUMERIC where a value is not
+ * finite. Any earlier exchange is forgotten. */
+dlx_status dlxi_allreduce_begin_with(dlxi_allreduce *a, const dlxi_allreduce_begin *settings,
+                                     const float *values, dlx_error *error);
+
+/* The next frame for member `to` (≠ me) that is ready and not yet taken; false if there is none
+ * now. The payload stays valid until the next begin. A frame holds groups of one tensor, at most
+ * DLXI_FRAME_PAYLOAD_MAX bytes. `peek` does not take it; `advance` does (after the link accepted
+ * it). */
+bool dlxi_allreduce_peek(dlxi_allreduce *a, uint32_t to, dlxi_frame *frame);
+void dlxi_allreduce_advance(dlxi_allreduce *a, uint32_t to);
+
+/* Takes a CONTRIBUTION or RESULT frame of this term, round, attempt and trip from member `from`;
+ * refuses (DLX_DATA) what is out of order, of a tensor or range that this exchange does not have,
+ * sent twice, from the wrong owner, or not finite. Nothing changes on refusal. */
+dlx_status dlxi_allreduce_on_frame(dlxi_allreduce *a, uint32_t from, const dlxi_frame *frame,
+                                   dlx_error *error);
+
+/* True once every result arrived, and all own frames have been taken. */
+bool dlxi_allreduce_done(const dlxi_allreduce *a);
+
+/* After done. The weighted sum, dequantised: dst[Σ groups · group]; equal to the bit on all
+ * members. */
+void dlxi_allreduce_result(const dlxi_allreduce *a, float *dst);
+/* After done. What this site's message said: dst = dequantise(quantise(values)). */
+void dlxi_allreduce_own(const dlxi_allreduce *a, float *dst);
+/* After done. dst += scale · (what the second quantisation lost in the block that this site owns);
+ * other groups unchanged. */
+void dlxi_allreduce_add_residual(const dlxi_allreduce *a, float *dst, float scale);
+/* After done. XXH3 over the result codes: equal on all members. */
+uint64_t dlxi_allreduce_hash(const dlxi_allreduce *a);
+/* Payload bytes of one site's whole vector (C in 2·C·(D−1)/D). */
+size_t dlxi_allreduce_vector_bytes(const dlxi_allreduce *a);
+
+#endif
