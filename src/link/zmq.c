@@ -470,10 +470,8 @@ static dlx_status read_identity(dlxi_zmq *me, const dlxi_zmq_settings *settings,
     const char *name = settings->name != NULL ? settings->name : "";
     if (!me->coordinator && (!dlxi_name_valid(name) || strcmp(name, dlxi_coordinator_name) == 0))
         DLX_FAIL(error, CONFIG,
-                 "site.name: '%.80s' is not allowed; names have 1 to %d of the characters A-Z a-z "
-                 "0-9 . _ - and begin "
-                 "with a letter, digit or _; 'coordinator' is taken",
-                 name, DLXI_NAME_BYTES - 1);
+                 "site.name: '%.80s' is not allowed; " DLXI_NAME_RULE "; 'coordinator' is taken",
+                 name);
     if (!me->curve) return DLX_OK;
     DLX_TRY(dlxi_key_pair_read(&me->keys, settings->key_path, error));
     DLX_TRY(dlxi_roster_read(&me->roster, settings->roster_path, error));
