@@ -4,6 +4,7 @@
 #include "model/internal.h"
 #include "base/panic.h"
 #include "base/rng.h"
+#include "model/limits.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -42,18 +43,19 @@ static dlx_status check_range(const char *key, int64_t value, int64_t least, int
 }
 
 static dlx_status validate_ranges(const dlxi_model_config *config, dlx_error *error) {
-    DLX_TRY(check_range("layers", config->layers, 1, 1024, "set the number of transformer blocks",
+    DLX_TRY(check_range("layers", config->layers, 1, DLXI_LAYERS_MAX,
+                        "set the number of transformer blocks", error));
+    DLX_TRY(check_range("width", config->width, DLXI_WIDTH_MIN, DLXI_WIDTH_MAX,
+                        "set the size of the residual stream", error));
+    DLX_TRY(check_range("heads", config->heads, 1, DLXI_HEADS_MAX, "set the number of query heads",
                         error));
-    DLX_TRY(check_range("width", config->width, 2, 65536, "set the size of the residual stream",
-                        error));
-    DLX_TRY(check_range("heads", config->heads, 1, 1024, "set the number of query heads", error));
-    DLX_TRY(check_range("kv_heads", config->kv_heads, 1, 1024,
+    DLX_TRY(check_range("kv_heads", config->kv_heads, 1, DLXI_HEADS_MAX,
                         "set it to model.heads or to a divisor of it", error));
-    DLX_TRY(check_range("mlp_width", config->mlp_width, 1, 262144,
+    DLX_TRY(check_range("mlp_width", config->mlp_width, 1, DLXI_MLP_WIDTH_MAX,
                         "about 4 widths for gpt2, 8/3 for llama", error));
-    DLX_TRY(check_range("context", config->context, 1, 1048576, "set the longest window in tokens",
-                        error));
-    return check_range("vocabulary", config->vocabulary, 2, 16777216,
+    DLX_TRY(check_range("context", config->context, 1, DLXI_CONTEXT_MAX,
+                        "set the longest window in tokens", error));
+    return check_range("vocabulary", config->vocabulary, DLXI_VOCABULARY_MIN, DLXI_VOCABULARY_MAX,
                        "set what the tokenizer says: 256 for bytes", error);
 }
 
@@ -86,12 +88,12 @@ dlx_status dlxi_model_config_validate(const dlxi_model_config *config, dlx_error
                  "model.heads (%" PRId64 ") or the family to llama",
                  config->kv_heads, config->heads);
     }
-    if (!(config->norm_epsilon > 0.0f && config->norm_epsilon <= 0.1f)) {
+    if (!(config->norm_epsilon > 0.0f && config->norm_epsilon <= (float)DLXI_NORM_EPSILON_MAX)) {
         DLX_FAIL(error, CONFIG, "model.norm_epsilon: %g is outside (0, 0.1]; 1e-5 is customary",
                  (double)config->norm_epsilon);
     }
     if (config->family == DLXI_FAMILY_LLAMA &&
-        !(config->rope_theta >= 1.0f && config->rope_theta <= 1e9f)) {
+        !(config->rope_theta >= 1.0f && config->rope_theta <= (float)DLXI_ROPE_THETA_MAX)) {
         DLX_FAIL(error, CONFIG, "model.rope_theta: %g is outside 1 to 1e9; 10000 is customary",
                  (double)config->rope_theta);
     }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The inner optimisers: AdamW over all tensors, or Muon over the hidden matrices and AdamW over the
  * rest. */
+#include "model/limits.h"
 #include "model/optimizer.h"
 #include "base/memory.h"
 
@@ -80,7 +81,7 @@ static dlx_status validate(const dlxi_optimizer_options *o, dlx_error *error) {
                  (double)o->beta1, (double)o->beta2);
     if (!(o->epsilon > 0.0f))
         DLX_FAIL(error, CONFIG, "train: AdamW's epsilon %g is not above 0", (double)o->epsilon);
-    if (!(o->weight_decay >= 0.0f && o->weight_decay <= 10.0f))
+    if (!(o->weight_decay >= 0.0f && o->weight_decay <= (float)DLXI_WEIGHT_DECAY_MAX))
         DLX_FAIL(error, CONFIG, "train.weight_decay: %g is outside 0 to 10; 0.1 is customary",
                  (double)o->weight_decay);
     if (!(o->clip_norm >= 0.0f))

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A stage's life: its tensors and all its memory, taken at open; nothing is allocated in a step. */
 #include "model/internal.h"
+#include "model/limits.h"
 #include "base/memory.h"
 #include "base/panic.h"
 
@@ -27,11 +28,11 @@ static dlx_status validate_options(const dlxi_model_config *config,
     DLXI_ASSERT(options->first_layer >= 0 && options->first_layer <= options->end_layer);
     DLXI_ASSERT(options->end_layer <= config->layers);
     DLXI_ASSERT(options->slots >= 1 && options->slots <= 4096);
-    if (options->batch < 1 || options->batch > 65536)
+    if (options->batch < 1 || options->batch > DLXI_MICRO_BATCH_MAX)
         DLX_FAIL(error, CONFIG,
                  "train.micro_batch: %" PRId64
-                 " is outside 1 to 65536; set the windows of a micro-batch",
-                 options->batch);
+                 " is outside 1 to %d; set the windows of a micro-batch",
+                 options->batch, DLXI_MICRO_BATCH_MAX);
     if (options->length < 1 || options->length > config->context)
         DLX_FAIL(error, CONFIG,
                  "window of %" PRId64 " tokens: outside 1 to model.context (%" PRId64 ")",

@@ -7,23 +7,24 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { VALUE_BYTES = 8192, COMMENT_COLUMN = 40 };
+enum { COMMENT_COLUMN = 40 };
 
-typedef void print_option(FILE *out, const void *values, const dlxi_option_table *table, size_t i);
+typedef void print_table(FILE *out, const void *values, const dlxi_option_table *table);
 
-/* *out ← what `print` writes for every option in turn. */
-static dlx_status print_all(char **out, const void *values, const dlxi_option_table *table,
-                            print_option *print, dlx_error *error) {
+/* *out ← what `print` writes. */
+static dlx_status print_to_text(char **out, const void *values, const dlxi_option_table *table,
+                                print_table *print, dlx_error *error) {
     char *text = NULL;
     size_t text_bytes = 0;
     *out = NULL;
     FILE *stream = open_memstream(&text, &text_bytes);
-    if (stream == NULL)
-        DLX_FAIL(error, MEMORY,
-                 "out of memory: text of the options; free some memory and try again");
-    for (size_t i = 0; i < table->count; i++) print(stream, values, table, i);
-    bool failed = ferror(stream) != 0;
-    if (fclose(stream) != 0 || failed) {
+    bool failed = stream == NULL;
+    if (!failed) {
+        print(stream, values, table);
+        failed = ferror(stream) != 0;
+        failed = fclose(stream) != 0 || failed;
+    }
+    if (failed) {
         free(text);
         DLX_FAIL(error, MEMORY,
                  "out of memory: text of the options; free some memory and try again");
@@ -32,37 +33,20 @@ static dlx_status print_all(char **out, const void *values, const dlxi_option_ta
     return DLX_OK;
 }
 
-/* The bare value; strings without quotes. */
-static void print_value(FILE *out, const void *values, const dlxi_option *option) {
-    const void *field = (const char *)values + option->offset;
-    char real[DLXI_OPTION_REAL_BYTES];
-    int choice;
-    switch (option->kind) {
-    case DLXI_OPTION_INTEGER:
-        if (*(const int64_t *)field == DLXI_OPTION_AUTO_INTEGER)
-            fputs("auto", out);
-        else
-            fprintf(out, "%lld", (long long)*(const int64_t *)field);
-        break;
-    case DLXI_OPTION_REAL:
-        if (dlxi_option_is_auto(*(const double *)field)) {
-            fputs("auto", out);
-        } else {
-            dlxi_option_show_real(real, *(const double *)field);
-            fputs(real, out);
-        }
-        break;
-    case DLXI_OPTION_BOOLEAN:
-        fputs(*(const bool *)field ? "true" : "false", out);
-        break;
-    case DLXI_OPTION_STRING:
-        fwrite(field, 1, strnlen((const char *)field, option->size), out);
-        break;
-    case DLXI_OPTION_CHOICE:
-        memcpy(&choice, field, sizeof choice);
-        fputs(option->choices[choice], out);
-        break;
-    }
+/* What a string holds, or its default if values is NULL. */
+static const char *string_of(const void *values, const dlxi_option *option) {
+    return values != NULL ? (const char *)values + option->offset : option->default_text;
+}
+
+/* The bare value, strings without quotes; values NULL: the default. */
+static int print_value(FILE *out, const void *values, const dlxi_option *option) {
+    char number[DLXI_OPTION_VALUE_BYTES];
+    if (option->kind == DLXI_OPTION_STRING || (values == NULL && option->default_text != NULL))
+        return fprintf(out, "%s", string_of(values, option));
+    dlxi_option_show_number(number, option,
+                            values != NULL ? dlxi_option_number(values, option)
+                                           : option->default_value);
+    return fprintf(out, "%s", number);
 }
 
 /* Text as a YAML scalar: bare where it can't be taken for anything else, in double quotes
@@ -84,92 +68,95 @@ static int print_yaml_string(FILE *out, const char *text, size_t text_bytes) {
     return width;
 }
 
-/* ---- YAML ------------------------------------------------------------------------------------ */
+/* ---- YAML and help --------------------------------------------------------------------------- */
 
-static size_t common_section_bytes(const char *a, const char *b) {
-    size_t common = 0;
-    for (size_t i = 0; a[i] != '\0' && a[i] == b[i]; i++) {
-        if (a[i] == '.') common = i + 1;
-    }
-    return common;
+typedef void print_option(FILE *out, const void *values, const dlxi_option *option, int depth);
+
+/* Pads from `width` to the column of comments. */
+static void print_comment(FILE *out, int width, const char *mark, const dlxi_option *option) {
+    char allowed[DLXI_OPTION_ALLOWED_BYTES];
+    dlxi_option_show_allowed(allowed, option);
+    fprintf(out, "%*s%s%s; %s\n", width < COMMENT_COLUMN - 1 ? COMMENT_COLUMN - width : 2, "", mark,
+            option->comment, allowed);
 }
 
-/* Opens the sections that option i is in and its neighbour is not; returns how deep it stands. */
-static int print_sections(FILE *out, const dlxi_option_table *table, size_t i) {
-    const char *key = table->options[i].key;
-    size_t shared = i > 0 ? common_section_bytes(table->options[i - 1].key, key) : 0;
-    int depth = 0;
-    if (i > 0 && shared == 0) fputc('\n', out);
-    size_t begin = 0;
-    for (const char *dot = strchr(key, '.'); dot != NULL; dot = strchr(dot + 1, '.')) {
-        size_t end = (size_t)(dot - key);
-        if (end >= shared)
-            fprintf(out, "%*s%.*s:\n", 2 * depth, "", (int)(end - begin), key + begin);
-        begin = end + 1;
-        depth++;
-    }
-    return depth;
-}
-
-static void print_yaml_option(FILE *out, const void *values, const dlxi_option_table *table,
-                              size_t i) {
-    const dlxi_option *option = &table->options[i];
-    int depth = print_sections(out, table, i);
+static void print_yaml_option(FILE *out, const void *values, const dlxi_option *option, int depth) {
     const char *last = strrchr(option->key, '.');
     int width = fprintf(out, "%*s%s: ", 2 * depth, "", last != NULL ? last + 1 : option->key);
     if (option->kind == DLXI_OPTION_STRING) {
-        const char *text =
-            values != NULL ? (const char *)values + option->offset : option->default_text;
+        const char *text = string_of(values, option);
         width += print_yaml_string(out, text, strnlen(text, option->size));
-    } else if (values == NULL) {
-        width += fprintf(out, "%s", option->default_text);
     } else {
-        long before = ftell(out);
-        print_value(out, values, option);
-        width += (int)(ftell(out) - before);
+        width += print_value(out, values, option);
     }
-    char allowed[DLXI_OPTION_ALLOWED_BYTES];
-    dlxi_option_show_allowed(allowed, option);
-    fprintf(out, "%*s# %s; %s\n", width < COMMENT_COLUMN - 1 ? COMMENT_COLUMN - width : 2, "",
-            option->comment, allowed);
+    print_comment(out, width, "# ", option);
+}
+
+static void print_help_option(FILE *out, const void *values, const dlxi_option *option, int depth) {
+    (void)depth;
+    int width = fprintf(out, "  %s=", option->key);
+    print_comment(out, width + print_value(out, values, option), "", option);
+}
+
+/* The options whose key begins with `section` ("sync."), its own first, then those of the sections
+ * in it; `headings` names these. */
+static void print_section(FILE *out, const void *values, const dlxi_option_table *table,
+                          const char *section, size_t section_bytes, print_option *print,
+                          bool headings) {
+    int depth = 0;
+    for (size_t i = 0; i < section_bytes; i++) depth += section[i] == '.';
+    for (size_t i = 0; i < table->count; i++) {
+        const dlxi_option *option = &table->options[i];
+        if (strncmp(option->key, section, section_bytes) == 0 &&
+            strchr(option->key + section_bytes, '.') == NULL)
+            print(out, values, option, depth);
+    }
+    for (size_t i = 0; i < table->count; i++) {
+        const char *key = table->options[i].key;
+        const char *dot =
+            strncmp(key, section, section_bytes) == 0 ? strchr(key + section_bytes, '.') : NULL;
+        if (dot == NULL ||
+            dlxi_option_find_section(table, key, (size_t)(dot - key)) != &table->options[i])
+            continue;
+        if (headings && depth == 0 && ftell(out) > 0) fputc('\n', out);
+        if (headings)
+            fprintf(out, "%*s%.*s:\n", 2 * depth, "", (int)(dot - key - (ptrdiff_t)section_bytes),
+                    key + section_bytes);
+        print_section(out, values, table, key, (size_t)(dot - key) + 1, print, headings);
+    }
+}
+
+static void print_yaml(FILE *out, const void *values, const dlxi_option_table *table) {
+    print_section(out, values, table, "", 0, print_yaml_option, true);
 }
 
 dlx_status dlxi_options_print_yaml(char **out, const void *values, const dlxi_option_table *table,
                                    dlx_error *error) {
-    return print_all(out, values, table, print_yaml_option, error);
+    return print_to_text(out, values, table, print_yaml, error);
 }
 
-/* ---- help ------------------------------------------------------------------------------------ */
-
-static void print_help_option(FILE *out, const void *values, const dlxi_option_table *table,
-                              size_t i) {
-    (void)values;
-    const dlxi_option *option = &table->options[i];
-    char allowed[DLXI_OPTION_ALLOWED_BYTES];
-    dlxi_option_show_allowed(allowed, option);
-    int width = fprintf(out, "  %s=%s", option->key, option->default_text);
-    fprintf(out, "%*s%s; %s\n", width < COMMENT_COLUMN - 1 ? COMMENT_COLUMN - width : 2, "",
-            option->comment, allowed);
+static void print_help(FILE *out, const void *values, const dlxi_option_table *table) {
+    print_section(out, values, table, "", 0, print_help_option, false);
 }
 
 dlx_status dlxi_options_print_help(char **out, const dlxi_option_table *table, dlx_error *error) {
-    return print_all(out, NULL, table, print_help_option, error);
+    return print_to_text(out, NULL, table, print_help, error);
 }
 
 /* ---- canonical text -------------------------------------------------------------------------- */
 
-static void print_canonical_option(FILE *out, const void *values, const dlxi_option_table *table,
-                                   size_t i) {
-    const dlxi_option *option = &table->options[i];
-    if (option->site_may_differ) return;
-    fprintf(out, "%s: ", option->key);
-    print_value(out, values, option);
-    fputc('\n', out);
+static void print_canonical(FILE *out, const void *values, const dlxi_option_table *table) {
+    for (size_t i = 0; i < table->count; i++) {
+        if (table->options[i].site_may_differ) continue;
+        fprintf(out, "%s: ", table->options[i].key);
+        print_value(out, values, &table->options[i]);
+        fputc('\n', out);
+    }
 }
 
 dlx_status dlxi_options_print_canonical(char **out, const void *values,
                                         const dlxi_option_table *table, dlx_error *error) {
-    return print_all(out, values, table, print_canonical_option, error);
+    return print_to_text(out, values, table, print_canonical, error);
 }
 
 typedef struct line {

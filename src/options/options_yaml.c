@@ -17,11 +17,10 @@ typedef struct loader {
     const char *name; /* of the file */
     dlx_error *error;
     yaml_parser_t parser;
-    yaml_event_t event; /* the last one read; zeroed where there is none */
-    size_t
-        /* [table.count, DEPTH_MAX+1]: where an option (slot 0) or its section of depth d (slot d)
-         * stood */
-        *first_line;
+    yaml_event_t event; /* the last one read; zeroed if there is none */
+    /* [table.count, DEPTH_MAX+1]: the line of an option (slot 0) or of its section of depth d (slot d),
+     * 0: none yet */
+    size_t *first_line;
     char path[DLXI_OPTION_KEY_BYTES];
 } loader;
 

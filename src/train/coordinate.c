@@ -45,7 +45,7 @@ dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_optio
     settings.sites = options->sites;
     settings.tokens = (uint64_t)config->train.tokens;
     settings.shared_text = shared_text;
-    settings.timeout_ms = (uint32_t)(config->wan.timeout_s * 1000);
+    settings.timeout_ms = config->sync.timeout_ms;
     settings.log = on_log;
     settings.log_context = &c;
     settings.on_report = on_report;

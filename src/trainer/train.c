@@ -21,7 +21,7 @@ struct dlx_config {
 dlx_status dlx_config_open(dlx_config **out, dlx_error *error) {
     NOT_NULL(out);
     DLX_TRY(DLXI_NEW(out, 1, error));
-    dlxi_options_set_defaults(&(*out)->values, &dlxi_config_table);
+    dlxi_config_set_defaults(&(*out)->values);
     return DLX_OK;
 }
 
@@ -68,7 +68,7 @@ const char *dlx_config_coordinator(const dlx_config *config) {
 }
 
 bool dlx_config_encrypted(const dlx_config *config) {
-    return config->values.wan.security == 0;
+    return config->values.wan.security == DLXI_SECURITY_CURVE;
 }
 
 bool dlx_config_in_process(const dlx_config *config) {

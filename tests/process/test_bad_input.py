@@ -203,7 +203,7 @@ class Keys(Case):
     def test_who_is_who(self):
         self.refused(r"^dilocox: wan\.key: '.*a\.key' is not the key that '.*roster\.txt' gives 'b'", *self.site(name="b"))
         self.refused(r"^dilocox: wan\.key: '.*a\.key' is the key that '.*roster\.txt' gives 'a', not 'c'", *self.site(name="c"))
-        self.refused(r"^dilocox: site\.name: 'a b' is not allowed; names have 1 to 63 of the characters", *self.site(name="a b"))
+        self.refused(r"^dilocox: site: 'a b' is not allowed; names have 1 to 63 of the characters", *self.site(name="a b"))
         self.refused(r"'coordinator' is taken", *self.site(name="coordinator"))
 
     def test_not_on_the_roster(self):
