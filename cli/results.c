@@ -16,11 +16,11 @@ static void print_sample(const char *weights) {
         .prompt = "And ", .tokens = 240, .temperature = 0.8, .top_k = 40, .seed = 1, .threads = 1};
     dlx_error error;
     char *text;
-    /* weights of another tokenizer, say */
+    /* the weights are of another tokenizer, say */
     if (dlx_generate(&text, weights, &options, &error) != DLX_OK) return;
     printf("\na sample\n  ");
     for (const char *c = text; *c != '\0'; c++) {
-        /* a model that has learnt little writes anything, and a terminal obeys */
+        /* a model that has learnt little writes anything, even a terminal's control codes */
         putchar(((unsigned char)*c < ' ' && *c != '\n') || *c == 0x7f ? '?' : *c);
         if (*c == '\n') printf("  ");
     }
@@ -28,10 +28,16 @@ static void print_sample(const char *weights) {
     free(text);
 }
 
+int print_interrupted(const dlx_config *config) {
+    fprintf(stderr, "dilocox: interrupted; partial results are in %s\n",
+            dlx_config_run_dir(config));
+    return EXIT_FAILED;
+}
+
 int print_results(const dlx_config *config) {
     char path[1024], sent[32], equivalent[32];
-    const char *folder = dlx_config_run_dir(config);
-    snprintf(path, sizeof path, "%s/summary.json", folder);
+    const char *directory = dlx_config_run_dir(config);
+    snprintf(path, sizeof path, "%s/summary.json", directory);
     json_error_t why;
     json_t *summary = json_load_file(path, 0, &why);
     if (summary == NULL) {
@@ -52,16 +58,16 @@ int print_results(const dlx_config *config) {
            number(summary, "tokens_per_s"));
     const char *hash = json_string_value(json_object_get(summary, "anchor_hash"));
     printf("anchor             %s\n", hash != NULL ? hash : "differs between sites");
-    snprintf(path, sizeof path, "%s/weights/config.json", folder);
+    snprintf(path, sizeof path, "%s/weights/config.json", directory);
     if (access(path, F_OK) == 0) {
-        snprintf(path, sizeof path, "%s/weights", folder);
+        snprintf(path, sizeof path, "%s/weights", directory);
         print_sample(path);
-        printf("\nfiles in %s: summary.json, <site>/metrics.jsonl, weights (%s/weights)\n", folder,
-               folder);
-    } else { /* this machine is no site's */
+        printf("\nfiles in %s: summary.json, <site>/metrics.jsonl, weights (%s/weights)\n",
+               directory, directory);
+    } else { /* no site is on this machine */
         printf("\nthe summary is %s/summary.json; the weights are on the site whose name sorts "
                "first\n",
-               folder);
+               directory);
     }
     json_decref(summary);
     return EXIT_DONE;

@@ -109,6 +109,9 @@ typedef struct dlx_train_options {
 #define DLX_TRAIN_OPTIONS_INIT                                                                     \
     { .size = sizeof(dlx_train_options), .job_sites = 1 }
 
+/* As dlx_sync_config_default. */
+DLX_API void dlx_train_options_default(dlx_train_options *options, size_t size);
+
 /* One site of a run, or one rank of it, from joining to the end; blocks. Writes
  * RUN_DIR/<site>/metrics.jsonl and summary.json, and the first site the weights to RUN_DIR/weights
  * (also when interrupted). DLX_INTERRUPTED, and whatever else ended the run. With a cluster, a
@@ -129,6 +132,9 @@ typedef struct dlx_coordinate_options {
 
 #define DLX_COORDINATE_OPTIONS_INIT                                                                \
     { .size = sizeof(dlx_coordinate_options), .sites = 2 }
+
+/* As dlx_sync_config_default. */
+DLX_API void dlx_coordinate_options_default(dlx_coordinate_options *options, size_t size);
 
 /* The coordinator of a run; blocks until it is over. Writes RUN_DIR/summary.json. */
 DLX_API dlx_status dlx_coordinate(const dlx_config *config, const dlx_coordinate_options *options,

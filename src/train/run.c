@@ -431,6 +431,7 @@ static void end_early(site_run *r, dlx_status why, dlx_error *error) {
     size_t length = strlen(error->message);
     snprintf(error->message + length, sizeof error->message - length,
              "; it could not be saved: %.200s", not_saved.message);
+    error->status = not_saved.status; /* which nobody asked for */
 }
 
 static void tell_joining(const site_run *r) {
@@ -474,6 +475,7 @@ dlx_status dlxi_train(const dlxi_config *config, const dlx_train_options *option
     if (status != DLX_OK) {
         if (r->sync != NULL && status != DLX_INTERRUPTED) dlx_sync_fail(r->sync, error->message);
         end_early(r, status, error);
+        status = error->status;
     }
     /* collective; a failed rank is about to end MPI anyway */
     if (status == DLX_OK) dlxi_place_close(&r->place);

@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Interrupts, and what is said when something fails: to a person or to `dilocox launch`. */
+#include "cli.h"
+
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <unistd.h>
+
+volatile bool interrupted;
+
+void interrupt(void) {
+#if defined(__GNUC__) || defined(__clang__)
+    __atomic_store_n(&interrupted, true, __ATOMIC_RELAXED);
+#else
+    interrupted = true;
+#endif
+}
+
+bool is_interrupted(void) {
+#if defined(__GNUC__) || defined(__clang__)
+    return __atomic_load_n(&interrupted, __ATOMIC_RELAXED);
+#else
+    return interrupted;
+#endif
+}
+
+/* A launcher that signals every process of a rank, and its parent that passes its own on, are one
+ * wish in two signals; and a launcher kills what does not end. */
+static bool launcher_signals;
+
+static void on_signal(int number) {
+    if (is_interrupted() && !launcher_signals) _exit(128 + number);
+    interrupt();
+}
+
+void catch_interrupts(bool by_launcher) {
+    launcher_signals = by_launcher;
+    struct sigaction action = {.sa_handler = on_signal};
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    /* what mpirun passes on to its ranks without ending them soon after */
+    sigaction(SIGUSR1, &action, NULL);
+    signal(SIGPIPE, SIG_IGN);
+}
+
+/* ---- messages -------------------------------------------------------------------------------- */
+
+static bool to_launcher;
+
+void speak_to_launcher(void) {
+    to_launcher = true;
+}
+
+void say_failure(dlx_status status, const char *text) {
+    if (to_launcher)
+        printf("failed %d %s\n", (int)status, text);
+    else
+        fprintf(stderr, "dilocox: %s\n", text);
+    fflush(NULL);
+}
+
+void say_killed(const char *text) {
+    if (to_launcher)
+        printf("killed %s\n", text);
+    else
+        fprintf(stderr, "dilocox: %s\n", text);
+    fflush(NULL);
+}
+
+int exit_code_of(const dlx_error *error) {
+    return dlx_status_class_of(error->status) == DLX_CLASS_CALLER ? EXIT_USE : EXIT_FAILED;
+}
+
+int fail_with(const dlx_error *error) {
+    /* no message: another rank of the job has it */
+    if (error->message[0] != '\0') say_failure(error->status, error->message);
+    return exit_code_of(error);
+}
+
+int fail_use(const char *format, ...) {
+    if (launched_rank() > 0) return EXIT_USE; /* the first of a job's ranks says it for all */
+    char text[sizeof((dlx_error *)NULL)->message];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    say_failure(DLX_ARGUMENT, text);
+    return EXIT_USE;
+}
+
+bool is_consequence(dlx_status status) {
+    return status == DLX_INTERRUPTED || status == DLX_PEER_LOST || status == DLX_TIMEOUT;
+}
