@@ -115,6 +115,10 @@ class Files(Case):
         self.call(*self.launch("--set", "train.tokens=1"))
         return self.path("run", "weights")
 
+    def test_no_mpirun(self):
+        self.refused(r"^dilocox: site-1 failed: mpirun: No such file or directory; install openmpi-bin$", "launch", self.file,
+                     "--set", "model.layers=2", "--stages", 2, "--set", "train.micro_batch=1", code=1, env={"PATH": "/none"})
+
     def test_vocabulary_too_small(self):
         self.refused(r"data\.train: '.*data\.train\.tokens' has a vocabulary of 256, the model one of 100; set "
                      r"model\.vocabulary to 256 or more", *self.launch("--set", "model.vocabulary=100"))

@@ -78,16 +78,16 @@ static void values_in_use(void **state) {
     assert_int_equal(used.adaptation, DLX_ADAPTATION_OFF);
 }
 
-/* Another value of an option that is not the default's stand-in either. */
-#define OTHER_OVERLAP    DLX_OVERLAP_EAGER
-#define OTHER_ADAPTATION DLX_ADAPTATION_LINK
-#define OTHER_COUNT      13
-#define OTHER_INT        32
-#define OTHER_BITS       8
-#define OTHER_REAL       0.5
-#define OTHER_AUTO       0.5
-#define OTHER_FLAG       false
-#define OTHER_MS         5000
+/* Another value than the default, and than what that stands for. */
+#define OTHER_OVERLAP(value)    DLX_OVERLAP_EAGER
+#define OTHER_ADAPTATION(value) DLX_ADAPTATION_LINK
+#define OTHER_COUNT(value)      ((value) + 13)
+#define OTHER_INT(value)        ((value) + 26)
+#define OTHER_BITS(value)       8
+#define OTHER_REAL(value)       ((value) + 0.125)
+#define OTHER_AUTO(value)       0.5
+#define OTHER_FLAG(value)       !(value)
+#define OTHER_MS(value)         ((value) + 1)
 
 static void the_hash_covers_what_sites_share(void **state) {
     (void)state;
@@ -98,7 +98,7 @@ static void the_hash_covers_what_sites_share(void **state) {
 #define CHANGED(kind, field, key, value, low, high, sites, comment)                                \
     do {                                                                                           \
         dlx_sync_config config = standard;                                                         \
-        config.field = OTHER_##kind;                                                               \
+        config.field = OTHER_##kind(value);                                                        \
         if ((dlxi_sync_options_hash(&config) != hash) != sites) fail_msg("%s", #field);            \
         if (sites)                                                                                 \
             shared++;                                                                              \
