@@ -401,8 +401,9 @@ static dlx_status take_common_anchor(site_run *r, dlx_error *error) {
     bool same = false;
     for (int i = 0; i < TRIES && !same && status == DLX_OK; i++) {
         if (i > 0) dlxi_mpi_pause(PAUSE_NS);
-        uint64_t own = dlx_sync_take_anchor(r->sync);
-        if (r->ranks > 1)
+        uint64_t own = 0;
+        status = dlx_sync_take_anchor(r->sync, &own, error);
+        if (status == DLX_OK && r->ranks > 1)
             status = dlxi_place_gather(r->place, rounds, &own, sizeof own, error);
         else
             rounds[0] = own;

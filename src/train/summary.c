@@ -161,7 +161,7 @@ dlx_status dlxi_run_anchor_hashes(json_t **out, site_run *r, dlx_error *error) {
     DLX_TRY_OUT(DLXI_NEW(&own, count, error));
     DLX_TRY_OUT(DLXI_NEW(&shard, r->parameter_count, error));
     DLX_TRY_OUT(DLXI_NEW(&all, count * (size_t)r->ranks, error));
-    dlx_sync_anchor_hashes(r->sync, shard);
+    DLX_TRY_OUT(dlx_sync_anchor_hashes(r->sync, shard, error));
     for (int64_t i = 0; i < r->parameter_count; i++) own[r->parameters[i].tensor.id] = shard[i];
     DLX_TRY_OUT(gather(r, all, own, count * sizeof *own, error));
     if (r->rank != 0) goto out;

@@ -57,7 +57,7 @@ class ClusterFailures(Case):
                          ["dilocox: rank 3 (stage 1, replica 1) of site 'paris' was ended by signal 9 (Killed)"])
         self.assertEqual(tokyo.wait(), 1)
         self.assertEqual(len(self.told(tokyo)), 1, tokyo.everything())
-        self.assertRegex(self.told(tokyo)[0], r"site 'paris' (\(rank \d\) )?(was not heard of|failed)")
+        self.assertRegex(self.told(tokyo)[0], r"site 'paris' (\(rank \d\) )?failed|no message from site 'paris'\")
         self.assertEqual(coordinator.wait(), 1)
         self.assertIn("'paris'", coordinator.text("stderr"))
         self.wait_until_nothing_is_left()
@@ -91,7 +91,7 @@ class ClusterFailures(Case):
         self.assertEqual(coordinator.wait(), 1)
         self.assertNotEqual(paris.wait(), 0)
         self.assertEqual(len(self.told(paris)), 1, paris.everything())
-        self.assertRegex(self.told(paris)[0], r"site 'paris' \(rank 2\) was not heard of .*; other ranks of this site hang")
+        self.assertRegex(self.told(paris)[0], r"no message from site 'paris' \(rank 2\) for .*; other ranks of this site hang")
         self.wait_until_nothing_is_left()
 
     # ---- interrupts

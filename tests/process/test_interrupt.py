@@ -82,7 +82,7 @@ class Interrupt(Case):
         twice = [self.start_site(self.file, "a", endpoint) for _ in range(2)]
         refused, joined = twice if self.wait_for_exit_of_one(twice) == twice[0] else reversed(twice)
         self.assertEqual(refused.wait(), 1)
-        self.assertIn("a site named 'a' is in the run already; give --site another name", refused.text("stderr"))
+        self.assertIn("a site named 'a' has joined already; give --site another name", refused.text("stderr"))
         self.assertRegex(joined.text("stdout"), f"joining at {endpoint}, waiting for every site")
         self.assertEqual(self.interrupted(joined), 1)
         self.assertIn("dilocox: interrupted", joined.text("stderr"))
