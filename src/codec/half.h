@@ -7,11 +7,10 @@
 #ifndef DLXI_CODEC_HALF_H
 #define DLXI_CODEC_HALF_H
 
+#include "base/bits.h"
 #include "base/simd.h"
 
 #include <stdbool.h>
-#include <stdint.h>
-#include <string.h>
 
 /* A fixed-order loop: never inlined, so that no arithmetic of it moves out of its enter/leave. */
 #if defined(__GNUC__) || defined(__clang__)
@@ -24,60 +23,10 @@
 
 enum { DLXI_HALF_INFINITY = 0x7C00, DLXI_FLOAT_INFINITY = 0x7F800000 };
 
-static inline uint32_t dlxi_bits_of(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-static inline float dlxi_float_of(uint32_t bits) {
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-static inline uint16_t dlxi_little16(uint16_t x) {
-    return (uint16_t)(x >> 8 | x << 8);
-}
-static inline uint32_t dlxi_little32(uint32_t x) {
-    return (uint32_t)dlxi_little16((uint16_t)x) << 16 | dlxi_little16((uint16_t)(x >> 16));
-}
-#else
-static inline uint16_t dlxi_little16(uint16_t x) {
-    return x;
-}
-static inline uint32_t dlxi_little32(uint32_t x) {
-    return x;
-}
-#endif
-
 /* Without a branch, which would keep the compiler from vectorising. */
 static inline uint32_t dlxi_choose(bool condition, uint32_t yes, uint32_t no) {
     uint32_t mask = 0u - (uint32_t)condition;
     return (yes & mask) | (no & ~mask);
-}
-
-static inline uint16_t dlxi_load16(const uint8_t *src) {
-    uint16_t x;
-    memcpy(&x, src, sizeof x);
-    return dlxi_little16(x);
-}
-
-static inline void dlxi_store16(uint8_t *dst, uint16_t x) {
-    x = dlxi_little16(x);
-    memcpy(dst, &x, sizeof x);
-}
-
-static inline uint32_t dlxi_load32(const uint8_t *src) {
-    uint32_t x;
-    memcpy(&x, src, sizeof x);
-    return dlxi_little32(x);
-}
-
-static inline void dlxi_store32(uint8_t *dst, uint32_t x) {
-    x = dlxi_little32(x);
-    memcpy(dst, &x, sizeof x);
 }
 
 /* A half's exponent bias is 15, a float's 127; the mantissas differ by 13 bits. Below 2^-14 halves

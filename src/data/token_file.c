@@ -2,6 +2,7 @@
 /* The token shard format (docs/formats.md), read. */
 #include "data/token_file.h"
 #include "data/shard_format.h"
+#include "base/bits.h"
 #include "base/hash.h"
 #include "base/memory.h"
 #include "base/panic.h"
@@ -11,24 +12,15 @@
 #include <string.h>
 #include <xxhash.h>
 
-static uint32_t load_u32(const uint8_t *from) {
-    return (uint32_t)from[0] | (uint32_t)from[1] << 8 | (uint32_t)from[2] << 16 |
-           (uint32_t)from[3] << 24;
-}
-
-static uint64_t load_u64(const uint8_t *from) {
-    return load_u32(from) | (uint64_t)load_u32(from + 4) << 32;
-}
-
 static uint32_t load_token(const uint8_t *payload, uint32_t token_bytes, int64_t index) {
     const uint8_t *from = payload + (size_t)index * token_bytes;
     switch (token_bytes) {
     case 1:
         return from[0];
     case 2:
-        return (uint32_t)from[0] | (uint32_t)from[1] << 8;
+        return dlxi_load16(from);
     default:
-        return load_u32(from);
+        return dlxi_load32(from);
     }
 }
 
@@ -78,14 +70,14 @@ static dlx_status check_header(const uint8_t *data, size_t data_bytes, const cha
         DLX_FAIL(error, DATA, "%s: '%s' is cut short: it has %zu bytes, its header alone %d" REMAKE,
                  key, path, data_bytes, DLXI_TOKEN_FILE_HEADER_BYTES);
     }
-    uint32_t version = load_u32(data + SHARD_AT_VERSION);
+    uint32_t version = dlxi_load32(data + SHARD_AT_VERSION);
     if (version != SHARD_VERSION) {
         DLX_FAIL(
             error, DATA,
             "%s: '%s' has format version %lu, or is damaged; this dilocox reads version %d" REMAKE,
             key, path, (unsigned long)version, SHARD_VERSION);
     }
-    if (load_u64(data + SHARD_AT_HEADER_HASH) != dlxi_hash(data, SHARD_AT_HEADER_HASH, 0))
+    if (dlxi_load64(data + SHARD_AT_HEADER_HASH) != dlxi_hash(data, SHARD_AT_HEADER_HASH, 0))
         DLX_FAIL(error, DATA, "%s: '%s' is damaged: its header's checksum does not match" REMAKE,
                  key, path);
     return DLX_OK;
@@ -94,12 +86,12 @@ static dlx_status check_header(const uint8_t *data, size_t data_bytes, const cha
 dlx_status dlxi_token_file_parse(dlxi_token_file *out, const uint8_t *data, size_t data_bytes,
                                  const char *key, const char *path, dlx_error *error) {
     DLX_TRY(check_header(data, data_bytes, key, path, error));
-    uint32_t token_bytes = load_u32(data + SHARD_AT_TOKEN_BYTES),
-             vocabulary = load_u32(data + SHARD_AT_VOCABULARY);
-    uint64_t count = load_u64(data + SHARD_AT_COUNT);
+    uint32_t token_bytes = dlxi_load32(data + SHARD_AT_TOKEN_BYTES),
+             vocabulary = dlxi_load32(data + SHARD_AT_VOCABULARY);
+    uint64_t count = dlxi_load64(data + SHARD_AT_COUNT);
     bool width_known = token_bytes == 1 || token_bytes == 2 || token_bytes == 4;
     if (!width_known || vocabulary == 0 || token_bytes < dlxi_token_file_token_bytes(vocabulary) ||
-        load_u32(data + SHARD_AT_HEADER_BYTES) != DLXI_TOKEN_FILE_HEADER_BYTES ||
+        dlxi_load32(data + SHARD_AT_HEADER_BYTES) != DLXI_TOKEN_FILE_HEADER_BYTES ||
         data[SHARD_AT_NAME + DLXI_TOKENIZER_NAME_BYTES - 1] != '\0') {
         DLX_FAIL(error, DATA,
                  "%s: '%s' has an impossible header: %lu bytes a token, vocabulary %lu" REMAKE, key,
@@ -121,12 +113,12 @@ dlx_status dlxi_token_file_parse(dlxi_token_file *out, const uint8_t *data, size
                              .count = (int64_t)count,
                              .token_bytes = token_bytes,
                              .vocabulary = vocabulary,
-                             .tokenizer_hash = load_u64(data + SHARD_AT_TOKENIZER_HASH)};
+                             .tokenizer_hash = dlxi_load64(data + SHARD_AT_TOKENIZER_HASH)};
     memcpy(out->tokenizer_name, data + SHARD_AT_NAME, DLXI_TOKENIZER_NAME_BYTES);
     uint64_t hash = 0;
     uint32_t token_max = 0;
     DLX_TRY(scan_payload(&hash, &token_max, out, error));
-    if (hash != load_u64(data + SHARD_AT_PAYLOAD_HASH))
+    if (hash != dlxi_load64(data + SHARD_AT_PAYLOAD_HASH))
         DLX_FAIL(error, DATA, "%s: '%s' is damaged: its tokens' checksum does not match" REMAKE,
                  key, path);
     if (token_max >= vocabulary) {

@@ -3,21 +3,9 @@
 #ifndef DLXI_KERNELS_VECTOR_H
 #define DLXI_KERNELS_VECTOR_H
 
+#include "base/bits.h"
+
 #include <math.h>
-#include <stdint.h>
-#include <string.h>
-
-static inline uint32_t dlxi_bits(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-static inline float dlxi_float(uint32_t bits) {
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
 
 /* e^x within 2 ulp for x in [-87.3, 88]; 0 below, e^88 above, NaN stays NaN. x = n·ln 2 + r with
  * |r| ≤ ln 2 / 2; the polynomial for e^r is that of Cephes' expf (Moshier, netlib.org/cephes), and
@@ -39,7 +27,7 @@ static inline float dlxi_exp(float x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    float y = dlxi_float(dlxi_bits(p) + (dlxi_bits(shifted) << 23));
+    float y = dlxi_float_of(dlxi_bits_of(p) + (dlxi_bits_of(shifted) << 23));
     return x < lowest ? 0.0f : y;
 }
 
@@ -78,7 +66,7 @@ static inline float dlxi_row_max(const float *row, int64_t count) {
 
 /* The upper half of x, rounded to nearest even; NaN stays NaN. */
 static inline uint16_t dlxi_bf16(float x) {
-    uint32_t bits = dlxi_bits(x);
+    uint32_t bits = dlxi_bits_of(x);
     uint32_t rounded = bits + 0x7fffu + (bits >> 16 & 1u);
     return (uint16_t)((x != x ? bits | 0x400000u : rounded) >> 16);
 }
