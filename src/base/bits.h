@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Bits: of an f32, and little-endian integers in bytes. Plain enough for a compiler to vectorise. */
+/* The bits of an f32, and little-endian integers: plain enough for the compiler to vectorise. */
 #ifndef DLXI_BASE_BITS_H
 #define DLXI_BASE_BITS_H
 

@@ -215,7 +215,7 @@ static void test_messages(void **state) {
         "data.train: no such file 'no/x.tokens'; run 'dilocox tokenize' (or 'make data') first");
     assert_int_equal(dlxi_token_file_open(&shard, "data.train", "/", &error), DLX_DATA);
     assert_string_equal(error.message,
-                        "data.train: /: not a regular file; name a file, no folder or pipe");
+                        "data.train: /: not a regular file; give a file, not a directory or pipe");
 
     size_t bytes = make_shard(data, 2, 200, tokens, 5);
     expect_refused((const uint8_t *)"once upon a time", 16, DLX_DATA,
