@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The fast backend's table, its state, and how work is split among threads. */
+/* The fast backend's table, its state, and how rows are split among threads. */
 #include "kernels/fast.h"
 
 #include "base/memory.h"
@@ -32,7 +32,7 @@ const dlxi_operations dlxi_fast_operations = {
 };
 
 int dlxi_ranges(const dlxi_kernels *k, int64_t items, int64_t width) {
-    /* below some 10 µs of work another thread costs more than it saves */
+    /* below about 10 µs of work another thread costs more than it saves */
     const int64_t elements_min = 16384;
     int64_t ranges = items * width / elements_min;
     if (ranges > items) ranges = items;
@@ -64,7 +64,7 @@ void dlxi_fast_close(dlxi_kernels *k) {
     dlxi_scratch_free(&s->factor_a);
     dlxi_scratch_free(&s->factor_b);
     dlxi_scratch_free(&s->partial);
-    dlxi_scratch_free(&s->turn);
+    dlxi_scratch_free(&s->rope_table);
     free(s);
     k->state = NULL;
 }

@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the files of this room share: the backends' tables and scratch memory that grows and is
- * kept. */
+/* What the files of this room share: the backends' tables, and scratch memory. */
 #ifndef DLXI_KERNELS_INTERNAL_H
 #define DLXI_KERNELS_INTERNAL_H
 
 #include "kernels/kernels.h"
 
-/* Memory that is kept between calls: grows to the largest size asked for, contents undefined. */
+/* Memory kept between calls; grows to the largest request. Contents are undefined. */
 typedef struct dlxi_scratch {
     void *data;
     size_t bytes;

@@ -20,7 +20,7 @@ static const backend backends[] = {
     {"ref", &dlxi_ref_operations, dlxi_ref_open, dlxi_ref_close},
 };
 
-static const backend *find(const char *name) {
+static const backend *backend_find(const char *name) {
     if (strcmp(name, "auto") == 0) name = "fast";
     for (size_t i = 0; i < sizeof backends / sizeof *backends; i++)
         if (strcmp(backends[i].name, name) == 0) return &backends[i];
@@ -30,7 +30,7 @@ static const backend *find(const char *name) {
 dlx_status dlxi_kernels_open(dlxi_kernels **out, const char *backend_name, dlxi_precision precision,
                              int threads, dlx_error *error) {
     *out = NULL;
-    const backend *chosen = find(backend_name);
+    const backend *chosen = backend_find(backend_name);
     if (chosen == NULL)
         DLX_FAIL(error, CONFIG, "kernels: no backend '%s'; use auto, fast or ref", backend_name);
     if (threads < 1)
