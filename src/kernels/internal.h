@@ -15,12 +15,6 @@ typedef struct dlxi_scratch {
 dlx_status dlxi_scratch_reserve(dlxi_scratch *scratch, size_t count, size_t item_bytes);
 void dlxi_scratch_free(dlxi_scratch *scratch);
 
-extern const dlxi_operations dlxi_ref_operations;
-dlx_status dlxi_ref_open(dlxi_kernels *k, dlx_error *error);
-void dlxi_ref_close(dlxi_kernels *k);
-
-extern const dlxi_operations dlxi_fast_operations;
-dlx_status dlxi_fast_open(dlxi_kernels *k, dlx_error *error);
-void dlxi_fast_close(dlxi_kernels *k);
+extern const dlxi_operations dlxi_fast_operations, dlxi_ref_operations;
 
 #endif

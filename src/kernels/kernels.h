@@ -34,6 +34,9 @@ typedef struct dlxi_adamw {
 
 typedef struct dlxi_operations {
     const char *name;
+    bool (*has_bf16)(void); /* whether this CPU can; NULL: f32 only */
+    dlx_status (*open)(dlxi_kernels *k, dlx_error *error); /* fills k->state */
+    void (*close)(dlxi_kernels *k);                        /* takes a half-opened one */
 
     /* y[N,O] = x[N,I] · weight[O,I]ᵀ + bias[O]; bias may be NULL. */
     dlx_status (*linear_forward)(dlxi_kernels *k, float *y, const float *x, const float *weight,
@@ -125,16 +128,17 @@ struct dlxi_kernels {
     struct dlxi_kernels_state *state; /* the backend's */
 };
 
-/* Opens a backend: "ref", "fast", or "auto" (fast). threads ≥ 1. On success *out is the caller's,
- * closed with dlxi_kernels_close. DLX_CONFIG where the CPU lacks what precision asks for; the
- * message says what to set instead. */
+/* The names that dlxi_kernels_open takes, "auto" (the fastest) first; ends with NULL. */
+extern const char *const dlxi_kernels_backends[];
+
+/* threads ≥ 1. On success *out is the caller's, closed with dlxi_kernels_close. DLX_CONFIG if the
+ * backend is unknown, or the CPU or the backend lacks the precision. */
 dlx_status dlxi_kernels_open(dlxi_kernels **out, const char *backend, dlxi_precision precision,
                              int threads, dlx_error *error);
 void dlxi_kernels_close(dlxi_kernels **kernels);
 
-/* flop/s of an n³ product by oneDNN at k's precision and threads, factors converted beforehand: the
- * best of `runs`. */
-dlx_status dlxi_kernels_product_rate(double *flops_per_s, const dlxi_kernels *k, int64_t n,
-                                     int runs, dlx_error *error);
+/* flop/s of a 1024³ product by oneDNN at k's precision and threads, factors converted beforehand:
+ * the best of 5 runs. */
+dlx_status dlxi_kernels_product_rate(double *flops_per_s, const dlxi_kernels *k, dlx_error *error);
 
 #endif

@@ -390,8 +390,20 @@ static double sum_of_squares(dlxi_kernels *k, const float *x, int64_t count) {
     return sum;
 }
 
+static dlx_status backend_open(dlxi_kernels *k, dlx_error *error) {
+    return DLXI_NEW(&k->state, 1, error);
+}
+
+static void backend_close(dlxi_kernels *k) {
+    if (k->state != NULL) dlxi_scratch_free(&k->state->row);
+    free(k->state);
+    k->state = NULL;
+}
+
 const dlxi_operations dlxi_ref_operations = {
     .name = "ref",
+    .open = backend_open,
+    .close = backend_close,
     .linear_forward = linear_forward,
     .linear_backward = linear_backward,
     .weights_changed = weights_changed,
@@ -414,13 +426,3 @@ const dlxi_operations dlxi_ref_operations = {
     .adamw = adamw,
     .sum_of_squares = sum_of_squares,
 };
-
-dlx_status dlxi_ref_open(dlxi_kernels *k, dlx_error *error) {
-    return DLXI_NEW(&k->state, 1, error);
-}
-
-void dlxi_ref_close(dlxi_kernels *k) {
-    if (k->state != NULL) dlxi_scratch_free(&k->state->row);
-    free(k->state);
-    k->state = NULL;
-}

@@ -70,7 +70,7 @@ dlx_status dlxi_bench_model(dlx_bench_model_result *result, uint32_t batch, uint
         .step_s_max = seconds[steps - 1]};
     result->model_flops_per_s =
         6.0 * (double)result->parameters * batch * length / result->step_s_median;
-    DLX_TRY_OUT(dlxi_kernels_product_rate(&result->product_flops_per_s, kernels, 1024, 5, error));
+    DLX_TRY_OUT(dlxi_kernels_product_rate(&result->product_flops_per_s, kernels, error));
     result->share = result->model_flops_per_s / result->product_flops_per_s;
 out:
     free(tokens);
