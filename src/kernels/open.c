@@ -28,11 +28,9 @@ dlx_status dlxi_kernels_open(dlxi_kernels **out, const char *backend, dlxi_preci
     if (threads < 1)
         DLX_FAIL(error, CONFIG, "site.threads: %d is out of range; allowed: 1 or more", threads);
     if (precision == DLXI_PRECISION_BF16 && op->has_bf16 == NULL)
-        DLX_FAIL(
-            error, CONFIG,
-            "train.precision: the backend %s computes in f32 only; set train.precision: f32 or "
-            "auto",
-            op->name);
+        DLX_FAIL(error, CONFIG,
+                 "train.precision: backend %s has no bf16; set train.precision: f32 or auto",
+                 op->name);
     const bool bf16 = op->has_bf16 != NULL && op->has_bf16();
     if (precision == DLXI_PRECISION_BF16 && !bf16)
         DLX_FAIL(error, CONFIG,
