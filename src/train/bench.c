@@ -64,7 +64,7 @@ dlx_status dlxi_bench_model(dlx_bench_model_result *result, uint32_t batch, uint
     *result = (dlx_bench_model_result){
         .backend = kernels->op->name,
         .precision = kernels->precision == DLXI_PRECISION_BF16 ? "bf16" : "f32",
-        .parameters = (uint64_t)dlxi_model_parameter_count(&config, true),
+        .parameters = (uint64_t)dlxi_model_parameter_count(&config),
         .step_s_median = seconds[steps / 2],
         .step_s_min = seconds[0],
         .step_s_max = seconds[steps - 1]};
