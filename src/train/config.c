@@ -46,9 +46,9 @@ static const dlxi_option options[] = {
          "llama: base of the rotary embedding"),
     REAL("model.norm_epsilon", model.norm_epsilon, 1e-12, 1e-2, "1e-5", "added to variances"),
 
-    STRING("data.train", data.train, "data/kjv.train.tokens", "token shard",
+    STRING("data.train", data.train, "data/kjv.train.tokens", "token file",
            .site_may_differ = true),
-    STRING("data.validation", data.validation, "data/kjv.validation.tokens", "token shard",
+    STRING("data.validation", data.validation, "data/kjv.validation.tokens", "token file",
            .site_may_differ = true),
 
     REAL("train.tokens", train.tokens, 1, 1e15, "1.0e6", "of the whole run, all sites"),
