@@ -21,18 +21,16 @@ void dlxi_error_prefix(dlx_error *error, const char *format, ...) DLXI_PRINTF(2,
 /* Copies text, truncated if it does not fit dst_bytes with its terminator. */
 void dlxi_text_copy(char *dst, size_t dst_bytes, const char *src);
 
-/* Sets the error and returns: DLX_FAIL(error, DATA, "%s: …", path). For functions with nothing to
- * release. */
+/* DLX_FAIL(error, DATA, "%s: …", path), DLX_TRY(call): for functions with nothing to release. */
 #define DLX_FAIL(error, code, ...) return dlxi_error_set((error), DLX_##code, __VA_ARGS__)
 
-/* Returns from the calling function if call fails. For functions with nothing to release. */
 #define DLX_TRY(call)                                                                              \
     do {                                                                                           \
         dlx_status dlx_try_status_ = (call);                                                       \
         if (dlx_try_status_ != DLX_OK) return dlx_try_status_;                                     \
     } while (0)
 
-/* For functions with `dlx_status status` and one `out:` that releases in reverse order. */
+/* For functions with a `dlx_status status` and one `out:` that releases in reverse order. */
 #define DLX_TRY_OUT(call)                                                                          \
     do {                                                                                           \
         status = (call);                                                                           \

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Files: read whole, mapped, and replaced so that a reader sees the old file or the complete new
- * one. */
+/* Files: read, mapped, and replaced: a reader sees the old file or the complete new one. */
 #ifndef DLXI_BASE_FILE_H
 #define DLXI_BASE_FILE_H
 

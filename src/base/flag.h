@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A stop flag that a signal handler or another thread sets, read without a data race if the
- * compiler has atomics for it. */
+/* A stop flag that a signal handler or another thread sets, read atomically if the compiler can. */
 #ifndef DLXI_BASE_FLAG_H
 #define DLXI_BASE_FLAG_H
 

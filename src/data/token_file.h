@@ -42,8 +42,9 @@ dlx_status dlxi_token_file_check_same_tokenizer(const dlxi_token_file *file,
 /* dst[count] ← tokens first … first+count−1, which must be in the file. */
 void dlxi_token_file_read(uint32_t *dst, const dlxi_token_file *file, int64_t first, int64_t count);
 
-/* Writes a file under a temporary name, which commit renames. The token width is the smallest that
- * holds the vocabulary. */
+/* Writes a file under a temporary name, which commit renames. Tokens are as narrow as the
+vocabulary
+ * allows. */
 typedef struct dlxi_token_file_writer dlxi_token_file_writer;
 
 dlx_status dlxi_token_file_writer_open(dlxi_token_file_writer **out, const char *path,
@@ -51,8 +52,7 @@ dlx_status dlxi_token_file_writer_open(dlxi_token_file_writer **out, const char 
 /* DLX_ARGUMENT if an id is not below the tokenizer's vocabulary. */
 dlx_status dlxi_token_file_writer_append(dlxi_token_file_writer *writer, const uint32_t *tokens,
                                          size_t count, dlx_error *error);
-/* DLX_DATA if nothing was appended. After this, whether or not it succeeds, only close is
- * allowed. */
+/* DLX_DATA if nothing was appended. Afterwards, even on failure, only close is allowed. */
 dlx_status dlxi_token_file_writer_commit(dlxi_token_file_writer *writer, dlx_error *error);
 /* Without a commit, leaves path unchanged. */
 void dlxi_token_file_writer_close(dlxi_token_file_writer **writer);

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* `dilocox tokenize`: streams a text through a tokenizer into one token file, or by blocks into
- * two. */
+/* `dilocox tokenize`: streams a text through a tokenizer into one token file, or two by blocks. */
 #include "data/tokenize.h"
 #include "data/token_file.h"
 #include "base/file.h"

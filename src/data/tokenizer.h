@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Tokenizers: text to token ids and back, piece by piece. `byte`, one token per byte, is built
- * in. */
+/* Tokenizers: text to token ids and back, piece by piece. Built in: `byte`, one token per byte. */
 #ifndef DLXI_DATA_TOKENIZER_H
 #define DLXI_DATA_TOKENIZER_H
 

@@ -21,7 +21,7 @@
 
 /* ---- configuration --------------------------------------------------------------------------- */
 
-/* Another family of these parts: here, its rows in config.c, and its config.json in checkpoint/. */
+/* To add a family of these parts: here, its rows in config.c, its config.json in checkpoint/. */
 typedef enum dlxi_family { DLXI_FAMILY_GPT2, DLXI_FAMILY_LLAMA } dlxi_family;
 
 extern const char *const dlxi_family_names[]; /* by dlxi_family; ends with NULL */
@@ -65,11 +65,10 @@ const dlxi_family_parts *dlxi_model_parts(const dlxi_model_config *config);
 /* The quickstart's sizes in the family's usual form. */
 dlxi_model_config dlxi_model_config_default(dlxi_family family);
 
-/* DLX_CONFIG. */
+/* DLX_CONFIG if a value is out of range or does not match the others. */
 dlx_status dlxi_model_config_validate(const dlxi_model_config *config, dlx_error *error);
 
-/* The N of 6·N·tokens: the whole model's parameters without learned positions; a tied head counts
- * once. */
+/* The N of 6·N·tokens: all parameters but learned positions; a tied head counts once. */
 int64_t dlxi_model_parameter_count(const dlxi_model_config *config);
 
 /* ---- tensors --------------------------------------------------------------------------------- */
@@ -98,8 +97,7 @@ dlxi_tensor dlxi_model_tensor(const dlxi_model_config *config, int64_t id);
 
 /* dst[rows·cols] ← the tensor's starting values: normal with standard deviation 0.02, divided by
  * sqrt(2·layers) for the two projections into the residual stream (Radford et al. 2019); gains 1,
- * biases 0. Equal bits on every machine, whatever the stages: they depend on config, seed and
- * id. */
+ * biases 0. Equal bits on every machine, whatever the stages. */
 void dlxi_model_initialize(float *dst, const dlxi_model_config *config, const dlxi_tensor *tensor,
                            uint64_t seed);
 
@@ -159,28 +157,24 @@ void dlxi_stage_zero_gradients(dlxi_stage *stage);
 dlx_status dlxi_stage_forward(dlxi_stage *stage, int slot, const uint32_t *token,
                               const float *input, const uint32_t *target, double *loss,
                               dlx_error *error);
-/* [B,T,C], the next stage's input; valid until the slot's next forward. Without the head only. */
+/* [B,T,C], the next stage's input; valid until the slot's next forward. Not with the head. */
 const float *dlxi_stage_output(const dlxi_stage *stage, int slot);
 
-/* Adds the slot's gradients. Without the head d_output[B,T,C] is the next stage's d_input; with it
- * NULL. */
+/* Adds the slot's gradients. d_output[B,T,C] is the next stage's d_input; NULL with the head. */
 dlx_status dlxi_stage_backward(dlxi_stage *stage, int slot, const float *d_output,
                                dlx_error *error);
-/* [B,T,C], the previous stage's d_output; valid until the next backward. Without the embedding
- * only. */
+/* [B,T,C], the previous stage's d_output; valid until the next backward. Not with the embedding. */
 const float *dlxi_stage_d_input(const dlxi_stage *stage);
 
-/* Calls `done` as soon as a micro-batch's pass has added all its gradients of a part: the block's
- * number in the model; `layers` for the head's own tensors (in forward, which runs the head's
- * backward); −1 for the embedding with a tied table, at the end of backward, or right after
- * `layers` in a stage that has the table for its head only. Not called if the pass fails. NULL:
- * never. */
+/* Calls `done`, if not NULL, as soon as a micro-batch's pass has added all its gradients of a part:
+ * the block's number in the model; `layers` for the head's own tensors (in forward, which runs the
+ * head's backward); −1 for the embedding and a tied table, at the end of backward, or right after
+ * `layers` in a stage that has the table for its head only. Not called if the pass fails. */
 typedef void (*dlxi_gradients_done)(void *context, int64_t layer);
 void dlxi_stage_on_gradients(dlxi_stage *stage, dlxi_gradients_done done, void *context);
 
-/* Forward only, for up to B windows; arguments as in dlxi_stage_forward, but *loss_sum ← Σ −log p
- * over the windows' tokens, finite or not. Overwrites the slot, whose output is [windows,T,C], and
- * no other. */
+/* Forward only, for up to B windows; as dlxi_stage_forward, but *loss_sum ← Σ −log p over all
+ * tokens, finite or not. Overwrites this slot only, whose output is [windows,T,C]. */
 dlx_status dlxi_stage_evaluate(dlxi_stage *stage, int slot, const uint32_t *token,
                                const float *input, const uint32_t *target, int64_t windows,
                                double *loss_sum, dlx_error *error);

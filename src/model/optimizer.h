@@ -41,8 +41,7 @@ dlx_status dlxi_optimizer_step_with_norm(dlxi_optimizer *optimizer, float learni
                                          dlx_error *error);
 
 /* dst[rows, cols] ← src with its singular values driven towards 1: the direction of Muon's step.
- * scratch: dlxi_muon_scratch_count floats, whose first rows · cols may be src. dst may not be
- * src. */
+ * scratch: dlxi_muon_scratch_count floats, the first of which may be src; dst may not be. */
 int64_t dlxi_muon_scratch_count(int64_t rows, int64_t cols);
 dlx_status dlxi_muon_orthogonalize(dlxi_kernels *kernels, float *dst, const float *src,
                                    int64_t rows, int64_t cols, float *scratch);
@@ -56,8 +55,7 @@ typedef struct dlxi_schedule {
     int64_t warmup_tokens, total_tokens;
 } dlxi_schedule;
 
-/* The rate after `tokens` committed tokens. To give the first step a rate above 0, count its
- * own. */
+/* The rate after `tokens` committed tokens; count a step's own for a first rate above 0. */
 float dlxi_schedule_rate(const dlxi_schedule *schedule, int64_t tokens);
 
 #endif
