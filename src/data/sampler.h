@@ -1,6 +1,6 @@
-/* SPDX-License-Identifier: Apache-2.0 */ /* The order in which windows of a token file are used
-(leases say by whom). Window w of context T is
- * tokens w·T … w·T+T: inputs are the first T, targets the last T. */
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The order in which windows of a token file are used (leases say by whom). Window w of context T
+ * is tokens w·T … w·T+T: inputs are the first T, targets the last T. */
 #ifndef DLXI_DATA_SAMPLER_H
 #define DLXI_DATA_SAMPLER_H
 
@@ -23,9 +23,8 @@ typedef struct dlxi_sampler {
 dlx_status dlxi_sampler_open(dlxi_sampler *out, const dlxi_token_file *file, int64_t context,
                              uint64_t seed, dlx_error *error);
 
-/* The window at position p of the run, which is index p mod windows of epoch p / windows. Any p
-gives
- * a window of the file. */
+/* The window at position p of the run: index p mod windows of epoch p / windows, so any p gives a
+ * window of the file. */
 int64_t dlxi_sampler_window(const dlxi_sampler *sampler, int64_t position);
 
 /* tokens[count,T], targets[count,T] ← the windows at positions[count]. */

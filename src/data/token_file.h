@@ -42,9 +42,8 @@ dlx_status dlxi_token_file_check_same_tokenizer(const dlxi_token_file *file,
 /* dst[count] ← tokens first … first+count−1, which must be in the file. */
 void dlxi_token_file_read(uint32_t *dst, const dlxi_token_file *file, int64_t first, int64_t count);
 
-/* Writes a file under a temporary name, which commit renames. Tokens are as narrow as the
-vocabulary
- * allows. */
+/* Writes a file under a temporary name, which commit renames; with the smallest token width that
+ * holds the vocabulary. */
 typedef struct dlxi_token_file_writer dlxi_token_file_writer;
 
 dlx_status dlxi_token_file_writer_open(dlxi_token_file_writer **out, const char *path,
