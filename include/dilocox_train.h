@@ -136,7 +136,7 @@ DLX_API dlx_status dlx_coordinate(const dlx_config *config, const dlx_coordinate
 
 /* ---- weights and data ------------------------------------------------------------------------ */
 
-/* Mean loss a token of the checkpoint folder's model over a token file, at most `tokens` of it (0:
+/* Mean loss a token of the checkpoint folder's model over a token shard, at most `tokens` of it (0:
  * all). */
 DLX_API dlx_status dlx_evaluate(double *loss, uint64_t *tokens_used, const char *checkpoint,
                                 const char *data, uint64_t tokens, int threads, dlx_error *error);
@@ -154,7 +154,7 @@ typedef struct dlx_generate_options {
 DLX_API dlx_status dlx_generate(char **text, const char *checkpoint,
                                 const dlx_generate_options *options, dlx_error *error);
 
-/* Text to a token file; validation_every K > 0: to OUT.train.tokens and OUT.validation.tokens,
+/* Text to a token shard; validation_every K > 0: to OUT.train.tokens and OUT.validation.tokens,
  * every K-th block of block_bytes to the latter. Counts may be NULL. */
 DLX_API dlx_status dlx_tokenize(const char *out_path, const char *in_path,
                                 uint32_t validation_every, uint32_t block_bytes,

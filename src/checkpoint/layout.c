@@ -44,10 +44,11 @@ static int64_t list_entries(dlxi_file_entry *entries, const dlxi_model_config *c
     int64_t count = 0;
     for (int64_t id = 0; id < dlxi_model_tensor_count(config); id++) {
         dlxi_tensor tensor = dlxi_model_tensor(config, id);
+        bool gpt2 = config->family == DLXI_FAMILY_GPT2;
         dlxi_file_entry fresh = {.vector = tensor.vector,
-                                 .transposed = gpt2_transposes(tensor.name)};
+                                 .transposed = gpt2 && gpt2_transposes(tensor.name)};
         memcpy(fresh.name, tensor.name, sizeof fresh.name);
-        char letter = cut_part(fresh.name);
+        char letter = gpt2 ? cut_part(fresh.name) : 0;
         dlxi_file_entry *e = NULL;
         for (int64_t i = count - 1; (letter == 'k' || letter == 'v') && i >= 0 && e == NULL; i--)
             if (strcmp(entries[i].name, fresh.name) == 0) e = &entries[i];
