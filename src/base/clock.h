@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Time: one monotonic clock, in nanoseconds. */
+/* The monotonic clock. */
 #ifndef DLXI_BASE_CLOCK_H
 #define DLXI_BASE_CLOCK_H
 

@@ -39,7 +39,7 @@ static const struct rates {
 
 static double norm_cost(const dlxi_model_config *config) {
     return (double)config->width /
-           (config->family == DLXI_FAMILY_LLAMA ? rates.rmsnorm : rates.layernorm);
+           (dlxi_model_parts(config)->layer_norm ? rates.layernorm : rates.rmsnorm);
 }
 
 /* Parameters in a block's matrices. */
@@ -56,13 +56,14 @@ static double block_matrices(const dlxi_model_config *config) {
 /* All in nanoseconds a token. A product with a weight of P parameters takes 2·P operations forward
  * and 4·P backward. */
 dlxi_costs dlxi_costs_estimate(const dlxi_model_config *config, int64_t T) {
-    bool llama = config->family == DLXI_FAMILY_LLAMA;
+    const dlxi_family_parts *parts = dlxi_model_parts(config);
     double C = (double)config->width, M = (double)config->mlp_width, V = (double)config->vocabulary;
     double K = C * (double)config->kv_heads / (double)config->heads;
     dlxi_costs costs = {0};
     costs.block = 6 * block_matrices(config) / rates.linear + 12 * (double)T * C / rates.attention;
-    costs.block += 2 * norm_cost(config) + (llama ? 7 : 6) * C / rates.add;
-    costs.block += llama ? M / rates.swiglu + (C + K) / rates.rope : M / rates.gelu;
+    costs.block += 2 * norm_cost(config) + (parts->gated_mlp ? 7 : 6) * C / rates.add;
+    costs.block += (parts->gated_mlp ? M / rates.swiglu : M / rates.gelu) +
+                   (parts->learned_positions ? 0 : (C + K) / rates.rope);
     costs.head = 6 * V * C / rates.linear + V / rates.loss + norm_cost(config);
     costs.embedding = C / rates.embedding;
     return costs;

@@ -64,13 +64,13 @@ dlx_status dlxi_bench_model(dlx_bench_model_result *result, uint32_t batch, uint
     *result = (dlx_bench_model_result){
         .backend = kernels->op->name,
         .precision = kernels->precision == DLXI_PRECISION_BF16 ? "bf16" : "f32",
-        .parameters = (uint64_t)dlxi_model_parameter_count(&config, true),
+        .parameters = (uint64_t)dlxi_model_parameter_count(&config),
         .step_s_median = seconds[steps / 2],
         .step_s_min = seconds[0],
         .step_s_max = seconds[steps - 1]};
     result->model_flops_per_s =
         6.0 * (double)result->parameters * batch * length / result->step_s_median;
-    DLX_TRY_OUT(dlxi_kernels_product_rate(&result->product_flops_per_s, kernels, 1024, 5, error));
+    DLX_TRY_OUT(dlxi_kernels_product_rate(&result->product_flops_per_s, kernels, error));
     result->share = result->model_flops_per_s / result->product_flops_per_s;
 out:
     free(tokens);

@@ -61,7 +61,6 @@ static dlx_status open_place(site_run *r, dlx_error *error) {
 
 static dlx_status open_model(site_run *r, dlx_error *error) {
     const dlxi_config *c = r->config;
-    static const char *const backends[] = {"auto", "fast", "ref"};
     dlxi_model_config model = dlxi_config_model(c);
     dlxi_optimizer_options optimizer =
         dlxi_optimizer_options_default((dlxi_optimizer_kind)c->train.optimizer);
@@ -76,7 +75,7 @@ static dlx_status open_model(site_run *r, dlx_error *error) {
                                       .seed = (uint64_t)c->run.seed,
                                       .sampler = &r->sampler,
                                       .interrupted = r->options->interrupted};
-    DLX_TRY(dlxi_kernels_open(&r->kernels, backends[c->train.backend],
+    DLX_TRY(dlxi_kernels_open(&r->kernels, dlxi_kernels_backends[c->train.backend],
                               (dlxi_precision)c->train.precision, (int)c->site.threads, error));
     DLX_TRY(dlxi_pipeline_open(&r->pipeline, &model, &pipeline, r->kernels, error));
     r->parameters = dlxi_pipeline_owned(r->pipeline, &r->parameter_count);

@@ -53,26 +53,21 @@ dlx_status dlxi_evaluate_part(double *loss_sum, double *tokens, dlxi_stage *stag
                               dlx_error *error) {
     const int64_t B = dlxi_stage_opened_with(stage)->batch, T = reader->context;
     dlx_status status = DLX_OK;
-    uint32_t *inputs = NULL, *targets = NULL, *windows = NULL;
+    uint32_t *inputs = NULL, *targets = NULL;
+    double loss;
     *loss_sum = *tokens = 0;
     DLX_TRY_OUT(DLXI_NEW(&inputs, B * T, error));
     DLX_TRY_OUT(DLXI_NEW(&targets, B * T, error));
-    DLX_TRY_OUT(DLXI_NEW(&windows, B * (T + 1), error));
     for (int64_t n; (n = dlxi_validation_next(inputs, targets, reader, B)) > 0;) {
         if (dlxi_flag_is_set(interrupted)) DLX_FAIL_OUT(error, INTERRUPTED, "interrupted");
-        for (int64_t w = 0; w < n; w++) {
-            memcpy(windows + w * (T + 1), inputs + w * T, (size_t)T * sizeof *windows);
-            windows[w * (T + 1) + T] = targets[w * T + T - 1];
-        }
-        double mean;
-        DLX_TRY_OUT(dlxi_model_evaluate(stage, windows, n, &mean, error));
-        *loss_sum += mean * (double)(n * T);
+        DLX_TRY_OUT(dlxi_stage_evaluate(stage, 0, inputs, NULL, targets, n, &loss, error));
+        *loss_sum += loss;
         *tokens += (double)(n * T);
     }
+    if (!isfinite(*loss_sum)) DLX_FAIL_OUT(error, NUMERIC, "the loss is not finite");
 out:
     free(inputs);
     free(targets);
-    free(windows);
     return status;
 }
 

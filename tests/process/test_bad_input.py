@@ -135,7 +135,7 @@ class Files(Case):
                      lambda content: content[:-100])
         self.damaged(r"data\.train: '.*damaged\.tokens' is cut short: it has 50 bytes, its header alone 128",
                      lambda content: content[:50])
-        self.damaged(r"data\.train: '.*damaged\.tokens' is not a token shard; run 'dilocox tokenize'",
+        self.damaged(r"data\.train: '.*damaged\.tokens' is not a token file; run 'dilocox tokenize'",
                      lambda content: self.license_text())
 
     def test_weights(self):

@@ -312,16 +312,14 @@ static void take_step(world *w, int step) {
 static void check_evaluation(world *w, int64_t tokens_max, int64_t index, int64_t stride) {
     dlx_error error = {0};
     dlxi_validation reader;
-    uint32_t tokens[T], targets[T], window[T + 1];
-    double sum, tokens_seen, expected = 0, expected_tokens = 0, mean;
+    uint32_t tokens[T], targets[T];
+    double sum, tokens_seen, expected = 0, expected_tokens = 0, loss;
     MUST(dlxi_pipeline_evaluate(w->pipeline, &w->validation, tokens_max, index, stride, &sum,
                                 &tokens_seen, &error));
     MUST(dlxi_validation_open(&reader, &w->validation, T, tokens_max, index, stride, &error));
     while (dlxi_validation_next(tokens, targets, &reader, 1) == 1) {
-        memcpy(window, tokens, sizeof tokens);
-        window[T] = targets[T - 1];
-        MUST(dlxi_model_evaluate(w->whole, window, 1, &mean, &error));
-        expected += mean * T;
+        MUST(dlxi_stage_evaluate(w->whole, 0, tokens, NULL, targets, 1, &loss, &error));
+        expected += loss;
         expected_tokens += T;
     }
     CHECK(tokens_seen == expected_tokens, "%g tokens evaluated, not %g", tokens_seen,
