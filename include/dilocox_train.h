@@ -103,7 +103,7 @@ typedef struct dlx_train_options {
      * first has events */
     dlx_on_event on_event;
     void *context;
-    const volatile bool *interrupted; /* may be NULL; set it from a signal handler to stop */
+    const volatile sig_atomic_t *interrupted; /* may be NULL; a signal handler sets it to stop */
 } dlx_train_options;
 
 #define DLX_TRAIN_OPTIONS_INIT                                                                     \
@@ -124,7 +124,7 @@ typedef struct dlx_coordinate_options {
     void (*on_listening)(void *context, const char *endpoint); /* may be NULL */
     dlx_on_event on_event;
     void *context;
-    const volatile bool *interrupted;
+    const volatile sig_atomic_t *interrupted;
 } dlx_coordinate_options;
 
 #define DLX_COORDINATE_OPTIONS_INIT                                                                \

@@ -30,7 +30,7 @@ typedef struct dlxi_pipeline_options {
     uint64_t seed;               /* of the starting values */
     const dlxi_sampler *sampler; /* borrowed; of the training windows */
     /* looked at within a step where there is one rank; may be NULL */
-    const volatile bool *interrupted;
+    const volatile sig_atomic_t *interrupted;
 } dlxi_pipeline_options;
 
 /* Opens the stage too. `kernels` is borrowed. Not collective. On success *out is the caller's. */

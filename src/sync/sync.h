@@ -23,7 +23,7 @@ typedef struct dlxi_sync_settings {
     uint64_t windows, tokens_per_window, data_hash;
     uint32_t lease_windows;
     double pace_max;
-    const volatile bool *interrupted; /* may be NULL */
+    const volatile sig_atomic_t *interrupted; /* may be NULL */
 } dlxi_sync_settings;
 
 /* As the dlx_sync_* of the same name, arguments checked before. Takes the link over, on failure

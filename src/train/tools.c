@@ -49,7 +49,7 @@ static dlx_status load(loaded *l, const char *checkpoint, int64_t batch, int thr
 }
 
 dlx_status dlxi_evaluate_part(double *loss_sum, double *tokens, dlxi_stage *stage,
-                              dlxi_validation *reader, const volatile bool *interrupted,
+                              dlxi_validation *reader, const volatile sig_atomic_t *interrupted,
                               dlx_error *error) {
     const int64_t B = dlxi_stage_opened_with(stage)->batch, T = reader->context;
     dlx_status status = DLX_OK;

@@ -11,7 +11,7 @@
 /* The windows that reader has left: their loss, summed over tokens, and how many tokens.
  * `interrupted` may be NULL. */
 dlx_status dlxi_evaluate_part(double *loss_sum, double *tokens, dlxi_stage *stage,
-                              dlxi_validation *reader, const volatile bool *interrupted,
+                              dlxi_validation *reader, const volatile sig_atomic_t *interrupted,
                               dlx_error *error);
 dlx_status dlxi_evaluate(double *loss, uint64_t *tokens_used, const char *checkpoint,
                          const char *data, uint64_t tokens, int threads, dlx_error *error);

@@ -120,7 +120,7 @@ typedef struct world {
     dlxi_kernels *kernels, *whole_kernels;
     dlxi_pipeline *pipeline;
     dlxi_stage *whole;
-    volatile bool interrupted;
+    volatile sig_atomic_t interrupted;
     uint8_t train_tokens[SHARD_TOKENS], validation_tokens[SHARD_TOKENS];
 } world;
 
@@ -345,13 +345,13 @@ static void check_interrupt(world *w) {
     dlx_error error = {0};
     uint64_t positions[64] = {0};
     double loss, tokens;
-    w->interrupted = true;
+    w->interrupted = 1;
     CHECK(dlxi_pipeline_accumulate(w->pipeline, positions, &loss, &error) == DLX_INTERRUPTED,
           "not interrupted");
     CHECK(dlxi_pipeline_evaluate(w->pipeline, &w->validation, 0, 0, 1, &loss, &tokens, &error) ==
               DLX_INTERRUPTED,
           "evaluation is not interrupted");
-    w->interrupted = false;
+    w->interrupted = 0;
 }
 
 static void check_refusals(world *w) {
