@@ -6,6 +6,12 @@
 
 #include "base/error.h"
 
+enum { DLXI_PATH_BYTES = 4096 };
+
+/* dst ← directory/name. DLX_CONFIG if it does not fit. */
+dlx_status dlxi_path_join(char dst[DLXI_PATH_BYTES], const char *directory, const char *name,
+                          dlx_error *error);
+
 /* *out ← the whole file and a 0 after it, free with free(); *bytes does not count the 0. DLX_SYSTEM
  * where it can't be read (system_errno is ENOENT where it does not exist), DLX_DATA where it is
  * larger than bytes_max. Blocks. */
