@@ -52,7 +52,7 @@ def spread(values, digits=0):
 
 
 def throughput(dilocox, directory, runs):
-    print("GPT-2 124M shape, T = 64, 16 micro-batches of one window, AdamW, bf16 where the CPU has it; alternating")
+    print("GPT-2 124M shape, T = 64, 16 micro-batches of one window, AdamW, bf16 if the CPU has it; alternating")
     rates = {"1 stage, 2 threads": [], "2 stages, 1 thread": []}
     shares, ratios = [], []
     for _ in range(runs):

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Writes and reads config.json. Fields that ask for unsupported arithmetic are refused by name; other
- * unknown fields are ignored. */
+/* Writes and reads config.json. Fields that ask for unsupported arithmetic are refused by name;
+ * other unknown fields are ignored. */
 #include "checkpoint/config_json.h"
 #include "checkpoint/checkpoint.h"
 #include "base/file.h"

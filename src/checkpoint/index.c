@@ -194,10 +194,10 @@ dlx_status dlxi_index_text(char **out, const dlxi_index_item *item, size_t count
     json_t *map = json_object();
     for (size_t i = 0; i < count; i++)
         json_object_set_new(map, item[i].tensor, json_string(item[i].file));
-    bool whole = json_object_size(map) == count;
+    bool complete = json_object_size(map) == count;
     json_t *root = json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)total_bytes,
                              "weight_map", map);
-    if (root != NULL && whole) *out = json_dumps(root, JSON_INDENT(2) | JSON_SORT_KEYS);
+    if (root != NULL && complete) *out = json_dumps(root, JSON_INDENT(2) | JSON_SORT_KEYS);
     json_decref(root);
     if (*out == NULL) DLX_FAIL(error, MEMORY, "out of memory: the index of %zu tensors", count);
     return DLX_OK;

@@ -18,8 +18,8 @@ enum {
 
 typedef struct dlxi_index dlxi_index;
 
-/* Close with dlxi_index_close. DLX_DATA if the text is not an index or exceeds a limit; messages call
- * it `path`. */
+/* Close with dlxi_index_close. DLX_DATA if the text is not an index or exceeds a limit; messages
+ * call it `path`. */
 dlx_status dlxi_index_parse(dlxi_index **out, const char *text, size_t bytes, const char *path,
                             dlx_error *error);
 /* The same from a file; also DLX_SYSTEM. Blocks. */
@@ -31,8 +31,8 @@ size_t dlxi_index_file_count(const dlxi_index *index);
 const char *dlxi_index_file(const dlxi_index *index, size_t i);
 const char *dlxi_index_path(const dlxi_index *index);
 
-/* Checks that each file, in the index's order, has exactly the tensors listed for it. DLX_DATA names
- * the tensor that is missing, in another file, or not listed. */
+/* Checks that each file, in the index's order, has exactly the tensors listed for it. DLX_DATA
+ * names the tensor that is missing, in another file, or not listed. */
 dlx_status dlxi_index_check(const dlxi_index *index, dlxi_safetensors *const *file,
                             dlx_error *error);
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The model's tensors in files. GPT-2's files have [in, out] matrices and one c_attn for q, k and v;
- * everything else is as in memory. */
+/* The model's tensors in files. GPT-2's files have [in, out] matrices and one c_attn for q, k and
+ * v; everything else is as in memory. */
 #ifndef DLXI_CHECKPOINT_LAYOUT_H
 #define DLXI_CHECKPOINT_LAYOUT_H
 
@@ -27,8 +27,8 @@ dlx_status dlxi_layout_list(dlxi_file_entry **out, int64_t *count, const dlxi_mo
 const dlxi_file_tensor *dlxi_layout_find(const dlxi_tensor_set *set, const dlxi_file_entry *entry,
                                          const char **path);
 
-/* Checks that the set is the model's. DLX_DATA names a tensor that is missing, surplus, misshapen or
- * of a dtype that is not supported. */
+/* Checks that the set is the model's. DLX_DATA names a tensor that is missing, surplus, misshapen
+ * or of a dtype that is not supported. */
 dlx_status dlxi_layout_check(const dlxi_tensor_set *set, const dlxi_file_entry *entry,
                              int64_t count, const dlxi_model_config *config, dlx_error *error);
 

@@ -51,8 +51,8 @@ typedef struct dlxi_tensor_source {
     const void *context;
 } dlxi_tensor_source;
 
-/* Writes a temporary file: dlxi_file_writer_commit renames it to `path`. *out is the caller's. Blocks.
- */
+/* Writes a temporary file: dlxi_file_writer_commit renames it to `path`. *out is the caller's.
+ * Blocks. */
 dlx_status dlxi_safetensors_write(dlxi_file_writer **out, const char *path,
                                   const dlxi_tensor_source *source, size_t count, dlx_error *error);
 

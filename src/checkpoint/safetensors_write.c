@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Writes safetensors files: the header, then the tensors in the given order, a few rows at a time. */
+/* Writes safetensors files: the header, then the tensors in order, a few rows at a time. */
 #include "checkpoint/safetensors.h"
 #include "base/memory.h"
 #include "codec/half.h"

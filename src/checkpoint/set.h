@@ -14,9 +14,9 @@ typedef struct dlxi_tensor_set {
     char path[256]; /* the single file's or the index's, for messages */
 } dlxi_tensor_set;
 
-/* Opens model.safetensors or, if there is none, all files that model.safetensors.index.json lists, as
- * transformers does, and checks them against it. Close with dlxi_set_close. DLX_SYSTEM, DLX_DATA.
- * Blocks. */
+/* Opens model.safetensors or, if there is none, all files that model.safetensors.index.json lists,
+ * as transformers does, and checks them against it. Close with dlxi_set_close. DLX_SYSTEM,
+ * DLX_DATA. Blocks. */
 dlx_status dlxi_set_open(dlxi_tensor_set **out, const char *directory, dlx_error *error);
 /* The same for an index in memory. */
 dlx_status dlxi_set_open_listed(dlxi_tensor_set **out, const char *directory,

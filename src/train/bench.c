@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Benchmarks: a training step of the GPT-2 124M shape against the machine's matrix products, and the
- * stages of a pipeline. */
+/* Benchmarks: a training step of the GPT-2 124M shape against the machine's matrix products, and
+ * the stages of a pipeline. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

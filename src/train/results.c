@@ -106,7 +106,7 @@ static json_t *common(const json_t *sites, const char *key) {
     return first == NULL ? json_null() : json_incref(first);
 }
 
-static json_t *whole(double value) {
+static json_t *integer(double value) {
     return json_integer((json_int_t)value);
 }
 
@@ -125,24 +125,24 @@ json_t *dlxi_summary_merge(const json_t *sites) {
     } fields[] = {
         {"status", common(sites, "status")},
         {"overlap", common(sites, "overlap")},
-        {"sites", whole(count)},
+        {"sites", integer(count)},
         {"stages", common(sites, "stages")},
         {"replicas", common(sites, "replicas")},
         {"parameters", common(sites, "parameters")},
-        {"steps", whole(largest(sites, "steps"))},
-        {"rounds", whole(largest(sites, "rounds"))},
-        {"tokens", whole(largest(sites, "tokens"))},
+        {"steps", integer(largest(sites, "steps"))},
+        {"rounds", integer(largest(sites, "rounds"))},
+        {"tokens", integer(largest(sites, "tokens"))},
         {"val_loss", ratio(sum(sites, "val_loss_sum"), val_tokens)},
         {"val_loss_initial", ratio(sum(sites, "val_loss_initial_sum"), val_tokens)},
         {"wall_s", json_real(largest(sites, "wall_s"))},
         {"tokens_per_s", json_real(sum(sites, "tokens_per_s"))},
-        {"peak_rss_bytes", whole(largest(sites, "peak_rss_bytes"))},
+        {"peak_rss_bytes", integer(largest(sites, "peak_rss_bytes"))},
         {"compute_s", json_real(sum(sites, "compute_s") / count)},
         {"wait_s", json_real(sum(sites, "wait_s") / count)},
         {"utilization", json_real(utilization)},
-        {"wan_bytes_sent", whole(sent)},
-        {"wan_bytes_received", whole(sum(sites, "wan_bytes_received") / count)},
-        {"allreduce_bytes_equivalent", whole(equivalent)},
+        {"wan_bytes_sent", integer(sent)},
+        {"wan_bytes_received", integer(sum(sites, "wan_bytes_received") / count)},
+        {"allreduce_bytes_equivalent", integer(equivalent)},
         {"compression_ratio", ratio(equivalent, sent)},
         {"codec_ratio", common(sites, "codec_ratio")},
         {"outer_learning_rate", common(sites, "outer_learning_rate")},

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Checkpoints: saved and loaded to the same bits, config.json both ways, and the messages for malformed
- * files. */
+/* Checkpoints: saved and loaded to the same bits, config.json both ways, and the messages for
+ * malformed files. */
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/safetensors.h"
 #include "base/file.h"
@@ -115,8 +115,8 @@ static void test_round_trip(void **unused) {
     dlxi_kernels_close(&kernels);
 }
 
-/* The last model saved above is a Qwen2 with an untied head. Loading it with other configs fails and
- * changes nothing. */
+/* The last model saved above is a Qwen2 with an untied head. Loading it with other configs fails
+ * and changes nothing. */
 static void test_other_model(void **unused) {
     (void)unused;
     dlxi_kernels *kernels = NULL;

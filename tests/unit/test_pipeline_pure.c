@@ -44,9 +44,9 @@ static void test_order(void **unused) {
             for (int64_t m = 1; m <= MICRO_BATCHES_MAX; m++) check_order(stage, stages, m);
 }
 
-/* The time at which all stages are done if a forward pass takes 1, a backward pass `backward`, and a
- * message no time. A pass starts when its stage is free and its input is ready; a stage that never
- * gets its input is a deadlock. */
+/* The time at which all stages are done if a forward pass takes 1, a backward pass `backward`, and
+ * a message no time. A pass starts when its stage is free and its input is ready; a stage that
+ * never gets its input is a deadlock. */
 static int64_t simulate(int stages, int64_t m, int64_t backward) {
     int64_t done[STAGES_MAX][2][MICRO_BATCHES_MAX], next[STAGES_MAX] = {0},
                                                     free_at[STAGES_MAX] = {0}, end = 0;
@@ -213,8 +213,9 @@ static bool stage_has(const dlxi_partition *partition, int stage, const dlxi_ten
            (tensor->in_head && stage == partition->stages - 1);
 }
 
-/* Owners hold their tensors, and a stage's largest load is at most the mean plus the largest tensor:
- * without the table that both ends hold, which comes last, to the least loaded of their ranks. */
+/* Owners hold their tensors, and a stage's largest load is at most the mean plus the largest
+ * tensor: without the table that both ends hold, which comes last, to the least loaded of their
+ * ranks. */
 static void check_shard_map(const dlxi_model_config *config, int stages, int replicas) {
     int64_t count = dlxi_model_tensor_count(config);
     int shard_map[512], again[512];
