@@ -159,7 +159,7 @@ DLX_API dlx_status dlx_coordinate(const dlx_config *config, const dlx_coordinate
 
 /* ---- weights and data ------------------------------------------------------------------------ */
 
-/* *loss ← the model's mean loss per token, in nats, over the first `tokens` tokens of a token shard
+/* *loss ← the model's mean loss per token, in nats, over the first `tokens` tokens of a token file
  * (rounded down to windows, at least one; 0: all), and *tokens_used ← their number. checkpoint: a
  * directory of weights. threads ≥ 1. Blocks; any thread. DLX_CONFIG, DLX_DATA, DLX_SYSTEM: the
  * files; DLX_NUMERIC: the loss is not finite. */
@@ -182,17 +182,17 @@ typedef struct dlx_generate_options {
         .seed = 1, .threads = 1                                                                    \
     }
 
-/* *text ← the prompt and its continuation, not always UTF-8; free with free(). Blocks;
- * any thread. DLX_CONFIG, DLX_DATA, DLX_SYSTEM: the checkpoint; DLX_CONFIG: its vocabulary is
+/* *text ← the prompt and its continuation, not always UTF-8; free with free(). Blocks; any thread.
+ * DLX_CONFIG, DLX_DATA, DLX_SYSTEM: the checkpoint; DLX_CONFIG: its vocabulary is
  * smaller than the tokenizer's. */
 DLX_API dlx_status dlx_generate(char **text, const char *checkpoint,
                                 const dlx_generate_options *options, dlx_error *error);
 
-/* Converts a text file to a token shard. validation_every 0: to out_path. 2 to 1000000: every such
+/* Converts a text to a token file. validation_every 0: to out_path. 2 to 1000000: every such
  * block of block_bytes (1 to 2^30; 0: 65536) goes to OUT.validation.tokens, the others to
  * OUT.train.tokens. The counts may be NULL; without a split all tokens count as train_tokens. An
- * existing shard is replaced when the new one is complete. Blocks on the disk; any thread.
- * DLX_CONFIG: an argument out of range, no such file; DLX_DATA: a shard would be empty;
+ * existing file is replaced when the new one is complete. Blocks on the disk; any thread.
+ * DLX_CONFIG: an argument out of range, no such file; DLX_DATA: a file would be empty;
  * DLX_SYSTEM. */
 DLX_API dlx_status dlx_tokenize(const char *out_path, const char *in_path,
                                 uint32_t validation_every, uint32_t block_bytes,

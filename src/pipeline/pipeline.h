@@ -59,7 +59,7 @@ dlx_status dlxi_pipeline_barrier(dlxi_pipeline *pipeline, dlx_error *error);
 /* Sends owners' data to all holders, and notifies the stage that its parameters changed. */
 dlx_status dlxi_pipeline_share_parameters(dlxi_pipeline *pipeline, dlx_error *error);
 
-/* The loss of part `index` of `stride` of the first tokens_max tokens of a validation shard,
+/* The loss of part `index` of `stride` of the first tokens_max tokens of a validation file,
  * divided among the replicas. *loss_sum and *tokens ← the site's sums, on every rank. */
 dlx_status dlxi_pipeline_evaluate(dlxi_pipeline *pipeline, const dlxi_token_file *validation,
                                   int64_t tokens_max, int64_t index, int64_t stride,

@@ -76,19 +76,19 @@ dlx_status dlxi_evaluate(double *loss, uint64_t *tokens_used, const char *checkp
     enum { BATCH = 8 };
     dlx_status status = DLX_OK;
     loaded model;
-    dlxi_token_file *shard = NULL;
+    dlxi_token_file *file = NULL;
     dlxi_validation reader;
     double sum, used;
     DLX_TRY_OUT(model_open(&model, checkpoint, BATCH, threads, error));
-    DLX_TRY_OUT(dlxi_token_file_open(&shard, "--data", data, error));
-    DLX_TRY_OUT(dlxi_token_file_check_vocabulary(shard, model.config.vocabulary, error));
+    DLX_TRY_OUT(dlxi_token_file_open(&file, "--data", data, error));
+    DLX_TRY_OUT(dlxi_token_file_check_vocabulary(file, model.config.vocabulary, error));
     DLX_TRY_OUT(
-        dlxi_validation_open(&reader, shard, model.config.context, (int64_t)tokens, 0, 1, error));
+        dlxi_validation_open(&reader, file, model.config.context, (int64_t)tokens, 0, 1, error));
     DLX_TRY_OUT(windows_evaluate(&sum, &used, model.stage, &reader, error));
     *loss = sum / used;
     *tokens_used = (uint64_t)used;
 out:
-    dlxi_token_file_close(&shard);
+    dlxi_token_file_close(&file);
     model_close(&model);
     return status;
 }

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A test that must fail: it claims that dilocox accepts a shard with a flipped bit. Meson expects
-the failure, and so reports a harness or a CI that lets everything pass. It fails (exit code 1) for
-this reason only: any other failure exits with 0, which Meson does not expect."""
+"""A test that must fail: it claims that dilocox accepts a token file with a flipped bit. Meson
+expects the failure, and so reports a harness or a CI that lets everything pass. It fails (exit code
+1) for this reason only: any other failure exits with 0, which Meson does not expect."""
 import sys
 import unittest
 
@@ -9,10 +9,10 @@ from harness import Case
 
 
 class MustFail(Case):
-    def test_a_damaged_shard_is_accepted(self):
+    def test_a_damaged_token_file_is_accepted(self):
         self.prepare_data()
-        with open(self.path("data.train.tokens"), "rb") as shard:
-            content = bytearray(shard.read())
+        with open(self.path("data.train.tokens"), "rb") as file:
+            content = bytearray(file.read())
         content[-1] ^= 1
         self.write("data.train.tokens", bytes(content))
         self.call("launch", self.config(), "--sites", 1, "--set", "wan.link=mem", code=0)
