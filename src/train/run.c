@@ -7,7 +7,6 @@
 #include <string.h>
 
 #include "base/clock.h"
-#include "base/flag.h"
 #include "base/hash.h"
 #include "base/memory.h"
 #include "train/site_run.h"
@@ -22,9 +21,10 @@ static void event_send(const site_run *r, dlx_event *event) {
         r->options->on_event(r->options->context, event);
 }
 
-static void on_log(void *context, const char *line) {
-    dlx_event event = {.kind = DLX_EVENT_MESSAGE, .text = line};
-    event_send(context, &event);
+/* A dlx_log, too. */
+static void message_send(void *run, const char *text) {
+    dlx_event event = {.kind = DLX_EVENT_MESSAGE, .text = text};
+    event_send(run, &event);
 }
 
 /* ---- opening --------------------------------------------------------------------------------- */
@@ -176,7 +176,7 @@ static dlx_status sync_open(site_run *r, dlx_error *error) {
                                (size_t)r->train_file->count * r->train_file->token_bytes, 0);
     sync.windows_per_step = (uint32_t)c->train.batch;
     sync.timeout_ms = (uint32_t)(c->wan.timeout_s * 1000);
-    sync.log = on_log;
+    sync.log = message_send;
     sync.log_context = r;
     sync.interrupted = r->options->interrupted;
     dlx_status status =
@@ -350,8 +350,7 @@ static dlx_status weights_save(site_run *r, const char *directory, dlx_error *er
     DLX_TRY(dlxi_run_save(r, directory, error));
     char text[DLXI_PATH_BYTES + 32];
     snprintf(text, sizeof text, "weights saved in %s/weights", directory);
-    dlx_event event = {.kind = DLX_EVENT_MESSAGE, .text = text};
-    event_send(r, &event);
+    message_send(r, text);
     return DLX_OK;
 }
 
@@ -439,13 +438,12 @@ static void run_end_early(site_run *r, dlx_status why, dlx_error *error) {
              "; it could not be saved: %.200s", not_saved.message);
 }
 
-static void joining_announce(const site_run *r) {
+static void joining_announce(site_run *r) {
     char text[256];
     const char *coordinator = r->options->coordinator;
     snprintf(text, sizeof text, "joining at %s, waiting for every site",
              coordinator != NULL ? coordinator : r->config->wan.coordinator);
-    dlx_event event = {.kind = DLX_EVENT_MESSAGE, .text = text};
-    event_send(r, &event);
+    message_send(r, text);
 }
 
 static dlx_status site_train(site_run *r, dlx_error *error) {
@@ -475,7 +473,6 @@ dlx_status dlxi_train(const dlxi_config *config, const dlx_train_options *option
     DLX_TRY(DLXI_NEW(&r, 1, error));
     r->config = config;
     r->options = options;
-    r->start_s = dlxi_clock_s();
     dlx_status status = site_train(r, error);
     if (status != DLX_OK) {
         if (r->sync != NULL && status != DLX_INTERRUPTED) dlx_sync_fail(r->sync, error->message);
