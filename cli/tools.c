@@ -59,8 +59,13 @@ int generate_main(int count, char **arguments) {
         !parse_number(threads_text, "--threads", 1, 1024, &threads) ||
         !parse_real(temperature_text, "--temperature", 0, 100, &temperature))
         return EXIT_USE;
-    const dlx_generate_options options = {prompt,          (uint32_t)tokens, temperature,
-                                          (uint32_t)top_k, (uint64_t)seed,   (int)threads};
+    const dlx_generate_options options = {.size = sizeof options,
+                                          .prompt = prompt,
+                                          .tokens = (uint32_t)tokens,
+                                          .temperature = temperature,
+                                          .top_k = (uint32_t)top_k,
+                                          .seed = (uint64_t)seed,
+                                          .threads = (int)threads};
     dlx_error error;
     char *text;
     if (dlx_generate(&text, checkpoint, &options, &error) != DLX_OK) return fail_with(&error);

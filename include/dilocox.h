@@ -19,6 +19,7 @@
 #ifndef DILOCOX_H
 #define DILOCOX_H
 
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -202,7 +203,7 @@ typedef struct dlx_sync_config {
     void *log_context;
     /* may be NULL; as dlx_sync_interrupt, for a signal handler (from another thread call that
      * function instead); must outlive the sync */
-    const volatile bool *interrupted;
+    const volatile sig_atomic_t *interrupted;
     /* for tensors of the caller's memory; staging: f32 values for a chunk to pass through, so that a
      * caller can copy ahead; NULL: the library's own */
     dlx_fetch fetch;
@@ -339,7 +340,7 @@ typedef struct dlx_coordinator_config {
     /* A site's report; called on the thread in dlx_coordinator_run. May be NULL. */
     void (*on_report)(void *context, const char *site, const char *text);
     void *report_context;
-    const volatile bool *interrupted; /* as in dlx_sync_config */
+    const volatile sig_atomic_t *interrupted; /* as in dlx_sync_config */
     uint32_t patience_ms; /* a round that began to fail has so long to commit before the run ends */
 } dlx_coordinator_config;
 

@@ -13,6 +13,14 @@
 
 enum { BUFFER_BYTES = 1 << 16 };
 
+dlx_status dlxi_path_join(char dst[DLXI_PATH_BYTES], const char *directory, const char *name,
+                          dlx_error *error) {
+    int length = snprintf(dst, DLXI_PATH_BYTES, "%s/%s", directory, name);
+    if (length >= 0 && length < DLXI_PATH_BYTES) return DLX_OK;
+    DLX_FAIL(error, CONFIG, "path '%.100s…' is too long; allowed: up to %d bytes", directory,
+             DLXI_PATH_BYTES - 1);
+}
+
 /* ---- reading --------------------------------------------------------------------------------- */
 
 static dlx_status file_open(int *fd, const char *path, dlx_error *error) {

@@ -5,6 +5,12 @@
 
 #include "base/error.h"
 
+enum { DLXI_PATH_BYTES = 4096 };
+
+/* dst ← directory/name. DLX_CONFIG if it does not fit. */
+dlx_status dlxi_path_join(char dst[DLXI_PATH_BYTES], const char *directory, const char *name,
+                          dlx_error *error);
+
 /* *out ← the file's bytes and a terminating 0, which *bytes does not count; the caller frees it.
  * DLX_SYSTEM if it can't be read (system_errno is ENOENT if it does not exist), DLX_DATA if it is
  * larger than bytes_max. Blocks. */

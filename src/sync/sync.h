@@ -20,7 +20,7 @@ typedef struct dlxi_sync_settings {
     uint64_t windows, tokens_per_window, data_hash;
     uint32_t lease_windows;
     double pace_max;
-    const volatile bool *interrupted; /* may be NULL */
+    const volatile sig_atomic_t *interrupted; /* may be NULL */
     dlx_log log;                      /* may be NULL */
     void *log_context;
 } dlxi_sync_settings;
