@@ -76,5 +76,10 @@ convergence: data
 format:
 	@clang-format -i $$(git ls-files '*.c' '*.h')
 
+tidy: build
+	@command -v run-clang-tidy > /dev/null || { echo "tidy: clang-tidy is missing; apt-get install clang-tidy" >&2; exit 1; }
+	@run-clang-tidy -quiet -p $(BUILD) '^$(CURDIR)/(src|cli|examples)/' > $(BUILD)/tidy.log 2>&1 || \
+		{ grep -A 3 -E '(warning|error): ' $(BUILD)/tidy.log; exit 1; }
+
 clean:
 	rm -rf build build-asan build-tsan build.log

@@ -25,7 +25,8 @@ void dlxi_text_copy(char *dst, size_t dst_bytes, const char *src);
 
 /* Sets status and returns it: DLX_FAIL(error, DATA, "%s: …", path). For functions with nothing to
  * release. */
-#define DLX_FAIL(error, code, ...) return dlxi_error_set((error), DLX_##code, __VA_ARGS__)
+#define DLX_FAIL(error, code, ...)                                                                 \
+    return (void)dlxi_error_set((error), DLX_##code, __VA_ARGS__), DLX_##code
 
 /* Returns from the calling function where `call` fails. For functions with nothing to release. */
 #define DLX_TRY(call)                                                                              \
@@ -44,7 +45,8 @@ void dlxi_text_copy(char *dst, size_t dst_bytes, const char *src);
 
 #define DLX_FAIL_OUT(error, code, ...)                                                             \
     do {                                                                                           \
-        status = dlxi_error_set((error), DLX_##code, __VA_ARGS__);                                 \
+        (void)dlxi_error_set((error), DLX_##code, __VA_ARGS__);                                    \
+        status = DLX_##code;                                                                       \
         goto out;                                                                                  \
     } while (0)
 
