@@ -9,7 +9,6 @@
 enum { SITES = 2, FEATURES = 8, SAMPLES = 256, STEPS = 400 };
 
 static const float truth[FEATURES] = {0.5f, -1.0f, 2.0f, 0.0f, 1.5f, -0.5f, 0.25f, 3.0f};
-
 static dlx_hub *hub;
 
 typedef struct job {
