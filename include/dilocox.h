@@ -34,6 +34,28 @@
 extern "C" {
 #endif
 
+/* ---- version --------------------------------------------------------------------------------- */
+
+/* Of this header; the functions below return the library's, which may be newer. */
+#define DLX_VERSION_MAJOR 0
+#define DLX_VERSION_MINOR 2
+#define DLX_VERSION_PATCH 0
+
+/* 0.2.0 is 200 and 1.12.3 is 11203: #if DLX_VERSION_NUMBER >= 200 */
+#define DLX_VERSION_NUMBER (DLX_VERSION_MAJOR * 10000 + DLX_VERSION_MINOR * 100 + DLX_VERSION_PATCH)
+
+#define DLX_VERSION_QUOTE(major, minor, patch) #major "." #minor "." #patch
+
+#define DLX_VERSION_JOIN(major, minor, patch) DLX_VERSION_QUOTE(major, minor, patch)
+
+/* "0.2.0" */
+#define DLX_VERSION_TEXT DLX_VERSION_JOIN(DLX_VERSION_MAJOR, DLX_VERSION_MINOR, DLX_VERSION_PATCH)
+
+/* The version of the library that the program runs with, as DLX_VERSION_TEXT (static) and
+ * DLX_VERSION_NUMBER. Never fail; any thread. */
+DLX_API const char *dlx_version(void);
+DLX_API uint32_t dlx_version_number(void);
+
 /* ---- statuses -------------------------------------------------------------------------------- */
 
 /* X(code, class, text). The class says what to do: retry the call, go on in another view, give up,

@@ -22,7 +22,8 @@ void dlxi_error_prefix(dlx_error *error, const char *format, ...) DLXI_PRINTF(2,
 void dlxi_text_copy(char *dst, size_t dst_bytes, const char *src);
 
 /* DLX_FAIL(error, DATA, "%s: …", path), DLX_TRY(call): for functions with nothing to release. */
-#define DLX_FAIL(error, code, ...) return dlxi_error_set((error), DLX_##code, __VA_ARGS__)
+#define DLX_FAIL(error, code, ...)                                                                 \
+    return (void)dlxi_error_set((error), DLX_##code, __VA_ARGS__), DLX_##code
 
 #define DLX_TRY(call)                                                                              \
     do {                                                                                           \
@@ -39,7 +40,8 @@ void dlxi_text_copy(char *dst, size_t dst_bytes, const char *src);
 
 #define DLX_FAIL_OUT(error, code, ...)                                                             \
     do {                                                                                           \
-        status = dlxi_error_set((error), DLX_##code, __VA_ARGS__);                                 \
+        (void)dlxi_error_set((error), DLX_##code, __VA_ARGS__);                                    \
+        status = DLX_##code;                                                                       \
         goto out;                                                                                  \
     } while (0)
 
