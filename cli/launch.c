@@ -457,6 +457,7 @@ static int run(void) {
     int exit_code =
         dlx_config_in_process(config) ? launch_threads(config, l.sites) : launch_processes(&l);
     dlx_config_close(&config);
+    l.config = NULL;
     return exit_code;
 }
 

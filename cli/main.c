@@ -35,7 +35,7 @@ int main(int count, char **arguments) {
         return EXIT_DONE;
     }
     if (strcmp(arguments[1], "--version") == 0) {
-        printf("dilocox %s\n", DILOCOX_VERSION);
+        printf("dilocox %s\n", dlx_version());
         return EXIT_DONE;
     }
     for (size_t i = 0; i < COMMANDS; i++)

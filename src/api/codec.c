@@ -8,7 +8,7 @@
 enum { GROUP_MAX = DLXI_MAX_group };
 
 static bool is_in_range(int bits, int group) {
-    return bits >= 0 && bits <= DLXI_MAX_bits && dlxi_bits_words[bits] != NULL && group >= 2 &&
+    return (bits == 4 || bits == 8 || bits == 16 || bits == 32) && group >= 2 &&
            group <= GROUP_MAX && group % 2 == 0;
 }
 

@@ -7,7 +7,6 @@
 #include "api/link_config.h"
 #include "base/name.h"
 #include "base/sized.h"
-#include "outer/stability.h"
 #include "outer/sync_options.h"
 #include "sync/sync.h"
 #include "wire/messages.h"
@@ -57,15 +56,17 @@ static dlx_status check_config(const dlx_sync_config *config, dlx_error *error) 
 }
 
 /* One of several ranks may have none. */
-static dlx_status check_tensors(const dlx_tensor *tensors, size_t count, uint16_t ranks,
-                                dlx_error *error) {
+static dlx_status check_tensors(const dlx_sync_config *config, const dlx_tensor *tensors,
+                                size_t count, dlx_error *error) {
+    const uint16_t ranks = config->ranks;
     if (tensors == NULL || count == 0) {
         if (ranks > 1 && count == 0) return DLX_OK;
         DLX_FAIL(error, ARGUMENT, "there are no tensors to synchronise");
     }
     for (size_t i = 0; i < count; i++) {
         const dlx_tensor *t = &tensors[i];
-        if (t->name == NULL || t->name[0] == '\0' || t->data == NULL)
+        if (t->name == NULL || t->name[0] == '\0' ||
+            (t->memory == DLX_MEMORY_HOST && t->data == NULL))
             DLX_FAIL(error, ARGUMENT, "tensor %zu has no name or no data", i);
         if (t->rows < 1 || t->cols < 1 || t->rows > INT64_MAX / 8 / t->cols ||
             t->rows * t->cols > (INT64_C(1) << 32))
@@ -73,8 +74,16 @@ static dlx_status check_tensors(const dlx_tensor *tensors, size_t count, uint16_
                      "tensor %s: invalid shape %lld × %lld; rows and cols must be at least 1, and "
                      "their product at most 2^32",
                      t->name, (long long)t->rows, (long long)t->cols);
-        if (t->memory != DLX_MEMORY_HOST)
-            DLX_FAIL(error, ARGUMENT, "tensor %s: only host memory for now", t->name);
+        if (t->memory > DLX_MEMORY_CALLER || t->dtype > DLX_F16 || t->kind > DLX_STATISTICS)
+            DLX_FAIL(error, ARGUMENT, "tensor %s: memory %d, dtype %d or kind %d is unknown",
+                     t->name, (int)t->memory, (int)t->dtype, (int)t->kind);
+        if (t->memory == DLX_MEMORY_CALLER && (config->fetch == NULL || config->store == NULL))
+            DLX_FAIL(error, ARGUMENT,
+                     "tensor %s is in the caller's memory: set fetch and store of the config",
+                     t->name);
+        if (config->overlap == DLX_OVERLAP_ALLREDUCE && t->kind == DLX_STATISTICS)
+            DLX_FAIL(error, ARGUMENT, "tensor %s: allreduce has no statistics; leave it out",
+                     t->name);
         if (ranks > 1 && i > 0 && t->id <= tensors[i - 1].id)
             DLX_FAIL(error, ARGUMENT,
                      "tensor %s: id %u after id %u; if a site has several ranks, ids ascend",
@@ -92,8 +101,8 @@ static void warn_if_unstable(const dlx_sync_config *resolved) {
                        ? (double)resolved->exchange_steps / resolved->inner_steps
                        : 0.5;
     double learning_rate = resolved->outer_learning_rate, momentum = resolved->outer_momentum;
-    double c,
-        worst = dlxi_stability_worst(resolved->overlap, learning_rate, momentum, 4, share, &c);
+    double c, worst = dlxi_method_worst_mode(dlxi_method_of(resolved->overlap), learning_rate,
+                                             momentum, 4, share, &c);
     if (resolved->log == NULL || resolved->rank != 0 ||
         resolved->overlap == DLX_OVERLAP_ALLREDUCE || worst < limit)
         return;
@@ -106,8 +115,8 @@ static void warn_if_unstable(const dlx_sync_config *resolved) {
     resolved->log(resolved->log_context, line);
 }
 
-static dlxi_shard_settings shard_settings(const dlx_sync_config *resolved) {
-    return (dlxi_shard_settings){
+static dlxi_state_settings state_settings(const dlx_sync_config *resolved) {
+    return (dlxi_state_settings){
         .overlap = resolved->overlap,
         .learning_rate = (float)resolved->outer_learning_rate,
         .momentum = (float)resolved->outer_momentum,
@@ -123,6 +132,7 @@ static dlxi_shard_settings shard_settings(const dlx_sync_config *resolved) {
                   .inner_steps_first = resolved->inner_steps,
                   .inner_steps_min = resolved->inner_steps_min,
                   .inner_steps = resolved->inner_steps},
+        .same_hash = dlxi_sync_options_hash(resolved),
     };
 }
 
@@ -136,10 +146,10 @@ dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *given, const dlx
     DLX_TRY(dlxi_sized_read(&config, sizeof config, offsetof(dlx_sync_config, overlap), given,
                             "DLX_SYNC_CONFIG_INIT", error));
     DLX_TRY(check_config(&config, error));
-    DLX_TRY(check_tensors(tensors, tensor_count, config.ranks, error));
+    DLX_TRY(check_tensors(&config, tensors, tensor_count, error));
     config = dlxi_sync_options_resolve(&config);
     warn_if_unstable(&config);
-    dlxi_sync_settings settings = {.shard = shard_settings(&config),
+    dlxi_sync_settings settings = {.state = state_settings(&config),
                                    .rank = config.rank,
                                    .ranks = config.ranks,
                                    .gather = config.gather,
@@ -154,7 +164,14 @@ dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *given, const dlx
                                    .lease_windows =
                                        round_steps_max(&config) * config.windows_per_step,
                                    .pace_max = config.pace_max,
-                                   .interrupted = config.interrupted};
+                                   .interrupted = config.interrupted,
+                                   .log = config.log,
+                                   .log_context = config.log_context,
+                                   .memory = {.fetch = config.fetch,
+                                              .store = config.store,
+                                              .context = config.memory_context,
+                                              .staging = config.staging,
+                                              .staging_bytes = config.staging_bytes}};
     snprintf(settings.site, sizeof settings.site, "%s", config.site);
     dlxi_link *link;
     DLX_TRY(dlxi_link_open_site(&link, &config.link, config.site, config.rank, config.log,
@@ -208,16 +225,21 @@ uint32_t dlx_sync_site_count(const dlx_sync *sync) {
     return dlxi_sync_site_count(sync);
 }
 
-uint64_t dlx_sync_take_anchor(dlx_sync *sync) {
-    return dlxi_sync_take_anchor(sync);
+dlx_status dlx_sync_take_anchor(dlx_sync *sync, uint64_t *rounds, dlx_error *error) {
+    if (sync == NULL) DLX_FAIL(error, ARGUMENT, "dlx_sync_take_anchor: sync is NULL");
+    return dlxi_sync_take_anchor(sync, rounds, error);
 }
 
-void dlx_sync_anchor(dlx_sync *sync, float *const *dst) {
-    dlxi_sync_anchor(sync, dst);
+dlx_status dlx_sync_anchor(dlx_sync *sync, float *const *dst, dlx_error *error) {
+    if (sync == NULL || dst == NULL)
+        DLX_FAIL(error, ARGUMENT, "dlx_sync_anchor: an argument is NULL");
+    return dlxi_sync_anchor(sync, dst, error);
 }
 
-void dlx_sync_anchor_hashes(const dlx_sync *sync, uint64_t *dst) {
-    dlxi_sync_anchor_hashes(sync, dst);
+dlx_status dlx_sync_anchor_hashes(dlx_sync *sync, uint64_t *dst, dlx_error *error) {
+    if (sync == NULL || dst == NULL)
+        DLX_FAIL(error, ARGUMENT, "dlx_sync_anchor_hashes: an argument is NULL");
+    return dlxi_sync_anchor_hashes(sync, dst, error);
 }
 
 void dlx_sync_statistics(dlx_sync *sync, dlx_statistics *out) {

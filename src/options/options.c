@@ -84,10 +84,21 @@ static void set_number(void *values, const dlxi_option *option, double value) {
         memcpy(field, &(int){(int)value}, option->size);
 }
 
+static int choice_value(const dlxi_option *option, int i) {
+    return option->values != NULL ? option->values[i] : i;
+}
+
+/* NULL if the value is no choice. */
+static const char *choice_word(const dlxi_option *option, double value) {
+    for (int i = 0; option->words[i] != NULL; i++)
+        if (choice_value(option, i) == value) return option->words[i];
+    return NULL;
+}
+
 static bool in_range(const dlxi_option *option, double value) {
-    if (option->allow_auto && value == DLX_AUTO) return true;
-    if (!(value >= option->min && value <= option->max)) return false;
-    return option->kind != DLXI_OPTION_CHOICE || option->words[(int)value] != NULL;
+    if (option->kind == DLXI_OPTION_CHOICE) return choice_word(option, value) != NULL;
+    return (option->allow_auto && value == DLX_AUTO) ||
+           (value >= option->min && value <= option->max);
 }
 
 static void show_real(char dst[DLXI_OPTION_VALUE_BYTES], double value) {
@@ -99,7 +110,7 @@ void dlxi_option_show_number(char dst[DLXI_OPTION_VALUE_BYTES], const dlxi_optio
                              double value) {
     const char *word = option->allow_auto && value == DLX_AUTO ? "auto" : NULL;
     if (option->kind == DLXI_OPTION_BOOLEAN) word = value != 0 ? "true" : "false";
-    if (option->kind == DLXI_OPTION_CHOICE) word = option->words[(int)value];
+    if (option->kind == DLXI_OPTION_CHOICE) word = choice_word(option, value);
     if (word != NULL)
         snprintf(dst, DLXI_OPTION_VALUE_BYTES, "%s", word);
     else if (option->kind == DLXI_OPTION_INTEGER)
@@ -113,10 +124,9 @@ static void show_choices(char dst[DLXI_OPTION_ALLOWED_BYTES], const dlxi_option 
                          bool by_value) {
     size_t used = 0;
     dst[0] = '\0';
-    for (int i = (int)option->min; i <= (int)option->max && used < DLXI_OPTION_ALLOWED_BYTES; i++) {
+    for (int i = 0; option->words[i] != NULL && used < DLXI_OPTION_ALLOWED_BYTES; i++) {
         char value[DLXI_OPTION_VALUE_BYTES];
-        if (option->words[i] == NULL) continue;
-        snprintf(value, sizeof value, "%d", i);
+        snprintf(value, sizeof value, "%d", choice_value(option, i));
         used += (size_t)snprintf(dst + used, DLXI_OPTION_ALLOWED_BYTES - used, "%s%s",
                                  used > 0 ? ", " : "", by_value ? value : option->words[i]);
     }
@@ -176,7 +186,8 @@ const dlxi_option *dlxi_option_find(const dlxi_option_table *table, const char *
                                     size_t key_bytes) {
     for (size_t i = 0; i < table->count; i++) {
         const dlxi_option *option = &table->options[i];
-        if (strlen(option->key) == key_bytes && memcmp(option->key, key, key_bytes) == 0)
+        if (key_bytes > 0 && strlen(option->key) == key_bytes &&
+            memcmp(option->key, key, key_bytes) == 0)
             return option;
     }
     return NULL;
@@ -349,9 +360,9 @@ dlx_status dlxi_option_parse(void *values, const dlxi_option *option, const char
         *(bool *)field = text[0] == 't';
         return DLX_OK;
     case DLXI_OPTION_CHOICE:
-        for (int i = (int)option->min; i <= (int)option->max; i++) {
-            if (option->words[i] == NULL || !is_text(text, text_bytes, option->words[i])) continue;
-            set_number(values, option, i);
+        for (int i = 0; option->words[i] != NULL; i++) {
+            if (!is_text(text, text_bytes, option->words[i])) continue;
+            set_number(values, option, choice_value(option, i));
             return DLX_OK;
         }
         break;
@@ -406,9 +417,9 @@ dlx_status dlxi_options_set(void *values, const dlxi_option_table *table, const 
 static void assert_option(const dlxi_option_table *table, const dlxi_option *option) {
     const char *key = option->key;
     DLXI_ASSERT(key != NULL && option->comment != NULL && strchr(option->comment, '\n') == NULL);
-    DLXI_ASSERT(strlen(key) > 0 && strlen(key) < DLXI_OPTION_KEY_BYTES);
+    DLXI_ASSERT(strlen(key) < DLXI_OPTION_KEY_BYTES);
     DLXI_ASSERT(strspn(key, "abcdefghijklmnopqrstuvwxyz0123456789_.-") == strlen(key));
-    DLXI_ASSERT(dlxi_option_find(table, key, strlen(key)) == option);
+    DLXI_ASSERT(key[0] == '\0' || dlxi_option_find(table, key, strlen(key)) == option);
     DLXI_ASSERT(dlxi_option_find_section(table, key, strlen(key)) == NULL);
     int depth = 0;
     for (const char *c = key; *c != '\0'; c++) depth += *c == '.';
@@ -435,7 +446,7 @@ static void assert_option(const dlxi_option_table *table, const dlxi_option *opt
         DLXI_ASSERT(option->size == sizeof(bool));
         break;
     case DLXI_OPTION_CHOICE:
-        DLXI_ASSERT(option->size == sizeof(int) && option->words != NULL && option->min >= 0);
+        DLXI_ASSERT(option->size == sizeof(int) && option->words != NULL);
         break;
     case DLXI_OPTION_STRING:
         DLXI_ASSERT(option->size >= 2 && option->default_text != NULL);

@@ -8,7 +8,7 @@
  *   real      double                    0.1, 2e-3; never nan or inf
  *   seconds   uint32_t, milliseconds    0.5, 10
  *   boolean   bool                      true or false
- *   choice    int or enum               one of the words in a table by value
+ *   choice    int or enum               one of the words of a list: its place there, or its value
  *   string    char[n]                   up to n-1 bytes of UTF-8 without control characters
  *   pointer   const char *              the text itself, which must outlive the values; NULL unless given
  *   list      const char *[n]           the same, appended; up to n-1, then NULL
@@ -35,14 +35,14 @@ typedef enum dlxi_option_kind {
 } dlxi_option_kind;
 
 typedef struct dlxi_option {
-    const char *key;   /* "sync.inner_steps", or "--sites" */
+    const char *key;   /* "sync.inner_steps", or "--sites"; "": a field that has no text */
     const char *field; /* what a C caller calls it */
     dlxi_option_kind kind;
     size_t offset, size; /* of the field in the caller's struct, bytes */
     bool is_unsigned;    /* integer */
-    /* Of the field, both allowed. Integers: whole and below 2^53. Choices: of their values. */
-    double min, max;
-    const char *const *words; /* choice: [max + 1], by value; NULL is no choice */
+    double min, max;     /* of a number in the field, both allowed; integers: whole, below 2^53 */
+    const char *const *words; /* choice: ends with NULL */
+    const int *values;        /* choice: of the words; NULL: 0, 1, … */
     const char *default_text; /* as a user would write it; NULL: default_value */
     double default_value;
     const char *comment;    /* one line, no final dot */
@@ -73,11 +73,9 @@ typedef struct dlxi_option_table {
 #define DLXI_OPTION_ROW_STRING(type, key_text, designator, ...)                                    \
     {DLXI_OPTION_HEAD_(type, key_text, STRING, designator),                                        \
      DLXI_OPTION_REST_(__VA_ARGS__, .words = NULL)}
-/* word_table: an array, not a pointer */
-#define DLXI_OPTION_ROW_CHOICE(type, key_text, designator, word_table, ...)                        \
+#define DLXI_OPTION_ROW_CHOICE(type, key_text, designator, word_list, ...)                         \
     {DLXI_OPTION_HEAD_(type, key_text, CHOICE, designator),                                        \
-     .max = sizeof(word_table) / sizeof *(word_table) - 1,                                         \
-     DLXI_OPTION_REST_(__VA_ARGS__, .words = (word_table))}
+     DLXI_OPTION_REST_(__VA_ARGS__, .words = (word_list))}
 #define DLXI_OPTION_ROW_POINTER(type, key_text, designator, shown, sentence)                       \
     {DLXI_OPTION_HEAD_(type, key_text, POINTER, designator), .value_name = (shown),                \
      .comment = (sentence)}

@@ -107,7 +107,7 @@ static void print_section(FILE *out, const void *values, const dlxi_option_table
     for (size_t i = 0; i < section_bytes; i++) depth += section[i] == '.';
     for (size_t i = 0; i < table->count; i++) {
         const dlxi_option *option = &table->options[i];
-        if (strncmp(option->key, section, section_bytes) == 0 &&
+        if (option->key[0] != '\0' && strncmp(option->key, section, section_bytes) == 0 &&
             strchr(option->key + section_bytes, '.') == NULL)
             print(out, values, option, depth);
     }
@@ -147,7 +147,7 @@ dlx_status dlxi_options_print_help(char **out, const dlxi_option_table *table, d
 
 static void print_canonical(FILE *out, const void *values, const dlxi_option_table *table) {
     for (size_t i = 0; i < table->count; i++) {
-        if (table->options[i].site_may_differ) continue;
+        if (table->options[i].site_may_differ || table->options[i].key[0] == '\0') continue;
         fprintf(out, "%s: ", table->options[i].key);
         print_value(out, values, &table->options[i]);
         fputc('\n', out);

@@ -3,24 +3,19 @@
 
 #include "base/hash.h"
 #include "codec/codec.h"
-#include "outer/stability.h"
 
-const char *const dlxi_overlap_words[] = {
-    [DLX_OVERLAP_ALLREDUCE] = "allreduce", [DLX_OVERLAP_NONE] = "none",
-    [DLX_OVERLAP_DELAYED] = "delayed",     [DLX_OVERLAP_EAGER] = "eager",
-    [DLX_OVERLAP_CARRY] = "carry",
-};
 const char *const dlxi_adaptation_words[] = {
     [DLX_ADAPTATION_OFF] = "off",
     [DLX_ADAPTATION_PAPER] = "paper",
     [DLX_ADAPTATION_LINK] = "link",
+    NULL,
 };
-const char *const dlxi_bits_words[] = {[4] = "4", [8] = "8", [16] = "16", [32] = "none"};
+const char *const dlxi_bits_words[] = {"4", "8", "16", "none", NULL};
+const int dlxi_bits_values[] = {4, 8, 16, 32};
 
 #define COUNT_OF(array) (sizeof(array) / sizeof *(array))
-_Static_assert(COUNT_OF(dlxi_overlap_words) == DLXI_MAX_overlap + 1, "a word for every overlap");
-_Static_assert(COUNT_OF(dlxi_adaptation_words) == DLXI_MAX_adaptation + 1, "a word for each");
-_Static_assert(COUNT_OF(dlxi_bits_words) == DLXI_MAX_bits + 1, "a word for every width");
+_Static_assert(COUNT_OF(dlxi_adaptation_words) == DLX_ADAPTATION_LINK + 2, "a word for each");
+_Static_assert(COUNT_OF(dlxi_bits_words) == COUNT_OF(dlxi_bits_values) + 1, "a word for each");
 
 #define ROW(kind, field, ...)   DLXI_OPTION_FROM_ROW(dlx_sync_config, field, kind, field, __VA_ARGS__)
 #define INDEX(kind, field, ...) OPTION_##field,
@@ -76,18 +71,17 @@ static double round_to_float(double value) {
 
 dlx_sync_config dlxi_sync_options_resolve(const dlx_sync_config *config) {
     dlx_sync_config c = *config;
-    double learning_rate, momentum;
-    dlxi_outer_defaults(c.overlap, &learning_rate, &momentum);
-    if (c.outer_learning_rate == DLX_AUTO) c.outer_learning_rate = learning_rate;
-    if (c.outer_momentum == DLX_AUTO) c.outer_momentum = momentum;
+    const dlxi_method *method = dlxi_method_of(c.overlap);
+    if (c.outer_learning_rate == DLX_AUTO) c.outer_learning_rate = method->learning_rate;
+    if (c.outer_momentum == DLX_AUTO) c.outer_momentum = method->momentum;
     c.outer_learning_rate = round_to_float(c.outer_learning_rate);
     c.outer_momentum = round_to_float(c.outer_momentum);
     if (c.factor_rank_min == 0) c.factor_rank_min = (c.factor_rank + 3) / 4;
     if (c.factor_rank_max == 0) c.factor_rank_max = 2 * c.factor_rank;
     if (c.inner_steps_max == 0) c.inner_steps_max = c.inner_steps + c.inner_steps / 2;
-    if (c.overlap == DLX_OVERLAP_NONE) c.inner_steps_max = c.inner_steps;
+    if (method->when == DLXI_WHEN_WAITED_FOR) c.inner_steps_max = c.inner_steps;
     c.keep_unsent = c.keep_unsent && c.error_feedback;
-    if (c.overlap == DLX_OVERLAP_ALLREDUCE) { /* rounds of one step, of whole gradients */
+    if (method->averages_gradients) { /* rounds of one step, of whole gradients */
         c.inner_steps = c.inner_steps_min = c.inner_steps_max = 1;
         c.bits = 32;
         c.factor_rank = c.factor_rank_min = c.factor_rank_max = 0;

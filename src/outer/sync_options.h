@@ -6,23 +6,23 @@
 #define DLXI_OUTER_SYNC_OPTIONS_H
 
 #include "options/options.h"
+#include "outer/method.h"
 
-/* Words by value; NULL is no value. */
-extern const char *const dlxi_overlap_words[DLX_OVERLAP_CARRY + 1];
-extern const char *const dlxi_adaptation_words[DLX_ADAPTATION_LINK + 1];
-extern const char *const dlxi_bits_words[32 + 1];
+extern const char *const dlxi_adaptation_words[], *const dlxi_bits_words[];
+extern const int dlxi_bits_values[];
 
-#define DLXI_KIND_OVERLAP    .kind = DLXI_OPTION_CHOICE, .words = dlxi_overlap_words
+#define DLXI_KIND_OVERLAP    .kind = DLXI_OPTION_CHOICE, .words = dlxi_method_words
 #define DLXI_KIND_ADAPTATION .kind = DLXI_OPTION_CHOICE, .words = dlxi_adaptation_words
 #define DLXI_KIND_COUNT      .kind = DLXI_OPTION_INTEGER, .is_unsigned = true
 #define DLXI_KIND_INT        .kind = DLXI_OPTION_INTEGER
-#define DLXI_KIND_BITS       .kind = DLXI_OPTION_CHOICE, .words = dlxi_bits_words
-#define DLXI_KIND_REAL       .kind = DLXI_OPTION_REAL
-#define DLXI_KIND_AUTO       .kind = DLXI_OPTION_REAL, .allow_auto = true
-#define DLXI_KIND_FLAG       .kind = DLXI_OPTION_BOOLEAN
-#define DLXI_KIND_MS         .kind = DLXI_OPTION_SECONDS, .is_unsigned = true
-#define DLXI_SITES_SAME      .site_may_differ = false
-#define DLXI_SITES_OWN       .site_may_differ = true
+#define DLXI_KIND_BITS                                                                             \
+    .kind = DLXI_OPTION_CHOICE, .words = dlxi_bits_words, .values = dlxi_bits_values
+#define DLXI_KIND_REAL  .kind = DLXI_OPTION_REAL
+#define DLXI_KIND_AUTO  .kind = DLXI_OPTION_REAL, .allow_auto = true
+#define DLXI_KIND_FLAG  .kind = DLXI_OPTION_BOOLEAN
+#define DLXI_KIND_MS    .kind = DLXI_OPTION_SECONDS, .is_unsigned = true
+#define DLXI_SITES_SAME .site_may_differ = false
+#define DLXI_SITES_OWN  .site_may_differ = true
 
 /* A row of one of the interface's tables as a row of the engine, for a struct `type` that has the
  * option as its member `designator`. */

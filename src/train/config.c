@@ -3,24 +3,23 @@
 
 #include <string.h>
 
-#include "model/limits.h"
 #include "outer/sync_options.h"
 
 enum { MICRO_BATCH_AUTO_MAX = 4 };
 
-/* Words by value: [last + 1]. */
-#define WORDS(name, last, ...) static const char *const name[(last) + 1] = {__VA_ARGS__}
-WORDS(families, DLXI_FAMILY_LLAMA, [DLXI_FAMILY_GPT2] = "gpt2", [DLXI_FAMILY_LLAMA] = "llama");
-WORDS(activations, DLXI_RELU, [DLXI_GELU] = "gelu", [DLXI_RELU] = "relu");
-WORDS(optimizers,
-      DLXI_OPTIMIZER_MUON, [DLXI_OPTIMIZER_ADAMW] = "adamw", [DLXI_OPTIMIZER_MUON] = "muon");
-WORDS(precisions, DLXI_PRECISION_BF16, [DLXI_PRECISION_AUTO] = "auto", [DLXI_PRECISION_F32] = "f32",
-      [DLXI_PRECISION_BF16] = "bf16");
-WORDS(backends, 2, "auto", "fast", "ref"); /* the names that the kernels have for them */
-WORDS(paces, DLXI_PACE_RATE, [DLXI_PACE_CONSTANT] = "constant", [DLXI_PACE_RATE] = "rate");
-WORDS(links, DLXI_WAN_MPI, [DLXI_WAN_MEM] = "mem", [DLXI_WAN_ZMQ] = "zmq", [DLXI_WAN_MPI] = "mpi");
-WORDS(securities,
-      DLXI_SECURITY_NONE, [DLXI_SECURITY_CURVE] = "curve", [DLXI_SECURITY_NONE] = "none");
+static const char *const activations[] = {[DLXI_GELU] = "gelu", [DLXI_RELU] = "relu", NULL};
+static const char *const optimizers[] = {
+    [DLXI_OPTIMIZER_ADAMW] = "adamw", [DLXI_OPTIMIZER_MUON] = "muon", NULL};
+static const char *const precisions[] = {[DLXI_PRECISION_AUTO] = "auto",
+                                         [DLXI_PRECISION_F32] = "f32",
+                                         [DLXI_PRECISION_BF16] = "bf16",
+                                         NULL};
+static const char *const paces[] = {
+    [DLXI_PACE_CONSTANT] = "constant", [DLXI_PACE_RATE] = "rate", NULL};
+static const char *const links[] = {
+    [DLXI_WAN_MEM] = "mem", [DLXI_WAN_ZMQ] = "zmq", [DLXI_WAN_MPI] = "mpi", NULL};
+static const char *const securities[] = {
+    [DLXI_SECURITY_CURVE] = "curve", [DLXI_SECURITY_NONE] = "none", NULL};
 
 #define INTEGER(key, field, ...) DLXI_OPTION_ROW_INTEGER(dlxi_config, key, field, __VA_ARGS__)
 #define REAL(key, field, ...)    DLXI_OPTION_ROW_REAL(dlxi_config, key, field, __VA_ARGS__)
@@ -31,15 +30,19 @@ WORDS(securities,
 #define SYNCHRONISER(kind, field, ...)                                                             \
     DLXI_OPTION_FROM_ROW(dlxi_config, sync.field, kind, field, __VA_ARGS__)
 
+#define COORDINATOR(kind, field, ...)                                                              \
+    DLXI_OPTION_FROM_ROW(dlxi_config, coordinator.field, kind, field, __VA_ARGS__)
+
 static const dlxi_option options[] = {
     STRING("run.name", run.name, "quickstart", "what the run is called"),
     INTEGER("run.seed", run.seed, 0, 1e15, "1", "of starting weights, data order and compression"),
     STRING("run.dir", run.dir, "runs/quickstart", "where metrics, summary and weights go",
            .site_may_differ = true),
 
-    CHOICE("model.family", model.family, families, "llama", "gpt2 (also OPT) or llama (also Qwen)"),
+    CHOICE("model.family", model.family, dlxi_family_names, "llama",
+           "gpt2 (also OPT) or llama (also Qwen)"),
     INTEGER("model.layers", model.layers, 1, DLXI_LAYERS_MAX, "4", "blocks"),
-    INTEGER("model.width", model.width, DLXI_WIDTH_MIN, DLXI_WIDTH_MAX, "256",
+    INTEGER("model.width", model.width, 2, DLXI_WIDTH_MAX, "256",
             "of the residual stream; a multiple of heads"),
     INTEGER("model.heads", model.heads, 1, DLXI_HEADS_MAX, "8", "attention heads"),
     INTEGER("model.kv_heads", model.kv_heads, 0, DLXI_HEADS_MAX, "4",
@@ -47,20 +50,20 @@ static const dlxi_option options[] = {
     INTEGER("model.mlp_width", model.mlp_width, 1, DLXI_MLP_WIDTH_MAX, "704",
             "hidden width of a block's MLP"),
     INTEGER("model.context", model.context, 2, DLXI_CONTEXT_MAX, "256", "tokens in a window"),
-    INTEGER("model.vocabulary", model.vocabulary, DLXI_VOCABULARY_MIN, DLXI_VOCABULARY_MAX, "256",
+    INTEGER("model.vocabulary", model.vocabulary, 2, DLXI_VOCABULARY_MAX, "256",
             "at least the data's"),
     CHOICE("model.activation", model.activation, activations, "gelu",
            "gpt2's MLP; llama has SwiGLU"),
     BOOLEAN("model.qkv_bias", model.qkv_bias, "false", "llama: biases on q, k and v, as Qwen has"),
     BOOLEAN("model.tied_head", model.tied_head, "false", "the head is the embedding table"),
-    REAL("model.rope_theta", model.rope_theta, 1, DLXI_ROPE_THETA_MAX, "10000",
+    REAL("model.rope_theta", model.rope_theta, 1, (double)DLXI_ROPE_THETA_MAX, "10000",
          "llama: base of the rotary embedding"),
-    REAL("model.norm_epsilon", model.norm_epsilon, 1e-12, DLXI_NORM_EPSILON_MAX, "1e-5",
+    REAL("model.norm_epsilon", model.norm_epsilon, 1e-12, (double)DLXI_NORM_EPSILON_MAX, "1e-5",
          "added to variances"),
 
-    STRING("data.train", data.train, "data/kjv.train.tokens", "token shard",
+    STRING("data.train", data.train, "data/kjv.train.tokens", "token file",
            .site_may_differ = true),
-    STRING("data.validation", data.validation, "data/kjv.validation.tokens", "token shard",
+    STRING("data.validation", data.validation, "data/kjv.validation.tokens", "token file",
            .site_may_differ = true),
 
     REAL("train.tokens", train.tokens, 1, 1e15, "1.0e6", "of the whole run, all sites"),
@@ -76,13 +79,13 @@ static const dlxi_option options[] = {
     REAL("train.final_learning_rate", train.final_learning_rate, 0, 1, "0.1",
          "at the end, as a share of the peak"),
     REAL("train.warmup_tokens", train.warmup_tokens, 0, 1e15, "1.0e5", "over which the rate rises"),
-    REAL("train.weight_decay", train.weight_decay, 0, DLXI_WEIGHT_DECAY_MAX, "0.1",
-         "decoupled, on matrices"),
+    REAL("train.weight_decay", train.weight_decay, 0, 10, "0.1", "decoupled, on matrices"),
     REAL("train.clip_norm", train.clip_norm, 0, 1e9, "1.0",
          "largest norm of all gradients together; 0: any"),
     CHOICE("train.precision", train.precision, precisions, "auto",
            "of products; auto: bf16 where the CPU has it", .site_may_differ = true),
-    CHOICE("train.backend", train.backend, backends, "auto", "kernels", .site_may_differ = true),
+    CHOICE("train.backend", train.backend, dlxi_kernels_backends, "auto", "kernels",
+           .site_may_differ = true),
     BOOLEAN("train.recompute", train.recompute, "false",
             "keep the inputs of blocks only and run their forward pass again: less memory, a third "
             "more time"),
@@ -98,7 +101,7 @@ static const dlxi_option options[] = {
     INTEGER("site.threads", site.threads, 1, DLXI_THREADS_MAX, "1", "of a rank",
             .site_may_differ = true),
 
-    DLX_SYNC_OPTION_TABLE(SYNCHRONISER)
+    DLX_SYNC_OPTION_TABLE(SYNCHRONISER) DLX_COORDINATOR_OPTION_TABLE(COORDINATOR)
         CHOICE("sync.pace", pace, paces, "rate",
                "rate: H grows as the inner learning rate falls, up to ten times"),
     BOOLEAN("sync.compression.tables", low_rank_tables, "true",
@@ -121,7 +124,8 @@ static const dlxi_option options[] = {
 const dlxi_option_table dlxi_config_table = {options, sizeof options / sizeof *options};
 
 void dlxi_config_set_defaults(dlxi_config *config) {
-    *config = (dlxi_config){.sync = DLX_SYNC_CONFIG_INIT};
+    *config =
+        (dlxi_config){.sync = DLX_SYNC_CONFIG_INIT, .coordinator = DLX_COORDINATOR_CONFIG_INIT};
     dlxi_options_set_defaults(config, &dlxi_config_table);
 }
 
@@ -130,7 +134,7 @@ dlxi_model_config dlxi_config_model(const dlxi_config *config) {
     model.layers = config->model.layers;
     model.width = config->model.width;
     model.heads = config->model.heads;
-    model.kv_heads = config->model.kv_heads == 0 || model.family == DLXI_FAMILY_GPT2
+    model.kv_heads = config->model.kv_heads == 0 || !dlxi_model_parts(&model)->grouped_query
                          ? model.heads
                          : config->model.kv_heads;
     model.mlp_width = config->model.mlp_width;
@@ -172,11 +176,7 @@ dlx_status dlxi_config_partition(dlxi_partition *out, const dlxi_config *config,
 }
 
 const char *dlxi_config_overlap_name(const dlxi_config *config) {
-    return dlxi_overlap_words[config->sync.overlap];
-}
-
-const char *dlxi_config_backend_name(const dlxi_config *config) {
-    return backends[config->train.backend];
+    return dlxi_method_words[config->sync.overlap];
 }
 
 static dlx_status check_site(const dlxi_config *config, dlx_error *error) {

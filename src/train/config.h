@@ -39,8 +39,9 @@ typedef struct dlxi_config {
         int64_t stages, replicas, threads;
         char cut[DLXI_CONFIG_PATH_BYTES];
     } site;
-    /* the synchroniser's options, as generated; the rest of it is the run's to fill in */
+    /* as generated from their tables; what is no option of these structs is the run's to fill in */
     dlx_sync_config sync;
+    dlx_coordinator_config coordinator;
     int pace;             /* sync.pace */
     bool low_rank_tables; /* sync.compression.tables */
     struct {
@@ -62,6 +63,5 @@ dlxi_model_config dlxi_config_model(const dlxi_config *config);
 int64_t dlxi_config_micro_batch(const dlxi_config *config);
 dlx_status dlxi_config_partition(dlxi_partition *out, const dlxi_config *config, dlx_error *error);
 const char *dlxi_config_overlap_name(const dlxi_config *config);
-const char *dlxi_config_backend_name(const dlxi_config *config);
 
 #endif

@@ -496,13 +496,15 @@ typedef struct wide {
     const char *file, *more[3];
 } wide;
 
-static const char *const bit_words[33] = {[4] = "4", [8] = "8", [32] = "none"};
+static const char *const bit_words[] = {"4", "8", "none", NULL};
+static const int bit_values[] = {4, 8, 32};
 
 /* Sections in pieces: their options are printed together. */
 static const dlxi_option wide_options[] = {
     DLXI_OPTION_ROW_INTEGER(wide, "a.wide", wide, 0, 1e15, "auto", "wide", .allow_auto = true),
     DLXI_OPTION_ROW_INTEGER(wide, "b.c.narrow", narrow, -3, 3, NULL, "narrow", .default_value = -2),
-    DLXI_OPTION_ROW_CHOICE(wide, "a.bits", bits, bit_words, NULL, "bits", .default_value = 32),
+    DLXI_OPTION_ROW_CHOICE(wide, "a.bits", bits, bit_words, NULL, "bits", .default_value = 32,
+                           .values = bit_values),
     DLXI_OPTION_ROW_INTEGER(wide, "b.count", count, 0, 3e9 - 1e9, NULL, "count",
                             .default_value = 7),
     {.key = "a.timeout_s",
