@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A subcommand's arguments and its help, by the table of its options; and the config that they name.
- */
+/* A subcommand's arguments and its help, from the table of its options; and the config file. */
 #include "cli.h"
 
 #include <stdio.h>
@@ -11,7 +10,7 @@ static bool is_flag(const dlxi_option *option) {
 }
 
 /* "--sites N   how many sites (1 to 64; 2 unless given)" */
-static void print_row(const dlxi_option *option) {
+static void row_print(const dlxi_option *option) {
     char left[64], allowed[DLXI_OPTION_ALLOWED_BYTES];
     const char *value = option->value_name != NULL ? option->value_name : "";
     snprintf(left, sizeof left, "%s%s%s", is_flag(option) ? option->key : "",
@@ -23,20 +22,20 @@ static void print_row(const dlxi_option *option) {
     printf("\n");
 }
 
-static void print_use(const command *c) {
+static void use_print(const command *c) {
     printf("dilocox %s %s\n  %s\n\n", c->name, c->use, c->summary);
-    for (size_t i = 0; i < c->arguments.count; i++) print_row(&c->arguments.options[i]);
+    for (size_t i = 0; i < c->arguments.count; i++) row_print(&c->arguments.options[i]);
     printf("  %-26s %s\n", "--help", "this text");
 }
 
 /* The positional argument of that number, or NULL. */
-static const dlxi_option *find_positional(const command *c, int number) {
+static const dlxi_option *positional_find(const command *c, int number) {
     for (size_t i = 0; i < c->arguments.count; i++)
         if (!is_flag(&c->arguments.options[i]) && number-- == 0) return &c->arguments.options[i];
     return NULL;
 }
 
-bool parse_arguments(const command *c, int count, char **arguments, int *exit_code) {
+bool arguments_parse(const command *c, int count, char **arguments, int *exit_code) {
     int found = 0;
     dlx_error error;
     *exit_code = EXIT_USE;
@@ -44,7 +43,7 @@ bool parse_arguments(const command *c, int count, char **arguments, int *exit_co
     for (int i = 1; i < count; i++) {
         const char *argument = arguments[i], *value = argument;
         if (strcmp(argument, "--help") == 0) {
-            print_use(c);
+            use_print(c);
             *exit_code = EXIT_DONE;
             return true;
         }
@@ -67,7 +66,7 @@ bool parse_arguments(const command *c, int count, char **arguments, int *exit_co
                                 option->value_name),
                        true;
         } else {
-            option = find_positional(c, found++);
+            option = positional_find(c, found++);
             if (option == NULL)
                 return fail_use("%s: '%s' is one argument too many", c->name, argument), true;
         }
@@ -83,7 +82,7 @@ bool parse_arguments(const command *c, int count, char **arguments, int *exit_co
 
 /* ---- configs --------------------------------------------------------------------------------- */
 
-dlx_status read_config(dlx_config **out, const char *path, const char *run_dir,
+dlx_status config_read(dlx_config **out, const char *path, const char *run_dir,
                        const char *const *sets, dlx_error *error) {
     dlx_status status = dlx_config_open(out, error);
     if (status == DLX_OK && path != NULL) status = dlx_config_load(*out, path, error);
@@ -99,10 +98,10 @@ dlx_status read_config(dlx_config **out, const char *path, const char *run_dir,
     return status;
 }
 
-dlx_config *load_config(const config_arguments *from) {
+dlx_config *config_load(const config_arguments *from) {
     dlx_error error;
     dlx_config *config = NULL;
-    if (read_config(&config, from->path, from->run_dir, from->sets, &error) != DLX_OK)
+    if (config_read(&config, from->path, from->run_dir, from->sets, &error) != DLX_OK)
         fail_with(&error);
     return config;
 }

@@ -38,7 +38,7 @@ static const dlxi_option rows[] = {
                          "stages: one option of the config; may be given often"),
 };
 
-static int bench_model(void) {
+static int model_bench(void) {
     enum { BATCH = 4, LENGTH = 64 };
     dlx_bench_model_result r;
     dlx_error error;
@@ -61,13 +61,13 @@ static int bench_model(void) {
     return EXIT_DONE;
 }
 
-static int compare_values(const void *a, const void *b) {
+static int values_compare(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
 }
 
 /* memcpy, encode and decode in turn, so that all three see the same machine; medians. */
-static int bench_codec(void) {
+static int codec_bench(void) {
     enum { RUNS = 9, BITS = 4 };
     size_t count = (size_t)given.megabytes * (1 << 20) / sizeof(float);
     size_t code_bytes = dlx_codec_bound(count, BITS, given.group);
@@ -99,7 +99,7 @@ static int bench_codec(void) {
                (long long)given.megabytes, given.group,
                (double)(count * sizeof *values) / (double)code_bytes, RUNS);
         for (int k = 0; k < 3; k++) {
-            qsort(seconds[k], RUNS, sizeof(double), compare_values);
+            qsort(seconds[k], RUNS, sizeof(double), values_compare);
             printf("%-12s %6.2f GB/s of f32\n", names[k],
                    (double)(count * sizeof *values) * 1e-9 / seconds[k][RUNS / 2]);
         }
@@ -110,11 +110,11 @@ static int bench_codec(void) {
     return status == DLX_OK ? EXIT_DONE : fail_with(&error);
 }
 
-static int bench_stages(void) {
+static int stages_bench(void) {
     dlx_bench_stages_result r;
     dlx_error error;
     dlx_config *config = NULL;
-    dlx_status status = read_config(&config, given.path, NULL, given.sets, &error);
+    dlx_status status = config_read(&config, given.path, NULL, given.sets, &error);
     if (status == DLX_OK) status = dlx_bench_stages(&r, config, given.stages, &error);
     dlx_config_close(&config);
     if (status != DLX_OK) return fail_with(&error);
@@ -134,9 +134,9 @@ static int bench_stages(void) {
 static int run(void) {
     if (given.group % 2 != 0)
         return fail_use("bench: --group: %d is odd; allowed: even, 2 to 1024", given.group);
-    if (strcmp(given.benchmark, "model") == 0) return bench_model();
-    if (strcmp(given.benchmark, "codec") == 0) return bench_codec();
-    if (strcmp(given.benchmark, "stages") == 0) return bench_stages();
+    if (strcmp(given.benchmark, "model") == 0) return model_bench();
+    if (strcmp(given.benchmark, "codec") == 0) return codec_bench();
+    if (strcmp(given.benchmark, "stages") == 0) return stages_bench();
     return fail_use("bench: unknown benchmark '%s'; choose model, codec or stages",
                     given.benchmark);
 }

@@ -37,9 +37,9 @@ extern const command launch_command, train_command, coordinator_command, eval_co
 #define COMMAND_TABLE(rows)                                                                        \
     { (rows), sizeof(rows) / sizeof *(rows) }
 
-/* Sets the command's values from arguments[1 … count). Prints help or an error itself: true if the
- * program is to end with *exit_code. */
-bool parse_arguments(const command *c, int count, char **arguments, int *exit_code);
+/* Sets the command's values from arguments[1 … count). Prints help or an error; true: the program
+ * ends with *exit_code. */
+bool arguments_parse(const command *c, int count, char **arguments, int *exit_code);
 
 /* What a subcommand with a run's config takes, as its member `config`. */
 typedef struct config_arguments {
@@ -53,12 +53,12 @@ typedef struct config_arguments {
         DLXI_OPTION_ROW_LIST(type, "--set", config.sets, "KEY=VALUE",                              \
                              "one option of the config; may be given often")
 
-/* Defaults, then the file (may be NULL), then run.dir (may be NULL), then sets, which end with NULL.
- * On failure *out is NULL. */
-dlx_status read_config(dlx_config **out, const char *path, const char *run_dir,
+/* Defaults, then the file and run.dir (may be NULL), then sets, which end with NULL. On failure *out
+ * is NULL. */
+dlx_status config_read(dlx_config **out, const char *path, const char *run_dir,
                        const char *const *sets, dlx_error *error);
 /* The same; prints what is wrong, NULL then. */
-dlx_config *load_config(const config_arguments *from);
+dlx_config *config_load(const config_arguments *from);
 
 /* ---- messages -------------------------------------------------------------------------------- */
 
@@ -77,8 +77,8 @@ int exit_code_of(const dlx_error *error);
 /* Both return the exit code. */
 int fail_with(const dlx_error *error);
 int fail_use(const char *format, ...);
-void say_failure(dlx_status status, const char *text);
-void say_killed(const char *text);
+void failure_say(dlx_status status, const char *text);
+void killed_say(const char *text);
 /* Whether what ends a run is the doing of a person or of another process. */
 bool is_consequence(dlx_status status);
 
@@ -88,10 +88,10 @@ bool is_consequence(dlx_status status);
 int launched_rank(void);
 /* Continues in a child, and stays behind as its parent, which reports the signal that ended a rank
  * and passes on signals. Only the child returns. `site` may be NULL. */
-void watch_rank(const config_arguments *from, const char *site);
-/* As fail_with, for a rank: if all failed, one of them speaks; if the others go on, says who this is
- * and ends the job. `cluster` and `config` may be NULL. */
-int fail_rank(dlx_cluster *cluster, const dlx_config *config, int job_sites, dlx_error *error);
+void rank_watch(const config_arguments *from, const char *site);
+/* As fail_with, for a rank: if all failed, one of them prints its error; if the others go on, this
+ * one prints which rank it is and ends the job. `cluster` and `config` may be NULL. */
+int rank_fail(dlx_cluster *cluster, const dlx_config *config, int job_sites, dlx_error *error);
 
 /* ---- interrupts ------------------------------------------------------------------------------ */
 
@@ -100,14 +100,14 @@ int fail_rank(dlx_cluster *cluster, const dlx_config *config, int job_sites, dlx
 extern volatile sig_atomic_t interrupted;
 void interrupt(void); /* sets it, from any thread or a handler */
 bool is_interrupted(void);
-void catch_interrupts(bool by_launcher);
+void interrupts_catch(bool by_launcher);
 
 /* ---- progress -------------------------------------------------------------------------------- */
 
 /* "step 120/480  loss 2.310  41.2k tokens/s  round 5  rank 16.0  H 25  sent 1.2 MB  busy 97%  left
  * 1:05" */
-void format_step(char line[LINE_BYTES], const dlx_event *event);
-void format_bytes(char text[32], double bytes);
+void step_format(char line[LINE_BYTES], const dlx_event *event);
+void bytes_format(char text[32], double bytes);
 double now_s(void); /* of a clock that only runs forward */
 
 /* One line per site, redrawn on a terminal; on a pipe, or if `plain`, a line per site every few
@@ -120,11 +120,11 @@ void display_text(display *d, const char *site, const char *text);
 void display_close(display *d);
 
 /* The end of a run: RUN_DIR/summary.json in words, and a sample of what the model writes. */
-int print_results(const dlx_config *config);
+int results_print(const dlx_config *config);
 /* The end of an interrupted one. */
-int print_interrupted(const dlx_config *config);
+int interruption_print(const dlx_config *config);
 
 /* launch with wan.link: mem: sites are threads of this process. */
-int launch_threads(const dlx_config *config, int sites);
+int threads_launch(const dlx_config *config, int sites);
 
 #endif

@@ -30,7 +30,7 @@ static int run(void) {
         dlx_config *config = NULL;
         if (given.defaults && given.config.path != NULL)
             return fail_use("config: --defaults takes no file");
-        if (!given.defaults && (config = load_config(&given.config)) == NULL) return EXIT_USE;
+        if (!given.defaults && (config = config_load(&given.config)) == NULL) return EXIT_USE;
         status = dlx_config_print(&text, config, &error);
         dlx_config_close(&config);
     }

@@ -40,10 +40,10 @@ static void on_event(void *context, const dlx_event *event) {
 
 static int run(void) {
     if (given.for_launcher) speak_to_launcher();
-    dlx_config *config = load_config(&given.config);
+    dlx_config *config = config_load(&given.config);
     if (config == NULL) return EXIT_USE;
     if (given.for_launcher) prctl(PR_SET_PDEATHSIG, SIGTERM); /* launch takes it with it */
-    catch_interrupts(false);
+    interrupts_catch(false);
     if (dlx_config_one_job(config) || dlx_config_in_process(config)) {
         dlx_config_close(&config);
         return fail_use("coordinator: wan.link is mem or mpi, whose coordinator is part of launch "
@@ -58,7 +58,7 @@ static int run(void) {
     options.interrupted = &interrupted;
     dlx_status status = dlx_coordinate(config, &options, &error);
     int exit_code = status == DLX_OK ? EXIT_DONE : fail_with(&error);
-    if (status == DLX_OK && !given.for_launcher) print_results(config);
+    if (status == DLX_OK && !given.for_launcher) results_print(config);
     dlx_config_close(&config);
     return exit_code;
 }

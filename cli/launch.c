@@ -74,20 +74,20 @@ typedef struct launch {
 } launch;
 
 /* Says why, and returns false. */
-static bool fail_system(const char *format, ...) {
+static bool system_fail(const char *format, ...) {
     char text[1024];
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    say_failure(DLX_SYSTEM, text);
+    failure_say(DLX_SYSTEM, text);
     return false;
 }
 
 /* ---- keys ------------------------------------------------------------------------------------ */
 
 /* Throwaway keys of this run: RUN_DIR/keys/<name>.key and RUN_DIR/keys/roster.txt. */
-static bool make_keys(const launch *l) {
+static bool keys_make(const launch *l) {
     char directory[600], path[700], public_text[DLXI_KEY_TEXT_BYTES];
     dlx_error error;
     snprintf(directory, sizeof directory, "%s/keys", dlx_config_run_dir(l->config));
@@ -96,11 +96,11 @@ static bool make_keys(const launch *l) {
         char part[600];
         snprintf(part, sizeof part, "%.*s", (int)i, directory);
         if (mkdir(part, i == strlen(directory) ? 0700 : 0777) != 0 && errno != EEXIST)
-            return fail_system("%s: cannot make this directory: %s", part, strerror(errno));
+            return system_fail("%s: cannot make this directory: %s", part, strerror(errno));
     }
     snprintf(path, sizeof path, "%s/roster.txt", directory);
     FILE *roster = fopen(path, "w");
-    if (roster == NULL) return fail_system("%s: %s", path, strerror(errno));
+    if (roster == NULL) return system_fail("%s: %s", path, strerror(errno));
     bool fine = true;
     for (int i = 0; fine && i <= l->sites; i++) {
         snprintf(path, sizeof path, "%s/%s.key", directory, l->children[i].name);
@@ -116,24 +116,23 @@ static bool make_keys(const launch *l) {
 
 /* ---- children -------------------------------------------------------------------------------- */
 
-static void append_words(const char **arguments, int *count, const char *a, const char *b) {
+static void words_append(const char **arguments, int *count, const char *a, const char *b) {
     arguments[(*count)++] = a;
     if (b != NULL) arguments[(*count)++] = b;
 }
 
 /* Ranks share this machine: none is bound to a core, and they may outnumber the cores. */
-static void append_mpirun(const launch *l, const char **arguments, int *count, const char *ranks) {
+static void mpirun_append(const launch *l, const char **arguments, int *count, const char *ranks) {
     static const char *const words[] = {"mpirun",          "-q",        "--allow-run-as-root",
                                         "--oversubscribe", "--bind-to", "none"};
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
-        append_words(arguments, count, words[i], NULL);
-    append_words(arguments, count, "-n", ranks);
-    append_words(arguments, count, l->program, NULL);
+        words_append(arguments, count, words[i], NULL);
+    words_append(arguments, count, "-n", ranks);
+    words_append(arguments, count, l->program, NULL);
 }
 
-/* If a launcher started this program, the variables that say which rank it is are not for the sites.
- */
-static void forget_launcher(void) {
+/* Removes the variables of the launcher that started this program, if any: they name its rank. */
+static void launcher_forget(void) {
     static const char *const prefixes[] = {"PMIX_", "PMI_", "OMPI_"};
     extern char **environ;
     if (launched_rank() < 0) return;
@@ -150,7 +149,7 @@ static void forget_launcher(void) {
     }
 }
 
-static bool start_child(launch *l, child *c) {
+static bool child_start(launch *l, child *c) {
     const char *arguments[ARGUMENTS_MAX];
     char key[700], roster[700], sites[16], ranks[16];
     int count = 0;
@@ -158,34 +157,34 @@ static bool start_child(launch *l, child *c) {
     snprintf(ranks, sizeof ranks, "%u",
              dlx_config_ranks(l->config) * (c->kind == JOB ? (unsigned)l->sites : 1));
     if (c->by_mpirun)
-        append_mpirun(l, arguments, &count, ranks);
+        mpirun_append(l, arguments, &count, ranks);
     else
-        append_words(arguments, &count, "dilocox", NULL);
-    append_words(arguments, &count, c->kind == COORDINATOR ? "coordinator" : "train", NULL);
-    append_words(arguments, &count, given.config.path, "--for-launcher");
+        words_append(arguments, &count, "dilocox", NULL);
+    words_append(arguments, &count, c->kind == COORDINATOR ? "coordinator" : "train", NULL);
+    words_append(arguments, &count, given.config.path, "--for-launcher");
     if (given.config.run_dir != NULL)
-        append_words(arguments, &count, "--run-dir", given.config.run_dir);
-    for (int i = 0; l->sets[i] != NULL; i++) append_words(arguments, &count, "--set", l->sets[i]);
+        words_append(arguments, &count, "--run-dir", given.config.run_dir);
+    for (int i = 0; l->sets[i] != NULL; i++) words_append(arguments, &count, "--set", l->sets[i]);
     snprintf(key, sizeof key, "wan.key=%s/keys/%s.key", dlx_config_run_dir(l->config), c->name);
     snprintf(roster, sizeof roster, "wan.roster=%s/keys/roster.txt", dlx_config_run_dir(l->config));
     if (c->kind != JOB && dlx_config_encrypted(l->config)) {
-        append_words(arguments, &count, "--set", key);
-        append_words(arguments, &count, "--set", roster);
+        words_append(arguments, &count, "--set", key);
+        words_append(arguments, &count, "--set", roster);
     }
     if (c->kind == SITE) {
-        append_words(arguments, &count, "--site", c->name);
-        append_words(arguments, &count, "--coordinator", l->endpoint);
+        words_append(arguments, &count, "--site", c->name);
+        words_append(arguments, &count, "--coordinator", l->endpoint);
     } else {
-        append_words(arguments, &count, "--sites", sites);
+        words_append(arguments, &count, "--sites", sites);
     }
     arguments[count] = NULL;
 
     int ends[PIPES][2];
     if (pipe2(ends[0], O_CLOEXEC) != 0)
-        return fail_system("cannot make a pipe: %s", strerror(errno));
+        return system_fail("cannot make a pipe: %s", strerror(errno));
     if (pipe2(ends[1], O_CLOEXEC) != 0) {
         close(ends[0][0]), close(ends[0][1]);
-        return fail_system("cannot make a pipe: %s", strerror(errno));
+        return system_fail("cannot make a pipe: %s", strerror(errno));
     }
     c->pid = fork();
     if (c->pid == 0) {
@@ -210,11 +209,11 @@ static bool start_child(launch *l, child *c) {
     }
     if (c->pid > 0) return true;
     c->pid = 0;
-    return fail_system("cannot start %s: %s", c->name, strerror(errno));
+    return system_fail("cannot start %s: %s", c->name, strerror(errno));
 }
 
 /* "NAME rest": the rest, and NAME's number among the sites, or −1. */
-static const char *after_site(const launch *l, const char *text, int *site, char name[SITE_BYTES]) {
+static const char *site_parse(const launch *l, const char *text, int *site, char name[SITE_BYTES]) {
     size_t length = strcspn(text, " ");
     snprintf(name, SITE_BYTES, "%.*s", (int)length, text);
     *site = -1;
@@ -224,7 +223,7 @@ static const char *after_site(const launch *l, const char *text, int *site, char
 }
 
 /* list ← list; text */
-static void append_reason(char list[REASON_BYTES], const char *text) {
+static void reason_append(char list[REASON_BYTES], const char *text) {
     size_t length = strlen(list);
     snprintf(list + length, REASON_BYTES - length, "%s%s", length > 0 ? "; " : "", text);
 }
@@ -235,28 +234,27 @@ static void on_line(launch *l, int index, int pipe, const char *line) {
     const char *rest = line + strcspn(line, " ") + (strchr(line, ' ') != NULL);
     int site;
     if (pipe == 1) {
-        append_reason(c->noise, line);
+        reason_append(c->noise, line);
     } else if (strncmp(line, "step ", 5) == 0) {
-        rest = after_site(l, rest, &site, name);
+        rest = site_parse(l, rest, &site, name);
         if (site >= 0) display_step(l->display, site, rest);
     } else if (strncmp(line, "text ", 5) == 0) {
-        rest = after_site(l, rest, &site, name);
+        rest = site_parse(l, rest, &site, name);
         display_text(l->display, name, rest);
     } else if (strncmp(line, "listening ", 10) == 0) {
         snprintf(l->endpoint, sizeof l->endpoint, "%s", rest);
     } else if (strncmp(line, "failed ", 7) == 0) {
         c->has_cause = c->has_cause || !is_consequence((dlx_status)strtol(rest, &text, 10));
-        append_reason(c->reason, text + (*text == ' '));
+        reason_append(c->reason, text + (*text == ' '));
     } else if (strncmp(line, "killed ", 7) == 0) {
-        append_reason(c->reason, rest);
-        /* a rank's parent says so at once; mpirun takes seconds to end, and others may fail for it
-         * before */
+        reason_append(c->reason, rest);
+        /* mpirun takes seconds to end, and other children may fail because of it before */
         if (l->failed < 0) l->failed = index;
     }
 }
 
 /* Takes what a pipe holds, line by line. */
-static void drain_pipe(launch *l, int index, int pipe) {
+static void pipe_drain(launch *l, int index, int pipe) {
     child *c = &l->children[index];
     while (c->pipes[pipe] >= 0) {
         char *buffer = c->buffer[pipe];
@@ -286,13 +284,13 @@ static void drain_pipe(launch *l, int index, int pipe) {
     }
 }
 
-static int count_running(const launch *l) {
+static int running_count(const launch *l) {
     int count = 0;
     for (int i = 0; i < l->count; i++) count += l->children[i].pid > 0;
     return count;
 }
 
-static void signal_all(const launch *l, int number, bool gently) {
+static void children_signal(const launch *l, int number, bool gently) {
     for (int i = 0; i < l->count; i++) {
         const child *c = &l->children[i];
         /* mpirun passes SIGUSR1 on and lives; on other signals it soon kills its ranks */
@@ -301,19 +299,19 @@ static void signal_all(const launch *l, int number, bool gently) {
     }
 }
 
-static void reap_children(launch *l) {
+static void children_reap(launch *l) {
     for (int i = 0; i < l->count; i++) {
         child *c = &l->children[i];
         int status;
         if (c->pid <= 0 || waitpid(c->pid, &status, WNOHANG) != c->pid) continue;
         c->pid = 0;
         c->status = status;
-        for (int p = 0; p < PIPES; p++) drain_pipe(l, i, p);
+        for (int p = 0; p < PIPES; p++) pipe_drain(l, i, p);
         if (l->failed < 0 && (!WIFEXITED(status) || WEXITSTATUS(status) != 0)) l->failed = i;
     }
 }
 
-static void poll_once(launch *l, int timeout_ms) {
+static void pipes_poll(launch *l, int timeout_ms) {
     struct pollfd fds[(DLXI_SITES_MAX + 1) * PIPES];
     int owners[(DLXI_SITES_MAX + 1) * PIPES];
     nfds_t count = 0;
@@ -326,30 +324,30 @@ static void poll_once(launch *l, int timeout_ms) {
     }
     if (poll(fds, count, timeout_ms) > 0)
         for (nfds_t k = 0; k < count; k++)
-            if (fds[k].revents != 0) drain_pipe(l, owners[k] / PIPES, owners[k] % PIPES);
-    reap_children(l);
+            if (fds[k].revents != 0) pipe_drain(l, owners[k] / PIPES, owners[k] % PIPES);
+    children_reap(l);
 }
 
-static void wait_for_all(launch *l, int wait_ms) {
+static void children_wait(launch *l, int wait_ms) {
     for (double deadline_s = now_s() + 1e-3 * wait_ms;
-         count_running(l) > 0 && now_s() < deadline_s;)
-        poll_once(l, 50);
+         running_count(l) > 0 && now_s() < deadline_s;)
+        pipes_poll(l, 50);
 }
 
 /* Ends all that still run; asks them first. */
-static void end_all(launch *l, int number, int job_grace_ms) {
+static void children_end(launch *l, int number, int job_grace_ms) {
     bool jobs = l->children[0].by_mpirun;
-    signal_all(l, number, true);
-    wait_for_all(l, jobs ? job_grace_ms : GRACE_MS);
-    if (jobs && count_running(l) > 0) {
-        signal_all(l, SIGTERM, false);
-        wait_for_all(l, JOB_GRACE_MS);
+    children_signal(l, number, true);
+    children_wait(l, jobs ? job_grace_ms : GRACE_MS);
+    if (jobs && running_count(l) > 0) {
+        children_signal(l, SIGTERM, false);
+        children_wait(l, JOB_GRACE_MS);
     }
-    signal_all(l, SIGKILL, false);
-    while (count_running(l) > 0) poll_once(l, 50);
+    children_signal(l, SIGKILL, false);
+    while (running_count(l) > 0) pipes_poll(l, 50);
 }
 
-static int report_failure(const launch *l) {
+static int failure_report(const launch *l) {
     const child *c = &l->children[l->failed];
     const char *why = c->reason[0] != '\0' ? c->reason : c->noise;
     if (WIFSIGNALED(c->status) && c->reason[0] == '\0')
@@ -363,46 +361,46 @@ static int report_failure(const launch *l) {
     return use ? EXIT_USE : EXIT_FAILED;
 }
 
-static bool start_all(launch *l) {
+static bool children_start(launch *l) {
     child *first = &l->children[0], *last = &l->children[l->count - 1];
-    if (first->kind == JOB) return start_child(l, first);
-    if (!start_child(l, last)) return false;
-    while (l->endpoint[0] == '\0' && last->pid > 0 && !interrupted) poll_once(l, 100);
+    if (first->kind == JOB) return child_start(l, first);
+    if (!child_start(l, last)) return false;
+    while (l->endpoint[0] == '\0' && last->pid > 0 && !interrupted) pipes_poll(l, 100);
     for (int i = 0; i < l->sites && l->failed < 0 && !interrupted; i++)
-        if (!start_child(l, &l->children[i])) return false;
+        if (!child_start(l, &l->children[i])) return false;
     return true;
 }
 
-static int run_children(launch *l) {
-    if (!start_all(l)) {
-        end_all(l, SIGTERM, JOB_GRACE_MS);
+static int children_run(launch *l) {
+    if (!children_start(l)) {
+        children_end(l, SIGTERM, JOB_GRACE_MS);
         return EXIT_FAILED;
     }
-    while (count_running(l) > 0 && l->failed < 0 && !interrupted) poll_once(l, 100);
+    while (running_count(l) > 0 && l->failed < 0 && !interrupted) pipes_poll(l, 100);
     if (interrupted && l->failed < 0) {
         if (l->children[0].by_mpirun)
             display_text(
                 l->display, "launch",
                 "interrupted; ranks end their step and save. Ctrl-C again ends them at once");
-        end_all(l, SIGINT, INT_MAX);
+        children_end(l, SIGINT, INT_MAX);
         display_close(l->display);
         for (int i = 0; i < l->count; i++)
             if (l->children[i].has_cause)
                 fprintf(stderr, "dilocox: %s: %s\n", l->children[i].name, l->children[i].reason);
-        return print_interrupted(l->config);
+        return interruption_print(l->config);
     }
     if (l->failed >= 0) {
-        wait_for_all(l, 500); /* the coordinator notifies the others first */
-        end_all(l, SIGTERM, JOB_GRACE_MS);
+        children_wait(l, 500); /* the coordinator notifies the others first */
+        children_end(l, SIGTERM, JOB_GRACE_MS);
         display_close(l->display);
-        return report_failure(l);
+        return failure_report(l);
     }
     display_close(l->display);
-    return print_results(l->config);
+    return results_print(l->config);
 }
 
 /* What to start: the sites and the coordinator, or the job that holds them all. */
-static void list_children(launch *l) {
+static void children_list(launch *l) {
     bool one_job = dlx_config_one_job(l->config),
          by_mpirun = one_job || dlx_config_ranks(l->config) > 1;
     l->count = one_job ? 1 : l->sites + 1;
@@ -420,7 +418,7 @@ static void list_children(launch *l) {
 }
 
 /* Sets of the command line, then those that --stages and --replicas stand for. */
-static void list_sets(launch *l) {
+static void sets_list(launch *l) {
     int used = 0;
     for (; given.config.sets[used] != NULL; used++) l->sets[used] = given.config.sets[used];
     snprintf(l->stages, sizeof l->stages, "site.stages=%d", given.stages);
@@ -429,33 +427,33 @@ static void list_sets(launch *l) {
     if (given.replicas > 0) l->sets[used++] = l->replicas;
 }
 
-static int launch_processes(launch *l) {
+static int processes_launch(launch *l) {
     const char *names[DLXI_SITES_MAX];
     if (readlink("/proc/self/exe", l->program, sizeof l->program - 1) < 0) {
-        fail_system("launch: cannot find this program in /proc: %s", strerror(errno));
+        system_fail("launch: cannot find this program in /proc: %s", strerror(errno));
         return EXIT_FAILED;
     }
     l->failed = -1;
-    list_children(l);
+    children_list(l);
     for (int i = 0; i < l->sites; i++) names[i] = l->names[i];
     l->display = display_open(names, l->sites, false);
     bool keys = dlx_config_encrypted(l->config) && !dlx_config_one_job(l->config);
-    return keys && !make_keys(l) ? EXIT_FAILED : run_children(l);
+    return keys && !keys_make(l) ? EXIT_FAILED : children_run(l);
 }
 
 static int run(void) {
     static launch l;
     dlx_error error;
     dlx_config *config = NULL;
-    list_sets(&l);
-    if (read_config(&config, given.config.path, given.config.run_dir, l.sets, &error) != DLX_OK)
+    sets_list(&l);
+    if (config_read(&config, given.config.path, given.config.run_dir, l.sets, &error) != DLX_OK)
         return fail_with(&error);
-    catch_interrupts(false);
-    forget_launcher();
+    interrupts_catch(false);
+    launcher_forget();
     l.config = config;
     l.sites = given.sites;
     int exit_code =
-        dlx_config_in_process(config) ? launch_threads(config, l.sites) : launch_processes(&l);
+        dlx_config_in_process(config) ? threads_launch(config, l.sites) : processes_launch(&l);
     dlx_config_close(&config);
     l.config = NULL;
     return exit_code;

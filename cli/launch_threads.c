@@ -30,14 +30,14 @@ static void on_event(void *context, const dlx_event *event) {
     worker *w = context;
     char line[LINE_BYTES];
     if (event->kind == DLX_EVENT_STEP) {
-        format_step(line, event);
+        step_format(line, event);
         display_step(w->shared->display, w->index, line);
     } else if (event->kind == DLX_EVENT_MESSAGE) {
         display_text(w->shared->display, w->name, event->text);
     }
 }
 
-static void *run_worker(void *context) {
+static void *worker_run(void *context) {
     worker *w = context;
     if (w->index == w->shared->sites) {
         dlx_coordinate_options options = DLX_COORDINATE_OPTIONS_INIT;
@@ -65,7 +65,7 @@ static void *run_worker(void *context) {
     return NULL;
 }
 
-int launch_threads(const dlx_config *config, int sites) {
+int threads_launch(const dlx_config *config, int sites) {
     static worker workers[DLXI_SITES_MAX + 1];
     const char *names[DLXI_SITES_MAX];
     dlx_error error;
@@ -83,7 +83,7 @@ int launch_threads(const dlx_config *config, int sites) {
     all.display = display_open(names, sites, false);
     int started = 0;
     while (started <= sites &&
-           pthread_create(&workers[started].thread, NULL, run_worker, &workers[started]) == 0)
+           pthread_create(&workers[started].thread, NULL, worker_run, &workers[started]) == 0)
         started++;
     if (started <= sites) interrupt();
     for (int i = 0; i < started; i++) pthread_join(workers[i].thread, NULL);
@@ -94,12 +94,12 @@ int launch_threads(const dlx_config *config, int sites) {
     for (int i = 0; i <= sites; i++)
         if (workers[i].failed_as > 0 && (first == NULL || workers[i].failed_as < first->failed_as))
             first = &workers[i];
-    if (first == NULL) return print_results(config);
+    if (first == NULL) return results_print(config);
     if (all.interrupted) {
         for (int i = 0; i <= sites; i++)
             if (workers[i].failed_as > 0 && !is_consequence(workers[i].status))
                 fprintf(stderr, "dilocox: %s: %s\n", workers[i].name, workers[i].error.message);
-        return print_interrupted(config);
+        return interruption_print(config);
     }
     dlx_error named = {.status = first->status};
     snprintf(named.message, sizeof named.message, "%s failed: %.400s", first->name,

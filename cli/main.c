@@ -11,7 +11,7 @@ static const command *const commands[] = {&launch_command, &train_command,    &c
                                           &config_command, &keygen_command,   &bench_command};
 enum { COMMANDS = sizeof commands / sizeof *commands };
 
-static void print_help(FILE *to) {
+static void help_print(FILE *to) {
     fprintf(
         to,
         "dilocox trains large neural networks across sites that are joined by slow networks.\n\n");
@@ -27,11 +27,11 @@ int main(int count, char **arguments) {
     int exit_code;
     setlocale(LC_CTYPE, "");
     if (count < 2) {
-        print_help(stderr);
+        help_print(stderr);
         return EXIT_USE;
     }
     if (strcmp(arguments[1], "--help") == 0 || strcmp(arguments[1], "help") == 0) {
-        print_help(stdout);
+        help_print(stdout);
         return EXIT_DONE;
     }
     if (strcmp(arguments[1], "--version") == 0) {
@@ -40,7 +40,7 @@ int main(int count, char **arguments) {
     }
     for (size_t i = 0; i < COMMANDS; i++)
         if (strcmp(arguments[1], commands[i]->name) == 0)
-            return parse_arguments(commands[i], count - 1, arguments + 1, &exit_code)
+            return arguments_parse(commands[i], count - 1, arguments + 1, &exit_code)
                        ? exit_code
                        : commands[i]->run();
     return fail_use("'%s' is no subcommand; 'dilocox --help' lists them", arguments[1]);

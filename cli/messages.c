@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Interrupts, and what is said when something fails: to a person or to `dilocox launch`. */
+/* Interrupts, and errors: for a person, or for `dilocox launch`. */
 #include "cli.h"
 
 #include <signal.h>
@@ -25,8 +25,8 @@ bool is_interrupted(void) {
 #endif
 }
 
-/* A launcher that signals every process of a rank, and its parent that passes its own on, are one
- * wish in two signals; and a launcher kills what does not end. */
+/* A launcher may signal a rank and its parent, which passes the signal on: the second one is no
+ * second request. And a launcher kills what does not end. */
 static bool launcher_signals;
 
 static void on_signal(int number) {
@@ -34,7 +34,7 @@ static void on_signal(int number) {
     interrupt();
 }
 
-void catch_interrupts(bool by_launcher) {
+void interrupts_catch(bool by_launcher) {
     launcher_signals = by_launcher;
     struct sigaction action = {.sa_handler = on_signal};
     sigaction(SIGINT, &action, NULL);
@@ -52,7 +52,7 @@ void speak_to_launcher(void) {
     to_launcher = true;
 }
 
-void say_failure(dlx_status status, const char *text) {
+void failure_say(dlx_status status, const char *text) {
     if (to_launcher)
         printf("failed %d %s\n", (int)status, text);
     else
@@ -60,7 +60,7 @@ void say_failure(dlx_status status, const char *text) {
     fflush(NULL);
 }
 
-void say_killed(const char *text) {
+void killed_say(const char *text) {
     if (to_launcher)
         printf("killed %s\n", text);
     else
@@ -74,18 +74,18 @@ int exit_code_of(const dlx_error *error) {
 
 int fail_with(const dlx_error *error) {
     /* no message: another rank of the job has it */
-    if (error->message[0] != '\0') say_failure(error->status, error->message);
+    if (error->message[0] != '\0') failure_say(error->status, error->message);
     return exit_code_of(error);
 }
 
 int fail_use(const char *format, ...) {
-    if (launched_rank() > 0) return EXIT_USE; /* the first of a job's ranks says it for all */
+    if (launched_rank() > 0) return EXIT_USE; /* the first of a job's ranks prints it */
     char text[sizeof((dlx_error *)NULL)->message];
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    say_failure(DLX_ARGUMENT, text);
+    failure_say(DLX_ARGUMENT, text);
     return EXIT_USE;
 }
 

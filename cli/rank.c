@@ -27,11 +27,11 @@ int launched_rank(void) {
 
 static volatile sig_atomic_t watched; /* the child's process id */
 
-static void pass_on(int number) {
+static void signal_pass(int number) {
     if (watched > 0) kill((pid_t)watched, number);
 }
 
-static void report_signal(const dlx_config *config, const char *site, int number) {
+static void signal_report(const dlx_config *config, const char *site, int number) {
     char name[64];
     uint32_t rank = (uint32_t)launched_rank();
     snprintf(name, sizeof name, "rank %u", rank);
@@ -43,10 +43,10 @@ static void report_signal(const dlx_config *config, const char *site, int number
     char text[256];
     snprintf(text, sizeof text, "%s%s was ended by signal %d (%s)", name, of, number,
              strsignal(number));
-    say_killed(text);
+    killed_say(text);
 }
 
-void watch_rank(const config_arguments *from, const char *site) {
+void rank_watch(const config_arguments *from, const char *site) {
     pid_t parent = getpid(), child = fork();
     if (child < 0) return; /* unwatched, then */
     if (child == 0) {
@@ -56,7 +56,7 @@ void watch_rank(const config_arguments *from, const char *site) {
         return;
     }
     watched = child;
-    struct sigaction action = {.sa_handler = pass_on, .sa_flags = SA_RESTART};
+    struct sigaction action = {.sa_handler = signal_pass, .sa_flags = SA_RESTART};
     static const int passed[] = {SIGINT, SIGTERM, SIGUSR1, SIGHUP};
     for (size_t i = 0; i < sizeof passed / sizeof *passed; i++) sigaction(passed[i], &action, NULL);
     int status;
@@ -68,8 +68,8 @@ void watch_rank(const config_arguments *from, const char *site) {
     if (got == child && WIFSIGNALED(status)) {
         dlx_config *config = NULL;
         dlx_error ignored;
-        if (read_config(&config, from->path, NULL, from->sets, &ignored) != DLX_OK) config = NULL;
-        report_signal(config, site, WTERMSIG(status));
+        if (config_read(&config, from->path, NULL, from->sets, &ignored) != DLX_OK) config = NULL;
+        signal_report(config, site, WTERMSIG(status));
     }
     _exit(EXIT_FAILED);
 }
@@ -83,7 +83,7 @@ static uint32_t patience_ms(const dlx_cluster *cluster, const dlx_error *error, 
            STEP_MS * (rank < STEPS_MAX ? rank : STEPS_MAX);
 }
 
-int fail_rank(dlx_cluster *cluster, const dlx_config *config, int job_sites, dlx_error *error) {
+int rank_fail(dlx_cluster *cluster, const dlx_config *config, int job_sites, dlx_error *error) {
     int exit_code = exit_code_of(error);
     if (cluster == NULL ||
         dlx_cluster_all_failed(cluster, error, patience_ms(cluster, error, job_sites))) {
@@ -100,7 +100,7 @@ int fail_rank(dlx_cluster *cluster, const dlx_config *config, int job_sites, dlx
     bool ended_by_another = dlx_cluster_rank(cluster) > 0 && is_interrupted();
     char text[sizeof name + sizeof of + sizeof error->message];
     snprintf(text, sizeof text, "%s%s: %s", name, of, error->message);
-    if (!ended_by_another) say_failure(error->status, text);
+    if (!ended_by_another) failure_say(error->status, text);
     dlx_cluster_abort(cluster, exit_code);
     return exit_code;
 }

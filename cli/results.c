@@ -11,7 +11,7 @@ static double number(const json_t *summary, const char *key) {
     return json_number_value(json_object_get(summary, key));
 }
 
-static void print_sample(const char *weights) {
+static void sample_print(const char *weights) {
     const dlx_generate_options options = {.size = sizeof options,
                                           .prompt = "And ",
                                           .tokens = 240,
@@ -33,13 +33,13 @@ static void print_sample(const char *weights) {
     free(text);
 }
 
-int print_interrupted(const dlx_config *config) {
+int interruption_print(const dlx_config *config) {
     fprintf(stderr, "dilocox: interrupted; partial results are in %s\n",
             dlx_config_run_dir(config));
     return EXIT_FAILED;
 }
 
-int print_results(const dlx_config *config) {
+int results_print(const dlx_config *config) {
     char path[1024], sent[32], equivalent[32];
     const char *directory = dlx_config_run_dir(config);
     snprintf(path, sizeof path, "%s/summary.json", directory);
@@ -49,8 +49,8 @@ int print_results(const dlx_config *config) {
         fprintf(stderr, "dilocox: %s: %s\n", path, why.text);
         return EXIT_FAILED;
     }
-    format_bytes(sent, number(summary, "wan_bytes_sent"));
-    format_bytes(equivalent, number(summary, "allreduce_bytes_equivalent"));
+    bytes_format(sent, number(summary, "wan_bytes_sent"));
+    bytes_format(equivalent, number(summary, "allreduce_bytes_equivalent"));
     printf("\nvalidation loss    %.4f before, %.4f after %.0f tokens in %.0f rounds\n",
            number(summary, "val_loss_initial"), number(summary, "val_loss"),
            number(summary, "tokens"), number(summary, "rounds"));
@@ -66,7 +66,7 @@ int print_results(const dlx_config *config) {
     snprintf(path, sizeof path, "%s/weights/config.json", directory);
     if (access(path, F_OK) == 0) {
         snprintf(path, sizeof path, "%s/weights", directory);
-        print_sample(path);
+        sample_print(path);
         printf("\nfiles in %s: summary.json, <site>/metrics.jsonl, weights (%s/weights)\n",
                directory, directory);
     } else { /* no site is on this machine */

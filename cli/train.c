@@ -35,7 +35,7 @@ typedef struct progress {
     double printed_s;
 } progress;
 
-static void say(progress *p, const char *site, const char *text) {
+static void text_say(progress *p, const char *site, const char *text) {
     if (given.for_launcher) {
         printf("text %s %s\n", site, text);
         fflush(stdout);
@@ -49,19 +49,19 @@ static void on_event(void *context, const dlx_event *event) {
     char line[LINE_BYTES];
     switch (event->kind) {
     case DLX_EVENT_MESSAGE:
-        say(p, event->site, event->text);
+        text_say(p, event->site, event->text);
         break;
     case DLX_EVENT_JOINED:
         snprintf(line, sizeof line, "joined: %u sites", event->sites);
-        say(p, event->site, line);
+        text_say(p, event->site, line);
         break;
     case DLX_EVENT_EVALUATED:
         snprintf(line, sizeof line, "validation loss at the %s (own part): %.4f", event->text,
                  event->loss);
-        say(p, event->site, line);
+        text_say(p, event->site, line);
         break;
     case DLX_EVENT_STEP:
-        format_step(line, event);
+        step_format(line, event);
         if (!given.for_launcher) {
             display_step(p->display, 0, line);
         } else if (now_s() - p->printed_s > 0.1) {
@@ -90,7 +90,7 @@ static void on_host_event(void *context, const dlx_event *event) {
     fflush(stdout);
 }
 
-static void *run_host(void *context) {
+static void *host_run(void *context) {
     host *h = context;
     dlx_coordinate_options options = DLX_COORDINATE_OPTIONS_INIT;
     options.sites = (uint32_t)given.sites;
@@ -101,15 +101,15 @@ static void *run_host(void *context) {
     return NULL;
 }
 
-static dlx_status start_host(host *h, dlx_error *error) {
-    h->started = pthread_create(&h->thread, NULL, run_host, h) == 0;
+static dlx_status host_start(host *h, dlx_error *error) {
+    h->started = pthread_create(&h->thread, NULL, host_run, h) == 0;
     if (h->started) return DLX_OK;
     error->status = DLX_SYSTEM;
     snprintf(error->message, sizeof error->message, "cannot start a thread for the coordinator");
     return DLX_SYSTEM;
 }
 
-static dlx_status end_host(host *h, dlx_status status, dlx_error *error) {
+static dlx_status host_end(host *h, dlx_status status, dlx_error *error) {
     if (!h->started) return status;
     if (status != DLX_OK) interrupt(); /* it may wait for sites that will not join */
     pthread_join(h->thread, NULL);
@@ -118,7 +118,7 @@ static dlx_status end_host(host *h, dlx_status status, dlx_error *error) {
     return h->status;
 }
 
-static dlx_status train(const dlx_config *config, dlx_cluster *cluster, dlx_error *error) {
+static dlx_status site_train(const dlx_config *config, dlx_cluster *cluster, dlx_error *error) {
     uint32_t ranks = dlx_config_ranks(config),
              rank = cluster != NULL ? dlx_cluster_rank(cluster) : 0;
     uint32_t job_sites = given.sites > 0 ? (uint32_t)given.sites : 1;
@@ -143,7 +143,7 @@ static dlx_status train(const dlx_config *config, dlx_cluster *cluster, dlx_erro
     /* if the numbers don't fit, dlx_train says so before it needs the hub */
     bool fits = cluster != NULL && dlx_cluster_ranks(cluster) == job_sites * ranks;
     if (given.sites > 0 && fits) status = dlx_cluster_hub(&h.hub, cluster, config, error);
-    if (status == DLX_OK && h.hub != NULL && rank == 0) status = start_host(&h, error);
+    if (status == DLX_OK && h.hub != NULL && rank == 0) status = host_start(&h, error);
     progress p = {.display = given.for_launcher ? NULL : display_open(&site, 1, cluster != NULL)};
     dlx_train_options options = DLX_TRAIN_OPTIONS_INIT;
     options.site = site;
@@ -156,11 +156,11 @@ static dlx_status train(const dlx_config *config, dlx_cluster *cluster, dlx_erro
     options.interrupted = &interrupted;
     if (status == DLX_OK) status = dlx_train(config, &options, error);
     display_close(p.display);
-    status = end_host(&h, status, error);
+    status = host_end(&h, status, error);
     dlx_hub_close(&h.hub);
     if (status != DLX_OK || given.for_launcher || rank != 0) return status;
     if (given.sites > 0)
-        print_results(config);
+        results_print(config);
     else
         printf("results in %s/%s\n", dlx_config_run_dir(config), site);
     return DLX_OK;
@@ -178,17 +178,17 @@ static int run(void) {
             "train: --sites makes a job with a coordinator of its own; leave --coordinator out");
     bool launched = launched_rank() >= 0;
     if (given.for_launcher) prctl(PR_SET_PDEATHSIG, SIGTERM); /* launch takes its sites with it */
-    catch_interrupts(launched);
-    if (launched) watch_rank(&given.config, given.site);
+    interrupts_catch(launched);
+    if (launched) rank_watch(&given.config, given.site);
     dlx_error error;
     dlx_cluster *cluster = NULL;
     dlx_config *config = NULL;
     dlx_status status = launched || given.sites > 0 ? dlx_cluster_open(&cluster, &error) : DLX_OK;
     if (status == DLX_OK)
-        status = read_config(&config, given.config.path, given.config.run_dir, given.config.sets,
+        status = config_read(&config, given.config.path, given.config.run_dir, given.config.sets,
                              &error);
-    if (status == DLX_OK) status = train(config, cluster, &error);
-    int exit_code = status == DLX_OK ? EXIT_DONE : fail_rank(cluster, config, given.sites, &error);
+    if (status == DLX_OK) status = site_train(config, cluster, &error);
+    int exit_code = status == DLX_OK ? EXIT_DONE : rank_fail(cluster, config, given.sites, &error);
     dlx_cluster_close(&cluster);
     dlx_config_close(&config);
     return exit_code;

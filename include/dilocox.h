@@ -4,9 +4,9 @@
  * Tier 1 of the interface, and tier 3 (the codec by itself). The native trainer is in
  * dilocox_train.h.
  *
- *   dlx_sync      one site's side of a run: opened over named tensors, stepped after every inner step
- *   dlx_coordinator   the run's rendezvous, leases and commits; one a run, in any process
- *   dlx_hub       joins sites and a coordinator that are threads of one process (the `mem` link)
+ *   dlx_sync          one site of a run: opened over named tensors, stepped after each inner step
+ *   dlx_coordinator   the run's rendezvous, leases and commits; one per run, in any process
+ *   dlx_hub           joins sites and a coordinator that are threads of one process (the `mem` link)
  *
  * Conventions. Functions return a dlx_status and, where one is given, fill the caller's dlx_error.
  * On failure nothing is handed over: what the caller owned it still owns, and every *out is NULL.
@@ -15,10 +15,10 @@
  * name. Arrays are row-major. Calls on one object come from one thread at a time unless said, block
  * only where said, and return DLX_ARGUMENT for a NULL that must not be one.
  *
- * A struct that begins with `size` grows at its end. Begin with its DLX_*_INIT macro, or from another
- * language with its *_default function. A library that knows more members than the caller's header
- * gives those their defaults; one that knows fewer returns DLX_ARGUMENT, naming both sizes, unless
- * what it does not know is zero. */
+ * A struct that begins with `size` grows at its end. Begin with its DLX_*_INIT macro, or from
+ * another language with its *_default function. Members that the caller's header lacks have their
+ * defaults; members that the library lacks must be zero, or it returns DLX_ARGUMENT, naming both
+ * sizes. */
 #ifndef DILOCOX_H
 #define DILOCOX_H
 
@@ -187,10 +187,10 @@ typedef dlx_status (*dlx_gather)(void *context, void *all, const void *own, size
 /* As a value of an AUTO option: chosen for the overlap. */
 #define DLX_AUTO (-1.0)
 
-/* X(kind, field, key, default, min, max, sites, comment), one row per option. From it come the field
- * of dlx_sync_config with its default, the check of its range, the comparison of the sites' settings
- * when they join, and the trainer's option `key`. Rows stand in the order of memory: a new option
- * goes to the end.
+/* X(kind, field, key, default, min, max, sites, comment), one row per option. It gives the field of
+ * dlx_sync_config with its default, the check of its range, the comparison of the sites' settings
+ * when they join, and the trainer's option `key`. Rows are in the order of memory: add new ones at
+ * the end.
  *
  *   kind         C type           values
  *   OVERLAP      dlx_overlap      in a config file, a word
@@ -203,7 +203,7 @@ typedef dlx_status (*dlx_gather)(void *context, void *all, const void *own, size
  *   FLAG         bool
  *   MS           uint32_t         milliseconds, in a config file seconds
  *
- * sites: SAME if all sites must have the same value, OWN if it is each site's own. */
+ * sites: SAME if all sites must have the same value, OWN if each has its own. */
 /* clang-format off */
 #define DLX_SYNC_OPTION_TABLE(X)                                                                   \
     X(OVERLAP, overlap, "sync.overlap", DLX_OVERLAP_CARRY, 0, DLX_OVERLAP_CARRY, SAME,             \
@@ -276,7 +276,7 @@ typedef dlx_status (*dlx_gather)(void *context, void *all, const void *own, size
 
 typedef struct dlx_sync_config {
     size_t size;
-    const char *site; /* its name: 1 to 63 of A–Z a–z 0–9 . _ -, the first not . or - */
+    const char *site; /* its name: 1 to 63 of A–Z a–z 0–9 . _ -, not beginning with . or - */
     /* within the site; 0 of 1. Each rank opens the tensors that it alone synchronises, and
      * exchanges them with the ranks of the same number elsewhere; 1 to 1024 */
     uint16_t rank, ranks;
@@ -298,8 +298,8 @@ typedef struct dlx_sync_config {
     /* may be NULL; as dlx_sync_interrupt, for a signal handler (from another thread call that
      * function instead); must outlive the sync */
     const volatile sig_atomic_t *interrupted;
-    /* for tensors of the caller's memory; staging: f32 values for a chunk to pass through, so that a
-     * caller can copy ahead; NULL: the library's own */
+    /* for tensors of the caller's memory; staging: f32 values for a chunk to pass through, so that
+     * a caller can copy ahead; NULL: the library's own */
     dlx_fetch fetch;
     dlx_store store;
     void *memory_context;
@@ -314,8 +314,8 @@ typedef struct dlx_sync_config {
         DLX_SYNC_OPTION_TABLE(DLX_OPTION_DEFAULT)                                                  \
     }
 
-/* *config ← the defaults of DLX_SYNC_CONFIG_INIT. size: of the caller's struct; no byte behind it is
- * written. */
+/* *config ← the defaults of DLX_SYNC_CONFIG_INIT. size: of the caller's struct; nothing behind it
+ * is written. Never fails; any thread. */
 DLX_API void dlx_sync_config_default(dlx_sync_config *config, size_t size);
 
 typedef struct dlx_sync dlx_sync;

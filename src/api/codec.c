@@ -19,7 +19,7 @@ size_t dlx_codec_bound(size_t count, int bits, int group) {
     return whole > SIZE_MAX / bytes ? 0 : whole * bytes;
 }
 
-static dlx_status check_arguments(const void *dst, const void *src, int bits, int group,
+static dlx_status arguments_check(const void *dst, const void *src, int bits, int group,
                                   dlx_error *error) {
     if (dst == NULL || src == NULL) DLX_FAIL(error, ARGUMENT, "dlx_codec: an argument is NULL");
     if (!is_in_range(bits, group))
@@ -31,7 +31,7 @@ static dlx_status check_arguments(const void *dst, const void *src, int bits, in
 
 dlx_status dlx_codec_encode(void *dst, const float *src, size_t count, int bits, int group,
                             dlx_error *error) {
-    DLX_TRY(check_arguments(dst, src, bits, group, error));
+    DLX_TRY(arguments_check(dst, src, bits, group, error));
     dlxi_quantiser q = {bits, group};
     size_t whole = count / (size_t)group, rest = count % (size_t)group;
     dlxi_arithmetic saved;
@@ -51,7 +51,7 @@ dlx_status dlx_codec_encode(void *dst, const float *src, size_t count, int bits,
 
 dlx_status dlx_codec_decode(float *dst, const void *src, size_t src_bytes, size_t count, int bits,
                             int group, dlx_error *error) {
-    DLX_TRY(check_arguments(dst, src, bits, group, error));
+    DLX_TRY(arguments_check(dst, src, bits, group, error));
     dlxi_quantiser q = {bits, group};
     if (src_bytes != dlx_codec_bound(count, bits, group))
         DLX_FAIL(error, DATA, "%zu bytes do not hold %zu values of %d bits; %zu would", src_bytes,

@@ -32,7 +32,7 @@ void dlx_coordinator_config_default(dlx_coordinator_config *config, size_t size)
     dlxi_sized_default(config, size, &config_default, sizeof config_default);
 }
 
-static dlx_status check_config(const dlx_coordinator_config *config, dlx_error *error) {
+static dlx_status config_check(const dlx_coordinator_config *config, dlx_error *error) {
     const dlxi_option_table table = {rows, sizeof rows / sizeof *rows};
     DLX_TRY(dlxi_options_check(config, &table, false, error));
     if (config->tokens == 0)
@@ -51,7 +51,7 @@ dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_con
     dlx_coordinator_config config = config_default;
     DLX_TRY(dlxi_sized_read(&config, sizeof config, offsetof(dlx_coordinator_config, sites), given,
                             "DLX_COORDINATOR_CONFIG_INIT", error));
-    DLX_TRY(check_config(&config, error));
+    DLX_TRY(config_check(&config, error));
     dlx_status status = DLX_OK;
     dlx_coordinator *c = NULL;
     DLX_TRY_OUT(DLXI_NEW(&c, 1, error));

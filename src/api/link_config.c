@@ -25,7 +25,7 @@ static dlxi_zmq_settings zmq_settings(const dlx_link_config *config, const char 
                                .log_context = log_context};
 }
 
-static dlx_status check_config(const dlx_link_config *config, dlx_error *error) {
+static dlx_status config_check(const dlx_link_config *config, dlx_error *error) {
     if (config->hub != NULL) return DLX_OK;
     if (config->coordinator == NULL)
         DLX_FAIL(
@@ -40,7 +40,7 @@ static dlx_status check_config(const dlx_link_config *config, dlx_error *error) 
 dlx_status dlxi_link_open_site(dlxi_link **out, const dlx_link_config *config, const char *site,
                                uint16_t rank, dlx_log log, void *log_context, dlx_error *error) {
     *out = NULL;
-    DLX_TRY(check_config(config, error));
+    DLX_TRY(config_check(config, error));
     if (config->hub != NULL) return config->hub->open_site(config->hub, out, site, rank, error);
     dlxi_zmq_settings settings = zmq_settings(config, site, log, log_context);
     return dlxi_zmq_site_open(out, &settings, error);
@@ -51,7 +51,7 @@ dlx_status dlxi_link_open_coordinator(dlxi_link **out, const dlx_link_config *co
                                       dlx_error *error) {
     *out = NULL;
     endpoint[0] = '\0';
-    DLX_TRY(check_config(config, error));
+    DLX_TRY(config_check(config, error));
     if (config->hub != NULL) return config->hub->open_coordinator(config->hub, out, error);
     dlxi_zmq_settings settings = zmq_settings(config, "coordinator", log, log_context);
     return dlxi_zmq_coordinator_open(out, &settings, endpoint, error);

@@ -30,7 +30,7 @@ static uint32_t round_steps_max(const dlx_sync_config *resolved) {
     return (uint32_t)ceil(resolved->inner_steps_max * resolved->pace_max);
 }
 
-static dlx_status check_config(const dlx_sync_config *config, dlx_error *error) {
+static dlx_status config_check(const dlx_sync_config *config, dlx_error *error) {
     if (!dlxi_name_valid(config->site))
         DLX_FAIL(error, CONFIG, "site: '%.80s' is not allowed; " DLXI_NAME_RULE,
                  config->site != NULL ? config->site : "");
@@ -56,7 +56,7 @@ static dlx_status check_config(const dlx_sync_config *config, dlx_error *error) 
 }
 
 /* One of several ranks may have none. */
-static dlx_status check_tensors(const dlx_sync_config *config, const dlx_tensor *tensors,
+static dlx_status tensors_check(const dlx_sync_config *config, const dlx_tensor *tensors,
                                 size_t count, dlx_error *error) {
     const uint16_t ranks = config->ranks;
     if (tensors == NULL || count == 0) {
@@ -95,7 +95,7 @@ static dlx_status check_tensors(const dlx_sync_config *config, const dlx_tensor 
     return DLX_OK;
 }
 
-static void warn_if_unstable(const dlx_sync_config *resolved) {
+static void instability_warn(const dlx_sync_config *resolved) {
     const double limit = 0.99;
     double share = resolved->exchange_steps > 0
                        ? (double)resolved->exchange_steps / resolved->inner_steps
@@ -145,10 +145,10 @@ dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *given, const dlx
     /* a caller of any size has all before the options */
     DLX_TRY(dlxi_sized_read(&config, sizeof config, offsetof(dlx_sync_config, overlap), given,
                             "DLX_SYNC_CONFIG_INIT", error));
-    DLX_TRY(check_config(&config, error));
-    DLX_TRY(check_tensors(&config, tensors, tensor_count, error));
+    DLX_TRY(config_check(&config, error));
+    DLX_TRY(tensors_check(&config, tensors, tensor_count, error));
     config = dlxi_sync_options_resolve(&config);
-    warn_if_unstable(&config);
+    instability_warn(&config);
     dlxi_sync_settings settings = {.state = state_settings(&config),
                                    .rank = config.rank,
                                    .ranks = config.ranks,

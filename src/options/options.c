@@ -70,7 +70,7 @@ double dlxi_option_number(const void *values, const dlxi_option *option) {
     }
 }
 
-static void set_number(void *values, const dlxi_option *option, double value) {
+static void number_set(void *values, const dlxi_option *option, double value) {
     void *field = (char *)values + option->offset;
     if (option->kind == DLXI_OPTION_REAL)
         *(double *)field = value;
@@ -95,13 +95,13 @@ static const char *choice_word(const dlxi_option *option, double value) {
     return NULL;
 }
 
-static bool in_range(const dlxi_option *option, double value) {
+static bool is_in_range(const dlxi_option *option, double value) {
     if (option->kind == DLXI_OPTION_CHOICE) return choice_word(option, value) != NULL;
     return (option->allow_auto && value == DLX_AUTO) ||
            (value >= option->min && value <= option->max);
 }
 
-static void show_real(char dst[DLXI_OPTION_VALUE_BYTES], double value) {
+static void real_show(char dst[DLXI_OPTION_VALUE_BYTES], double value) {
     snprintf(dst, DLXI_OPTION_VALUE_BYTES, "%.9g", value);
     if (strtod(dst, NULL) != value) snprintf(dst, DLXI_OPTION_VALUE_BYTES, "%.17g", value);
 }
@@ -116,11 +116,11 @@ void dlxi_option_show_number(char dst[DLXI_OPTION_VALUE_BYTES], const dlxi_optio
     else if (option->kind == DLXI_OPTION_INTEGER)
         snprintf(dst, DLXI_OPTION_VALUE_BYTES, "%.0f", value);
     else
-        show_real(dst, option->kind == DLXI_OPTION_SECONDS ? value / 1000 : value);
+        real_show(dst, option->kind == DLXI_OPTION_SECONDS ? value / 1000 : value);
 }
 
 /* dst ← the choices in a list: their words, or their values. */
-static void show_choices(char dst[DLXI_OPTION_ALLOWED_BYTES], const dlxi_option *option,
+static void choices_show(char dst[DLXI_OPTION_ALLOWED_BYTES], const dlxi_option *option,
                          bool by_value) {
     size_t used = 0;
     dst[0] = '\0';
@@ -147,7 +147,7 @@ void dlxi_option_show_allowed(char dst[DLXI_OPTION_ALLOWED_BYTES], const dlxi_op
         snprintf(dst, DLXI_OPTION_ALLOWED_BYTES, "true, false");
         break;
     case DLXI_OPTION_CHOICE:
-        show_choices(dst, option, false);
+        choices_show(dst, option, false);
         break;
     case DLXI_OPTION_STRING:
         snprintf(dst, DLXI_OPTION_ALLOWED_BYTES, "text of up to %zu bytes", option->size - 1);
@@ -169,11 +169,11 @@ dlx_status dlxi_options_check(const void *values, const dlxi_option_table *table
         const dlxi_option *option = &table->options[i];
         if (option->kind == DLXI_OPTION_BOOLEAN || !has_number(option)) continue;
         double value = dlxi_option_number(values, option);
-        if (in_range(option, value)) continue;
+        if (is_in_range(option, value)) continue;
         char allowed[DLXI_OPTION_ALLOWED_BYTES];
         snprintf(allowed, sizeof allowed, "%.10g to %.10g%s", option->min, option->max,
                  option->allow_auto ? ", or DLX_AUTO" : "");
-        if (option->kind == DLXI_OPTION_CHOICE) show_choices(allowed, option, true);
+        if (option->kind == DLXI_OPTION_CHOICE) choices_show(allowed, option, true);
         DLX_FAIL(error, CONFIG, "%s: %.10g is out of range; allowed: %s",
                  by_key ? option->key : option->field, value, allowed);
     }
@@ -227,8 +227,9 @@ static size_t edit_distance(const char *a, size_t a_bytes, const char *b, size_t
 }
 
 /* Keeps in best[] the candidate nearest to the key so far. */
-static void offer(const char **best, size_t *best_bytes, size_t *best_distance, const char *key,
-                  size_t key_bytes, const char *candidate, size_t candidate_bytes) {
+static void candidate_offer(const char **best, size_t *best_bytes, size_t *best_distance,
+                            const char *key, size_t key_bytes, const char *candidate,
+                            size_t candidate_bytes) {
     size_t distance = edit_distance(key, key_bytes, candidate, candidate_bytes);
     if (distance >= *best_distance) return;
     *best = candidate;
@@ -243,11 +244,12 @@ dlx_status dlxi_option_fail_unknown(const dlxi_option_table *table, const char *
     size_t best_bytes = 0, best_distance = min_size(3 + key_bytes / 8, key_bytes);
     for (size_t i = 0; i < table->count && key_bytes < DLXI_OPTION_KEY_BYTES; i++) {
         const char *candidate = table->options[i].key;
-        offer(&best, &best_bytes, &best_distance, key, key_bytes, candidate, strlen(candidate));
+        candidate_offer(&best, &best_bytes, &best_distance, key, key_bytes, candidate,
+                        strlen(candidate));
         /* its sections */
         for (const char *dot = strchr(candidate, '.'); dot != NULL; dot = strchr(dot + 1, '.')) {
-            offer(&best, &best_bytes, &best_distance, key, key_bytes, candidate,
-                  (size_t)(dot - candidate));
+            candidate_offer(&best, &best_bytes, &best_distance, key, key_bytes, candidate,
+                            (size_t)(dot - candidate));
         }
         const char *last = strrchr(candidate, '.'); /* the right name in the wrong section */
         const char *key_last = memrchr(key, '.', key_bytes);
@@ -272,31 +274,31 @@ dlx_status dlxi_option_fail_unknown(const dlxi_option_table *table, const char *
 
 /* ---- reading a value ------------------------------------------------------------------------- */
 
-static size_t skip_digits(const char *text, size_t at) {
+static size_t digits_skip(const char *text, size_t at) {
     while (text[at] >= '0' && text[at] <= '9') at++;
     return at;
 }
 
-/* Decimal only: strtod alone would also take hexadecimal, nan, inf and leading blanks. False where
+/* Decimal only: strtod alone would also take hexadecimal, nan, inf and leading blanks. False if the
  * text is no number. */
-static bool parse_number(double *out, const char *text, size_t text_bytes) {
+static bool number_parse(double *out, const char *text, size_t text_bytes) {
     char copy[64];
     if (text_bytes >= sizeof copy || memchr(text, '\0', text_bytes) != NULL) return false;
     memcpy(copy, text, text_bytes);
     copy[text_bytes] = '\0';
     size_t at = copy[0] == '+' || copy[0] == '-' ? 1 : 0, digits = 0;
-    size_t end = skip_digits(copy, at);
+    size_t end = digits_skip(copy, at);
     digits = end - at;
     at = end;
     if (copy[at] == '.') {
-        end = skip_digits(copy, at + 1);
+        end = digits_skip(copy, at + 1);
         digits += end - at - 1;
         at = end;
     }
     if (digits == 0) return false;
     if (copy[at] == 'e' || copy[at] == 'E') {
         at += copy[at + 1] == '+' || copy[at + 1] == '-' ? 2 : 1;
-        end = skip_digits(copy, at);
+        end = digits_skip(copy, at);
         if (end == at) return false;
         at = end;
     }
@@ -309,16 +311,16 @@ static bool is_text(const char *text, size_t text_bytes, const char *word) {
     return strlen(word) == text_bytes && memcmp(text, word, text_bytes) == 0;
 }
 
-static dlx_status parse_numeric(void *values, const dlxi_option *option, const char *where,
+static dlx_status numeric_parse(void *values, const dlxi_option *option, const char *where,
                                 const char *shown, const char *allowed, const char *text,
                                 size_t text_bytes, dlx_error *error) {
     bool whole = option->kind == DLXI_OPTION_INTEGER;
     double value;
     if (option->allow_auto && is_text(text, text_bytes, "auto")) {
-        set_number(values, option, DLX_AUTO);
+        number_set(values, option, DLX_AUTO);
         return DLX_OK;
     }
-    bool number = parse_number(&value, text, text_bytes);
+    bool number = number_parse(&value, text, text_bytes);
     if (!number ||
         (whole && value > -0x1p53 && value < 0x1p53 && value != (double)(int64_t)value)) {
         DLX_FAIL(error, CONFIG, "%s: %s: '%s' is not a %s; allowed: %s", where, option->key, shown,
@@ -330,12 +332,12 @@ static dlx_status parse_numeric(void *values, const dlxi_option *option, const c
                  shown, allowed);
     }
     if (option->kind == DLXI_OPTION_SECONDS) value = floor(value + 0.5);
-    set_number(values, option, value);
+    number_set(values, option, value);
     return DLX_OK;
 }
 
-static dlx_status append(const char **list, const dlxi_option *option, const char *where,
-                         const char *text, dlx_error *error) {
+static dlx_status list_append(const char **list, const dlxi_option *option, const char *where,
+                              const char *text, dlx_error *error) {
     size_t used = 0, room = option->size / sizeof *list - 1;
     while (list[used] != NULL) used++;
     if (used == room)
@@ -354,7 +356,7 @@ dlx_status dlxi_option_parse(void *values, const dlxi_option *option, const char
     case DLXI_OPTION_INTEGER:
     case DLXI_OPTION_REAL:
     case DLXI_OPTION_SECONDS:
-        return parse_numeric(values, option, where, shown, allowed, text, text_bytes, error);
+        return numeric_parse(values, option, where, shown, allowed, text, text_bytes, error);
     case DLXI_OPTION_BOOLEAN:
         if (!is_text(text, text_bytes, "true") && !is_text(text, text_bytes, "false")) break;
         *(bool *)field = text[0] == 't';
@@ -362,7 +364,7 @@ dlx_status dlxi_option_parse(void *values, const dlxi_option *option, const char
     case DLXI_OPTION_CHOICE:
         for (int i = 0; option->words[i] != NULL; i++) {
             if (!is_text(text, text_bytes, option->words[i])) continue;
-            set_number(values, option, choice_value(option, i));
+            number_set(values, option, choice_value(option, i));
             return DLX_OK;
         }
         break;
@@ -384,7 +386,7 @@ dlx_status dlxi_option_parse(void *values, const dlxi_option *option, const char
         *(const char **)field = text;
         return DLX_OK;
     case DLXI_OPTION_LIST:
-        return append(field, option, where, text, error);
+        return list_append(field, option, where, text, error);
     }
     DLX_FAIL(error, CONFIG, "%s: %s: '%s' is not a choice; allowed: %s", where, option->key, shown,
              allowed);
@@ -414,7 +416,7 @@ dlx_status dlxi_options_set(void *values, const dlxi_option_table *table, const 
 
 /* ---- the table itself ------------------------------------------------------------------------ */
 
-static void assert_option(const dlxi_option_table *table, const dlxi_option *option) {
+static void option_assert(const dlxi_option_table *table, const dlxi_option *option) {
     const char *key = option->key;
     DLXI_ASSERT(key != NULL && option->comment != NULL && strchr(option->comment, '\n') == NULL);
     DLXI_ASSERT(strlen(key) < DLXI_OPTION_KEY_BYTES);
@@ -458,7 +460,7 @@ static void assert_option(const dlxi_option_table *table, const dlxi_option *opt
     }
 }
 
-static void set_default(void *values, const dlxi_option *option) {
+static void default_set(void *values, const dlxi_option *option) {
     dlx_error error = {.message = ""};
     if (!has_number(option)) memset((char *)values + option->offset, 0, option->size);
     if (option->default_text != NULL) {
@@ -466,16 +468,16 @@ static void set_default(void *values, const dlxi_option *option) {
                                 strlen(option->default_text), &error);
         if (error.message[0] != '\0') fprintf(stderr, "%s\n", error.message);
     } else if (has_number(option)) {
-        set_number(values, option, option->default_value);
+        number_set(values, option, option->default_value);
     }
     DLXI_ASSERT(error.message[0] == '\0');
-    DLXI_ASSERT(!has_number(option) || in_range(option, dlxi_option_number(values, option)) ||
+    DLXI_ASSERT(!has_number(option) || is_in_range(option, dlxi_option_number(values, option)) ||
                 option->kind == DLXI_OPTION_BOOLEAN);
 }
 
 void dlxi_options_set_defaults(void *values, const dlxi_option_table *table) {
     for (size_t i = 0; i < table->count; i++) {
-        assert_option(table, &table->options[i]);
-        set_default(values, &table->options[i]);
+        option_assert(table, &table->options[i]);
+        default_set(values, &table->options[i]);
     }
 }

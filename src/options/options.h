@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Options: one table of keys drives the config file, --set, the flags of the command line, the
- * printed defaults, the help, and the comparison of two sites' settings. The table's author writes
- * rows with the macros below over a struct of plain fields; nothing here knows what an option means.
+ * printed defaults, the help, and the comparison of two sites' settings. Its rows, written with the
+ * macros below, describe a struct of plain fields; nothing here knows what an option means.
  *
  *   kind      field                     text
  *   integer   int64_t, int, uint32_t    12, -3, 1.0e6 (whole after the exponent)
@@ -10,14 +10,15 @@
  *   boolean   bool                      true or false
  *   choice    int or enum               one of the words of a list: its place there, or its value
  *   string    char[n]                   up to n-1 bytes of UTF-8 without control characters
- *   pointer   const char *              the text itself, which must outlive the values; NULL unless given
+ *   pointer   const char *              the text itself, which must outlive the values; NULL: none
  *   list      const char *[n]           the same, appended; up to n-1, then NULL
  *
  * Pointers and lists are for the command line; a config file has none. An integer or real whose row
  * sets `allow_auto` also takes the word `auto`, which is DLX_AUTO: its range begins at 0 or above.
  *
  * Numbers are read and printed with the C library: the calling program leaves LC_NUMERIC at "C".
- * All functions may be called from any thread; texts returned are the caller's, free with free(). */
+ * All functions may be called from any thread; texts returned are the caller's, free with free().
+ */
 #ifndef DLXI_OPTIONS_H
 #define DLXI_OPTIONS_H
 
@@ -95,8 +96,8 @@ void dlxi_options_set_defaults(void *values, const dlxi_option_table *table);
 
 /* Sets what the file names and leaves the rest. Nested maps make dotted keys; `sync.overlap: carry`
  * at the top is the same as `sync: {overlap: carry}`. DLX_CONFIG with file, line, key and what is
- * allowed; DLX_SYSTEM if the file can't be read. At most 1 MiB. On failure some of the file's values
- * may be set already. */
+ * allowed; DLX_SYSTEM if the file can't be read. At most 1 MiB. On failure some values may be set
+ * already. */
 dlx_status dlxi_options_load_file(void *values, const dlxi_option_table *table, const char *path,
                                   dlx_error *error);
 /* The same from memory; `name` stands for the file in messages. */

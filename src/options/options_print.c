@@ -9,11 +9,11 @@
 
 enum { COMMENT_COLUMN = 40 };
 
-typedef void print_table(FILE *out, const void *values, const dlxi_option_table *table);
+typedef void table_printer(FILE *out, const void *values, const dlxi_option_table *table);
 
 /* *out ← what `print` writes. */
-static dlx_status print_to_text(char **out, const void *values, const dlxi_option_table *table,
-                                print_table *print, dlx_error *error) {
+static dlx_status text_print(char **out, const void *values, const dlxi_option_table *table,
+                             table_printer *print, dlx_error *error) {
     char *text = NULL;
     size_t text_bytes = 0;
     *out = NULL;
@@ -39,7 +39,7 @@ static const char *string_of(const void *values, const dlxi_option *option) {
 }
 
 /* The bare value, strings without quotes; values NULL: the default. */
-static int print_value(FILE *out, const void *values, const dlxi_option *option) {
+static int value_print(FILE *out, const void *values, const dlxi_option *option) {
     char number[DLXI_OPTION_VALUE_BYTES];
     if (option->kind == DLXI_OPTION_STRING || (values == NULL && option->default_text != NULL))
         return fprintf(out, "%s", string_of(values, option));
@@ -49,9 +49,9 @@ static int print_value(FILE *out, const void *values, const dlxi_option *option)
     return fprintf(out, "%s", number);
 }
 
-/* Text as a YAML scalar: bare where it can't be taken for anything else, in double quotes
+/* Text as a YAML scalar: bare if it can't be taken for anything else, in double quotes
  * otherwise. Returns its width. */
-static int print_yaml_string(FILE *out, const char *text, size_t text_bytes) {
+static int yaml_string_print(FILE *out, const char *text, size_t text_bytes) {
     static const char safe[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./-";
     bool bare =
         text_bytes > 0 && text[0] != '-' && !(text_bytes == 4 && memcmp(text, "null", 4) == 0);
@@ -70,38 +70,38 @@ static int print_yaml_string(FILE *out, const char *text, size_t text_bytes) {
 
 /* ---- YAML and help --------------------------------------------------------------------------- */
 
-typedef void print_option(FILE *out, const void *values, const dlxi_option *option, int depth);
+typedef void option_printer(FILE *out, const void *values, const dlxi_option *option, int depth);
 
 /* Pads from `width` to the column of comments. */
-static void print_comment(FILE *out, int width, const char *mark, const dlxi_option *option) {
+static void comment_print(FILE *out, int width, const char *mark, const dlxi_option *option) {
     char allowed[DLXI_OPTION_ALLOWED_BYTES];
     dlxi_option_show_allowed(allowed, option);
     fprintf(out, "%*s%s%s; %s\n", width < COMMENT_COLUMN - 1 ? COMMENT_COLUMN - width : 2, "", mark,
             option->comment, allowed);
 }
 
-static void print_yaml_option(FILE *out, const void *values, const dlxi_option *option, int depth) {
+static void yaml_option_print(FILE *out, const void *values, const dlxi_option *option, int depth) {
     const char *last = strrchr(option->key, '.');
     int width = fprintf(out, "%*s%s: ", 2 * depth, "", last != NULL ? last + 1 : option->key);
     if (option->kind == DLXI_OPTION_STRING) {
         const char *text = string_of(values, option);
-        width += print_yaml_string(out, text, strnlen(text, option->size));
+        width += yaml_string_print(out, text, strnlen(text, option->size));
     } else {
-        width += print_value(out, values, option);
+        width += value_print(out, values, option);
     }
-    print_comment(out, width, "# ", option);
+    comment_print(out, width, "# ", option);
 }
 
-static void print_help_option(FILE *out, const void *values, const dlxi_option *option, int depth) {
+static void help_option_print(FILE *out, const void *values, const dlxi_option *option, int depth) {
     (void)depth;
     int width = fprintf(out, "  %s=", option->key);
-    print_comment(out, width + print_value(out, values, option), "", option);
+    comment_print(out, width + value_print(out, values, option), "", option);
 }
 
 /* The options whose key begins with `section` ("sync."), its own first, then those of the sections
  * in it; `headings` names these. */
-static void print_section(FILE *out, const void *values, const dlxi_option_table *table,
-                          const char *section, size_t section_bytes, print_option *print,
+static void section_print(FILE *out, const void *values, const dlxi_option_table *table,
+                          const char *section, size_t section_bytes, option_printer *print,
                           bool headings) {
     int depth = 0;
     for (size_t i = 0; i < section_bytes; i++) depth += section[i] == '.';
@@ -122,41 +122,41 @@ static void print_section(FILE *out, const void *values, const dlxi_option_table
         if (headings)
             fprintf(out, "%*s%.*s:\n", 2 * depth, "", (int)(dot - key - (ptrdiff_t)section_bytes),
                     key + section_bytes);
-        print_section(out, values, table, key, (size_t)(dot - key) + 1, print, headings);
+        section_print(out, values, table, key, (size_t)(dot - key) + 1, print, headings);
     }
 }
 
-static void print_yaml(FILE *out, const void *values, const dlxi_option_table *table) {
-    print_section(out, values, table, "", 0, print_yaml_option, true);
+static void yaml_print(FILE *out, const void *values, const dlxi_option_table *table) {
+    section_print(out, values, table, "", 0, yaml_option_print, true);
 }
 
 dlx_status dlxi_options_print_yaml(char **out, const void *values, const dlxi_option_table *table,
                                    dlx_error *error) {
-    return print_to_text(out, values, table, print_yaml, error);
+    return text_print(out, values, table, yaml_print, error);
 }
 
-static void print_help(FILE *out, const void *values, const dlxi_option_table *table) {
-    print_section(out, values, table, "", 0, print_help_option, false);
+static void help_print(FILE *out, const void *values, const dlxi_option_table *table) {
+    section_print(out, values, table, "", 0, help_option_print, false);
 }
 
 dlx_status dlxi_options_print_help(char **out, const dlxi_option_table *table, dlx_error *error) {
-    return print_to_text(out, NULL, table, print_help, error);
+    return text_print(out, NULL, table, help_print, error);
 }
 
 /* ---- canonical text -------------------------------------------------------------------------- */
 
-static void print_canonical(FILE *out, const void *values, const dlxi_option_table *table) {
+static void canonical_print(FILE *out, const void *values, const dlxi_option_table *table) {
     for (size_t i = 0; i < table->count; i++) {
         if (table->options[i].site_may_differ || table->options[i].key[0] == '\0') continue;
         fprintf(out, "%s: ", table->options[i].key);
-        print_value(out, values, &table->options[i]);
+        value_print(out, values, &table->options[i]);
         fputc('\n', out);
     }
 }
 
 dlx_status dlxi_options_print_canonical(char **out, const void *values,
                                         const dlxi_option_table *table, dlx_error *error) {
-    return print_to_text(out, values, table, print_canonical, error);
+    return text_print(out, values, table, canonical_print, error);
 }
 
 typedef struct line {
@@ -165,7 +165,7 @@ typedef struct line {
 } line;
 
 /* The line that begins at text[0]; all zero at the end. A line without ": " is all key. */
-static line cut_line(const char *text, size_t text_bytes) {
+static line line_cut(const char *text, size_t text_bytes) {
     line cut = {.key = text, .value = text};
     if (text == NULL || text_bytes == 0) return cut;
     const char *end = memchr(text, '\n', text_bytes);
@@ -180,7 +180,7 @@ static line cut_line(const char *text, size_t text_bytes) {
 
 static bool has_key(const char *text, size_t text_bytes, const line *wanted) {
     while (text_bytes > 0) {
-        line at = cut_line(text, text_bytes);
+        line at = line_cut(text, text_bytes);
         if (at.key_bytes == wanted->key_bytes && memcmp(at.key, wanted->key, at.key_bytes) == 0)
             return true;
         text += at.bytes;
@@ -193,7 +193,7 @@ bool dlxi_options_canonical_equal(dlxi_option_difference *out, const char *ours,
                                   const char *theirs, size_t theirs_bytes) {
     static const char absent[] = "(absent)";
     for (;;) {
-        line mine = cut_line(ours, ours_bytes), other = cut_line(theirs, theirs_bytes);
+        line mine = line_cut(ours, ours_bytes), other = line_cut(theirs, theirs_bytes);
         if (mine.bytes == 0 && other.bytes == 0) return true;
         if (mine.bytes == other.bytes && memcmp(ours, theirs, mine.bytes) == 0) {
             ours += mine.bytes, ours_bytes -= mine.bytes;
@@ -202,7 +202,7 @@ bool dlxi_options_canonical_equal(dlxi_option_difference *out, const char *ours,
         }
         bool same_key = mine.bytes > 0 && other.bytes > 0 && mine.key_bytes == other.key_bytes &&
                         memcmp(mine.key, other.key, mine.key_bytes) == 0;
-        /* different keys: the side whose key the other lacks is named; where both have both, the
+        /* different keys: the side whose key the other lacks is named; if both have both, the
          * order differs */
         bool name_mine = same_key || other.bytes == 0 ||
                          (mine.bytes > 0 && !has_key(theirs, theirs_bytes, &mine));

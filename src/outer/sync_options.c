@@ -60,7 +60,7 @@ dlx_status dlxi_sync_options_check(const dlx_sync_config *config, bool by_key, d
 }
 
 /* Rounded alike on all sites, whatever mode the caller's thread is in. */
-static double round_to_float(double value) {
+static double float_round(double value) {
     const volatile double exact = value; /* volatile: rounded here, not earlier or later */
     dlxi_arithmetic saved;
     dlxi_arithmetic_enter(&saved);
@@ -74,8 +74,8 @@ dlx_sync_config dlxi_sync_options_resolve(const dlx_sync_config *config) {
     const dlxi_method *method = dlxi_method_of(c.overlap);
     if (c.outer_learning_rate == DLX_AUTO) c.outer_learning_rate = method->learning_rate;
     if (c.outer_momentum == DLX_AUTO) c.outer_momentum = method->momentum;
-    c.outer_learning_rate = round_to_float(c.outer_learning_rate);
-    c.outer_momentum = round_to_float(c.outer_momentum);
+    c.outer_learning_rate = float_round(c.outer_learning_rate);
+    c.outer_momentum = float_round(c.outer_momentum);
     if (c.factor_rank_min == 0) c.factor_rank_min = (c.factor_rank + 3) / 4;
     if (c.factor_rank_max == 0) c.factor_rank_max = 2 * c.factor_rank;
     if (c.inner_steps_max == 0) c.inner_steps_max = c.inner_steps + c.inner_steps / 2;

@@ -67,7 +67,7 @@ static const dlxi_option options[] = {
            .site_may_differ = true),
 
     REAL("train.tokens", train.tokens, 1, 1e15, "1.0e6", "of the whole run, all sites"),
-    INTEGER("train.batch", train.batch, 1, 1e6, "4", "windows a site and inner step"),
+    INTEGER("train.batch", train.batch, 1, 1e6, "4", "windows per site and inner step"),
     INTEGER(
         "train.micro_batch", train.micro_batch, 1, DLXI_MICRO_BATCH_MAX, "auto",
         "windows at a time in a replica; auto: up to 4, and enough micro-batches for the stages",
@@ -83,7 +83,7 @@ static const dlxi_option options[] = {
     REAL("train.clip_norm", train.clip_norm, 0, 1e9, "1.0",
          "largest norm of all gradients together; 0: any"),
     CHOICE("train.precision", train.precision, precisions, "auto",
-           "of products; auto: bf16 where the CPU has it", .site_may_differ = true),
+           "of products; auto: bf16 if the CPU has it", .site_may_differ = true),
     CHOICE("train.backend", train.backend, dlxi_kernels_backends, "auto", "kernels",
            .site_may_differ = true),
     BOOLEAN("train.recompute", train.recompute, "false",
@@ -98,7 +98,7 @@ static const dlxi_option options[] = {
             "of each stage; batch is divided among them"),
     STRING("site.cut", site.cut, "auto",
            "layers of each stage, as 9,3; auto: so that stages take equally long"),
-    INTEGER("site.threads", site.threads, 1, DLXI_THREADS_MAX, "1", "of a rank",
+    INTEGER("site.threads", site.threads, 1, DLXI_THREADS_MAX, "1", "per rank",
             .site_may_differ = true),
 
     DLX_SYNC_OPTION_TABLE(SYNCHRONISER) DLX_COORDINATOR_OPTION_TABLE(COORDINATOR)
@@ -148,10 +148,10 @@ dlxi_model_config dlxi_config_model(const dlxi_config *config) {
     return model;
 }
 
-/* The largest divisor of `windows` up to `most` that makes at least `micro_batches` of them; 0:
+/* The largest divisor of `windows` up to `max` that makes at least `micro_batches` of them; 0 if
  * there is none. */
-static int64_t largest_part(int64_t windows, int64_t most, int64_t micro_batches) {
-    for (int64_t part = most < windows ? most : windows; part >= 1; part--)
+static int64_t largest_part(int64_t windows, int64_t max, int64_t micro_batches) {
+    for (int64_t part = max < windows ? max : windows; part >= 1; part--)
         if (windows % part == 0 && windows / part >= micro_batches) return part;
     return 0;
 }
@@ -179,7 +179,7 @@ const char *dlxi_config_overlap_name(const dlxi_config *config) {
     return dlxi_method_words[config->sync.overlap];
 }
 
-static dlx_status check_site(const dlxi_config *config, dlx_error *error) {
+static dlx_status site_check(const dlxi_config *config, dlx_error *error) {
     long long batch = config->train.batch, micro_batch = dlxi_config_micro_batch(config);
     long long stages = config->site.stages, replicas = config->site.replicas;
     dlxi_partition cut;
@@ -214,6 +214,6 @@ static dlx_status check_site(const dlxi_config *config, dlx_error *error) {
 dlx_status dlxi_config_check(const dlxi_config *config, dlx_error *error) {
     dlxi_model_config model = dlxi_config_model(config);
     DLX_TRY(dlxi_model_config_validate(&model, error));
-    DLX_TRY(check_site(config, error));
+    DLX_TRY(site_check(config, error));
     return dlxi_sync_options_check(&config->sync, true, error);
 }

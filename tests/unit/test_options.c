@@ -167,10 +167,10 @@ static void test_keys_are_refused(void **state) {
     REFUSED("\"\": 5", "1: unknown key ''; 'dilocox config --defaults' prints all keys");
     REFUSED("? [a]\n: 5", "1: a key must be one word, not a list");
     REFUSED("? {a: 1}\n: 5", "1: a key must be one word, not a map");
-    REFUSED("name: a\n\nname: b\n", "3: name: given twice; it stands in line 1 already");
+    REFUSED("name: a\n\nname: b\n", "3: name: given twice, in line 1 too");
     REFUSED("sync:\n  overlap: none\nsync.overlap: carry\n",
-            "3: sync.overlap: given twice; it stands in line 2 already");
-    REFUSED("run: {seed: 1}\nrun: {dir: a}\n", "2: run: given twice; it stands in line 1 already");
+            "3: sync.overlap: given twice, in line 2 too");
+    REFUSED("run: {seed: 1}\nrun: {dir: a}\n", "2: run: given twice, in line 1 too");
 }
 
 static void test_long_keys_are_cut(void **state) {

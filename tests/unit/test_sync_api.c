@@ -151,7 +151,9 @@ static void sync_arguments_are_checked(void **state) {
         "their product at most 2^32");
     tensor = good_tensor();
     tensor.memory = (dlx_memory)1;
-    open_fails(&config, &tensor, 1, DLX_ARGUMENT, "tensor p is in the caller's memory: set fetch and store of the config");
+    open_fails(&config, &tensor, 1, DLX_ARGUMENT,
+               "tensor p is in the caller's memory: "
+               "set fetch and store of the config");
     tensor = good_tensor();
     open_fails(&config, &tensor, 1, DLX_ARGUMENT,
                "link.coordinator is NULL; give \"host:port\", or a hub for threads of one process");
