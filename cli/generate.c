@@ -35,7 +35,7 @@ static const dlxi_option rows[] = {
 static int run(void) {
     const dlx_generate_options options = {
         .size = sizeof options,
-        .prompt = given.prompt != NULL ? given.prompt : "",
+        .prompt = given.prompt,
         .tokens = given.tokens,
         .temperature = given.temperature,
         .top_k = given.top_k,

@@ -188,6 +188,9 @@ typedef struct dlx_generate_options {
         .seed = 1, .threads = 1                                                                    \
     }
 
+/* As dlx_sync_config_default. */
+DLX_API void dlx_generate_options_default(dlx_generate_options *options, size_t size);
+
 /* *text ← the prompt and its continuation, not always UTF-8; free with free(). Blocks; any thread.
  * DLX_CONFIG, DLX_DATA, DLX_SYSTEM: the checkpoint; DLX_CONFIG: its vocabulary is
  * smaller than the tokenizer's. */

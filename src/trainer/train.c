@@ -132,12 +132,21 @@ dlx_status dlx_evaluate(double *loss, uint64_t *tokens_used, const char *checkpo
     return dlxi_evaluate(loss, tokens_used, checkpoint, data, tokens, threads, error);
 }
 
-dlx_status dlx_generate(char **text, const char *checkpoint, const dlx_generate_options *options,
+static const dlx_generate_options generate_default = DLX_GENERATE_OPTIONS_INIT;
+
+void dlx_generate_options_default(dlx_generate_options *options, size_t size) {
+    dlxi_sized_default(options, size, &generate_default, sizeof generate_default);
+}
+
+dlx_status dlx_generate(char **text, const char *checkpoint, const dlx_generate_options *given,
                         dlx_error *error) {
     NOT_NULL(text);
     NOT_NULL(checkpoint);
-    NOT_NULL(options);
-    return dlxi_generate(text, checkpoint, options, error);
+    NOT_NULL(given);
+    dlx_generate_options options = generate_default;
+    DLX_TRY(dlxi_sized_read(&options, sizeof options, offsetof(dlx_generate_options, prompt), given,
+                            "DLX_GENERATE_OPTIONS_INIT", error));
+    return dlxi_generate(text, checkpoint, &options, error);
 }
 
 dlx_status dlx_tokenize(const char *out_path, const char *in_path, uint32_t validation_every,

@@ -54,6 +54,17 @@ static void what_does_not_fit_together(void **state) {
 #undef REFUSED
 }
 
+/* The table's range of a choice is that of its words. */
+static void choices_have_words(void **state) {
+    (void)state;
+    int overlaps = 0, adaptations = 0;
+    while (dlxi_method_words[overlaps] != NULL) overlaps++;
+    while (dlxi_adaptation_words[adaptations] != NULL) adaptations++;
+    assert_int_equal(overlaps, DLXI_MAX_overlap + 1);
+    assert_int_equal(adaptations, DLXI_MAX_adaptation + 1);
+    assert_int_equal(dlxi_bits_values[3], DLXI_MAX_bits);
+}
+
 static void values_in_use(void **state) {
     (void)state;
     dlx_sync_config config = DLX_SYNC_CONFIG_INIT;
@@ -133,6 +144,7 @@ static void the_hash_covers_what_sites_share(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_does_not_fit_together),
+        cmocka_unit_test(choices_have_words),
         cmocka_unit_test(values_in_use),
         cmocka_unit_test(the_hash_covers_what_sites_share),
     };
