@@ -53,8 +53,8 @@ typedef struct config_arguments {
         DLXI_OPTION_ROW_LIST(type, "--set", config.sets, "KEY=VALUE",                              \
                              "one option of the config; may be given often")
 
-/* Defaults, then the file and run.dir (may be NULL), then sets, which end with NULL. On failure *out
- * is NULL. */
+/* Defaults, then the file and run.dir (may be NULL), then sets, which end with NULL. On failure
+ * *out is NULL. */
 dlx_status config_read(dlx_config **out, const char *path, const char *run_dir,
                        const char *const *sets, dlx_error *error);
 /* The same; prints what is wrong, NULL then. */

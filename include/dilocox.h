@@ -6,7 +6,7 @@
  *
  *   dlx_sync          one site of a run: opened over named tensors, stepped after each inner step
  *   dlx_coordinator   the run's rendezvous, leases and commits; one per run, in any process
- *   dlx_hub           joins sites and a coordinator that are threads of one process (the `mem` link)
+ *   dlx_hub           joins sites and a coordinator that are threads of a process (the `mem` link)
  *
  * Conventions. Functions return a dlx_status and, where one is given, fill the caller's dlx_error.
  * On failure nothing is handed over: what the caller owned it still owns, and every *out is NULL.
