@@ -9,8 +9,9 @@
 #include "member/coordinator_internal.h"
 
 enum {
-    ANSWER_MS = 1000, /* between two copies of what a rank lacks */
-    RETRY_MS = 250,   /* between attempts, from the fourth of a round on */
+    ANSWER_MS = 250, /* between two copies of what a rank lacks; it asks half as often */
+    TELL_MS = 1000,
+    RETRY_MS = 250, /* between attempts, from the fourth of a round on */
     RETRIES_AT_ONCE = 3
 };
 
@@ -164,7 +165,7 @@ static const char *trouble_note(dlxi_coordinator *c, const char *why) {
     t->seen_ms = c->now_ms;
     t->attempts++;
     bool again = same_cause(why, t->text);
-    if (again && c->now_ms - t->since_ms < 2 * (t->told_ms - t->since_ms) + ANSWER_MS) return "";
+    if (again && c->now_ms - t->since_ms < 2 * (t->told_ms - t->since_ms) + TELL_MS) return "";
     t->told_ms = c->now_ms;
     dlxi_text_copy(t->text, sizeof t->text, why);
     dlxi_coordinator_log(c, "round %llu: %s", (unsigned long long)c->round, why);

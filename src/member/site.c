@@ -9,7 +9,7 @@
 
 enum {
     PING_MS = 250, /* well below the shortest timeout, 1 s */
-    REPEAT_MS = 1000,
+    REPEAT_MS = 500,
     PAUSE_MS = 1000 /* a longer gap between ticks is this process's own, and nobody's silence */
 };
 
@@ -110,7 +110,7 @@ static dlxi_site_action on_begin(dlxi_site *s, const dlxi_frame *frame) {
 static dlxi_site_action on_abort(dlxi_site *s, const dlxi_frame *frame) {
     if (s->phase != DLXI_SITE_RUNNING || frame->round != s->round || frame->attempt != s->attempt)
         return DLXI_SITE_NOTHING;
-    if (s->staged) standing_drop(s);
+    if (s->attempt > 0) standing_drop(s); /* STAGED, or this site's own ABORT */
     s->staged = false;
     return DLXI_SITE_ABORT;
 }
@@ -221,17 +221,20 @@ void dlxi_site_on_staged(dlxi_site *s, uint64_t hash) {
     site_put_standing(s, DLXI_FRAME_STAGED);
 }
 
-static void put_reason(dlxi_site *s, dlxi_frame_kind kind, dlx_status status, const char *text) {
+static void reason_fill(dlxi_site *s, dlx_status status, const char *text) {
     dlxi_reason *reason = &s->outbox.scratch.as.reason;
     reason->status = (uint16_t)status;
     dlxi_text_copy(reason->text, sizeof reason->text, text);
-    site_put(s, kind);
 }
 
 void dlxi_site_on_trouble(dlxi_site *s, const char *why) {
     if (s->phase == DLXI_SITE_DONE) return;
     DLXI_ASSERT(!s->staged); /* what is staged is promised */
-    put_reason(s, DLXI_FRAME_ABORT, DLX_ABORTED, why);
+    reason_fill(s, DLX_ABORTED, why);
+    if (s->attempt > 0)
+        site_put_standing(s, DLXI_FRAME_ABORT);
+    else
+        site_put(s, DLXI_FRAME_ABORT);
 }
 
 void dlxi_site_on_report(dlxi_site *s, const char *text) {
@@ -242,7 +245,8 @@ void dlxi_site_on_report(dlxi_site *s, const char *text) {
 
 void dlxi_site_fail(dlxi_site *s, const dlx_error *why) {
     if (s->phase == DLXI_SITE_DONE) return;
-    put_reason(s, DLXI_FRAME_FAILED, why->status, why->message);
+    reason_fill(s, why->status, why->message);
+    site_put(s, DLXI_FRAME_FAILED);
     s->phase = DLXI_SITE_DONE;
     s->result = *why;
     standing_drop(s);
