@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/fault.h"
 #include "base/panic.h"
 #include "member/coordinator_internal.h"
 
@@ -252,7 +253,7 @@ static bool staged_same(const dlxi_coordinator *c) {
 
 void dlxi_rounds_on_staged(dlxi_coordinator *c, dlxi_run_rank *p, const dlxi_frame *frame,
                            uint64_t hash) {
-    if (!frame_is_current(c, frame)) return;
+    if (!frame_is_current(c, frame) && !DLXI_PLANTED(2)) return;
     p->staged_hash = hash;
     if (!p->staged) c->staged_count++;
     p->staged = true;
@@ -292,7 +293,7 @@ void dlxi_rounds_on_finished(dlxi_coordinator *c, dlxi_run_rank *p) {
 void dlxi_rounds_answer(dlxi_coordinator *c, uint16_t site, uint16_t rank, const dlxi_frame *frame,
                         int64_t now_ms) {
     dlxi_run_rank *p = &c->sites[site].ranks[rank];
-    if (!c->welcomed || now_ms - p->answered_ms < ANSWER_MS) return;
+    if (!c->welcomed || now_ms - p->answered_ms < ANSWER_MS || DLXI_PLANTED(5)) return;
     if (frame->term == 0) {
         dlxi_gather_welcome_rank(c, site, rank);
     } else if (frame->kind == DLXI_FRAME_LISTENING && c->phase >= DLXI_COORDINATOR_RUNNING) {

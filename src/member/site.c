@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/fault.h"
 #include "base/memory.h"
 #include "base/panic.h"
 
@@ -116,8 +117,8 @@ static dlxi_site_action on_abort(dlxi_site *s, const dlxi_frame *frame) {
 }
 
 static dlxi_site_action on_commit(dlxi_site *s, const dlxi_frame *frame) {
-    if (frame->round != s->round || frame->attempt != s->attempt || s->attempt == 0)
-        return DLXI_SITE_NOTHING;
+    bool stale = frame->round != s->round || frame->attempt != s->attempt;
+    if ((stale && !DLXI_PLANTED(1)) || s->attempt == 0) return DLXI_SITE_NOTHING;
     if (!s->staged)
         return site_end(s, DLX_DATA,
                         "the coordinator committed a round that this site has not staged");
@@ -189,7 +190,7 @@ dlxi_site_action dlxi_site_on_tick(dlxi_site *s, int64_t now_ms) {
                             ? "no coordinator answers; check wan.coordinator, wan.key and the "
                               "roster, and that it runs"
                             : "the coordinator has fallen silent");
-    if (s->standing != NULL && now_ms - s->stood_ms >= REPEAT_MS) {
+    if (s->standing != NULL && now_ms - s->stood_ms >= REPEAT_MS && !DLXI_PLANTED(4)) {
         s->stood_ms = now_ms;
         (void)dlxi_outbox_repeat(&s->outbox, s->standing, NULL); /* or a second later */
     }

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/fault.h"
 #include "base/memory.h"
 #include "base/panic.h"
 
@@ -58,7 +59,7 @@ struct dlxi_engine {
     uint32_t anchor_transfer;        /* that was asked for last; 0: none */
     uint64_t anchor_missing;         /* values */
     dlxi_state_cursor anchor_cursor; /* of the next piece */
-    int64_t now_ms, ticked_ms, linking_since_ms, told_ms;
+    int64_t now_ms, ticked_ms, told_ms;
     uint64_t reconnect;      /* bit i: the way to site i is to be made anew */
     int64_t begun_ms;        /* of the attempt */
     uint64_t exchange_bytes; /* of the attempt */
@@ -256,6 +257,7 @@ static void join_if_linked(dlxi_engine *e) {
 
 /* Asks for the whole of θ: at first, and again if frames of it were lost. */
 static void anchor_ask(dlxi_engine *e) {
+    if (DLXI_PLANTED(7) && e->anchor_transfer > 0) return;
     e->anchor_transfer++;
     e->anchor_cursor = (dlxi_state_cursor){0};
     e->anchor_missing = dlxi_state_piece_values(e->state, 1u << DLXI_STATE_ANCHOR);
@@ -298,7 +300,7 @@ static void on_anchor(dlxi_engine *e, const dlxi_frame *frame) {
 static void ways_begin(dlxi_engine *e) {
     const dlxi_welcome *w = &e->site->welcome;
     e->linking = true;
-    e->linking_since_ms = e->told_ms = e->now_ms;
+    e->told_ms = e->now_ms;
     e->anchor_from = w->anchor_source;
     for (uint16_t i = 0; i < e->site->count; i++) {
         way *v = &e->ways[i];
@@ -403,7 +405,7 @@ static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
 static void ways_reset(dlxi_engine *e) {
     for (uint16_t i = 0; i < e->site->count; i++) {
         way *v = &e->ways[i];
-        v->sent = 0;
+        if (!DLXI_PLANTED(9)) v->sent = 0;
         v->moved_ms = e->now_ms;
         v->greeted_ms = e->now_ms - GREET_MS;
         if (is_other(e, i) && e->now_ms - v->last_seen_ms >= e->settings.timeout_ms / 2 + GREET_MS)
@@ -569,19 +571,21 @@ static void linking_judge(dlxi_engine *e) {
     if (e->anchor_missing > 0 &&
         e->now_ms - e->ways[e->anchor_from].moved_ms >= e->settings.timeout_ms)
         anchor_ask(e);
-    int64_t since_ms = e->now_ms - e->linking_since_ms;
     if (e->now_ms - e->told_ms < e->settings.timeout_ms) return;
     e->told_ms = e->now_ms;
     for (uint16_t i = 0; i < e->site->count; i++) {
-        if (!is_other(e, i) || (e->ways[i].heard && e->ways[i].hears)) continue;
+        const way *v = &e->ways[i];
+        int64_t silent_ms = e->now_ms - v->last_seen_ms;
+        bool silent = silent_ms >= e->settings.timeout_ms;
+        if (!is_other(e, i) || (v->heard && v->hears && !silent)) continue;
         e->reconnect |= UINT64_C(1) << i;
-        if (!e->ways[i].heard) trouble_of_way(e, i, since_ms);
+        if (silent) trouble_of_way(e, i, silent_ms);
     }
 }
 
 /* The way that holds the attempt up, if one does. */
 static void attempt_judge(dlxi_engine *e) {
-    for (int pass = 0; pass < 2 && is_under_way(e); pass++)
+    for (int pass = 0; pass < 2 && is_under_way(e) && !DLXI_PLANTED(6); pass++)
         for (uint16_t i = 0; i < e->site->count; i++) {
             const way *v = &e->ways[i];
             dlxi_awaited awaited = dlxi_exchange_awaits(e->exchange, i);

@@ -102,6 +102,7 @@ typedef struct world {
     uint64_t draws;
     uint64_t replicated[ROUNDS + 2][RANKS_MAX]; /* hash after each round; 0: not seen yet */
     uint64_t frames, attempts, lines;
+    bool named; /* the pair that was cut */
 } world;
 
 static uint64_t draw(world *w, uint64_t below) {
@@ -234,6 +235,26 @@ static void outcome_take(world *w, uint16_t i) {
     p->attempts = o.attempts;
 }
 
+/* A pair that was cut for long, while a round could not do without it, is named on the coordinator's
+ * terminal. */
+static void line_note(world *w, const char *line) {
+    char pair[2][64];
+    for (int i = 0; i < 2; i++)
+        snprintf(pair[i], sizeof pair[i], "no data from site '%c' to site '%c' (",
+                 'a' + (i == 0 ? w->t.cut_a : w->t.cut_b),
+                 'a' + (i == 0 ? w->t.cut_b : w->t.cut_a));
+    w->named = w->named || strstr(line, pair[0]) != NULL || strstr(line, pair[1]) != NULL;
+    w->lines++;
+}
+
+static void check_named(const world *w) {
+    const trouble *t = &w->t;
+    bool long_cut = t->cut_a != t->cut_b && t->cut_until_ms - t->cut_from_ms > 3 * TIMEOUT_MS;
+    bool missed = w->over_ms < 0 || w->over_ms > t->cut_until_ms;
+    CHECK(!long_cut || !missed || t->crash != NODES || w->named, "nobody named sites %u and %u",
+          t->cut_a, t->cut_b);
+}
+
 /* ---- the pumps --------------------------------------------------------------------------------- */
 
 static bool actions_perform(world *w, uint16_t i) {
@@ -295,7 +316,7 @@ static void coordinator_pump(world *w) {
     char line[512];
     dlxi_coordinator_on_tick(w->coordinator, w->now_ms);
     while (dlxi_coordinator_pop_log(w->coordinator, line, sizeof line)) {
-        w->lines++;
+        line_note(w, line);
         if (verbose) printf("%6lld ms: coordinator: %s\n", (long long)w->now_ms, line);
     }
     dlxi_outbox_flush(dlxi_coordinator_outbox(w->coordinator), coordinator_send, w);
@@ -371,13 +392,14 @@ static void peer_open(world *w, uint16_t i) {
 
 static trouble trouble_of_seed(world *w) {
     static const uint32_t rates[] = {0, 2, 10, 40};
+    static const int64_t delays[] = {10, 10, 200, 600};
     trouble t = {.lose = rates[draw(w, 4)],
                  .reorder = rates[draw(w, 3)],
                  .repeat = rates[draw(w, 3)],
                  .reset = rates[draw(w, 3)],
                  .pause = rates[draw(w, 3)],
                  .recall = rates[draw(w, 4)],
-                 .delay_ms_max = draw(w, 3) == 0 ? 200 : 10,
+                 .delay_ms_max = delays[draw(w, 4)],
                  .crash = NODES};
     if (draw(w, 3) == 0) {
         t.cut_a = (uint16_t)draw(w, w->sites);
@@ -496,6 +518,7 @@ static uint64_t simulate(bool calm, world *totals) {
     dlx_status result = dlxi_coordinator_result(w.coordinator, &error);
     bool failed = result != DLX_OK;
     CHECK(crashed || !failed, "the coordinator: %s", error.message);
+    check_named(&w);
     uint64_t hash = 0;
     for (uint16_t i = 0; i < w.peers; i++) {
         peer *p = &w.peer[i];
