@@ -46,14 +46,15 @@ dlx_status dlxi_link_open_site(dlxi_link **out, const dlx_link_config *config, c
     return dlxi_zmq_site_open(out, &settings, error);
 }
 
-dlx_status dlxi_link_open_coordinator(dlxi_link **out, const dlx_link_config *config, dlx_log log,
-                                      void *log_context, char endpoint[DLXI_ENDPOINT_BYTES],
-                                      dlx_error *error) {
+dlx_status dlxi_link_open_coordinator(dlxi_link **out, const dlx_link_config *config,
+                                      uint32_t timeout_ms, dlx_log log, void *log_context,
+                                      char endpoint[DLXI_ENDPOINT_BYTES], dlx_error *error) {
     *out = NULL;
     endpoint[0] = '\0';
     DLX_TRY(check(config, error));
     if (config->hub != NULL) return config->hub->open_coordinator(config->hub, out, error);
     dlxi_zmq_settings settings = zmq_settings(config, "coordinator", log, log_context);
+    settings.timeout_ms = timeout_ms;
     return dlxi_zmq_coordinator_open(out, &settings, endpoint, error);
 }
 

@@ -27,8 +27,9 @@ typedef struct dlxi_link_operations {
     const char *name;
     /* Copies and queues one frame; never blocks. DLX_AGAIN: this peer's queue is full, receive()
      * returns DLX_AGAIN when there may be room again. DLX_PEER_LOST: this peer is known to be gone
-     * (zmq: only the coordinator's endpoint says so, after 5 s without a connection; until then,
-     * and to another site, DLX_AGAIN). */
+     * (zmq: only the coordinator's endpoint says so, after settings.timeout_ms without a
+     * connection; until then, and to another site, DLX_AGAIN). One that comes back is reachable
+     * again. */
     dlx_status (*send)(dlxi_link *link, uint32_t peer, const dlxi_frame *frame, dlx_error *error);
     /* Waits up to timeout_ms (0: not at all; < 0: for ever). DLX_OK: *frame and *peer are set, the
      * payload is valid until the next call on the link. DLX_AGAIN: woken, or room for a send that
@@ -91,6 +92,7 @@ typedef struct dlxi_zmq_settings {
     const char *key_path;
     const char *roster_path; /* public keys with names */
     const char *name;        /* site: own name; must be the roster's for its key */
+    uint32_t timeout_ms;     /* coordinator: a peer without a connection for this long is lost */
     dlxi_log log;
     void *log_context;
 } dlxi_zmq_settings;

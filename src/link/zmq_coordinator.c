@@ -16,8 +16,6 @@
 /* Processes that a coordinator tells apart in its life: every rank of a run, and as many that were
  * refused or came again. */
 enum { NUMBERED_MAX = 8192 };
-/* How long a broken connection is taken for one that will come back. */
-static const int64_t UNREACHABLE_NS = 5000000000;
 /* A ROUTER doesn't tell which peer has room again: try after this long. */
 static const int64_t RETRY_NS = 20000000;
 
@@ -33,6 +31,7 @@ typedef struct zmq_coordinator {
     numbered *numbered; /* [numbered_count], room for numbered_room */
     uint32_t numbered_count, numbered_room;
     bool full_logged;
+    uint32_t timeout_ms;
     int64_t retry_at_ns; /* 0: no send was refused */
 } zmq_coordinator;
 
@@ -51,9 +50,9 @@ static dlx_status coordinator_send(dlxi_link *link, uint32_t to, const dlxi_fram
     int64_t now_ns = dlxi_clock_ns();
     if (status == DLX_PEER_LOST) {
         if (peer->unreachable_since_ns == 0) peer->unreachable_since_ns = now_ns;
-        if (now_ns - peer->unreachable_since_ns >= UNREACHABLE_NS)
-            DLX_FAIL(error, PEER_LOST, "site '%s' has had no connection for %lld s", peer->name,
-                     (long long)(UNREACHABLE_NS / 1000000000));
+        if (now_ns - peer->unreachable_since_ns >= (int64_t)me->timeout_ms * 1000000)
+            DLX_FAIL(error, PEER_LOST, "site '%s' has had no connection for %u ms", peer->name,
+                     me->timeout_ms);
     }
     if (me->retry_at_ns == 0) me->retry_at_ns = now_ns + RETRY_NS;
     return DLX_AGAIN;
@@ -199,6 +198,7 @@ dlx_status dlxi_zmq_coordinator_open(dlxi_link **out, const dlxi_zmq_settings *s
     zmq_coordinator *me = NULL;
     DLX_TRY(DLXI_NEW(&me, 1, error));
     dlxi_zmq_init(&me->zmq, &operations, &role);
+    me->timeout_ms = settings->timeout_ms;
     dlx_status status = coordinator_open(me, settings, bound, error);
     if (status == DLX_OK)
         *out = &me->zmq.link;

@@ -103,6 +103,7 @@ dlxi_zmq_settings settings_of(int who, const char *coordinator, bool curve) {
         .key_path = key_path[who],
         .roster_path = roster_path,
         .name = names[who],
+        .timeout_ms = 1000,
         .log = journal_add,
         .log_context = who == COORDINATOR ? &coordinator_log : &site_log,
     };

@@ -314,6 +314,7 @@ static void a_site_that_left_is_lost(void **state) {
             fail_msg("not lost within the deadline");
     }
     assert_int_equal(status, DLX_PEER_LOST);
+    assert_string_equal(error.message, "site 'delft' has had no connection for 1000 ms");
     raze(&w);
 }
 
