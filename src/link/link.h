@@ -49,6 +49,10 @@ typedef struct dlxi_link_operations {
     /* Site: `endpoint` is what the peer's listen(…, me, …) wrote; called for every other site, ""
      * included. */
     dlx_status (*connect)(dlxi_link *link, uint32_t peer, const char *endpoint, dlx_error *error);
+    /* Site: makes the connection to `peer` anew, if this side is the one that connects; what was
+     * queued for it may be lost. Frames arrive again as soon as the network allows. mem and mpi
+     * have no connections, and lose nothing. */
+    dlx_status (*reconnect)(dlxi_link *link, uint32_t peer, dlx_error *error);
     /* Coordinator: the roster name that this peer proved to own (mem: the name it opened with); ""
      * where the link has no security. */
     const char *(*peer_name)(dlxi_link *link, uint32_t peer);

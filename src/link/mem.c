@@ -14,10 +14,9 @@
 #include <string.h>
 #include <time.h>
 
-#include "base/clock.h"
 #include "base/memory.h"
 #include "base/panic.h"
-#include "link/count.h"
+#include "link/common.h"
 #include "link/hub.h"
 
 enum { ENDPOINTS_MAX = 65536, QUEUE_FRAMES_MAX = 65536 };
@@ -241,10 +240,7 @@ static bool wait_changed(mem_endpoint *me, int64_t deadline_ns) {
 static dlx_status mem_receive(dlxi_link *link, int64_t timeout_ms, uint32_t *from,
                               dlxi_frame *frame, dlx_error *error) {
     mem_endpoint *me = (mem_endpoint *)link;
-    /* a wait longer than some 30 years is for ever */
-    int64_t deadline_ns = -1;
-    if (timeout_ms >= 0 && timeout_ms < 1000000000000)
-        deadline_ns = dlxi_clock_ns() + timeout_ms * 1000000;
+    int64_t deadline_ns = dlxi_link_deadline_ns(timeout_ms);
     for (;;) {
         free(me->current.bytes);
         me->current = (packet){0};
@@ -283,12 +279,8 @@ static dlx_status mem_listen(dlxi_link *link, uint32_t own_index, uint32_t index
     (void)public_key;
     mem_endpoint *me = (mem_endpoint *)link;
     endpoint[0] = '\0';
-    if (me->coordinator)
-        DLX_FAIL(error, STATE, "mem link: the coordinator does not listen for sites");
-    if (index >= DLXI_SITES_MAX || own_index >= DLXI_SITES_MAX || index == own_index)
-        DLX_FAIL(error, ARGUMENT,
-                 "mem link: site %u listens for site %u, allowed are two of 0 to %d", own_index,
-                 index, DLXI_SITES_MAX - 1);
+    DLXI_ASSERT(!me->coordinator);
+    DLX_TRY(dlxi_link_check_pair(link, own_index, index, error));
     pthread_mutex_lock(&me->hub->mutex);
     snprintf(me->peers[index].name, sizeof me->peers[index].name, "%s", name);
     pthread_mutex_unlock(&me->hub->mutex);
@@ -299,9 +291,8 @@ static dlx_status mem_listen(dlxi_link *link, uint32_t own_index, uint32_t index
 static dlx_status mem_connect(dlxi_link *link, uint32_t index, const char *endpoint,
                               dlx_error *error) {
     mem_endpoint *me = (mem_endpoint *)link;
-    if (me->coordinator || index >= DLXI_SITES_MAX)
-        DLX_FAIL(error, ARGUMENT, "mem link: connect to site %u, allowed are 0 to %d", index,
-                 DLXI_SITES_MAX - 1);
+    DLXI_ASSERT(!me->coordinator);
+    DLX_TRY(dlxi_link_check_index(link, index, error));
     unsigned number = 0;
     int used = 0;
     if (strlen(endpoint) > 15 || sscanf(endpoint, "mem:%9u%n", &number, &used) != 1 ||
@@ -363,6 +354,7 @@ static const dlxi_link_operations mem_operations = {
     .wake = mem_wake,
     .listen = mem_listen,
     .connect = mem_connect,
+    .reconnect = dlxi_link_stay_connected,
     .peer_name = mem_peer_name,
     .peer_key = mem_peer_key,
     .close = mem_close,

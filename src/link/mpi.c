@@ -23,16 +23,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/clock.h"
 #include "base/memory.h"
-#include "link/count.h"
+#include "base/panic.h"
+#include "link/common.h"
 
 enum { TAG_TO_COORDINATOR = 1, TAG_FROM_COORDINATOR = 2, TAG_DATA = 3 };
 enum { CONTROL_FRAMES = 64, DATA_FRAMES = 8, COORDINATOR_RANK = 0, NO_RANK = -1 };
 enum { COORDINATOR_PEER = DLXI_SITES_MAX }; /* its place among a site's peers */
 enum { FRAME_BYTES_MAX = DLXI_FRAME_HEADER_BYTES + DLXI_FRAME_PAYLOAD_MAX };
-static const int64_t MS_NS = 1000000, CLOSE_NS = 1000000000, SLEEP_MIN_NS = 20000,
-                     SLEEP_MAX_NS = 2000000;
+static const int64_t CLOSE_NS = 1000000000, SLEEP_MIN_NS = 20000, SLEEP_MAX_NS = 2000000;
 
 typedef struct outgoing {
     MPI_Request request;
@@ -249,10 +248,7 @@ static void rest(const mpi_endpoint *me, int64_t deadline_ns) {
 static dlx_status link_receive(dlxi_link *link, int64_t timeout_ms, uint32_t *from,
                                dlxi_frame *frame, dlx_error *error) {
     mpi_endpoint *me = (mpi_endpoint *)link;
-    /* a wait longer than some 30 years is for ever */
-    int64_t deadline_ns = -1;
-    if (timeout_ms >= 0 && timeout_ms < 1000000000000)
-        deadline_ns = dlxi_clock_ns() + timeout_ms * MS_NS;
+    int64_t deadline_ns = dlxi_link_deadline_ns(timeout_ms);
     for (bool last = false;;) {
         forget_current(me);
         bool room = false;
@@ -289,12 +285,8 @@ static dlx_status link_listen(dlxi_link *link, uint32_t own_index, uint32_t inde
     (void)public_key;
     mpi_endpoint *me = (mpi_endpoint *)link;
     endpoint[0] = '\0';
-    if (me->coordinator)
-        DLX_FAIL(error, STATE, "mpi link: the coordinator does not listen for sites");
-    if (index >= DLXI_SITES_MAX || own_index >= DLXI_SITES_MAX || index == own_index)
-        DLX_FAIL(error, ARGUMENT,
-                 "mpi link: site %u listens for site %u, allowed are two of 0 to %d", own_index,
-                 index, DLXI_SITES_MAX - 1);
+    DLXI_ASSERT(!me->coordinator);
+    DLX_TRY(dlxi_link_check_pair(link, own_index, index, error));
     dlxi_text_copy(me->peers[index].name, sizeof me->peers[index].name, name);
     snprintf(endpoint, DLXI_ENDPOINT_BYTES, "mpi:%d", me->rank);
     return DLX_OK;
@@ -303,9 +295,8 @@ static dlx_status link_listen(dlxi_link *link, uint32_t own_index, uint32_t inde
 static dlx_status link_connect(dlxi_link *link, uint32_t index, const char *endpoint,
                                dlx_error *error) {
     mpi_endpoint *me = (mpi_endpoint *)link;
-    if (me->coordinator || index >= DLXI_SITES_MAX)
-        DLX_FAIL(error, ARGUMENT, "mpi link: connect to site %u, allowed are 0 to %d", index,
-                 DLXI_SITES_MAX - 1);
+    DLXI_ASSERT(!me->coordinator);
+    DLX_TRY(dlxi_link_check_index(link, index, error));
     int rank = 0, used = 0;
     if (strlen(endpoint) > 15 || sscanf(endpoint, "mpi:%9d%n", &rank, &used) != 1 ||
         endpoint[used] != '\0')
@@ -377,6 +368,7 @@ static const dlxi_link_operations mpi_operations = {
     .wake = link_wake,
     .listen = link_listen,
     .connect = link_connect,
+    .reconnect = dlxi_link_stay_connected,
     .peer_name = link_peer_name,
     .peer_key = link_peer_key,
     .close = link_close,

@@ -18,11 +18,8 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include "base/clock.h"
-#include "link/count.h"
+#include "link/common.h"
 #include "link/zmq_internal.h"
-
-static const int64_t MS_NS = 1000000;
 
 void dlxi_zmq_log(const dlxi_zmq *me, const char *format, ...) {
     if (me->log == NULL) return;
@@ -134,7 +131,7 @@ dlx_status dlxi_zmq_poll(dlxi_zmq *me, zmq_pollitem_t *items, int count, int64_t
     long wait_ms = -1;
     if (deadline_ns >= 0) {
         int64_t left_ns = deadline_ns - dlxi_clock_ns();
-        wait_ms = left_ns > 0 ? (long)((left_ns + MS_NS - 1) / MS_NS) : 0;
+        wait_ms = left_ns > 0 ? (long)((left_ns + 999999) / 1000000) : 0;
     }
     if (zmq_poll(items, count, wait_ms) < 0) {
         if (errno == EINTR) return DLX_OK;
@@ -149,10 +146,7 @@ dlx_status dlxi_zmq_poll(dlxi_zmq *me, zmq_pollitem_t *items, int count, int64_t
 dlx_status dlxi_zmq_receive(dlxi_link *link, int64_t timeout_ms, uint32_t *from, dlxi_frame *frame,
                             dlx_error *error) {
     dlxi_zmq *me = (dlxi_zmq *)link;
-    /* a wait longer than some 30 years is for ever */
-    int64_t deadline_ns = -1;
-    if (timeout_ms >= 0 && timeout_ms < 1000000000000)
-        deadline_ns = dlxi_clock_ns() + timeout_ms * MS_NS;
+    int64_t deadline_ns = dlxi_link_deadline_ns(timeout_ms);
     for (bool last = false;;) {
         if (atomic_exchange(&me->woken, false)) return DLX_AGAIN;
         if (me->role->room_again(me)) return DLX_AGAIN;

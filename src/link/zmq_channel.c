@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "link/common.h"
 #include "link/zmq_internal.h"
 
 /* every channel's, since its ROUTER has one peer */
@@ -26,21 +27,18 @@ static dlx_status key_check(const dlxi_zmq_site *me, const char *name, const cha
     return DLX_OK;
 }
 
-static dlx_status peer_check(uint32_t own_index, uint32_t index, const char *name,
-                             dlx_error *error) {
-    if (index >= DLXI_SITES_MAX || own_index >= DLXI_SITES_MAX || index == own_index)
-        DLX_FAIL(error, ARGUMENT,
-                 "zmq link: site %u listens for site %u, allowed are two of 0 to %d", own_index,
-                 index, DLXI_SITES_MAX - 1);
+static dlx_status peer_check(const dlxi_link *link, uint32_t own_index, uint32_t index,
+                             const char *name, dlx_error *error) {
+    DLX_TRY(dlxi_link_check_pair(link, own_index, index, error));
     if (!dlxi_name_valid(name))
         DLX_FAIL(error, DATA, "the coordinator gave site %u a name that is not allowed", index);
     return DLX_OK;
 }
 
-static dlx_status channel_open(dlxi_zmq_site *me, dlxi_channel *channel, uint32_t index, bool binds,
-                               bool ipv6, dlx_error *error) {
+static dlx_status socket_open(void **out, dlxi_zmq_site *me, const dlxi_channel *channel,
+                              bool binds, const char *numeric, dlx_error *error) {
     char domain[16];
-    snprintf(domain, sizeof domain, "site.%u", index);
+    snprintf(domain, sizeof domain, "site.%u", (unsigned)(channel - me->channels));
     const dlxi_socket_settings settings = {
         .context = me->zmq.context,
         .type = binds ? ZMQ_ROUTER : ZMQ_DEALER,
@@ -48,23 +46,16 @@ static dlx_status channel_open(dlxi_zmq_site *me, dlxi_channel *channel, uint32_
         .silence_ms = DATA_SILENCE_MS,
         .keys = me->zmq.curve ? &me->zmq.keys : NULL,
         .server_key = binds || !me->zmq.curve ? NULL : channel->key_text,
+        .routing_id = binds ? NULL : routing_id,
+        .routing_id_bytes = CHANNEL_ID_BYTES,
         .domain = domain,
-        .ipv6 = ipv6,
+        .ipv6 = strchr(numeric, ':') != NULL,
     };
-    DLX_TRY(dlxi_socket_open(&channel->socket, &settings, error));
-    channel->binds = binds;
-    if (binds || zmq_setsockopt(channel->socket, ZMQ_ROUTING_ID, routing_id, CHANNEL_ID_BYTES) == 0)
-        return DLX_OK;
-    zmq_close(channel->socket);
-    channel->socket = NULL;
-    DLX_FAIL(error, SYSTEM, "zmq link: no routing id: %s", zmq_strerror(errno));
+    return dlxi_socket_open(out, &settings, error);
 }
 
 static void channel_close(dlxi_channel *channel) {
-    if (channel->socket == NULL) return;
-    int linger_ms = 0;
-    zmq_setsockopt(channel->socket, ZMQ_LINGER, &linger_ms, sizeof linger_ms);
-    zmq_close(channel->socket);
+    dlxi_socket_drop(channel->socket);
     channel->socket = NULL;
     channel->refused = false;
     channel->endpoint[0] = '\0';
@@ -90,7 +81,8 @@ static dlx_status channel_bind(dlxi_zmq_site *me, dlxi_channel *channel, uint32_
                 (unsigned)me->listen_port, index, index);
         port = (uint16_t)(me->listen_port + index);
     }
-    DLX_TRY(channel_open(me, channel, index, true, strchr(numeric, ':') != NULL, error));
+    DLX_TRY(socket_open(&channel->socket, me, channel, true, numeric, error));
+    channel->binds = true;
     uint16_t bound_port = 0;
     status = dlxi_socket_bind(channel->socket, numeric, port, &bound_port, "wan.listen", error);
     if (status == DLX_OK)
@@ -105,7 +97,7 @@ dlx_status dlxi_channel_listen(dlxi_link *link, uint32_t own_index, uint32_t ind
                                char endpoint[DLXI_ENDPOINT_BYTES], dlx_error *error) {
     dlxi_zmq_site *me = (dlxi_zmq_site *)link;
     endpoint[0] = '\0';
-    DLX_TRY(peer_check(own_index, index, name, error));
+    DLX_TRY(peer_check(link, own_index, index, name, error));
     uint8_t key[DLXI_KEY_BYTES] = {0};
     if (me->zmq.curve) DLX_TRY(key_check(me, name, public_key, key, error));
     dlxi_channel *channel = &me->channels[index];
@@ -121,12 +113,21 @@ dlx_status dlxi_channel_listen(dlxi_link *link, uint32_t own_index, uint32_t ind
     return DLX_OK;
 }
 
+/* Connects a new DEALER in place of the present one. */
+static dlx_status channel_dial(dlxi_zmq_site *me, dlxi_channel *channel, dlx_error *error) {
+    const dlxi_target *to = &channel->target;
+    void *fresh = NULL;
+    DLX_TRY(socket_open(&fresh, me, channel, false, to->numeric, error));
+    dlx_status status = dlxi_socket_connect(fresh, to->numeric, to->port, error);
+    dlxi_socket_drop(status == DLX_OK ? channel->socket : fresh);
+    if (status == DLX_OK) channel->socket = fresh;
+    return status;
+}
+
 dlx_status dlxi_channel_connect(dlxi_link *link, uint32_t index, const char *endpoint,
                                 dlx_error *error) {
     dlxi_zmq_site *me = (dlxi_zmq_site *)link;
-    if (index >= DLXI_SITES_MAX)
-        DLX_FAIL(error, ARGUMENT, "zmq link: connect to site %u, allowed are 0 to %d", index,
-                 DLXI_SITES_MAX - 1);
+    DLX_TRY(dlxi_link_check_index(link, index, error));
     dlxi_channel *channel = &me->channels[index];
     if (channel->name[0] == '\0')
         DLX_FAIL(error, STATE, "zmq link: connect to site %u before listen", index);
@@ -137,20 +138,27 @@ dlx_status dlxi_channel_connect(dlxi_link *link, uint32_t index, const char *end
     }
     if (channel->socket != NULL && strcmp(channel->endpoint, endpoint) == 0) return DLX_OK;
     dlxi_address address;
-    char what[DLXI_NAME_BYTES + 32], numeric[DLXI_NUMERIC_BYTES];
+    dlxi_target target;
+    char what[DLXI_NAME_BYTES + 32];
     snprintf(what, sizeof what, "address of site '%s'", channel->name);
     DLX_TRY(dlxi_address_parse(&address, endpoint, what, error));
     if (address.port == 0) DLX_FAIL(error, DATA, "%s: '%s' has port 0", what, endpoint);
     if (!me->zmq.curve) DLX_TRY(dlxi_zmq_check_loopback(address.host, error));
-    DLX_TRY(dlxi_address_remote(numeric, address.host, what, error));
+    DLX_TRY(dlxi_address_remote(target.numeric, address.host, what, error));
+    target.port = address.port;
     channel_close(channel);
-    DLX_TRY(channel_open(me, channel, index, false, strchr(numeric, ':') != NULL, error));
-    dlx_status status = dlxi_socket_connect(channel->socket, numeric, address.port, error);
-    if (status == DLX_OK)
-        snprintf(channel->endpoint, sizeof channel->endpoint, "%s", endpoint);
-    else
-        channel_close(channel);
-    return status;
+    channel->binds = false;
+    channel->target = target;
+    DLX_TRY(channel_dial(me, channel, error));
+    snprintf(channel->endpoint, sizeof channel->endpoint, "%s", endpoint);
+    return DLX_OK;
+}
+
+/* What the old connection has queued is lost, both ways: the peer's ROUTER gives the new one its
+ * place. */
+dlx_status dlxi_channel_reconnect(dlxi_zmq_site *me, uint32_t index, dlx_error *error) {
+    dlxi_channel *channel = &me->channels[index];
+    return channel->socket == NULL || channel->binds ? DLX_OK : channel_dial(me, channel, error);
 }
 
 /* ---- frames ---------------------------------------------------------------------------------- */

@@ -34,10 +34,11 @@ enum {
     /* A direction and side: 2 MiB, so that memory and what waits before a new attempt are bounded.
      */
     DATA_QUEUE_FRAMES = 8,
-    /* A connection whose other side acknowledges nothing for so long, or takes no byte of what it
-     * has, is ended and made again. Data is given longer, since a site that computes may leave it
-     * lying. */
-    CONTROL_SILENCE_MS = 20000,
+    /* A connection whose other side acknowledges nothing for this long, or accepts no byte of what
+     * it has, is ended and made again. TCP alone would wait twice as long after each loss: a network
+     * that comes back after a minute would stay unused for another. Data is given longer, since a
+     * site that computes may leave it unread, and whoever misses it asks for `reconnect`. */
+    CONTROL_SILENCE_MS = 3500,
     DATA_SILENCE_MS = 60000,
     CLOSE_LINGER_MS = 1000
 };
@@ -48,6 +49,8 @@ typedef struct dlxi_socket_settings {
     const dlxi_key_pair *keys; /* NULL: no security */
     /* to connect: the key that the other side must prove; NULL: this side binds */
     const char *server_key;
+    const char *routing_id; /* to connect */
+    size_t routing_id_bytes;
     const char *domain; /* to bind: ZAP domain */
     bool ipv6;
 } dlxi_socket_settings;
@@ -58,6 +61,8 @@ dlx_status dlxi_socket_open(void **out, const dlxi_socket_settings *settings, dl
 dlx_status dlxi_socket_bind(void *socket, const char *numeric, uint16_t port, uint16_t *bound_port,
                             const char *what, dlx_error *error);
 dlx_status dlxi_socket_connect(void *socket, const char *numeric, uint16_t port, dlx_error *error);
+/* Drops what is queued; takes NULL. */
+void dlxi_socket_drop(void *socket);
 /* Whether ZMQ_POLLOUT (or another event) holds now. */
 bool dlxi_socket_ready(void *socket, short event);
 
@@ -133,6 +138,12 @@ void dlxi_zmq_wake(dlxi_link *link);
 
 /* ---- a site's endpoint (zmq_site.c, zmq_channel.c) -------------------------------------------- */
 
+/* Where a DEALER connects. Numeric, since a name may not be found while the network is away. */
+typedef struct dlxi_target {
+    char numeric[DLXI_NUMERIC_BYTES];
+    uint16_t port;
+} dlxi_target;
+
 /* One site's data, seen from another. */
 typedef struct dlxi_channel {
     /* NULL before listen (lower index: ROUTER, binds) or connect (higher index: DEALER) */
@@ -143,12 +154,16 @@ typedef struct dlxi_channel {
     bool refused; /* a send got DLX_AGAIN */
     char name[DLXI_NAME_BYTES], key_text[DLXI_KEY_TEXT_BYTES];
     char endpoint[DLXI_ENDPOINT_BYTES]; /* where this side listens, or what it connected to */
+    dlxi_target target;                 /* the same, if this side connects */
 } dlxi_channel;
 
 typedef struct dlxi_zmq_site {
     dlxi_zmq zmq;  /* first */
     void *monitor; /* of control */
+    uint32_t monitors_opened;
     bool control_refused;
+    char routing_id[ROUTING_ID_BYTES];
+    dlxi_target coordinator;
     char coordinator_text[DLXI_ENDPOINT_BYTES];
     char listen_host[DLXI_HOST_BYTES]; /* what the others are given */
     uint16_t listen_port;
@@ -162,6 +177,7 @@ dlx_status dlxi_channel_listen(dlxi_link *link, uint32_t own_index, uint32_t ind
                                char endpoint[DLXI_ENDPOINT_BYTES], dlx_error *error);
 dlx_status dlxi_channel_connect(dlxi_link *link, uint32_t index, const char *endpoint,
                                 dlx_error *error);
+dlx_status dlxi_channel_reconnect(dlxi_zmq_site *me, uint32_t index, dlx_error *error);
 dlx_status dlxi_channel_send(dlxi_zmq_site *me, dlxi_channel *channel, const dlxi_frame *frame,
                              dlx_error *error);
 /* As role.receive_now. */

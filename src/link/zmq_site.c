@@ -7,9 +7,70 @@
 #include <string.h>
 #include <sys/random.h>
 
-#include "base/clock.h"
 #include "base/memory.h"
+#include "link/common.h"
 #include "link/zmq_internal.h"
+
+/* ---- control --------------------------------------------------------------------------------- */
+
+static void monitor_close(void *control, void *monitor) {
+    if (monitor == NULL) return;
+    zmq_socket_monitor(control, NULL, 0);
+    zmq_close(monitor);
+}
+
+/* Each has a name of its own, since libzmq frees that of a closed one at its leisure. */
+static dlx_status monitor_open(void **out, dlxi_zmq_site *me, void *control, dlx_error *error) {
+    char place[64];
+    snprintf(place, sizeof place, "inproc://coordinator.monitor.%u", me->monitors_opened++);
+    int events = ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
+                 ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL;
+    int linger_ms = 0;
+    if (zmq_socket_monitor(control, place, events) == 0)
+        *out = zmq_socket(me->zmq.context, ZMQ_PAIR);
+    if (*out == NULL || zmq_setsockopt(*out, ZMQ_LINGER, &linger_ms, sizeof linger_ms) != 0 ||
+        zmq_connect(*out, place) != 0)
+        DLX_FAIL(error, SYSTEM, "zmq link: no monitor: %s", zmq_strerror(errno));
+    return DLX_OK;
+}
+
+/* Connects a new DEALER in place of the present one, if there is one. The routing id stays, and
+ * with it this site's number at the coordinator. */
+static dlx_status control_dial(dlxi_zmq_site *me, dlx_error *error) {
+    const dlxi_target *to = &me->coordinator;
+    const dlxi_socket_settings settings = {
+        .context = me->zmq.context,
+        .type = ZMQ_DEALER,
+        .queue_frames = CONTROL_QUEUE_FRAMES,
+        .silence_ms = CONTROL_SILENCE_MS,
+        .keys = me->zmq.curve ? &me->zmq.keys : NULL,
+        .server_key = me->zmq.curve
+                          ? dlxi_roster_by_name(me->zmq.roster, dlxi_coordinator_name)->key_text
+                          : NULL,
+        .routing_id = me->routing_id,
+        .routing_id_bytes = ROUTING_ID_BYTES,
+        .ipv6 = strchr(to->numeric, ':') != NULL,
+    };
+    void *control = NULL, *monitor = NULL;
+    DLX_TRY(dlxi_socket_open(&control, &settings, error));
+    dlx_status status = monitor_open(&monitor, me, control, error);
+    if (status == DLX_OK) status = dlxi_socket_connect(control, to->numeric, to->port, error);
+    bool done = status == DLX_OK;
+    monitor_close(done ? me->zmq.control : control, done ? me->monitor : monitor);
+    dlxi_socket_drop(done ? me->zmq.control : control);
+    if (done) {
+        me->zmq.control = control;
+        me->monitor = monitor;
+    }
+    return status;
+}
+
+static dlx_status site_reconnect(dlxi_link *link, uint32_t peer, dlx_error *error) {
+    dlxi_zmq_site *me = (dlxi_zmq_site *)link;
+    if (peer == DLXI_SITE_COORDINATOR) return control_dial(me, error);
+    DLX_TRY(dlxi_link_check_index(link, peer, error));
+    return dlxi_channel_reconnect(me, peer, error);
+}
 
 /* ---- send ------------------------------------------------------------------------------------ */
 
@@ -139,10 +200,7 @@ static const char *site_peer_key(dlxi_link *link, uint32_t peer) {
 
 static void site_close(dlxi_link *link) {
     dlxi_zmq_site *me = (dlxi_zmq_site *)link;
-    if (me->monitor != NULL) {
-        zmq_socket_monitor(me->zmq.control, NULL, 0);
-        zmq_close(me->monitor);
-    }
+    monitor_close(me->zmq.control, me->monitor);
     for (size_t i = 0; i < DLXI_SITES_MAX; i++)
         if (me->channels[i].socket != NULL) zmq_close(me->channels[i].socket);
     dlxi_zmq_end(&me->zmq);
@@ -156,6 +214,7 @@ static const dlxi_link_operations operations = {
     .wake = dlxi_zmq_wake,
     .listen = dlxi_channel_listen,
     .connect = dlxi_channel_connect,
+    .reconnect = site_reconnect,
     .peer_name = site_peer_name,
     .peer_key = site_peer_key,
     .close = site_close,
@@ -165,25 +224,10 @@ static const dlxi_zmq_role role = {site_room_again, site_receive_now, site_wait}
 
 /* A routing id that only this process and the coordinator know. Its first byte is not 0, which is
  * ZeroMQ's own. */
-static dlx_status routing_id_set(void *socket, dlx_error *error) {
-    uint8_t id[ROUTING_ID_BYTES] = {ROUTING_ID_FIRST};
-    if (getrandom(id + 1, sizeof id - 1, 0) != (ssize_t)(sizeof id - 1) ||
-        zmq_setsockopt(socket, ZMQ_ROUTING_ID, id, sizeof id) != 0)
-        DLX_FAIL(error, SYSTEM, "zmq link: no routing id: %s", zmq_strerror(errno));
-    return DLX_OK;
-}
-
-static dlx_status monitor_open(dlxi_zmq_site *me, dlx_error *error) {
-    static const char place[] = "inproc://coordinator.monitor";
-    int events = ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
-                 ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL;
-    int linger_ms = 0;
-    if (zmq_socket_monitor(me->zmq.control, place, events) == 0)
-        me->monitor = zmq_socket(me->zmq.context, ZMQ_PAIR);
-    if (me->monitor == NULL ||
-        zmq_setsockopt(me->monitor, ZMQ_LINGER, &linger_ms, sizeof linger_ms) != 0 ||
-        zmq_connect(me->monitor, place) != 0)
-        DLX_FAIL(error, SYSTEM, "zmq link: no monitor: %s", zmq_strerror(errno));
+static dlx_status routing_id_choose(char id[ROUTING_ID_BYTES], dlx_error *error) {
+    id[0] = ROUTING_ID_FIRST;
+    if (getrandom(id + 1, ROUTING_ID_BYTES - 1, 0) != ROUTING_ID_BYTES - 1)
+        DLX_FAIL(error, SYSTEM, "zmq link: no routing id: %s", strerror(errno));
     return DLX_OK;
 }
 
@@ -214,7 +258,7 @@ static dlx_status listen_host_set(dlxi_zmq_site *me, const dlxi_zmq_settings *se
 static dlx_status site_open(dlxi_zmq_site *me, const dlxi_zmq_settings *settings,
                             dlx_error *error) {
     dlxi_address coordinator;
-    char numeric[DLXI_NUMERIC_BYTES];
+    char *numeric = me->coordinator.numeric;
     const char *text = settings->coordinator != NULL ? settings->coordinator : "";
     DLX_TRY(dlxi_address_parse(&coordinator, text, "wan.coordinator", error));
     if (coordinator.port == 0)
@@ -226,7 +270,9 @@ static dlx_status site_open(dlxi_zmq_site *me, const dlxi_zmq_settings *settings
     if (!settings->curve) DLX_TRY(dlxi_zmq_check_loopback(coordinator.host, error));
     snprintf(me->coordinator_text, sizeof me->coordinator_text, "%s", text);
     DLX_TRY(dlxi_address_remote(numeric, coordinator.host, "wan.coordinator", error));
+    me->coordinator.port = coordinator.port;
     DLX_TRY(listen_host_set(me, settings, numeric, error));
+    DLX_TRY(routing_id_choose(me->routing_id, error));
     const char *name = settings->name != NULL ? settings->name : "";
     if (!dlxi_name_valid(name) || strcmp(name, dlxi_coordinator_name) == 0)
         DLX_FAIL(error, CONFIG,
@@ -234,21 +280,7 @@ static dlx_status site_open(dlxi_zmq_site *me, const dlxi_zmq_settings *settings
                  "0-9 . _ - and begin with a letter, digit or _; 'coordinator' is taken",
                  name, DLXI_NAME_BYTES - 1);
     DLX_TRY(dlxi_zmq_begin(&me->zmq, settings, name, false, error));
-    const dlxi_socket_settings control = {
-        .context = me->zmq.context,
-        .type = ZMQ_DEALER,
-        .queue_frames = CONTROL_QUEUE_FRAMES,
-        .silence_ms = CONTROL_SILENCE_MS,
-        .keys = me->zmq.curve ? &me->zmq.keys : NULL,
-        .server_key = me->zmq.curve
-                          ? dlxi_roster_by_name(me->zmq.roster, dlxi_coordinator_name)->key_text
-                          : NULL,
-        .ipv6 = strchr(numeric, ':') != NULL,
-    };
-    DLX_TRY(dlxi_socket_open(&me->zmq.control, &control, error));
-    DLX_TRY(routing_id_set(me->zmq.control, error));
-    DLX_TRY(monitor_open(me, error));
-    return dlxi_socket_connect(me->zmq.control, numeric, coordinator.port, error);
+    return control_dial(me, error);
 }
 
 dlx_status dlxi_zmq_site_open(dlxi_link **out, const dlxi_zmq_settings *settings,

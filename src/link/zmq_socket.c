@@ -17,10 +17,14 @@
 enum {
     /* CURVE adds 33 bytes to a message; its handshake is smaller than a frame */
     MESSAGE_BYTES_MAX = DLXI_FRAME_HEADER_BYTES + DLXI_FRAME_PAYLOAD_MAX + 256,
-    HANDSHAKE_MS = 10000,
-    CONNECT_MS = 10000,
+    /* Several round trips. */
+    HANDSHAKE_MS = 5000,
+    /* The kernel repeats a SYN after 1 s, then 2, 4 and so on. A new attempt after 1.5 s, and a
+     * pause of at most 0.5 s, keep SYNs about 1 s apart for as long as an outage lasts. A round
+     * trip must take less. */
+    CONNECT_MS = 1500,
     RECONNECT_FIRST_MS = 100,
-    RECONNECT_MAX_MS = 2000,
+    RECONNECT_MAX_MS = 400, /* libzmq adds up to RECONNECT_FIRST_MS at random */
     KEEPALIVE_IDLE_S = 10,
     KEEPALIVE_EVERY_S = 5,
     KEEPALIVE_COUNT = 2
@@ -75,6 +79,12 @@ static bool set_curve(void *socket, const dlxi_socket_settings *settings) {
            set_text(socket, ZMQ_CURVE_SECRETKEY, settings->keys->secret_text);
 }
 
+static bool set_routing_id(void *socket, const dlxi_socket_settings *settings) {
+    return settings->routing_id == NULL ||
+           zmq_setsockopt(socket, ZMQ_ROUTING_ID, settings->routing_id,
+                          settings->routing_id_bytes) == 0;
+}
+
 /* Mandatory: a peer that is gone is told, not silently skipped. Handover: one that comes again
  * takes its own place. */
 static bool set_router(void *socket, const dlxi_socket_settings *settings) {
@@ -89,7 +99,7 @@ dlx_status dlxi_socket_open(void **out, const dlxi_socket_settings *settings, dl
     if (socket == NULL)
         DLX_FAIL(error, SYSTEM, "no ZeroMQ socket to be had: %s", zmq_strerror(errno));
     if (!set_bounds(socket, settings) || !set_router(socket, settings) ||
-        !set_curve(socket, settings)) {
+        !set_routing_id(socket, settings) || !set_curve(socket, settings)) {
         int system_errno = errno;
         zmq_close(socket);
         errno = system_errno;
@@ -135,6 +145,13 @@ dlx_status dlxi_socket_connect(void *socket, const char *numeric, uint16_t port,
     if (zmq_connect(socket, endpoint) != 0)
         DLX_FAIL(error, SYSTEM, "can't connect to %s: %s", address, zmq_strerror(errno));
     return DLX_OK;
+}
+
+void dlxi_socket_drop(void *socket) {
+    if (socket == NULL) return;
+    int linger_ms = 0;
+    zmq_setsockopt(socket, ZMQ_LINGER, &linger_ms, sizeof linger_ms);
+    zmq_close(socket);
 }
 
 bool dlxi_socket_ready(void *socket, short event) {

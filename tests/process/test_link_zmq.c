@@ -350,41 +350,90 @@ static void send_until_heard(stream *s) {
              (int)s->received, s->to);
 }
 
-static void a_cut_connection_is_made_again(void **state) {
-    (void)state;
+/* delft reaches the coordinator, and oslo delft, through a relay. */
+typedef struct relayed {
     world w;
     tcp_relay to_coordinator, to_site;
-    open_coordinator(&w, "127.0.0.1:0", true);
-    assert_int_equal(tcp_relay_open(&to_coordinator, (uint16_t)atoi(w.bound + 10)), 0);
+    stream streams[4]; /* both ways through each relay */
+} relayed;
+
+static void relayed_build(relayed *r) {
+    world *w = &r->w;
+    open_coordinator(w, "127.0.0.1:0", true);
+    assert_int_equal(tcp_relay_open(&r->to_coordinator, (uint16_t)atoi(w->bound + 10)), 0);
     for (int i = 0; i < 2; i++) {
         char at[DLXI_ENDPOINT_BYTES];
-        snprintf(at, sizeof at, "127.0.0.1:%d", to_coordinator.port);
-        dlxi_zmq_settings settings = settings_of(DELFT + i, i == 0 ? at : w.bound, true);
-        must(dlxi_zmq_site_open(&w.site[i], &settings, &error));
+        snprintf(at, sizeof at, "127.0.0.1:%d", r->to_coordinator.port);
+        dlxi_zmq_settings settings = settings_of(DELFT + i, i == 0 ? at : w->bound, true);
+        must(dlxi_zmq_site_open(&w->site[i], &settings, &error));
     }
     char at[DLXI_ENDPOINT_BYTES], none[DLXI_ENDPOINT_BYTES];
-    must(w.site[0]->op->listen(w.site[0], 0, 1, "oslo", key_text[OSLO], at, &error));
-    must(w.site[1]->op->listen(w.site[1], 1, 0, "delft", key_text[DELFT], none, &error));
-    assert_int_equal(tcp_relay_open(&to_site, (uint16_t)atoi(at + 10)), 0);
-    snprintf(at, sizeof at, "127.0.0.1:%d", to_site.port);
-    must(w.site[0]->op->connect(w.site[0], 1, none, &error));
-    must(w.site[1]->op->connect(w.site[1], 0, at, &error));
+    must(w->site[0]->op->listen(w->site[0], 0, 1, "oslo", key_text[OSLO], at, &error));
+    must(w->site[1]->op->listen(w->site[1], 1, 0, "delft", key_text[DELFT], none, &error));
+    assert_int_equal(tcp_relay_open(&r->to_site, (uint16_t)atoi(at + 10)), 0);
+    snprintf(at, sizeof at, "127.0.0.1:%d", r->to_site.port);
+    must(w->site[0]->op->connect(w->site[0], 1, none, &error));
+    must(w->site[1]->op->connect(w->site[1], 0, at, &error));
+    stream streams[] = {{w->site[0], DLXI_SITE_COORDINATOR, w->coordinator, 0, 0, 0},
+                        {w->coordinator, 0, w->site[0], DLXI_SITE_COORDINATOR, 0, 0},
+                        {w->site[1], 0, w->site[0], 1, 0, 0},
+                        {w->site[0], 1, w->site[1], 0, 0, 0}};
+    memcpy(r->streams, streams, sizeof streams);
+}
 
-    /* the same number after a cut */
-    stream streams[] = {{w.site[0], DLXI_SITE_COORDINATOR, w.coordinator, 0, 0, 0},
-                        {w.coordinator, 0, w.site[0], DLXI_SITE_COORDINATOR, 0, 0},
-                        {w.site[1], 0, w.site[0], 1, 0, 0},
-                        {w.site[0], 1, w.site[1], 0, 0, 0}};
+/* Frames pass both ways through the relays' connection number `connections`; the coordinator's
+ * number for delft is still 0. */
+static void relayed_check(relayed *r, int connections) {
+    for (size_t i = 0; i < 4; i++) send_until_heard(&r->streams[i]);
+    assert_int_equal(r->to_coordinator.connections, connections);
+    assert_int_equal(r->to_site.connections, connections);
+}
+
+static void relayed_raze(relayed *r) {
+    raze(&r->w);
+    tcp_relay_close(&r->to_coordinator);
+    tcp_relay_close(&r->to_site);
+}
+
+static void a_cut_connection_is_made_again(void **state) {
+    (void)state;
+    relayed r;
+    relayed_build(&r);
     for (int cut = 0; cut < 3; cut++) {
-        for (size_t i = 0; i < sizeof streams / sizeof *streams; i++) send_until_heard(&streams[i]);
-        assert_int_equal(to_coordinator.connections, cut + 1);
-        assert_int_equal(to_site.connections, cut + 1);
-        tcp_relay_cut(&to_coordinator);
-        tcp_relay_cut(&to_site);
+        relayed_check(&r, cut + 1);
+        tcp_relay_cut(&r.to_coordinator);
+        tcp_relay_cut(&r.to_site);
     }
-    raze(&w);
-    tcp_relay_close(&to_coordinator);
-    tcp_relay_close(&to_site);
+    relayed_raze(&r);
+}
+
+/* As after an outage: TCP takes the connection for alive, and would wait for minutes. */
+static void a_silent_connection_is_made_anew(void **state) {
+    (void)state;
+    relayed r;
+    relayed_build(&r);
+    dlxi_link *const *site = r.w.site;
+    for (int silence = 0; silence < 3; silence++) {
+        relayed_check(&r, silence + 1);
+        tcp_relay_silence(&r.to_coordinator);
+        tcp_relay_silence(&r.to_site);
+        for (uint64_t i = 0; i < 40; i++) { /* more than any queue has room for */
+            (void)send(site[0], 1, DLXI_FRAME_GREETING, 0);
+            (void)send(site[1], 0, DLXI_FRAME_GREETING, 0);
+        }
+        must(site[0]->op->reconnect(site[0], DLXI_SITE_COORDINATOR, &error));
+        must(site[1]->op->reconnect(site[1], 0, &error));
+        must(site[0]->op->reconnect(site[0], 1, &error)); /* it listens: nothing to do */
+    }
+    relayed_check(&r, 4);
+    /* one that works is replaced too, and quick repetition does no harm */
+    for (int i = 0; i < 200; i++) {
+        must(site[0]->op->reconnect(site[0], DLXI_SITE_COORDINATOR, &error));
+        must(site[1]->op->reconnect(site[1], 0, &error));
+    }
+    for (size_t i = 0; i < 4; i++) send_until_heard(&r.streams[i]);
+    assert_int_equal(site[0]->op->reconnect(site[0], DLXI_SITES_MAX, &error), DLX_ARGUMENT);
+    relayed_raze(&r);
 }
 
 static void ipv6_and_names(void **state) {
@@ -653,6 +702,7 @@ int main(void) {
         cmocka_unit_test(close_lets_queued_frames_leave),
         cmocka_unit_test(a_site_that_left_is_lost),
         cmocka_unit_test(a_cut_connection_is_made_again),
+        cmocka_unit_test(a_silent_connection_is_made_anew),
         cmocka_unit_test(ipv6_and_names),
         cmocka_unit_test(an_unknown_key_gets_nothing),
         cmocka_unit_test(a_false_coordinator_gets_nothing),
