@@ -15,7 +15,7 @@
 
 /* Processes that a coordinator tells apart in its life: every rank of a run, and as many that were
  * refused or came again. */
-enum { NUMBERED_MAX = 8192 };
+enum { NUMBERED_MAX = 8192, SLOTS = 2 * NUMBERED_MAX };
 /* A ROUTER doesn't tell which peer has room again: try after this long. */
 static const int64_t RETRY_NS = 20000000;
 
@@ -30,6 +30,8 @@ typedef struct zmq_coordinator {
     dlxi_zmq zmq;       /* first */
     numbered *numbered; /* [numbered_count], room for numbered_room */
     uint32_t numbered_count, numbered_room;
+    /* number + 1 of the peer whose routing id leads here, 0: free; a collision takes the next */
+    uint16_t slots[SLOTS];
     bool full_logged;
     uint32_t timeout_ms;
     int64_t retry_at_ns; /* 0: no send was refused */
@@ -76,6 +78,40 @@ static bool numbered_grow(zmq_coordinator *me) {
     return true;
 }
 
+/* The slot of this routing id, or the free one that it would get. Routing ids are random: some of
+ * their bytes are the hash. */
+static uint16_t *slot_find(zmq_coordinator *me, const uint8_t routing_id[ROUTING_ID_BYTES]) {
+    uint32_t at;
+    memcpy(&at, routing_id + 1, sizeof at);
+    for (at %= SLOTS; me->slots[at] != 0; at = (at + 1) % SLOTS)
+        if (memcmp(me->numbered[me->slots[at] - 1].routing_id, routing_id, ROUTING_ID_BYTES) == 0)
+            break;
+    return &me->slots[at];
+}
+
+/* Gives a new peer its number. False if there are too many, or it is not on the roster. */
+static bool peer_add(zmq_coordinator *me, uint16_t *slot,
+                     const uint8_t routing_id[ROUTING_ID_BYTES], const char *name) {
+    const dlxi_roster_line *line = me->zmq.curve ? dlxi_roster_by_name(me->zmq.roster, name) : NULL;
+    if (me->zmq.curve && line == NULL) return false;
+    if (me->numbered_count == NUMBERED_MAX) {
+        if (!me->full_logged)
+            dlxi_zmq_log(&me->zmq,
+                         "no more than %d processes can join one coordinator; start it again",
+                         NUMBERED_MAX);
+        me->full_logged = true;
+        return false;
+    }
+    if (me->numbered_count == me->numbered_room && !numbered_grow(me)) return false;
+    numbered *fresh = &me->numbered[me->numbered_count++];
+    *fresh = (numbered){0};
+    memcpy(fresh->routing_id, routing_id, ROUTING_ID_BYTES);
+    snprintf(fresh->name, sizeof fresh->name, "%s", name);
+    snprintf(fresh->key_text, sizeof fresh->key_text, "%s", line != NULL ? line->key_text : "");
+    *slot = (uint16_t)me->numbered_count;
+    return true;
+}
+
 /* The peer's number, given at its first frame; UINT32_MAX if its frame is not accepted. A ROUTER
  * gives what is left of a connection that was handed over a routing id of its own making, which is
  * not one of ours. */
@@ -84,31 +120,13 @@ static uint32_t peer_number(zmq_coordinator *me, zmq_msg_t *id) {
     const char *name = me->zmq.curve ? zmq_msg_gets(&me->zmq.current, "User-Id") : "";
     if (name == NULL || zmq_msg_size(id) != ROUTING_ID_BYTES || routing_id[0] != ROUTING_ID_FIRST)
         return UINT32_MAX;
-    for (uint32_t i = 0; i < me->numbered_count; i++) {
-        numbered *known = &me->numbered[i];
-        if (memcmp(known->routing_id, routing_id, ROUTING_ID_BYTES) != 0) continue;
-        /* another site with this one's routing id */
-        if (strcmp(known->name, name) != 0) return UINT32_MAX;
-        known->unreachable_since_ns = 0;
-        return i;
-    }
-    const dlxi_roster_line *line = me->zmq.curve ? dlxi_roster_by_name(me->zmq.roster, name) : NULL;
-    if (me->zmq.curve && line == NULL) return UINT32_MAX;
-    if (me->numbered_count == NUMBERED_MAX) {
-        if (!me->full_logged)
-            dlxi_zmq_log(&me->zmq,
-                         "no more than %d processes can join one coordinator; start it again",
-                         NUMBERED_MAX);
-        me->full_logged = true;
-        return UINT32_MAX;
-    }
-    if (me->numbered_count == me->numbered_room && !numbered_grow(me)) return UINT32_MAX;
-    numbered *fresh = &me->numbered[me->numbered_count];
-    *fresh = (numbered){0};
-    memcpy(fresh->routing_id, routing_id, ROUTING_ID_BYTES);
-    snprintf(fresh->name, sizeof fresh->name, "%s", name);
-    snprintf(fresh->key_text, sizeof fresh->key_text, "%s", line != NULL ? line->key_text : "");
-    return me->numbered_count++;
+    uint16_t *slot = slot_find(me, routing_id);
+    if (*slot == 0 && !peer_add(me, slot, routing_id, name)) return UINT32_MAX;
+    numbered *peer = &me->numbered[*slot - 1];
+    /* another site with this one's routing id */
+    if (strcmp(peer->name, name) != 0) return UINT32_MAX;
+    peer->unreachable_since_ns = 0;
+    return *slot - 1u;
 }
 
 static dlx_status coordinator_receive_now(dlxi_zmq *zmq, uint32_t *from, dlxi_frame *frame,

@@ -630,6 +630,28 @@ static void a_routing_id_is_not_enough(void **state) {
     raze(&w);
 }
 
+static void routing_ids_that_begin_alike_have_numbers_of_their_own(void **state) {
+    (void)state;
+    static const char *const ids[] = {"s0123aaaaaaaaaaaa", "s0123bbbbbbbbbbbb",
+                                      "s0123cccccccccccc"};
+    enum { PEERS = sizeof ids / sizeof *ids };
+    world w;
+    open_coordinator(&w, "127.0.0.1:0", true);
+    raw peers[PEERS];
+    uint32_t from;
+    dlxi_frame got;
+    for (uint32_t i = 0; i < PEERS; i++)
+        peers[i] = raw_open(ZMQ_DEALER, DELFT, w.bound, COORDINATOR, ids[i]);
+    for (uint32_t k = 0; k < 2 * PEERS; k++) {
+        raw_send(&peers[k % PEERS], k);
+        expect_frame(w.coordinator, &from, &got);
+        assert_int_equal(from, k % PEERS);
+        assert_int_equal(got.round, k);
+    }
+    for (uint32_t i = 0; i < PEERS; i++) raw_close(&peers[i]);
+    raze(&w);
+}
+
 static void malformed_messages_are_dropped(void **state) {
     (void)state;
     world w;
@@ -708,6 +730,7 @@ int main(void) {
         cmocka_unit_test(a_false_coordinator_gets_nothing),
         cmocka_unit_test(nobody_speaks_for_another),
         cmocka_unit_test(a_routing_id_is_not_enough),
+        cmocka_unit_test(routing_ids_that_begin_alike_have_numbers_of_their_own),
         cmocka_unit_test(malformed_messages_are_dropped),
         cmocka_unit_test(data_sockets_admit_their_peer_only),
         cmocka_unit_test(ranks_of_one_site_share_its_key),
