@@ -156,6 +156,77 @@ static void control_comes_before_data(void **state) {
     raze(&w);
 }
 
+/* However many frames one has sent, and also at the coordinator. */
+static void peers_take_turns(void **state) {
+    (void)state;
+    world w;
+    build(&w);
+    dlxi_link *third = NULL;
+    must(w.hub->open_site(w.hub, &third, "rome", 0, &error));
+    char at[2][DLXI_ENDPOINT_BYTES];
+    must(third->op->listen(third, 2, 0, "a", "", at[0], &error));
+    must(w.site[0]->op->listen(w.site[0], 0, 2, "c", "", at[1], &error));
+    must(third->op->connect(third, 0, at[1], &error));
+    must(w.site[0]->op->connect(w.site[0], 2, at[0], &error));
+    for (uint64_t i = 0; i < 3; i++) must(send(w.site[1], 0, DLXI_FRAME_RESULT, i));
+    for (uint64_t i = 0; i < 2; i++) must(send(third, 0, DLXI_FRAME_RESULT, i));
+    must(send(w.site[1], DLXI_SITE_COORDINATOR, DLXI_FRAME_HELLO, 0));
+    must(send(w.site[1], DLXI_SITE_COORDINATOR, DLXI_FRAME_HELLO, 1));
+    must(send(third, DLXI_SITE_COORDINATOR, DLXI_FRAME_HELLO, 0));
+    static const struct {
+        uint32_t from;
+        uint64_t round;
+    } at_site[] = {{1, 0}, {2, 0}, {1, 1}, {2, 1}, {1, 2}},
+      at_coordinator[] = {{0, 0}, {1, 0}, {0, 1}};
+    uint32_t from;
+    dlxi_frame got;
+    for (size_t i = 0; i < 5; i++) {
+        must(receive(w.site[0], 0, &from, &got));
+        assert_int_equal(from, at_site[i].from);
+        assert_int_equal(got.round, at_site[i].round);
+    }
+    for (size_t i = 0; i < 3; i++) {
+        must(receive(w.coordinator, 0, &from, &got));
+        assert_int_equal(from, at_coordinator[i].from);
+        assert_int_equal(got.round, at_coordinator[i].round);
+    }
+    dlxi_link_close(&third);
+    raze(&w);
+}
+
+/* Frames of an endpoint that site 1 is no longer stay unread until it is again. */
+static void a_site_may_become_another_endpoint(void **state) {
+    (void)state;
+    world w;
+    build(&w);
+    dlxi_link *second = NULL;
+    must(w.hub->open_site(w.hub, &second, "oslo", 0, &error));
+    char at_first[DLXI_ENDPOINT_BYTES], at_second[DLXI_ENDPOINT_BYTES], at_0[DLXI_ENDPOINT_BYTES];
+    must(w.site[1]->op->listen(w.site[1], 1, 0, "delft", "", at_first, &error));
+    must(second->op->listen(second, 1, 0, "delft", "", at_second, &error));
+    must(w.site[0]->op->listen(w.site[0], 0, 1, "oslo", "", at_0, &error));
+    must(second->op->connect(second, 0, at_0, &error));
+    uint32_t from;
+    dlxi_frame got;
+    for (uint64_t i = 0; i < 2; i++) must(send(w.site[1], 0, DLXI_FRAME_RESULT, i));
+    must(send(second, 0, DLXI_FRAME_RESULT, 10));
+    must(receive(w.site[0], 0, &from, &got));
+    assert_int_equal(got.round, 0);
+    must(w.site[0]->op->connect(w.site[0], 1, at_second, &error));
+    must(receive(w.site[0], 0, &from, &got));
+    assert_int_equal(from, 1);
+    assert_int_equal(got.round, 10);
+    assert_int_equal(receive(w.site[0], 0, &from, &got), DLX_TIMEOUT);
+    must(send(w.site[0], 1, DLXI_FRAME_RESULT, 11));
+    must(receive(second, 0, &from, &got));
+    assert_int_equal(got.round, 11);
+    must(w.site[0]->op->connect(w.site[0], 1, at_first, &error));
+    must(receive(w.site[0], 0, &from, &got));
+    assert_int_equal(got.round, 1);
+    dlxi_link_close(&second);
+    raze(&w);
+}
+
 static void frames_wait_until_their_sender_is_known(void **state) {
     (void)state;
     world w;
@@ -387,6 +458,8 @@ int main(void) {
         cmocka_unit_test(frames_arrive_in_order_with_their_fields),
         cmocka_unit_test(a_full_queue_refuses_and_room_is_told),
         cmocka_unit_test(control_comes_before_data),
+        cmocka_unit_test(peers_take_turns),
+        cmocka_unit_test(a_site_may_become_another_endpoint),
         cmocka_unit_test(frames_wait_until_their_sender_is_known),
         cmocka_unit_test(a_closed_peer_is_lost_but_what_it_sent_arrives),
         cmocka_unit_test(a_site_may_open_before_the_coordinator),
