@@ -32,9 +32,11 @@ DLX_API dlx_status dlx_config_help(char **text, dlx_error *error);
 DLX_API const char *dlx_config_run_dir(const dlx_config *config); /* valid until the next change */
 DLX_API const char *dlx_config_coordinator(const dlx_config *config);
 DLX_API bool dlx_config_encrypted(const dlx_config *config);
-DLX_API bool dlx_config_in_process(const dlx_config *config); /* wan.link is mem */
-DLX_API bool dlx_config_one_job(const dlx_config *config);    /* wan.link is mpi */
-DLX_API uint32_t dlx_config_ranks(const dlx_config *config);  /* of a site: stages × replicas */
+DLX_API const char *dlx_config_link(const dlx_config *config); /* wan.link */
+/* Whether its sites are threads of one process; ranks of one job. */
+DLX_API bool dlx_config_in_process(const dlx_config *config);
+DLX_API bool dlx_config_one_job(const dlx_config *config);
+DLX_API uint32_t dlx_config_ranks(const dlx_config *config); /* of a site: stages × replicas */
 /* "rank 3 (stage 1, replica 1)": what a rank of a job is, which may hold several sites. */
 DLX_API void dlx_config_place_name(char text[64], const dlx_config *config, uint32_t job_rank);
 
@@ -57,8 +59,8 @@ DLX_API uint32_t dlx_cluster_ranks(const dlx_cluster *cluster);
 DLX_API bool dlx_cluster_agree_on_failure(dlx_cluster *cluster, dlx_error *error, uint32_t wait_ms);
 /* Ends all ranks of the job at once with this exit code. Does not return. */
 DLX_API void dlx_cluster_abort(dlx_cluster *cluster, int exit_code);
-/* Joins sites and coordinator that are ranks of one job (the `mpi` link); the coordinator is a
- * thread of job rank 0. Close with dlx_hub_close, before the cluster. */
+/* Joins sites and coordinator that are ranks of one job, by wan.link, or `mpi` if that is for
+ * others; the coordinator is a thread of job rank 0. Close with dlx_hub_close, before the cluster. */
 DLX_API dlx_status dlx_cluster_hub(dlx_hub **out, dlx_cluster *cluster, const dlx_config *config,
                                    dlx_error *error);
 

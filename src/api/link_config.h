@@ -3,7 +3,7 @@
 #ifndef DLXI_API_LINK_CONFIG_H
 #define DLXI_API_LINK_CONFIG_H
 
-#include "link/hub.h"
+#include "link/links.h"
 
 dlx_status dlxi_link_open_site(dlxi_link **out, const dlx_link_config *config, const char *site,
                                uint16_t rank, dlx_log log, void *log_context, dlx_error *error);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Links: how frames move between sites and the coordinator. One vtable; `mem`, `mpi` (hub.h) and
- * `zmq` fill it.
+/* Links: how frames move between sites and the coordinator. One vtable, filled by each link of the
+ * table in links.h.
  *
  * An endpoint has one owner thread that sends and receives; only `wake` may come from another.
  * Frames from one peer arrive in the order sent, unchanged (a link checks the checksum and drops
@@ -75,36 +75,6 @@ struct dlxi_link {
 
 void dlxi_link_statistics_read(const dlxi_link *link, dlxi_link_statistics *out);
 void dlxi_link_close(dlxi_link **link); /* takes NULL */
-
-/* ---- zmq: processes -------------------------------------------------------------------------- */
-
-/* e.g. a refused key; any of the library's threads */
-typedef void (*dlxi_log)(void *context, const char *line);
-
-typedef struct dlxi_zmq_settings {
-    const char *coordinator; /* "host:port"; the coordinator may ask for port 0 */
-    const char
-        /* site: address that peers reach it at; "" = the local address that reaches the coordinator
-         */
-        *listen_host;
-    /* site: first of a range of D ports (port + peer's index); 0 = any free ones. Ranks of one site
-     * on one machine need ranges of their own */
-    uint16_t listen_port;
-    /* false (security: none): loopback addresses only, refused elsewhere */
-    bool curve;
-    /* own secret key file, made by dlxi_key_generate; a site's ranks share it */
-    const char *key_path;
-    const char *roster_path; /* public keys with names */
-    const char *name;        /* site: own name; must be the roster's for its key */
-    uint32_t timeout_ms;     /* coordinator: a peer without a connection for this long is lost */
-    dlxi_log log;
-    void *log_context;
-} dlxi_zmq_settings;
-
-dlx_status dlxi_zmq_site_open(dlxi_link **out, const dlxi_zmq_settings *settings, dlx_error *error);
-/* bound: "host:port" with the port in use. */
-dlx_status dlxi_zmq_coordinator_open(dlxi_link **out, const dlxi_zmq_settings *settings,
-                                     char bound[DLXI_ENDPOINT_BYTES], dlx_error *error);
 
 /* ---- keys and rosters ------------------------------------------------------------------------ */
 

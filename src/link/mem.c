@@ -19,7 +19,7 @@
 #include "base/memory.h"
 #include "base/panic.h"
 #include "link/common.h"
-#include "link/hub.h"
+#include "link/links.h"
 
 enum { ENDPOINTS_MAX = 65536, QUEUE_FRAMES_MAX = 65536 };
 static const uint32_t NOBODY = UINT32_MAX;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The `mpi` link: sites and a coordinator as ranks of one MPI job.
+/* The `mpi` link: sites and a coordinator as ranks of one MPI job. Not for runs that must outlive a
+ * dead rank: MPI ends the whole job.
  *
  * Frames are messages on the cluster's `wan` communicator; the tag says who speaks to whom: to the
  * coordinator, from it, and data between sites. Several threads of a process speak MPI at once (an
@@ -15,8 +16,6 @@
  * sides call MPI, so each peer has one receive of its own under way, and a stalled site doesn't
  * hold up the coordinator's word. Nothing wakes a thread that waits for MPI: receive() tests, and
  * sleeps for a sixteenth of the time in which nothing happened, 20 µs to 2 ms. */
-#include "link/mpi.h"
-
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -25,7 +24,9 @@
 
 #include "base/memory.h"
 #include "base/panic.h"
+#include "cluster/cluster.h"
 #include "link/common.h"
+#include "link/links.h"
 
 enum { TAG_TO_COORDINATOR = 1, TAG_FROM_COORDINATOR = 2, TAG_DATA = 3 };
 enum { CONTROL_FRAMES = 64, DATA_FRAMES = 8, COORDINATOR_RANK = 0, NO_RANK = -1 };

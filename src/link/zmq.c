@@ -174,7 +174,7 @@ void dlxi_zmq_wake(dlxi_link *link) {
 /* ---- open and close -------------------------------------------------------------------------- */
 
 /* The key and the roster must say the same about who this process is. */
-static dlx_status identity_check(const dlxi_zmq *me, const dlxi_zmq_settings *settings,
+static dlx_status identity_check(const dlxi_zmq *me, const dlxi_link_settings *settings,
                                  const char *name, dlx_error *error) {
     uint8_t key[DLXI_KEY_BYTES];
     if (!dlxi_key_decode(key, me->keys.public_text))
@@ -206,7 +206,7 @@ void dlxi_zmq_init(dlxi_zmq *me, const dlxi_link_operations *operations,
     me->wake_fd = -1;
 }
 
-dlx_status dlxi_zmq_begin(dlxi_zmq *me, const dlxi_zmq_settings *settings, const char *name,
+dlx_status dlxi_zmq_begin(dlxi_zmq *me, const dlxi_link_settings *settings, const char *name,
                           bool roster_admits, dlx_error *error) {
     me->curve = settings->curve;
     me->log = settings->log;

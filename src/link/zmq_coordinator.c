@@ -183,7 +183,7 @@ static const dlxi_link_operations operations = {
 static const dlxi_zmq_role role = {coordinator_room_again, coordinator_receive_now,
                                    coordinator_wait};
 
-static dlx_status coordinator_open(zmq_coordinator *me, const dlxi_zmq_settings *settings,
+static dlx_status coordinator_open(zmq_coordinator *me, const dlxi_link_settings *settings,
                                    char bound[DLXI_ENDPOINT_BYTES], dlx_error *error) {
     dlxi_address address;
     char numeric[DLXI_NUMERIC_BYTES];
@@ -209,7 +209,7 @@ static dlx_status coordinator_open(zmq_coordinator *me, const dlxi_zmq_settings 
     return DLX_OK;
 }
 
-dlx_status dlxi_zmq_coordinator_open(dlxi_link **out, const dlxi_zmq_settings *settings,
+dlx_status dlxi_zmq_coordinator_open(dlxi_link **out, const dlxi_link_settings *settings,
                                      char bound[DLXI_ENDPOINT_BYTES], dlx_error *error) {
     *out = NULL;
     bound[0] = '\0';

@@ -8,6 +8,7 @@
 #include <zmq.h>
 
 #include "link/address.h"
+#include "link/links.h"
 #include "link/roster.h"
 
 /* ---- admitting keys (zmq_auth.c) ------------------------------------------------------------- */
@@ -106,7 +107,7 @@ struct dlxi_zmq {
 void dlxi_zmq_init(dlxi_zmq *me, const dlxi_link_operations *operations, const dlxi_zmq_role *role);
 /* Everything but the sockets. `name` is the roster's for this process, `roster_admits` whether its
  * keys may come in. After a failure too, dlxi_zmq_end releases what there is. */
-dlx_status dlxi_zmq_begin(dlxi_zmq *me, const dlxi_zmq_settings *settings, const char *name,
+dlx_status dlxi_zmq_begin(dlxi_zmq *me, const dlxi_link_settings *settings, const char *name,
                           bool roster_admits, dlx_error *error);
 /* After the role's own sockets are closed; closes control, and gives queued frames time to leave.
  */

@@ -231,7 +231,7 @@ static dlx_status routing_id_choose(char id[ROUTING_ID_BYTES], dlx_error *error)
     return DLX_OK;
 }
 
-static dlx_status listen_host_set(dlxi_zmq_site *me, const dlxi_zmq_settings *settings,
+static dlx_status listen_host_set(dlxi_zmq_site *me, const dlxi_link_settings *settings,
                                   const char *coordinator_numeric, dlx_error *error) {
     const char *host = settings->listen_host != NULL ? settings->listen_host : "";
     char numeric[DLXI_NUMERIC_BYTES] = "";
@@ -255,7 +255,7 @@ static dlx_status listen_host_set(dlxi_zmq_site *me, const dlxi_zmq_settings *se
     return DLX_OK;
 }
 
-static dlx_status site_open(dlxi_zmq_site *me, const dlxi_zmq_settings *settings,
+static dlx_status site_open(dlxi_zmq_site *me, const dlxi_link_settings *settings,
                             dlx_error *error) {
     dlxi_address coordinator;
     char *numeric = me->coordinator.numeric;
@@ -283,7 +283,7 @@ static dlx_status site_open(dlxi_zmq_site *me, const dlxi_zmq_settings *settings
     return control_dial(me, error);
 }
 
-dlx_status dlxi_zmq_site_open(dlxi_link **out, const dlxi_zmq_settings *settings,
+dlx_status dlxi_zmq_site_open(dlxi_link **out, const dlxi_link_settings *settings,
                               dlx_error *error) {
     *out = NULL;
     dlxi_zmq_site *me = NULL;

@@ -95,8 +95,8 @@ int remove_keys(void **state) {
     return rmdir(folder);
 }
 
-dlxi_zmq_settings settings_of(int who, const char *coordinator, bool curve) {
-    return (dlxi_zmq_settings){
+dlxi_link_settings settings_of(int who, const char *coordinator, bool curve) {
+    return (dlxi_link_settings){
         .coordinator = coordinator,
         .listen_host = "",
         .curve = curve,
@@ -113,7 +113,7 @@ void open_coordinator(world *w, const char *at, bool curve) {
     *w = (world){0};
     journal_clear(&coordinator_log);
     journal_clear(&site_log);
-    dlxi_zmq_settings settings = settings_of(COORDINATOR, at, curve);
+    dlxi_link_settings settings = settings_of(COORDINATOR, at, curve);
     must(dlxi_zmq_coordinator_open(&w->coordinator, &settings, w->bound, &error));
 }
 
@@ -133,7 +133,7 @@ void join(dlxi_link *a, uint32_t a_index, int a_who, dlxi_link *b, uint32_t b_in
 void build(world *w, const char *at, bool curve) {
     open_coordinator(w, at, curve);
     for (int i = 0; i < 2; i++) {
-        dlxi_zmq_settings settings = settings_of(DELFT + i, w->bound, curve);
+        dlxi_link_settings settings = settings_of(DELFT + i, w->bound, curve);
         must(dlxi_zmq_site_open(&w->site[i], &settings, &error));
     }
     join(w->site[0], 0, DELFT, w->site[1], 1, OSLO, curve);

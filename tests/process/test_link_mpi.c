@@ -12,7 +12,7 @@
 #include <stdatomic.h>
 #include <string.h>
 
-#include "link/mpi.h"
+#include "link/links.h"
 #include "mpi_job.h"
 
 enum {

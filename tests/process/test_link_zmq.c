@@ -151,7 +151,7 @@ static void ranks_of_one_site_share_its_key(void **state) {
     world w;
     build(&w, "127.0.0.1:0", true);
     dlxi_link *rank[RANKS] = {w.site[0]}, *other = NULL;
-    dlxi_zmq_settings delft = settings_of(DELFT, w.bound, true),
+    dlxi_link_settings delft = settings_of(DELFT, w.bound, true),
                       oslo = settings_of(OSLO, w.bound, true);
     uint32_t from;
     dlxi_frame got;
@@ -364,7 +364,7 @@ static void relayed_build(relayed *r) {
     for (int i = 0; i < 2; i++) {
         char at[DLXI_ENDPOINT_BYTES];
         snprintf(at, sizeof at, "127.0.0.1:%d", r->to_coordinator.port);
-        dlxi_zmq_settings settings = settings_of(DELFT + i, i == 0 ? at : w->bound, true);
+        dlxi_link_settings settings = settings_of(DELFT + i, i == 0 ? at : w->bound, true);
         must(dlxi_zmq_site_open(&w->site[i], &settings, &error));
     }
     char at[DLXI_ENDPOINT_BYTES], none[DLXI_ENDPOINT_BYTES];
@@ -439,7 +439,7 @@ static void a_silent_connection_is_made_anew(void **state) {
 static void ipv6_and_names(void **state) {
     (void)state;
     uint64_t refused;
-    dlxi_zmq_settings settings = settings_of(COORDINATOR, "[::1]:0", true);
+    dlxi_link_settings settings = settings_of(COORDINATOR, "[::1]:0", true);
     dlxi_link *probe = NULL;
     char bound[DLXI_ENDPOINT_BYTES];
     if (dlxi_zmq_coordinator_open(&probe, &settings, bound, &error) == DLX_OK) {
@@ -458,7 +458,7 @@ static void an_unknown_key_gets_nothing(void **state) {
     (void)state;
     world w;
     open_coordinator(&w, "127.0.0.1:0", true);
-    dlxi_zmq_settings settings = settings_of(STRANGER, w.bound, true);
+    dlxi_link_settings settings = settings_of(STRANGER, w.bound, true);
     must(dlxi_zmq_site_open(&w.site[0], &settings, &error));
     must(send(w.site[0], DLXI_SITE_COORDINATOR, DLXI_FRAME_HELLO, 66));
     uint32_t from;
@@ -507,7 +507,7 @@ static void a_false_coordinator_gets_nothing(void **state) {
     snprintf(path, sizeof path, "%s/false.txt", folder);
     snprintf(line, sizeof line, "coordinator %s\n", key_text[ROME]);
     write_file(path, line);
-    dlxi_zmq_settings settings = settings_of(DELFT, w.bound, true);
+    dlxi_link_settings settings = settings_of(DELFT, w.bound, true);
     settings.roster_path = path;
     must(dlxi_zmq_site_open(&w.site[0], &settings, &error));
     must(send(w.site[0], DLXI_SITE_COORDINATOR, DLXI_FRAME_HELLO, 66));
@@ -532,7 +532,7 @@ static void nobody_speaks_for_another(void **state) {
     (void)state;
     world w;
     open_coordinator(&w, "127.0.0.1:0", true);
-    dlxi_zmq_settings settings = settings_of(ROME, w.bound, true);
+    dlxi_link_settings settings = settings_of(ROME, w.bound, true);
     settings.name = "delft";
     /* its own roster knows better */
     assert_int_equal(dlxi_zmq_site_open(&w.site[0], &settings, &error), DLX_CONFIG);

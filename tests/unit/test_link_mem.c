@@ -9,7 +9,7 @@
 
 #include <cmocka.h>
 
-#include "link/hub.h"
+#include "link/links.h"
 
 enum { QUEUE_FRAMES = 4, DEADLINE_MS = 20000 };
 
