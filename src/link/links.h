@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The links, one row each. A new link is a file of its own, a line in meson.build and a row here. */
+/* The links, one row each. A new link is a file of its own, a line in meson.build and a row here.
+ */
 #ifndef DLXI_LINK_LINKS_H
 #define DLXI_LINK_LINKS_H
 
@@ -79,8 +80,8 @@ DLXI_LINKS_OF_PROCESSES(DLXI_LINK_DECLARE)
 #undef DLXI_LINK_DECLARE
 
 /* Site s has job ranks s · site_ranks … (s + 1) · site_ranks − 1, and rank 0 the coordinator. A
- * process opens at most one site endpoint, and rank 0 the coordinator's; each may be used by its own
- * thread. `cluster` is borrowed and outlives the hub. Not collective. */
+ * process opens at most one site endpoint, and rank 0 the coordinator's; each may be used by its
+ * own thread. `cluster` is borrowed and outlives the hub. Not collective. */
 #define DLXI_LINK_DECLARE(word, text)                                                              \
     dlx_status dlxi_##word##_hub_open(dlx_hub **out, struct dlx_cluster *cluster, int site_ranks,  \
                                       dlx_error *error);

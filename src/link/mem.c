@@ -7,9 +7,9 @@
  * this one has not yet connected to waits in its queue. Frames are encoded and decoded as on a real
  * link, so that bytes are counted the same.
  *
- * One mutex, the hub's, guards all queues and flags; each endpoint has a condition variable that its
- * owner waits on. Endpoints know each other by a number that the hub never gives twice, so that a
- * site that comes back is not taken for the one that left. */
+ * One mutex, the hub's, guards all queues and flags; each endpoint has a condition variable that
+ * its owner waits on. Endpoints know each other by a number that the hub never gives twice, so that
+ * a site that comes back is not taken for the one that left. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -68,7 +68,7 @@ struct mem_hub {
     dlx_hub hub; /* first */
     pthread_mutex_t mutex;
     uint32_t queue_frames;
-    mem_endpoint **endpoints; /* [endpoint_count], NULL where closed */
+    mem_endpoint **endpoints; /* [endpoint_count], NULL if closed */
     uint32_t endpoint_count;
     uint32_t coordinator; /* the last one opened, or NOBODY */
 };
@@ -248,7 +248,7 @@ static bool frame_take(mem_endpoint *me, uint32_t *from) {
 
 /* Waits on the endpoint's condition until `deadline_ns` (< 0: for ever). False once it has passed.
  */
-static bool wait_changed(mem_endpoint *me, int64_t deadline_ns) {
+static bool endpoint_wait(mem_endpoint *me, int64_t deadline_ns) {
     if (deadline_ns < 0) return pthread_cond_wait(&me->changed, &me->hub->mutex) == 0;
     if (dlxi_clock_ns() >= deadline_ns) return false;
     struct timespec until = {.tv_sec = (time_t)(deadline_ns / 1000000000),
@@ -270,7 +270,7 @@ static dlx_status mem_receive(dlxi_link *link, int64_t timeout_ms, uint32_t *fro
             again = me->woken || me->room;
             me->woken = me->room = false;
             if (!again) taken = frame_take(me, from);
-        } while (!again && !taken && wait_changed(me, deadline_ns));
+        } while (!again && !taken && endpoint_wait(me, deadline_ns));
         pthread_mutex_unlock(&me->hub->mutex);
         if (again) return DLX_AGAIN;
         if (!taken) return DLX_TIMEOUT;
@@ -329,7 +329,7 @@ static dlx_status mem_connect(dlxi_link *link, uint32_t index, const char *endpo
     int used = 0;
     if (strlen(endpoint) > 15 || sscanf(endpoint, "mem:%9u%n", &number, &used) != 1 ||
         endpoint[used] != '\0')
-        DLX_FAIL(error, DATA, "mem link: '%.32s' is no endpoint of this link", endpoint);
+        DLX_FAIL(error, DATA, "mem link: '%.32s' is not an endpoint of this link", endpoint);
     pthread_mutex_lock(&me->hub->mutex);
     bool known = number < me->hub->endpoint_count && number != me->number;
     if (known) peer_set(me, index, number);
@@ -363,7 +363,7 @@ static void mem_close(dlxi_link *link) {
     for (size_t i = 0; i < me->queue_count; i++) {
         queue *q = me->queues[i];
         mem_endpoint *sender = endpoint_at(hub, q->sender);
-        if (sender != NULL && q->refused) { /* it tries again and learns that this peer is lost */
+        if (sender != NULL && q->refused) { /* it tries again and gets DLX_PEER_LOST */
             sender->room = true;
             pthread_cond_signal(&sender->changed);
         }
@@ -402,11 +402,11 @@ static bool condition_init(pthread_cond_t *condition) {
 }
 
 /* Gives the endpoint its number. The hub's mutex is held. */
-static dlx_status enter(mem_hub *hub, mem_endpoint *me, dlx_error *error) {
+static dlx_status endpoint_enter(mem_hub *hub, mem_endpoint *me, dlx_error *error) {
     if (me->coordinator && endpoint_at(hub, hub->coordinator) != NULL)
         DLX_FAIL(error, STATE, "hub: it has a coordinator already");
     if (hub->endpoint_count == ENDPOINTS_MAX)
-        DLX_FAIL(error, STATE, "hub: %d endpoints have been opened, the most that one hub gives",
+        DLX_FAIL(error, STATE, "hub: %d endpoints have been opened, the maximum of one hub",
                  ENDPOINTS_MAX);
     mem_endpoint **grown = realloc(hub->endpoints, (hub->endpoint_count + 1) * sizeof *grown);
     if (grown == NULL) DLX_FAIL(error, MEMORY, "out of memory: an endpoint of the mem link");
@@ -445,10 +445,10 @@ static dlx_status endpoint_open(dlxi_link **out, mem_hub *hub, const char *name,
     if (!condition_init(&me->changed)) {
         free(me->peers);
         free(me);
-        DLX_FAIL(error, SYSTEM, "mem link: no condition variable to be had");
+        DLX_FAIL(error, SYSTEM, "mem link: cannot create a condition variable");
     }
     pthread_mutex_lock(&hub->mutex);
-    status = enter(hub, me, error);
+    status = endpoint_enter(hub, me, error);
     pthread_mutex_unlock(&hub->mutex);
     if (status != DLX_OK) {
         pthread_cond_destroy(&me->changed);
@@ -460,14 +460,14 @@ static dlx_status endpoint_open(dlxi_link **out, mem_hub *hub, const char *name,
     return DLX_OK;
 }
 
-/* Ranks of one site need not be told apart: an endpoint is found by its number. */
-static dlx_status open_site(dlx_hub *hub, dlxi_link **out, const char *site, uint16_t rank,
-                            dlx_error *error) {
+/* The rank is not needed: an endpoint is found by its number. */
+static dlx_status hub_open_site(dlx_hub *hub, dlxi_link **out, const char *site, uint16_t rank,
+                                dlx_error *error) {
     (void)rank;
     return endpoint_open(out, (mem_hub *)hub, site, false, error);
 }
 
-static dlx_status open_coordinator(dlx_hub *hub, dlxi_link **out, dlx_error *error) {
+static dlx_status hub_open_coordinator(dlx_hub *hub, dlxi_link **out, dlx_error *error) {
     return endpoint_open(out, (mem_hub *)hub, "", true, error);
 }
 
@@ -480,9 +480,9 @@ dlx_status dlxi_mem_hub_open(dlx_hub **out, uint32_t queue_frames, dlx_error *er
     DLX_TRY(DLXI_NEW(&hub, 1, error));
     if (pthread_mutex_init(&hub->mutex, NULL) != 0) {
         free(hub);
-        DLX_FAIL(error, SYSTEM, "hub: no mutex to be had");
+        DLX_FAIL(error, SYSTEM, "hub: cannot create a mutex");
     }
-    hub->hub = (dlx_hub){open_site, open_coordinator, hub_close};
+    hub->hub = (dlx_hub){hub_open_site, hub_open_coordinator, hub_close};
     hub->queue_frames = queue_frames;
     hub->coordinator = NOBODY;
     *out = &hub->hub;

@@ -81,7 +81,7 @@ dlx_status dlxi_zmq_send_frame(dlxi_zmq *me, void *socket, const void *routing_i
 
 /* ---- receive --------------------------------------------------------------------------------- */
 
-/* DLX_TIMEOUT: nothing is there. `more`: parts of the same message follow. */
+/* DLX_TIMEOUT: none waits. `more`: parts of the same message follow. */
 static dlx_status part_receive(zmq_msg_t *part, void *socket, bool *more, dlx_error *error) {
     int got;
     do got = zmq_msg_recv(part, socket, ZMQ_DONTWAIT);
@@ -94,7 +94,7 @@ static dlx_status part_receive(zmq_msg_t *part, void *socket, bool *more, dlx_er
     DLX_FAIL(error, SYSTEM, "zmq link: receive failed: %s", zmq_strerror(errno));
 }
 
-/* Frames have one part. What has more is read to its end and gone. */
+/* Frames have one part. The rest of a longer message is read and dropped. */
 static void parts_skip(void *socket) {
     for (bool more = true; more;) {
         zmq_msg_t part;
@@ -155,8 +155,7 @@ dlx_status dlxi_zmq_receive(dlxi_link *link, int64_t timeout_ms, uint32_t *from,
         if (status == DLX_OK && taken) return DLX_OK;
         if (status != DLX_OK && status != DLX_TIMEOUT) return status;
         if (last) return DLX_TIMEOUT;
-        /* A dropped frame is no reason to wait; but frames that are all dropped don't hold the
-         * caller for ever. */
+        /* No wait after a dropped frame; but even if all are dropped, the deadline holds. */
         if (status == DLX_TIMEOUT) DLX_TRY(me->role->wait(me, deadline_ns, error));
         last = deadline_ns >= 0 && dlxi_clock_ns() >= deadline_ns;
     }
@@ -173,7 +172,7 @@ void dlxi_zmq_wake(dlxi_link *link) {
 
 /* ---- open and close -------------------------------------------------------------------------- */
 
-/* The key and the roster must say the same about who this process is. */
+/* The key and the roster must agree on this process's name. */
 static dlx_status identity_check(const dlxi_zmq *me, const dlxi_link_settings *settings,
                                  const char *name, dlx_error *error) {
     uint8_t key[DLXI_KEY_BYTES];

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Channels of the `zmq` link: one site's data, seen from another. Of two sites the lower index binds
- * a ROUTER for this one peer, the higher connects a DEALER. */
+/* Channels of the `zmq` link: one site's data, seen from another. Of two sites the lower index
+ * binds a ROUTER for this one peer, the higher connects a DEALER. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -12,8 +12,8 @@
 static const char routing_id[] = "site";
 enum { CHANNEL_ID_BYTES = sizeof routing_id - 1 };
 
-/* The coordinator says which key a peer has; where this site's roster knows better, it is not
- * believed. */
+/* The coordinator says which key a peer has; if this site's roster has another, the roster is
+ * right. */
 static dlx_status key_check(const dlxi_zmq_site *me, const char *name, const char *public_key,
                             uint8_t key[DLXI_KEY_BYTES], dlx_error *error) {
     if (!dlxi_key_decode(key, public_key))
@@ -61,8 +61,8 @@ static void channel_close(dlxi_channel *channel) {
     channel->endpoint[0] = '\0';
 }
 
-/* Where to bind: the address that others are told, or, where that belongs to a router in front,
- * every address. */
+/* Binds to the address that others are given, or to every address if that one belongs to a router
+ * in front. */
 static dlx_status channel_bind(dlxi_zmq_site *me, dlxi_channel *channel, uint32_t index,
                                dlx_error *error) {
     char numeric[DLXI_NUMERIC_BYTES];
@@ -154,8 +154,8 @@ dlx_status dlxi_channel_connect(dlxi_link *link, uint32_t index, const char *end
     return DLX_OK;
 }
 
-/* What the old connection has queued is lost, both ways: the peer's ROUTER gives the new one its
- * place. */
+/* What the old connection has queued is lost, both ways: the peer's ROUTER hands over to the new
+ * one. */
 dlx_status dlxi_channel_reconnect(dlxi_zmq_site *me, uint32_t index, dlx_error *error) {
     dlxi_channel *channel = &me->channels[index];
     return channel->socket == NULL || channel->binds ? DLX_OK : channel_dial(me, channel, error);
@@ -163,7 +163,7 @@ dlx_status dlxi_channel_reconnect(dlxi_zmq_site *me, uint32_t index, dlx_error *
 
 /* ---- frames ---------------------------------------------------------------------------------- */
 
-/* Asks for room before the frame is encoded, which costs more. A peer that is not there yet has no
+/* Asks for room before the frame is encoded, which costs more. A peer without a connection has no
  * room either. */
 dlx_status dlxi_channel_send(dlxi_zmq_site *me, dlxi_channel *channel, const dlxi_frame *frame,
                              dlx_error *error) {

@@ -13,10 +13,10 @@
 #include "base/memory.h"
 #include "link/zmq_internal.h"
 
-/* Processes that a coordinator tells apart in its life: every rank of a run, and as many that were
- * refused or came again. */
+/* Processes that a coordinator can number in its life: every rank of a run, and as many that were
+ * refused or started again. */
 enum { NUMBERED_MAX = 8192, SLOTS = 2 * NUMBERED_MAX };
-/* A ROUTER doesn't tell which peer has room again: try after this long. */
+/* A ROUTER gives no event for room at one peer: try again after this long. */
 static const int64_t RETRY_NS = 20000000;
 
 /* One process. The ranks of a site share its name and key. */
@@ -112,9 +112,9 @@ static bool peer_add(zmq_coordinator *me, uint16_t *slot,
     return true;
 }
 
-/* The peer's number, given at its first frame; UINT32_MAX if its frame is not accepted. A ROUTER
- * gives what is left of a connection that was handed over a routing id of its own making, which is
- * not one of ours. */
+/* The peer's number, given at its first frame; UINT32_MAX if its frame is not accepted. After a
+ * handover, a ROUTER gives what is left of the old connection a routing id of its own making, which
+ * is not one of ours. */
 static uint32_t peer_number(zmq_coordinator *me, zmq_msg_t *id) {
     const uint8_t *routing_id = zmq_msg_data(id);
     const char *name = me->zmq.curve ? zmq_msg_gets(&me->zmq.current, "User-Id") : "";

@@ -32,13 +32,13 @@ void dlxi_zmq_auth_close(dlxi_zmq_auth **auth);
 
 enum {
     CONTROL_QUEUE_FRAMES = 64,
-    /* A direction and side: 2 MiB, so that memory and what waits before a new attempt are bounded.
-     */
+    /* per direction and side: 2 MiB, which bounds memory, and what waits before a new attempt */
     DATA_QUEUE_FRAMES = 8,
     /* A connection whose other side acknowledges nothing for this long, or accepts no byte of what
-     * it has, is ended and made again. TCP alone would wait twice as long after each loss: a network
-     * that comes back after a minute would stay unused for another. Data is given longer, since a
-     * site that computes may leave it unread, and whoever misses it asks for `reconnect`. */
+     * it has, is ended and made again. TCP alone would wait twice as long after each loss: a
+     * network that comes back after a minute would stay unused for another. Data is given longer,
+     * since a site that computes may leave it unread, and a site that misses it calls `reconnect`.
+     */
     CONTROL_SILENCE_MS = 3500,
     DATA_SILENCE_MS = 60000,
     CLOSE_LINGER_MS = 1000
@@ -57,7 +57,7 @@ typedef struct dlxi_socket_settings {
 } dlxi_socket_settings;
 
 dlx_status dlxi_socket_open(void **out, const dlxi_socket_settings *settings, dlx_error *error);
-/* Binds to a numeric address; *port is the port in use. EADDRINUSE is told as `what: port N on HOST
+/* Binds to a numeric address; *port is the port in use. EADDRINUSE becomes `what: port N on HOST
  * is in use; …`. */
 dlx_status dlxi_socket_bind(void *socket, const char *numeric, uint16_t port, uint16_t *bound_port,
                             const char *what, dlx_error *error);
@@ -75,7 +75,7 @@ enum { ROUTING_ID_FIRST = 's', ROUTING_ID_BYTES = 17 };
 
 typedef struct dlxi_zmq dlxi_zmq;
 
-/* What receiving is at a site and at the coordinator. */
+/* What receiving does at a site, or at the coordinator. */
 typedef struct dlxi_zmq_role {
     /* Whether a send that was refused may be tried again; true once per refusal. */
     bool (*room_again)(dlxi_zmq *me);
@@ -137,7 +137,7 @@ dlx_status dlxi_zmq_receive(dlxi_link *link, int64_t timeout_ms, uint32_t *from,
                             dlx_error *error);
 void dlxi_zmq_wake(dlxi_link *link);
 
-/* ---- a site's endpoint (zmq_site.c, zmq_channel.c) -------------------------------------------- */
+/* ---- a site's endpoint (zmq_site.c, zmq_channel.c) ------------------------------------------- */
 
 /* Where a DEALER connects. Numeric, since a name may not be found while the network is away. */
 typedef struct dlxi_target {

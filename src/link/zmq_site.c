@@ -19,7 +19,7 @@ static void monitor_close(void *control, void *monitor) {
     zmq_close(monitor);
 }
 
-/* Each has a name of its own, since libzmq frees that of a closed one at its leisure. */
+/* Each has its own name, since libzmq frees that of a closed one some time later. */
 static dlx_status monitor_open(void **out, dlxi_zmq_site *me, void *control, dlx_error *error) {
     char place[64];
     snprintf(place, sizeof place, "inproc://coordinator.monitor.%u", me->monitors_opened++);
@@ -151,8 +151,7 @@ static dlx_status monitor_read(dlxi_zmq_site *me, dlx_error *error) {
     if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
         DLX_FAIL(error, REFUSED,
                  "wan.key: the coordinator at %s does not admit the key %s; add the line 'NAME %s' "
-                 "to the coordinator's "
-                 "roster and start it again",
+                 "to the coordinator's roster and start it again",
                  me->coordinator_text, me->zmq.keys.public_text, me->zmq.keys.public_text);
     if (event == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL ||
         event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL) {
@@ -264,8 +263,7 @@ static dlx_status site_open(dlxi_zmq_site *me, const dlxi_link_settings *setting
     if (coordinator.port == 0)
         DLX_FAIL(error, CONFIG,
                  "wan.coordinator: port 0 in '%s' is for the coordinator only; give a site the "
-                 "port that the "
-                 "coordinator printed",
+                 "port that the coordinator printed",
                  text);
     if (!settings->curve) DLX_TRY(dlxi_zmq_check_loopback(coordinator.host, error));
     snprintf(me->coordinator_text, sizeof me->coordinator_text, "%s", text);

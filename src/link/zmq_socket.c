@@ -2,11 +2,11 @@
 /* Sockets of the `zmq` link: every one bounded, watched, and, with CURVE, closed to strangers both
  * ways.
  *
- * ZMTP's own heartbeats are off: in libzmq 4.3.4 one that times out while a full queue has stopped
- * the reading of its connection ends the *process* (assertion `_input_stopped`, libzmq issue 4767),
- * and whoever does not receive for some seconds is such a connection. TCP watches instead:
- * keepalive where nothing travels, the user timeout where something does; both pass any amount of
- * queued data. */
+ * ZMTP's own heartbeats are off: in libzmq 4.3.4 a heartbeat that times out while a full queue has
+ * stopped reading from its connection aborts the *process* (assertion `_input_stopped`, libzmq
+ * issue 4767), and a peer that does not receive for some seconds fills such a queue. TCP watches
+ * instead: keepalive while nothing travels, the user timeout while something does; both work
+ * however much data is queued. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -34,7 +34,7 @@ typedef struct option {
     int name, value;
 } option;
 
-static bool set_integers(void *socket, const option *options, size_t count) {
+static bool options_set(void *socket, const option *options, size_t count) {
     for (size_t i = 0; i < count; i++)
         if (zmq_setsockopt(socket, options[i].name, &options[i].value, sizeof options[i].value) !=
             0)
@@ -42,11 +42,11 @@ static bool set_integers(void *socket, const option *options, size_t count) {
     return true;
 }
 
-static bool set_text(void *socket, int name, const char *text) {
+static bool text_set(void *socket, int name, const char *text) {
     return zmq_setsockopt(socket, name, text, strlen(text)) == 0;
 }
 
-static bool set_bounds(void *socket, const dlxi_socket_settings *settings) {
+static bool bounds_set(void *socket, const dlxi_socket_settings *settings) {
     const option options[] = {
         {ZMQ_SNDHWM, settings->queue_frames},
         {ZMQ_RCVHWM, settings->queue_frames},
@@ -64,47 +64,47 @@ static bool set_bounds(void *socket, const dlxi_socket_settings *settings) {
         {ZMQ_TCP_KEEPALIVE_CNT, KEEPALIVE_COUNT},
     };
     int64_t bytes_max = MESSAGE_BYTES_MAX;
-    return set_integers(socket, options, sizeof options / sizeof *options) &&
+    return options_set(socket, options, sizeof options / sizeof *options) &&
            zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &bytes_max, sizeof bytes_max) == 0;
 }
 
-static bool set_curve(void *socket, const dlxi_socket_settings *settings) {
+static bool curve_set(void *socket, const dlxi_socket_settings *settings) {
     if (settings->keys == NULL) return true;
     if (settings->server_key != NULL)
-        return set_text(socket, ZMQ_CURVE_SERVERKEY, settings->server_key) &&
-               set_text(socket, ZMQ_CURVE_PUBLICKEY, settings->keys->public_text) &&
-               set_text(socket, ZMQ_CURVE_SECRETKEY, settings->keys->secret_text);
+        return text_set(socket, ZMQ_CURVE_SERVERKEY, settings->server_key) &&
+               text_set(socket, ZMQ_CURVE_PUBLICKEY, settings->keys->public_text) &&
+               text_set(socket, ZMQ_CURVE_SECRETKEY, settings->keys->secret_text);
     const option server = {ZMQ_CURVE_SERVER, 1};
-    return set_text(socket, ZMQ_ZAP_DOMAIN, settings->domain) && set_integers(socket, &server, 1) &&
-           set_text(socket, ZMQ_CURVE_SECRETKEY, settings->keys->secret_text);
+    return text_set(socket, ZMQ_ZAP_DOMAIN, settings->domain) && options_set(socket, &server, 1) &&
+           text_set(socket, ZMQ_CURVE_SECRETKEY, settings->keys->secret_text);
 }
 
-static bool set_routing_id(void *socket, const dlxi_socket_settings *settings) {
+static bool routing_id_set(void *socket, const dlxi_socket_settings *settings) {
     return settings->routing_id == NULL ||
            zmq_setsockopt(socket, ZMQ_ROUTING_ID, settings->routing_id,
                           settings->routing_id_bytes) == 0;
 }
 
-/* Mandatory: a peer that is gone is told, not silently skipped. Handover: one that comes again
- * takes its own place. */
-static bool set_router(void *socket, const dlxi_socket_settings *settings) {
+/* Mandatory: sending to a peer without a connection fails instead of dropping. Handover: a peer
+ * that connects again replaces its old connection. */
+static bool router_set(void *socket, const dlxi_socket_settings *settings) {
     const option router[] = {{ZMQ_ROUTER_MANDATORY, 1}, {ZMQ_ROUTER_HANDOVER, 1}};
     return settings->type != ZMQ_ROUTER ||
-           set_integers(socket, router, sizeof router / sizeof *router);
+           options_set(socket, router, sizeof router / sizeof *router);
 }
 
 dlx_status dlxi_socket_open(void **out, const dlxi_socket_settings *settings, dlx_error *error) {
     *out = NULL;
     void *socket = zmq_socket(settings->context, settings->type);
     if (socket == NULL)
-        DLX_FAIL(error, SYSTEM, "no ZeroMQ socket to be had: %s", zmq_strerror(errno));
-    if (!set_bounds(socket, settings) || !set_router(socket, settings) ||
-        !set_routing_id(socket, settings) || !set_curve(socket, settings)) {
+        DLX_FAIL(error, SYSTEM, "cannot create a ZeroMQ socket: %s", zmq_strerror(errno));
+    if (!bounds_set(socket, settings) || !router_set(socket, settings) ||
+        !routing_id_set(socket, settings) || !curve_set(socket, settings)) {
         int system_errno = errno;
         zmq_close(socket);
         errno = system_errno;
         DLX_FAIL(error, SYSTEM,
-                 "a ZeroMQ socket can't be set up: %s; version 4.3 with CURVE is needed",
+                 "cannot set up a ZeroMQ socket: %s; version 4.3 with CURVE is needed",
                  zmq_strerror(errno));
     }
     *out = socket;

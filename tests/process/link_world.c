@@ -13,7 +13,7 @@
 #include <cmocka.h>
 
 dlx_error error;
-char folder[] = "/tmp/dilocox-link-XXXXXX";
+char directory[] = "/tmp/dilocox-link-XXXXXX";
 char key_path[KEYS][PATH_BYTES], key_text[KEYS][DLXI_KEY_TEXT_BYTES];
 char roster_path[PATH_BYTES], coordinator_roster_path[PATH_BYTES];
 const char *const names[KEYS] = {"coordinator", "delft", "oslo", "rome", "stranger"};
@@ -69,19 +69,19 @@ void write_file(const char *path, const char *text) {
 
 int make_keys(void **state) {
     (void)state;
-    assert_non_null(mkdtemp(folder));
+    assert_non_null(mkdtemp(directory));
     char roster[1024] = "# who may join\n";
     for (int i = 0; i < KEYS; i++) {
-        snprintf(key_path[i], PATH_BYTES, "%s/%s.key", folder, names[i]);
+        snprintf(key_path[i], PATH_BYTES, "%s/%s.key", directory, names[i]);
         must(dlxi_key_generate(key_path[i], key_text[i], &error));
         size_t used = strlen(roster);
         if (i != STRANGER)
             snprintf(roster + used, sizeof roster - used, "%s %s\n", names[i], key_text[i]);
     }
-    snprintf(roster_path, PATH_BYTES, "%s/roster.txt", folder);
+    snprintf(roster_path, PATH_BYTES, "%s/roster.txt", directory);
     write_file(roster_path, roster);
     /* what a site needs at least */
-    snprintf(coordinator_roster_path, PATH_BYTES, "%s/coordinator-only.txt", folder);
+    snprintf(coordinator_roster_path, PATH_BYTES, "%s/coordinator-only.txt", directory);
     snprintf(roster, sizeof roster, "coordinator %s\n", key_text[COORDINATOR]);
     write_file(coordinator_roster_path, roster);
     return 0;
@@ -92,7 +92,7 @@ int remove_keys(void **state) {
     for (int i = 0; i < KEYS; i++) unlink(key_path[i]);
     unlink(roster_path);
     unlink(coordinator_roster_path);
-    return rmdir(folder);
+    return rmdir(directory);
 }
 
 dlxi_link_settings settings_of(int who, const char *coordinator, bool curve) {

@@ -13,7 +13,7 @@ enum { COORDINATOR, DELFT, OSLO, ROME, STRANGER }; /* the last is not on the ros
 extern const char *const names[KEYS];
 
 extern dlx_error error;
-extern char folder[];
+extern char directory[];
 extern char key_path[KEYS][PATH_BYTES], key_text[KEYS][DLXI_KEY_TEXT_BYTES];
 extern char roster_path[PATH_BYTES],
     coordinator_roster_path[PATH_BYTES]; /* all but the stranger; only the coordinator */

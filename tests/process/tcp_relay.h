@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A relay of one TCP connection at a time to a port on 127.0.0.1, which can be cut or silenced: what
- * a bad network does. */
+/* A relay of one TCP connection at a time to a port on 127.0.0.1, which can be cut or silenced:
+ * what a bad network does. */
 #ifndef DLXI_TESTS_TCP_RELAY_H
 #define DLXI_TESTS_TCP_RELAY_H
 

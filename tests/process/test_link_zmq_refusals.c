@@ -51,7 +51,7 @@ static void no_security_is_for_loopback(void **state) {
     settings.listen_host = "0.0.0.0";
     snprintf(message, sizeof message, none, "0.0.0.0");
     expect_site_error(&settings, DLX_CONFIG, message);
-    /* a peer that says it listens elsewhere */
+    /* a peer that claims to listen elsewhere */
     world w;
     build(&w, "127.9.8.7:0", false);
     char at[DLXI_ENDPOINT_BYTES];
@@ -73,7 +73,7 @@ static void addresses_are_checked(void **state) {
         "wan.coordinator: port %s on 127.0.0.1 is in use; choose another or 0 for any free port",
         w.bound + 10);
     expect_coordinator_error(&settings, DLX_CONFIG, message);
-    settings.coordinator = "192.0.2.1:4000"; /* of nobody: RFC 5737 */
+    settings.coordinator = "192.0.2.1:4000"; /* no machine has it: RFC 5737 */
     expect_coordinator_error(
         &settings, DLX_CONFIG,
         "wan.coordinator: '192.0.2.1' is not an address of this machine (Cannot assign requested "
@@ -93,8 +93,7 @@ static void addresses_are_checked(void **state) {
     settings = settings_of(DELFT, "127.0.0.1:0", true);
     expect_site_error(&settings, DLX_CONFIG,
                       "wan.coordinator: port 0 in '127.0.0.1:0' is for the coordinator only; give "
-                      "a site the port that "
-                      "the coordinator printed");
+                      "a site the port that the coordinator printed");
     settings = settings_of(DELFT, "127.0.0.1:4000", true);
     settings.name = "../delft";
     expect_site_error(&settings, DLX_CONFIG,

@@ -106,7 +106,7 @@ static void frames_arrive_in_order_with_their_fields(void **state) {
     raze(&w);
 }
 
-static void a_full_queue_refuses_and_room_is_told(void **state) {
+static void a_full_queue_refuses_until_there_is_room(void **state) {
     (void)state;
     world w;
     build(&w);
@@ -116,12 +116,12 @@ static void a_full_queue_refuses_and_room_is_told(void **state) {
     assert_int_equal(receive(w.site[0], 0, &from, &got), DLX_TIMEOUT);
     assert_int_equal(send(w.site[0], 1, DLXI_FRAME_RESULT, 99), DLX_AGAIN);
     assert_int_equal(receive(w.site[0], 0, &from, &got), DLX_TIMEOUT); /* no room yet */
-    /* another queue is not concerned */
+    /* another queue has room */
     must(send(w.site[0], DLXI_SITE_COORDINATOR, DLXI_FRAME_PING, 0));
     must(receive(w.site[1], 0, &from, &got));
     assert_int_equal(got.round, 0);
     assert_int_equal(receive(w.site[0], 0, &from, &got), DLX_AGAIN);
-    assert_int_equal(receive(w.site[0], 0, &from, &got), DLX_TIMEOUT); /* told once */
+    assert_int_equal(receive(w.site[0], 0, &from, &got), DLX_TIMEOUT); /* once per refusal */
     must(send(w.site[0], 1, DLXI_FRAME_RESULT, QUEUE_FRAMES));
     for (uint64_t i = 1; i <= QUEUE_FRAMES; i++) {
         must(receive(w.site[1], 0, &from, &got));
@@ -290,7 +290,7 @@ static void a_site_may_open_before_the_coordinator(void **state) {
 }
 
 /* Each rank of a site is an endpoint of its own, of one name; a run has many more than sites. */
-static void the_coordinator_tells_many_ranks_apart(void **state) {
+static void the_coordinator_numbers_many_ranks(void **state) {
     (void)state;
     enum { ENDPOINTS = 300 };
     dlx_hub *hub = NULL;
@@ -316,7 +316,7 @@ static void the_coordinator_tells_many_ranks_apart(void **state) {
     dlxi_hub_close(&hub);
 }
 
-static void ranks_talk_to_their_like(void **state) {
+static void ranks_talk_to_their_counterparts(void **state) {
     (void)state;
     world w;
     build(&w);
@@ -428,7 +428,7 @@ static void *exchange(void *argument) {
         if (status == DLX_AGAIN) {
             full = false;
         } else if (status != DLX_OK) {
-            return p->failure = "nothing came within the deadline", NULL;
+            return p->failure = "no frame arrived within the deadline", NULL;
         } else {
             if (got.round != p->received || got.payload_bytes != got.round % sizeof payload ||
                 (got.payload_bytes != 0 && got.payload[0] != (got.round & 0xFF)))
@@ -456,15 +456,15 @@ static void two_threads_exchange_under_backpressure(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(frames_arrive_in_order_with_their_fields),
-        cmocka_unit_test(a_full_queue_refuses_and_room_is_told),
+        cmocka_unit_test(a_full_queue_refuses_until_there_is_room),
         cmocka_unit_test(control_comes_before_data),
         cmocka_unit_test(peers_take_turns),
         cmocka_unit_test(a_site_may_become_another_endpoint),
         cmocka_unit_test(frames_wait_until_their_sender_is_known),
         cmocka_unit_test(a_closed_peer_is_lost_but_what_it_sent_arrives),
         cmocka_unit_test(a_site_may_open_before_the_coordinator),
-        cmocka_unit_test(the_coordinator_tells_many_ranks_apart),
-        cmocka_unit_test(ranks_talk_to_their_like),
+        cmocka_unit_test(the_coordinator_numbers_many_ranks),
+        cmocka_unit_test(ranks_talk_to_their_counterparts),
         cmocka_unit_test(wrong_use_is_refused),
         cmocka_unit_test(wake_ends_a_receive),
         cmocka_unit_test(two_threads_exchange_under_backpressure),
