@@ -40,18 +40,14 @@ static dlx_status socket_open(void **out, dlxi_zmq_site *me, const dlxi_channel 
     char domain[16];
     snprintf(domain, sizeof domain, "site.%u", (unsigned)(channel - me->channels));
     const dlxi_socket_settings settings = {
-        .context = me->zmq.context,
-        .type = binds ? ZMQ_ROUTER : ZMQ_DEALER,
-        .queue_frames = DATA_QUEUE_FRAMES,
-        .silence_ms = DATA_SILENCE_MS,
-        .keys = me->zmq.curve ? &me->zmq.keys : NULL,
-        .server_key = binds || !me->zmq.curve ? NULL : channel->key_text,
-        .routing_id = binds ? NULL : routing_id,
+        .numeric = numeric,
+        .data = true,
+        .server_key = binds ? NULL : channel->key_text,
+        .routing_id = routing_id,
         .routing_id_bytes = CHANNEL_ID_BYTES,
         .domain = domain,
-        .ipv6 = strchr(numeric, ':') != NULL,
     };
-    return dlxi_socket_open(out, &settings, error);
+    return dlxi_socket_open(out, &me->zmq, &settings, error);
 }
 
 static void channel_close(dlxi_channel *channel) {

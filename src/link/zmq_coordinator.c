@@ -28,8 +28,8 @@ typedef struct numbered {
 
 typedef struct zmq_coordinator {
     dlxi_zmq zmq;       /* first */
-    numbered *numbered; /* [numbered_count], room for numbered_room */
-    uint32_t numbered_count, numbered_room;
+    numbered *numbered; /* [NUMBERED_MAX], used [numbered_count] */
+    uint32_t numbered_count;
     /* number + 1 of the peer whose routing id leads here, 0: free; a collision takes the next */
     uint16_t slots[SLOTS];
     bool full_logged;
@@ -69,15 +69,6 @@ static bool coordinator_room_again(dlxi_zmq *zmq) {
 
 /* ---- receive --------------------------------------------------------------------------------- */
 
-static bool numbered_grow(zmq_coordinator *me) {
-    uint32_t room = me->numbered_room == 0 ? 16 : 2 * me->numbered_room;
-    numbered *grown = realloc(me->numbered, room * sizeof *grown);
-    if (grown == NULL) return false;
-    me->numbered = grown;
-    me->numbered_room = room;
-    return true;
-}
-
 /* The slot of this routing id, or the free one that it would get. Routing ids are random: some of
  * their bytes are the hash. */
 static uint16_t *slot_find(zmq_coordinator *me, const uint8_t routing_id[ROUTING_ID_BYTES]) {
@@ -102,9 +93,7 @@ static bool peer_add(zmq_coordinator *me, uint16_t *slot,
         me->full_logged = true;
         return false;
     }
-    if (me->numbered_count == me->numbered_room && !numbered_grow(me)) return false;
     numbered *fresh = &me->numbered[me->numbered_count++];
-    *fresh = (numbered){0};
     memcpy(fresh->routing_id, routing_id, ROUTING_ID_BYTES);
     snprintf(fresh->name, sizeof fresh->name, "%s", name);
     snprintf(fresh->key_text, sizeof fresh->key_text, "%s", line != NULL ? line->key_text : "");
@@ -192,16 +181,8 @@ static dlx_status coordinator_open(zmq_coordinator *me, const dlxi_link_settings
     if (!settings->curve) DLX_TRY(dlxi_zmq_check_loopback(address.host, error));
     DLX_TRY(dlxi_address_own(numeric, address.host, "wan.coordinator", error));
     DLX_TRY(dlxi_zmq_begin(&me->zmq, settings, dlxi_coordinator_name, true, error));
-    const dlxi_socket_settings control = {
-        .context = me->zmq.context,
-        .type = ZMQ_ROUTER,
-        .queue_frames = CONTROL_QUEUE_FRAMES,
-        .silence_ms = CONTROL_SILENCE_MS,
-        .keys = me->zmq.curve ? &me->zmq.keys : NULL,
-        .domain = dlxi_coordinator_name,
-        .ipv6 = strchr(numeric, ':') != NULL,
-    };
-    DLX_TRY(dlxi_socket_open(&me->zmq.control, &control, error));
+    const dlxi_socket_settings control = {.numeric = numeric, .domain = dlxi_coordinator_name};
+    DLX_TRY(dlxi_socket_open(&me->zmq.control, &me->zmq, &control, error));
     uint16_t port = 0;
     DLX_TRY(
         dlxi_socket_bind(me->zmq.control, numeric, address.port, &port, "wan.coordinator", error));
@@ -217,7 +198,8 @@ dlx_status dlxi_zmq_coordinator_open(dlxi_link **out, const dlxi_link_settings *
     DLX_TRY(DLXI_NEW(&me, 1, error));
     dlxi_zmq_init(&me->zmq, &operations, &role);
     me->timeout_ms = settings->timeout_ms;
-    dlx_status status = coordinator_open(me, settings, bound, error);
+    dlx_status status = DLXI_NEW(&me->numbered, NUMBERED_MAX, error);
+    if (status == DLX_OK) status = coordinator_open(me, settings, bound, error);
     if (status == DLX_OK)
         *out = &me->zmq.link;
     else

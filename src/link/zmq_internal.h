@@ -28,45 +28,6 @@ void dlxi_zmq_auth_admit(dlxi_zmq_auth *auth, uint32_t index, const char *name,
 /* After zmq_ctx_shutdown, which ends its thread. */
 void dlxi_zmq_auth_close(dlxi_zmq_auth **auth);
 
-/* ---- sockets (zmq_socket.c) ------------------------------------------------------------------ */
-
-enum {
-    CONTROL_QUEUE_FRAMES = 64,
-    /* per direction and side: 2 MiB, which bounds memory, and what waits before a new attempt */
-    DATA_QUEUE_FRAMES = 8,
-    /* A connection whose other side acknowledges nothing for this long, or accepts no byte of what
-     * it has, is ended and made again. TCP alone would wait twice as long after each loss: a
-     * network that comes back after a minute would stay unused for another. Data is given longer,
-     * since a site that computes may leave it unread, and a site that misses it calls `reconnect`.
-     */
-    CONTROL_SILENCE_MS = 3500,
-    DATA_SILENCE_MS = 60000,
-    CLOSE_LINGER_MS = 1000
-};
-
-typedef struct dlxi_socket_settings {
-    void *context;
-    int type, queue_frames, silence_ms;
-    const dlxi_key_pair *keys; /* NULL: no security */
-    /* to connect: the key that the other side must prove; NULL: this side binds */
-    const char *server_key;
-    const char *routing_id; /* to connect */
-    size_t routing_id_bytes;
-    const char *domain; /* to bind: ZAP domain */
-    bool ipv6;
-} dlxi_socket_settings;
-
-dlx_status dlxi_socket_open(void **out, const dlxi_socket_settings *settings, dlx_error *error);
-/* Binds to a numeric address; *port is the port in use. EADDRINUSE becomes `what: port N on HOST
- * is in use; …`. */
-dlx_status dlxi_socket_bind(void *socket, const char *numeric, uint16_t port, uint16_t *bound_port,
-                            const char *what, dlx_error *error);
-dlx_status dlxi_socket_connect(void *socket, const char *numeric, uint16_t port, dlx_error *error);
-/* Drops what is queued; takes NULL. */
-void dlxi_socket_drop(void *socket);
-/* Whether ZMQ_POLLOUT (or another event) holds now. */
-bool dlxi_socket_ready(void *socket, short event);
-
 /* ---- both endpoints (zmq.c) ------------------------------------------------------------------ */
 
 /* A routing id towards the coordinator: ROUTING_ID_FIRST, then 16 random bytes. Between two sites
@@ -136,6 +97,32 @@ dlx_status dlxi_zmq_poll(dlxi_zmq *me, zmq_pollitem_t *items, int count, int64_t
 dlx_status dlxi_zmq_receive(dlxi_link *link, int64_t timeout_ms, uint32_t *from, dlxi_frame *frame,
                             dlx_error *error);
 void dlxi_zmq_wake(dlxi_link *link);
+
+/* ---- sockets (zmq_socket.c) ------------------------------------------------------------------ */
+
+typedef struct dlxi_socket_settings {
+    const char *numeric; /* the address to bind or connect to */
+    bool data;           /* between sites; else control */
+    /* to connect, as a DEALER: the key that the other side must prove; "" without security. NULL:
+     * to bind, as a ROUTER */
+    const char *server_key;
+    const char *routing_id; /* to connect */
+    size_t routing_id_bytes;
+    const char *domain; /* to bind: ZAP domain */
+} dlxi_socket_settings;
+
+/* Neither bound nor connected yet. */
+dlx_status dlxi_socket_open(void **out, const dlxi_zmq *me, const dlxi_socket_settings *settings,
+                            dlx_error *error);
+/* Binds to a numeric address; *port is the port in use. EADDRINUSE becomes `what: port N on HOST
+ * is in use; …`. */
+dlx_status dlxi_socket_bind(void *socket, const char *numeric, uint16_t port, uint16_t *bound_port,
+                            const char *what, dlx_error *error);
+dlx_status dlxi_socket_connect(void *socket, const char *numeric, uint16_t port, dlx_error *error);
+/* Drops what is queued; takes NULL. */
+void dlxi_socket_drop(void *socket);
+/* Whether ZMQ_POLLOUT (or another event) holds now. */
+bool dlxi_socket_ready(void *socket, short event);
 
 /* ---- a site's endpoint (zmq_site.c, zmq_channel.c) ------------------------------------------- */
 

@@ -38,21 +38,16 @@ static dlx_status monitor_open(void **out, dlxi_zmq_site *me, void *control, dlx
  * with it this site's number at the coordinator. */
 static dlx_status control_dial(dlxi_zmq_site *me, dlx_error *error) {
     const dlxi_target *to = &me->coordinator;
+    const dlxi_roster_line *line =
+        me->zmq.curve ? dlxi_roster_by_name(me->zmq.roster, dlxi_coordinator_name) : NULL;
     const dlxi_socket_settings settings = {
-        .context = me->zmq.context,
-        .type = ZMQ_DEALER,
-        .queue_frames = CONTROL_QUEUE_FRAMES,
-        .silence_ms = CONTROL_SILENCE_MS,
-        .keys = me->zmq.curve ? &me->zmq.keys : NULL,
-        .server_key = me->zmq.curve
-                          ? dlxi_roster_by_name(me->zmq.roster, dlxi_coordinator_name)->key_text
-                          : NULL,
+        .numeric = to->numeric,
+        .server_key = line != NULL ? line->key_text : "",
         .routing_id = me->routing_id,
         .routing_id_bytes = ROUTING_ID_BYTES,
-        .ipv6 = strchr(to->numeric, ':') != NULL,
     };
     void *control = NULL, *monitor = NULL;
-    DLX_TRY(dlxi_socket_open(&control, &settings, error));
+    DLX_TRY(dlxi_socket_open(&control, &me->zmq, &settings, error));
     dlx_status status = monitor_open(&monitor, me, control, error);
     if (status == DLX_OK) status = dlxi_socket_connect(control, to->numeric, to->port, error);
     bool done = status == DLX_OK;
@@ -129,17 +124,13 @@ static dlx_status site_receive_now(dlxi_zmq *zmq, uint32_t *from, dlxi_frame *fr
 /* The event's number, or 0. */
 static uint16_t event_read(void *monitor) {
     uint16_t event = 0;
-    for (bool first = true, more = true; more; first = false) {
-        zmq_msg_t part;
-        zmq_msg_init(&part);
-        if (zmq_msg_recv(&part, monitor, ZMQ_DONTWAIT) < 0) {
-            zmq_msg_close(&part);
-            return 0;
-        }
-        if (first && zmq_msg_size(&part) >= sizeof event)
-            memcpy(&event, zmq_msg_data(&part), sizeof event);
-        more = zmq_msg_more(&part) != 0;
-        zmq_msg_close(&part);
+    char part[64];
+    int more = zmq_recv(monitor, part, sizeof part, ZMQ_DONTWAIT) >= (int)sizeof event;
+    if (more) memcpy(&event, part, sizeof event);
+    for (size_t bytes = sizeof more; more != 0;) { /* the peer's address follows */
+        if (zmq_recv(monitor, part, sizeof part, ZMQ_DONTWAIT) < 0 ||
+            zmq_getsockopt(monitor, ZMQ_RCVMORE, &more, &bytes) != 0)
+            more = 0;
     }
     return event;
 }

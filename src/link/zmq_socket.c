@@ -15,6 +15,17 @@
 #include "link/zmq_internal.h"
 
 enum {
+    CONTROL_QUEUE_FRAMES = 64,
+    /* per direction and side: 2 MiB, which bounds memory, and what waits before a new attempt */
+    DATA_QUEUE_FRAMES = 8,
+    /* A connection whose other side acknowledges nothing for this long, or accepts no byte of what
+     * it has, is ended and made again. TCP alone would wait twice as long after each loss: a
+     * network that comes back after a minute would stay unused for another. Data is given longer,
+     * since a site that computes may leave it unread, and a site that misses it calls `reconnect`.
+     */
+    CONTROL_SILENCE_MS = 3500,
+    DATA_SILENCE_MS = 60000,
+    CLOSE_LINGER_MS = 1000,
     /* CURVE adds 33 bytes to a message; its handshake is smaller than a frame */
     MESSAGE_BYTES_MAX = DLXI_FRAME_HEADER_BYTES + DLXI_FRAME_PAYLOAD_MAX + 256,
     /* Several round trips. */
@@ -47,17 +58,18 @@ static bool text_set(void *socket, int name, const char *text) {
 }
 
 static bool bounds_set(void *socket, const dlxi_socket_settings *settings) {
+    int queue_frames = settings->data ? DATA_QUEUE_FRAMES : CONTROL_QUEUE_FRAMES;
     const option options[] = {
-        {ZMQ_SNDHWM, settings->queue_frames},
-        {ZMQ_RCVHWM, settings->queue_frames},
+        {ZMQ_SNDHWM, queue_frames},
+        {ZMQ_RCVHWM, queue_frames},
         {ZMQ_LINGER, CLOSE_LINGER_MS},
-        {ZMQ_IPV6, settings->ipv6},
+        {ZMQ_IPV6, strchr(settings->numeric, ':') != NULL},
         {ZMQ_HANDSHAKE_IVL, HANDSHAKE_MS},
         {ZMQ_CONNECT_TIMEOUT, CONNECT_MS},
         {ZMQ_RECONNECT_IVL, RECONNECT_FIRST_MS},
         {ZMQ_RECONNECT_IVL_MAX, RECONNECT_MAX_MS},
         {ZMQ_HEARTBEAT_IVL, 0},
-        {ZMQ_TCP_MAXRT, settings->silence_ms},
+        {ZMQ_TCP_MAXRT, settings->data ? DATA_SILENCE_MS : CONTROL_SILENCE_MS},
         {ZMQ_TCP_KEEPALIVE, 1},
         {ZMQ_TCP_KEEPALIVE_IDLE, KEEPALIVE_IDLE_S},
         {ZMQ_TCP_KEEPALIVE_INTVL, KEEPALIVE_EVERY_S},
@@ -68,38 +80,34 @@ static bool bounds_set(void *socket, const dlxi_socket_settings *settings) {
            zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &bytes_max, sizeof bytes_max) == 0;
 }
 
-static bool curve_set(void *socket, const dlxi_socket_settings *settings) {
-    if (settings->keys == NULL) return true;
-    if (settings->server_key != NULL)
-        return text_set(socket, ZMQ_CURVE_SERVERKEY, settings->server_key) &&
-               text_set(socket, ZMQ_CURVE_PUBLICKEY, settings->keys->public_text) &&
-               text_set(socket, ZMQ_CURVE_SECRETKEY, settings->keys->secret_text);
+static bool curve_set(void *socket, const dlxi_key_pair *keys,
+                      const dlxi_socket_settings *settings) {
     const option server = {ZMQ_CURVE_SERVER, 1};
-    return text_set(socket, ZMQ_ZAP_DOMAIN, settings->domain) && options_set(socket, &server, 1) &&
-           text_set(socket, ZMQ_CURVE_SECRETKEY, settings->keys->secret_text);
-}
-
-static bool routing_id_set(void *socket, const dlxi_socket_settings *settings) {
-    return settings->routing_id == NULL ||
-           zmq_setsockopt(socket, ZMQ_ROUTING_ID, settings->routing_id,
-                          settings->routing_id_bytes) == 0;
+    bool set =
+        settings->server_key != NULL
+            ? text_set(socket, ZMQ_CURVE_SERVERKEY, settings->server_key) &&
+                  text_set(socket, ZMQ_CURVE_PUBLICKEY, keys->public_text)
+            : text_set(socket, ZMQ_ZAP_DOMAIN, settings->domain) && options_set(socket, &server, 1);
+    return set && text_set(socket, ZMQ_CURVE_SECRETKEY, keys->secret_text);
 }
 
 /* Mandatory: sending to a peer without a connection fails instead of dropping. Handover: a peer
  * that connects again replaces its old connection. */
-static bool router_set(void *socket, const dlxi_socket_settings *settings) {
-    const option router[] = {{ZMQ_ROUTER_MANDATORY, 1}, {ZMQ_ROUTER_HANDOVER, 1}};
-    return settings->type != ZMQ_ROUTER ||
-           options_set(socket, router, sizeof router / sizeof *router);
+static bool identity_set(void *socket, const dlxi_socket_settings *settings) {
+    static const option router[] = {{ZMQ_ROUTER_MANDATORY, 1}, {ZMQ_ROUTER_HANDOVER, 1}};
+    if (settings->server_key == NULL) return options_set(socket, router, 2);
+    return zmq_setsockopt(socket, ZMQ_ROUTING_ID, settings->routing_id,
+                          settings->routing_id_bytes) == 0;
 }
 
-dlx_status dlxi_socket_open(void **out, const dlxi_socket_settings *settings, dlx_error *error) {
+dlx_status dlxi_socket_open(void **out, const dlxi_zmq *me, const dlxi_socket_settings *settings,
+                            dlx_error *error) {
     *out = NULL;
-    void *socket = zmq_socket(settings->context, settings->type);
+    void *socket = zmq_socket(me->context, settings->server_key == NULL ? ZMQ_ROUTER : ZMQ_DEALER);
     if (socket == NULL)
         DLX_FAIL(error, SYSTEM, "cannot create a ZeroMQ socket: %s", zmq_strerror(errno));
-    if (!bounds_set(socket, settings) || !router_set(socket, settings) ||
-        !routing_id_set(socket, settings) || !curve_set(socket, settings)) {
+    if (!bounds_set(socket, settings) || !identity_set(socket, settings) ||
+        (me->curve && !curve_set(socket, &me->keys, settings))) {
         int system_errno = errno;
         zmq_close(socket);
         errno = system_errno;
