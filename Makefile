@@ -3,12 +3,14 @@
 BUILD ?= build
 PYTHON ?= /usr/bin/python3
 
-.PHONY: help setup build data demo test asan tsan fuzz bench bench-pipeline convergence format clean
+.PHONY: help setup build data demo install test asan tsan fuzz bench \
+	bench-pipeline convergence format tidy clean
 
 help:
 	@echo "make demo         set up, build, prepare the King James text, train two sites on it (10 minutes)"
 	@echo "make test         set up, build, run every test (15 minutes)"
 	@echo "make build        build/dilocox, libdilocox, libdilocox_train"
+	@echo "make install      libraries, headers, command and man pages; below DESTDIR where it is set"
 	@echo "make data         data/kjv.{train,validation}.tokens"
 	@echo "make asan tsan    the tests under sanitizers (make test runs them too)"
 	@echo "make fuzz         the decoders' fuzzers, a minute each"
@@ -16,6 +18,7 @@ help:
 	@echo "make bench-pipeline  two stages beside two threads, and how long stages wait (15 minutes)"
 	@echo "make convergence  the table of docs/convergence.md, measured anew (40 minutes)"
 	@echo "make format       clang-format over the tree"
+	@echo "make tidy         clang-tidy over src/, cli/ and examples/ (5 minutes)"
 
 setup:
 	@scripts/setup.sh
@@ -26,6 +29,9 @@ $(BUILD)/build.ninja:
 build: $(BUILD)/build.ninja
 	@ninja -C $(BUILD) --quiet
 	@ln -sf cli/dilocox $(BUILD)/dilocox
+
+install: build
+	@meson install -C $(BUILD) --quiet
 
 data: build
 	@scripts/data.sh $(BUILD)/dilocox
@@ -69,6 +75,11 @@ convergence: data
 
 format:
 	@clang-format -i $$(git ls-files '*.c' '*.h')
+
+tidy: build
+	@command -v run-clang-tidy > /dev/null || { echo "tidy: clang-tidy is missing; apt-get install clang-tidy" >&2; exit 1; }
+	@run-clang-tidy -quiet -p $(BUILD) '^$(CURDIR)/(src|cli|examples)/' > $(BUILD)/tidy.log 2>&1 || \
+		{ grep -A 3 -E '(warning|error): ' $(BUILD)/tidy.log; exit 1; }
 
 clean:
 	rm -rf build build-asan build-tsan build.log

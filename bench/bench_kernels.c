@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* How fast the kernels are, operation by operation, at the shapes that decide a training step.
+/* Times the operations of the kernels at the shapes of a training step.
  *
  * bench_kernels [backend] [precision: auto|f32|bf16] [threads]
  *
- * Prints the best of several runs: a product's GFLOP/s, an elementwise pass's GB/s of memory that
- * it must touch. */
+ * Prints the best of several runs: GFLOP/s of products, GB/s of memory of elementwise passes. */
 #include "base/clock.h"
 #include "base/memory.h"
 #include "base/rng.h"
@@ -27,7 +26,7 @@ typedef struct bench {
 
 typedef dlx_status (*operation)(bench *b);
 
-static void need(dlx_status status, const char *what) {
+static void must(dlx_status status, const char *what) {
     if (status == DLX_OK) return;
     fprintf(stderr, "bench_kernels: %s: %s\n", what, dlx_status_text(status));
     exit(1);
@@ -36,13 +35,13 @@ static void need(dlx_status status, const char *what) {
 /* Seconds of the fastest run, each of at least 4 ms. */
 static double best_s(bench *b, operation run, const char *what) {
     double best = 1e9;
-    need(run(b), what);
+    must(run(b), what);
     double start = dlxi_clock_s();
-    need(run(b), what);
+    must(run(b), what);
     int repeats = 1 + (int)(0.004 / (dlxi_clock_s() - start + 1e-9));
     for (int i = 0; i < RUNS; i++) {
         start = dlxi_clock_s();
-        for (int r = 0; r < repeats; r++) need(run(b), what);
+        for (int r = 0; r < repeats; r++) must(run(b), what);
         double one = (dlxi_clock_s() - start) / repeats;
         if (one < best) best = one;
     }
@@ -52,13 +51,13 @@ static double best_s(bench *b, operation run, const char *what) {
 static void fill(bench *b, int64_t count) {
     for (int i = 0; i < BUFFERS; i++) {
         free(b->buffer[i]);
-        need(DLXI_NEW(&b->buffer[i], count, NULL), "memory");
+        must(DLXI_NEW(&b->buffer[i], count, NULL), "memory");
         const float lowest = i == 2 ? 0.0f : -0.5f; /* 2 is AdamW's second moment */
         for (int64_t j = 0; j < count; j++)
             b->buffer[i][j] = dlxi_rng_uniform(1, (uint64_t)i, (uint64_t)j) + lowest;
     }
     free(b->token);
-    need(DLXI_NEW(&b->token, count, NULL), "memory");
+    must(DLXI_NEW(&b->token, count, NULL), "memory");
     b->k->op->weights_changed(b->k, NULL);
 }
 
@@ -157,8 +156,7 @@ static dlx_status rope(bench *b) {
     return b->k->op->rope(b->k, b->buffer[0], b->count / 256, 256, 8, 32, 1e4f, false);
 }
 
-/* The gradient overwrites the logits, which then serve as the next run's: their values don't change
- * the time. */
+/* The gradient overwrites the logits of the next run: values do not change the time. */
 static dlx_status cross_entropy(bench *b) {
     double loss = 0.0;
     return b->k->op->cross_entropy(b->k, &loss, b->buffer[0], b->token, b->count / b->O, b->O, true,
@@ -194,13 +192,12 @@ static void bench_attention(bench *b, int64_t B, int64_t T, int64_t heads, int64
     double forward = best_s(b, attention_forward, "attention_forward");
     double backward = best_s(b, attention_backward, "attention_backward");
     printf("attention B=%lld T=%lld heads=%lld kv=%lld D=%lld: forward %.3f ms (%.1f GFLOP/s), "
-           "backward %.3f ms (%.1f "
-           "GFLOP/s)\n",
+           "backward %.3f ms (%.1f GFLOP/s)\n",
            (long long)B, (long long)T, (long long)heads, (long long)kv, (long long)D, forward * 1e3,
            flops / forward, backward * 1e3, 2.5 * flops / backward);
 }
 
-/* `passes`: how many f32 arrays of `count` elements are read or written. */
+/* passes: f32 arrays of `count` elements that are read or written. */
 static void bench_elementwise(bench *b, const char *name, operation run, int passes) {
     double s = best_s(b, run, name);
     printf("%-20s %10lld elements: %8.3f ms, %6.2f GB/s\n", name, (long long)b->count, s * 1e3,

@@ -1,11 +1,13 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""Measures what each overlap costs in validation loss, and writes the tables of docs/convergence.md between its markers.
+"""Measures the cost of each overlap in validation loss, and writes the tables of docs/convergence.md
+between its markers.
 
     bench/convergence.py --dilocox build/dilocox [--out docs/convergence.md] [--seeds 3] [--only NAME]
 
-Four sites are threads of one process (wan.link: mem); exchanges take a fixed number of inner steps, so that every run repeats to
-the bit whatever else the machine does. Two runs at a time. A method's recovered share is (alone - method) / (alone - allreduce), by seed."""
+Four sites are threads of one process (wan.link: mem). Exchanges take a fixed number of inner steps,
+so that every run repeats to the bit. Two runs at a time. A method's recovered share is
+(alone - method) / (alone - allreduce), by seed."""
 import argparse
 import concurrent.futures
 import json
@@ -21,7 +23,7 @@ PLAIN = {"sync.compression.bits": "none", "sync.compression.rank": 0}
 
 
 class Regime:
-    """A model, a batch and a length; and the exchange's time in inner steps."""
+    """A model, a batch, a length, and the time of an exchange in inner steps."""
 
     def __init__(self, name, steps, settings):
         self.name, self.steps, self.settings = name, steps, settings
@@ -41,17 +43,17 @@ def run(dilocox, keep, regime, name, sites, overlap, seed, extra):
         "run.seed": seed, "sync.overlap": overlap, "wan.link": "mem",
         "train.tokens": regime.tokens(sites), "train.warmup_tokens": regime.tokens(sites) * 0.025,
     })
-    with tempfile.TemporaryDirectory() as folder:
-        config = os.path.join(folder, "empty.yaml")
+    with tempfile.TemporaryDirectory() as directory:
+        config = os.path.join(directory, "empty.yaml")
         with open(config, "w") as file:
             file.write("{}\n")
-        command = [dilocox, "launch", config, "--sites", str(sites), "--run-dir", os.path.join(folder, "run")]
+        command = [dilocox, "launch", config, "--sites", str(sites), "--run-dir", os.path.join(directory, "run")]
         for key, value in settings.items():
             command += ["--set", f"{key}={value}"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
             sys.exit(f"{' '.join(command)}\n{done.stderr}")
-        with open(os.path.join(folder, "run", "summary.json")) as file:
+        with open(os.path.join(directory, "run", "summary.json")) as file:
             summary = json.load(file)
     if kept:
         with open(kept, "w") as file:
@@ -78,7 +80,7 @@ def mean_and_range(values, form):
 
 
 def exchange_time(overlap, settings, summary):
-    """In inner steps, as the overlap defines it: `none` waits, `delayed` and `eager` take the round, `carry` what is set."""
+    """In inner steps: 0 for `none`, a round for `delayed` and `eager`, as set for `carry`."""
     if overlap == "none":
         return "0"
     return str(settings["sync.exchange_steps"]) if overlap == "carry" else f"{summary['steps'] / summary['rounds']:.1f}"
@@ -113,7 +115,7 @@ def replace_between(path, name, text):
     head, found, rest = old.partition(begin)
     _, found_end, tail = rest.partition(end)
     if not found or not found_end:
-        sys.exit(f"{path}: no place for the table '{name}'")
+        sys.exit(f"{path}: no markers for the table '{name}'")
     with open(path, "w") as file:
         file.write(head + begin + text + "\n" + end + tail)
 
@@ -122,13 +124,13 @@ MODEL = {
     "model.family": "llama", "model.layers": 2, "model.width": 64, "model.heads": 4, "model.kv_heads": 2, "model.mlp_width": 176,
     "model.context": 64, "model.vocabulary": 256, "train.precision": "f32", "train.eval_tokens": 1.9e5,
 }
-# What is not named is the default of `dilocox config --defaults`: Muon, its rate, H, pace, the outer step, 4 bits.
+# The rest is the default of `dilocox config --defaults`: Muon, its rate, H, the outer step, 4 bits.
 DEFAULT = Regime("default", 4000, {**MODEL, "train.batch": 4, "train.micro_batch": 4, "sync.exchange_steps": 2})
-# Few long rounds of a small-batch, high-rate run with AdamW.
+# A few long rounds at a high rate, with AdamW.
 STEEP = Regime("steep", 800, {
     **MODEL, "train.batch": 8, "train.micro_batch": 8, "train.optimizer": "adamw", "train.learning_rate": 1e-2,
     "sync.inner_steps": 25, "sync.pace": "constant", "sync.exchange_steps": 2})
-# The default regime at a rank that its matrices are large enough for.
+# A rank for which the default regime's matrices are large enough.
 LOW_RANK = {"sync.compression.rank": 24, "sync.adaptation": "off"}
 
 BASELINES = [("allreduce", SITES, "allreduce", {}), ("alone", 1, "allreduce", {})]
@@ -164,7 +166,7 @@ def main():
     parser.add_argument("--out", default="docs/convergence.md")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", help="one table")
-    parser.add_argument("--keep", help="a folder for every run's summary; what it holds already is not run again")
+    parser.add_argument("--keep", help="a directory for summaries; runs whose summary is there are not repeated")
     options = parser.parse_args()
     if options.keep:
         os.makedirs(options.keep, exist_ok=True)

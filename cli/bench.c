@@ -100,9 +100,9 @@ static int bench_stages(const char *path, long stages, const char **sets) {
            r.embedding_s / r.block_s, r.embedding_share);
     printf("head and loss       %9.3f ms (%.2f, %.2f)\n", 1e3 * r.head_s, r.head_s / r.block_s,
            r.head_share);
-    printf("site.cut: auto      %s  (mean stage over slowest: %.2f)\n", r.estimated_cut,
+    printf("site.cut: auto      %s  (mean stage over slowest: %.2f)\n", r.estimated_partition,
            r.estimated_balance);
-    printf("best as measured    %s  (%.2f)\n", r.measured_cut, r.measured_balance);
+    printf("best as measured    %s  (%.2f)\n", r.measured_partition, r.measured_balance);
     return EXIT_DONE;
 }
 

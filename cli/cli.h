@@ -76,7 +76,7 @@ int fail_rank(dlx_cluster *cluster, const dlx_config *config, long job_sites, dl
 
 /* Set by the first SIGINT, SIGTERM or SIGUSR1. Where no launcher sends them (by_launcher), the
  * second ends the process at once. */
-extern volatile bool interrupted;
+extern volatile sig_atomic_t interrupted;
 void interrupt(void); /* sets it, from any thread or a handler */
 bool is_interrupted(void);
 void catch_interrupts(bool by_launcher);

@@ -10,13 +10,13 @@
 #include <string.h>
 #include <unistd.h>
 
-volatile bool interrupted;
+volatile sig_atomic_t interrupted;
 
 void interrupt(void) {
 #if defined(__GNUC__) || defined(__clang__)
-    __atomic_store_n(&interrupted, true, __ATOMIC_RELAXED);
+    __atomic_store_n(&interrupted, 1, __ATOMIC_RELAXED);
 #else
-    interrupted = true;
+    interrupted = 1;
 #endif
 }
 

@@ -446,5 +446,7 @@ int launch_main(int count, char **arguments) {
     bool keys = dlx_config_encrypted(config) && !dlx_config_one_job(config);
     exit_code = keys && !make_keys(&l) ? EXIT_FAILED : run(&l);
     dlx_config_close(&config);
+    l.config = NULL;
+    l.sets = NULL;
     return exit_code;
 }

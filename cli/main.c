@@ -15,7 +15,7 @@ const command commands[] = {
      "rendezvous, leases and commits of a run"},
     {"eval", eval_main, "CHECKPOINT --data FILE", "validation loss of saved weights"},
     {"generate", generate_main, "CHECKPOINT --prompt TEXT", "text from saved weights"},
-    {"tokenize", tokenize_main, "IN OUT", "a text file to token shards"},
+    {"tokenize", tokenize_main, "IN OUT", "a text to token files"},
     {"config", config_main, "[CONFIG] --defaults", "every option, its default and its range"},
     {"keygen", keygen_main, "PATH", "a site's key pair"},
     {"bench", bench_main, "model | codec | stages [CONFIG]", "how fast this machine is at it"},
@@ -44,7 +44,7 @@ int main(int count, char **arguments) {
         return EXIT_DONE;
     }
     if (strcmp(arguments[1], "--version") == 0) {
-        printf("dilocox %s\n", DILOCOX_VERSION);
+        printf("dilocox %s\n", dlx_version());
         return EXIT_DONE;
     }
     for (size_t i = 0; commands[i].run != NULL; i++)

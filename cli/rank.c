@@ -35,7 +35,7 @@ static void tell_signal(const dlx_config *config, const char *site, int number) 
     char name[64];
     uint32_t rank = (uint32_t)launched_rank();
     snprintf(name, sizeof name, "rank %u", rank);
-    if (config != NULL) dlx_config_place_name(name, config, rank);
+    if (config != NULL) dlx_config_rank_name(name, config, rank);
     char of[96] = "";
     if (site != NULL) snprintf(of, sizeof of, " of site '%s'", site);
     if (site == NULL && config != NULL)
@@ -86,13 +86,13 @@ static uint32_t patience_ms(const dlx_cluster *cluster, const dlx_error *error, 
 int fail_rank(dlx_cluster *cluster, const dlx_config *config, long job_sites, dlx_error *error) {
     int exit_code = exit_code_of(error);
     if (cluster == NULL ||
-        dlx_cluster_agree_on_failure(cluster, error, patience_ms(cluster, error, job_sites))) {
+        dlx_cluster_all_failed(cluster, error, patience_ms(cluster, error, job_sites))) {
         fail_with(error);
         return exit_code;
     }
     char name[64];
     snprintf(name, sizeof name, "rank %u", dlx_cluster_rank(cluster));
-    if (config != NULL) dlx_config_place_name(name, config, dlx_cluster_rank(cluster));
+    if (config != NULL) dlx_config_rank_name(name, config, dlx_cluster_rank(cluster));
     char of[32] = "";
     if (job_sites > 1 && config != NULL)
         snprintf(of, sizeof of, " of site-%u",

@@ -12,8 +12,13 @@ static double number(const json_t *summary, const char *key) {
 }
 
 static void print_sample(const char *weights) {
-    const dlx_generate_options options = {
-        .prompt = "And ", .tokens = 240, .temperature = 0.8, .top_k = 40, .seed = 1, .threads = 1};
+    const dlx_generate_options options = {.size = sizeof options,
+                                          .prompt = "And ",
+                                          .tokens = 240,
+                                          .temperature = 0.8,
+                                          .top_k = 40,
+                                          .seed = 1,
+                                          .threads = 1};
     dlx_error error;
     char *text;
     /* weights of another tokenizer, say */

@@ -13,7 +13,7 @@ int eval_main(int count, char **arguments) {
     double tokens, loss;
     uint64_t used;
     const option_spec specs[] = {
-        {"data", "FILE", "a token shard", &data, NULL, NULL},
+        {"data", "FILE", "a token file", &data, NULL, NULL},
         {"tokens", "N", "use at most so many of it; all unless given", &tokens_text, NULL, NULL},
         {"threads", "N", "1 unless given", &threads_text, NULL, NULL},
     };
@@ -22,7 +22,7 @@ int eval_main(int count, char **arguments) {
         return exit_code;
     if (data == NULL)
         return fail_use(
-            "eval: --data FILE is needed: a token shard, as dilocox tokenize makes them");
+            "eval: --data FILE is needed: a token file, as dilocox tokenize makes them");
     if (!parse_real(tokens_text, "--tokens", 0, 1e15, &tokens) ||
         !parse_number(threads_text, "--threads", 1, 1024, &threads))
         return EXIT_USE;
@@ -59,8 +59,13 @@ int generate_main(int count, char **arguments) {
         !parse_number(threads_text, "--threads", 1, 1024, &threads) ||
         !parse_real(temperature_text, "--temperature", 0, 100, &temperature))
         return EXIT_USE;
-    const dlx_generate_options options = {prompt,          (uint32_t)tokens, temperature,
-                                          (uint32_t)top_k, (uint64_t)seed,   (int)threads};
+    const dlx_generate_options options = {.size = sizeof options,
+                                          .prompt = prompt,
+                                          .tokens = (uint32_t)tokens,
+                                          .temperature = temperature,
+                                          .top_k = (uint32_t)top_k,
+                                          .seed = (uint64_t)seed,
+                                          .threads = (int)threads};
     dlx_error error;
     char *text;
     if (dlx_generate(&text, checkpoint, &options, &error) != DLX_OK) return fail_with(&error);

@@ -39,7 +39,7 @@ static void on_event(void *context, const dlx_event *event) {
         say(p, event->site, event->text);
         break;
     case DLX_EVENT_JOINED:
-        snprintf(line, sizeof line, "joined: %llu sites", (unsigned long long)event->step);
+        snprintf(line, sizeof line, "joined: %u sites", event->sites);
         say(p, event->site, line);
         break;
     case DLX_EVENT_EVALUATED:

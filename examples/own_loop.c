@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A training loop of its own, synchronised with tier 1 of dilocox: two sites (threads here;
- * processes would give link.coordinator instead of link.hub) fit y = Σ w_j x_j by gradient descent,
- * each on its own half of the data. */
+/* Two sites fit y = Σ w_j x_j by gradient descent, each on its own data, synchronised by dilocox.
+ * They are threads; processes would set link.coordinator instead of link.hub. */
 #include <dilocox.h>
 
 #include <pthread.h>
@@ -10,9 +9,9 @@
 enum { SITES = 2, FEATURES = 8, SAMPLES = 256, STEPS = 400 };
 
 static const float truth[FEATURES] = {0.5f, -1.0f, 2.0f, 0.0f, 1.5f, -0.5f, 0.25f, 3.0f};
+static dlx_hub *hub;
 
 typedef struct job {
-    dlx_hub *hub;
     const char *name;
     unsigned seed;
     float weights[FEATURES];
@@ -26,37 +25,37 @@ static float uniform(unsigned *state) { /* −1 to 1 */
     return (float)(*state >> 8) / 8388608.0f - 1.0f;
 }
 
-static double gradient(float *slope, const float *weights, float (*x)[FEATURES]) {
+/* One inner step of plain gradient descent; returns the loss before it. */
+static double descend(float *weights, float (*x)[FEATURES]) {
+    float slope[FEATURES] = {0};
     double loss = 0;
-    for (int j = 0; j < FEATURES; j++) slope[j] = 0;
     for (int i = 0; i < SAMPLES; i++) {
         float miss = 0;
         for (int j = 0; j < FEATURES; j++) miss += (weights[j] - truth[j]) * x[i][j];
         for (int j = 0; j < FEATURES; j++) slope[j] += 2 * miss * x[i][j] / SAMPLES;
         loss += (double)(miss * miss) / SAMPLES;
     }
+    for (int j = 0; j < FEATURES; j++) weights[j] -= 0.1f * slope[j];
     return loss;
 }
 
 static void *site(void *context) {
     job *mine = context;
-    float x[SAMPLES][FEATURES], slope[FEATURES];
+    float x[SAMPLES][FEATURES];
     for (int i = 0; i < SAMPLES; i++)
         for (int j = 0; j < FEATURES; j++) x[i][j] = uniform(&mine->seed);
 
     dlx_sync_config config = DLX_SYNC_CONFIG_INIT;
     config.site = mine->name;
-    config.link.hub = mine->hub;
+    config.link.hub = hub;
     config.inner_steps = 10;
     dlx_tensor tensor = {.name = "weights", .data = mine->weights, .rows = 1, .cols = FEATURES};
     dlx_sync *sync = NULL;
     dlx_step step = {0};
     mine->status = dlx_sync_open(&sync, &config, &tensor, 1, &mine->error);
     while (mine->status == DLX_OK && !step.finished) {
-        mine->loss = gradient(slope, mine->weights, x);
-        for (int j = 0; j < FEATURES; j++) mine->weights[j] -= 0.1f * slope[j];
-        /* weights may change here */
-        mine->status = dlx_sync_step(sync, SAMPLES, &step, &mine->error);
+        mine->loss = descend(mine->weights, x);
+        mine->status = dlx_sync_step(sync, SAMPLES, &step, &mine->error); /* may change weights */
     }
     dlx_sync_close(&sync);
     return NULL;
@@ -71,25 +70,22 @@ static void *coordinate(void *context) {
 
 int main(void) {
     dlx_error error;
-    dlx_hub *hub = NULL;
     dlx_coordinator *coordinator = NULL;
     dlx_coordinator_config config = DLX_COORDINATOR_CONFIG_INIT;
     config.sites = SITES;
     config.tokens = (uint64_t)SITES * STEPS * SAMPLES;
-    if (dlx_hub_open(&hub, &error) != DLX_OK) return fprintf(stderr, "%s\n", error.message), 1;
+    dlx_status status = dlx_hub_open(&hub, &error);
     config.link.hub = hub;
-    if (dlx_coordinator_open(&coordinator, &config, &error) != DLX_OK)
-        return fprintf(stderr, "%s\n", error.message), 1;
+    if (status == DLX_OK) status = dlx_coordinator_open(&coordinator, &config, &error);
+    if (status != DLX_OK) return fprintf(stderr, "%s\n", error.message), 1;
 
-    job jobs[SITES] = {{.hub = hub, .name = "paris", .seed = 1},
-                       {.hub = hub, .name = "tokyo", .seed = 2}};
+    job jobs[SITES] = {{.name = "paris", .seed = 1}, {.name = "tokyo", .seed = 2}};
     pthread_t threads[SITES + 1];
     pthread_create(&threads[SITES], NULL, coordinate, coordinator);
     for (int i = 0; i < SITES; i++) pthread_create(&threads[i], NULL, site, &jobs[i]);
     for (int i = 0; i <= SITES; i++) pthread_join(threads[i], NULL);
     dlx_coordinator_close(&coordinator);
     dlx_hub_close(&hub);
-
     int failed = 0;
     for (int i = 0; i < SITES; i++) {
         printf("%s: loss %.6f, weight 1 is %.3f (truth %.3f)\n", jobs[i].name, jobs[i].loss,

@@ -19,6 +19,7 @@
 #ifndef DILOCOX_H
 #define DILOCOX_H
 
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -32,6 +33,28 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+/* ---- version --------------------------------------------------------------------------------- */
+
+/* Of this header; the functions below return the library's, which may be newer. */
+#define DLX_VERSION_MAJOR 0
+#define DLX_VERSION_MINOR 2
+#define DLX_VERSION_PATCH 0
+
+/* 0.2.0 is 200 and 1.12.3 is 11203: #if DLX_VERSION_NUMBER >= 200 */
+#define DLX_VERSION_NUMBER (DLX_VERSION_MAJOR * 10000 + DLX_VERSION_MINOR * 100 + DLX_VERSION_PATCH)
+
+#define DLX_VERSION_QUOTE(major, minor, patch) #major "." #minor "." #patch
+
+#define DLX_VERSION_JOIN(major, minor, patch) DLX_VERSION_QUOTE(major, minor, patch)
+
+/* "0.2.0" */
+#define DLX_VERSION_TEXT DLX_VERSION_JOIN(DLX_VERSION_MAJOR, DLX_VERSION_MINOR, DLX_VERSION_PATCH)
+
+/* The version of the library that the program runs with, as DLX_VERSION_TEXT (static) and
+ * DLX_VERSION_NUMBER. Never fail; any thread. */
+DLX_API const char *dlx_version(void);
+DLX_API uint32_t dlx_version_number(void);
 
 /* ---- statuses -------------------------------------------------------------------------------- */
 
@@ -98,20 +121,42 @@ typedef enum dlx_adaptation {
     DLX_ADAPTATION_LINK   /* rank and H as the slowest member's link allows */
 } dlx_adaptation;
 
-typedef enum dlx_memory { DLX_MEMORY_HOST } dlx_memory;
+/* Where a tensor's data is: in this process, or behind the config's fetch and store. */
+typedef enum dlx_memory { DLX_MEMORY_HOST, DLX_MEMORY_CALLER } dlx_memory;
 
-/* A named parameter tensor, rows × cols, row-major; a vector has rows = 1. `data` stays the
- * caller's; dlx_sync reads and writes it inside its calls only. */
+typedef enum dlx_dtype { DLX_F32, DLX_BF16, DLX_F16 } dlx_dtype;
+
+typedef enum dlx_kind {
+    DLX_TRAINED,
+    DLX_STATISTICS /* averaged at each outer step, but not trained: no momentum, nothing carried */
+} dlx_kind;
+
+/* A named tensor, rows × cols, row-major; a vector has rows = 1. `data` stays the caller's, and is
+ * read and written inside calls of dlx_sync only. */
 typedef struct dlx_tensor {
     const char *name; /* unique; copied */
-    float *data;
+    void *data;       /* of `dtype`; not used if memory is the caller's */
     int64_t rows, cols;
     dlx_memory memory;
     bool plain; /* never low rank, whatever its shape: quantised whole */
-    /* its place in the whole model, where a site has several ranks: ascending, and unique over the
+    /* its place in the whole model, if a site has several ranks: ascending, and unique over the
      * ranks. With one rank it is the place in the array, and this is not read */
     uint32_t id;
+    /* of 16 bits: what is written is rounded to nearest, and rounding is no training: it enters no
+     * pseudo-gradient. Anchor, momentum and error are kept in f32, so that small updates add up */
+    dlx_dtype dtype;
+    dlx_kind kind;
 } dlx_tensor;
+
+/* dst[count] ← values first … first + count − 1 of tensors[tensor], as f32; and the way back (of 16
+ * bits: already rounded to them). Called on the thread that called dlx_sync, inside its call: at
+ * open, when a pseudo-gradient is submitted, when an update is applied, and for an anchor that is
+ * taken; at no other time. Each tensor in order, in chunks of at most `staging_bytes`. What is not
+ * DLX_OK ends that call with it. */
+typedef dlx_status (*dlx_fetch)(void *context, size_t tensor, int64_t first, int64_t count,
+                                float *dst, dlx_error *error);
+typedef dlx_status (*dlx_store)(void *context, size_t tensor, int64_t first, int64_t count,
+                                const float *src, dlx_error *error);
 
 typedef struct dlx_hub dlx_hub;
 
@@ -181,7 +226,14 @@ typedef struct dlx_sync_config {
     void *log_context;
     /* may be NULL; as dlx_sync_interrupt, for a signal handler (from another thread call that
      * function instead); must outlive the sync */
-    const volatile bool *interrupted;
+    const volatile sig_atomic_t *interrupted;
+    /* for tensors of the caller's memory; staging: f32 values for a chunk to pass through, so that a
+     * caller can copy ahead; NULL: the library's own */
+    dlx_fetch fetch;
+    dlx_store store;
+    void *memory_context;
+    float *staging;
+    size_t staging_bytes;
 } dlx_sync_config;
 
 #define DLX_SYNC_CONFIG_INIT                                                                       \
@@ -249,13 +301,13 @@ DLX_API uint32_t dlx_sync_site_count(const dlx_sync *sync);
 /* Copies the anchor, θ of the last commit, to the parameters: for saving after an interrupted run.
  * Returns how many rounds are committed in it: ranks of a site may have heard of the last commit at
  * different times, and call again. */
-DLX_API uint64_t dlx_sync_take_anchor(dlx_sync *sync);
+DLX_API dlx_status dlx_sync_take_anchor(dlx_sync *sync, uint64_t *rounds, dlx_error *error);
 /* Copies the anchor to dst[i], of tensors[i]'s shape, without touching the parameters: for
  * evaluation during a run. */
-DLX_API void dlx_sync_anchor(dlx_sync *sync, float *const *dst);
+DLX_API dlx_status dlx_sync_anchor(dlx_sync *sync, float *const *dst, dlx_error *error);
 /* dst[i] ← a hash of tensors[i]'s anchor and id: the same on all sites, however the model is cut
  * into ranks. */
-DLX_API void dlx_sync_anchor_hashes(const dlx_sync *sync, uint64_t *dst);
+DLX_API dlx_status dlx_sync_anchor_hashes(dlx_sync *sync, uint64_t *dst, dlx_error *error);
 
 typedef struct dlx_statistics {
     uint64_t rounds;   /* committed */
@@ -311,11 +363,15 @@ typedef struct dlx_coordinator_config {
     /* A site's report; called on the thread in dlx_coordinator_run. May be NULL. */
     void (*on_report)(void *context, const char *site, const char *text);
     void *report_context;
-    const volatile bool *interrupted; /* as in dlx_sync_config */
+    const volatile sig_atomic_t *interrupted; /* as in dlx_sync_config */
+    uint32_t patience_ms; /* a round that began to fail has so long to commit before the run ends */
 } dlx_coordinator_config;
 
 #define DLX_COORDINATOR_CONFIG_INIT                                                                \
-    { .size = sizeof(dlx_coordinator_config), .sites = 2, .timeout_ms = 10000 }
+    {                                                                                              \
+        .size = sizeof(dlx_coordinator_config), .sites = 2, .timeout_ms = 10000,                   \
+        .patience_ms = 600000                                                                      \
+    }
 
 DLX_API dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_config *config,
                                         dlx_error *error);

@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* dilocox, tier 2: the native trainer. Load a config, train a site of a run, evaluate, generate;
- * events come through a callback. Conventions are those of dilocox.h; nothing here prints or exits.
- */
+/* dilocox, tier 2: the native trainer. It loads a config, trains a site of a run, coordinates a
+ * run, evaluates, generates and measures.
+ *
+ * Conventions are those of dilocox.h. Besides the statuses named below, a function that takes an
+ * `error` returns DLX_ARGUMENT for a NULL that must not be one, and DLX_MEMORY. A struct that
+ * begins with `size` is set with its DLX_*_INIT macro, or filled in by the library. */
 #ifndef DILOCOX_TRAIN_H
 #define DILOCOX_TRAIN_H
 
@@ -13,151 +16,186 @@ extern "C" {
 
 /* ---- config ---------------------------------------------------------------------------------- */
 
-/* All options of a run, with their defaults (`dilocox config --defaults`). One thread at a time. */
+/* The options of a run (`dilocox config --defaults` lists them). One thread at a time changes a
+ * config; while none does, any threads may read it. */
 typedef struct dlx_config dlx_config;
 
-DLX_API dlx_status dlx_config_open(dlx_config **out, dlx_error *error); /* the defaults */
+/* All options at their defaults. Close with dlx_config_close. */
+DLX_API dlx_status dlx_config_open(dlx_config **out, dlx_error *error);
+/* Takes NULL. */
 DLX_API void dlx_config_close(dlx_config **config);
-/* What the file names is set, the rest stays. DLX_CONFIG with file, line, key and what is allowed.
- */
+/* Sets the options that a YAML file of at most 1 MiB names, and keeps the others. Blocks on the
+ * disk. DLX_CONFIG with file, line, key and the allowed values, or no such file; DLX_SYSTEM. On
+ * failure some of the file's options may be set. */
 DLX_API dlx_status dlx_config_load(dlx_config *config, const char *path, dlx_error *error);
-/* "sync.inner_steps=25" */
+/* Sets one option: "sync.inner_steps=25". DLX_CONFIG; on failure nothing changes. */
 DLX_API dlx_status dlx_config_set(dlx_config *config, const char *assignment, dlx_error *error);
-/* Checks what options mean together. */
+/* Checks options against each other, as dlx_train and dlx_coordinate do. DLX_CONFIG names the
+ * option, its value and the allowed values. */
 DLX_API dlx_status dlx_config_check(const dlx_config *config, dlx_error *error);
-/* Commented YAML that loads back; free with free(). */
+/* *text ← commented YAML that loads back to the same options; free with free(). config may be NULL:
+ * the defaults. */
 DLX_API dlx_status dlx_config_print(char **text, const dlx_config *config, dlx_error *error);
-/* A line an option; free with free(). */
+/* *text ← one line per option: key, default, allowed values, meaning; free with free(). */
 DLX_API dlx_status dlx_config_help(char **text, dlx_error *error);
-DLX_API const char *dlx_config_run_dir(const dlx_config *config); /* valid until the next change */
-DLX_API const char *dlx_config_coordinator(const dlx_config *config);
-DLX_API bool dlx_config_encrypted(const dlx_config *config);
-DLX_API const char *dlx_config_link(const dlx_config *config); /* wan.link */
-/* Whether its sites are threads of one process; ranks of one job. */
+
+/* These need a config and do not fail. Texts are the config's, and valid until it changes. */
+DLX_API const char *dlx_config_run_dir(const dlx_config *config);     /* run.dir */
+DLX_API const char *dlx_config_coordinator(const dlx_config *config); /* wan.coordinator */
+DLX_API bool dlx_config_encrypted(const dlx_config *config);          /* wan.security: curve */
+DLX_API const char *dlx_config_link(const dlx_config *config);        /* wan.link */
+/* Whether the sites that wan.link joins are threads of one process; ranks of one job. */
 DLX_API bool dlx_config_in_process(const dlx_config *config);
 DLX_API bool dlx_config_one_job(const dlx_config *config);
-DLX_API uint32_t dlx_config_ranks(const dlx_config *config); /* of a site: stages × replicas */
-/* "rank 3 (stage 1, replica 1)": what a rank of a job is, which may hold several sites. */
-DLX_API void dlx_config_place_name(char text[64], const dlx_config *config, uint32_t job_rank);
+DLX_API uint32_t dlx_config_ranks(const dlx_config *config); /* per site: stages × replicas */
+/* text ← what a rank of a job, of one site or several, is in its site: "rank 3 (stage 1,
+ * replica 1)". */
+DLX_API void dlx_config_rank_name(char text[64], const dlx_config *config, uint32_t job_rank);
 
 /* ---- sites of several ranks ------------------------------------------------------------------ */
 
-/* The MPI job that this process is a rank of. */
+/* The MPI job that this process is a rank of. One thread at a time, unless said. */
 typedef struct dlx_cluster dlx_cluster;
 
-/* Starts MPI, once a process; a job of one rank where no launcher started it. Collective over the
- * job. DLX_SYSTEM where the MPI at hand lacks MPI_THREAD_MULTIPLE. */
+/* Starts MPI, once per process; without a launcher, as a job of one rank. Collective over the job:
+ * blocks until all ranks call it. Close with dlx_cluster_close. DLX_STATE: MPI is already started.
+ * DLX_SYSTEM: the MPI library lacks MPI_THREAD_MULTIPLE, or fails; of the ranks that lack it, one
+ * has a message. */
 DLX_API dlx_status dlx_cluster_open(dlx_cluster **out, dlx_error *error);
-/* Ends MPI. Collective; takes NULL. */
+/* Ends MPI. Collective: blocks until all ranks call it. Takes NULL. */
 DLX_API void dlx_cluster_close(dlx_cluster **cluster);
+/* The process's rank in the job, and the number of ranks. Any thread. */
 DLX_API uint32_t dlx_cluster_rank(const dlx_cluster *cluster);
 DLX_API uint32_t dlx_cluster_ranks(const dlx_cluster *cluster);
-/* For a rank that failed; waits for the others, up to wait_ms. True: all ranks failed; close the
- * cluster and exit, one of them speaks (error->message is empty on the others). False: the others
- * go on; abort. The ranks of a site end together; where the job holds several sites, another may
- * still be saving. */
-DLX_API bool dlx_cluster_agree_on_failure(dlx_cluster *cluster, dlx_error *error, uint32_t wait_ms);
-/* Ends all ranks of the job at once with this exit code. Does not return. */
+/* For a rank that failed with `error`: blocks until all ranks of the job call it, up to wait_ms.
+ * True: all failed; close the cluster and exit. The cause is then in one rank's message, and the
+ * others' messages are empty. False: some go on, and the caller calls dlx_cluster_abort. The ranks
+ * of a site fail together; in a job of several sites another site may still be saving. */
+DLX_API bool dlx_cluster_all_failed(dlx_cluster *cluster, dlx_error *error, uint32_t wait_ms);
+/* Ends all processes of the job at once with this exit code. Does not return. Any thread. */
 DLX_API void dlx_cluster_abort(dlx_cluster *cluster, int exit_code);
-/* Joins sites and coordinator that are ranks of one job, by wan.link, or `mpi` if that is for
- * others; the coordinator is a thread of job rank 0. Close with dlx_hub_close, before the cluster. */
+/* Connects sites and a coordinator that are ranks of one job, as many ranks per site as the config
+ * says, by wan.link, or `mpi` if that is a link of processes or threads. The coordinator is a thread
+ * of job rank 0. The cluster must outlive the hub; close with dlx_hub_close. Does not block. */
 DLX_API dlx_status dlx_cluster_hub(dlx_hub **out, dlx_cluster *cluster, const dlx_config *config,
                                    dlx_error *error);
 
 /* ---- a run ----------------------------------------------------------------------------------- */
 
 typedef enum dlx_event_kind {
-    DLX_EVENT_MESSAGE,  /* text: a warning or a notice */
-    DLX_EVENT_JOINED,   /* every site is there */
-    DLX_EVENT_STEP,     /* an inner step is done */
-    DLX_EVENT_EVALUATED /* validation loss: in `loss`; text says of what */
+    DLX_EVENT_MESSAGE, /* text: a warning or a notice */
+    DLX_EVENT_JOINED,  /* all sites have joined: sites */
+    DLX_EVENT_STEP,    /* an inner step is done: the fields from step to left_s */
+    /* loss of this site's validation windows, at the "start" or "end" (text); step */
+    DLX_EVENT_EVALUATED
 } dlx_event_kind;
 
+/* Fields that a kind does not use are 0. */
 typedef struct dlx_event {
+    size_t size;
     dlx_event_kind kind;
     const char *site, *text;        /* valid during the call */
+    uint32_t sites;                 /* of the run */
     uint64_t step;                  /* inner steps done by this site */
-    uint64_t tokens, tokens_target; /* of the run, for schedules */
-    uint64_t round;
+    uint64_t tokens, tokens_target; /* of the run, as dlx_sync_tokens */
+    uint64_t round;                 /* from 1 */
     uint32_t inner_steps, step_in_round;
-    double loss;
-    double tokens_per_s; /* of this site, over the last seconds */
+    double loss;         /* mean per token, in nats */
+    double tokens_per_s; /* of this site, over about ten steps */
     double learning_rate;
     double factor_rank_mean;
-    uint64_t wan_bytes_sent;
-    double utilization; /* so far */
-    double left_s;      /* estimate */
+    uint64_t wan_bytes_sent; /* by this site */
+    double utilization;      /* compute time over compute and wait time, so far */
+    double left_s;           /* estimated time to the end of the run */
 } dlx_event;
 
+/* Must not call back into the run. */
 typedef void (*dlx_on_event)(void *context, const dlx_event *event);
 
+/* Pointers are borrowed during the call. */
 typedef struct dlx_train_options {
     size_t size;
-    const char *site;        /* its name */
-    const char *coordinator; /* "host:port"; NULL: the config's wan.coordinator */
-    /* threads of one process, or ranks of one job, instead; NULL: the config's link */
-    dlx_hub *hub;
-    /* needed where a site has several ranks: each calls dlx_train. NULL: one rank */
-    dlx_cluster *cluster;
-    /* how many sites the cluster's job holds, as many ranks each, in order */
-    uint32_t job_sites;
-    /* may be NULL; called on the caller's thread, messages also on others; of a site's ranks the
-     * first has events */
+    const char *site;        /* its name, as in dlx_sync_config */
+    const char *coordinator; /* "host:port"; NULL: the config's */
+    dlx_hub *hub;            /* for wan.link mem and mpi; NULL: zmq */
+    dlx_cluster *cluster;    /* needed if a site has several ranks, each of which calls dlx_train */
+    uint32_t job_sites;      /* sites in the cluster's job, equally many ranks each, in order */
+    /* may be NULL; called on the calling thread, messages also on others; on rank 0 of a site */
     dlx_on_event on_event;
     void *context;
-    const volatile bool *interrupted; /* may be NULL; set it from a signal handler to stop */
+    const volatile sig_atomic_t *interrupted; /* may be NULL; set by a signal handler to stop */
 } dlx_train_options;
 
 #define DLX_TRAIN_OPTIONS_INIT                                                                     \
     { .size = sizeof(dlx_train_options), .job_sites = 1 }
 
-/* One site of a run, or one rank of it, from joining to the end; blocks. Writes
- * RUN_DIR/<site>/metrics.jsonl and summary.json, and the first site the weights to RUN_DIR/weights
- * (also when interrupted). DLX_INTERRUPTED, and whatever else ended the run. With a cluster, a
- * failed rank goes on with dlx_cluster_agree_on_failure. */
+/* Trains one rank of a site, from joining the run to its end; blocks. Rank 0 writes metrics.jsonl
+ * and summary.json to RUN_DIR/<site>, and the first site its weights to RUN_DIR/weights. A run that
+ * fails or is interrupted leaves the same: a summary that says so, and the last committed weights,
+ * the other sites' in RUN_DIR/<site>/weights. DLX_CONFIG, DLX_DATA, DLX_SYSTEM: options or files;
+ * the statuses of dlx_sync_open, dlx_sync_step and dlx_sync_report; DLX_INTERRUPTED. If it fails
+ * and there is a cluster, call dlx_cluster_all_failed. Several sites may be threads of one process
+ * (wan.link mem). */
 DLX_API dlx_status dlx_train(const dlx_config *config, const dlx_train_options *options,
                              dlx_error *error);
 
+/* Pointers are borrowed during the call. */
 typedef struct dlx_coordinate_options {
     size_t size;
-    uint32_t sites;
-    const char *coordinator; /* to listen on; NULL: the config's */
-    dlx_hub *hub;
-    void (*on_listening)(void *context, const char *endpoint); /* may be NULL */
-    dlx_on_event on_event;
+    uint32_t sites;          /* 1 to 64 */
+    const char *coordinator; /* "host:port" to listen on; NULL: the config's */
+    dlx_hub *hub;            /* as in dlx_train_options */
+    void (*on_listening)(void *context, const char *endpoint); /* may be NULL; called once */
+    dlx_on_event on_event; /* may be NULL; messages only, on the calling thread */
     void *context;
-    const volatile bool *interrupted;
+    const volatile sig_atomic_t *interrupted; /* may be NULL; set by a signal handler to stop */
 } dlx_coordinate_options;
 
 #define DLX_COORDINATE_OPTIONS_INIT                                                                \
     { .size = sizeof(dlx_coordinate_options), .sites = 2 }
 
-/* The coordinator of a run; blocks until it is over. Writes RUN_DIR/summary.json. */
+/* Coordinates a run; blocks until it ends. Writes RUN_DIR/summary.json unless it fails. DLX_CONFIG,
+ * DLX_SYSTEM; the statuses of dlx_coordinator_open and dlx_coordinator_run. */
 DLX_API dlx_status dlx_coordinate(const dlx_config *config, const dlx_coordinate_options *options,
                                   dlx_error *error);
 
 /* ---- weights and data ------------------------------------------------------------------------ */
 
-/* Mean loss a token of the checkpoint folder's model over a token shard, at most `tokens` of it (0:
- * all). */
+/* *loss ← the model's mean loss per token, in nats, over the first `tokens` tokens of a token file
+ * (rounded down to windows, at least one; 0: all), and *tokens_used ← their number. checkpoint: a
+ * directory of weights. threads ≥ 1. Blocks; any thread. DLX_CONFIG, DLX_DATA, DLX_SYSTEM: the
+ * files; DLX_NUMERIC: the loss is not finite. */
 DLX_API dlx_status dlx_evaluate(double *loss, uint64_t *tokens_used, const char *checkpoint,
                                 const char *data, uint64_t tokens, int threads, dlx_error *error);
 
 typedef struct dlx_generate_options {
-    const char *prompt;
-    uint32_t tokens;
-    double temperature; /* 0: always the likeliest */
-    uint32_t top_k;     /* 0: all */
+    size_t size;
+    const char *prompt; /* UTF-8; NULL or "": a newline */
+    uint32_t tokens;    /* to append */
+    double temperature; /* 0: always the most likely token */
+    uint32_t top_k;     /* draw from this many tokens; 0: all */
     uint64_t seed;
-    int threads;
+    int threads; /* ≥ 1 */
 } dlx_generate_options;
 
-/* *text ← prompt and continuation, free with free(). */
+#define DLX_GENERATE_OPTIONS_INIT                                                                  \
+    {                                                                                              \
+        .size = sizeof(dlx_generate_options), .tokens = 200, .temperature = 0.8, .top_k = 40,      \
+        .seed = 1, .threads = 1                                                                    \
+    }
+
+/* *text ← the prompt and its continuation, not always UTF-8; free with free(). Blocks; any thread.
+ * DLX_CONFIG, DLX_DATA, DLX_SYSTEM: the checkpoint; DLX_CONFIG: its vocabulary is
+ * smaller than the tokenizer's. */
 DLX_API dlx_status dlx_generate(char **text, const char *checkpoint,
                                 const dlx_generate_options *options, dlx_error *error);
 
-/* Text to a token shard; validation_every K > 0: to OUT.train.tokens and OUT.validation.tokens,
- * every K-th block of block_bytes to the latter. Counts may be NULL. */
+/* Converts a text to a token file. validation_every 0: to out_path. 2 to 1000000: every such
+ * block of block_bytes (1 to 2^30; 0: 65536) goes to OUT.validation.tokens, the others to
+ * OUT.train.tokens. The counts may be NULL; without a split all tokens count as train_tokens. An
+ * existing file is replaced when the new one is complete. Blocks on the disk; any thread.
+ * DLX_CONFIG: an argument out of range, no such file; DLX_DATA: a file would be empty;
+ * DLX_SYSTEM. */
 DLX_API dlx_status dlx_tokenize(const char *out_path, const char *in_path,
                                 uint32_t validation_every, uint32_t block_bytes,
                                 uint64_t *train_tokens, uint64_t *validation_tokens,
@@ -166,32 +204,32 @@ DLX_API dlx_status dlx_tokenize(const char *out_path, const char *in_path,
 /* ---- benchmarks ------------------------------------------------------------------------------ */
 
 typedef struct dlx_bench_model_result {
-    const char *backend, *precision;
-    uint64_t parameters; /* N: with the head, without the position table */
+    const char *backend, *precision; /* static */
+    uint64_t parameters;             /* N: with the head, without the position table */
     double step_s_median, step_s_min, step_s_max;
     double model_flops_per_s;   /* 6 · N · tokens / median */
     double product_flops_per_s; /* best of five, 1024³, same threads and precision */
-    double share;               /* of the two */
+    double share;               /* the former over the latter */
 } dlx_bench_model_result;
 
-/* The training step of the GPT-2 124M shape (batch × length tokens, AdamW included), `steps` timed
- * ones after one. */
+/* Times `steps` (1 to 1000) training steps of the GPT-2 124M shape with AdamW, of batch × length
+ * tokens (1 to 4096, 2 to 1024), after an untimed one. threads ≥ 1. f32: no bf16 products. Blocks.
+ * DLX_ARGUMENT: out of range. */
 DLX_API dlx_status dlx_bench_model(dlx_bench_model_result *result, uint32_t batch, uint32_t length,
                                    uint32_t steps, int threads, bool f32, dlx_error *error);
 
 typedef struct dlx_bench_stages_result {
-    /* measured: forward and backward of one micro-batch */
-    double block_s, embedding_s, head_s;
-    /* estimated, of one block's: what `site.cut: auto` uses */
-    double block_share, embedding_share, head_share;
-    /* layers of each stage, as site.cut takes them */
-    char measured_cut[256], estimated_cut[256];
+    double block_s, embedding_s, head_s; /* forward and backward of one micro-batch */
+    /* estimated, relative to a block: what `site.cut: auto` uses */
+    double embedding_share, head_share;
+    /* layers of each stage, as site.cut takes them; truncated if there are many */
+    char measured_partition[256], estimated_partition[256];
     /* mean stage over slowest stage, by the measured times */
     double measured_balance, estimated_balance;
 } dlx_bench_stages_result;
 
-/* What the parts of the config's model cost on this machine, and how `stages` stages would be cut.
- */
+/* Measures the parts of the config's model on this machine, and balances them over `stages` stages
+ * (1 to 256). Blocks. DLX_ARGUMENT: out of range; DLX_CONFIG: more stages than layers. */
 DLX_API dlx_status dlx_bench_stages(dlx_bench_stages_result *result, const dlx_config *config,
                                     uint32_t stages, dlx_error *error);
 

@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# The King James text (Debian's bible-kjv, public domain) as token shards: data/kjv.train.tokens, data/kjv.validation.tokens.
+# The King James text (Debian's bible-kjv, public domain) as token files: data/kjv.train.tokens, data/kjv.validation.tokens.
 set -eu
 dilocox=$1
 [ ! -f data/kjv.train.tokens ] || [ ! -f data/kjv.validation.tokens ] || exit 0

@@ -45,6 +45,7 @@ dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_con
                                           .tokens_target = config->tokens,
                                           .shared_text = config->shared_text,
                                           .timeout_ms = config->timeout_ms,
+                                          .patience_ms = config->patience_ms,
                                           .attempts_max = ATTEMPTS_MAX};
     DLX_TRY_OUT(
         dlxi_coordinator_open(&c->at_work.machine, &settings, dlxi_clock_ns() / 1000000, error));

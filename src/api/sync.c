@@ -5,7 +5,8 @@
 #include <string.h>
 
 #include "api/link_config.h"
-#include "outer/stability.h"
+#include "base/hash.h"
+#include "outer/method.h"
 #include "sync/sync.h"
 #include "wire/messages.h"
 
@@ -74,23 +75,33 @@ static dlx_status check_config(const dlx_sync_config *config, dlx_error *error) 
 }
 
 /* One of several ranks may have none. */
-static dlx_status check_tensors(const dlx_tensor *tensors, size_t count, uint16_t ranks,
-                                dlx_error *error) {
+static dlx_status check_tensors(const dlx_sync_config *config, const dlx_tensor *tensors,
+                                size_t count, dlx_error *error) {
+    const uint16_t ranks = config->ranks;
     if (tensors == NULL || count == 0) {
         if (ranks > 1 && count == 0) return DLX_OK;
         DLX_FAIL(error, ARGUMENT, "there are no tensors to synchronise");
     }
     for (size_t i = 0; i < count; i++) {
         const dlx_tensor *t = &tensors[i];
-        if (t->name == NULL || t->name[0] == '\0' || t->data == NULL)
+        if (t->name == NULL || t->name[0] == '\0' ||
+            (t->memory == DLX_MEMORY_HOST && t->data == NULL))
             DLX_FAIL(error, ARGUMENT, "tensor %zu has no name or no data", i);
         if (t->rows < 1 || t->cols < 1 || t->rows > INT64_MAX / 8 / t->cols ||
             t->rows * t->cols > (INT64_C(1) << 32))
             DLX_FAIL(error, ARGUMENT,
                      "tensor %s: %lld × %lld is no shape; rows and cols are 1 and more", t->name,
                      (long long)t->rows, (long long)t->cols);
-        if (t->memory != DLX_MEMORY_HOST)
-            DLX_FAIL(error, ARGUMENT, "tensor %s: only host memory for now", t->name);
+        if (t->memory > DLX_MEMORY_CALLER || t->dtype > DLX_F16 || t->kind > DLX_STATISTICS)
+            DLX_FAIL(error, ARGUMENT, "tensor %s: memory %d, dtype %d or kind %d is unknown",
+                     t->name, (int)t->memory, (int)t->dtype, (int)t->kind);
+        if (t->memory == DLX_MEMORY_CALLER && (config->fetch == NULL || config->store == NULL))
+            DLX_FAIL(error, ARGUMENT,
+                     "tensor %s is in the caller's memory: set fetch and store of the config",
+                     t->name);
+        if (config->overlap == DLX_OVERLAP_ALLREDUCE && t->kind == DLX_STATISTICS)
+            DLX_FAIL(error, ARGUMENT, "tensor %s: allreduce has no statistics; leave it out",
+                     t->name);
         if (ranks > 1 && i > 0 && t->id <= tensors[i - 1].id)
             DLX_FAIL(error, ARGUMENT,
                      "tensor %s: id %u after id %u; where a site has several ranks, ids ascend",
@@ -106,7 +117,8 @@ static void warn_if_unstable(const dlx_sync_config *config, double learning_rate
     const double limit = 0.99;
     double share =
         config->exchange_steps > 0 ? (double)config->exchange_steps / config->inner_steps : 0.5;
-    double c, worst = dlxi_stability_worst(config->overlap, learning_rate, momentum, 4, share, &c);
+    double c, worst = dlxi_method_worst_mode(dlxi_method_of(config->overlap), learning_rate,
+                                             momentum, 4, share, &c);
     if (config->log == NULL || config->rank != 0 || config->overlap == DLX_OVERLAP_ALLREDUCE ||
         worst < limit)
         return;
@@ -123,7 +135,26 @@ static int or_default(int value, int otherwise) {
     return value != 0 ? value : otherwise;
 }
 
-static dlxi_shard_settings shard_settings(const dlx_sync_config *config, double learning_rate,
+static uint64_t settings_hash(const dlxi_state_settings *s) {
+    uint32_t outer_step[2];
+    memcpy(&outer_step[0], &s->learning_rate, sizeof s->learning_rate);
+    memcpy(&outer_step[1], &s->momentum, sizeof s->momentum);
+    const uint64_t settings[] = {s->overlap,
+                                 outer_step[0],
+                                 outer_step[1],
+                                 (uint64_t)s->quantiser.bits,
+                                 (uint64_t)s->quantiser.group,
+                                 s->seed,
+                                 (uint64_t)s->factor_rank,
+                                 s->adapt.kind,
+                                 (uint64_t)s->adapt.factor_rank_min,
+                                 (uint64_t)s->adapt.factor_rank_max,
+                                 s->adapt.inner_steps_first,
+                                 s->adapt.inner_steps_min};
+    return dlxi_hash(settings, sizeof settings, 0);
+}
+
+static dlxi_state_settings state_settings(const dlx_sync_config *config, double learning_rate,
                                           double momentum) {
     bool gradients = config->overlap == DLX_OVERLAP_ALLREDUCE;
     dlxi_arithmetic
@@ -135,7 +166,7 @@ static dlxi_shard_settings shard_settings(const dlx_sync_config *config, double 
     dlxi_arithmetic_enter(&saved);
     const volatile float replicated[2] = {(float)exact[0], (float)exact[1]};
     dlxi_arithmetic_leave(&saved);
-    return (dlxi_shard_settings){
+    dlxi_state_settings settings = {
         .overlap = config->overlap,
         .learning_rate = replicated[0],
         .momentum = replicated[1],
@@ -153,6 +184,8 @@ static dlxi_shard_settings shard_settings(const dlx_sync_config *config, double 
                   .inner_steps_min = gradients ? 1 : config->inner_steps_min,
                   .inner_steps = gradients ? 1 : config->inner_steps},
     };
+    settings.same_hash = settings_hash(&settings);
+    return settings;
 }
 
 dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config, const dlx_tensor *tensors,
@@ -161,15 +194,16 @@ dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config, const dl
         DLX_FAIL(error, ARGUMENT, "dlx_sync_open: an argument is NULL");
     *out = NULL;
     DLX_TRY(check_config(config, error));
-    DLX_TRY(check_tensors(tensors, tensor_count, config->ranks, error));
+    DLX_TRY(check_tensors(config, tensors, tensor_count, error));
     double learning_rate, momentum;
-    dlxi_outer_defaults(config->overlap, &learning_rate, &momentum);
+    const dlxi_method *method = dlxi_method_of(config->overlap);
+    learning_rate = method->learning_rate, momentum = method->momentum;
     if (config->outer_learning_rate != DLX_AUTO) learning_rate = config->outer_learning_rate;
     if (config->outer_momentum != DLX_AUTO) momentum = config->outer_momentum;
     warn_if_unstable(config, learning_rate, momentum);
 
     uint32_t most = steps_at_most(config);
-    dlxi_sync_settings settings = {.shard = shard_settings(config, learning_rate, momentum),
+    dlxi_sync_settings settings = {.state = state_settings(config, learning_rate, momentum),
                                    .rank = config->rank,
                                    .ranks = config->ranks,
                                    .gather = config->gather,
@@ -184,7 +218,14 @@ dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config, const dl
                                    .lease_windows =
                                        longest_round(config) * config->windows_per_step,
                                    .pace_max = config->pace_max,
-                                   .interrupted = config->interrupted};
+                                   .interrupted = config->interrupted,
+                                   .log = config->log,
+                                   .log_context = config->log_context,
+                                   .memory = {.fetch = config->fetch,
+                                              .store = config->store,
+                                              .context = config->memory_context,
+                                              .staging = config->staging,
+                                              .staging_bytes = config->staging_bytes}};
     snprintf(settings.site, sizeof settings.site, "%s", config->site);
     dlxi_link *link;
     DLX_TRY(dlxi_link_open_site(&link, &config->link, config->site, config->rank, config->log,
@@ -237,16 +278,21 @@ uint32_t dlx_sync_site_count(const dlx_sync *sync) {
     return dlxi_sync_site_count(sync);
 }
 
-uint64_t dlx_sync_take_anchor(dlx_sync *sync) {
-    return dlxi_sync_take_anchor(sync);
+dlx_status dlx_sync_take_anchor(dlx_sync *sync, uint64_t *rounds, dlx_error *error) {
+    if (sync == NULL) DLX_FAIL(error, ARGUMENT, "dlx_sync_take_anchor: sync is NULL");
+    return dlxi_sync_take_anchor(sync, rounds, error);
 }
 
-void dlx_sync_anchor(dlx_sync *sync, float *const *dst) {
-    dlxi_sync_anchor(sync, dst);
+dlx_status dlx_sync_anchor(dlx_sync *sync, float *const *dst, dlx_error *error) {
+    if (sync == NULL || dst == NULL)
+        DLX_FAIL(error, ARGUMENT, "dlx_sync_anchor: an argument is NULL");
+    return dlxi_sync_anchor(sync, dst, error);
 }
 
-void dlx_sync_anchor_hashes(const dlx_sync *sync, uint64_t *dst) {
-    dlxi_sync_anchor_hashes(sync, dst);
+dlx_status dlx_sync_anchor_hashes(dlx_sync *sync, uint64_t *dst, dlx_error *error) {
+    if (sync == NULL || dst == NULL)
+        DLX_FAIL(error, ARGUMENT, "dlx_sync_anchor_hashes: an argument is NULL");
+    return dlxi_sync_anchor_hashes(sync, dst, error);
 }
 
 void dlx_sync_statistics(dlx_sync *sync, dlx_statistics *out) {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/clock.h"
 
+#include <stdlib.h>
 #include <time.h>
 
 int64_t dlxi_clock_ns(void) {
@@ -11,4 +12,14 @@ int64_t dlxi_clock_ns(void) {
 
 double dlxi_clock_s(void) {
     return (double)dlxi_clock_ns() * 1e-9;
+}
+
+static int by_value(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+double dlxi_seconds_median(double *seconds, int count) {
+    qsort(seconds, (size_t)count, sizeof *seconds, by_value);
+    return seconds[count / 2];
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Time: one monotonic clock, in nanoseconds. */
+/* The monotonic clock. */
 #ifndef DLXI_BASE_CLOCK_H
 #define DLXI_BASE_CLOCK_H
 
@@ -7,5 +7,8 @@
 
 int64_t dlxi_clock_ns(void);
 double dlxi_clock_s(void);
+
+/* Sorts seconds[count], count ≥ 1, ascending; the median, of an even count the upper one. */
+double dlxi_seconds_median(double *seconds, int count);
 
 #endif

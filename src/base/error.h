@@ -11,31 +11,27 @@
 #define DLXI_PRINTF(format_index, first)
 #endif
 
-/* Fills `error` (may be NULL) and returns `status`; errno is recorded where status is DLX_SYSTEM.
- */
+/* Fills error (may be NULL) and returns status; with DLX_SYSTEM it records errno. */
 dlx_status dlxi_error_set(dlx_error *error, dlx_status status, const char *format, ...)
     DLXI_PRINTF(3, 4);
 
-/* Puts a prefix before the message: who saw it. Does nothing where error is NULL. Returns error's
- * status. */
+/* Puts a prefix before the message; error may be NULL. */
 void dlxi_error_prefix(dlx_error *error, const char *format, ...) DLXI_PRINTF(2, 3);
 
-/* Copies text, cut to dst_bytes with the terminator. */
+/* Copies text, truncated if it does not fit dst_bytes with its terminator. */
 void dlxi_text_copy(char *dst, size_t dst_bytes, const char *src);
 
-/* Sets status and returns it: DLX_FAIL(error, DATA, "%s: …", path). For functions with nothing to
- * release. */
-#define DLX_FAIL(error, code, ...) return dlxi_error_set((error), DLX_##code, __VA_ARGS__)
+/* DLX_FAIL(error, DATA, "%s: …", path), DLX_TRY(call): for functions with nothing to release. */
+#define DLX_FAIL(error, code, ...)                                                                 \
+    return (void)dlxi_error_set((error), DLX_##code, __VA_ARGS__), DLX_##code
 
-/* Returns from the calling function where `call` fails. For functions with nothing to release. */
 #define DLX_TRY(call)                                                                              \
     do {                                                                                           \
         dlx_status dlx_try_status_ = (call);                                                       \
         if (dlx_try_status_ != DLX_OK) return dlx_try_status_;                                     \
     } while (0)
 
-/* As DLX_TRY, for functions with `dlx_status status` and one `out:` that releases in reverse order.
- */
+/* For functions with a `dlx_status status` and one `out:` that releases in reverse order. */
 #define DLX_TRY_OUT(call)                                                                          \
     do {                                                                                           \
         status = (call);                                                                           \
@@ -44,7 +40,8 @@ void dlxi_text_copy(char *dst, size_t dst_bytes, const char *src);
 
 #define DLX_FAIL_OUT(error, code, ...)                                                             \
     do {                                                                                           \
-        status = dlxi_error_set((error), DLX_##code, __VA_ARGS__);                                 \
+        (void)dlxi_error_set((error), DLX_##code, __VA_ARGS__);                                    \
+        status = DLX_##code;                                                                       \
         goto out;                                                                                  \
     } while (0)
 

@@ -13,9 +13,17 @@
 
 enum { BUFFER_BYTES = 1 << 16 };
 
+dlx_status dlxi_path_join(char dst[DLXI_PATH_BYTES], const char *directory, const char *name,
+                          dlx_error *error) {
+    int length = snprintf(dst, DLXI_PATH_BYTES, "%s/%s", directory, name);
+    if (length >= 0 && length < DLXI_PATH_BYTES) return DLX_OK;
+    DLX_FAIL(error, CONFIG, "path '%.100s…' is too long; allowed: up to %d bytes", directory,
+             DLXI_PATH_BYTES - 1);
+}
+
 /* ---- reading --------------------------------------------------------------------------------- */
 
-static dlx_status open_for_reading(int *fd, const char *path, dlx_error *error) {
+static dlx_status file_open(int *fd, const char *path, dlx_error *error) {
     *fd = open(path, O_RDONLY | O_CLOEXEC);
     if (*fd >= 0) return DLX_OK;
     if (errno == ENOENT) DLX_FAIL(error, SYSTEM, "%s: no such file", path);
@@ -30,13 +38,13 @@ dlx_status dlxi_file_read(char **out, size_t *bytes, const char *path, size_t by
     int fd = -1;
     *out = NULL;
     *bytes = 0;
-    DLX_TRY_OUT(open_for_reading(&fd, path, error));
-    for (;;) { /* grows as it goes: a pipe does not know its size */
+    DLX_TRY_OUT(file_open(&fd, path, error));
+    for (;;) { /* the size of a pipe is unknown */
         if (room - used < 2) {
             size_t larger = room == 0 ? BUFFER_BYTES : 2 * room;
             char *grown = larger > room ? realloc(text, larger) : NULL;
             if (grown == NULL)
-                DLX_FAIL_OUT(error, MEMORY, "out of memory: %s asks for %zu bytes", path, larger);
+                DLX_FAIL_OUT(error, MEMORY, "out of memory: %s needs %zu bytes", path, larger);
             text = grown;
             room = larger;
         }
@@ -63,11 +71,12 @@ dlx_status dlxi_file_map_open(dlxi_file_map *out, const char *path, dlx_error *e
     int fd = -1;
     struct stat facts;
     *out = (dlxi_file_map){0};
-    DLX_TRY_OUT(open_for_reading(&fd, path, error));
+    DLX_TRY_OUT(file_open(&fd, path, error));
     if (fstat(fd, &facts) != 0)
         DLX_FAIL_OUT(error, SYSTEM, "%s: can't be read: %s", path, strerror(errno));
     if (!S_ISREG(facts.st_mode))
-        DLX_FAIL_OUT(error, DATA, "%s: not a regular file; name a file, no folder or pipe", path);
+        DLX_FAIL_OUT(error, DATA, "%s: not a regular file; give a file, not a directory or pipe",
+                     path);
     if ((uint64_t)facts.st_size > SIZE_MAX / 2)
         DLX_FAIL_OUT(error, DATA, "%s: larger than this machine's address space", path);
     if (facts.st_size > 0) {
@@ -90,14 +99,14 @@ void dlxi_file_map_close(dlxi_file_map *map) {
 
 struct dlxi_file_writer {
     int fd;
-    char *path, *temporary; /* temporary is empty where there is nothing to remove */
-    uint64_t written;       /* bytes in the file; what the buffer holds comes behind them */
+    char *path, *temporary; /* temporary is empty if there is nothing to remove */
+    uint64_t written;       /* bytes in the file, before those in the buffer */
     size_t buffered;
     char buffer[BUFFER_BYTES];
 };
 
-static dlx_status write_at(const dlxi_file_writer *writer, uint64_t offset, const void *data,
-                           size_t bytes, dlx_error *error) {
+static dlx_status writer_write_at(const dlxi_file_writer *writer, uint64_t offset, const void *data,
+                                  size_t bytes, dlx_error *error) {
     const char *from = data;
     while (bytes > 0) {
         ssize_t put = pwrite(writer->fd, from, bytes, (off_t)offset);
@@ -111,16 +120,15 @@ static dlx_status write_at(const dlxi_file_writer *writer, uint64_t offset, cons
     return DLX_OK;
 }
 
-static dlx_status flush_buffer(dlxi_file_writer *writer, dlx_error *error) {
-    DLX_TRY(write_at(writer, writer->written, writer->buffer, writer->buffered, error));
+static dlx_status writer_flush(dlxi_file_writer *writer, dlx_error *error) {
+    DLX_TRY(writer_write_at(writer, writer->written, writer->buffer, writer->buffered, error));
     writer->written += writer->buffered;
     writer->buffered = 0;
     return DLX_OK;
 }
 
-/* Not mkostemp: its files are private, and only the process's umask, which no thread can read
- * safely, says what is right. */
-static dlx_status create_temporary(dlxi_file_writer *writer, size_t name_bytes, dlx_error *error) {
+/* Not mkostemp: its files are private, and no thread can read the umask safely. */
+static dlx_status temporary_create(dlxi_file_writer *writer, size_t name_bytes, dlx_error *error) {
     enum { ATTEMPTS = 100 };
     for (int i = 0; i < ATTEMPTS; i++) {
         snprintf(writer->temporary, name_bytes, "%s.part-%ld-%d", writer->path, (long)getpid(), i);
@@ -143,7 +151,7 @@ dlx_status dlxi_file_writer_open(dlxi_file_writer **out, const char *path, dlx_e
     DLX_TRY_OUT(DLXI_NEW(&writer->path, path_bytes + 1, error));
     DLX_TRY_OUT(DLXI_NEW(&writer->temporary, path_bytes + SUFFIX_BYTES, error));
     memcpy(writer->path, path, path_bytes);
-    DLX_TRY_OUT(create_temporary(writer, path_bytes + SUFFIX_BYTES, error));
+    DLX_TRY_OUT(temporary_create(writer, path_bytes + SUFFIX_BYTES, error));
     *out = writer;
     writer = NULL;
 out:
@@ -153,9 +161,9 @@ out:
 
 dlx_status dlxi_file_writer_append(dlxi_file_writer *writer, const void *data, size_t bytes,
                                    dlx_error *error) {
-    if (bytes > BUFFER_BYTES - writer->buffered) DLX_TRY(flush_buffer(writer, error));
+    if (bytes > BUFFER_BYTES - writer->buffered) DLX_TRY(writer_flush(writer, error));
     if (bytes >= BUFFER_BYTES) {
-        DLX_TRY(write_at(writer, writer->written, data, bytes, error));
+        DLX_TRY(writer_write_at(writer, writer->written, data, bytes, error));
         writer->written += bytes;
         return DLX_OK;
     }
@@ -166,35 +174,34 @@ dlx_status dlxi_file_writer_append(dlxi_file_writer *writer, const void *data, s
 
 dlx_status dlxi_file_writer_replace(dlxi_file_writer *writer, uint64_t offset, const void *data,
                                     size_t bytes, dlx_error *error) {
-    DLX_TRY(flush_buffer(writer, error));
+    DLX_TRY(writer_flush(writer, error));
     if (offset > writer->written || bytes > writer->written - offset)
         DLX_FAIL(error, ARGUMENT, "%s: replacing bytes that were not appended", writer->path);
-    return write_at(writer, offset, data, bytes, error);
+    return writer_write_at(writer, offset, data, bytes, error);
 }
 
-/* A rename is on disk only when its folder is. Folders that can't be synced (some file systems) are
- * let be. */
-static void sync_folder(const char *path) {
+/* A rename is on disk only once its directory is. Ignores file systems that cannot sync one. */
+static void directory_sync(const char *path) {
     const char *slash = strrchr(path, '/');
-    char *folder = slash == NULL   ? strdup(".")
-                   : slash == path ? strdup("/")
-                                   : strndup(path, (size_t)(slash - path));
-    int fd = folder != NULL ? open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    char *directory = slash == NULL   ? strdup(".")
+                      : slash == path ? strdup("/")
+                                      : strndup(path, (size_t)(slash - path));
+    int fd = directory != NULL ? open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
     if (fd >= 0) {
         fsync(fd);
         close(fd);
     }
-    free(folder);
+    free(directory);
 }
 
 dlx_status dlxi_file_writer_commit(dlxi_file_writer *writer, dlx_error *error) {
-    DLX_TRY(flush_buffer(writer, error));
+    DLX_TRY(writer_flush(writer, error));
     if (fsync(writer->fd) != 0)
         DLX_FAIL(error, SYSTEM, "%s: can't be flushed to disk: %s", writer->path, strerror(errno));
     if (rename(writer->temporary, writer->path) != 0)
-        DLX_FAIL(error, SYSTEM, "%s: can't be put in place: %s", writer->path, strerror(errno));
+        DLX_FAIL(error, SYSTEM, "%s: can't be replaced: %s", writer->path, strerror(errno));
     writer->temporary[0] = '\0';
-    sync_folder(writer->path);
+    directory_sync(writer->path);
     return DLX_OK;
 }
 

@@ -1,20 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Files: read whole, map for reading, and write so that a reader sees the old file or the whole new
- * one. */
+/* Files: read, mapped, and replaced: a reader sees the old file or the complete new one. */
 #ifndef DLXI_BASE_FILE_H
 #define DLXI_BASE_FILE_H
 
 #include "base/error.h"
 
-/* *out ← the whole file and a 0 after it, free with free(); *bytes does not count the 0. DLX_SYSTEM
- * where it can't be read (system_errno is ENOENT where it does not exist), DLX_DATA where it is
+enum { DLXI_PATH_BYTES = 4096 };
+
+/* dst ← directory/name. DLX_CONFIG if it does not fit. */
+dlx_status dlxi_path_join(char dst[DLXI_PATH_BYTES], const char *directory, const char *name,
+                          dlx_error *error);
+
+/* *out ← the file's bytes and a terminating 0, which *bytes does not count; the caller frees it.
+ * DLX_SYSTEM if it can't be read (system_errno is ENOENT if it does not exist), DLX_DATA if it is
  * larger than bytes_max. Blocks. */
 dlx_status dlxi_file_read(char **out, size_t *bytes, const char *path, size_t bytes_max,
                           dlx_error *error);
 
-/* A file mapped for reading. data is NULL for an empty file. Whoever cuts the file short meanwhile
- * ends the process with SIGBUS: files that others may rewrite are replaced (dlxi_file_writer),
- * never changed in place. */
+/* A file mapped for reading; data is NULL for an empty one. Truncating a mapped file ends the
+ * process with SIGBUS, so files are replaced (dlxi_file_writer) and never changed in place. */
 typedef struct dlxi_file_map {
     const uint8_t *data;
     size_t bytes;
@@ -24,23 +28,21 @@ typedef struct dlxi_file_map {
 dlx_status dlxi_file_map_open(dlxi_file_map *out, const char *path, dlx_error *error);
 void dlxi_file_map_close(dlxi_file_map *map);
 
-/* Writes a file path.part-… beside path; commit flushes it to disk and renames it to path. One
- * thread at a time. */
+/* Writes path.part-…; commit flushes it to disk and renames it to path. One thread at a time. */
 typedef struct dlxi_file_writer dlxi_file_writer;
 
 dlx_status dlxi_file_writer_open(dlxi_file_writer **out, const char *path, dlx_error *error);
-/* Appends. Small pieces are gathered in a buffer. */
 dlx_status dlxi_file_writer_append(dlxi_file_writer *writer, const void *data, size_t bytes,
                                    dlx_error *error);
-/* Overwrites bytes that were appended before: a header whose checksum is known only at the end. */
+/* Overwrites appended bytes: a header whose checksum is known only at the end. */
 dlx_status dlxi_file_writer_replace(dlxi_file_writer *writer, uint64_t offset, const void *data,
                                     size_t bytes, dlx_error *error);
 /* After this, whether or not it succeeds, only close is allowed. */
 dlx_status dlxi_file_writer_commit(dlxi_file_writer *writer, dlx_error *error);
-/* Without a commit before it, removes the temporary file and leaves path as it was. */
+/* Without a commit, removes the temporary file and leaves path unchanged. */
 void dlxi_file_writer_close(dlxi_file_writer **writer);
 
-/* A whole text and a line's end after it, by a writer. */
+/* Replaces path with the text and a newline. */
 dlx_status dlxi_file_write_text(const char *path, const char *text, dlx_error *error);
 
 #endif

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A stop flag that a signal handler or another thread sets, read without a data race where the
- * compiler can. */
+/* A stop flag that a signal handler or another thread sets, read atomically if the compiler can. */
 #ifndef DLXI_BASE_FLAG_H
 #define DLXI_BASE_FLAG_H
 
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 
-/* False where there is none. */
-static inline bool dlxi_flag_is_set(const volatile bool *flag) {
+/* flag may be NULL: false. */
+static inline bool dlxi_flag_is_set(const volatile sig_atomic_t *flag) {
 #if defined(__GNUC__) || defined(__clang__)
     return flag != NULL && __atomic_load_n(flag, __ATOMIC_RELAXED);
 #else

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Limits of a run: the same for every room, message and option. */
+/* Limits of a run, common to all rooms, messages and options. */
 #ifndef DLXI_BASE_LIMITS_H
 #define DLXI_BASE_LIMITS_H
 
 enum {
     DLXI_SITES_MAX = 64,
-    DLXI_RANKS_MAX = 1024,     /* of a site */
+    DLXI_RANKS_MAX = 1024,     /* per site */
     DLXI_RUN_RANKS_MAX = 4096, /* of all sites */
     DLXI_SITE_NAME_MAX = 63,   /* characters; *_BYTES count the terminator too */
     DLXI_NAME_BYTES = DLXI_SITE_NAME_MAX + 1,

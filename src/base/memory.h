@@ -5,8 +5,8 @@
 
 #include "base/error.h"
 
-/* *out ← count × item_bytes zeroed bytes, aligned to 64; free with free(). A size of 0 gives a
- * valid pointer. On failure *out is NULL and `error` names `what` and the size. Any thread. */
+/* *out ← count × item_bytes zeroed bytes, to be freed with free(); not NULL for a size of 0. On
+ * failure *out is NULL and the error names `what` and the size. */
 dlx_status dlxi_alloc(void **out, size_t count, size_t item_bytes, const char *what,
                       dlx_error *error);
 

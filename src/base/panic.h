@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Assertions for our own bugs, on in release builds too; never for what a peer, a file or the
- * system did. */
+/* Assertions, in release builds too, for our own bugs: not for peers, files or the system. */
 #ifndef DLXI_BASE_PANIC_H
 #define DLXI_BASE_PANIC_H
 

@@ -20,10 +20,8 @@ float dlxi_rng_normal(uint64_t seed, uint64_t stream, uint64_t index) {
     uint64_t low = dlxi_rng_u64(seed, stream, 2 * index),
              high = dlxi_rng_u64(seed, stream, 2 * index + 1);
     int32_t sum = 0;
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 4; i++)
         sum += (int32_t)(low >> (16 * i) & 0xFFFF) + (int32_t)(high >> (16 * i) & 0xFFFF);
-    }
-    /* eight uniforms on 0..65535: mean 8 · 32767.5, variance 8 · (65536² − 1) / 12, whose root is
-     * 53509.75 */
+    /* of eight uniforms on 0 … 65535: mean 8 · 32767.5, variance 8 · (65536² − 1) / 12 */
     return ((float)sum - 262140.0f) * (1.0f / 53509.75f);
 }

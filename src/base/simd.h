@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Compiles a plain loop for several CPUs and picks one at load time. The source stays ISO C; where
- * the compiler has no such thing, a sanitizer can't stand it, or DLXI_NO_CLONES is defined (a test
- * compares both), the loop is compiled once. Never changes results: no file that uses it is built
- * with contraction or fast-math. */
+/* Compiles a plain loop for several CPUs; the loader picks one. The loop is compiled once if the
+ * compiler lacks target_clones, under a sanitizer, or with DLXI_NO_CLONES (a test compares both).
+ * Results stay equal: no file that uses it is built with contraction or fast-math. */
 #ifndef DLXI_BASE_SIMD_H
 #define DLXI_BASE_SIMD_H
 

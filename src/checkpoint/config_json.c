@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The model's configuration as config.json. Fields that would change the arithmetic in a way that
- * this program does not have are refused by name; all others are passed over. */
+/* Writes and reads config.json. Fields that ask for unsupported arithmetic are refused by name;
+ * other unknown fields are ignored. */
 #include "checkpoint/config_json.h"
 #include "checkpoint/checkpoint.h"
 #include "base/file.h"
@@ -66,15 +66,15 @@ out:
 
 /* ---- read ------------------------------------------------------------------------------------ */
 
-/* A parsed file and where it came from, for messages. */
+/* A parsed file, and its path for messages. */
 typedef struct reader {
     const json_t *json;
     const char *path;
     dlx_error *error;
 } reader;
 
-/* A missing or null field takes `otherwise`; −1 means that the field must be there. */
-static dlx_status read_size(int64_t *out, const reader *r, const char *field, int64_t otherwise) {
+/* A missing or null field becomes `otherwise`, unless that is −1. */
+static dlx_status size_read(int64_t *out, const reader *r, const char *field, int64_t otherwise) {
     const json_t *item = json_object_get(r->json, field);
     if (item == NULL || json_is_null(item)) {
         if (otherwise < 0) DLX_FAIL(r->error, DATA, "%s: field '%s' is missing", r->path, field);
@@ -87,7 +87,7 @@ static dlx_status read_size(int64_t *out, const reader *r, const char *field, in
     return DLX_OK;
 }
 
-static dlx_status read_number(float *out, const reader *r, const char *field, double otherwise) {
+static dlx_status number_read(float *out, const reader *r, const char *field, double otherwise) {
     const json_t *item = json_object_get(r->json, field);
     if (item != NULL && !json_is_number(item))
         DLX_FAIL(r->error, DATA, "%s: field '%s' is not a number", r->path, field);
@@ -95,7 +95,7 @@ static dlx_status read_number(float *out, const reader *r, const char *field, do
     return DLX_OK;
 }
 
-static dlx_status read_flag(bool *out, const reader *r, const char *field, bool otherwise) {
+static dlx_status flag_read(bool *out, const reader *r, const char *field, bool otherwise) {
     const json_t *item = json_object_get(r->json, field);
     if (item != NULL && !json_is_boolean(item))
         DLX_FAIL(r->error, DATA, "%s: field '%s' is not true or false", r->path, field);
@@ -103,35 +103,35 @@ static dlx_status read_flag(bool *out, const reader *r, const char *field, bool 
     return DLX_OK;
 }
 
-static dlx_status refuse_flag(const reader *r, const char *field, bool refused) {
+static dlx_status flag_refuse(const reader *r, const char *field, bool refused) {
     bool value = false;
-    DLX_TRY(read_flag(&value, r, field, !refused));
+    DLX_TRY(flag_read(&value, r, field, !refused));
     if (value == refused)
-        DLX_FAIL(r->error, DATA, "%s: field '%s' is %s, which this program's models do not have",
-                 r->path, field, value ? "true" : "false");
+        DLX_FAIL(r->error, DATA, "%s: field '%s' is %s, which is not supported", r->path, field,
+                 value ? "true" : "false");
     return DLX_OK;
 }
 
-static const char *read_text(const reader *r, const char *field, const char *otherwise) {
+static const char *text_read(const reader *r, const char *field, const char *otherwise) {
     const char *text = json_string_value(json_object_get(r->json, field));
     return text == NULL ? otherwise : text;
 }
 
-static dlx_status read_gpt2(dlxi_model_config *out, const reader *r) {
+static dlx_status gpt2_read(dlxi_model_config *out, const reader *r) {
     *out = dlxi_model_config_default(DLXI_FAMILY_GPT2);
-    DLX_TRY(read_size(&out->layers, r, "n_layer", -1));
-    DLX_TRY(read_size(&out->width, r, "n_embd", -1));
-    DLX_TRY(read_size(&out->heads, r, "n_head", -1));
+    DLX_TRY(size_read(&out->layers, r, "n_layer", -1));
+    DLX_TRY(size_read(&out->width, r, "n_embd", -1));
+    DLX_TRY(size_read(&out->heads, r, "n_head", -1));
     out->kv_heads = out->heads;
     int64_t customary = out->width > 0 && out->width <= INT32_MAX ? 4 * out->width : 0;
-    DLX_TRY(read_size(&out->mlp_width, r, "n_inner", customary));
-    DLX_TRY(read_size(&out->context, r, "n_positions", -1));
-    DLX_TRY(read_size(&out->vocabulary, r, "vocab_size", -1));
-    DLX_TRY(read_number(&out->norm_epsilon, r, "layer_norm_epsilon", 1e-5));
-    DLX_TRY(read_flag(&out->tied_head, r, "tie_word_embeddings", true));
-    DLX_TRY(refuse_flag(r, "scale_attn_weights", false));
-    DLX_TRY(refuse_flag(r, "scale_attn_by_inverse_layer_idx", true));
-    const char *activation = read_text(r, "activation_function", "gelu_new");
+    DLX_TRY(size_read(&out->mlp_width, r, "n_inner", customary));
+    DLX_TRY(size_read(&out->context, r, "n_positions", -1));
+    DLX_TRY(size_read(&out->vocabulary, r, "vocab_size", -1));
+    DLX_TRY(number_read(&out->norm_epsilon, r, "layer_norm_epsilon", 1e-5));
+    DLX_TRY(flag_read(&out->tied_head, r, "tie_word_embeddings", true));
+    DLX_TRY(flag_refuse(r, "scale_attn_weights", false));
+    DLX_TRY(flag_refuse(r, "scale_attn_by_inverse_layer_idx", true));
+    const char *activation = text_read(r, "activation_function", "gelu_new");
     if (strcmp(activation, "relu") == 0) {
         out->activation = DLXI_RELU;
     } else if (strcmp(activation, "gelu_new") != 0 &&
@@ -143,31 +143,30 @@ static dlx_status read_gpt2(dlxi_model_config *out, const reader *r) {
     return DLX_OK;
 }
 
-static dlx_status read_llama(dlxi_model_config *out, const reader *r, bool qwen2) {
+static dlx_status llama_read(dlxi_model_config *out, const reader *r, bool qwen2) {
     *out = dlxi_model_config_default(DLXI_FAMILY_LLAMA);
     out->qkv_bias = qwen2;
-    DLX_TRY(read_size(&out->layers, r, "num_hidden_layers", -1));
-    DLX_TRY(read_size(&out->width, r, "hidden_size", -1));
-    DLX_TRY(read_size(&out->heads, r, "num_attention_heads", -1));
-    DLX_TRY(read_size(&out->kv_heads, r, "num_key_value_heads", out->heads));
-    DLX_TRY(read_size(&out->mlp_width, r, "intermediate_size", -1));
-    DLX_TRY(read_size(&out->context, r, "max_position_embeddings", -1));
-    DLX_TRY(read_size(&out->vocabulary, r, "vocab_size", -1));
-    DLX_TRY(read_number(&out->norm_epsilon, r, "rms_norm_eps", 1e-6));
-    DLX_TRY(read_number(&out->rope_theta, r, "rope_theta", 10000.0));
-    DLX_TRY(read_flag(&out->tied_head, r, "tie_word_embeddings", false));
-    DLX_TRY(refuse_flag(r, "attention_bias", true));
-    DLX_TRY(refuse_flag(r, "mlp_bias", true));
-    DLX_TRY(refuse_flag(r, "use_sliding_window", true));
+    DLX_TRY(size_read(&out->layers, r, "num_hidden_layers", -1));
+    DLX_TRY(size_read(&out->width, r, "hidden_size", -1));
+    DLX_TRY(size_read(&out->heads, r, "num_attention_heads", -1));
+    DLX_TRY(size_read(&out->kv_heads, r, "num_key_value_heads", out->heads));
+    DLX_TRY(size_read(&out->mlp_width, r, "intermediate_size", -1));
+    DLX_TRY(size_read(&out->context, r, "max_position_embeddings", -1));
+    DLX_TRY(size_read(&out->vocabulary, r, "vocab_size", -1));
+    DLX_TRY(number_read(&out->norm_epsilon, r, "rms_norm_eps", 1e-6));
+    DLX_TRY(number_read(&out->rope_theta, r, "rope_theta", 10000.0));
+    DLX_TRY(flag_read(&out->tied_head, r, "tie_word_embeddings", false));
+    DLX_TRY(flag_refuse(r, "attention_bias", true));
+    DLX_TRY(flag_refuse(r, "mlp_bias", true));
+    DLX_TRY(flag_refuse(r, "use_sliding_window", true));
     const json_t *scaling = json_object_get(r->json, "rope_scaling");
     if (scaling != NULL && !json_is_null(scaling))
-        DLX_FAIL(r->error, DATA, "%s: rope_scaling is set, which this program's models do not have",
-                 r->path);
-    const char *activation = read_text(r, "hidden_act", "silu");
+        DLX_FAIL(r->error, DATA, "%s: rope_scaling is set, which is not supported", r->path);
+    const char *activation = text_read(r, "hidden_act", "silu");
     if (strcmp(activation, "silu") != 0)
         DLX_FAIL(r->error, DATA, "%s: hidden_act '%.40s' is not silu", r->path, activation);
     int64_t head_size = 0;
-    DLX_TRY(read_size(&head_size, r, "head_dim", 0));
+    DLX_TRY(size_read(&head_size, r, "head_dim", 0));
     if (head_size != 0 && (out->heads < 1 || head_size != out->width / out->heads))
         DLX_FAIL(r->error, DATA,
                  "%s: head_dim %" PRId64 " is not hidden_size / num_attention_heads", r->path,
@@ -175,13 +174,13 @@ static dlx_status read_llama(dlxi_model_config *out, const reader *r, bool qwen2
     return DLX_OK;
 }
 
-static dlx_status read_any(dlxi_model_config *out, const reader *r) {
-    const char *type = read_text(r, "model_type", "");
+static dlx_status config_read(dlxi_model_config *out, const reader *r) {
+    const char *type = text_read(r, "model_type", "");
     dlx_status status;
     if (strcmp(type, "gpt2") == 0) {
-        status = read_gpt2(out, r);
+        status = gpt2_read(out, r);
     } else if (strcmp(type, "llama") == 0 || strcmp(type, "qwen2") == 0) {
-        status = read_llama(out, r, strcmp(type, "qwen2") == 0);
+        status = llama_read(out, r, strcmp(type, "qwen2") == 0);
     } else {
         DLX_FAIL(r->error, DATA, "%s: model_type '%.40s' is not one of gpt2, llama, qwen2", r->path,
                  type);
@@ -199,20 +198,18 @@ dlx_status dlxi_checkpoint_parse_config(dlxi_model_config *out, const char *text
     json_t *json = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &problem);
     if (json == NULL)
         DLX_FAIL(error, DATA, "%s:%d: not JSON: %.120s", path, problem.line, problem.text);
-    reader r = {json, path, error};
-    dlx_status status = DLX_OK;
-    if (!json_is_object(json)) {
-        status = dlxi_error_set(error, DLX_DATA, "%s: not a JSON object", path);
-    } else {
-        status = read_any(out, &r);
-    }
+    dlx_status status = json_is_object(json)
+                            ? config_read(out, &(reader){json, path, error})
+                            : dlxi_error_set(error, DLX_DATA, "%s: not a JSON object", path);
     json_decref(json);
     return status;
 }
 
-dlx_status dlxi_config_json_read(dlxi_model_config *out, const char *path, dlx_error *error) {
-    char *text = NULL;
+dlx_status dlxi_checkpoint_load_config(dlxi_model_config *out, const char *directory,
+                                       dlx_error *error) {
+    char path[DLXI_PATH_BYTES], *text = NULL;
     size_t bytes = 0;
+    DLX_TRY(dlxi_path_join(path, directory, "config.json", error));
     DLX_TRY(dlxi_file_read(&text, &bytes, path, CONFIG_BYTES_MAX, error));
     dlx_status status = dlxi_checkpoint_parse_config(out, text, bytes, path, error);
     free(text);

@@ -5,9 +5,8 @@
 
 #include "model/model.h"
 
-/* Replaces `path` whole or not at all. */
+/* Replaces the file whole or not at all. */
 dlx_status dlxi_config_json_write(const char *path, const dlxi_model_config *config,
                                   dlx_error *error);
-dlx_status dlxi_config_json_read(dlxi_model_config *out, const char *path, dlx_error *error);
 
 #endif

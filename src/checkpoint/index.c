@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Reads the index of a sharded set, checks it against the files, and writes it. */
 #include "checkpoint/index.h"
 #include "base/file.h"
 #include "base/memory.h"
@@ -18,22 +17,22 @@ typedef struct listed {
 
 struct dlxi_index {
     json_t *root; /* owns the names */
-    listed *item; /* in order of tensor */
+    listed *item; /* sorted by tensor */
     size_t count;
     const char *file[DLXI_INDEX_FILES_MAX];
     size_t file_count;
     char path[256];
 };
 
-/* A name from a file as a message may show it: cut, and without bytes that a terminal obeys. */
-static const char *shown(char dst[SHOWN_BYTES], const char *name) {
+/* A name from a file for a message: truncated, without control characters. */
+static const char *name_printable(char dst[SHOWN_BYTES], const char *name) {
     snprintf(dst, SHOWN_BYTES, "%s", name);
     for (char *c = dst; *c != '\0'; c++)
         if ((unsigned char)*c < 0x20 || *c == 0x7f) *c = '?';
     return dst;
 }
 
-static bool plain_name(const char *name) {
+static bool name_is_plain(const char *name) {
     static const char ending[] = ".safetensors";
     size_t length = strlen(name), end = sizeof ending - 1;
     if (length <= end || length > FILE_NAME_BYTES_MAX || name[0] == '.') return false;
@@ -42,8 +41,8 @@ static bool plain_name(const char *name) {
     return strcmp(name + length - end, ending) == 0;
 }
 
-/* `seen` maps the files' names to their numbers. */
-static dlx_status add_file(size_t *number, dlxi_index *index, json_t *seen, const char *name,
+/* `seen` maps file names to numbers. */
+static dlx_status file_add(size_t *number, dlxi_index *index, json_t *seen, const char *name,
                            dlx_error *error) {
     char text[SHOWN_BYTES];
     const json_t *known = json_object_get(seen, name);
@@ -51,13 +50,13 @@ static dlx_status add_file(size_t *number, dlxi_index *index, json_t *seen, cons
         *number = (size_t)json_integer_value(known);
         return DLX_OK;
     }
-    if (!plain_name(name))
+    if (!name_is_plain(name))
         DLX_FAIL(error, DATA,
-                 "%s: '%s' is not the plain name of a .safetensors file beside it; take the set "
-                 "from its source again",
-                 index->path, shown(text, name));
+                 "%s: '%s' is not the plain name of a .safetensors file beside it; copy the set "
+                 "again",
+                 index->path, name_printable(text, name));
     if (index->file_count == DLXI_INDEX_FILES_MAX)
-        DLX_FAIL(error, DATA, "%s: it names more than %d files", index->path, DLXI_INDEX_FILES_MAX);
+        DLX_FAIL(error, DATA, "%s: more than %d files", index->path, DLXI_INDEX_FILES_MAX);
     if (json_object_set_new(seen, name, json_integer((json_int_t)index->file_count)) != 0)
         DLX_FAIL(error, MEMORY, "out of memory: %s", index->path);
     *number = index->file_count;
@@ -69,16 +68,16 @@ static int by_tensor(const void *a, const void *b) {
     return strcmp(((const listed *)a)->tensor, ((const listed *)b)->tensor);
 }
 
-static dlx_status read_map(dlxi_index *index, json_t *map, json_t *seen, dlx_error *error) {
+static dlx_status map_read(dlxi_index *index, json_t *map, json_t *seen, dlx_error *error) {
     char text[SHOWN_BYTES];
     const char *tensor;
     json_t *file;
     json_object_foreach(map, tensor, file) {
         listed *item = &index->item[index->count];
         if (!json_is_string(file))
-            DLX_FAIL(error, DATA, "%s: weight_map gives tensor '%s' no file name", index->path,
-                     shown(text, tensor));
-        DLX_TRY(add_file(&item->file, index, seen, json_string_value(file), error));
+            DLX_FAIL(error, DATA, "%s: weight_map has no file name for tensor '%s'", index->path,
+                     name_printable(text, tensor));
+        DLX_TRY(file_add(&item->file, index, seen, json_string_value(file), error));
         item->tensor = tensor;
         index->count++;
     }
@@ -86,22 +85,21 @@ static dlx_status read_map(dlxi_index *index, json_t *map, json_t *seen, dlx_err
     return DLX_OK;
 }
 
-static dlx_status parse(dlxi_index *index, const char *text, size_t bytes, dlx_error *error) {
+static dlx_status index_parse(dlxi_index *index, const char *text, size_t bytes, dlx_error *error) {
     json_error_t problem;
     index->root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &problem);
     if (index->root == NULL)
         DLX_FAIL(error, DATA, "%s:%d: not JSON: %.120s", index->path, problem.line, problem.text);
     json_t *map = json_object_get(index->root, "weight_map");
     if (!json_is_object(map) || json_object_size(map) == 0)
-        DLX_FAIL(error, DATA, "%s: it has no weight_map that says which file holds which tensor",
-                 index->path);
+        DLX_FAIL(error, DATA, "%s: no weight_map of tensors to files", index->path);
     if (json_object_size(map) > DLXI_INDEX_TENSORS_MAX)
-        DLX_FAIL(error, DATA, "%s: it lists %zu tensors; at most %d are read", index->path,
+        DLX_FAIL(error, DATA, "%s: lists %zu tensors; allowed: up to %d", index->path,
                  json_object_size(map), DLXI_INDEX_TENSORS_MAX);
     DLX_TRY(DLXI_NEW(&index->item, json_object_size(map), error));
     json_t *seen = json_object();
     if (seen == NULL) DLX_FAIL(error, MEMORY, "out of memory: %s", index->path);
-    dlx_status status = read_map(index, map, seen, error);
+    dlx_status status = map_read(index, map, seen, error);
     json_decref(seen);
     return status;
 }
@@ -112,7 +110,7 @@ dlx_status dlxi_index_parse(dlxi_index **out, const char *text, size_t bytes, co
     *out = NULL;
     DLX_TRY(DLXI_NEW(&index, 1, error));
     snprintf(index->path, sizeof index->path, "%s", path);
-    dlx_status status = parse(index, text, bytes, error);
+    dlx_status status = index_parse(index, text, bytes, error);
     if (status != DLX_OK) {
         dlxi_index_close(&index);
         return status;
@@ -152,10 +150,10 @@ const char *dlxi_index_path(const dlxi_index *index) {
     return index->path;
 }
 
-/* ---- the index and its files ----------------------------------------------------------------- */
+/* ---- check ----------------------------------------------------------------------------------- */
 
-/* Every tensor of a file is listed, and listed there. */
-static dlx_status check_file(const dlxi_index *index, size_t number, const dlxi_safetensors *file,
+/* Every tensor of the file is listed in it. */
+static dlx_status file_check(const dlxi_index *index, size_t number, const dlxi_safetensors *file,
                              dlx_error *error) {
     char text[SHOWN_BYTES];
     for (size_t i = 0; i < dlxi_safetensors_count(file); i++) {
@@ -164,12 +162,12 @@ static dlx_status check_file(const dlxi_index *index, size_t number, const dlxi_
         if (item == NULL)
             DLX_FAIL(error, DATA,
                      "%s: tensor '%s' of %s is not listed; do the files belong together?",
-                     index->path, shown(text, key.tensor), index->file[number]);
+                     index->path, name_printable(text, key.tensor), index->file[number]);
         if (item->file != number)
-            DLX_FAIL(
-                error, DATA,
-                "%s: tensor '%s' is listed in %s but lies in %s; do the files belong together?",
-                index->path, shown(text, key.tensor), index->file[item->file], index->file[number]);
+            DLX_FAIL(error, DATA,
+                     "%s: tensor '%s' is listed in %s but is in %s; do the files belong together?",
+                     index->path, name_printable(text, key.tensor), index->file[item->file],
+                     index->file[number]);
     }
     return DLX_OK;
 }
@@ -177,13 +175,13 @@ static dlx_status check_file(const dlxi_index *index, size_t number, const dlxi_
 dlx_status dlxi_index_check(const dlxi_index *index, dlxi_safetensors *const *file,
                             dlx_error *error) {
     char text[SHOWN_BYTES];
-    for (size_t i = 0; i < index->file_count; i++) DLX_TRY(check_file(index, i, file[i], error));
+    for (size_t i = 0; i < index->file_count; i++) DLX_TRY(file_check(index, i, file[i], error));
     for (size_t i = 0; i < index->count; i++) {
         const listed *item = &index->item[i];
         if (dlxi_safetensors_find(file[item->file], item->tensor) == NULL)
             DLX_FAIL(error, DATA,
                      "%s: tensor '%s' is missing from %s; do the files belong together?",
-                     index->path, shown(text, item->tensor), index->file[item->file]);
+                     index->path, name_printable(text, item->tensor), index->file[item->file]);
     }
     return DLX_OK;
 }
@@ -196,10 +194,10 @@ dlx_status dlxi_index_text(char **out, const dlxi_index_item *item, size_t count
     json_t *map = json_object();
     for (size_t i = 0; i < count; i++)
         json_object_set_new(map, item[i].tensor, json_string(item[i].file));
-    bool whole = json_object_size(map) == count;
+    bool complete = json_object_size(map) == count;
     json_t *root = json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)total_bytes,
                              "weight_map", map);
-    if (root != NULL && whole) *out = json_dumps(root, JSON_INDENT(2) | JSON_SORT_KEYS);
+    if (root != NULL && complete) *out = json_dumps(root, JSON_INDENT(2) | JSON_SORT_KEYS);
     json_decref(root);
     if (*out == NULL) DLX_FAIL(error, MEMORY, "out of memory: the index of %zu tensors", count);
     return DLX_OK;

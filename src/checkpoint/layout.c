@@ -18,9 +18,8 @@ static bool gpt2_transposes(const char *name) {
            ends_with(name, ".c_fc.weight");
 }
 
-/* Where `name` is `….c_attn.q.weight`, cuts the part's letter out: `….c_attn.weight`. Returns the
- * letter or 0. */
-static char cut_part(char *name) {
+/* `….c_attn.q.weight` → `….c_attn.weight`. Returns the letter, or 0 for other names. */
+static char name_strip(char *name) {
     char *at = strstr(name, ".c_attn.");
     if (at == NULL) return 0;
     at += strlen(".c_attn.");
@@ -29,18 +28,18 @@ static char cut_part(char *name) {
     return letter;
 }
 
-static void add_part(dlxi_file_entry *e, const dlxi_tensor *tensor) {
+static void part_add(dlxi_file_entry *e, const dlxi_tensor *tensor) {
     DLXI_ASSERT(e->parts < DLXI_ENTRY_PARTS_MAX);
-    int64_t share = e->transposed ? tensor->rows : tensor->cols;
+    int64_t cols = e->transposed ? tensor->rows : tensor->cols;
     e->id[e->parts] = tensor->id;
-    e->part_size[e->parts] = share;
+    e->part_cols[e->parts] = cols;
     e->rows = e->transposed ? tensor->cols : tensor->rows;
-    e->cols += share;
+    e->cols += cols;
     e->parts++;
 }
 
-/* Fills entries[entry_count_max]; returns how many. */
-static int64_t list_entries(dlxi_file_entry *entries, const dlxi_model_config *config) {
+/* Fills entries, at most one per tensor, and returns their number. */
+static int64_t entries_list(dlxi_file_entry *entries, const dlxi_model_config *config) {
     int64_t count = 0;
     for (int64_t id = 0; id < dlxi_model_tensor_count(config); id++) {
         dlxi_tensor tensor = dlxi_model_tensor(config, id);
@@ -48,7 +47,7 @@ static int64_t list_entries(dlxi_file_entry *entries, const dlxi_model_config *c
         dlxi_file_entry fresh = {.vector = tensor.vector,
                                  .transposed = gpt2 && gpt2_transposes(tensor.name)};
         memcpy(fresh.name, tensor.name, sizeof fresh.name);
-        char letter = gpt2 ? cut_part(fresh.name) : 0;
+        char letter = gpt2 ? name_strip(fresh.name) : 0;
         dlxi_file_entry *e = NULL;
         for (int64_t i = count - 1; (letter == 'k' || letter == 'v') && i >= 0 && e == NULL; i--)
             if (strcmp(entries[i].name, fresh.name) == 0) e = &entries[i];
@@ -56,7 +55,7 @@ static int64_t list_entries(dlxi_file_entry *entries, const dlxi_model_config *c
             e = &entries[count++];
             *e = fresh;
         }
-        add_part(e, &tensor);
+        part_add(e, &tensor);
     }
     return count;
 }
@@ -64,13 +63,13 @@ static int64_t list_entries(dlxi_file_entry *entries, const dlxi_model_config *c
 dlx_status dlxi_layout_list(dlxi_file_entry **out, int64_t *count, const dlxi_model_config *config,
                             dlx_error *error) {
     DLX_TRY(DLXI_NEW(out, dlxi_model_tensor_count(config), error));
-    *count = list_entries(*out, config);
+    *count = entries_list(*out, config);
     return DLX_OK;
 }
 
-/* ---- a set and its model --------------------------------------------------------------------- */
+/* ---- check ----------------------------------------------------------------------------------- */
 
-/* GPT-2's own files leave out the prefix. */
+/* GPT-2's original files omit the prefix. */
 const dlxi_file_tensor *dlxi_layout_find(const dlxi_tensor_set *set, const dlxi_file_entry *entry,
                                          const char **path) {
     static const char prefix[] = "transformer.";
@@ -80,7 +79,7 @@ const dlxi_file_tensor *dlxi_layout_find(const dlxi_tensor_set *set, const dlxi_
     return tensor;
 }
 
-static dlx_status check_entry(const dlxi_tensor_set *set, const dlxi_file_entry *e,
+static dlx_status entry_check(const dlxi_tensor_set *set, const dlxi_file_entry *e,
                               dlx_error *error) {
     const char *path = set->path;
     const dlxi_file_tensor *tensor = dlxi_layout_find(set, e, &path);
@@ -110,7 +109,7 @@ static dlx_status check_entry(const dlxi_tensor_set *set, const dlxi_file_entry 
              shape, want);
 }
 
-/* Buffers that files carry beside weights, and a tied head's second copy. */
+/* Buffers that files have besides weights, and a tied head's second copy. */
 static bool may_be_surplus(const dlxi_model_config *config, const char *name) {
     if (strcmp(name, "lm_head.weight") == 0) return config->tied_head;
     return ends_with(name, ".attn.bias") || ends_with(name, ".attn.masked_bias") ||
@@ -120,7 +119,7 @@ static bool may_be_surplus(const dlxi_model_config *config, const char *name) {
 dlx_status dlxi_layout_check(const dlxi_tensor_set *set, const dlxi_file_entry *entry,
                              int64_t count, const dlxi_model_config *config, dlx_error *error) {
     size_t tensors = 0;
-    for (int64_t i = 0; i < count; i++) DLX_TRY(check_entry(set, &entry[i], error));
+    for (int64_t i = 0; i < count; i++) DLX_TRY(entry_check(set, &entry[i], error));
     for (size_t f = 0; f < set->file_count; f++) tensors += dlxi_safetensors_count(set->file[f]);
     if (tensors == (size_t)count) return DLX_OK;
     for (size_t f = 0; f < set->file_count; f++) {

@@ -1,17 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Weights on their way in: a folder's set of tensors into the tensors of a stage. */
+/* Loads the weights of a directory into the tensors of a stage. */
 #include "checkpoint/checkpoint.h"
-#include "checkpoint/config_json.h"
 #include "checkpoint/layout.h"
 #include "base/memory.h"
 #include "base/panic.h"
 
 #include <stdlib.h>
 
-/* dst[size, rows] ← columns [column, column + size) of the file's tensor, transposed back; a few
- * file rows at a time. */
-static dlx_status read_transposed(float *dst, const dlxi_file_tensor *tensor,
-                                  const dlxi_file_entry *e, int64_t column, int64_t size,
+/* dst[cols, rows] ← columns [column, column + cols) of the file's tensor, a few rows at a time. */
+static dlx_status transposed_read(float *dst, const dlxi_file_tensor *tensor,
+                                  const dlxi_file_entry *e, int64_t column, int64_t cols,
                                   dlx_error *error) {
     enum { BLOCK_ROWS = 16 };
     float *block = NULL;
@@ -20,7 +18,7 @@ static dlx_status read_transposed(float *dst, const dlxi_file_tensor *tensor,
     for (int64_t first = 0; first < e->rows; first += BLOCK_ROWS) {
         int64_t rows = e->rows - first < BLOCK_ROWS ? e->rows - first : BLOCK_ROWS;
         DLX_TRY_OUT(dlxi_file_tensor_read(block, tensor, first * e->cols, rows * e->cols, error));
-        for (int64_t c = 0; c < size; c++)
+        for (int64_t c = 0; c < cols; c++)
             for (int64_t r = 0; r < rows; r++)
                 dst[c * e->rows + first + r] = block[r * e->cols + column + c];
     }
@@ -29,42 +27,35 @@ out:
     return status;
 }
 
-static dlx_status read_parameter(const dlxi_tensor_set *set, const dlxi_file_entry *entries,
+static dlx_status parameter_read(const dlxi_tensor_set *set, const dlxi_file_entry *entries,
                                  int64_t entry_count, dlxi_parameter *parameter, dlx_error *error) {
     for (int64_t i = 0;; i++) {
         DLXI_ASSERT(i < entry_count); /* every tensor of the model is in an entry */
         const dlxi_file_entry *e = &entries[i];
         int64_t column = 0;
-        for (int p = 0; p < e->parts; column += e->part_size[p++]) {
+        for (int p = 0; p < e->parts; column += e->part_cols[p++]) {
             if (e->id[p] != parameter->tensor.id) continue;
             const dlxi_file_tensor *tensor = dlxi_layout_find(set, e, NULL);
             if (e->transposed)
-                return read_transposed(parameter->data, tensor, e, column, e->part_size[p], error);
+                return transposed_read(parameter->data, tensor, e, column, e->part_cols[p], error);
             return dlxi_file_tensor_read(parameter->data, tensor, column, parameter->count, error);
         }
     }
 }
 
-dlx_status dlxi_checkpoint_load(const char *folder, const dlxi_model_config *config,
+dlx_status dlxi_checkpoint_load(const char *directory, const dlxi_model_config *config,
                                 dlxi_parameter *parameter, int64_t count, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_tensor_set *set = NULL;
     dlxi_file_entry *entries = NULL;
     int64_t entry_count;
-    DLX_TRY(dlxi_set_open(&set, folder, error));
+    DLX_TRY(dlxi_set_open(&set, directory, error));
     DLX_TRY_OUT(dlxi_layout_list(&entries, &entry_count, config, error));
     DLX_TRY_OUT(dlxi_layout_check(set, entries, entry_count, config, error));
     for (int64_t i = 0; i < count; i++)
-        DLX_TRY_OUT(read_parameter(set, entries, entry_count, &parameter[i], error));
+        DLX_TRY_OUT(parameter_read(set, entries, entry_count, &parameter[i], error));
 out:
     free(entries);
     dlxi_set_close(&set);
     return status;
-}
-
-dlx_status dlxi_checkpoint_load_config(dlxi_model_config *out, const char *folder,
-                                       dlx_error *error) {
-    char path[DLXI_CHECKPOINT_PATH_BYTES];
-    DLX_TRY(dlxi_checkpoint_path(path, folder, "config.json", error));
-    return dlxi_config_json_read(out, path, error);
 }

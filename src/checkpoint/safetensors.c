@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Reads safetensors files. What a file claims is checked in full at open; afterwards every range
- * lies in the file. */
+/* Reads safetensors files. The header is checked in full at open; afterwards every range is in the
+ * file. */
 #include "checkpoint/safetensors.h"
 #include "base/file.h"
 #include "base/memory.h"
 #include "base/panic.h"
+#include "codec/half.h"
 
 #include <inttypes.h>
 #include <jansson.h>
@@ -42,7 +43,7 @@ static size_t dtype_bytes(const char *name) {
         return DLX_DATA;                                                                           \
     } while (0)
 
-static dlx_status parse_shape(const dlxi_safetensors *file, dlxi_file_tensor *tensor,
+static dlx_status shape_parse(const dlxi_safetensors *file, dlxi_file_tensor *tensor,
                               const json_t *shape, dlx_error *error) {
     if (!json_is_array(shape) || json_array_size(shape) > DLXI_SAFETENSORS_DIMS_MAX)
         FAIL_TENSOR(tensor->name, "its shape is not a list of at most %d sizes",
@@ -53,8 +54,7 @@ static dlx_status parse_shape(const dlxi_safetensors *file, dlxi_file_tensor *te
         const json_t *item = json_array_get(shape, (size_t)i);
         json_int_t size = json_integer_value(item);
         if (!json_is_integer(item) || size < 0)
-            FAIL_TENSOR(tensor->name,
-                        "its shape holds something that is not a whole number from 0");
+            FAIL_TENSOR(tensor->name, "its shape has an entry that is not a whole number from 0");
         if (size > 0 && tensor->count > INT64_MAX / 16 / size)
             FAIL_TENSOR(tensor->name, "its shape has more elements than any file");
         tensor->shape[i] = size;
@@ -63,7 +63,7 @@ static dlx_status parse_shape(const dlxi_safetensors *file, dlxi_file_tensor *te
     return DLX_OK;
 }
 
-static dlx_status parse_range(const dlxi_safetensors *file, dlxi_file_tensor *tensor,
+static dlx_status range_parse(const dlxi_safetensors *file, dlxi_file_tensor *tensor,
                               const json_t *offsets, size_t room, size_t item_bytes,
                               dlx_error *error) {
     const json_t *first = json_array_get(offsets, 0), *last = json_array_get(offsets, 1);
@@ -74,7 +74,7 @@ static dlx_status parse_range(const dlxi_safetensors *file, dlxi_file_tensor *te
         FAIL_TENSOR(
             tensor->name,
             "bytes %" JSON_INTEGER_FORMAT " to %" JSON_INTEGER_FORMAT
-            " do not lie in the file's %zu bytes of data; the file may be cut short: copy it again",
+            " are outside the file's %zu bytes of data; the file may be cut short: copy it again",
             begin, end, room);
     if ((uint64_t)(end - begin) != (uint64_t)tensor->count * item_bytes)
         FAIL_TENSOR(tensor->name,
@@ -85,16 +85,16 @@ static dlx_status parse_range(const dlxi_safetensors *file, dlxi_file_tensor *te
     return DLX_OK;
 }
 
-static dlx_status parse_tensor(dlxi_safetensors *file, dlxi_file_tensor *tensor, const char *name,
+static dlx_status tensor_parse(dlxi_safetensors *file, dlxi_file_tensor *tensor, const char *name,
                                const json_t *entry, size_t room, dlx_error *error) {
     tensor->name = name;
     const char *dtype = json_string_value(json_object_get(entry, "dtype"));
     if (!json_is_object(entry) || dtype == NULL) FAIL_TENSOR(name, "it has no dtype");
     size_t item_bytes = dtype_bytes(dtype);
-    if (item_bytes == 0) FAIL_TENSOR(name, "dtype '%.20s' is not known", dtype);
+    if (item_bytes == 0) FAIL_TENSOR(name, "unknown dtype '%.20s'", dtype);
     snprintf(tensor->dtype, sizeof tensor->dtype, "%s", dtype);
-    DLX_TRY(parse_shape(file, tensor, json_object_get(entry, "shape"), error));
-    return parse_range(file, tensor, json_object_get(entry, "data_offsets"), room, item_bytes,
+    DLX_TRY(shape_parse(file, tensor, json_object_get(entry, "shape"), error));
+    return range_parse(file, tensor, json_object_get(entry, "data_offsets"), room, item_bytes,
                        error);
 }
 
@@ -108,8 +108,8 @@ static int by_name(const void *a, const void *b) {
     return strcmp(((const dlxi_file_tensor *)a)->name, ((const dlxi_file_tensor *)b)->name);
 }
 
-/* The format allows neither overlaps nor holes. */
-static dlx_status check_cover(dlxi_safetensors *file, size_t room, dlx_error *error) {
+/* The format allows neither overlaps nor gaps. */
+static dlx_status cover_check(dlxi_safetensors *file, size_t room, dlx_error *error) {
     size_t at = 0;
     if (file->count > 1) qsort(file->tensor, file->count, sizeof *file->tensor, by_begin);
     for (size_t i = 0; i < file->count; i++) {
@@ -128,7 +128,7 @@ static dlx_status check_cover(dlxi_safetensors *file, size_t room, dlx_error *er
     return DLX_OK;
 }
 
-static dlx_status parse_header(dlxi_safetensors *file, const uint8_t *data, size_t bytes,
+static dlx_status header_parse(dlxi_safetensors *file, const uint8_t *data, size_t bytes,
                                dlx_error *error) {
     if (bytes < PREFIX_BYTES)
         DLX_FAIL(error, DATA, "%s: %zu bytes are too few for a safetensors file", file->path,
@@ -139,14 +139,13 @@ static dlx_status parse_header(dlxi_safetensors *file, const uint8_t *data, size
         DLX_FAIL(error, DATA,
                  "%s: a header of %" PRIu64
                  " bytes does not fit (file %zu bytes, headers at most %d); is this a "
-                 "safetensors file, and whole?",
+                 "complete safetensors file?",
                  file->path, header_bytes, bytes, HEADER_BYTES_MAX);
     json_error_t json;
     file->header = json_loadb((const char *)data + PREFIX_BYTES, (size_t)header_bytes,
                               JSON_REJECT_DUPLICATES, &json);
     if (file->header == NULL)
-        DLX_FAIL(error, DATA, "%s: its header is not the JSON it should be: %.120s", file->path,
-                 json.text);
+        DLX_FAIL(error, DATA, "%s: its header is not JSON: %.120s", file->path, json.text);
     if (!json_is_object(file->header))
         DLX_FAIL(error, DATA, "%s: its header is not a JSON object", file->path);
 
@@ -157,20 +156,20 @@ static dlx_status parse_header(dlxi_safetensors *file, const uint8_t *data, size
     json_object_foreach(file->header, name, entry) {
         if (strcmp(name, "__metadata__") == 0) continue;
         dlxi_file_tensor *tensor = &file->tensor[file->count];
-        DLX_TRY(parse_tensor(file, tensor, name, entry, room, error));
+        DLX_TRY(tensor_parse(file, tensor, name, entry, room, error));
         tensor->data = data + start + tensor->begin;
         file->count++;
     }
-    return check_cover(file, room, error);
+    return cover_check(file, room, error);
 }
 
-static dlx_status parse_new(dlxi_safetensors **out, const uint8_t *data, size_t bytes,
-                            const char *path, dlx_error *error) {
+dlx_status dlxi_safetensors_parse(dlxi_safetensors **out, const uint8_t *data, size_t bytes,
+                                  const char *path, dlx_error *error) {
     dlxi_safetensors *file = NULL;
     *out = NULL;
     DLX_TRY(DLXI_NEW(&file, 1, error));
     snprintf(file->path, sizeof file->path, "%s", path);
-    dlx_status status = parse_header(file, data, bytes, error);
+    dlx_status status = header_parse(file, data, bytes, error);
     if (status != DLX_OK) {
         dlxi_safetensors_close(&file);
         return status;
@@ -179,16 +178,11 @@ static dlx_status parse_new(dlxi_safetensors **out, const uint8_t *data, size_t 
     return DLX_OK;
 }
 
-dlx_status dlxi_safetensors_parse(dlxi_safetensors **out, const uint8_t *data, size_t bytes,
-                                  const char *path, dlx_error *error) {
-    return parse_new(out, data, bytes, path, error);
-}
-
 dlx_status dlxi_safetensors_open(dlxi_safetensors **out, const char *path, dlx_error *error) {
     dlxi_file_map map = {0};
     *out = NULL;
     DLX_TRY(dlxi_file_map_open(&map, path, error));
-    dlx_status status = parse_new(out, map.data, map.bytes, path, error);
+    dlx_status status = dlxi_safetensors_parse(out, map.data, map.bytes, path, error);
     if (status != DLX_OK) {
         dlxi_file_map_close(&map);
         return status;
@@ -228,19 +222,10 @@ const char *dlxi_safetensors_path(const dlxi_safetensors *file) {
 
 /* ---- elements -------------------------------------------------------------------------------- */
 
-static float float_of_bits(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-static float float_of_half(uint16_t half) {
-    uint32_t sign = (uint32_t)(half & 0x8000) << 16, exponent = half >> 10 & 0x1F,
-             mantissa = half & 0x3FF;
-    if (exponent == 0x1F) return float_of_bits(sign | 0x7F800000u | mantissa << 13);
-    if (exponent != 0) return float_of_bits(sign | (exponent + 112) << 23 | mantissa << 13);
-    float small = (float)mantissa * 0x1p-24f; /* zero and denormals */
-    return sign != 0 ? -small : small;
+/* Also of infinities and NaNs. */
+static float half_to_float(uint32_t half) {
+    if ((half & DLXI_HALF_INFINITY) != DLXI_HALF_INFINITY) return dlxi_half_to_float(half);
+    return dlxi_float_of((half & 0x8000u) << 16 | DLXI_FLOAT_INFINITY | (half & 0x3FFu) << 13);
 }
 
 dlx_status dlxi_file_tensor_check(const dlxi_file_tensor *tensor, dlx_error *error) {
@@ -260,12 +245,11 @@ dlx_status dlxi_file_tensor_read(float *dst, const dlxi_file_tensor *tensor, int
     size_t item_bytes = single ? 4 : 2;
     const uint8_t *from = tensor->data + (size_t)first * item_bytes;
     for (int64_t i = 0; i < count; i++, from += item_bytes) {
-        uint32_t low = (uint32_t)from[0] | (uint32_t)from[1] << 8;
-        if (single) {
-            dst[i] = float_of_bits(low | (uint32_t)from[2] << 16 | (uint32_t)from[3] << 24);
-        } else {
-            dst[i] = half ? float_of_half((uint16_t)low) : float_of_bits(low << 16);
-        }
+        if (single)
+            dst[i] = dlxi_float_of(dlxi_load32(from));
+        else
+            dst[i] = half ? half_to_float(dlxi_load16(from))
+                          : dlxi_float_of((uint32_t)dlxi_load16(from) << 16);
     }
     return DLX_OK;
 }

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Weights on their way out: a model in one file, or in parts by several ranks.
+/* Saves a model in one file, or in parts by several ranks.
  *
- * What a reader finds where a save is cut off at any moment: the earlier set, the new one, or none
- * and a clear error; never a mixture. A set of parts counts from its index on and while there is no
- * model.safetensors; so the single file of an earlier set counts until finish removes it, and a
- * part that would replace one of an earlier set first takes the index away. */
+ * A save that stops at any moment leaves the earlier set, the new one, or none and a clear error,
+ * never a mixture. A set of parts is valid once its index exists and model.safetensors does not. So
+ * the single file of an earlier set is valid until finish removes it, and before a part replaces
+ * one of an earlier set, the index is removed. */
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/config_json.h"
 #include "checkpoint/layout.h"
@@ -27,7 +27,7 @@ enum { PART_NAME_BYTES = 40 };
 struct dlxi_checkpoint_part {
     dlxi_file_writer *writer;
     bool single;
-    char path[DLXI_CHECKPOINT_PATH_BYTES], index_path[DLXI_CHECKPOINT_PATH_BYTES];
+    char path[DLXI_PATH_BYTES], index_path[DLXI_PATH_BYTES];
 };
 
 static void part_name(char dst[PART_NAME_BYTES], int part, int parts) {
@@ -38,27 +38,27 @@ static void part_name(char dst[PART_NAME_BYTES], int part, int parts) {
     }
 }
 
-static void write_rows(float *dst, const void *context, int64_t first, int64_t rows) {
+static void rows_write(float *dst, const void *context, int64_t first, int64_t rows) {
     const dlxi_file_entry *e = context;
     int64_t column = 0;
     for (int p = 0; p < e->parts; p++) {
         const float *data = e->part[p]->data;
-        int64_t size = e->part_size[p];
+        int64_t cols = e->part_cols[p];
         if (!e->transposed) {
             for (int64_t r = 0; r < rows; r++)
-                memcpy(dst + r * e->cols + column, data + (first + r) * size,
-                       (size_t)size * sizeof *dst);
+                memcpy(dst + r * e->cols + column, data + (first + r) * cols,
+                       (size_t)cols * sizeof *dst);
         } else {
-            for (int64_t c = 0; c < size; c++)
+            for (int64_t c = 0; c < cols; c++)
                 for (int64_t r = 0; r < rows; r++)
                     dst[r * e->cols + column + c] = data[c * e->rows + first + r];
         }
-        column += size;
+        column += cols;
     }
 }
 
-/* Of the entries that hold the given tensors: *source[*count], free with free(). */
-static dlx_status list_sources(dlxi_tensor_source **source, size_t *count, dlxi_file_entry *entries,
+/* *source[*count] ← the entries of the given tensors; free with free(). */
+static dlx_status sources_list(dlxi_tensor_source **source, size_t *count, dlxi_file_entry *entries,
                                int64_t entry_count, const dlxi_parameter *const *by_id,
                                dlx_error *error) {
     *count = 0;
@@ -73,12 +73,12 @@ static dlx_status list_sources(dlxi_tensor_source **source, size_t *count, dlxi_
         DLXI_ASSERT(given == 0 || given == e->parts);
         if (given == 0) continue;
         (*source)[(*count)++] =
-            (dlxi_tensor_source){e->name, e->rows, e->cols, e->vector, write_rows, e};
+            (dlxi_tensor_source){e->name, e->rows, e->cols, e->vector, rows_write, e};
     }
     return DLX_OK;
 }
 
-static dlx_status write_part(dlxi_checkpoint_part *part, const dlxi_model_config *config,
+static dlx_status part_write(dlxi_checkpoint_part *part, const dlxi_model_config *config,
                              const dlxi_parameter *parameter, int64_t count, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_file_entry *entries = NULL;
@@ -93,7 +93,7 @@ static dlx_status write_part(dlxi_checkpoint_part *part, const dlxi_model_config
         by_id[id] = &parameter[i];
     }
     DLX_TRY_OUT(dlxi_layout_list(&entries, &entry_count, config, error));
-    DLX_TRY_OUT(list_sources(&source, &source_count, entries, entry_count, by_id, error));
+    DLX_TRY_OUT(sources_list(&source, &source_count, entries, entry_count, by_id, error));
     DLX_TRY_OUT(dlxi_safetensors_write(&part->writer, part->path, source, source_count, error));
 out:
     free(source);
@@ -102,7 +102,7 @@ out:
     return status;
 }
 
-dlx_status dlxi_checkpoint_part_begin(dlxi_checkpoint_part **out, const char *folder,
+dlx_status dlxi_checkpoint_part_begin(dlxi_checkpoint_part **out, const char *directory,
                                       const dlxi_model_config *config,
                                       const dlxi_parameter *parameter, int64_t count, int part,
                                       int parts, dlx_error *error) {
@@ -112,16 +112,16 @@ dlx_status dlxi_checkpoint_part_begin(dlxi_checkpoint_part **out, const char *fo
     *out = NULL;
     DLXI_ASSERT(parts >= 1 && parts <= DLXI_INDEX_FILES_MAX && part >= 0 && part < parts &&
                 count > 0);
-    if (mkdir(folder, 0777) != 0 && errno != EEXIST)
+    if (mkdir(directory, 0777) != 0 && errno != EEXIST)
         DLX_FAIL(error, SYSTEM,
-                 "cannot make the checkpoint folder '%s'; its parent must exist and be writable",
-                 folder);
+                 "cannot make the directory '%s'; its parent must exist and be writable",
+                 directory);
     DLX_TRY(DLXI_NEW(&p, 1, error));
     p->single = parts == 1;
     part_name(name, part, parts);
-    DLX_TRY_OUT(dlxi_checkpoint_path(p->path, folder, name, error));
-    DLX_TRY_OUT(dlxi_checkpoint_path(p->index_path, folder, DLXI_INDEX_NAME, error));
-    DLX_TRY_OUT(write_part(p, config, parameter, count, error));
+    DLX_TRY_OUT(dlxi_path_join(p->path, directory, name, error));
+    DLX_TRY_OUT(dlxi_path_join(p->index_path, directory, DLXI_INDEX_NAME, error));
+    DLX_TRY_OUT(part_write(p, config, parameter, count, error));
     *out = p;
     p = NULL;
 out:
@@ -129,16 +129,16 @@ out:
     return status;
 }
 
-static dlx_status remove_file(const char *path, dlx_error *error) {
+static dlx_status file_remove(const char *path, dlx_error *error) {
     if (unlink(path) != 0 && errno != ENOENT)
-        DLX_FAIL(error, SYSTEM, "%s: a file of the earlier weights can't be removed: %s", path,
+        DLX_FAIL(error, SYSTEM, "%s: cannot remove this file of an earlier save: %s", path,
                  strerror(errno));
     return DLX_OK;
 }
 
 dlx_status dlxi_checkpoint_part_commit(dlxi_checkpoint_part *part, dlx_error *error) {
     if (!part->single && access(part->path, F_OK) == 0)
-        DLX_TRY(remove_file(part->index_path, error));
+        DLX_TRY(file_remove(part->index_path, error));
     return dlxi_file_writer_commit(part->writer, error);
 }
 
@@ -175,19 +175,18 @@ static bool is_stale(const char *name, int parts) {
     return strcmp(name, own) != 0 || atoi(name + 6) < 1 || atoi(name + 6) > parts;
 }
 
-/* The names are gathered first: what readdir says of a folder that changes meanwhile is not
- * certain. */
-static dlx_status remove_stale(const char *folder, int parts, dlx_error *error) {
+/* Lists before it removes: readdir is undefined while a directory changes. */
+static dlx_status stale_remove(const char *directory, int parts, dlx_error *error) {
     dlx_status status = DLX_OK;
-    char path[DLXI_CHECKPOINT_PATH_BYTES];
+    char path[DLXI_PATH_BYTES];
     struct dirent **name = NULL;
-    int count = scandir(folder, &name, NULL, NULL);
+    int count = scandir(directory, &name, NULL, NULL);
     if (count < 0)
-        DLX_FAIL(error, SYSTEM, "%s: the folder can't be listed: %s", folder, strerror(errno));
+        DLX_FAIL(error, SYSTEM, "%s: cannot list this directory: %s", directory, strerror(errno));
     for (int i = 0; i < count; i++) {
         if (!is_stale(name[i]->d_name, parts)) continue;
-        DLX_TRY_OUT(dlxi_checkpoint_path(path, folder, name[i]->d_name, error));
-        DLX_TRY_OUT(remove_file(path, error));
+        DLX_TRY_OUT(dlxi_path_join(path, directory, name[i]->d_name, error));
+        DLX_TRY_OUT(file_remove(path, error));
     }
 out:
     for (int i = 0; i < count; i++) free(name[i]);
@@ -196,7 +195,7 @@ out:
 }
 
 /* *text ← the index, free with free(). */
-static dlx_status make_index(char **text, const dlxi_file_entry *entries, int64_t entry_count,
+static dlx_status index_make(char **text, const dlxi_file_entry *entries, int64_t entry_count,
                              const int *part_of, int parts, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_index_item *item = NULL;
@@ -220,37 +219,36 @@ out:
     return status;
 }
 
-/* The parts are opened as a reader would, so that a folder which the ranks do not share is noticed
- * here. */
-static dlx_status check_parts(const char *text, const char *path, const char *folder,
+/* Opens the parts as a reader does: fails if the ranks do not share the directory. */
+static dlx_status parts_check(const char *text, const char *path, const char *directory,
                               const dlxi_file_entry *entries, int64_t entry_count,
                               const dlxi_model_config *config, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_index *index = NULL;
     dlxi_tensor_set *set = NULL;
     DLX_TRY_OUT(dlxi_index_parse(&index, text, strlen(text), path, error));
-    DLX_TRY_OUT(dlxi_set_open_listed(&set, folder, index, error));
+    DLX_TRY_OUT(dlxi_set_open_listed(&set, directory, index, error));
     DLX_TRY_OUT(dlxi_layout_check(set, entries, entry_count, config, error));
 out:
     if (status == DLX_DATA)
         dlxi_error_prefix(
-            error, "the saved weights are not whole; do all ranks of the site share '%.100s'? ",
-            folder);
+            error, "the saved weights are incomplete; do all ranks of the site share '%.100s'? ",
+            directory);
     dlxi_set_close(&set);
     dlxi_index_close(&index);
     return status;
 }
 
-static dlx_status finish_index(const char *folder, const dlxi_model_config *config,
+static dlx_status index_finish(const char *directory, const dlxi_model_config *config,
                                const int *part_of, int parts, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_file_entry *entries = NULL;
     int64_t entry_count;
-    char *text = NULL, path[DLXI_CHECKPOINT_PATH_BYTES];
-    DLX_TRY(dlxi_checkpoint_path(path, folder, DLXI_INDEX_NAME, error));
+    char *text = NULL, path[DLXI_PATH_BYTES];
+    DLX_TRY(dlxi_path_join(path, directory, DLXI_INDEX_NAME, error));
     DLX_TRY_OUT(dlxi_layout_list(&entries, &entry_count, config, error));
-    DLX_TRY_OUT(make_index(&text, entries, entry_count, part_of, parts, error));
-    DLX_TRY_OUT(check_parts(text, path, folder, entries, entry_count, config, error));
+    DLX_TRY_OUT(index_make(&text, entries, entry_count, part_of, parts, error));
+    DLX_TRY_OUT(parts_check(text, path, directory, entries, entry_count, config, error));
     DLX_TRY_OUT(dlxi_file_write_text(path, text, error));
 out:
     free(text);
@@ -258,24 +256,25 @@ out:
     return status;
 }
 
-dlx_status dlxi_checkpoint_finish(const char *folder, const dlxi_model_config *config,
+dlx_status dlxi_checkpoint_finish(const char *directory, const dlxi_model_config *config,
                                   const int *part_of, int parts, dlx_error *error) {
-    char path[DLXI_CHECKPOINT_PATH_BYTES];
+    char path[DLXI_PATH_BYTES];
     DLXI_ASSERT(parts >= 1 && parts <= DLXI_INDEX_FILES_MAX);
-    if (parts > 1) DLX_TRY(finish_index(folder, config, part_of, parts, error));
-    DLX_TRY(dlxi_checkpoint_path(path, folder, "config.json", error));
+    if (parts > 1) DLX_TRY(index_finish(directory, config, part_of, parts, error));
+    DLX_TRY(dlxi_path_join(path, directory, "config.json", error));
     DLX_TRY(dlxi_config_json_write(path, config, error));
-    return remove_stale(folder, parts, error);
+    return stale_remove(directory, parts, error);
 }
 
-dlx_status dlxi_checkpoint_save(const char *folder, const dlxi_model_config *config,
+dlx_status dlxi_checkpoint_save(const char *directory, const dlxi_model_config *config,
                                 const dlxi_parameter *parameter, int64_t count, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_checkpoint_part *part = NULL;
     DLXI_ASSERT(count == dlxi_model_tensor_count(config));
-    DLX_TRY_OUT(dlxi_checkpoint_part_begin(&part, folder, config, parameter, count, 0, 1, error));
+    DLX_TRY_OUT(
+        dlxi_checkpoint_part_begin(&part, directory, config, parameter, count, 0, 1, error));
     DLX_TRY_OUT(dlxi_checkpoint_part_commit(part, error));
-    DLX_TRY_OUT(dlxi_checkpoint_finish(folder, config, NULL, 1, error));
+    DLX_TRY_OUT(dlxi_checkpoint_finish(directory, config, NULL, 1, error));
 out:
     dlxi_checkpoint_part_close(&part);
     return status;

@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Opens the files of a folder's weights. */
 #include "checkpoint/set.h"
 #include "base/memory.h"
 
@@ -7,14 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-dlx_status dlxi_checkpoint_path(char *dst, const char *folder, const char *file, dlx_error *error) {
-    int length = snprintf(dst, DLXI_CHECKPOINT_PATH_BYTES, "%s/%s", folder, file);
-    if (length < 0 || length >= DLXI_CHECKPOINT_PATH_BYTES)
-        DLX_FAIL(error, ARGUMENT, "path of checkpoint '%.100s…' is too long", folder);
-    return DLX_OK;
-}
-
-static dlx_status new_set(dlxi_tensor_set **out, size_t files, const char *path, dlx_error *error) {
+static dlx_status set_new(dlxi_tensor_set **out, size_t files, const char *path, dlx_error *error) {
     dlxi_tensor_set *set = NULL;
     DLX_TRY(DLXI_NEW(&set, 1, error));
     *out = set;
@@ -28,40 +20,39 @@ static bool is_missing(dlx_status status, const dlx_error *error) {
     return status == DLX_SYSTEM && error->system_errno == ENOENT;
 }
 
-static dlx_status open_listed(dlxi_tensor_set **set, const char *folder, const dlxi_index *index,
+static dlx_status listed_open(dlxi_tensor_set **set, const char *directory, const dlxi_index *index,
                               dlx_error *error) {
-    char path[DLXI_CHECKPOINT_PATH_BYTES];
-    DLX_TRY(new_set(set, dlxi_index_file_count(index), dlxi_index_path(index), error));
+    char path[DLXI_PATH_BYTES];
+    DLX_TRY(set_new(set, dlxi_index_file_count(index), dlxi_index_path(index), error));
     for (size_t i = 0; i < (*set)->file_count; i++) {
         const char *name = dlxi_index_file(index, i);
-        DLX_TRY(dlxi_checkpoint_path(path, folder, name, error));
+        DLX_TRY(dlxi_path_join(path, directory, name, error));
         dlx_status status = dlxi_safetensors_open(&(*set)->file[i], path, error);
         if (is_missing(status, error))
-            DLX_FAIL(error, DATA,
-                     "%s: file '%.255s', which it lists, is missing; copy the whole set",
+            DLX_FAIL(error, DATA, "%s: file '%.255s', which it lists, is missing; copy all files",
                      (*set)->path, name);
         if (status != DLX_OK) return status;
     }
     return dlxi_index_check(index, (*set)->file, error);
 }
 
-dlx_status dlxi_set_open_listed(dlxi_tensor_set **out, const char *folder, const dlxi_index *index,
-                                dlx_error *error) {
+dlx_status dlxi_set_open_listed(dlxi_tensor_set **out, const char *directory,
+                                const dlxi_index *index, dlx_error *error) {
     dlx_error own;
     *out = NULL;
-    dlx_status status = open_listed(out, folder, index, error != NULL ? error : &own);
+    dlx_status status = listed_open(out, directory, index, error != NULL ? error : &own);
     if (status != DLX_OK) dlxi_set_close(out);
     return status;
 }
 
-static dlx_status open_any(dlxi_tensor_set **out, const char *folder, dlx_error *error) {
-    char path[DLXI_CHECKPOINT_PATH_BYTES];
+static dlx_status directory_open(dlxi_tensor_set **out, const char *directory, dlx_error *error) {
+    char path[DLXI_PATH_BYTES];
     dlxi_safetensors *single = NULL;
     dlxi_index *index = NULL;
-    DLX_TRY(dlxi_checkpoint_path(path, folder, DLXI_SINGLE_NAME, error));
+    DLX_TRY(dlxi_path_join(path, directory, DLXI_SINGLE_NAME, error));
     dlx_status status = dlxi_safetensors_open(&single, path, error);
     if (status == DLX_OK) {
-        status = new_set(out, 1, path, error);
+        status = set_new(out, 1, path, error);
         if (status == DLX_OK) {
             (*out)->file[0] = single;
         } else {
@@ -70,22 +61,22 @@ static dlx_status open_any(dlxi_tensor_set **out, const char *folder, dlx_error 
         return status;
     }
     if (!is_missing(status, error)) return status;
-    DLX_TRY(dlxi_checkpoint_path(path, folder, DLXI_INDEX_NAME, error));
+    DLX_TRY(dlxi_path_join(path, directory, DLXI_INDEX_NAME, error));
     status = dlxi_index_read(&index, path, error);
     if (is_missing(status, error))
         DLX_FAIL(error, SYSTEM,
-                 "%.200s: no such files: neither " DLXI_SINGLE_NAME " nor " DLXI_INDEX_NAME
-                 "; give a folder of weights",
-                 folder);
-    if (status == DLX_OK) status = dlxi_set_open_listed(out, folder, index, error);
+                 "%.200s: has neither " DLXI_SINGLE_NAME " nor " DLXI_INDEX_NAME
+                 "; give a directory of weights",
+                 directory);
+    if (status == DLX_OK) status = dlxi_set_open_listed(out, directory, index, error);
     dlxi_index_close(&index);
     return status;
 }
 
-dlx_status dlxi_set_open(dlxi_tensor_set **out, const char *folder, dlx_error *error) {
+dlx_status dlxi_set_open(dlxi_tensor_set **out, const char *directory, dlx_error *error) {
     dlx_error own;
     *out = NULL;
-    dlx_status status = open_any(out, folder, error != NULL ? error : &own);
+    dlx_status status = directory_open(out, directory, error != NULL ? error : &own);
     if (status != DLX_OK) dlxi_set_close(out);
     return status;
 }

@@ -1,11 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The floating-point environment of replicated arithmetic: round to nearest, denormals kept, no
- * traps.
- *
- * A library that a site links may leave flush-to-zero on in its threads; the bits of a sum would
- * then depend on the site. Only the modes of the unit that does the arithmetic are touched: MXCSR
- * on x86-64 (nothing here uses the x87), FPCR on aarch64, and elsewhere whatever <fenv.h> covers.
- */
+ * traps. A library that a site links may leave flush-to-zero on in its threads; the bits of a sum
+ * would then depend on the site. Sets MXCSR on x86-64 (nothing here uses the x87), FPCR on aarch64,
+ * and elsewhere what <fenv.h> covers. */
 #include "codec/codec.h"
 
 #include <string.h>
@@ -13,7 +10,7 @@
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #include <xmmintrin.h>
 
-/* all exceptions masked, nearest, neither FTZ (bit 15) nor DAZ (bit 6) */
+/* all exceptions masked, round to nearest, neither FTZ (bit 15) nor DAZ (bit 6) */
 enum { MXCSR_DEFAULT = 0x1F80 };
 
 void dlxi_arithmetic_enter(dlxi_arithmetic *saved) {
@@ -30,7 +27,7 @@ void dlxi_arithmetic_leave(const dlxi_arithmetic *saved) {
 
 #elif defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
 
-static void write_fpcr(uint64_t mode) {
+static void fpcr_write(uint64_t mode) {
     __asm__ volatile("msr fpcr, %0" : : "r"(mode) : "memory");
 }
 
@@ -38,13 +35,13 @@ void dlxi_arithmetic_enter(dlxi_arithmetic *saved) {
     uint64_t mode;
     __asm__ volatile("mrs %0, fpcr" : "=r"(mode) : : "memory");
     memcpy(saved->saved, &mode, sizeof mode);
-    write_fpcr(0); /* nearest, FZ off, no traps */
+    fpcr_write(0); /* round to nearest, FZ off, no traps */
 }
 
 void dlxi_arithmetic_leave(const dlxi_arithmetic *saved) {
     uint64_t mode;
     memcpy(&mode, saved->saved, sizeof mode);
-    write_fpcr(mode);
+    fpcr_write(mode);
 }
 
 #else

@@ -1,19 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* IEEE half precision by bit arithmetic: the same on every CPU, and plain enough for the compiler
- * to vectorise.
- *
- * Codes of 16 and 32 bits travel little-endian. All functions assume the modes of
- * dlxi_arithmetic_enter. */
+/* IEEE half precision by bit arithmetic: equal on every CPU, and plain enough for the compiler to
+ * vectorise. All functions assume the modes of dlxi_arithmetic_enter. */
 #ifndef DLXI_CODEC_HALF_H
 #define DLXI_CODEC_HALF_H
 
+#include "base/bits.h"
 #include "base/simd.h"
 
 #include <stdbool.h>
-#include <stdint.h>
-#include <string.h>
 
-/* A fixed-order loop: never inlined, so that no arithmetic of it moves out of its enter/leave. */
+/* A fixed-order loop: not inlined, so that none of its arithmetic moves out of enter/leave. */
 #if defined(__GNUC__) || defined(__clang__)
 #define DLXI_FIXED_ORDER   DLXI_CLONES __attribute__((noinline))
 #define DLXI_ALWAYS_INLINE inline __attribute__((always_inline))
@@ -24,64 +20,14 @@
 
 enum { DLXI_HALF_INFINITY = 0x7C00, DLXI_FLOAT_INFINITY = 0x7F800000 };
 
-static inline uint32_t dlxi_bits_of(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-static inline float dlxi_float_of(uint32_t bits) {
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-static inline uint16_t dlxi_little16(uint16_t x) {
-    return (uint16_t)(x >> 8 | x << 8);
-}
-static inline uint32_t dlxi_little32(uint32_t x) {
-    return (uint32_t)dlxi_little16((uint16_t)x) << 16 | dlxi_little16((uint16_t)(x >> 16));
-}
-#else
-static inline uint16_t dlxi_little16(uint16_t x) {
-    return x;
-}
-static inline uint32_t dlxi_little32(uint32_t x) {
-    return x;
-}
-#endif
-
-/* Without a branch, which would keep the compiler from vectorising. */
+/* Branch-free, so that loops vectorise. */
 static inline uint32_t dlxi_choose(bool condition, uint32_t yes, uint32_t no) {
     uint32_t mask = 0u - (uint32_t)condition;
     return (yes & mask) | (no & ~mask);
 }
 
-static inline uint16_t dlxi_load16(const uint8_t *src) {
-    uint16_t x;
-    memcpy(&x, src, sizeof x);
-    return dlxi_little16(x);
-}
-
-static inline void dlxi_store16(uint8_t *dst, uint16_t x) {
-    x = dlxi_little16(x);
-    memcpy(dst, &x, sizeof x);
-}
-
-static inline uint32_t dlxi_load32(const uint8_t *src) {
-    uint32_t x;
-    memcpy(&x, src, sizeof x);
-    return dlxi_little32(x);
-}
-
-static inline void dlxi_store32(uint8_t *dst, uint32_t x) {
-    x = dlxi_little32(x);
-    memcpy(dst, &x, sizeof x);
-}
-
 /* A half's exponent bias is 15, a float's 127; the mantissas differ by 13 bits. Below 2^-14 halves
- * are multiples of 2^-24. An infinite or NaN half gives some finite float: check before. */
+ * are multiples of 2^-24. Infinite and NaN halves give finite floats: check before. */
 static inline float dlxi_half_to_float(uint32_t half) {
     uint32_t magnitude = half & 0x7FFFu;
     uint32_t normal = (magnitude << 13) + ((127u - 15u) << 23);
@@ -89,7 +35,7 @@ static inline float dlxi_half_to_float(uint32_t half) {
     return dlxi_float_of(dlxi_choose(magnitude < 0x400u, tiny, normal) | (half & 0x8000u) << 16);
 }
 
-/* The least half ≥ x, for x ≥ 0; at least DLXI_HALF_INFINITY where there is none (also for NaN). */
+/* The smallest half ≥ x, for x ≥ 0; ≥ DLXI_HALF_INFINITY if none exists or x is NaN. */
 static inline uint32_t dlxi_half_above(float x) {
     uint32_t bits = dlxi_bits_of(x);
     float steps = dlxi_float_of(dlxi_choose(bits < 0x38800000u, bits, 0)) * 0x1p24f;
@@ -99,9 +45,8 @@ static inline uint32_t dlxi_half_above(float x) {
     return dlxi_choose(bits < 0x38800000u, (uint32_t)tiny, normal);
 }
 
-/* The nearest half, ties to even; magnitude at least DLXI_HALF_INFINITY where |x| is too large or x
- * is NaN. The sign is bit 31 of x and left out. Below 2^-14 the sum with 0.5, whose last place is
- * 2^-24, does the rounding. */
+/* The half nearest to |x|, ties to even; ≥ DLXI_HALF_INFINITY if |x| is too large or NaN. Below
+ * 2^-14, adding 0.5, whose last place is 2^-24, does the rounding. */
 static inline uint32_t dlxi_half_magnitude(float x) {
     uint32_t bits = dlxi_bits_of(x) & 0x7FFFFFFFu;
     uint32_t tiny = dlxi_bits_of(dlxi_float_of(bits) + 0.5f) - 0x3F000000u;

@@ -1,16 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Low-rank products: projections of a matrix on a basis (site-local), and the expansion of factors
- * (replicated).
- *
- * Factors are stored by columns: rank vectors of `stride` values (codec.h). */
+ * (replicated). Factors are stored by columns (codec.h). */
 #include "codec/codec.h"
 #include "codec/half.h"
 
-static inline int64_t least(int64_t a, int64_t b) {
+static inline int64_t min(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-static void clear_padding(float *factor, int64_t length, int rank, int64_t stride) {
+static void padding_clear(float *factor, int64_t length, int rank, int64_t stride) {
     for (int k = 0; k < rank; k++)
         for (int64_t i = length; i < stride; i++) factor[k * stride + i] = 0.0f;
 }
@@ -57,11 +55,11 @@ void dlxi_project_rows(float *p, const float *m, const float *q, int64_t rows, i
                        int rank, int group) {
     int64_t p_stride = dlxi_factor_stride(rows, group);
     project_rows(p, m, q, rows, cols, rank, p_stride, dlxi_factor_stride(cols, group));
-    clear_padding(p, rows, rank, p_stride);
+    padding_clear(p, rows, rank, p_stride);
 }
 
 /* q[0..width) += Σ_i p[i] · m[i][0..width), for `rows` ≤ ROWS rows. */
-static DLXI_ALWAYS_INLINE void add_rows(float *restrict q, const float *restrict m,
+static DLXI_ALWAYS_INLINE void rows_add(float *restrict q, const float *restrict m,
                                         const float *restrict p, int64_t rows, int64_t cols,
                                         int64_t width) {
     if (rows == ROWS) {
@@ -80,13 +78,13 @@ DLXI_CLONES static void project_columns(float *restrict q, const float *restrict
                                         const float *restrict p, int64_t rows, int64_t cols,
                                         int rank, int64_t q_stride, int64_t p_stride) {
     for (int64_t first = 0; first < cols; first += TILE_COLUMNS) {
-        int64_t width = least(TILE_COLUMNS, cols - first);
+        int64_t width = min(TILE_COLUMNS, cols - first);
         for (int k = 0; k < rank; k++)
             for (int64_t j = 0; j < width; j++) q[k * q_stride + first + j] = 0.0f;
         for (int64_t i = 0; i < rows; i += ROWS)
             for (int k = 0; k < rank; k++)
-                add_rows(q + k * q_stride + first, m + i * cols + first, p + k * p_stride + i,
-                         least(ROWS, rows - i), cols, width);
+                rows_add(q + k * q_stride + first, m + i * cols + first, p + k * p_stride + i,
+                         min(ROWS, rows - i), cols, width);
     }
 }
 
@@ -94,7 +92,7 @@ void dlxi_project_columns(float *q, const float *m, const float *p, int64_t rows
                           int rank, int group) {
     int64_t q_stride = dlxi_factor_stride(cols, group);
     project_columns(q, m, p, rows, cols, rank, q_stride, dlxi_factor_stride(rows, group));
-    clear_padding(q, cols, rank, q_stride);
+    padding_clear(q, cols, rank, q_stride);
 }
 
 /* ---- replicated ------------------------------------------------------------------------------ */
@@ -105,7 +103,7 @@ DLXI_FIXED_ORDER static void expand_row(float *restrict dst, const float *restri
                                         const float *restrict q, int64_t p_stride, int64_t q_stride,
                                         int64_t cols, int rank) {
     for (int64_t first = 0; first < cols; first += TILE_COLUMNS) {
-        int64_t width = least(TILE_COLUMNS, cols - first);
+        int64_t width = min(TILE_COLUMNS, cols - first);
         float *sums = dst + first;
         for (int64_t j = 0; j < width; j++) sums[j] = 0.0f;
         int k = 0;

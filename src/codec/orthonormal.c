@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Replicated linear algebra on factors: orthonormal columns, singular values, and the basis of the
- * next round.
- *
- * Products are summed in f64 over 16 lanes, element i in lane i mod 16, and the lanes by halves:
- * one order, whatever the width of the CPU's vectors. Factors are stored by columns (codec.h). */
+/* Replicated linear algebra on factors: orthonormal columns, singular values, and the next round's
+ * basis. Products are summed in f64 over 16 lanes, element i in lane i mod 16, and the lanes by
+ * halves: one order, whatever the CPU's vector width. Factors are stored by columns (codec.h). */
 #include "codec/codec.h"
 #include "codec/half.h"
 #include "base/panic.h"
@@ -41,8 +39,8 @@ static void orthonormalise(float *factor, int64_t length, int rank, int64_t stri
     for (int k = 0; k < rank; k++) {
         float *column = factor + k * stride;
         double before = sqrt(dot(column, column, length));
-        for (int pass = 0; pass < 2;
-             pass++) /* the second takes what rounding left: Giraud et al. 2005 */
+        /* the second pass removes what rounding left: Giraud et al. 2005 */
+        for (int pass = 0; pass < 2; pass++)
             for (int j = 0; j < k; j++) {
                 const float *earlier = factor + j * stride;
                 subtract(column, dot(column, earlier, length), earlier, length);
@@ -75,10 +73,9 @@ DLXI_FIXED_ORDER static void rotate(double *restrict x, double *restrict y, doub
     }
 }
 
-/* Makes a[p][q] of the symmetric a[rank,rank] zero (Golub & Van Loan, Matrix Computations, §8.5).
- * An entry that is below the rounding of its diagonal is left: the sweeps after convergence cost
- * nothing. */
-static void jacobi_rotation(double *a, int rank, int p, int q) {
+/* Zeroes a[p][q] of the symmetric a[rank,rank] (Golub & Van Loan, Matrix Computations, §8.5). An
+ * entry below the rounding of its diagonal is left: sweeps after convergence cost nothing. */
+static void jacobi_rotate(double *a, int rank, int p, int q) {
     double *row_p = a + (size_t)p * (size_t)rank, *row_q = a + (size_t)q * (size_t)rank;
     double entry = row_p[q], at_p = row_p[p], at_q = row_q[q];
     if (fabs(entry) <= 1e-17 * sqrt(fabs(at_p)) * sqrt(fabs(at_q))) return;
@@ -106,8 +103,8 @@ static void spectrum(double *values, double *gram, const float *q, int64_t cols,
         }
     for (int sweep = 0; sweep < JACOBI_SWEEPS; sweep++)
         for (int i = 0; i < rank - 1; i++)
-            for (int j = i + 1; j < rank; j++) jacobi_rotation(gram, rank, i, j);
-    for (int k = 0; k < rank; k++) { /* sorts by insertion, descending */
+            for (int j = i + 1; j < rank; j++) jacobi_rotate(gram, rank, i, j);
+    for (int k = 0; k < rank; k++) { /* insertion sort, descending */
         double square = gram[(size_t)k * (size_t)rank + (size_t)k];
         double value = square > 0.0 ? sqrt(square) : 0.0;
         int at = k;
@@ -145,8 +142,8 @@ static double norm_at(const float *norms, int k) {
     return norm;
 }
 
-/* Uses scratch first for the squared norms (as doubles: 2·rank ≤ rank·stride floats), then for the
- * sorted columns, and meanwhile `basis` for each column's place. */
+/* scratch holds first the squared norms (doubles: 2·rank ≤ rank·stride floats), then the sorted
+ * columns; basis meanwhile holds each column's position. */
 static void basis_from(float *basis, const float *q, float *scratch, int64_t cols, int rank,
                        int64_t stride) {
     for (int k = 0; k < rank; k++) {
@@ -154,18 +151,18 @@ static void basis_from(float *basis, const float *q, float *scratch, int64_t col
         memcpy(scratch + 2 * k, &norm, sizeof norm);
     }
     for (int k = 0; k < rank; k++) {
-        int32_t place = 0;
+        int32_t position = 0;
         double norm = norm_at(scratch, k);
         for (int j = 0; j < rank; j++) {
             double other = norm_at(scratch, j);
-            place += other > norm || (other == norm && j < k) ? 1 : 0;
+            position += other > norm || (other == norm && j < k) ? 1 : 0;
         }
-        memcpy(basis + k, &place, sizeof place);
+        memcpy(basis + k, &position, sizeof position);
     }
     for (int k = 0; k < rank; k++) {
-        int32_t place;
-        memcpy(&place, basis + k, sizeof place);
-        memcpy(scratch + place * stride, q + k * stride, (size_t)stride * sizeof *q);
+        int32_t position;
+        memcpy(&position, basis + k, sizeof position);
+        memcpy(scratch + position * stride, q + k * stride, (size_t)stride * sizeof *q);
     }
     memcpy(basis, scratch, (size_t)rank * (size_t)stride * sizeof *basis);
     orthonormalise(basis, cols, rank, stride);

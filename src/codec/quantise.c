@@ -1,16 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The quantiser: groups of values to codes and back, in 4, 8, 16 or 32 bits.
- *
- * Each loop is written once for any group and width, and compiled apart for 64 values of 4 bits,
- * which is what nearly every byte between sites is. The compiler vectorises all of them; encode
- * keeps up with memcpy, decode beats it. */
+/* The quantiser: groups of values to codes and back, in 4, 8, 16 or 32 bits. Each loop is written
+ * once for any group and width, and specialised for groups of 64 in 4 bits, the format of nearly
+ * all bytes between sites. The compiler vectorises all of them. */
 #include "codec/codec.h"
 #include "codec/half.h"
 #include "base/panic.h"
 
-enum { GROUP_MAX = 1024, BATCH = 16 /* groups whose scales are worked out side by side */ };
+enum { GROUP_MAX = 1024, BATCH = 16 /* groups whose scales are computed together */ };
 
-static void check(dlxi_quantiser q) {
+static void quantiser_check(dlxi_quantiser q) {
     DLXI_ASSERT(q.bits == 4 || q.bits == 8 || q.bits == 16 || q.bits == 32);
     DLXI_ASSERT(q.group >= 2 && q.group <= GROUP_MAX && q.group % 2 == 0);
 }
@@ -21,14 +19,13 @@ static size_t bytes_of_group(int bits, size_t group) {
 }
 
 size_t dlxi_quantiser_group_bytes(dlxi_quantiser q) {
-    check(q);
+    quantiser_check(q);
     return bytes_of_group(q.bits, (size_t)q.group);
 }
 
 /* ---- encode ---------------------------------------------------------------------------------- */
 
-/* Bits of max|x|: magnitudes order as integers, NaN above infinity, and integer maxima vectorise.
- */
+/* The bits of max|x|: magnitudes order as integers, NaN above infinity, and integers vectorise. */
 static DLXI_ALWAYS_INLINE uint32_t largest_magnitude(const float *src, size_t group) {
     int32_t largest = 0;
     for (size_t i = 0; i < group; i++) {
@@ -38,13 +35,13 @@ static DLXI_ALWAYS_INLINE uint32_t largest_magnitude(const float *src, size_t gr
     return (uint32_t)largest;
 }
 
-/* Rounds to the nearest integer, ties to even: the sum's last place is 1, so that its low bits are
- * the two's complement code. For |x| < 2^22. */
+/* The nearest integer, ties to even, in the low bits, two's complement: the sum's last place is 1.
+ * For |x| < 2^22. */
 static DLXI_ALWAYS_INLINE uint32_t rounded(float x) {
     return dlxi_bits_of(x + 0x1.8p23f);
 }
 
-static DLXI_ALWAYS_INLINE void encode_group(uint8_t *restrict dst, const float *restrict src,
+static DLXI_ALWAYS_INLINE void group_encode(uint8_t *restrict dst, const float *restrict src,
                                             float inverse, size_t group, int bits) {
     if (bits == 8) {
         for (size_t i = 0; i < group; i++) dst[i] = (uint8_t)rounded(src[i] * inverse);
@@ -55,7 +52,7 @@ static DLXI_ALWAYS_INLINE void encode_group(uint8_t *restrict dst, const float *
     for (size_t j = 0; j < group / 2; j++) dst[j] = (uint8_t)(codes[2 * j] | codes[2 * j + 1] << 4);
 }
 
-/* Returns whether every group could be encoded. */
+/* Returns false if a group can't be encoded. */
 static DLXI_ALWAYS_INLINE bool encode(uint8_t *restrict dst, const float *restrict src,
                                       size_t groups, size_t group, int bits) {
     const float levels = bits == 4 ? 7.0f : 127.0f;
@@ -69,8 +66,7 @@ static DLXI_ALWAYS_INLINE bool encode(uint8_t *restrict dst, const float *restri
             largest[g] = largest_magnitude(src + (first + g) * group, group);
         for (size_t g = 0; g < BATCH; g++) {
             uint32_t half = dlxi_half_above(dlxi_float_of(largest[g]) / levels);
-            /* the quotient rounded to 0 */
-            half |= (uint32_t)(half == 0) & (uint32_t)(largest[g] != 0);
+            half |= (uint32_t)(half == 0) & (uint32_t)(largest[g] != 0); /* quotient rounded to 0 */
             refused |= (uint32_t)(half >= DLXI_HALF_INFINITY);
             inverse[g] = dlxi_float_of(
                 dlxi_choose(half == 0, 0, dlxi_bits_of(1.0f / dlxi_half_to_float(half))));
@@ -78,7 +74,7 @@ static DLXI_ALWAYS_INLINE bool encode(uint8_t *restrict dst, const float *restri
         }
         for (size_t g = 0; g < count; g++) {
             uint8_t *codes = dst + (first + g) * group_bytes;
-            encode_group(codes, src + (first + g) * group, inverse[g], group, bits);
+            group_encode(codes, src + (first + g) * group, inverse[g], group, bits);
             dlxi_store16(codes + group_bytes - 2, (uint16_t)scale[g]);
         }
     }
@@ -123,7 +119,7 @@ DLXI_FIXED_ORDER static bool encode32(uint8_t *restrict dst, const float *restri
 }
 
 dlx_status dlxi_quantise(uint8_t *dst, const float *src, size_t groups, dlxi_quantiser q) {
-    check(q);
+    quantiser_check(q);
     size_t group = (size_t)q.group;
     bool finite;
     dlxi_arithmetic saved;
@@ -144,8 +140,7 @@ dlx_status dlxi_quantise(uint8_t *dst, const float *src, size_t groups, dlxi_qua
 
 /* ---- decode ---------------------------------------------------------------------------------- */
 
-/* code · scale is exact in f32 (8 bits by 11), so that adding it rounds twice: after the weight and
- * after the sum. */
+/* code · scale is exact in f32 (8 bits by 11): adding rounds after the weight and after the sum. */
 static DLXI_ALWAYS_INLINE void put(float *dst, float value, float weight, bool add) {
     *dst = add ? *dst + weight * value : value;
 }
@@ -161,7 +156,7 @@ static DLXI_ALWAYS_INLINE void decode(float *restrict dst, const uint8_t *restri
                 put(dst + i, (float)(int8_t)src[i] * scale, weight, add);
             continue;
         }
-        for (size_t j = 0; j < group / 2; j++) { /* shift up and down: sign-extends a nibble */
+        for (size_t j = 0; j < group / 2; j++) { /* the shifts sign-extend a nibble */
             uint32_t pair = src[j];
             put(dst + 2 * j, (float)((int32_t)(pair << 28) >> 28) * scale, weight, add);
             put(dst + 2 * j + 1, (float)((int32_t)(pair << 24) >> 28) * scale, weight, add);
@@ -214,7 +209,7 @@ DLXI_FIXED_ORDER static void decode32(float *restrict dst, const uint8_t *restri
 
 static void decode_with(float *dst, const uint8_t *src, size_t groups, dlxi_quantiser q,
                         float weight, bool add) {
-    check(q);
+    quantiser_check(q);
     size_t group = (size_t)q.group;
     dlxi_arithmetic saved;
     dlxi_arithmetic_enter(&saved);

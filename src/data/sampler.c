@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The order of training windows, and the parts of a validation shard. */
+/* The order of training windows, and the parts of a validation file. */
 #include "data/sampler.h"
 #include "base/memory.h"
 #include "base/panic.h"
@@ -7,14 +7,13 @@
 
 uint64_t dlxi_permute(uint64_t index, uint64_t n, uint64_t seed, uint64_t epoch) {
     enum { ROUNDS = 8 };
-    /* "windows": apart from other uses of the seed */
-    static const uint64_t stream = 0x77696E646F7773;
+    static const uint64_t stream = 0x77696E646F7773; /* "windows": not another use of the seed */
     DLXI_ASSERT(n >= 1 && index < n);
     unsigned half_bits = 1;
     while (half_bits < 32 && (n - 1) >> 2 * half_bits != 0) half_bits++;
     uint64_t mask = (UINT64_C(1) << half_bits) - 1, key = dlxi_rng_u64(seed, stream, epoch);
-    /* The network permutes 0 … 4^half_bits − 1, fewer than 4n; following its cycle from below n to
-     * the next point below n permutes 0 … n−1, in less than 4 steps on average. */
+    /* The network permutes 0 … 4^half_bits − 1, fewer than 4n. Following its cycle to the next
+     * point below n permutes 0 … n−1, in less than 4 steps on average. */
     do {
         uint64_t left = index >> half_bits, right = index & mask;
         for (uint64_t round = 0; round < ROUNDS; round++) {
@@ -28,30 +27,30 @@ uint64_t dlxi_permute(uint64_t index, uint64_t n, uint64_t seed, uint64_t epoch)
 }
 
 /* (tokens − 1) / T: the last target of a window is the first input of the next. */
-static dlx_status count_windows(int64_t *windows, const dlxi_token_file *shard, int64_t context,
+static dlx_status windows_count(int64_t *windows, const dlxi_token_file *file, int64_t context,
                                 dlx_error *error) {
     DLXI_ASSERT(context >= 1);
-    *windows = (shard->count - 1) / context;
+    *windows = (file->count - 1) / context;
     if (*windows >= 1) return DLX_OK;
-    DLX_FAIL(error, CONFIG, "%s: '%s' has %lld tokens; a context of %lld needs at least %lld",
-             shard->key, shard->path, (long long)shard->count, (long long)context,
+    DLX_FAIL(error, CONFIG,
+             "%s: '%s' has %lld tokens; a context of %lld needs at least %lld: use a longer text",
+             file->key, file->path, (long long)file->count, (long long)context,
              (long long)context + 1);
 }
 
-/* tokens[T], targets[T] ← window w; a token a window is read twice, since inputs and targets
- * overlap by T−1. */
-static void read_window(uint32_t *tokens, uint32_t *targets, const dlxi_token_file *shard,
+/* tokens[T], targets[T] ← window w. */
+static void window_read(uint32_t *tokens, uint32_t *targets, const dlxi_token_file *file,
                         int64_t context, int64_t w) {
-    dlxi_token_file_read(tokens, shard, w * context, context);
-    dlxi_token_file_read(targets, shard, w * context + 1, context);
+    dlxi_token_file_read(tokens, file, w * context, context);
+    dlxi_token_file_read(targets, file, w * context + 1, context);
 }
 
 /* ---- training -------------------------------------------------------------------------------- */
 
-dlx_status dlxi_sampler_open(dlxi_sampler *out, const dlxi_token_file *shard, int64_t context,
+dlx_status dlxi_sampler_open(dlxi_sampler *out, const dlxi_token_file *file, int64_t context,
                              uint64_t seed, dlx_error *error) {
-    *out = (dlxi_sampler){.shard = shard, .context = context, .seed = seed};
-    return count_windows(&out->windows, shard, context, error);
+    *out = (dlxi_sampler){.file = file, .context = context, .seed = seed};
+    return windows_count(&out->windows, file, context, error);
 }
 
 int64_t dlxi_sampler_window(const dlxi_sampler *sampler, int64_t position) {
@@ -63,19 +62,19 @@ void dlxi_sampler_batch(uint32_t *tokens, uint32_t *targets, const dlxi_sampler 
                         const int64_t *positions, int64_t count) {
     for (int64_t i = 0; i < count; i++) {
         int64_t w = dlxi_sampler_window(sampler, positions[i]), at = i * sampler->context;
-        read_window(tokens + at, targets + at, sampler->shard, sampler->context, w);
+        window_read(tokens + at, targets + at, sampler->file, sampler->context, w);
     }
 }
 
 /* ---- validation ------------------------------------------------------------------------------ */
 
-dlx_status dlxi_validation_open(dlxi_validation *out, const dlxi_token_file *shard, int64_t context,
+dlx_status dlxi_validation_open(dlxi_validation *out, const dlxi_token_file *file, int64_t context,
                                 int64_t tokens_max, int64_t index, int64_t stride,
                                 dlx_error *error) {
     DLXI_ASSERT(tokens_max >= 0 && index >= 0 && index < stride);
     *out = (dlxi_validation){
-        .shard = shard, .context = context, .index = index, .stride = stride, .next = index};
-    DLX_TRY(count_windows(&out->windows, shard, context, error));
+        .file = file, .context = context, .index = index, .stride = stride, .next = index};
+    DLX_TRY(windows_count(&out->windows, file, context, error));
     int64_t wanted = tokens_max / context > 1 ? tokens_max / context : 1;
     if (tokens_max > 0 && wanted < out->windows) out->windows = wanted;
     return DLX_OK;
@@ -92,11 +91,7 @@ int64_t dlxi_validation_next(uint32_t *tokens, uint32_t *targets, dlxi_validatio
     for (; count < count_max && reader->next < reader->windows;
          count++, reader->next += reader->stride) {
         int64_t at = count * reader->context;
-        read_window(tokens + at, targets + at, reader->shard, reader->context, reader->next);
+        window_read(tokens + at, targets + at, reader->file, reader->context, reader->next);
     }
     return count;
-}
-
-void dlxi_validation_rewind(dlxi_validation *reader) {
-    reader->next = reader->index;
 }

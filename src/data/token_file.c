@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The token shard format (docs/formats.md), read. */
+/* Token files: reading and checking. */
 #include "data/token_file.h"
-#include "data/shard_format.h"
+#include "data/token_file_format.h"
+#include "base/bits.h"
 #include "base/hash.h"
 #include "base/memory.h"
 #include "base/panic.h"
@@ -11,24 +12,15 @@
 #include <string.h>
 #include <xxhash.h>
 
-static uint32_t load_u32(const uint8_t *from) {
-    return (uint32_t)from[0] | (uint32_t)from[1] << 8 | (uint32_t)from[2] << 16 |
-           (uint32_t)from[3] << 24;
-}
-
-static uint64_t load_u64(const uint8_t *from) {
-    return load_u32(from) | (uint64_t)load_u32(from + 4) << 32;
-}
-
-static uint32_t load_token(const uint8_t *payload, uint32_t token_bytes, int64_t index) {
+static uint32_t token_load(const uint8_t *payload, uint32_t token_bytes, int64_t index) {
     const uint8_t *from = payload + (size_t)index * token_bytes;
     switch (token_bytes) {
     case 1:
         return from[0];
     case 2:
-        return (uint32_t)from[0] | (uint32_t)from[1] << 8;
+        return dlxi_load16(from);
     default:
-        return load_u32(from);
+        return dlxi_load32(from);
     }
 }
 
@@ -36,9 +28,8 @@ uint32_t dlxi_token_file_token_bytes(uint32_t vocabulary) {
     return vocabulary <= 1u << 8 ? 1 : vocabulary <= 1u << 16 ? 2 : 4;
 }
 
-/* Hashes the payload and looks for its largest id, a cache-sized piece at a time: the file is read
- * once. */
-static dlx_status scan_payload(uint64_t *hash, uint32_t *token_max, const dlxi_token_file *shard,
+/* The payload's hash and largest id, in one pass of cache-sized pieces. */
+static dlx_status payload_scan(uint64_t *hash, uint32_t *token_max, const dlxi_token_file *file,
                                dlx_error *error) {
     enum { PIECE_TOKENS = 1 << 16 };
     XXH3_state_t *state = XXH3_createState();
@@ -47,12 +38,12 @@ static dlx_status scan_payload(uint64_t *hash, uint32_t *token_max, const dlxi_t
                  "out of memory: a checksum's state; free some memory and try again");
     XXH3_64bits_reset(state);
     *token_max = 0;
-    for (int64_t first = 0; first < shard->count; first += PIECE_TOKENS) {
-        int64_t count = shard->count - first < PIECE_TOKENS ? shard->count - first : PIECE_TOKENS;
-        const uint8_t *piece = shard->payload + (size_t)first * shard->token_bytes;
-        XXH3_64bits_update(state, piece, (size_t)count * shard->token_bytes);
+    for (int64_t first = 0; first < file->count; first += PIECE_TOKENS) {
+        int64_t count = file->count - first < PIECE_TOKENS ? file->count - first : PIECE_TOKENS;
+        const uint8_t *piece = file->payload + (size_t)first * file->token_bytes;
+        XXH3_64bits_update(state, piece, (size_t)count * file->token_bytes);
         for (int64_t i = 0; i < count; i++) {
-            uint32_t token = load_token(piece, shard->token_bytes, i);
+            uint32_t token = token_load(piece, file->token_bytes, i);
             if (token > *token_max) *token_max = token;
         }
     }
@@ -61,31 +52,30 @@ static dlx_status scan_payload(uint64_t *hash, uint32_t *token_max, const dlxi_t
     return DLX_OK;
 }
 
-/* Where a shard is unusable, making it again is the way out. */
 #define REMAKE "; run 'dilocox tokenize' (or 'make data') again"
 
-/* Checks the header's own bytes; nothing of it is used before its checksum holds. */
-static dlx_status check_header(const uint8_t *data, size_t data_bytes, const char *key,
+/* No field is used before the header's checksum holds. */
+static dlx_status header_check(const uint8_t *data, size_t data_bytes, const char *key,
                                const char *path, dlx_error *error) {
-    size_t magic_bytes = data_bytes < SHARD_MAGIC_BYTES ? data_bytes : SHARD_MAGIC_BYTES;
-    if (magic_bytes > 0 && memcmp(data, SHARD_MAGIC, magic_bytes) != 0) {
+    size_t magic_bytes = data_bytes < MAGIC_BYTES ? data_bytes : MAGIC_BYTES;
+    if (magic_bytes > 0 && memcmp(data, TOKEN_FILE_MAGIC, magic_bytes) != 0) {
         DLX_FAIL(
             error, DATA,
-            "%s: '%s' is not a token shard; run 'dilocox tokenize' (or 'make data') to make one",
+            "%s: '%s' is not a token file; run 'dilocox tokenize' (or 'make data') to make one",
             key, path);
     }
     if (data_bytes < DLXI_TOKEN_FILE_HEADER_BYTES) {
         DLX_FAIL(error, DATA, "%s: '%s' is cut short: it has %zu bytes, its header alone %d" REMAKE,
                  key, path, data_bytes, DLXI_TOKEN_FILE_HEADER_BYTES);
     }
-    uint32_t version = load_u32(data + SHARD_AT_VERSION);
-    if (version != SHARD_VERSION) {
+    uint32_t version = dlxi_load32(data + AT_VERSION);
+    if (version != TOKEN_FILE_VERSION) {
         DLX_FAIL(
             error, DATA,
             "%s: '%s' has format version %lu, or is damaged; this dilocox reads version %d" REMAKE,
-            key, path, (unsigned long)version, SHARD_VERSION);
+            key, path, (unsigned long)version, TOKEN_FILE_VERSION);
     }
-    if (load_u64(data + SHARD_AT_HEADER_HASH) != dlxi_hash(data, SHARD_AT_HEADER_HASH, 0))
+    if (dlxi_load64(data + AT_HEADER_HASH) != dlxi_hash(data, AT_HEADER_HASH, 0))
         DLX_FAIL(error, DATA, "%s: '%s' is damaged: its header's checksum does not match" REMAKE,
                  key, path);
     return DLX_OK;
@@ -93,16 +83,16 @@ static dlx_status check_header(const uint8_t *data, size_t data_bytes, const cha
 
 dlx_status dlxi_token_file_parse(dlxi_token_file *out, const uint8_t *data, size_t data_bytes,
                                  const char *key, const char *path, dlx_error *error) {
-    DLX_TRY(check_header(data, data_bytes, key, path, error));
-    uint32_t token_bytes = load_u32(data + SHARD_AT_TOKEN_BYTES),
-             vocabulary = load_u32(data + SHARD_AT_VOCABULARY);
-    uint64_t count = load_u64(data + SHARD_AT_COUNT);
+    DLX_TRY(header_check(data, data_bytes, key, path, error));
+    uint32_t token_bytes = dlxi_load32(data + AT_TOKEN_BYTES),
+             vocabulary = dlxi_load32(data + AT_VOCABULARY);
+    uint64_t count = dlxi_load64(data + AT_COUNT);
     bool width_known = token_bytes == 1 || token_bytes == 2 || token_bytes == 4;
     if (!width_known || vocabulary == 0 || token_bytes < dlxi_token_file_token_bytes(vocabulary) ||
-        load_u32(data + SHARD_AT_HEADER_BYTES) != DLXI_TOKEN_FILE_HEADER_BYTES ||
-        data[SHARD_AT_NAME + DLXI_TOKENIZER_NAME_BYTES - 1] != '\0') {
+        dlxi_load32(data + AT_HEADER_BYTES) != DLXI_TOKEN_FILE_HEADER_BYTES ||
+        data[AT_NAME + DLXI_TOKENIZER_NAME_BYTES - 1] != '\0') {
         DLX_FAIL(error, DATA,
-                 "%s: '%s' has an impossible header: %lu bytes a token, vocabulary %lu" REMAKE, key,
+                 "%s: '%s' has an invalid header: %lu bytes per token, vocabulary %lu" REMAKE, key,
                  path, (unsigned long)token_bytes, (unsigned long)vocabulary);
     }
     if (count == 0)
@@ -121,22 +111,22 @@ dlx_status dlxi_token_file_parse(dlxi_token_file *out, const uint8_t *data, size
                              .count = (int64_t)count,
                              .token_bytes = token_bytes,
                              .vocabulary = vocabulary,
-                             .tokenizer_hash = load_u64(data + SHARD_AT_TOKENIZER_HASH)};
-    memcpy(out->tokenizer_name, data + SHARD_AT_NAME, DLXI_TOKENIZER_NAME_BYTES);
+                             .tokenizer_hash = dlxi_load64(data + AT_TOKENIZER_HASH)};
+    memcpy(out->tokenizer_name, data + AT_NAME, DLXI_TOKENIZER_NAME_BYTES);
     uint64_t hash = 0;
     uint32_t token_max = 0;
-    DLX_TRY(scan_payload(&hash, &token_max, out, error));
-    if (hash != load_u64(data + SHARD_AT_PAYLOAD_HASH))
+    DLX_TRY(payload_scan(&hash, &token_max, out, error));
+    if (hash != dlxi_load64(data + AT_PAYLOAD_HASH))
         DLX_FAIL(error, DATA, "%s: '%s' is damaged: its tokens' checksum does not match" REMAKE,
                  key, path);
     if (token_max >= vocabulary) {
-        DLX_FAIL(error, DATA, "%s: '%s' holds token %lu, but its vocabulary is %lu" REMAKE, key,
-                 path, (unsigned long)token_max, (unsigned long)vocabulary);
+        DLX_FAIL(error, DATA, "%s: '%s' has token %lu, but its vocabulary is %lu" REMAKE, key, path,
+                 (unsigned long)token_max, (unsigned long)vocabulary);
     }
     return DLX_OK;
 }
 
-static dlx_status copy_text(char **out, const char *text, dlx_error *error) {
+static dlx_status text_copy(char **out, const char *text, dlx_error *error) {
     size_t bytes = strlen(text) + 1;
     DLX_TRY(DLXI_NEW(out, bytes, error));
     memcpy(*out, text, bytes);
@@ -146,7 +136,7 @@ static dlx_status copy_text(char **out, const char *text, dlx_error *error) {
 dlx_status dlxi_token_file_open(dlxi_token_file **out, const char *key, const char *path,
                                 dlx_error *error) {
     dlx_status status = DLX_OK;
-    dlxi_token_file *shard = NULL;
+    dlxi_token_file *file = NULL;
     dlxi_file_map map = {0};
     dlx_error cause;
     *out = NULL;
@@ -160,54 +150,53 @@ dlx_status dlxi_token_file_open(dlxi_token_file **out, const char *key, const ch
         dlxi_error_prefix(error, "%s: ", key);
         return status;
     }
-    DLX_TRY_OUT(DLXI_NEW(&shard, 1, error));
-    DLX_TRY_OUT(dlxi_token_file_parse(shard, map.data, map.bytes, key, path, error));
-    shard->map = map;
+    DLX_TRY_OUT(DLXI_NEW(&file, 1, error));
+    DLX_TRY_OUT(dlxi_token_file_parse(file, map.data, map.bytes, key, path, error));
+    file->map = map;
     map = (dlxi_file_map){0};
-    DLX_TRY_OUT(copy_text(&shard->key, key, error));
-    DLX_TRY_OUT(copy_text(&shard->path, path, error));
-    *out = shard;
-    shard = NULL;
+    DLX_TRY_OUT(text_copy(&file->key, key, error));
+    DLX_TRY_OUT(text_copy(&file->path, path, error));
+    *out = file;
+    file = NULL;
 out:
-    dlxi_token_file_close(&shard);
+    dlxi_token_file_close(&file);
     dlxi_file_map_close(&map);
     return status;
 }
 
-void dlxi_token_file_close(dlxi_token_file **shard) {
-    if (*shard == NULL) return;
-    free((*shard)->path);
-    free((*shard)->key);
-    dlxi_file_map_close(&(*shard)->map);
-    free(*shard);
-    *shard = NULL;
+void dlxi_token_file_close(dlxi_token_file **file) {
+    if (*file == NULL) return;
+    free((*file)->path);
+    free((*file)->key);
+    dlxi_file_map_close(&(*file)->map);
+    free(*file);
+    *file = NULL;
 }
 
-dlx_status dlxi_token_file_check_vocabulary(const dlxi_token_file *shard, int64_t model_vocabulary,
+dlx_status dlxi_token_file_check_vocabulary(const dlxi_token_file *file, int64_t model_vocabulary,
                                             dlx_error *error) {
-    if ((int64_t)shard->vocabulary <= model_vocabulary) return DLX_OK;
+    if ((int64_t)file->vocabulary <= model_vocabulary) return DLX_OK;
     DLX_FAIL(error, CONFIG,
              "%s: '%s' has a vocabulary of %lu, the model one of %lld; set model.vocabulary to %lu "
              "or more",
-             shard->key, shard->path, (unsigned long)shard->vocabulary, (long long)model_vocabulary,
-             (unsigned long)shard->vocabulary);
+             file->key, file->path, (unsigned long)file->vocabulary, (long long)model_vocabulary,
+             (unsigned long)file->vocabulary);
 }
 
-dlx_status dlxi_token_file_check_same_tokenizer(const dlxi_token_file *shard,
+dlx_status dlxi_token_file_check_same_tokenizer(const dlxi_token_file *file,
                                                 const dlxi_token_file *other, dlx_error *error) {
-    if (shard->tokenizer_hash == other->tokenizer_hash) return DLX_OK;
+    if (file->tokenizer_hash == other->tokenizer_hash) return DLX_OK;
     DLX_FAIL(error, CONFIG,
              "%s: '%s' was made with tokenizer '%s' (%016llx), %s: '%s' with '%s' (%016llx); "
-             "tokenize both "
-             "with one",
-             shard->key, shard->path, shard->tokenizer_name,
-             (unsigned long long)shard->tokenizer_hash, other->key, other->path,
-             other->tokenizer_name, (unsigned long long)other->tokenizer_hash);
+             "tokenize both with the same",
+             file->key, file->path, file->tokenizer_name, (unsigned long long)file->tokenizer_hash,
+             other->key, other->path, other->tokenizer_name,
+             (unsigned long long)other->tokenizer_hash);
 }
 
-void dlxi_token_file_read(uint32_t *dst, const dlxi_token_file *shard, int64_t first,
+void dlxi_token_file_read(uint32_t *dst, const dlxi_token_file *file, int64_t first,
                           int64_t count) {
-    DLXI_ASSERT(first >= 0 && count >= 0 && first <= shard->count && count <= shard->count - first);
+    DLXI_ASSERT(first >= 0 && count >= 0 && first <= file->count && count <= file->count - first);
     for (int64_t i = 0; i < count; i++)
-        dst[i] = load_token(shard->payload, shard->token_bytes, first + i);
+        dst[i] = token_load(file->payload, file->token_bytes, first + i);
 }

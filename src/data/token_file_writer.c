@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The token shard format (docs/formats.md), written. */
-#include "data/shard_format.h"
+/* Token files: writing. */
+#include "data/token_file_format.h"
 #include "base/hash.h"
 #include "base/memory.h"
 
@@ -23,7 +23,7 @@ static void store(uint8_t *to, uint64_t value, size_t bytes) {
 
 dlx_status dlxi_token_file_writer_open(dlxi_token_file_writer **out, const char *path,
                                        const dlxi_tokenizer *tokenizer, dlx_error *error) {
-    static const uint8_t blank[DLXI_TOKEN_FILE_HEADER_BYTES]; /* its place; filled at commit */
+    static const uint8_t blank[DLXI_TOKEN_FILE_HEADER_BYTES]; /* commit fills it */
     dlx_status status = DLX_OK;
     dlxi_token_file_writer *writer = NULL;
     *out = NULL;
@@ -35,8 +35,8 @@ dlx_status dlxi_token_file_writer_open(dlxi_token_file_writer **out, const char 
     writer->path = strdup(path);
     writer->payload_hash = XXH3_createState();
     if (writer->path == NULL || writer->payload_hash == NULL)
-        DLX_FAIL_OUT(error, MEMORY,
-                     "out of memory: %s can't be begun; free some memory and try again", path);
+        DLX_FAIL_OUT(error, MEMORY, "out of memory: can't write %s; free some memory and try again",
+                     path);
     XXH3_64bits_reset(writer->payload_hash);
     DLX_TRY_OUT(dlxi_file_writer_open(&writer->file, path, error));
     DLX_TRY_OUT(dlxi_file_writer_append(writer->file, blank, sizeof blank, error));
@@ -73,17 +73,17 @@ dlx_status dlxi_token_file_writer_append(dlxi_token_file_writer *writer, const u
 dlx_status dlxi_token_file_writer_commit(dlxi_token_file_writer *writer, dlx_error *error) {
     uint8_t header[DLXI_TOKEN_FILE_HEADER_BYTES] = {0};
     if (writer->count == 0)
-        DLX_FAIL(error, DATA, "%s: would hold no tokens; give it more text", writer->path);
-    memcpy(header, SHARD_MAGIC, SHARD_MAGIC_BYTES);
-    store(header + SHARD_AT_VERSION, SHARD_VERSION, 4);
-    store(header + SHARD_AT_HEADER_BYTES, DLXI_TOKEN_FILE_HEADER_BYTES, 4);
-    store(header + SHARD_AT_TOKEN_BYTES, writer->token_bytes, 4);
-    store(header + SHARD_AT_VOCABULARY, writer->vocabulary, 4);
-    store(header + SHARD_AT_COUNT, writer->count, 8);
-    store(header + SHARD_AT_TOKENIZER_HASH, writer->tokenizer_hash, 8);
-    store(header + SHARD_AT_PAYLOAD_HASH, XXH3_64bits_digest(writer->payload_hash), 8);
-    memcpy(header + SHARD_AT_NAME, writer->tokenizer_name, DLXI_TOKENIZER_NAME_BYTES);
-    store(header + SHARD_AT_HEADER_HASH, dlxi_hash(header, SHARD_AT_HEADER_HASH, 0), 8);
+        DLX_FAIL(error, DATA, "%s: would have no tokens; give it more text", writer->path);
+    memcpy(header, TOKEN_FILE_MAGIC, MAGIC_BYTES);
+    store(header + AT_VERSION, TOKEN_FILE_VERSION, 4);
+    store(header + AT_HEADER_BYTES, DLXI_TOKEN_FILE_HEADER_BYTES, 4);
+    store(header + AT_TOKEN_BYTES, writer->token_bytes, 4);
+    store(header + AT_VOCABULARY, writer->vocabulary, 4);
+    store(header + AT_COUNT, writer->count, 8);
+    store(header + AT_TOKENIZER_HASH, writer->tokenizer_hash, 8);
+    store(header + AT_PAYLOAD_HASH, XXH3_64bits_digest(writer->payload_hash), 8);
+    memcpy(header + AT_NAME, writer->tokenizer_name, DLXI_TOKENIZER_NAME_BYTES);
+    store(header + AT_HEADER_HASH, dlxi_hash(header, AT_HEADER_HASH, 0), 8);
     DLX_TRY(dlxi_file_writer_replace(writer->file, 0, header, sizeof header, error));
     return dlxi_file_writer_commit(writer->file, error);
 }

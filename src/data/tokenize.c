@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* `dilocox tokenize`: streams a text through a tokenizer into one shard, or block by block into
- * two. */
+/* `dilocox tokenize`: streams a text through a tokenizer into one token file, or two by blocks. */
 #include "data/tokenize.h"
 #include "data/token_file.h"
 #include "base/file.h"
@@ -13,23 +12,23 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { TRAIN, VALIDATION, SHARDS };
+enum { TRAIN, VALIDATION, FILES };
 enum { PIECE_BYTES = 1 << 16, PIECE_TOKENS = 1 << 14 };
 
 typedef struct tokenizing {
     const dlxi_tokenizer *tokenizer;
     const char *in_path;
     int in;
-    uint8_t *text; /* [text_room]; text_bytes of them read and not yet tokenized */
+    uint8_t *text; /* [text_room]; the first text_bytes are read and not yet tokenized */
     size_t text_room, text_bytes;
     uint32_t *tokens; /* [PIECE_TOKENS] */
-    dlxi_token_file_writer *writer[SHARDS];
-    int64_t count[SHARDS];
+    dlxi_token_file_writer *writer[FILES];
+    int64_t count[FILES];
     int64_t read_bytes;
 } tokenizing;
 
-/* Reads at most bytes_max more bytes behind t->text_bytes; *end where the file has no more. */
-static dlx_status read_piece(tokenizing *t, size_t bytes_max, size_t *got_bytes, bool *end,
+/* Appends up to bytes_max bytes to t->text; *end ← whether the file has no more. */
+static dlx_status piece_read(tokenizing *t, size_t bytes_max, size_t *got_bytes, bool *end,
                              dlx_error *error) {
     *got_bytes = 0;
     *end = false;
@@ -48,8 +47,8 @@ static dlx_status read_piece(tokenizing *t, size_t bytes_max, size_t *got_bytes,
     return DLX_OK;
 }
 
-/* Tokenizes what was read; with `last` all of it, otherwise a tail may stay for the next piece. */
-static dlx_status encode_piece(tokenizing *t, int which, bool last, dlx_error *error) {
+/* Tokenizes t->text: all of it if `last`, or else a tail may stay for the next piece. */
+static dlx_status piece_encode(tokenizing *t, int which, bool last, dlx_error *error) {
     size_t done = 0;
     while (done < t->text_bytes) {
         size_t tokens_count, consumed_bytes;
@@ -64,26 +63,25 @@ static dlx_status encode_piece(tokenizing *t, int which, bool last, dlx_error *e
     t->text_bytes -= done;
     memmove(t->text, t->text + done, t->text_bytes);
     if (t->text_bytes > PIECE_BYTES || (last && t->text_bytes > 0)) {
-        DLX_FAIL(error, DATA, "%s: tokenizer '%s' can't go on near byte %lld", t->in_path,
+        DLX_FAIL(error, DATA, "%s: tokenizer '%s' can't encode the text near byte %lld", t->in_path,
                  t->tokenizer->name, (long long)(t->read_bytes - (int64_t)t->text_bytes));
     }
     return DLX_OK;
 }
 
-/* One block of text (block_bytes, or the whole file where block_bytes is INT64_MAX) into one shard.
- */
-static dlx_status encode_block(tokenizing *t, int which, int64_t block_bytes, bool *end,
+/* Tokenizes one block of text, up to block_bytes, into one file. */
+static dlx_status block_encode(tokenizing *t, int which, int64_t block_bytes, bool *end,
                                dlx_error *error) {
     do {
         size_t wanted = block_bytes < PIECE_BYTES ? (size_t)block_bytes : PIECE_BYTES, got;
-        DLX_TRY(read_piece(t, wanted, &got, end, error));
+        DLX_TRY(piece_read(t, wanted, &got, end, error));
         block_bytes -= (int64_t)got;
-        DLX_TRY(encode_piece(t, which, *end || block_bytes == 0, error));
+        DLX_TRY(piece_encode(t, which, *end || block_bytes == 0, error));
     } while (!*end && block_bytes > 0);
     return DLX_OK;
 }
 
-static dlx_status check_options(const dlxi_tokenize_options *options, dlx_error *error) {
+static dlx_status options_check(const dlxi_tokenize_options *options, dlx_error *error) {
     if (options->validation_every != 0 &&
         (options->validation_every < 2 || options->validation_every > 1000000)) {
         DLX_FAIL(
@@ -99,31 +97,32 @@ static dlx_status check_options(const dlxi_tokenize_options *options, dlx_error 
     return DLX_OK;
 }
 
-/* Opens the shard `which` at out_path + suffix. */
-static dlx_status open_writer(tokenizing *t, int which, const char *out_path, const char *suffix,
+static dlx_status writer_open(tokenizing *t, int which, const char *out_path, const char *suffix,
                               dlx_error *error) {
     char *path = NULL;
     if (asprintf(&path, "%s%s", out_path, suffix) < 0)
-        DLX_FAIL(error, MEMORY, "out of memory: %s can't be begun; free some memory and try again",
+        DLX_FAIL(error, MEMORY, "out of memory: can't write %s; free some memory and try again",
                  out_path);
     dlx_status status = dlxi_token_file_writer_open(&t->writer[which], path, t->tokenizer, error);
     free(path);
     return status;
 }
 
-/* Both shards must have tokens before either is put in place. */
-static dlx_status commit(tokenizing *t, const dlxi_tokenize_options *options, dlx_error *error) {
+/* Checks that all files have tokens before committing any. */
+static dlx_status files_commit(tokenizing *t, const dlxi_tokenize_options *options,
+                               dlx_error *error) {
     if (t->read_bytes == 0)
         DLX_FAIL(error, DATA, "%s: is empty; give a text with at least one byte", t->in_path);
-    for (int i = 0; i < SHARDS; i++) {
+    for (int i = 0; i < FILES; i++) {
         if (t->writer[i] == NULL || t->count[i] > 0) continue;
-        DLX_FAIL(error, DATA,
-                 "%s: its %lld bytes leave nothing for %s; try less than --validation-every %lld "
-                 "or --block %lld",
-                 t->in_path, (long long)t->read_bytes, i == TRAIN ? "training" : "validation",
-                 (long long)options->validation_every, (long long)options->block_bytes);
+        DLX_FAIL(
+            error, DATA,
+            "%s: its %lld bytes leave nothing for %s; try less than --validation-every %lld or "
+            "--block %lld",
+            t->in_path, (long long)t->read_bytes, i == TRAIN ? "training" : "validation",
+            (long long)options->validation_every, (long long)options->block_bytes);
     }
-    for (int i = 0; i < SHARDS; i++) {
+    for (int i = 0; i < FILES; i++) {
         if (t->writer[i] != NULL) DLX_TRY(dlxi_token_file_writer_commit(t->writer[i], error));
     }
     return DLX_OK;
@@ -136,26 +135,26 @@ dlx_status dlxi_tokenize(const char *out_path, const char *in_path, const dlxi_t
     tokenizing t = {
         .tokenizer = tokenizer, .in_path = in_path, .in = -1, .text_room = 2 * PIECE_BYTES};
     bool split = options->validation_every != 0, end = false;
-    DLX_TRY(check_options(options, error));
+    DLX_TRY(options_check(options, error));
     t.in = open(in_path, O_RDONLY | O_CLOEXEC);
     if (t.in < 0 && errno == ENOENT)
         DLX_FAIL(error, CONFIG, "%s: no such file; name the text to tokenize", in_path);
     if (t.in < 0) DLX_FAIL(error, SYSTEM, "%s: can't be opened: %s", in_path, strerror(errno));
     DLX_TRY_OUT(DLXI_NEW(&t.text, t.text_room, error));
     DLX_TRY_OUT(DLXI_NEW(&t.tokens, PIECE_TOKENS, error));
-    DLX_TRY_OUT(open_writer(&t, TRAIN, out_path, split ? ".train.tokens" : "", error));
-    if (split) DLX_TRY_OUT(open_writer(&t, VALIDATION, out_path, ".validation.tokens", error));
+    DLX_TRY_OUT(writer_open(&t, TRAIN, out_path, split ? ".train.tokens" : "", error));
+    if (split) DLX_TRY_OUT(writer_open(&t, VALIDATION, out_path, ".validation.tokens", error));
     for (int64_t block = 0; !end; block++) {
         bool validation =
             split && block % options->validation_every == options->validation_every - 1;
-        DLX_TRY_OUT(encode_block(&t, validation ? VALIDATION : TRAIN,
+        DLX_TRY_OUT(block_encode(&t, validation ? VALIDATION : TRAIN,
                                  split ? options->block_bytes : INT64_MAX, &end, error));
     }
-    DLX_TRY_OUT(commit(&t, options, error));
+    DLX_TRY_OUT(files_commit(&t, options, error));
     if (report != NULL)
         *report = (dlxi_tokenize_report){t.read_bytes, t.count[TRAIN], t.count[VALIDATION]};
 out:
-    for (int i = 0; i < SHARDS; i++) dlxi_token_file_writer_close(&t.writer[i]);
+    for (int i = 0; i < FILES; i++) dlxi_token_file_writer_close(&t.writer[i]);
     free(t.tokens);
     free(t.text);
     close(t.in);

@@ -1,30 +1,27 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* From a text file to token shards: what `dilocox tokenize` does. */
+/* From a text to token files: `dilocox tokenize`. */
 #ifndef DLXI_DATA_TOKENIZE_H
 #define DLXI_DATA_TOKENIZE_H
 
 #include "data/tokenizer.h"
 
 typedef struct dlxi_tokenize_options {
-    /* 0: one shard. K (2 … 1000000): every K-th block of text goes to validation */
-    int64_t validation_every;
-    int64_t block_bytes; /* of text, 1 … 2^30; used only with a split */
+    int64_t validation_every; /* 0: one file. K (2 … 1000000): every K-th block is validation */
+    int64_t block_bytes;      /* of text, 1 … 2^30; used only with a split */
 } dlxi_tokenize_options;
 
 #define DLXI_TOKENIZE_OPTIONS_INIT                                                                 \
     { .validation_every = 0, .block_bytes = 65536 }
 
 typedef struct dlxi_tokenize_report {
-    /* without a split all tokens are train_tokens */
-    int64_t text_bytes, train_tokens, validation_tokens;
+    int64_t text_bytes, train_tokens, validation_tokens; /* train_tokens: all without a split */
 } dlxi_tokenize_report;
 
-/* Without a split: in_path → out_path. With one: blocks K−1, 2K−1, … (counted from 0) →
- * out_path.validation.tokens, the others → out_path.train.tokens; blocks are cut at their exact
- * byte and tokenized each on its own. Nothing is left behind on failure, except that train may be
- * in place when the last step, putting validation in place, fails. report may be NULL. DLX_CONFIG
- * for options out of range or a missing file, DLX_DATA for a text that leaves a shard empty,
- * DLX_SYSTEM. Blocks on the disk. */
+/* Without a split: in_path → out_path. With one: blocks K−1, 2K−1, … (from 0) →
+ * out_path.validation.tokens, the others → out_path.train.tokens, each block tokenized alone. On
+ * failure no file is left, except that the train file may be if renaming the validation file fails.
+ * report may be NULL. DLX_CONFIG for options out of range or a missing file, DLX_DATA for a text
+ * that leaves a file empty, DLX_SYSTEM. Blocks. */
 dlx_status dlxi_tokenize(const char *out_path, const char *in_path, const dlxi_tokenizer *tokenizer,
                          const dlxi_tokenize_options *options, dlxi_tokenize_report *report,
                          dlx_error *error);

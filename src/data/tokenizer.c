@@ -33,7 +33,8 @@ static dlx_status byte_decode(const dlxi_tokenizer *tokenizer, const uint8_t **t
 #undef FOUR
     };
     if (token >= tokenizer->vocabulary) {
-        DLX_FAIL(error, DATA, "token %lu is not in the tokenizer '%s'; allowed: 0 to %lu",
+        DLX_FAIL(error, DATA,
+                 "token %lu is not in the vocabulary of tokenizer '%s'; allowed: 0 to %lu",
                  (unsigned long)token, tokenizer->name, (unsigned long)tokenizer->vocabulary - 1);
     }
     *text = &bytes[token];
@@ -60,7 +61,7 @@ static dlx_status byte_open(dlxi_tokenizer **out, dlx_error *error) {
 dlx_status dlxi_tokenizer_open(dlxi_tokenizer **out, const char *name, dlx_error *error) {
     *out = NULL;
     if (strcmp(name, "byte") == 0) return byte_open(out, error);
-    DLX_FAIL(error, CONFIG, "tokenizer '%.40s': no tokenizer has this name; allowed: byte", name);
+    DLX_FAIL(error, CONFIG, "unknown tokenizer '%.40s'; allowed: byte", name);
 }
 
 void dlxi_tokenizer_close(dlxi_tokenizer **tokenizer) {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* f32 to bf16: one instruction where the CPU has it, integer arithmetic elsewhere. */
+/* f32 to bf16: by AVX-512-BF16 if the CPU has it, or by integer arithmetic. */
 #include "kernels/fast.h"
 
 #include "kernels/vector.h"
@@ -8,7 +8,7 @@
 #include <immintrin.h>
 #define NATIVE 1
 
-/* A row of scale · src; round to nearest even, denormals to zero. */
+/* As dlxi_to_bf16, with denormals flushed to zero. */
 __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))) static void
 native_rows(uint16_t *dst, const float *src, int64_t rows, int64_t width, int64_t stride,
             float scale) {

@@ -1,13 +1,54 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The fast backend's table, its state, and how work is split among threads. */
+/* The fast backend's table, its state, and how rows are split among threads. */
 #include "kernels/fast.h"
 
 #include "base/memory.h"
 
 #include <stdlib.h>
 
+int dlxi_ranges(const dlxi_kernels *k, int64_t items, int64_t width) {
+    /* below about 10 µs of work another thread costs more than it saves */
+    const int64_t elements_min = 16384;
+    int64_t ranges = items * width / elements_min;
+    if (ranges > items) ranges = items;
+    if (ranges > k->threads) ranges = k->threads;
+    if (ranges > DLXI_RANGES_MAX) ranges = DLXI_RANGES_MAX;
+    return ranges < 1 ? 1 : (int)ranges;
+}
+
+static dlx_status backend_open(dlxi_kernels *k, dlx_error *error) {
+    DLX_TRY(DLXI_NEW(&k->state, 1, error));
+    DLX_TRY(dlxi_onednn_open(&k->state->products, k->threads, error));
+    DLX_TRY(DLXI_NEW(&k->state->lanes, k->threads, error));
+    for (int i = 0; i < k->threads; i++)
+        DLX_TRY(dlxi_onednn_open(&k->state->lanes[i].products, 1, error));
+    return DLX_OK;
+}
+
+static void backend_close(dlxi_kernels *k) {
+    struct dlxi_kernels_state *s = k->state;
+    if (s == NULL) return;
+    for (int i = 0; s->lanes != NULL && i < k->threads; i++) {
+        dlxi_onednn_close(&s->lanes[i].products);
+        dlxi_scratch_free(&s->lanes[i].memory);
+    }
+    free(s->lanes);
+    dlxi_onednn_close(&s->products);
+    for (int64_t i = 0; i < s->converted_count; i++) free(s->converted[i].data);
+    free(s->converted);
+    dlxi_scratch_free(&s->factor_a);
+    dlxi_scratch_free(&s->factor_b);
+    dlxi_scratch_free(&s->partial);
+    dlxi_scratch_free(&s->rope_table);
+    free(s);
+    k->state = NULL;
+}
+
 const dlxi_operations dlxi_fast_operations = {
     .name = "fast",
+    .has_bf16 = dlxi_onednn_has_bf16,
+    .open = backend_open,
+    .close = backend_close,
     .linear_forward = dlxi_fast_linear_forward,
     .linear_backward = dlxi_fast_linear_backward,
     .weights_changed = dlxi_fast_weights_changed,
@@ -30,41 +71,3 @@ const dlxi_operations dlxi_fast_operations = {
     .adamw = dlxi_fast_adamw,
     .sum_of_squares = dlxi_fast_sum_of_squares,
 };
-
-int dlxi_ranges(const dlxi_kernels *k, int64_t items, int64_t width) {
-    /* below some 10 µs of work another thread costs more than it saves */
-    const int64_t elements_min = 16384;
-    int64_t ranges = items * width / elements_min;
-    if (ranges > items) ranges = items;
-    if (ranges > k->threads) ranges = k->threads;
-    if (ranges > DLXI_RANGES_MAX) ranges = DLXI_RANGES_MAX;
-    return ranges < 1 ? 1 : (int)ranges;
-}
-
-dlx_status dlxi_fast_open(dlxi_kernels *k, dlx_error *error) {
-    DLX_TRY(DLXI_NEW(&k->state, 1, error));
-    DLX_TRY(dlxi_onednn_open(&k->state->products, k->threads, error));
-    DLX_TRY(DLXI_NEW(&k->state->lanes, k->threads, error));
-    for (int i = 0; i < k->threads; i++)
-        DLX_TRY(dlxi_onednn_open(&k->state->lanes[i].products, 1, error));
-    return DLX_OK;
-}
-
-void dlxi_fast_close(dlxi_kernels *k) {
-    struct dlxi_kernels_state *s = k->state;
-    if (s == NULL) return;
-    for (int i = 0; s->lanes != NULL && i < k->threads; i++) {
-        dlxi_onednn_close(&s->lanes[i].products);
-        dlxi_scratch_free(&s->lanes[i].memory);
-    }
-    free(s->lanes);
-    dlxi_onednn_close(&s->products);
-    for (int64_t i = 0; i < s->converted_count; i++) free(s->converted[i].data);
-    free(s->converted);
-    dlxi_scratch_free(&s->factor_a);
-    dlxi_scratch_free(&s->factor_b);
-    dlxi_scratch_free(&s->partial);
-    dlxi_scratch_free(&s->turn);
-    free(s);
-    k->state = NULL;
-}

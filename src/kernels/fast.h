@@ -1,17 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The fast backend: oneDNN's products and our own vector loops. What its files share.
+/* What the files of the fast backend share: oneDNN's products and our own vector loops.
  *
- * An operation splits its rows into as many ranges as pay, one a thread; the loop over a range is a
- * plain function that is compiled for several CPUs (DLXI_CLONES). Sums within a row are reordered
- * (`omp simd reduction`), so that results differ in the last bits from CPU to CPU: nothing here is
- * replicated arithmetic. */
+ * An operation splits its rows into ranges, one per thread; the loop over a range is a plain
+ * function compiled for several CPUs (DLXI_CLONES). Sums within a row are reordered (`omp simd
+ * reduction`), so the last bits differ between CPUs: nothing here is replicated arithmetic. */
 #ifndef DLXI_KERNELS_FAST_H
 #define DLXI_KERNELS_FAST_H
 
 #include "kernels/internal.h"
 #include "kernels/onednn.h"
 
-/* A weight's bf16 copy; kept when the weight changes, and filled again. */
+/* A weight's bf16 copy; the memory is kept and refilled after the weight changes. */
 typedef struct dlxi_converted {
     const float *weight;
     uint16_t *data;
@@ -19,7 +18,7 @@ typedef struct dlxi_converted {
     bool valid;
 } dlxi_converted;
 
-/* What one thread of an attention needs to itself. */
+/* One thread's own part of attention. */
 typedef struct dlxi_lane {
     dlxi_onednn *products;
     dlxi_scratch memory;
@@ -32,25 +31,24 @@ struct dlxi_kernels_state {
     dlxi_converted *converted;
     int64_t converted_count, converted_capacity;
     dlxi_scratch factor_a, factor_b; /* activations in bf16 */
-    /* [ranges,2,C]: sums over a range's rows, before they are joined */
-    dlxi_scratch partial;
-    dlxi_scratch turn; /* [positions,D] cosines and sines of rope */
-    int64_t turn_positions, turn_D;
-    float turn_theta;
+    dlxi_scratch partial;            /* [ranges,2,C]: sums over a range's rows */
+    dlxi_scratch rope_table;         /* [positions,D]: D/2 cosines, then D/2 sines */
+    int64_t rope_positions, rope_D;
+    float rope_theta;
 };
 
 enum { DLXI_RANGES_MAX = 64 };
 
-/* Into how many ranges `items` rows of `width` elements are worth splitting; at most k->threads and
- * DLXI_RANGES_MAX. */
+/* The number of ranges worth splitting `items` rows of `width` elements into: 1 … k->threads, at
+ * most DLXI_RANGES_MAX. */
 int dlxi_ranges(const dlxi_kernels *k, int64_t items, int64_t width);
 
-/* The first item of range r of `ranges`; range r ends where r + 1 begins. */
+/* The first item of range r; range r ends where r + 1 begins. */
 static inline int64_t dlxi_range_begin(int64_t items, int r, int ranges) {
     return items * r / ranges;
 }
 
-/* dst[rows,width] = bf16(scale · src), whose rows are `stride` apart; rounded to nearest even. */
+/* dst[rows,width] = bf16(scale · src), rounded to nearest even; rows of src are `stride` apart. */
 void dlxi_to_bf16(uint16_t *dst, const float *src, int64_t rows, int64_t width, int64_t stride,
                   float scale);
 

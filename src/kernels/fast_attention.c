@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Causal attention, one kv head of one window at a time.
  *
- * The query heads that share a kv head are neighbours in memory, so that their rows stack into one
- * factor: row t·group + j is query head j of the group at position t. A block of query positions
- * [t0, t1) meets only the keys [0, t1): the causal upper half is skipped but for the block's own
- * triangle. Scores of one block are all that exists of the [T,T] matrix (Dao 2022, without the
- * online softmax: a row's scores fit in cache). The scale 1/sqrt(D) is in the packed queries. */
+ * Query heads that share a kv head are adjacent in memory, so their rows form one factor: row
+ * t·group + j is query head j of the group at position t. A block of query positions [t0, t1) uses
+ * only the keys [0, t1), which skips the causal upper half except for the block's own triangle. Of
+ * the [T,T] scores only one block exists at a time (Dao 2022, without the online softmax: a row's
+ * scores fit in cache). The packed queries include the scale 1/sqrt(D). */
 #include "kernels/fast.h"
 
 #include "base/simd.h"
@@ -16,10 +16,10 @@
 
 typedef struct attention {
     int64_t B, T, heads, kv_heads, D;
-    int64_t group; /* query heads a kv head */
-    int64_t block; /* query positions a block */
+    int64_t group; /* query heads per kv head */
+    int64_t block; /* query positions per block */
     bool bf16;
-    size_t item_bytes; /* of a packed factor's elements */
+    size_t item_bytes; /* per element of a packed factor */
     float scale;
 } attention;
 
@@ -28,7 +28,7 @@ typedef struct workspace {
     char *q, *key, *value, *dout; /* factors [T·group,D], [T,D], [T,D], [T·group,D] */
     char *p, *dscore;             /* factors [M,T] */
     float *scores, *dp;           /* [M,T] */
-    float *rows;                  /* [T·group,D]: output or dq of the block or the head */
+    float *rows;                  /* [T·group,D]: a block's output, or a head's dq */
     float *dkey, *dvalue;         /* [T,D] */
     float *row_scale;             /* [M]: 1/Σ exp forward, Σ_d dout·out backward */
 } workspace;
@@ -53,39 +53,38 @@ static attention attention_of(const dlxi_kernels *k, int64_t B, int64_t T, int64
                        .scale = (float)(1.0 / sqrt((double)D))};
 }
 
-/* The next `count` items of the lane's memory, on a cache line of their own; counts only while base
- * is NULL. */
-static void *carve(char *base, size_t *offset, int64_t count, size_t item_bytes) {
+/* The next `count` items of the lane's memory, cache-line aligned; only counts if base is NULL. */
+static void *workspace_carve(char *base, size_t *offset, int64_t count, size_t item_bytes) {
     void *at = base == NULL ? NULL : base + *offset;
     *offset += ((size_t)count * item_bytes + 63) / 64 * 64;
     return at;
 }
 
-static size_t lay_out(workspace *w, const attention *a, char *base) {
+static size_t workspace_lay_out(workspace *w, const attention *a, char *base) {
     const int64_t M = a->block * a->group;
     size_t offset = 0;
-    w->q = carve(base, &offset, a->T * a->group * a->D, a->item_bytes);
-    w->key = carve(base, &offset, a->T * a->D, a->item_bytes);
-    w->value = carve(base, &offset, a->T * a->D, a->item_bytes);
-    w->dout = carve(base, &offset, a->T * a->group * a->D, a->item_bytes);
-    w->p = carve(base, &offset, M * a->T, a->item_bytes);
-    w->dscore = carve(base, &offset, M * a->T, a->item_bytes);
-    w->scores = carve(base, &offset, M * a->T, sizeof(float));
-    w->dp = carve(base, &offset, M * a->T, sizeof(float));
-    w->rows = carve(base, &offset, a->T * a->group * a->D, sizeof(float));
-    w->dkey = carve(base, &offset, a->T * a->D, sizeof(float));
-    w->dvalue = carve(base, &offset, a->T * a->D, sizeof(float));
-    w->row_scale = carve(base, &offset, M, sizeof(float));
+    w->q = workspace_carve(base, &offset, a->T * a->group * a->D, a->item_bytes);
+    w->key = workspace_carve(base, &offset, a->T * a->D, a->item_bytes);
+    w->value = workspace_carve(base, &offset, a->T * a->D, a->item_bytes);
+    w->dout = workspace_carve(base, &offset, a->T * a->group * a->D, a->item_bytes);
+    w->p = workspace_carve(base, &offset, M * a->T, a->item_bytes);
+    w->dscore = workspace_carve(base, &offset, M * a->T, a->item_bytes);
+    w->scores = workspace_carve(base, &offset, M * a->T, sizeof(float));
+    w->dp = workspace_carve(base, &offset, M * a->T, sizeof(float));
+    w->rows = workspace_carve(base, &offset, a->T * a->group * a->D, sizeof(float));
+    w->dkey = workspace_carve(base, &offset, a->T * a->D, sizeof(float));
+    w->dvalue = workspace_carve(base, &offset, a->T * a->D, sizeof(float));
+    w->row_scale = workspace_carve(base, &offset, M, sizeof(float));
     return offset;
 }
 
-static dlx_status workspace_of(workspace *w, dlxi_lane *lane, const attention *a) {
-    DLX_TRY(dlxi_scratch_reserve(&lane->memory, lay_out(w, a, NULL), 1));
-    lay_out(w, a, lane->memory.data);
+static dlx_status workspace_reserve(workspace *w, dlxi_lane *lane, const attention *a) {
+    DLX_TRY(dlxi_scratch_reserve(&lane->memory, workspace_lay_out(w, a, NULL), 1));
+    workspace_lay_out(w, a, lane->memory.data);
     return DLX_OK;
 }
 
-/* ---- between [B,T,heads,D] and packed factors ------------------------------------------------ */
+/* ---- packed factors -------------------------------------------------------------------------- */
 
 DLXI_CLONES static void pack_f32(float *dst, const float *src, int64_t rows, int64_t width,
                                  int64_t stride, float scale) {
@@ -95,7 +94,7 @@ DLXI_CLONES static void pack_f32(float *dst, const float *src, int64_t rows, int
     }
 }
 
-/* dst[rows,width] = scale · src, whose rows are `stride` apart; as bf16 or f32. */
+/* dst[rows,width] = scale · src, as bf16 or f32; rows of src are `stride` apart. */
 static void pack(void *dst, const float *src, int64_t rows, int64_t width, int64_t stride,
                  float scale, bool bf16) {
     if (bf16)
@@ -112,29 +111,29 @@ DLXI_CLONES static void unpack(float *dst, const float *src, int64_t rows, int64
     }
 }
 
-/* dst[rows,width] factor = src; nothing to do where the factor is f32 and is src itself. */
-static void to_factor(char *dst, const float *src, int64_t count, bool bf16) {
+/* An f32 factor is src itself. */
+static void factor_convert(char *dst, const float *src, int64_t count, bool bf16) {
     if (bf16) dlxi_to_bf16((uint16_t *)(void *)dst, src, 1, count, count, 1.0f);
 }
 
 /* ---- forward --------------------------------------------------------------------------------- */
 
-/* A row's visible keys are rounded up to whole vectors, where exp turns −∞ into the 0 that is due
- * above the diagonal. */
-static inline int64_t hide_above_diagonal(float *row, int64_t seen, int64_t keys) {
+/* Rounds a row's visible keys up to whole vectors and fills the rest with −∞, which exp turns into
+ * the 0 above the diagonal. */
+static inline int64_t row_mask(float *row, int64_t seen, int64_t keys) {
     const int64_t rounded = (seen + 15) / 16 * 16, whole = rounded < keys ? rounded : keys;
     for (int64_t s = seen; s < whole; s++) row[s] = -HUGE_VALF;
     return whole;
 }
 
-/* scores[M,keys] → exp(scores − row's largest), 0 above the diagonal; row_scale ← 1/Σ; lse ← log Σ
+/* scores[M,keys] → exp(scores − row maximum), 0 above the diagonal; row_scale ← 1/Σ; lse ← log Σ
  * exp(scores). Row m is query head m % group at position first + m / group; lse's heads are T
  * apart. */
 DLXI_CLONES static void softmax_rows(float *scores, float *row_scale, float *lse, int64_t M,
                                      int64_t keys, int64_t first, int64_t group, int64_t T) {
     for (int64_t m = 0; m < M; m++) {
         float *row = scores + m * keys;
-        const int64_t t = first + m / group, seen = hide_above_diagonal(row, t + 1, keys);
+        const int64_t t = first + m / group, seen = row_mask(row, t + 1, keys);
         const float largest = dlxi_row_max(row, seen);
         float lanes[DLXI_LANES] = {0};
         int64_t s = 0;
@@ -151,7 +150,7 @@ DLXI_CLONES static void softmax_rows(float *scores, float *row_scale, float *lse
     }
 }
 
-/* out's row m = row_scale[m] · rows[m,:]; positions are `stride` apart. */
+/* Row m of out = row_scale[m] · rows[m,:]; positions are `stride` apart. */
 DLXI_CLONES static void unpack_scaled(float *out, const float *rows, const float *row_scale,
                                       int64_t M, int64_t group, int64_t D, int64_t stride) {
     for (int64_t m = 0; m < M; m++) {
@@ -162,8 +161,8 @@ DLXI_CLONES static void unpack_scaled(float *out, const float *rows, const float
     }
 }
 
-/* One kv head g of window b, with the query heads that read it. */
-static dlx_status forward_head(dlxi_lane *lane, const attention *a, const workspace *w, float *out,
+/* The kv head g of window b and its query heads. */
+static dlx_status head_forward(dlxi_lane *lane, const attention *a, const workspace *w, float *out,
                                float *lse, const float *q, const float *key, const float *value,
                                int64_t b, int64_t g) {
     const int64_t T = a->T, D = a->D, q_stride = a->heads * D, kv_stride = a->kv_heads * D;
@@ -182,7 +181,7 @@ static dlx_status forward_head(dlxi_lane *lane, const attention *a, const worksp
         DLX_TRY(dlxi_onednn_run(lane->products, &scores, w->scores, block_q, w->key, NULL));
         softmax_rows(w->scores, w->row_scale, lse + (b * a->heads + g * a->group) * T, M, keys,
                      first, a->group, T);
-        to_factor(w->p, w->scores, M * keys, a->bf16);
+        factor_convert(w->p, w->scores, M * keys, a->bf16);
         const void *p = a->bf16 ? (const void *)w->p : w->scores;
         DLX_TRY(dlxi_onednn_run(lane->products, &mix, w->rows, p, w->value, NULL));
         unpack_scaled(out + q_first + first * q_stride, w->rows, w->row_scale, M, a->group, D,
@@ -191,7 +190,7 @@ static dlx_status forward_head(dlxi_lane *lane, const attention *a, const worksp
     return DLX_OK;
 }
 
-static dlx_status joined(const dlxi_kernels *k) {
+static dlx_status lanes_status(const dlxi_kernels *k) {
     for (int i = 0; i < k->threads; i++) DLX_TRY(k->state->lanes[i].status);
     return DLX_OK;
 }
@@ -205,19 +204,19 @@ dlx_status dlxi_fast_attention_forward(dlxi_kernels *k, float *out, float *lse, 
     for (int i = 0; i < lanes; i++) {
         dlxi_lane *lane = &k->state->lanes[i];
         workspace w;
-        lane->status = workspace_of(&w, lane, &a);
+        lane->status = workspace_reserve(&w, lane, &a);
         const int64_t end = dlxi_range_begin(B * kv_heads, i + 1, lanes);
         for (int64_t h = dlxi_range_begin(B * kv_heads, i, lanes);
              h < end && lane->status == DLX_OK; h++)
             lane->status =
-                forward_head(lane, &a, &w, out, lse, q, key, value, h / kv_heads, h % kv_heads);
+                head_forward(lane, &a, &w, out, lse, q, key, value, h / kv_heads, h % kv_heads);
     }
-    return joined(k);
+    return lanes_status(k);
 }
 
 /* ---- backward -------------------------------------------------------------------------------- */
 
-/* row_scale[m] = Σ_d dout·out of row m, whose positions are `stride` apart */
+/* row_scale[m] = Σ_d dout·out of row m; positions are `stride` apart. */
 DLXI_CLONES static void row_products(float *row_scale, const float *dout, const float *out,
                                      int64_t M, int64_t group, int64_t D, int64_t stride) {
     for (int64_t m = 0; m < M; m++) {
@@ -235,7 +234,7 @@ DLXI_CLONES static void softmax_backward_rows(float *scores, float *dp, const fl
                                               int64_t first, int64_t group, int64_t T) {
     for (int64_t m = 0; m < M; m++) {
         float *p = scores + m * keys, *d = dp + m * keys;
-        const int64_t t = first + m / group, seen = hide_above_diagonal(p, t + 1, keys);
+        const int64_t t = first + m / group, seen = row_mask(p, t + 1, keys);
         const float log_sum = lse[m % group * T + t], delta = row_scale[m];
 #pragma omp simd
         for (int64_t s = 0; s < seen; s++) {
@@ -247,9 +246,8 @@ DLXI_CLONES static void softmax_backward_rows(float *scores, float *dp, const fl
     }
 }
 
-/* The products of one block once p and dscore are there: dvalue += pᵀ dout, dkey += dscoreᵀ q, rows
- * = dscore key. */
-static dlx_status backward_products(dlxi_lane *lane, const attention *a, const workspace *w,
+/* A block's products from p and dscore: dvalue += pᵀ dout, dkey += dscoreᵀ q, rows = dscore key. */
+static dlx_status products_backward(dlxi_lane *lane, const attention *a, const workspace *w,
                                     int64_t first, int64_t M, int64_t keys) {
     const int64_t D = a->D, row = first * a->group * D;
     const size_t block = (size_t)row * a->item_bytes;
@@ -268,13 +266,13 @@ static dlx_status backward_products(dlxi_lane *lane, const attention *a, const w
     return dlxi_onednn_run(lane->products, &to_queries, w->rows + row, dscore, w->key, NULL);
 }
 
-/* The arrays that one backward pass reads and writes, as in kernels.h. */
+/* The arrays of a backward pass, as in kernels.h. */
 typedef struct gradients {
     float *dq, *dkey, *dvalue;
     const float *dout, *out, *lse, *q, *key, *value;
 } gradients;
 
-static dlx_status backward_head(dlxi_lane *lane, const attention *a, const workspace *w,
+static dlx_status head_backward(dlxi_lane *lane, const attention *a, const workspace *w,
                                 const gradients *x, int64_t b, int64_t g) {
     const int64_t T = a->T, D = a->D, q_stride = a->heads * D, kv_stride = a->kv_heads * D,
                   width = a->group * D;
@@ -299,9 +297,9 @@ static dlx_status backward_head(dlxi_lane *lane, const attention *a, const works
         softmax_backward_rows(w->scores, w->dp, w->row_scale,
                               x->lse + (b * a->heads + g * a->group) * T, M, keys, first, a->group,
                               T);
-        to_factor(w->p, w->scores, M * keys, a->bf16);
-        to_factor(w->dscore, w->dp, M * keys, a->bf16);
-        DLX_TRY(backward_products(lane, a, w, first, M, keys));
+        factor_convert(w->p, w->scores, M * keys, a->bf16);
+        factor_convert(w->dscore, w->dp, M * keys, a->bf16);
+        DLX_TRY(products_backward(lane, a, w, first, M, keys));
     }
     unpack(x->dq + q_first, w->rows, T, width, q_stride, a->scale);
     unpack(x->dkey + kv_first, w->dkey, T, D, kv_stride, 1.0f);
@@ -321,11 +319,11 @@ dlx_status dlxi_fast_attention_backward(dlxi_kernels *k, float *dq, float *dkey,
     for (int i = 0; i < lanes; i++) {
         dlxi_lane *lane = &k->state->lanes[i];
         workspace w;
-        lane->status = workspace_of(&w, lane, &a);
+        lane->status = workspace_reserve(&w, lane, &a);
         const int64_t end = dlxi_range_begin(B * kv_heads, i + 1, lanes);
         for (int64_t h = dlxi_range_begin(B * kv_heads, i, lanes);
              h < end && lane->status == DLX_OK; h++)
-            lane->status = backward_head(lane, &a, &w, &x, h / kv_heads, h % kv_heads);
+            lane->status = head_backward(lane, &a, &w, &x, h / kv_heads, h % kv_heads);
     }
-    return joined(k);
+    return lanes_status(k);
 }

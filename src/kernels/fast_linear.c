@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Linear layers and plain products: what is rounded to bf16, when, and where the copy is kept. */
+/* Linear layers and plain products: which factors are rounded to bf16, and the weights' copies. */
 #include "kernels/fast.h"
 
 #include "base/memory.h"
@@ -7,13 +7,13 @@
 
 #include <stdlib.h>
 
-/* Rounding a factor costs about as much as 25 multiply-adds of each of its elements save: thin
- * products stay f32. */
+/* Rounding a factor costs as much as about 25 multiply-adds per element save: thin products stay
+ * f32. */
 static bool worth_bf16(const dlxi_kernels *k, int64_t columns_a, int64_t columns_b) {
     return k->precision == DLXI_PRECISION_BF16 && columns_a >= 32 && columns_b >= 32;
 }
 
-static void convert(const dlxi_kernels *k, uint16_t *dst, const float *src, int64_t count) {
+static void bf16_convert(const dlxi_kernels *k, uint16_t *dst, const float *src, int64_t count) {
     const int ranges = dlxi_ranges(k, count, 1);
 #pragma omp parallel for num_threads(ranges) if (ranges > 1) schedule(static, 1)
     for (int r = 0; r < ranges; r++) {
@@ -23,13 +23,13 @@ static void convert(const dlxi_kernels *k, uint16_t *dst, const float *src, int6
     }
 }
 
-/* *out ← x itself, or its bf16 copy in `scratch`. */
-static dlx_status factor(dlxi_kernels *k, const void **out, dlxi_scratch *scratch, const float *x,
-                         int64_t count, bool bf16) {
+/* *out ← x, or its bf16 copy in scratch. */
+static dlx_status factor_prepare(dlxi_kernels *k, const void **out, dlxi_scratch *scratch,
+                                 const float *x, int64_t count, bool bf16) {
     *out = x;
     if (!bf16) return DLX_OK;
     DLX_TRY(dlxi_scratch_reserve(scratch, (size_t)count, sizeof(uint16_t)));
-    convert(k, scratch->data, x, count);
+    bf16_convert(k, scratch->data, x, count);
     *out = scratch->data;
     return DLX_OK;
 }
@@ -54,8 +54,8 @@ static dlx_status converted_append(struct dlxi_kernels_state *s, const float *we
     return DLX_OK;
 }
 
-/* The entry for `weight`: its own, or one of the same size that nobody is using, or a new one. A
- * weight that changes size at one address is another weight. */
+/* The entry of the weight, or an invalid one of equal size, or a new one. A weight of another size
+ * at the same address is another weight. */
 static dlx_status converted_find(struct dlxi_kernels_state *s, dlxi_converted **out,
                                  const float *weight, int64_t count) {
     for (int64_t i = 0; i < s->converted_count; i++) {
@@ -80,7 +80,7 @@ static dlx_status weight_factor(dlxi_kernels *k, const void **out, const float *
     if (!bf16) return DLX_OK;
     dlxi_converted *c = NULL;
     DLX_TRY(converted_find(k->state, &c, weight, count));
-    if (!c->valid) convert(k, c->data, weight, count);
+    if (!c->valid) bf16_convert(k, c->data, weight, count);
     c->valid = true;
     *out = c->data;
     return DLX_OK;
@@ -98,7 +98,7 @@ dlx_status dlxi_fast_linear_forward(dlxi_kernels *k, float *y, const float *x, c
                                     const float *bias, int64_t N, int64_t I, int64_t O) {
     const bool bf16 = worth_bf16(k, I, O);
     const void *a = NULL, *b = NULL;
-    DLX_TRY(factor(k, &a, &k->state->factor_a, x, N * I, bf16));
+    DLX_TRY(factor_prepare(k, &a, &k->state->factor_a, x, N * I, bf16));
     DLX_TRY(weight_factor(k, &b, weight, O * I, bf16));
     const dlxi_product xw = {.M = N,
                              .N = O,
@@ -110,8 +110,8 @@ dlx_status dlxi_fast_linear_forward(dlxi_kernels *k, float *y, const float *x, c
     return dlxi_onednn_run(k->state->products, &xw, y, a, b, bias);
 }
 
-/* sums[o] += Σ_n dy[n,o] for o in [begin, end); dy is [N,O] */
-DLXI_CLONES static void add_column_sums(float *sums, const float *dy, int64_t N, int64_t O,
+/* sums[o] += Σ_n dy[n,o] for o in [begin, end); dy is [N,O]. */
+DLXI_CLONES static void column_sums_add(float *sums, const float *dy, int64_t N, int64_t O,
                                         int64_t begin, int64_t end) {
     enum { BLOCK = 256 };
     for (int64_t first = begin; first < end; first += BLOCK) {
@@ -131,13 +131,13 @@ dlx_status dlxi_fast_linear_backward(dlxi_kernels *k, float *dx, float *dweight,
                                      int64_t N, int64_t I, int64_t O) {
     const bool bf16 = worth_bf16(k, I, O);
     const void *d = NULL, *a = NULL, *b = NULL;
-    DLX_TRY(factor(k, &d, &k->state->factor_a, dy, N * O, bf16));
+    DLX_TRY(factor_prepare(k, &d, &k->state->factor_a, dy, N * O, bf16));
     if (dx != NULL) {
         DLX_TRY(weight_factor(k, &b, weight, O * I, bf16));
         const dlxi_product dyw = {.M = N, .N = I, .K = O, .alpha = 1.0f, .bf16 = bf16};
         DLX_TRY(dlxi_onednn_run(k->state->products, &dyw, dx, d, b, NULL));
     }
-    DLX_TRY(factor(k, &a, &k->state->factor_b, x, N * I, bf16));
+    DLX_TRY(factor_prepare(k, &a, &k->state->factor_b, x, N * I, bf16));
     const dlxi_product dyx = {
         .M = O, .N = I, .K = N, .alpha = 1.0f, .beta = 1.0f, .transpose_a = true, .bf16 = bf16};
     DLX_TRY(dlxi_onednn_run(k->state->products, &dyx, dweight, d, a, NULL));
@@ -146,7 +146,7 @@ dlx_status dlxi_fast_linear_backward(dlxi_kernels *k, float *dx, float *dweight,
     const int ranges = dlxi_ranges(k, O, N);
 #pragma omp parallel for num_threads(ranges) if (ranges > 1) schedule(static, 1)
     for (int r = 0; r < ranges; r++)
-        add_column_sums(dbias, dy, N, O, dlxi_range_begin(O, r, ranges),
+        column_sums_add(dbias, dy, N, O, dlxi_range_begin(O, r, ranges),
                         dlxi_range_begin(O, r + 1, ranges));
     return DLX_OK;
 }
@@ -156,8 +156,8 @@ dlx_status dlxi_fast_product(dlxi_kernels *k, float *c, const float *a, const fl
                              float alpha, float beta) {
     const bool bf16 = worth_bf16(k, M, N);
     const void *left = NULL, *right = NULL;
-    DLX_TRY(factor(k, &left, &k->state->factor_a, a, M * K, bf16));
-    DLX_TRY(factor(k, &right, &k->state->factor_b, b, K * N, bf16));
+    DLX_TRY(factor_prepare(k, &left, &k->state->factor_a, a, M * K, bf16));
+    DLX_TRY(factor_prepare(k, &right, &k->state->factor_b, b, K * N, bf16));
     const dlxi_product ab = {.M = M,
                              .N = N,
                              .K = K,

@@ -7,8 +7,8 @@
 
 #include <math.h>
 
-/* Σ over blocks in f64, within a block in f32 lanes: a vocabulary is too long for one f32 sum.
- * Where keep is true the exponentials replace the row. */
+/* Sums blocks in f64 and within a block in f32: a vocabulary is too long for one f32 sum. keep: the
+ * exponentials replace the row. */
 static inline double exponentials(float *row, int64_t V, float largest, bool keep) {
     enum { BLOCK = 512 };
     double total = 0.0;

@@ -7,11 +7,11 @@
 #include <math.h>
 #include <string.h>
 
-/* ---- parameters' gradients, summed over rows by several threads ------------------------------ */
+/* ---- gradients of parameters ----------------------------------------------------------------- */
 
-/* *out ← [ranges, 2C] zeros: a place for each range's dgain[C] and dbias[C]. NULL where one range
- * adds at once. */
-static dlx_status partial_sums(dlxi_kernels *k, float **out, int ranges, int64_t C) {
+/* *out ← [ranges,2C] zeros, for each range's dgain[C] and dbias[C]; NULL for a single range, which
+ * adds directly. */
+static dlx_status partial_sums_reserve(dlxi_kernels *k, float **out, int ranges, int64_t C) {
     *out = NULL;
     if (ranges == 1) return DLX_OK;
     DLX_TRY(dlxi_scratch_reserve(&k->state->partial, (size_t)(ranges * 2 * C), sizeof(float)));
@@ -20,7 +20,8 @@ static dlx_status partial_sums(dlxi_kernels *k, float **out, int ranges, int64_t
     return DLX_OK;
 }
 
-static void join(float *dgain, float *dbias, const float *partial, int ranges, int64_t C) {
+static void partial_sums_join(float *dgain, float *dbias, const float *partial, int ranges,
+                              int64_t C) {
     for (int r = 0; partial != NULL && r < ranges; r++) {
         for (int64_t c = 0; c < C; c++) dgain[c] += partial[r * 2 * C + c];
         for (int64_t c = 0; dbias != NULL && c < C; c++) dbias[c] += partial[(r * 2 + 1) * C + c];
@@ -92,7 +93,7 @@ dlx_status dlxi_fast_layernorm_backward(dlxi_kernels *k, float *dx, float *dgain
                                         int64_t C) {
     const int ranges = dlxi_ranges(k, N, C);
     float *partial = NULL;
-    DLX_TRY(partial_sums(k, &partial, ranges, C));
+    DLX_TRY(partial_sums_reserve(k, &partial, ranges, C));
 #pragma omp parallel for num_threads(ranges) if (ranges > 1) schedule(static, 1)
     for (int r = 0; r < ranges; r++) {
         float *gains = partial != NULL ? partial + r * 2 * C : dgain;
@@ -101,7 +102,7 @@ dlx_status dlxi_fast_layernorm_backward(dlxi_kernels *k, float *dx, float *dgain
                                 dlxi_range_begin(N, r, ranges), dlxi_range_begin(N, r + 1, ranges),
                                 C);
     }
-    join(dgain, dbias, partial, ranges, C);
+    partial_sums_join(dgain, dbias, partial, ranges, C);
     return DLX_OK;
 }
 
@@ -158,12 +159,12 @@ dlx_status dlxi_fast_rmsnorm_backward(dlxi_kernels *k, float *dx, float *dgain, 
                                       int64_t N, int64_t C) {
     const int ranges = dlxi_ranges(k, N, C);
     float *partial = NULL;
-    DLX_TRY(partial_sums(k, &partial, ranges, C));
+    DLX_TRY(partial_sums_reserve(k, &partial, ranges, C));
 #pragma omp parallel for num_threads(ranges) if (ranges > 1) schedule(static, 1)
     for (int r = 0; r < ranges; r++)
         rmsnorm_backward_rows(dx, partial != NULL ? partial + r * 2 * C : dgain, dy, x, rstd, gain,
                               dlxi_range_begin(N, r, ranges), dlxi_range_begin(N, r + 1, ranges),
                               C);
-    join(dgain, NULL, partial, ranges, C);
+    partial_sums_join(dgain, NULL, partial, ranges, C);
     return DLX_OK;
 }

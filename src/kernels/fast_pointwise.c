@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Operations element by element: activations, SwiGLU, addition, rotary embedding, token embedding,
- * AdamW, norm. */
+/* Activations, SwiGLU, addition, rotary and token embeddings, AdamW, norm: element by element. */
 #include "kernels/fast.h"
 
 #include "base/simd.h"
@@ -123,13 +122,12 @@ dlx_status dlxi_fast_add(dlxi_kernels *k, float *y, const float *x, int64_t coun
 
 /* ---- rotary embedding ------------------------------------------------------------------------ */
 
-/* state->turn ← [positions,D]: for each position D/2 cosines, then D/2 sines. Kept while D and
- * theta stay. */
-static dlx_status turns(struct dlxi_kernels_state *s, int64_t T, int64_t D, float theta) {
-    if (s->turn_positions >= T && s->turn_D == D && s->turn_theta == theta) return DLX_OK;
-    s->turn_positions = 0;
-    DLX_TRY(dlxi_scratch_reserve(&s->turn, (size_t)(T * D), sizeof(float)));
-    float *table = s->turn.data;
+/* Keeps the table while D and theta stay. */
+static dlx_status rope_table_fill(struct dlxi_kernels_state *s, int64_t T, int64_t D, float theta) {
+    if (s->rope_positions >= T && s->rope_D == D && s->rope_theta == theta) return DLX_OK;
+    s->rope_positions = 0;
+    DLX_TRY(dlxi_scratch_reserve(&s->rope_table, (size_t)(T * D), sizeof(float)));
+    float *table = s->rope_table.data;
     for (int64_t d = 0; d < D / 2; d++) {
         const double frequency = pow((double)theta, -2.0 * (double)d / (double)D);
         for (int64_t t = 0; t < T; t++) {
@@ -137,9 +135,9 @@ static dlx_status turns(struct dlxi_kernels_state *s, int64_t T, int64_t D, floa
             table[t * D + D / 2 + d] = (float)sin((double)t * frequency);
         }
     }
-    s->turn_positions = T;
-    s->turn_D = D;
-    s->turn_theta = theta;
+    s->rope_positions = T;
+    s->rope_D = D;
+    s->rope_theta = theta;
     return DLX_OK;
 }
 
@@ -162,21 +160,21 @@ DLXI_CLONES static void rope_rows(float *x, const float *table, int64_t begin, i
 
 dlx_status dlxi_fast_rope(dlxi_kernels *k, float *x, int64_t N, int64_t T, int64_t heads, int64_t D,
                           float theta, bool inverse) {
-    DLX_TRY(turns(k->state, T, D, theta));
+    DLX_TRY(rope_table_fill(k->state, T, D, theta));
     const float sign = inverse ? -1.0f : 1.0f;
     const int ranges = dlxi_ranges(k, N, heads * D);
 #pragma omp parallel for num_threads(ranges) if (ranges > 1) schedule(static, 1)
     for (int r = 0; r < ranges; r++)
-        rope_rows(x, k->state->turn.data, dlxi_range_begin(N, r, ranges),
+        rope_rows(x, k->state->rope_table.data, dlxi_range_begin(N, r, ranges),
                   dlxi_range_begin(N, r + 1, ranges), T, heads, D, sign);
     return DLX_OK;
 }
 
 /* ---- token embedding ------------------------------------------------------------------------- */
 
-DLXI_CLONES static void embed_rows(float *y, const uint32_t *token, const float *table,
-                                   const float *position, int64_t begin, int64_t end, int64_t T,
-                                   int64_t C) {
+DLXI_CLONES static void embedding_rows(float *y, const uint32_t *token, const float *table,
+                                       const float *position, int64_t begin, int64_t end, int64_t T,
+                                       int64_t C) {
     for (int64_t n = begin; n < end; n++) {
         const float *row = table + token[n] * C;
         float *out = y + n * C;
@@ -194,14 +192,14 @@ dlx_status dlxi_fast_embedding_forward(dlxi_kernels *k, float *y, const uint32_t
     const int ranges = dlxi_ranges(k, N, C);
 #pragma omp parallel for num_threads(ranges) if (ranges > 1) schedule(static, 1)
     for (int r = 0; r < ranges; r++)
-        embed_rows(y, token, table, position, dlxi_range_begin(N, r, ranges),
-                   dlxi_range_begin(N, r + 1, ranges), T, C);
+        embedding_rows(y, token, table, position, dlxi_range_begin(N, r, ranges),
+                       dlxi_range_begin(N, r + 1, ranges), T, C);
     return DLX_OK;
 }
 
-DLXI_CLONES static void embed_backward_columns(float *dtable, float *dposition, const float *dy,
-                                               const uint32_t *token, int64_t N, int64_t T,
-                                               int64_t C, int64_t begin, int64_t end) {
+DLXI_CLONES static void embedding_backward_columns(float *dtable, float *dposition, const float *dy,
+                                                   const uint32_t *token, int64_t N, int64_t T,
+                                                   int64_t C, int64_t begin, int64_t end) {
     for (int64_t n = 0; n < N; n++) {
         const float *up = dy + n * C;
         float *row = dtable + token[n] * C;
@@ -214,22 +212,22 @@ DLXI_CLONES static void embed_backward_columns(float *dtable, float *dposition, 
     }
 }
 
-/* Threads share columns, not rows: two rows may be the same token's. */
+/* Threads split columns, not rows: two rows may be of one token. */
 dlx_status dlxi_fast_embedding_backward(dlxi_kernels *k, float *dtable, float *dposition,
                                         const float *dy, const uint32_t *token, int64_t N,
                                         int64_t T, int64_t C) {
     const int ranges = dlxi_ranges(k, C, N);
 #pragma omp parallel for num_threads(ranges) if (ranges > 1) schedule(static, 1)
     for (int r = 0; r < ranges; r++)
-        embed_backward_columns(dtable, dposition, dy, token, N, T, C,
-                               dlxi_range_begin(C, r, ranges), dlxi_range_begin(C, r + 1, ranges));
+        embedding_backward_columns(dtable, dposition, dy, token, N, T, C,
+                                   dlxi_range_begin(C, r, ranges),
+                                   dlxi_range_begin(C, r + 1, ranges));
     return DLX_OK;
 }
 
 /* ---- optimiser ------------------------------------------------------------------------------- */
 
-/* What of a step does not depend on the element: p ← p − (decay · p + rate · m / (sqrt(v) · root +
- * epsilon)). */
+/* The constants of a step: p ← p − (decay · p + rate · m / (sqrt(v) · root + epsilon)). */
 typedef struct adamw_step {
     float beta1, beta2, gradient_scale, decay, rate, root, epsilon;
 } adamw_step;

@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the files of this room share: the backends' tables and scratch memory that grows and is
- * kept. */
+/* What the files of this room share: the backends' tables, and scratch memory. */
 #ifndef DLXI_KERNELS_INTERNAL_H
 #define DLXI_KERNELS_INTERNAL_H
 
 #include "kernels/kernels.h"
 
-/* Memory that is kept between calls: grows to the largest size asked for, contents undefined. */
+/* Memory kept between calls; grows to the largest request. Contents are undefined. */
 typedef struct dlxi_scratch {
     void *data;
     size_t bytes;
@@ -16,12 +15,6 @@ typedef struct dlxi_scratch {
 dlx_status dlxi_scratch_reserve(dlxi_scratch *scratch, size_t count, size_t item_bytes);
 void dlxi_scratch_free(dlxi_scratch *scratch);
 
-extern const dlxi_operations dlxi_ref_operations;
-dlx_status dlxi_ref_open(dlxi_kernels *k, dlx_error *error);
-void dlxi_ref_close(dlxi_kernels *k);
-
-extern const dlxi_operations dlxi_fast_operations;
-dlx_status dlxi_fast_open(dlxi_kernels *k, dlx_error *error);
-void dlxi_fast_close(dlxi_kernels *k);
+extern const dlxi_operations dlxi_fast_operations, dlxi_ref_operations;
 
 #endif

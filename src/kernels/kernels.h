@@ -2,15 +2,13 @@
 /* The arithmetic of a training step: one table of operations, filled by `ref` (plain C, frozen,
  * reads like the formula) and by `fast` (oneDNN, and our own vector loops).
  *
- * Everything is f32 in memory, row-major. Token rows N = B·T. Shapes stand beside the names.
- * Forward operations overwrite their outputs. Backward operations overwrite gradients of
- * activations (d of x, q, k, v) and *add to* gradients of parameters (dweight, dbias, dgain), so
- * that micro-batches accumulate.
+ * All arrays are f32, row-major; token rows N = B·T. Forward operations overwrite their outputs.
+ * Backward operations overwrite gradients of activations (d of x, q, k, v) and *add to* gradients
+ * of parameters (dweight, dbias, dgain), so micro-batches accumulate.
  *
- * A `dlxi_kernels` holds scratch memory and cached primitives that grow at the first call of a
- * shape and are kept: no allocation after the first step. One thread at a time may use one object;
- * `threads` caps every pool it uses. Operations return DLX_OK, DLX_MEMORY or DLX_SYSTEM; nothing
- * else can go wrong for arguments in range (our own bug). */
+ * A `dlxi_kernels` keeps scratch memory and cached primitives from the first call of a shape: no
+ * allocation after the first step. One thread at a time may use it; `threads` caps every pool it
+ * uses. Operations return DLX_OK, DLX_MEMORY or DLX_SYSTEM. */
 #ifndef DLXI_KERNELS_H
 #define DLXI_KERNELS_H
 
@@ -19,12 +17,12 @@
 typedef struct dlxi_kernels dlxi_kernels;
 
 typedef enum dlxi_precision {
-    DLXI_PRECISION_AUTO, /* bf16 where the CPU has AVX-512-BF16, f32 otherwise */
+    DLXI_PRECISION_AUTO, /* bf16 if the CPU has AVX-512-BF16, or f32 */
     DLXI_PRECISION_F32,
-    DLXI_PRECISION_BF16 /* products of bf16-rounded factors, accumulated in f32; refused where the CPU lacks it */
+    DLXI_PRECISION_BF16 /* products of factors rounded to bf16, accumulated in f32 */
 } dlxi_precision;
 
-/* GELU: the tanh form of GPT-2 */
+/* GELU in the tanh form of GPT-2. */
 typedef enum dlxi_activation { DLXI_GELU, DLXI_RELU } dlxi_activation;
 
 /* AdamW with decoupled decay (Loshchilov & Hutter 2019, algorithm 2); step counts from 1. */
@@ -36,27 +34,29 @@ typedef struct dlxi_adamw {
 
 typedef struct dlxi_operations {
     const char *name;
+    bool (*has_bf16)(void); /* whether this CPU can; NULL: f32 only */
+    dlx_status (*open)(dlxi_kernels *k, dlx_error *error); /* fills k->state */
+    void (*close)(dlxi_kernels *k);                        /* takes a half-opened one */
 
     /* y[N,O] = x[N,I] · weight[O,I]ᵀ + bias[O]; bias may be NULL. */
     dlx_status (*linear_forward)(dlxi_kernels *k, float *y, const float *x, const float *weight,
                                  const float *bias, int64_t N, int64_t I, int64_t O);
-    /* dx[N,I] = dy[N,O] · weight (dx may be NULL); dweight[O,I] += dyᵀ · x; dbias[O] += Σ_n dy (may
-     * be NULL). */
+    /* dx[N,I] = dy[N,O] · weight; dweight[O,I] += dyᵀ · x; dbias[O] += Σ_n dy. dx and dbias may be
+     * NULL. */
     dlx_status (*linear_backward)(dlxi_kernels *k, float *dx, float *dweight, float *dbias,
                                   const float *dy, const float *x, const float *weight, int64_t N,
                                   int64_t I, int64_t O);
-    /* `weight` (as passed to linear_*) has changed, or will not be seen again: forget any converted
-     * copy of it. NULL: of all. Call after every optimiser step and every time an outer step moves
-     * the parameters. */
+    /* Drops converted copies of a weight of linear_* that has changed or is about to be freed;
+     * NULL: of all. Call after every optimiser step and outer step. */
     void (*weights_changed)(dlxi_kernels *k, const float *weight);
 
-    /* c[M,N] = alpha · a' · b' + beta · c, with a' = a[M,K] or a[K,M]ᵀ, b' = b[K,N] or b[N,K]ᵀ, all
-     * dense. */
+    /* c[M,N] = alpha · a' · b' + beta · c, with a' = a[M,K] or a[K,M]ᵀ and b' = b[K,N] or
+     * b[N,K]ᵀ. */
     dlx_status (*product)(dlxi_kernels *k, float *c, const float *a, const float *b,
                           bool transpose_a, bool transpose_b, int64_t M, int64_t N, int64_t K,
                           float alpha, float beta);
 
-    /* y[N,C] = table[token[n], :] (+ position[n mod T, :] where position is not NULL). */
+    /* y[N,C] = table[token[n], :] + position[n mod T, :]; position may be NULL. */
     dlx_status (*embedding_forward)(dlxi_kernels *k, float *y, const uint32_t *token,
                                     const float *table, const float *position, int64_t N, int64_t T,
                                     int64_t C);
@@ -92,8 +92,8 @@ typedef struct dlxi_operations {
     /* y += x */
     dlx_status (*add)(dlxi_kernels *k, float *y, const float *x, int64_t count);
 
-    /* Rotary embedding in place on x[N, heads, D], position n mod T, base theta; pairs (d, d + D/2)
-     * as Llama in Hugging Face's layout. inverse: rotates back, which is its backward pass. */
+    /* Rotary embedding in place on x[N,heads,D], position n mod T, base theta; pairs (d, d + D/2)
+     * as in Hugging Face's Llama. inverse: the backward pass. */
     dlx_status (*rope)(dlxi_kernels *k, float *x, int64_t N, int64_t T, int64_t heads, int64_t D,
                        float theta, bool inverse);
 
@@ -109,14 +109,12 @@ typedef struct dlxi_operations {
                                      int64_t B, int64_t T, int64_t heads, int64_t kv_heads,
                                      int64_t D);
 
-    /* loss_sum += Σ_n −log softmax(logits[n])[target[n]] (in f64); where gradient is true,
-     * logits[N,V] is overwritten with gradient_scale · (softmax − onehot), so that no second [N,V]
-     * array is needed. */
+    /* loss_sum += Σ_n −log softmax(logits[n])[target[n]], in f64. gradient: logits[N,V] ←
+     * gradient_scale · (softmax − onehot), which saves a second [N,V] array. */
     dlx_status (*cross_entropy)(dlxi_kernels *k, double *loss_sum, float *logits,
                                 const uint32_t *target, int64_t N, int64_t V, bool gradient,
                                 float gradient_scale);
 
-    /* In place over count parameters; m and v are the moments. */
     dlx_status (*adamw)(dlxi_kernels *k, float *parameter, float *m, float *v,
                         const float *gradient, int64_t count, const dlxi_adamw *settings);
     /* Σ x² in f64. */
@@ -125,21 +123,22 @@ typedef struct dlxi_operations {
 
 struct dlxi_kernels {
     const dlxi_operations *op; /* k->op->linear_forward(k, …) */
-    dlxi_precision precision;  /* as resolved: F32 or BF16 */
+    dlxi_precision precision;  /* F32 or BF16 */
     int threads;
-    struct dlxi_kernels_state *state; /* the backend's own */
+    struct dlxi_kernels_state *state; /* the backend's */
 };
 
-/* Opens a backend: "ref", "fast", or "auto" (fast). threads ≥ 1. On success *out is the caller's,
- * closed with dlxi_kernels_close. DLX_CONFIG where the CPU lacks what precision asks for; the
- * message says what to set instead. */
+/* The names that dlxi_kernels_open takes, "auto" (the fastest) first; ends with NULL. */
+extern const char *const dlxi_kernels_backends[];
+
+/* threads ≥ 1. On success *out is the caller's, closed with dlxi_kernels_close. DLX_CONFIG if the
+ * backend is unknown, or the CPU or the backend lacks the precision. */
 dlx_status dlxi_kernels_open(dlxi_kernels **out, const char *backend, dlxi_precision precision,
                              int threads, dlx_error *error);
 void dlxi_kernels_close(dlxi_kernels **kernels);
 
-/* flop/s of an n³ product by oneDNN at k's precision and threads, factors converted beforehand: the
- * best of `runs`. */
-dlx_status dlxi_kernels_product_rate(double *flops_per_s, const dlxi_kernels *k, int64_t n,
-                                     int runs, dlx_error *error);
+/* flop/s of a 1024³ product by oneDNN at k's precision and threads, factors converted beforehand:
+ * the best of 5 runs. */
+dlx_status dlxi_kernels_product_rate(double *flops_per_s, const dlxi_kernels *k, dlx_error *error);
 
 #endif

@@ -16,8 +16,8 @@
 #error "onednn.c is written for oneDNN 2.x, whose C API has matmul descriptors"
 #endif
 
-/* Shapes vary with the batch and, while text is generated, with every token: past this many all are
- * forgotten. Twice as many slots keep probing short. */
+/* Shapes vary with the batch and, in generation, with every token: a full cache is cleared. Twice
+ * as many slots keep probing short. */
 enum { ENTRIES_MAX = 1024, SLOTS = 2048 };
 
 enum { SOURCE, WEIGHTS, BIAS, DESTINATION, SCRATCHPAD, ARGUMENTS };
@@ -25,8 +25,7 @@ enum { SOURCE, WEIGHTS, BIAS, DESTINATION, SCRATCHPAD, ARGUMENTS };
 typedef struct entry {
     dlxi_product key;
     dnnl_primitive_t primitive;
-    /* without memory of their own; pointers are set at each call */
-    dnnl_memory_t memory[ARGUMENTS];
+    dnnl_memory_t memory[ARGUMENTS]; /* pointers are set at each call */
     size_t scratchpad_bytes;
 } entry;
 
@@ -39,12 +38,12 @@ struct dlxi_onednn {
     dlxi_scratch scratchpad;
 };
 
-static dlx_status translate(dnnl_status_t status) {
+static dlx_status status_translate(dnnl_status_t status) {
     if (status == dnnl_success) return DLX_OK;
     return status == dnnl_out_of_memory ? DLX_MEMORY : DLX_SYSTEM;
 }
 
-#define DNNL_TRY(call) DLX_TRY(translate(call))
+#define DNNL_TRY(call) DLX_TRY(status_translate(call))
 
 bool dlxi_onednn_has_bf16(void) {
     unsigned isa = (unsigned)dnnl_get_effective_cpu_isa(),
@@ -52,8 +51,8 @@ bool dlxi_onednn_has_bf16(void) {
     return (isa & wanted) == wanted;
 }
 
-/* oneDNN's pool is OpenMP's, whose size belongs to the calling thread. */
-static void cap_threads(const dlxi_onednn *o) {
+/* oneDNN uses OpenMP's pool, whose size is a property of the calling thread. */
+static void threads_cap(const dlxi_onednn *o) {
 #ifdef _OPENMP
     omp_set_num_threads(o->threads);
 #else
@@ -69,7 +68,7 @@ static void entry_free(entry *e) {
     free(e);
 }
 
-static void forget_all(dlxi_onednn *o) {
+static void entries_clear(dlxi_onednn *o) {
     for (int i = 0; i < SLOTS; i++) {
         entry_free(o->slots[i]);
         o->slots[i] = NULL;
@@ -97,7 +96,7 @@ dlx_status dlxi_onednn_open(dlxi_onednn **out, int threads, dlx_error *error) {
 void dlxi_onednn_close(dlxi_onednn **pointer) {
     dlxi_onednn *o = *pointer;
     if (o == NULL) return;
-    forget_all(o);
+    entries_clear(o);
     if (o->stream != NULL) dnnl_stream_destroy(o->stream);
     if (o->engine != NULL) dnnl_engine_destroy(o->engine);
     dlxi_scratch_free(&o->scratchpad);
@@ -107,14 +106,14 @@ void dlxi_onednn_close(dlxi_onednn **pointer) {
 
 /* ---- cache ----------------------------------------------------------------------------------- */
 
-static bool same(const dlxi_product *a, const dlxi_product *b) {
+static bool product_equal(const dlxi_product *a, const dlxi_product *b) {
     return a->M == b->M && a->N == b->N && a->K == b->K && a->alpha == b->alpha &&
            a->beta == b->beta && a->transpose_a == b->transpose_a &&
            a->transpose_b == b->transpose_b && a->bf16 == b->bf16 && a->bias == b->bias;
 }
 
-/* The slot that holds `p`, or the free one where it belongs. */
-static entry **slot_of(dlxi_onednn *o, const dlxi_product *p) {
+/* The slot of p, or the free one for it. */
+static entry **slot_find(dlxi_onednn *o, const dlxi_product *p) {
     uint64_t hash = (uint64_t)p->M;
     hash = hash * UINT64_C(0x9E3779B97F4A7C15) + (uint64_t)p->N;
     hash = hash * UINT64_C(0x9E3779B97F4A7C15) + (uint64_t)p->K;
@@ -122,19 +121,19 @@ static entry **slot_of(dlxi_onednn *o, const dlxi_product *p) {
     hash = hash * 2 + (p->transpose_b ? 1 : 0);
     hash *= UINT64_C(0x9E3779B97F4A7C15);
     size_t i = (size_t)(hash >> 32) % SLOTS;
-    while (o->slots[i] != NULL && !same(&o->slots[i]->key, p)) i = (i + 1) % SLOTS;
+    while (o->slots[i] != NULL && !product_equal(&o->slots[i]->key, p)) i = (i + 1) % SLOTS;
     return &o->slots[i];
 }
 
 /* Rank 2, row-major [rows,columns] or its transpose. */
-static dnnl_status_t describe(dnnl_memory_desc_t *out, dnnl_data_type_t type, int64_t rows,
-                              int64_t columns, bool transposed) {
+static dnnl_status_t memory_describe(dnnl_memory_desc_t *out, dnnl_data_type_t type, int64_t rows,
+                                     int64_t columns, bool transposed) {
     const dnnl_dims_t dims = {rows, columns};
     const dnnl_dims_t strides = {transposed ? 1 : columns, transposed ? rows : 1};
     return dnnl_memory_desc_init_by_strides(out, 2, dims, type, strides);
 }
 
-static dnnl_status_t set_attributes(dnnl_primitive_attr_t attributes, dnnl_post_ops_t post,
+static dnnl_status_t attributes_set(dnnl_primitive_attr_t attributes, dnnl_post_ops_t post,
                                     const dlxi_product *p) {
     dnnl_status_t status =
         dnnl_primitive_attr_set_scratchpad_mode(attributes, dnnl_scratchpad_mode_user);
@@ -145,9 +144,9 @@ static dnnl_status_t set_attributes(dnnl_primitive_attr_t attributes, dnnl_post_
     return status;
 }
 
-/* The primitive and its memory objects, from a primitive descriptor's description. */
-static dnnl_status_t build(dlxi_onednn *o, entry *e, dnnl_primitive_attr_t attributes,
-                           const dnnl_memory_desc_t *shape) {
+/* Creates the primitive and its memory objects. */
+static dnnl_status_t entry_build(dlxi_onednn *o, entry *e, dnnl_primitive_attr_t attributes,
+                                 const dnnl_memory_desc_t *shape) {
     const dlxi_product *p = &e->key;
     dnnl_matmul_desc_t description;
     dnnl_primitive_desc_t descriptor = NULL;
@@ -171,37 +170,38 @@ static dnnl_status_t build(dlxi_onednn *o, entry *e, dnnl_primitive_attr_t attri
     return status;
 }
 
-static dnnl_status_t create(dlxi_onednn *o, entry *e) {
+static dnnl_status_t entry_create(dlxi_onednn *o, entry *e) {
     const dlxi_product *p = &e->key;
     const dnnl_data_type_t type = p->bf16 ? dnnl_bf16 : dnnl_f32;
     dnnl_memory_desc_t shape[ARGUMENTS];
     dnnl_primitive_attr_t attributes = NULL;
     dnnl_post_ops_t post = NULL;
-    dnnl_status_t status = describe(&shape[SOURCE], type, p->M, p->K, p->transpose_a);
+    dnnl_status_t status = memory_describe(&shape[SOURCE], type, p->M, p->K, p->transpose_a);
     if (status == dnnl_success)
-        status = describe(&shape[WEIGHTS], type, p->K, p->N, p->transpose_b);
-    if (status == dnnl_success) status = describe(&shape[BIAS], dnnl_f32, 1, p->N, false);
-    if (status == dnnl_success) status = describe(&shape[DESTINATION], dnnl_f32, p->M, p->N, false);
+        status = memory_describe(&shape[WEIGHTS], type, p->K, p->N, p->transpose_b);
+    if (status == dnnl_success) status = memory_describe(&shape[BIAS], dnnl_f32, 1, p->N, false);
+    if (status == dnnl_success)
+        status = memory_describe(&shape[DESTINATION], dnnl_f32, p->M, p->N, false);
     if (status == dnnl_success) status = dnnl_primitive_attr_create(&attributes);
     if (status == dnnl_success) status = dnnl_post_ops_create(&post);
-    if (status == dnnl_success) status = set_attributes(attributes, post, p);
-    if (status == dnnl_success) status = build(o, e, attributes, shape);
+    if (status == dnnl_success) status = attributes_set(attributes, post, p);
+    if (status == dnnl_success) status = entry_build(o, e, attributes, shape);
     if (post != NULL) dnnl_post_ops_destroy(post);
     if (attributes != NULL) dnnl_primitive_attr_destroy(attributes);
     return status;
 }
 
-static dlx_status find(dlxi_onednn *o, const dlxi_product *p, entry **out) {
-    entry **slot = slot_of(o, p);
+static dlx_status entry_find(dlxi_onednn *o, const dlxi_product *p, entry **out) {
+    entry **slot = slot_find(o, p);
     if (*slot == NULL) {
         if (o->count == ENTRIES_MAX) {
-            forget_all(o);
-            slot = slot_of(o, p);
+            entries_clear(o);
+            slot = slot_find(o, p);
         }
         entry *e = NULL;
         DLX_TRY(DLXI_NEW(&e, 1, NULL));
         e->key = *p;
-        dlx_status status = translate(create(o, e));
+        dlx_status status = status_translate(entry_create(o, e));
         if (status != DLX_OK) {
             entry_free(e);
             return status;
@@ -213,7 +213,7 @@ static dlx_status find(dlxi_onednn *o, const dlxi_product *p, entry **out) {
     return DLX_OK;
 }
 
-/* The handles are not const in oneDNN; sources are only read. */
+/* oneDNN's handles are not const; it only reads the sources. */
 static void *writable(const void *data) {
     void *pointer;
     memcpy(&pointer, &data, sizeof pointer);
@@ -225,8 +225,8 @@ dlx_status dlxi_onednn_run(dlxi_onednn *o, const dlxi_product *product, float *c
     static const int names[ARGUMENTS] = {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_BIAS,
                                          DNNL_ARG_DST, DNNL_ARG_SCRATCHPAD};
     entry *e = NULL;
-    cap_threads(o);
-    DLX_TRY(find(o, product, &e));
+    threads_cap(o);
+    DLX_TRY(entry_find(o, product, &e));
     DLX_TRY(dlxi_scratch_reserve(&o->scratchpad, e->scratchpad_bytes, 1));
 
     void *data[ARGUMENTS] = {writable(a), writable(b), writable(bias), c, o->scratchpad.data};
@@ -237,5 +237,5 @@ dlx_status dlxi_onednn_run(dlxi_onednn *o, const dlxi_product *product, float *c
         DNNL_TRY(dnnl_memory_set_data_handle(e->memory[i], data[i]));
         arguments[count++] = (dnnl_exec_arg_t){names[i], e->memory[i]};
     }
-    return translate(dnnl_primitive_execute(e->primitive, o->stream, count, arguments));
+    return status_translate(dnnl_primitive_execute(e->primitive, o->stream, count, arguments));
 }

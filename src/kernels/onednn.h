@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Matrix products by oneDNN. The only files that know oneDNN are this one and onednn.c: version 3
- * changed its C API. */
+/* Matrix products by oneDNN, whose API only onednn.c uses: version 3 changed it. */
 #ifndef DLXI_KERNELS_ONEDNN_H
 #define DLXI_KERNELS_ONEDNN_H
 
@@ -8,9 +7,8 @@
 
 typedef struct dlxi_onednn dlxi_onednn;
 
-/* c[M,N] = alpha · a' · b' + bias[N] + beta · c, with a' = a[M,K] or a[K,M]ᵀ, b' = b[K,N] or
- * b[N,K]ᵀ, all dense. The factors are bf16 or f32; c and bias are f32. alpha is 1 where there is a
- * bias. */
+/* c[M,N] = alpha · a' · b' + bias[N] + beta · c, with a' = a[M,K] or a[K,M]ᵀ and b' = b[K,N] or
+ * b[N,K]ᵀ. The factors are bf16 or f32; c and bias are f32. With a bias alpha is 1. */
 typedef struct dlxi_product {
     int64_t M, N, K;
     float alpha, beta;
@@ -19,12 +17,11 @@ typedef struct dlxi_product {
     bool bias;
 } dlxi_product;
 
-/* Whether this CPU has instructions for products of bf16 that sum in f32, and oneDNN is allowed to
- * use them. */
+/* Whether this CPU multiplies bf16 into f32 sums, and oneDNN is allowed to use it. */
 bool dlxi_onednn_has_bf16(void);
 
-/* An object caches a primitive per product and keeps scratch memory; one thread at a time may use
- * it, and it runs on at most `threads`. On success *out is the caller's. */
+/* Caches a primitive per product, and scratch memory. One thread at a time; runs on at most
+ * `threads`. */
 dlx_status dlxi_onednn_open(dlxi_onednn **out, int threads, dlx_error *error);
 void dlxi_onednn_close(dlxi_onednn **o);
 

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a training step's speed is measured against: the bare product, its factors converted
- * beforehand. */
+/* The speed of a bare product, which a training step's speed is compared with. */
 #include "base/clock.h"
 #include "base/memory.h"
 #include "base/rng.h"
@@ -8,8 +7,10 @@
 
 #include <stdlib.h>
 
-dlx_status dlxi_kernels_product_rate(double *flops_per_s, const dlxi_kernels *k, int64_t n,
-                                     int runs, dlx_error *error) {
+enum { SIZE = 1024, RUNS = 5 };
+
+dlx_status dlxi_kernels_product_rate(double *flops_per_s, const dlxi_kernels *k, dlx_error *error) {
+    const int64_t n = SIZE;
     dlx_status status = DLX_OK;
     dlxi_onednn *products = NULL;
     float *values = NULL, *c = NULL;
@@ -26,7 +27,7 @@ dlx_status dlxi_kernels_product_rate(double *flops_per_s, const dlxi_kernels *k,
         .M = n, .N = n, .K = n, .alpha = 1, .transpose_b = true, .bf16 = bf16};
     const void *a = bf16 ? (void *)halves : (void *)values;
     const void *b = bf16 ? (void *)(halves + n * n) : (void *)(values + n * n);
-    for (int run = -1; run < runs; run++) { /* one before the first, to build and warm up */
+    for (int run = -1; run < RUNS; run++) { /* run −1 builds the primitive and warms up */
         double begun_s = dlxi_clock_s();
         DLX_TRY_OUT(dlxi_onednn_run(products, &product, c, a, b, NULL));
         double s = dlxi_clock_s() - begun_s;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The reference: every operation as its formula says, one thread, sums in f64. It is what `fast` is
- * compared with, and it is never optimised. */
+/* The reference that `fast` is compared with: every operation as its formula, one thread, sums in
+ * f64. Never optimised. */
 #include "kernels/internal.h"
 
 #include "base/memory.h"
@@ -71,7 +71,7 @@ static dlx_status product(dlxi_kernels *k, float *c, const float *a, const float
                 float right = transpose_b ? b[n * K + i] : b[i * N + n];
                 sum += (double)left * (double)right;
             }
-            /* beta 0 must not read c, which may be uninitialised, as in BLAS */
+            /* as in BLAS, beta 0 does not read c, which may be uninitialised */
             double before = beta == 0.0f ? 0.0 : (double)beta * (double)c[m * N + n];
             c[m * N + n] = (float)((double)alpha * sum + before);
         }
@@ -191,7 +191,7 @@ static dlx_status rmsnorm_backward(dlxi_kernels *k, float *dx, float *dgain, con
 /* ---- pointwise ------------------------------------------------------------------------------- */
 
 /* GELU, tanh form (Hendrycks & Gimpel 2016, section 2): x/2 · (1 + tanh(sqrt(2/π)(x + 0.044715
- * x³))). */
+ * x³))) */
 static const double gelu_scale = 0.79788456080286535588, gelu_cubic = 0.044715;
 
 static dlx_status activation_forward(dlxi_kernels *k, float *y, const float *x,
@@ -250,7 +250,7 @@ static dlx_status add(dlxi_kernels *k, float *y, const float *x, int64_t count) 
     return DLX_OK;
 }
 
-/* Su et al. 2021, equation 34: pair d turns by position · theta^(−2d/D). */
+/* Su et al. 2021, equation 34: pair d rotates by position · theta^(−2d/D). */
 static dlx_status rope(dlxi_kernels *k, float *x, int64_t N, int64_t T, int64_t heads, int64_t D,
                        float theta, bool inverse) {
     (void)k;
@@ -271,7 +271,7 @@ static dlx_status rope(dlxi_kernels *k, float *x, int64_t N, int64_t T, int64_t 
 
 /* ---- attention ------------------------------------------------------------------------------- */
 
-/* Where token t of window b has head h in an array [B,T,heads,D]. */
+/* The offset of head h of token t of window b in [B,T,heads,D]. */
 static int64_t at(int64_t b, int64_t t, int64_t h, int64_t T, int64_t heads, int64_t D) {
     return ((b * T + t) * heads + h) * D;
 }
@@ -390,8 +390,20 @@ static double sum_of_squares(dlxi_kernels *k, const float *x, int64_t count) {
     return sum;
 }
 
+static dlx_status backend_open(dlxi_kernels *k, dlx_error *error) {
+    return DLXI_NEW(&k->state, 1, error);
+}
+
+static void backend_close(dlxi_kernels *k) {
+    if (k->state != NULL) dlxi_scratch_free(&k->state->row);
+    free(k->state);
+    k->state = NULL;
+}
+
 const dlxi_operations dlxi_ref_operations = {
     .name = "ref",
+    .open = backend_open,
+    .close = backend_close,
     .linear_forward = linear_forward,
     .linear_backward = linear_backward,
     .weights_changed = weights_changed,
@@ -414,13 +426,3 @@ const dlxi_operations dlxi_ref_operations = {
     .adamw = adamw,
     .sum_of_squares = sum_of_squares,
 };
-
-dlx_status dlxi_ref_open(dlxi_kernels *k, dlx_error *error) {
-    return DLXI_NEW(&k->state, 1, error);
-}
-
-void dlxi_ref_close(dlxi_kernels *k) {
-    if (k->state != NULL) dlxi_scratch_free(&k->state->row);
-    free(k->state);
-    k->state = NULL;
-}

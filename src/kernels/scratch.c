@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Scratch memory: grows to the largest request and stays, so that it settles after the first step.
- */
+/* Scratch memory: grows to the largest request, so it stops growing after the first step. */
 #include "kernels/internal.h"
 
 #include "base/memory.h"

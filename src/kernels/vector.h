@@ -3,30 +3,16 @@
 #ifndef DLXI_KERNELS_VECTOR_H
 #define DLXI_KERNELS_VECTOR_H
 
+#include "base/bits.h"
+
 #include <math.h>
-#include <stdint.h>
-#include <string.h>
 
-static inline uint32_t dlxi_bits(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-static inline float dlxi_float(uint32_t bits) {
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-/* e^x within 2 ulp for x in [-87.3, 88]; 0 below, e^88 above, NaN stays NaN. x = n·ln 2 + r with
- * |r| ≤ ln 2 / 2; the polynomial for e^r is that of Cephes' expf (Moshier, netlib.org/cephes), and
- * 2^n is added to the exponent bits. */
+/* e^x within 2 ulp for x in [-87.3, 88]; 0 below, e^88 above, NaN for NaN. x = n·ln 2 + r with |r|
+ * ≤ ln 2 / 2; e^r by the polynomial of Cephes' expf (Moshier, netlib.org/cephes), 2^n by adding n
+ * to the exponent. */
 static inline float dlxi_exp(float x) {
     const float lowest = -87.3f, highest = 88.0f;
-    /* 1.5 · 2^23: a sum with it holds its rounded integer in the low bits */
-    const float rounder = 12582912.0f;
-    /* below `lowest`, y is anything and not taken */
+    const float rounder = 12582912.0f; /* 1.5 · 2^23: a sum's low bits hold the rounded integer */
     const float bounded = x > highest ? highest : x;
     float shifted = bounded * 1.44269504088896341f + rounder;
     float n = shifted - rounder;
@@ -39,7 +25,7 @@ static inline float dlxi_exp(float x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    float y = dlxi_float(dlxi_bits(p) + (dlxi_bits(shifted) << 23));
+    float y = dlxi_float_of(dlxi_bits_of(p) + (dlxi_bits_of(shifted) << 23));
     return x < lowest ? 0.0f : y;
 }
 
@@ -47,8 +33,8 @@ static inline float dlxi_sigmoid(float x) {
     return 1.0f / (1.0f + dlxi_exp(-x));
 }
 
-/* Sums and maxima of a row go into lanes, element i into lane i mod 16, which any vector width can
- * hold, and are then joined in halves: the result is the same on every CPU. */
+/* Sums and maxima of a row: element i goes into lane i mod 16, and the lanes are joined in halves.
+ * The result is equal on every CPU. */
 enum { DLXI_LANES = 16 };
 
 static inline float dlxi_lanes_sum(const float *lanes) {
@@ -76,9 +62,9 @@ static inline float dlxi_row_max(const float *row, int64_t count) {
     return a > b ? a : b;
 }
 
-/* The upper half of x, rounded to nearest even; NaN stays NaN. */
+/* Rounds to nearest even; NaN stays NaN. */
 static inline uint16_t dlxi_bf16(float x) {
-    uint32_t bits = dlxi_bits(x);
+    uint32_t bits = dlxi_bits_of(x);
     uint32_t rounded = bits + 0x7fffu + (bits >> 16 & 1u);
     return (uint16_t)((x != x ? bits | 0x400000u : rounded) >> 16);
 }

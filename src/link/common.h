@@ -49,11 +49,4 @@ static inline dlx_status dlxi_link_check_index(const dlxi_link *link, uint32_t i
     return DLX_OK;
 }
 
-/* `reconnect` of a link without connections. */
-static inline dlx_status dlxi_link_stay_connected(dlxi_link *link, uint32_t peer,
-                                                  dlx_error *error) {
-    (void)link, (void)peer, (void)error;
-    return DLX_OK;
-}
-
 #endif

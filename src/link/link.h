@@ -51,8 +51,8 @@ typedef struct dlxi_link_operations {
     dlx_status (*connect)(dlxi_link *link, uint32_t peer, const char *endpoint, dlx_error *error);
     /* Site: makes the connection to `peer` (or to the coordinator) anew, if this side is the one
      * that connects; what was queued for it, or from it, may be lost, on a connection that works
-     * too. Frames arrive again as soon as the network allows. mem and mpi have no connections, and
-     * lose nothing. */
+     * too. Frames arrive again as soon as the network allows. NULL: without connections (mem, mpi).
+     */
     dlx_status (*reconnect)(dlxi_link *link, uint32_t peer, dlx_error *error);
     /* The roster name that this peer proved to own (mem: the name it opened with); "" if the link
      * has no security. */

@@ -386,7 +386,6 @@ static const dlxi_link_operations mem_operations = {
     .wake = mem_wake,
     .listen = mem_listen,
     .connect = mem_connect,
-    .reconnect = dlxi_link_stay_connected,
     .peer_name = mem_peer_name,
     .peer_key = mem_peer_key,
     .close = mem_close,

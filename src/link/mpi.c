@@ -370,7 +370,6 @@ static const dlxi_link_operations mpi_operations = {
     .wake = link_wake,
     .listen = link_listen,
     .connect = link_connect,
-    .reconnect = dlxi_link_stay_connected,
     .peer_name = link_peer_name,
     .peer_key = link_peer_key,
     .close = link_close,

@@ -13,9 +13,9 @@ static bool name_is_valid(const char *name) {
     return length > 0 && name[length] == '\0';
 }
 
-bool dlxi_coordinator_has_no_place(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
-                                   const char *proved_name, const dlxi_member *s,
-                                   const dlxi_hello *hello) {
+bool dlxi_coordinator_has_no_room(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
+                                  const char *proved_name, const dlxi_run_site *s,
+                                  const dlxi_hello *hello) {
     size_t size = DLXI_REASON_MAX + 1;
     if (c->welcomed)
         return snprintf(text, size, "the run has begun with %u sites; start a new run", c->count);
@@ -25,13 +25,12 @@ bool dlxi_coordinator_has_no_place(char text[DLXI_REASON_MAX + 1], const dlxi_co
     if (proved_name[0] != '\0' && strcmp(proved_name, hello->site) != 0)
         return snprintf(text, size, "site '%s' uses the key of '%s'; set --site or wan.key",
                         hello->site, proved_name);
-    if (s != NULL && dlxi_member_is_whole(s))
-        return snprintf(text, size,
-                        "a site named '%s' is in the run already; give --site another name, or, "
-                        "where that one ended, "
-                        "wait until it "
-                        "is missed (wan.timeout_s)",
-                        hello->site);
+    if (s != NULL && dlxi_run_site_is_complete(s))
+        return snprintf(
+            text, size,
+            "a site named '%s' has joined already; give --site another name, or, if that "
+            "one ended, wait for wan.timeout_s",
+            hello->site);
     if (s == NULL && c->count == c->settings.sites)
         return snprintf(
             text, size,
@@ -41,8 +40,8 @@ bool dlxi_coordinator_has_no_place(char text[DLXI_REASON_MAX + 1], const dlxi_co
 }
 
 /* … as one of its site's ranks. */
-static bool misfit_of_rank(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
-                           const dlxi_member *s, const dlxi_hello *hello) {
+static bool mismatch_of_rank(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
+                             const dlxi_run_site *s, const dlxi_hello *hello) {
     size_t size = DLXI_REASON_MAX + 1;
     if (hello->ranks < 1 || hello->ranks > DLXI_RANKS_MAX)
         return snprintf(text, size, "site '%s' has %u ranks; allowed: 1 to %d", hello->site,
@@ -54,12 +53,12 @@ static bool misfit_of_rank(char text[DLXI_REASON_MAX + 1], const dlxi_coordinato
         return snprintf(text, size, "site '%s' has %u ranks; allowed with %u sites: 1 to %u",
                         hello->site, hello->ranks, c->settings.sites,
                         DLXI_RUN_RANKS_MAX / c->settings.sites);
-    if (s != NULL && s->ranks != hello->ranks)
+    if (s != NULL && s->rank_count != hello->ranks)
         return snprintf(text, size,
                         "site '%s' has %u ranks by its rank %u and %u by another; start all ranks "
                         "of a site together",
-                        s->name, hello->ranks, hello->rank, s->ranks);
-    if (s != NULL && s->participants[hello->rank].there)
+                        s->name, hello->ranks, hello->rank, s->rank_count);
+    if (s != NULL && s->ranks[hello->rank].joined)
         return snprintf(
             text, size,
             "site '%s' has a rank %u already; start each once, or give --site another name",
@@ -72,8 +71,8 @@ static bool misfit_of_rank(char text[DLXI_REASON_MAX + 1], const dlxi_coordinato
 }
 
 /* Why this rank's settings are other ones than the run's, naming both sites; or false. */
-static bool misfit_of_settings(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
-                               const dlxi_member *s, const dlxi_hello *hello) {
+static bool mismatch_of_settings(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
+                                 const dlxi_run_site *s, const dlxi_hello *hello) {
     size_t size = DLXI_REASON_MAX + 1;
     dlxi_option_difference d;
     if (c->shared_text == NULL ||
@@ -99,19 +98,19 @@ static bool misfit_of_settings(char text[DLXI_REASON_MAX + 1], const dlxi_coordi
 }
 
 /* Why this rank has other tensors or data than its like elsewhere, naming both sites; or false. */
-static bool misfit_of_model(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
-                            const dlxi_member *s, const dlxi_hello *hello) {
+static bool mismatch_of_model(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
+                              const dlxi_run_site *s, const dlxi_hello *hello) {
     size_t size = DLXI_REASON_MAX + 1;
     if (c->count == 0) return false;
-    const dlxi_member *first = &c->sites[0];
+    const dlxi_run_site *first = &c->sites[0];
     dlxi_label who = dlxi_label_for(hello->site, hello->rank, hello->ranks);
-    if (first->ranks != hello->ranks)
+    if (first->rank_count != hello->ranks)
         return snprintf(text, size,
                         "site '%s' has %u ranks, '%s' has %u; all sites must have the same",
-                        hello->site, hello->ranks, first->name, first->ranks);
+                        hello->site, hello->ranks, first->name, first->rank_count);
     for (uint16_t i = 0; i < c->count; i++) {
-        const dlxi_participant *like = &c->sites[i].participants[hello->rank];
-        if (like->there && like->tensors_hash != hello->tensors_hash)
+        const dlxi_run_rank *like = &c->sites[i].ranks[hello->rank];
+        if (like->joined && like->tensors_hash != hello->tensors_hash)
             return snprintf(text, size,
                             "%s has other tensors (names, shapes) or settings (overlap, inner "
                             "steps, outer step, compression, "
@@ -127,15 +126,15 @@ static bool misfit_of_model(char text[DLXI_REASON_MAX + 1], const dlxi_coordinat
             who.text, (unsigned long long)hello->windows, (unsigned long long)hello->data_hash,
             first->name, (unsigned long long)first->windows, (unsigned long long)first->data_hash);
     if (s != NULL && s->lease_windows != hello->lease_windows)
-        return snprintf(
-            text, size,
-            "%s asks for %u windows a round, another rank for %u; all ranks must ask for as many",
-            who.text, hello->lease_windows, s->lease_windows);
+        return snprintf(text, size,
+                        "%s asks for %u windows per round, another rank for %u; all ranks must ask "
+                        "for the same",
+                        who.text, hello->lease_windows, s->lease_windows);
     return false;
 }
 
-bool dlxi_coordinator_misfit(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
-                             const dlxi_member *s, const dlxi_hello *hello) {
-    return misfit_of_rank(text, c, s, hello) || misfit_of_settings(text, c, s, hello) ||
-           misfit_of_model(text, c, s, hello);
+bool dlxi_coordinator_mismatch(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
+                               const dlxi_run_site *s, const dlxi_hello *hello) {
+    return mismatch_of_rank(text, c, s, hello) || mismatch_of_settings(text, c, s, hello) ||
+           mismatch_of_model(text, c, s, hello);
 }

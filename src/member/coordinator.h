@@ -2,13 +2,16 @@
 /* The coordinator's side of a run: rendezvous, leases, attempts, commits. A pure state machine: it
  * owns no socket, thread or clock. Feed it messages and time; send what it queues.
  *
- * GATHERING  hello from every rank of every site → welcome → listening from all → peers
- *   RUNNING    ready from all → begin → staged from all → commit (hashes agree, rank by rank) or abort, again
+ *   GATHERING  hello from every rank of every site → welcome → listening from all → peers
+ *   RUNNING    ready from all → begin → staged from all → commit (hashes agree, rank by rank), or
+ *              abort and begin again
  *   ENDING     the run's tokens are committed; report from all → finished
- *   DONE       all reported, or failed: `status` and `error` say which
+ *   CLOSING    waits until all have answered finished, for a few seconds at most
+ *   DONE       all reported, or failed: dlxi_coordinator_result says which
  *
- * A site is there when all its ranks are, and takes part with all of them or not at all. What has
- * to be the same on all sites is compared between ranks of the same number. */
+ * A site takes part with all of its ranks or not at all. What has to be the same on all sites is
+ * compared between ranks of the same number. A rank whose frames show that it lacks a message gets
+ * that message again, at most once a second; ranks repeat what waits for an answer. */
 #ifndef DLXI_MEMBER_COORDINATOR_H
 #define DLXI_MEMBER_COORDINATOR_H
 
@@ -19,13 +22,15 @@ typedef struct dlxi_coordinator_settings {
     uint64_t tokens_target;
     const char *shared_text; /* copied; NULL: the first site's is the run's */
     uint32_t timeout_ms;
-    uint32_t attempts_max; /* of one round */
+    uint32_t patience_ms;  /* from a round's first failed attempt to its commit */
+    uint32_t attempts_max; /* of one round whose results differ between sites */
 } dlxi_coordinator_settings;
 
 typedef enum dlxi_coordinator_phase {
     DLXI_COORDINATOR_GATHERING,
     DLXI_COORDINATOR_RUNNING,
     DLXI_COORDINATOR_ENDING,
+    DLXI_COORDINATOR_CLOSING,
     DLXI_COORDINATOR_DONE
 } dlxi_coordinator_phase;
 
@@ -40,13 +45,13 @@ void dlxi_coordinator_close(dlxi_coordinator **coordinator);
 void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *name,
                                const char *key, const dlxi_frame *frame, int64_t now_ms);
 void dlxi_coordinator_on_tick(dlxi_coordinator *c, int64_t now_ms);
-/* The run ends as failed: sites are told why. */
+/* The run ends as failed: sites are notified with the reason. */
 void dlxi_coordinator_fail(dlxi_coordinator *c, dlx_status status, const char *site,
                            const char *format, ...) DLXI_PRINTF(4, 5);
 
-/* True where the last frame gave something to say to whoever watches: who joined, who was refused.
+/* The oldest line for the operator that was not taken yet: who joined, who was refused, what fails.
  */
-bool dlxi_coordinator_take_notice(dlxi_coordinator *c, char *text, size_t text_bytes);
+bool dlxi_coordinator_pop_log(dlxi_coordinator *c, char *text, size_t text_bytes);
 
 /* Frames to send, oldest first; `to` is a link's peer number. */
 dlxi_outbox *dlxi_coordinator_outbox(dlxi_coordinator *c);

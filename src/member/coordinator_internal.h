@@ -10,60 +10,85 @@
 
 enum { DLXI_COORDINATOR_LEASES = 3 /* rounds t, t+1, t+2 */ };
 
-/* One rank of a site: it joins, hands out and stages by itself; a round counts for all or for none.
- */
-typedef struct dlxi_participant {
-    bool there; /* it said hello */
-    bool listening, ready, staged, reported;
+/* One rank of a site: it joins, submits and stages by itself; a round counts for all or for none. */
+typedef struct dlxi_run_rank {
+    bool joined; /* it said hello */
+    bool listening, ready, staged, reported, finished;
     uint32_t peer;
     uint64_t tensors_hash, anchor_hash;
     int64_t last_seen_ms;
-    dlxi_endpoints *endpoints; /* from listening until peers, else NULL */
+    int64_t answered_ms; /* when it was last sent a message that it may have lacked */
+    /* where it listens, [sites]; from listening on */
+    char (*endpoints)[DLXI_ENDPOINT_BYTES];
     dlxi_ready round_ready;
     uint64_t staged_hash;
-} dlxi_participant;
+} dlxi_run_rank;
 
-typedef struct dlxi_member {
-    char name[DLXI_SITE_NAME_MAX + 1];
-    char key[DLXI_KEY_TEXT_MAX + 1];
-    uint16_t ranks, there;
-    dlxi_participant *participants; /* [ranks] */
+typedef struct dlxi_run_site {
+    char name[DLXI_NAME_BYTES];
+    char key[DLXI_KEY_TEXT_BYTES];
+    uint16_t rank_count, joined;
+    dlxi_run_rank *ranks; /* [rank_count] */
     uint64_t windows, tokens_per_window, data_hash;
     uint32_t lease_windows;
     uint64_t tokens; /* of the present round, once all its ranks are ready */
     uint32_t windows_used;
     dlxi_lease leases[DLXI_COORDINATOR_LEASES]; /* of round t at t mod DLXI_COORDINATOR_LEASES */
     char *report;                               /* its rank 0's */
-} dlxi_member;
+} dlxi_run_site;
 
-/* The last site of several ranks that was refused: its ranks come one by one, and all are told the
- * same. */
+/* The last site of several ranks that was refused: its ranks come one by one, and all get the same
+ * answer. */
 typedef struct dlxi_refused_site {
-    char name[DLXI_SITE_NAME_MAX + 1]; /* "": none */
+    char name[DLXI_NAME_BYTES]; /* "": none */
     char text[DLXI_REASON_MAX + 1];
     int64_t until_ms;
-    bool told[DLXI_RANKS_MAX]; /* one that comes again is of another try */
+    bool answered[DLXI_RANKS_MAX]; /* one that comes again is of another try */
 } dlxi_refused_site;
+
+/* Which rank a peer is. */
+typedef struct dlxi_run_peer {
+    uint16_t site, rank; /* site DLXI_SITE_NONE: none of this run */
+} dlxi_run_peer;
+
+/* A round that does not commit. */
+typedef struct dlxi_trouble {
+    int64_t since_ms;   /* 0: none */
+    int64_t told_ms;    /* when it was last logged */
+    int64_t seen_ms;    /* when it was last reported */
+    uint32_t attempts;  /* that failed */
+    uint32_t differing; /* … since results differed */
+    char text[DLXI_REASON_MAX + 1];
+} dlxi_trouble;
+
+enum { DLXI_COORDINATOR_LOG_LINES = 16, DLXI_COORDINATOR_LOG_BYTES = DLXI_REASON_MAX + 112 };
 
 struct dlxi_coordinator {
     dlxi_coordinator_settings settings;
     dlxi_coordinator_phase phase;
     dlx_error result;
     uint32_t term, attempt;
+    uint32_t committed_attempt; /* of the last committed round */
     uint64_t round, committed_tokens;
-    int64_t pinged_ms;
+    bool committed_last; /* the last commit finished the run */
+    int64_t now_ms, pinged_ms, ticked_ms, closing_ms, begun_ms;
+    bool begin_waits; /* the attempt failed; the next one begins a moment later */
     char *shared_text;
     bool shared_text_is_given; /* or the first site's */
     bool welcomed;
     uint16_t count; /* sites, with all of their ranks or some */
-    dlxi_member sites[DLXI_SITES_MAX];
-    uint32_t participants; /* of all sites, once welcomed */
-    uint32_t listening_count, ready_count, staged_count, reported_count;
+    dlxi_run_site sites[DLXI_SITES_MAX];
+    uint32_t rank_count; /* of all sites, once welcomed */
+    uint32_t listening_count, ready_count, staged_count, reported_count, finished_count;
+    dlxi_run_peer *peers; /* [peer_room], by the link's number */
+    uint32_t peer_room;
+    dlxi_trouble trouble;
     dlxi_refused_site refused;
     dlxi_ledger *ledger;
     dlxi_outbox outbox;
     dlxi_message incoming;
-    char notice[DLXI_REASON_MAX + 64];
+    char log[DLXI_COORDINATOR_LOG_LINES][DLXI_COORDINATOR_LOG_BYTES];
+    uint32_t log_first, log_count;
 };
 
 /* "site 'paris'", or "site 'paris' (rank 3)" where a site has several. */
@@ -80,17 +105,67 @@ static inline dlxi_label dlxi_label_for(const char *name, uint16_t rank, uint16_
     return l;
 }
 
-static inline bool dlxi_member_is_whole(const dlxi_member *s) {
-    return s->there == s->ranks;
+static inline bool dlxi_run_site_is_complete(const dlxi_run_site *s) {
+    return s->joined == s->rank_count;
 }
 
-/* Why there is no place for whoever says this, or false; it is no fault of a site that is there.
- * `s`: what is there of the site of that name, or NULL. */
-bool dlxi_coordinator_has_no_place(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
-                                   const char *proved_name, const dlxi_member *s,
-                                   const dlxi_hello *hello);
-/* Why this rank makes no whole with its site or the run, or false. */
-bool dlxi_coordinator_misfit(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
-                             const dlxi_member *s, const dlxi_hello *hello);
+/* ---- coordinator.c ---- */
+
+dlxi_label dlxi_label_of(const dlxi_run_site *s, const dlxi_run_rank *p);
+/* A line for the operator; the oldest gives way if too many wait. */
+void dlxi_coordinator_log(dlxi_coordinator *c, const char *format, ...) DLXI_PRINTF(2, 3);
+/* The message to fill in before one of the puts. */
+dlxi_message *dlxi_coordinator_compose(dlxi_coordinator *c, dlxi_frame_kind kind);
+/* To one rank, of the given round and attempt. A message that can't be queued ends the run. */
+void dlxi_coordinator_put(dlxi_coordinator *c, dlxi_run_rank *p, uint64_t round, uint32_t attempt);
+/* To every rank that joined, of the present round and attempt. */
+void dlxi_coordinator_put_all(dlxi_coordinator *c);
+void dlxi_coordinator_put_reason(dlxi_coordinator *c, uint32_t peer, dlxi_frame_kind kind,
+                                 dlx_status status, const char *text);
+void dlxi_coordinator_fail_memory(dlxi_coordinator *c);
+void dlxi_run_site_release(dlxi_run_site *s);
+/* After sites changed places. */
+void dlxi_coordinator_index_peers(dlxi_coordinator *c);
+/* Recounts what is kept as counts. */
+void dlxi_coordinator_check(const dlxi_coordinator *c);
+
+/* ---- gather.c: rendezvous ---- */
+
+void dlxi_gather_on_hello(dlxi_coordinator *c, uint32_t peer, const char *name, const char *key,
+                          const dlxi_hello *hello, int64_t now_ms);
+void dlxi_gather_on_listening(dlxi_coordinator *c, dlxi_run_rank *p,
+                              const dlxi_endpoints *endpoints);
+/* The site leaves before the run has begun; its other ranks are notified. `culprit` may be NULL. */
+void dlxi_gather_leave(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_rank *culprit,
+                       dlx_status status, const char *text);
+void dlxi_gather_welcome_rank(dlxi_coordinator *c, uint16_t site, uint16_t rank);
+void dlxi_gather_peers_of_rank(dlxi_coordinator *c, uint16_t site, uint16_t rank);
+
+/* ---- rounds.c: attempts, commits, the end ---- */
+
+void dlxi_rounds_grant(dlxi_coordinator *c, uint64_t round);
+void dlxi_rounds_on_ready(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p, uint64_t round,
+                          const dlxi_ready *ready);
+void dlxi_rounds_on_staged(dlxi_coordinator *c, dlxi_run_rank *p, const dlxi_frame *frame,
+                           uint64_t hash);
+void dlxi_rounds_on_abort(dlxi_coordinator *c, const dlxi_frame *frame, const char *why);
+void dlxi_rounds_on_report(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p,
+                           const char *text);
+void dlxi_rounds_on_finished(dlxi_coordinator *c, dlxi_run_rank *p);
+/* Sends again what the rank lacks, as the round and attempt of its frame show. */
+void dlxi_rounds_answer(dlxi_coordinator *c, uint16_t site, uint16_t rank, const dlxi_frame *frame,
+                        int64_t now_ms);
+void dlxi_rounds_on_tick(dlxi_coordinator *c, int64_t now_ms);
+
+/* ---- admit.c: who may join ---- */
+
+/* Returns true and writes the reason if the run has no room for this hello, through no fault of a
+ * site that joined. `s`: what has joined of the site of that name, or NULL. */
+bool dlxi_coordinator_has_no_room(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
+                                  const char *proved_name, const dlxi_run_site *s,
+                                  const dlxi_hello *hello);
+/* Returns true and writes the reason if this rank does not fit its site or the run. */
+bool dlxi_coordinator_mismatch(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
+                               const dlxi_run_site *s, const dlxi_hello *hello);
 
 #endif

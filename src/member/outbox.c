@@ -4,32 +4,45 @@
 #include <stdlib.h>
 #include <string.h>
 
+static dlxi_outbox_item *item_new(uint32_t to, const dlxi_frame *frame, const uint8_t *bytes) {
+    dlxi_outbox_item *item = malloc(sizeof *item + frame->payload_bytes);
+    if (item == NULL) return NULL;
+    *item = (dlxi_outbox_item){.to = to, .frame = *frame};
+    if (frame->payload_bytes > 0) memcpy(item->bytes, bytes, frame->payload_bytes);
+    item->frame.payload = item->bytes;
+    return item;
+}
+
+static dlx_status item_append(dlxi_outbox *outbox, dlxi_outbox_item *item, dlx_error *error) {
+    if (item == NULL) DLX_FAIL(error, MEMORY, "out of memory for a control message");
+    if (outbox->last != NULL)
+        outbox->last->next = item;
+    else
+        outbox->first = item;
+    outbox->last = item;
+    return DLX_OK;
+}
+
 dlx_status dlxi_outbox_put(dlxi_outbox *outbox, uint32_t to, dlxi_frame header,
                            const dlxi_message *message, dlx_error *error) {
-    uint8_t *bytes = malloc(DLXI_FRAME_PAYLOAD_MAX);
     size_t used_bytes = 0;
-    if (bytes == NULL) DLX_FAIL(error, MEMORY, "out of memory for a control message");
-    dlx_status status =
-        dlxi_message_encode(bytes, DLXI_FRAME_PAYLOAD_MAX, &used_bytes, message, error);
-    dlxi_outbox_item *item = status == DLX_OK ? malloc(sizeof *item + used_bytes) : NULL;
-    if (item != NULL) {
-        memcpy(item->bytes, bytes, used_bytes);
-        item->next = NULL;
-        item->to = to;
-        item->frame = header;
-        item->frame.kind = message->kind;
-        item->frame.payload = item->bytes;
-        item->frame.payload_bytes = (uint32_t)used_bytes;
-        if (outbox->last != NULL)
-            outbox->last->next = item;
-        else
-            outbox->first = item;
-        outbox->last = item;
-    } else if (status == DLX_OK) {
-        status = dlxi_error_set(error, DLX_MEMORY, "out of memory for a control message");
-    }
-    free(bytes);
-    return status;
+    DLX_TRY(
+        dlxi_message_encode(outbox->encoded, sizeof outbox->encoded, &used_bytes, message, error));
+    header.kind = message->kind;
+    header.payload_bytes = (uint32_t)used_bytes;
+    return item_append(outbox, item_new(to, &header, outbox->encoded), error);
+}
+
+const dlxi_outbox_item *dlxi_outbox_newest(const dlxi_outbox *outbox) {
+    return outbox->last;
+}
+
+dlxi_outbox_item *dlxi_outbox_item_copy(const dlxi_outbox_item *item) {
+    return item_new(item->to, &item->frame, item->bytes);
+}
+
+dlx_status dlxi_outbox_repeat(dlxi_outbox *outbox, const dlxi_outbox_item *item, dlx_error *error) {
+    return item_append(outbox, dlxi_outbox_item_copy(item), error);
 }
 
 const dlxi_outbox_item *dlxi_outbox_peek(const dlxi_outbox *outbox) {

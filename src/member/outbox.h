@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a state machine wants sent: a short queue of encoded control messages, drained by whoever
- * owns the link. */
+/* What a state machine wants sent: a short queue of encoded control messages, drained by the owner
+ * of the link. */
 #ifndef DLXI_MEMBER_OUTBOX_H
 #define DLXI_MEMBER_OUTBOX_H
 
@@ -16,12 +16,20 @@ typedef struct dlxi_outbox_item {
 typedef struct dlxi_outbox {
     dlxi_outbox_item *first, *last;
     dlxi_message scratch; /* for building a message: large, so kept here */
+    uint8_t encoded[DLXI_FRAME_PAYLOAD_MAX];
 } dlxi_outbox;
 
 /* Encodes `message` behind `header` (kind, payload are filled in). On failure nothing is queued. */
 dlx_status dlxi_outbox_put(dlxi_outbox *outbox, uint32_t to, dlxi_frame header,
                            const dlxi_message *message, dlx_error *error);
-/* The oldest, or NULL; and away with it. */
+/* The newest item, or NULL. */
+const dlxi_outbox_item *dlxi_outbox_newest(const dlxi_outbox *outbox);
+/* Queues the same message once more. */
+dlx_status dlxi_outbox_repeat(dlxi_outbox *outbox, const dlxi_outbox_item *item, dlx_error *error);
+/* A copy for dlxi_outbox_repeat, free with free(); NULL without memory. */
+dlxi_outbox_item *dlxi_outbox_item_copy(const dlxi_outbox_item *item);
+
+/* The oldest item, or NULL. drop removes it. */
 const dlxi_outbox_item *dlxi_outbox_peek(const dlxi_outbox *outbox);
 void dlxi_outbox_drop(dlxi_outbox *outbox);
 /* Gives every item to `send`, oldest first; what it takes (true) is dropped. A peer that has not

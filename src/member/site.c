@@ -5,25 +5,40 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "base/panic.h"
 
-enum { PING_MS = 250 }; /* well below the shortest timeout, 1 s */
+enum {
+    PING_MS = 250, /* well below the shortest timeout, 1 s */
+    REPEAT_MS = 1000,
+    PAUSE_MS = 1000 /* a longer gap between ticks is this process's own, and nobody's silence */
+};
 
-static void put(dlxi_site *s, const dlxi_message *message) {
+static void site_put(dlxi_site *s, dlxi_frame_kind kind) {
     dlxi_frame header = {
         .term = s->term, .round = s->round, .attempt = s->attempt, .rank = s->hello.rank};
     header.site = s->phase == DLXI_SITE_JOINING ? DLXI_SITE_NONE : s->index;
+    s->outbox.scratch.kind = kind;
     dlx_error error;
-    if (dlxi_outbox_put(&s->outbox, DLXI_SITE_COORDINATOR, header, message, &error) != DLX_OK &&
+    if (dlxi_outbox_put(&s->outbox, DLXI_SITE_COORDINATOR, header, &s->outbox.scratch, &error) !=
+            DLX_OK &&
         s->phase != DLXI_SITE_DONE) {
         s->phase = DLXI_SITE_DONE;
         s->result = error;
     }
 }
 
-static void put_hello(dlxi_site *s) {
-    s->outbox.scratch.kind = DLXI_FRAME_HELLO;
-    s->outbox.scratch.as.hello = s->hello;
-    put(s, &s->outbox.scratch);
+static void standing_drop(dlxi_site *s) {
+    free(s->standing);
+    s->standing = NULL;
+}
+
+/* Sends it now, and again until standing_drop. Without memory for the copy it is sent once. */
+static void site_put_standing(dlxi_site *s, dlxi_frame_kind kind) {
+    site_put(s, kind);
+    standing_drop(s);
+    if (s->phase == DLXI_SITE_DONE) return;
+    s->standing = dlxi_outbox_item_copy(dlxi_outbox_newest(&s->outbox));
+    s->stood_ms = s->ticked_ms;
 }
 
 dlx_status dlxi_site_open(dlxi_site **out, const dlxi_hello *hello, uint32_t timeout_ms,
@@ -32,149 +47,197 @@ dlx_status dlxi_site_open(dlxi_site **out, const dlxi_hello *hello, uint32_t tim
     dlxi_site *s = *out;
     s->hello = *hello;
     s->timeout_ms = timeout_ms;
-    s->last_seen_ms = s->pinged_ms = now_ms;
+    s->last_seen_ms = s->pinged_ms = s->ticked_ms = now_ms;
     s->round = 1;
-    put_hello(s);
+    s->outbox.scratch.as.hello = s->hello;
+    site_put_standing(s, DLXI_FRAME_HELLO);
     return DLX_OK;
 }
 
 void dlxi_site_close(dlxi_site **site) {
     if (*site == NULL) return;
+    standing_drop(*site);
     dlxi_outbox_clear(&(*site)->outbox);
     free(*site);
     *site = NULL;
 }
 
-static dlxi_site_action end(dlxi_site *s, dlx_status status, const char *format, const char *text) {
+static dlxi_site_action site_end(dlxi_site *s, dlx_status status, const char *text) {
     if (s->phase == DLXI_SITE_DONE) return DLXI_SITE_NOTHING;
     s->phase = DLXI_SITE_DONE;
+    standing_drop(s);
     if (status != DLX_OK) {
-        dlxi_error_set(&s->result, status, format, text);
+        dlxi_error_set(&s->result, status, "%s", text);
         s->result.round = (int64_t)s->round;
     }
     return DLXI_SITE_ENDED;
 }
 
-static dlxi_site_action on_commit(dlxi_site *s) {
+/* ---- frames ------------------------------------------------------------------------------------ */
+
+static dlxi_site_action on_welcome(dlxi_site *s) {
+    if (s->phase != DLXI_SITE_JOINING) return DLXI_SITE_NOTHING;
+    standing_drop(s);
+    s->welcome = s->incoming.as.welcome;
+    s->index = s->welcome.site;
+    s->count = s->welcome.sites;
+    s->phase = DLXI_SITE_LISTENING;
+    return DLXI_SITE_LISTEN;
+}
+
+static dlxi_site_action on_peers(dlxi_site *s) {
+    if (s->phase != DLXI_SITE_LISTENING || s->incoming.as.endpoints.sites != s->count)
+        return DLXI_SITE_NOTHING;
+    standing_drop(s);
+    s->peers = s->incoming.as.endpoints;
+    s->phase = DLXI_SITE_RUNNING;
+    return DLXI_SITE_CONNECT;
+}
+
+static dlxi_site_action on_begin(dlxi_site *s, const dlxi_frame *frame) {
+    if (s->phase != DLXI_SITE_RUNNING || frame->round != s->round || frame->attempt <= s->attempt)
+        return DLXI_SITE_NOTHING;
+    if (!s->submitted)
+        return site_end(s, DLX_DATA,
+                        "the coordinator began a round that this site has not submitted");
+    standing_drop(s);
+    s->view = s->incoming.as.view;
+    s->attempt = frame->attempt;
+    s->staged = false;
+    return DLXI_SITE_BEGIN;
+}
+
+static dlxi_site_action on_abort(dlxi_site *s, const dlxi_frame *frame) {
+    if (s->phase != DLXI_SITE_RUNNING || frame->round != s->round || frame->attempt != s->attempt)
+        return DLXI_SITE_NOTHING;
+    if (s->staged) standing_drop(s);
+    s->staged = false;
+    return DLXI_SITE_ABORT;
+}
+
+static dlxi_site_action on_commit(dlxi_site *s, const dlxi_frame *frame) {
+    if (frame->round != s->round || frame->attempt != s->attempt || s->attempt == 0)
+        return DLXI_SITE_NOTHING;
     if (!s->staged)
-        return end(s, DLX_DATA, "%s",
-                   "the coordinator committed a round that this site has not staged");
+        return site_end(s, DLX_DATA,
+                        "the coordinator committed a round that this site has not staged");
+    standing_drop(s);
     s->commit = s->incoming.as.commit;
     s->round++;
     s->attempt = 0;
-    s->staged = false;
+    s->submitted = s->staged = false;
     return DLXI_SITE_COMMIT;
 }
 
-/* A frame of the phase, round and attempt that the site is in; what is stale was filtered out
- * before. */
-static dlxi_site_action dispatch(dlxi_site *s, const dlxi_frame *frame) {
-    bool current = frame->round == s->round && frame->attempt == s->attempt && s->attempt != 0;
-    switch (frame->kind) {
-    case DLXI_FRAME_WELCOME:
-        if (s->phase != DLXI_SITE_JOINING) return DLXI_SITE_NOTHING;
-        s->welcome = s->incoming.as.welcome;
-        s->index = s->welcome.site;
-        s->count = s->welcome.sites;
-        s->phase = DLXI_SITE_LISTENING;
-        return DLXI_SITE_LISTEN;
-    case DLXI_FRAME_PEERS:
-        if (s->phase != DLXI_SITE_LISTENING || s->incoming.as.endpoints.sites != s->count)
-            return DLXI_SITE_NOTHING;
-        s->peers = s->incoming.as.endpoints;
-        s->phase = DLXI_SITE_RUNNING;
-        return DLXI_SITE_CONNECT;
-    case DLXI_FRAME_BEGIN:
-        if (s->phase != DLXI_SITE_RUNNING || frame->round != s->round ||
-            frame->attempt <= s->attempt)
-            return DLXI_SITE_NOTHING;
-        s->view = s->incoming.as.view;
-        s->attempt = frame->attempt;
-        s->staged = false;
-        return DLXI_SITE_BEGIN;
-    case DLXI_FRAME_ABORT:
-        if (!current) return DLXI_SITE_NOTHING;
-        s->staged = false;
-        return DLXI_SITE_ABORT;
-    case DLXI_FRAME_COMMIT:
-        return current ? on_commit(s) : DLXI_SITE_NOTHING;
-    case DLXI_FRAME_STOP: {
-        dlx_status status =
-            s->incoming.as.reason.status <= DLX_DIVERGED ? s->incoming.as.reason.status : DLX_DATA;
-        return end(s, status == DLX_OK ? DLX_PEER_LOST : status, "%s", s->incoming.as.reason.text);
-    }
-    case DLXI_FRAME_FINISHED:
-        return end(s, DLX_OK, "%s", "");
-    default:
-        return DLXI_SITE_NOTHING;
-    }
+static dlxi_site_action on_stop(dlxi_site *s) {
+    dlx_status status = s->incoming.as.reason.status <= DLX_DIVERGED
+                            ? (dlx_status)s->incoming.as.reason.status
+                            : DLX_DATA;
+    return site_end(s, status == DLX_OK ? DLX_PEER_LOST : status, s->incoming.as.reason.text);
+}
+
+/* The coordinator waits for the answer, so that a site whose FINISHED was lost can ask again. */
+static dlxi_site_action on_finished(dlxi_site *s) {
+    site_put(s, DLXI_FRAME_FINISHED);
+    return site_end(s, DLX_OK, "");
 }
 
 dlxi_site_action dlxi_site_on_frame(dlxi_site *s, const dlxi_frame *frame, int64_t now_ms) {
     if (s->phase == DLXI_SITE_DONE || frame->term < s->term) return DLXI_SITE_NOTHING;
     if (dlxi_message_decode(&s->incoming, frame, NULL) != DLX_OK)
-        return end(s, DLX_DATA, "%s",
-                   "the coordinator sent a malformed message; check that all run the same version");
+        return site_end(
+            s, DLX_DATA,
+            "the coordinator sent a malformed message; check that all run the same version");
     s->term = frame->term;
     s->last_seen_ms = now_ms;
-    return dispatch(s, frame);
+    switch (frame->kind) {
+    case DLXI_FRAME_WELCOME:
+        return on_welcome(s);
+    case DLXI_FRAME_PEERS:
+        return on_peers(s);
+    case DLXI_FRAME_BEGIN:
+        return on_begin(s, frame);
+    case DLXI_FRAME_ABORT:
+        return on_abort(s, frame);
+    case DLXI_FRAME_COMMIT:
+        return on_commit(s, frame);
+    case DLXI_FRAME_STOP:
+        return on_stop(s);
+    case DLXI_FRAME_FINISHED:
+        return on_finished(s);
+    default:
+        return DLXI_SITE_NOTHING;
+    }
 }
+
+/* ---- time -------------------------------------------------------------------------------------- */
 
 void dlxi_site_keep_alive(dlxi_site *s, int64_t now_ms) {
     if (s->phase == DLXI_SITE_DONE || now_ms - s->pinged_ms < PING_MS) return;
     s->pinged_ms = now_ms;
-    s->outbox.scratch.kind = DLXI_FRAME_PING;
-    put(s, &s->outbox.scratch);
+    site_put(s, DLXI_FRAME_PING);
 }
 
 dlxi_site_action dlxi_site_on_tick(dlxi_site *s, int64_t now_ms) {
     if (s->phase == DLXI_SITE_DONE) return DLXI_SITE_NOTHING;
+    DLXI_ASSERT(now_ms >= s->ticked_ms);
+    if (now_ms - s->ticked_ms > PAUSE_MS) s->last_seen_ms += now_ms - s->ticked_ms;
+    s->ticked_ms = now_ms;
     if (now_ms - s->last_seen_ms > s->timeout_ms)
-        return end(s, DLX_TIMEOUT, "%s",
-                   s->phase == DLXI_SITE_JOINING && s->term == 0
-                       ? "no coordinator answers; check wan.coordinator, wan.key and the roster, "
-                         "and that it runs"
-                       : "the coordinator has fallen silent");
+        return site_end(s, DLX_TIMEOUT,
+                        s->phase == DLXI_SITE_JOINING && s->term == 0
+                            ? "no coordinator answers; check wan.coordinator, wan.key and the "
+                              "roster, and that it runs"
+                            : "the coordinator has fallen silent");
+    if (s->standing != NULL && now_ms - s->stood_ms >= REPEAT_MS) {
+        s->stood_ms = now_ms;
+        (void)dlxi_outbox_repeat(&s->outbox, s->standing, NULL); /* or a second later */
+    }
     dlxi_site_keep_alive(s, now_ms);
     return s->phase == DLXI_SITE_DONE ? DLXI_SITE_ENDED : DLXI_SITE_NOTHING;
 }
 
+/* ---- what the site did ------------------------------------------------------------------------- */
+
 void dlxi_site_on_listening(dlxi_site *s, const dlxi_endpoints *endpoints) {
-    s->outbox.scratch.kind = DLXI_FRAME_LISTENING;
+    DLXI_ASSERT(s->phase == DLXI_SITE_LISTENING);
     s->outbox.scratch.as.endpoints = *endpoints;
-    put(s, &s->outbox.scratch);
+    site_put_standing(s, DLXI_FRAME_LISTENING);
 }
 
 void dlxi_site_on_ready(dlxi_site *s, const dlxi_ready *ready) {
-    s->outbox.scratch.kind = DLXI_FRAME_READY;
+    if (s->phase == DLXI_SITE_DONE) return;
+    DLXI_ASSERT(s->phase == DLXI_SITE_RUNNING && !s->submitted && s->attempt == 0);
+    s->submitted = true;
     s->outbox.scratch.as.ready = *ready;
-    put(s, &s->outbox.scratch);
+    site_put_standing(s, DLXI_FRAME_READY);
 }
 
 void dlxi_site_on_staged(dlxi_site *s, uint64_t hash) {
+    if (s->phase == DLXI_SITE_DONE) return;
+    DLXI_ASSERT(s->submitted && s->attempt > 0 && !s->staged);
     s->staged = true;
-    s->outbox.scratch.kind = DLXI_FRAME_STAGED;
     s->outbox.scratch.as.staged.hash = hash;
-    put(s, &s->outbox.scratch);
+    site_put_standing(s, DLXI_FRAME_STAGED);
 }
 
 static void put_reason(dlxi_site *s, dlxi_frame_kind kind, dlx_status status, const char *text) {
     dlxi_reason *reason = &s->outbox.scratch.as.reason;
-    s->outbox.scratch.kind = kind;
     reason->status = (uint16_t)status;
     dlxi_text_copy(reason->text, sizeof reason->text, text);
-    put(s, &s->outbox.scratch);
+    site_put(s, kind);
 }
 
-void dlxi_site_on_attempt_failed(dlxi_site *s, const char *why) {
-    s->staged = false;
+void dlxi_site_on_trouble(dlxi_site *s, const char *why) {
+    if (s->phase == DLXI_SITE_DONE) return;
+    DLXI_ASSERT(!s->staged); /* what is staged is promised */
     put_reason(s, DLXI_FRAME_ABORT, DLX_ABORTED, why);
 }
 
 void dlxi_site_on_report(dlxi_site *s, const char *text) {
-    s->outbox.scratch.kind = DLXI_FRAME_REPORT;
+    if (s->phase == DLXI_SITE_DONE) return;
     dlxi_text_copy(s->outbox.scratch.as.report.text, sizeof s->outbox.scratch.as.report.text, text);
-    put(s, &s->outbox.scratch);
+    site_put_standing(s, DLXI_FRAME_REPORT);
 }
 
 void dlxi_site_fail(dlxi_site *s, const dlx_error *why) {
@@ -182,4 +245,5 @@ void dlxi_site_fail(dlxi_site *s, const dlx_error *why) {
     put_reason(s, DLXI_FRAME_FAILED, why->status, why->message);
     s->phase = DLXI_SITE_DONE;
     s->result = *why;
+    standing_drop(s);
 }

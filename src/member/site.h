@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A site's side of a run, as the coordinator sees it: joining, attempts, commits, the end. A pure
- * state machine: it owns no socket, thread or clock. Feed it what came, what was done, and time; do
- * what it queues.
+/* A rank's side of a run, as the coordinator sees it: joining, attempts, commits, the end. A pure
+ * state machine: it owns no socket, thread or clock.
  *
- * JOINING → hello … welcome → LISTENING → listening … peers → RUNNING … finished → DONE anything →
- * DONE on stop, on the coordinator's silence, or on the site's own failure: `result` says which */
+ *   JOINING → hello … welcome → LISTENING → listening … peers → RUNNING … finished → DONE
+ *   anything → DONE on stop, on the coordinator's silence, or on the site's own failure
+ *
+ * A message that waits for an answer (hello, listening, ready, staged, report) is repeated every
+ * second until the answer is here, so that none is lost for good when a connection breaks. */
 #ifndef DLXI_MEMBER_SITE_H
 #define DLXI_MEMBER_SITE_H
 
@@ -17,33 +19,35 @@ typedef enum dlxi_site_phase {
     DLXI_SITE_DONE
 } dlxi_site_phase;
 
-/* What the owner must do. One at a time: on_frame returns it. */
+/* What the owner must do. One at a time: on_frame and on_tick return it. */
 typedef enum dlxi_site_action {
     DLXI_SITE_NOTHING,
     DLXI_SITE_LISTEN,  /* prepare for welcome's members, then on_listening */
     DLXI_SITE_CONNECT, /* to peers */
     DLXI_SITE_BEGIN,   /* start attempt `attempt` of round `round` with `view` */
-    DLXI_SITE_ABORT,   /* drop the attempt */
+    DLXI_SITE_ABORT,   /* drop the attempt, if there is one; `reason` may have something to say */
     DLXI_SITE_COMMIT,  /* apply it: `commit` */
     DLXI_SITE_ENDED    /* phase is DONE: all reported, or `result` */
 } dlxi_site_action;
 
 typedef struct dlxi_site {
     dlxi_site_phase phase;
-    dlx_error result; /* after DONE; status DLX_OK where the run ended well */
+    dlx_error result; /* after DONE; status DLX_OK if the run ended well */
     uint32_t term;    /* the highest seen; lower ones are refused */
     uint64_t round;   /* whose exchange is under way or next */
     uint32_t attempt; /* the present one; 0: none */
     uint32_t timeout_ms;
-    int64_t last_seen_ms, pinged_ms;
+    int64_t last_seen_ms, pinged_ms, ticked_ms;
     uint16_t index, count;
     dlxi_welcome welcome;
     dlxi_endpoints peers;
     dlxi_view view;
     dlxi_commit commit;
-    bool staged; /* the present attempt */
+    bool submitted, staged; /* the round; the present attempt */
     dlxi_outbox outbox;
-    dlxi_message incoming;
+    dlxi_outbox_item *standing; /* repeated until it is answered; NULL: nothing waits */
+    int64_t stood_ms;           /* when it was last sent */
+    dlxi_message incoming;      /* the last message; after ABORT as.reason */
     dlxi_hello hello;
 } dlxi_site;
 
@@ -53,15 +57,16 @@ void dlxi_site_close(dlxi_site **site);
 
 /* A control frame from the coordinator. */
 dlxi_site_action dlxi_site_on_frame(dlxi_site *s, const dlxi_frame *frame, int64_t now_ms);
-/* As on_tick, but only says that this site is alive: for the middle of a long computation, when
- * nothing was received. */
+/* Pings if it is time; for the middle of a long computation, when nothing was received. */
 void dlxi_site_keep_alive(dlxi_site *s, int64_t now_ms);
+/* As keep_alive; repeats what waits for an answer; judges the coordinator's silence. */
 dlxi_site_action dlxi_site_on_tick(dlxi_site *s, int64_t now_ms);
 void dlxi_site_on_listening(dlxi_site *s, const dlxi_endpoints *endpoints);
 void dlxi_site_on_ready(dlxi_site *s, const dlxi_ready *ready);
 void dlxi_site_on_staged(dlxi_site *s, uint64_t hash);
-/* This site can't go on with the attempt, but another may work. */
-void dlxi_site_on_attempt_failed(dlxi_site *s, const char *why);
+/* The present attempt (before the first: the way to the other sites) makes no progress here. Tells
+ * the coordinator why; it aborts the attempt and begins another. */
+void dlxi_site_on_trouble(dlxi_site *s, const char *why);
 void dlxi_site_on_report(dlxi_site *s, const char *text);
 /* This site is out: tells the coordinator why; phase is DONE. */
 void dlxi_site_fail(dlxi_site *s, const dlx_error *why);

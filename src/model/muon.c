@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Muon's heart: a quintic Newton–Schulz iteration that drives the singular values of a matrix
+/* Muon's direction: a quintic Newton–Schulz iteration that drives a matrix's singular values
  * towards 1 (Keller Jordan et al. 2024, "Muon: an optimizer for hidden layers"). */
 #include "model/optimizer.h"
 
@@ -29,7 +29,7 @@ static void transpose(float *restrict dst, const float *restrict src, int64_t ro
     }
 }
 
-/* X ← a X + (b A + c A²) X with A = X Xᵀ; X and its successor change places. */
+/* X ← a X + (b A + c A²) X with A = X Xᵀ; swaps X and its successor. */
 static dlx_status iterate(dlxi_kernels *k, float **x, float **next, float *gram, float *polynomial,
                           int64_t rows, int64_t cols) {
     DLX_TRY(k->op->product(k, gram, *x, *x, false, true, rows, rows, cols, 1.0f, 0.0f));
@@ -50,7 +50,7 @@ dlx_status dlxi_muon_orthogonalize(dlxi_kernels *kernels, float *dst, const floa
     int64_t count = rows * cols;
     bool tall = rows > cols;
     int64_t shorter = tall ? cols : rows, longer = tall ? rows : cols;
-    float *next = scratch, *x = scratch + count; /* src may be the first count floats of scratch */
+    float *next = scratch, *x = scratch + count;
     float *gram = scratch + 2 * count, *polynomial = gram + shorter * shorter;
     float scale = (float)(1.0 / (sqrt(kernels->op->sum_of_squares(kernels, src, count)) + 1e-7));
     if (tall) {

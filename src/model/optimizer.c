@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The inner optimisers: AdamW over all tensors, or Muon over the hidden matrices and AdamW over the
- * rest. */
+/* The inner optimisers: AdamW, or Muon for the hidden matrices and AdamW for the rest. */
 #include "model/optimizer.h"
+#include "model/internal.h"
 #include "base/memory.h"
+#include "base/panic.h"
 
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 
-/* Muon's update has the root mean square of AdamW's, about 0.2, so that both share a learning rate
- * (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2). */
+/* Gives Muon's update the root mean square of AdamW's, so that both share a learning rate (Liu et
+ * al. 2025, "Muon is scalable for LLM training", section 2.2). */
 static const float muon_rms = 0.2f;
 
 /* One tensor's state in the flat allocation. */
@@ -38,22 +39,17 @@ dlxi_optimizer_options dlxi_optimizer_options_default(dlxi_optimizer_kind kind) 
                                     .momentum = 0.95f};
 }
 
-static bool by_muon(const dlxi_optimizer *optimizer, const dlxi_parameter *parameter) {
+static bool uses_muon(const dlxi_optimizer *optimizer, const dlxi_parameter *parameter) {
     return optimizer->options.kind == DLXI_OPTIMIZER_MUON && parameter->tensor.hidden_matrix;
 }
 
-static size_t padded(int64_t count) {
-    enum { FLOATS_PER_LINE = 16 };
-    return ((size_t)count + FLOATS_PER_LINE - 1) / FLOATS_PER_LINE * FLOATS_PER_LINE;
-}
-
-static dlx_status open_state(dlxi_optimizer *optimizer, dlx_error *error) {
+static dlx_status state_open(dlxi_optimizer *optimizer, dlx_error *error) {
     size_t floats = 0;
     int64_t largest = 0, scratch = 0;
     for (int64_t i = 0; i < optimizer->count; i++) {
         const dlxi_parameter *parameter = &optimizer->parameter[i];
-        bool muon = by_muon(optimizer, parameter);
-        floats += padded(parameter->count) * (muon ? 1 : 2);
+        bool muon = uses_muon(optimizer, parameter);
+        floats += dlxi_floats_padded(parameter->count) * (muon ? 1 : 2);
         if (!muon) continue;
         int64_t needs = dlxi_muon_scratch_count(parameter->tensor.rows, parameter->tensor.cols);
         scratch = needs > scratch ? needs : scratch;
@@ -65,30 +61,11 @@ static dlx_status open_state(dlxi_optimizer *optimizer, dlx_error *error) {
     DLX_TRY(DLXI_NEW(&optimizer->scratch, scratch, error));
     float *at = optimizer->memory;
     for (int64_t i = 0; i < optimizer->count; i++) {
-        size_t room = padded(optimizer->parameter[i].count);
-        bool muon = by_muon(optimizer, &optimizer->parameter[i]);
+        size_t room = dlxi_floats_padded(optimizer->parameter[i].count);
+        bool muon = uses_muon(optimizer, &optimizer->parameter[i]);
         optimizer->state[i] = (state){.first = at, .second = muon ? NULL : at + room};
         at += room * (muon ? 1 : 2);
     }
-    return DLX_OK;
-}
-
-static dlx_status validate(const dlxi_optimizer_options *o, dlx_error *error) {
-    if (!(o->beta1 >= 0.0f && o->beta1 < 1.0f && o->beta2 >= 0.0f && o->beta2 < 1.0f))
-        DLX_FAIL(error, CONFIG,
-                 "train: AdamW's betas %g and %g are outside [0, 1); 0.9 and 0.95 are customary",
-                 (double)o->beta1, (double)o->beta2);
-    if (!(o->epsilon > 0.0f))
-        DLX_FAIL(error, CONFIG, "train: AdamW's epsilon %g is not above 0", (double)o->epsilon);
-    if (!(o->weight_decay >= 0.0f && o->weight_decay <= 10.0f))
-        DLX_FAIL(error, CONFIG, "train.weight_decay: %g is outside 0 to 10; 0.1 is customary",
-                 (double)o->weight_decay);
-    if (!(o->clip_norm >= 0.0f))
-        DLX_FAIL(error, CONFIG, "train.clip_norm: %g is negative; 1 is customary, 0 never clips",
-                 (double)o->clip_norm);
-    if (!(o->momentum >= 0.0f && o->momentum < 1.0f))
-        DLX_FAIL(error, CONFIG, "train: Muon's momentum %g is outside [0, 1); 0.95 is customary",
-                 (double)o->momentum);
     return DLX_OK;
 }
 
@@ -98,13 +75,15 @@ dlx_status dlxi_optimizer_open(dlxi_optimizer **out, const dlxi_optimizer_option
     dlx_status status = DLX_OK;
     dlxi_optimizer *optimizer = NULL;
     *out = NULL;
-    DLX_TRY(validate(options, error));
+    DLXI_ASSERT(options->weight_decay >= 0.0f && options->clip_norm >= 0.0f);
+    DLXI_ASSERT(options->beta1 >= 0.0f && options->beta1 < 1.0f && options->beta2 >= 0.0f &&
+                options->beta2 < 1.0f && options->momentum >= 0.0f && options->epsilon > 0.0f);
     DLX_TRY(DLXI_NEW(&optimizer, 1, error));
     optimizer->options = *options;
     optimizer->parameter = parameter;
     optimizer->count = count;
     optimizer->kernels = kernels;
-    DLX_TRY_OUT(open_state(optimizer, error));
+    DLX_TRY_OUT(state_open(optimizer, error));
     *out = optimizer;
     return DLX_OK;
 out:
@@ -132,16 +111,14 @@ double dlxi_optimizer_sum_of_squares(dlxi_optimizer *optimizer) {
     return sum;
 }
 
-/* momentum ← μ · momentum + g; the step goes along the orthogonalised g + μ · momentum (Nesterov).
- */
+/* momentum ← μ · momentum + g; the step is along the orthogonalised g + μ · momentum (Nesterov). */
 static dlx_status muon_step(dlxi_optimizer *optimizer, int64_t i, float learning_rate,
                             float gradient_scale) {
     const dlxi_parameter *parameter = &optimizer->parameter[i];
     const dlxi_tensor *tensor = &parameter->tensor;
     float *restrict momentum = optimizer->state[i].first, *restrict data = parameter->data;
     float *restrict update = optimizer->update;
-    /* the first [rows, cols] of the scratch are free until orthogonalize */
-    float *lookahead = optimizer->scratch;
+    float *lookahead = optimizer->scratch; /* its first [rows, cols], which orthogonalize reads */
     const float *restrict gradient = parameter->gradient;
     float mu = optimizer->options.momentum;
     for (int64_t j = 0; j < parameter->count; j++) {
@@ -158,7 +135,8 @@ static dlx_status muon_step(dlxi_optimizer *optimizer, int64_t i, float learning
     return DLX_OK;
 }
 
-static dlx_status step_all(dlxi_optimizer *optimizer, float learning_rate, float gradient_scale) {
+static dlx_status parameters_step(dlxi_optimizer *optimizer, float learning_rate,
+                                  float gradient_scale) {
     dlxi_kernels *k = optimizer->kernels;
     const dlxi_optimizer_options *o = &optimizer->options;
     dlxi_adamw settings = {.learning_rate = learning_rate,
@@ -169,7 +147,7 @@ static dlx_status step_all(dlxi_optimizer *optimizer, float learning_rate, float
                            .step = optimizer->step};
     for (int64_t i = 0; i < optimizer->count; i++) {
         const dlxi_parameter *parameter = &optimizer->parameter[i];
-        if (by_muon(optimizer, parameter)) {
+        if (uses_muon(optimizer, parameter)) {
             DLX_TRY(muon_step(optimizer, i, learning_rate, gradient_scale));
             continue;
         }
@@ -184,38 +162,23 @@ static dlx_status step_all(dlxi_optimizer *optimizer, float learning_rate, float
 dlx_status dlxi_optimizer_step_with_norm(dlxi_optimizer *optimizer, float learning_rate,
                                          float gradient_scale, double sum_of_squares, double *norm,
                                          dlx_error *error) {
-    double size = sqrt(sum_of_squares) * fabs((double)gradient_scale);
-    if (norm != NULL) *norm = size;
-    if (!isfinite(size))
+    double total = sqrt(sum_of_squares) * fabs((double)gradient_scale);
+    if (norm != NULL) *norm = total;
+    if (!isfinite(total))
         DLX_FAIL(error, NUMERIC,
                  "the gradient's norm is not finite at inner step %" PRId64
                  "; try a lower train.learning_rate or a longer warm-up",
                  optimizer->step + 1);
     double limit = (double)optimizer->options.clip_norm;
-    if (limit > 0.0 && size > limit) gradient_scale *= (float)(limit / size);
+    if (limit > 0.0 && total > limit) gradient_scale *= (float)(limit / total);
     optimizer->step++;
-    dlx_status status = step_all(optimizer, learning_rate, gradient_scale);
-    if (status != DLX_OK) return dlxi_error_set(error, status, "a kernel of the optimiser failed");
-    return DLX_OK;
+    return dlxi_kernel_failed(parameters_step(optimizer, learning_rate, gradient_scale), error);
 }
 
 dlx_status dlxi_optimizer_step(dlxi_optimizer *optimizer, float learning_rate, float gradient_scale,
                                double *norm, dlx_error *error) {
     return dlxi_optimizer_step_with_norm(optimizer, learning_rate, gradient_scale,
                                          dlxi_optimizer_sum_of_squares(optimizer), norm, error);
-}
-
-void dlxi_optimizer_state(dlxi_optimizer *optimizer, int64_t i, float **first, float **second) {
-    *first = optimizer->state[i].first;
-    *second = optimizer->state[i].second;
-}
-
-int64_t dlxi_optimizer_step_count(const dlxi_optimizer *optimizer) {
-    return optimizer->step;
-}
-
-void dlxi_optimizer_set_step_count(dlxi_optimizer *optimizer, int64_t step) {
-    optimizer->step = step;
 }
 
 /* ---- schedule -------------------------------------------------------------------------------- */
@@ -226,8 +189,8 @@ float dlxi_schedule_rate(const dlxi_schedule *schedule, int64_t tokens) {
     if (tokens < schedule->warmup_tokens)
         return (float)(peak * (double)tokens / (double)schedule->warmup_tokens);
     if (tokens >= schedule->total_tokens) return (float)floor_rate;
-    double way = (double)(tokens - schedule->warmup_tokens) /
-                 (double)(schedule->total_tokens - schedule->warmup_tokens);
+    double progress = (double)(tokens - schedule->warmup_tokens) /
+                      (double)(schedule->total_tokens - schedule->warmup_tokens);
     const double pi = 3.14159265358979323846;
-    return (float)(floor_rate + 0.5 * (peak - floor_rate) * (1.0 + cos(pi * way)));
+    return (float)(floor_rate + 0.5 * (peak - floor_rate) * (1.0 + cos(pi * progress)));
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A stage's life: its tensors and all its memory, taken at open; nothing is allocated in a step. */
+/* A stage's tensors and memory, allocated at open: a step allocates nothing. */
 #include "model/internal.h"
 #include "base/memory.h"
 #include "base/panic.h"
@@ -22,19 +22,19 @@ dlxi_stage_options dlxi_stage_options_whole(const dlxi_model_config *config, int
                                 .seed = seed};
 }
 
-static dlx_status validate_options(const dlxi_model_config *config,
+static dlx_status options_validate(const dlxi_model_config *config,
                                    const dlxi_stage_options *options, dlx_error *error) {
     DLXI_ASSERT(options->first_layer >= 0 && options->first_layer <= options->end_layer);
     DLXI_ASSERT(options->end_layer <= config->layers);
     DLXI_ASSERT(options->slots >= 1 && options->slots <= 4096);
     if (options->batch < 1 || options->batch > 65536)
         DLX_FAIL(error, CONFIG,
-                 "train.micro_batch: %" PRId64
-                 " is outside 1 to 65536; set the windows of a micro-batch",
+                 "train.micro_batch: %" PRId64 " is out of range; allowed: 1 to 65536 windows",
                  options->batch);
     if (options->length < 1 || options->length > config->context)
         DLX_FAIL(error, CONFIG,
-                 "window of %" PRId64 " tokens: outside 1 to model.context (%" PRId64 ")",
+                 "window length %" PRId64 " is out of range; allowed: 1 to model.context (%" PRId64
+                 ")",
                  options->length, config->context);
     return DLX_OK;
 }
@@ -48,7 +48,7 @@ static bool stage_has(const dlxi_stage_options *options, const dlxi_tensor *tens
            (tensor->in_head && options->has_head);
 }
 
-static void place_parameter(dlxi_stage *stage, dlxi_parameter *parameter) {
+static void parameter_place(dlxi_stage *stage, dlxi_parameter *parameter) {
     const dlxi_tensor *tensor = &parameter->tensor;
     if (tensor->layer >= 0) {
         dlxi_block *block = &stage->block[tensor->layer - stage->options.first_layer];
@@ -67,12 +67,7 @@ static void place_parameter(dlxi_stage *stage, dlxi_parameter *parameter) {
     }
 }
 
-static size_t padded(int64_t count) {
-    enum { FLOATS_PER_LINE = 16 };
-    return ((size_t)count + FLOATS_PER_LINE - 1) / FLOATS_PER_LINE * FLOATS_PER_LINE;
-}
-
-static dlx_status open_parameters(dlxi_stage *stage, dlx_error *error) {
+static dlx_status parameters_open(dlxi_stage *stage, dlx_error *error) {
     const dlxi_model_config *config = &stage->config;
     int64_t all = dlxi_model_tensor_count(config);
     DLX_TRY(DLXI_NEW(&stage->parameter, all, error));
@@ -83,8 +78,8 @@ static dlx_status open_parameters(dlxi_stage *stage, dlx_error *error) {
         dlxi_parameter *parameter = &stage->parameter[stage->parameter_count++];
         parameter->tensor = tensor;
         parameter->count = tensor.rows * tensor.cols;
-        place_parameter(stage, parameter);
-        stage->floats += padded(parameter->count);
+        parameter_place(stage, parameter);
+        stage->floats += dlxi_floats_padded(parameter->count);
     }
     DLX_TRY(DLXI_NEW(&stage->data, stage->floats, error));
     if (stage->options.training) DLX_TRY(DLXI_NEW(&stage->gradient, stage->floats, error));
@@ -93,128 +88,122 @@ static dlx_status open_parameters(dlxi_stage *stage, dlx_error *error) {
         dlxi_parameter *parameter = &stage->parameter[i];
         parameter->data = stage->data + at;
         parameter->gradient = stage->gradient == NULL ? NULL : stage->gradient + at;
-        at += padded(parameter->count);
+        at += dlxi_floats_padded(parameter->count);
         dlxi_model_initialize(parameter->data, config, &parameter->tensor, stage->options.seed);
     }
-    stage->bytes += (int64_t)(stage->floats * sizeof(float)) * (stage->options.training ? 2 : 1);
     return DLX_OK;
 }
 
 /* ---- activations ----------------------------------------------------------------------------- */
 
-/* Hands out cache lines; with base NULL it only counts. */
+/* Allocates whole cache lines; only counts if base is NULL. */
 typedef struct arena {
     char *base;
     size_t used;
 } arena;
 
-static void *take(arena *a, int64_t count, size_t item_bytes) {
-    size_t bytes = padded(count) * item_bytes;
+static void *arena_take(arena *a, int64_t count, size_t item_bytes) {
+    size_t bytes = dlxi_floats_padded(count) * item_bytes;
     void *at = a->base == NULL ? NULL : a->base + a->used;
-    /* too large: the allocation fails */
+    /* saturates: too large an allocation fails */
     a->used = a->used > SIZE_MAX / 2 - bytes ? SIZE_MAX / 2 : a->used + bytes;
     return at;
 }
 
-static float *take_floats(arena *a, int64_t count) {
-    return take(a, count, sizeof(float));
+static float *arena_floats(arena *a, int64_t count) {
+    return arena_take(a, count, sizeof(float));
 }
 
-static void lay_out_block(dlxi_block_activations *kept, arena *a, const dlxi_stage *stage) {
+static void block_lay_out(dlxi_block_activations *kept, arena *a, const dlxi_stage *stage) {
     const dlxi_model_config *config = &stage->config;
     int64_t N = stage->options.batch * stage->options.length, C = config->width,
             K = dlxi_kv_width(config);
-    bool llama = config->family == DLXI_FAMILY_LLAMA;
+    const dlxi_family_parts *parts = dlxi_model_parts(config);
     dlxi_block_activations block = {0};
-    block.norm1 = take_floats(a, N * C);
-    block.rstd1 = take_floats(a, N);
-    block.q = take_floats(a, N * C);
-    block.key = take_floats(a, N * K);
-    block.value = take_floats(a, N * K);
-    block.attention = take_floats(a, N * C);
-    block.lse = take_floats(a, N * config->heads);
-    block.middle = take_floats(a, N * C);
-    block.norm2 = take_floats(a, N * C);
-    block.rstd2 = take_floats(a, N);
-    block.up = take_floats(a, N * config->mlp_width);
-    block.hidden = take_floats(a, N * config->mlp_width);
-    if (llama) {
-        block.gate = take_floats(a, N * config->mlp_width);
-    } else {
-        block.mean1 = take_floats(a, N);
-        block.mean2 = take_floats(a, N);
+    block.norm1 = arena_floats(a, N * C);
+    block.rstd1 = arena_floats(a, N);
+    block.q = arena_floats(a, N * C);
+    block.key = arena_floats(a, N * K);
+    block.value = arena_floats(a, N * K);
+    block.attention = arena_floats(a, N * C);
+    block.lse = arena_floats(a, N * config->heads);
+    block.middle = arena_floats(a, N * C);
+    block.norm2 = arena_floats(a, N * C);
+    block.rstd2 = arena_floats(a, N);
+    block.up = arena_floats(a, N * config->mlp_width);
+    block.hidden = arena_floats(a, N * config->mlp_width);
+    if (parts->gated_mlp) block.gate = arena_floats(a, N * config->mlp_width);
+    if (parts->layer_norm) {
+        block.mean1 = arena_floats(a, N);
+        block.mean2 = arena_floats(a, N);
     }
     if (a->base != NULL) *kept = block;
 }
 
-/* shared: one block's memory for all. A stage that does not train uses two residuals in turn. */
-static void lay_out_slot(dlxi_stage *stage, arena *a, int slot,
+/* shared: one memory for all blocks, or NULL. Without training, layers alternate between two
+ * residuals. */
+static void slot_lay_out(dlxi_stage *stage, arena *a, int slot,
                          const dlxi_block_activations *shared) {
     int64_t N = stage->options.batch * stage->options.length, NC = N * stage->config.width,
             L = stage->layer_count;
     dlxi_slot *s = &stage->slot[slot];
     s->residual = stage->residual + slot * (L + 1);
     s->block = stage->kept + slot * L;
-    s->token = take(a, N, sizeof *s->token);
+    s->token = arena_take(a, N, sizeof *s->token);
     for (int64_t layer = 0; layer <= L; layer++) {
-        bool in_turn = !stage->options.training && layer >= 2;
-        float *residual = in_turn ? s->residual[layer - 2] : take_floats(a, NC);
+        bool alternate = !stage->options.training && layer >= 2;
+        float *residual = alternate ? s->residual[layer - 2] : arena_floats(a, NC);
         if (a->base != NULL) s->residual[layer] = residual;
     }
     for (int64_t layer = 0; layer < L; layer++) {
-        if (shared == NULL) {
-            lay_out_block(&s->block[layer], a, stage);
-        } else {
+        if (shared == NULL)
+            block_lay_out(&s->block[layer], a, stage);
+        else
             s->block[layer] = *shared;
-        }
     }
-    if (stage->options.has_head && stage->options.training) s->d_final = take_floats(a, NC);
+    if (stage->options.has_head && stage->options.training) s->d_final = arena_floats(a, NC);
 }
 
-static void lay_out(dlxi_stage *stage, arena *a) {
+static void stage_lay_out(dlxi_stage *stage, arena *a) {
     const dlxi_model_config *config = &stage->config;
     int64_t N = stage->options.batch * stage->options.length, C = config->width,
-            K = dlxi_kv_width(config);
-    int64_t M = config->mlp_width;
+            K = dlxi_kv_width(config), M = config->mlp_width;
     bool share = (stage->options.recompute || !stage->options.training) && stage->layer_count > 0;
     dlxi_block_activations shared = {0};
-    if (share) lay_out_block(&shared, a, stage);
+    if (share) block_lay_out(&shared, a, stage);
     for (int slot = 0; slot < stage->options.slots; slot++)
-        lay_out_slot(stage, a, slot, share ? &shared : NULL);
+        slot_lay_out(stage, a, slot, share ? &shared : NULL);
     if (stage->options.has_head) {
-        stage->final_norm = take_floats(a, N * C);
-        stage->final_mean = take_floats(a, N);
-        stage->final_rstd = take_floats(a, N);
-        stage->logits = take_floats(a, N * config->vocabulary);
-        stage->token = take(a, N, sizeof *stage->token);
-        stage->target = take(a, N, sizeof *stage->target);
-        stage->next_logits = take_floats(a, config->vocabulary);
+        stage->final_norm = arena_floats(a, N * C);
+        stage->final_mean = arena_floats(a, N);
+        stage->final_rstd = arena_floats(a, N);
+        stage->logits = arena_floats(a, N * config->vocabulary);
+        stage->token = arena_take(a, N, sizeof *stage->token);
     }
     if (!stage->options.training) return;
-    stage->d = take_floats(a, N * C);
-    stage->d_a = take_floats(a, N * C);
-    stage->d_b = take_floats(a, N * C);
-    stage->d_q = take_floats(a, N * C);
-    stage->d_key = take_floats(a, N * K);
-    stage->d_value = take_floats(a, N * K);
-    stage->d_hidden = take_floats(a, N * M);
-    if (config->family == DLXI_FAMILY_LLAMA) {
-        stage->d_gate = take_floats(a, N * M);
-        stage->d_up = take_floats(a, N * M);
+    stage->d = arena_floats(a, N * C);
+    stage->d_a = arena_floats(a, N * C);
+    stage->d_b = arena_floats(a, N * C);
+    stage->d_q = arena_floats(a, N * C);
+    stage->d_key = arena_floats(a, N * K);
+    stage->d_value = arena_floats(a, N * K);
+    stage->d_hidden = arena_floats(a, N * M);
+    if (dlxi_model_parts(config)->gated_mlp) {
+        stage->d_gate = arena_floats(a, N * M);
+        stage->d_up = arena_floats(a, N * M);
     }
 }
 
-static dlx_status open_activations(dlxi_stage *stage, dlx_error *error) {
+static dlx_status activations_open(dlxi_stage *stage, dlx_error *error) {
     int slots = stage->options.slots;
     DLX_TRY(DLXI_NEW(&stage->slot, slots, error));
     DLX_TRY(DLXI_NEW(&stage->residual, slots * (stage->layer_count + 1), error));
     DLX_TRY(DLXI_NEW(&stage->kept, slots * stage->layer_count, error));
     arena a = {0};
-    lay_out(stage, &a);
+    stage_lay_out(stage, &a);
     DLX_TRY(dlxi_alloc(&stage->arena, a.used, 1, "activations", error));
-    stage->bytes += (int64_t)a.used;
     a = (arena){.base = stage->arena};
-    lay_out(stage, &a);
+    stage_lay_out(stage, &a);
     return DLX_OK;
 }
 
@@ -227,14 +216,14 @@ dlx_status dlxi_stage_open(dlxi_stage **out, const dlxi_model_config *config,
     dlxi_stage *stage = NULL;
     *out = NULL;
     DLX_TRY(dlxi_model_config_validate(config, error));
-    DLX_TRY(validate_options(config, options, error));
+    DLX_TRY(options_validate(config, options, error));
     DLX_TRY(DLXI_NEW(&stage, 1, error));
     stage->config = *config;
     stage->options = *options;
     stage->kernels = kernels;
     stage->layer_count = options->end_layer - options->first_layer;
-    DLX_TRY_OUT(open_parameters(stage, error));
-    DLX_TRY_OUT(open_activations(stage, error));
+    DLX_TRY_OUT(parameters_open(stage, error));
+    DLX_TRY_OUT(activations_open(stage, error));
     dlxi_stage_parameters_changed(stage);
     *out = stage;
     return DLX_OK;
@@ -246,8 +235,7 @@ out:
 void dlxi_stage_close(dlxi_stage **stage) {
     dlxi_stage *s = *stage;
     if (s == NULL) return;
-    /* the kernels forget copies of weights that are about to go */
-    dlxi_stage_parameters_changed(s);
+    dlxi_stage_parameters_changed(s); /* drops the kernels' copies of the weights */
     free(s->arena);
     free(s->kept);
     free(s->residual);
@@ -280,10 +268,6 @@ void dlxi_stage_parameters_changed(dlxi_stage *stage) {
 void dlxi_stage_zero_gradients(dlxi_stage *stage) {
     DLXI_ASSERT(stage->options.training);
     memset(stage->gradient, 0, stage->floats * sizeof(float));
-}
-
-int64_t dlxi_stage_bytes(const dlxi_stage *stage) {
-    return stage->bytes;
 }
 
 void dlxi_stage_on_gradients(dlxi_stage *stage, dlxi_gradients_done done, void *context) {

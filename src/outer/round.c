@@ -1,19 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "outer/round.h"
 
-static bool applies_at_boundary(dlx_overlap overlap) {
-    return overlap == DLX_OVERLAP_DELAYED || overlap == DLX_OVERLAP_EAGER;
-}
-
 static dlxi_round_action apply_or_wait(bool committed) {
     return committed ? DLXI_ROUND_APPLY : DLXI_ROUND_WAIT;
 }
 
 dlxi_round_action dlxi_round_next(const dlxi_round *round, bool committed) {
     if (round->outstanding) {
-        if (!applies_at_boundary(round->overlap) && round->overlap != DLX_OVERLAP_CARRY)
-            return apply_or_wait(committed);
-        if (round->overlap == DLX_OVERLAP_CARRY) {
+        if (round->when == DLXI_WHEN_WAITED_FOR) return apply_or_wait(committed);
+        if (round->when == DLXI_WHEN_COMMITTED) {
             if (round->exchange_steps == 0 && committed) return DLXI_ROUND_APPLY;
             uint32_t due = round->exchange_steps < round->inner_steps ? round->exchange_steps
                                                                       : round->inner_steps;
@@ -26,7 +21,7 @@ dlxi_round_action dlxi_round_next(const dlxi_round *round, bool committed) {
     if (!boundary) return DLXI_ROUND_TRAIN;
     if (!round->outstanding) return DLXI_ROUND_SUBMIT;
     if (committed)
-        return applies_at_boundary(round->overlap) ? DLXI_ROUND_SUBMIT_AND_APPLY : DLXI_ROUND_APPLY;
+        return round->when == DLXI_WHEN_BOUNDARY ? DLXI_ROUND_SUBMIT_AND_APPLY : DLXI_ROUND_APPLY;
     return !round->ending && round->steps < round->inner_steps_max ? DLXI_ROUND_TRAIN
                                                                    : DLXI_ROUND_WAIT;
 }

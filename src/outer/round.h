@@ -4,10 +4,10 @@
 #ifndef DLXI_OUTER_ROUND_H
 #define DLXI_OUTER_ROUND_H
 
-#include "base/error.h"
+#include "outer/method.h"
 
 typedef struct dlxi_round {
-    dlx_overlap overlap;
+    dlxi_when when;       /* the method's */
     uint32_t inner_steps; /* H of the present round */
     /* H_max: how far past H to train while the last exchange is under way */
     uint32_t inner_steps_max;

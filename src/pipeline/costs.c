@@ -8,23 +8,22 @@
 #include <stdlib.h>
 
 dlxi_costs dlxi_costs_with_recompute(dlxi_costs costs) {
-    costs.block *= 4.0 / 3.0; /* a backward pass is two forwards */
+    costs.block *= 4.0 / 3.0; /* a backward pass costs two forward passes */
     return costs;
 }
 
 /* ---- predicted ------------------------------------------------------------------------------- */
 
-/* Forward and backward on one core with AVX-512-BF16, bf16 products. Rounded from timings of the
- * single operations, at N = 64 to 2048 and C = 256 to 768; then attention, loss and embedding were
- * set by hand so that head and embedding over block came near what dlxi_costs_measure gives (in
- * processor time) for GPT-2 124M at T = 64 and 512, the quickstart at T = 256 and two llamas
- * between. So they are fitted to those shapes, and attention's is no rate of its kernel alone. Only
- * their ratios matter. Billions a second. */
+/* Billions per second, forward and backward, on one core with AVX-512-BF16 and bf16 products.
+ * Rounded from timings of the single operations at N = 64 to 2048 and C = 256 to 768. Attention,
+ * loss and embedding were then fitted so that the head's and the embedding's share of a block are
+ * near dlxi_costs_measure's for GPT-2 124M at T = 64 and 512, the quickstart at T = 256 and two
+ * llamas between: attention's is not the rate of its kernel alone. */
 static const struct rates {
     double linear;                        /* floating-point operations in products with weights */
-    double attention;                     /* the same, of 12·T²·C a window, though causal */
+    double attention;                     /* the same, 12·T²·C per window, though causal */
     double layernorm, rmsnorm;            /* elements */
-    double gelu, swiglu, add, rope, loss; /* elements; of logits for the loss */
+    double gelu, swiglu, add, rope, loss; /* elements; for the loss, logits */
     double embedding;
 } rates = {.linear = 250,
            .attention = 200,
@@ -39,7 +38,7 @@ static const struct rates {
 
 static double norm_cost(const dlxi_model_config *config) {
     return (double)config->width /
-           (config->family == DLXI_FAMILY_LLAMA ? rates.rmsnorm : rates.layernorm);
+           (dlxi_model_parts(config)->layer_norm ? rates.layernorm : rates.rmsnorm);
 }
 
 /* Parameters in a block's matrices. */
@@ -53,16 +52,16 @@ static double block_matrices(const dlxi_model_config *config) {
     return sum;
 }
 
-/* All in nanoseconds a token. A product with a weight of P parameters takes 2·P operations forward
- * and 4·P backward. */
+/* A product with a weight of P parameters takes 2·P operations forward and 4·P backward. */
 dlxi_costs dlxi_costs_estimate(const dlxi_model_config *config, int64_t T) {
-    bool llama = config->family == DLXI_FAMILY_LLAMA;
+    const dlxi_family_parts *parts = dlxi_model_parts(config);
     double C = (double)config->width, M = (double)config->mlp_width, V = (double)config->vocabulary;
     double K = C * (double)config->kv_heads / (double)config->heads;
     dlxi_costs costs = {0};
     costs.block = 6 * block_matrices(config) / rates.linear + 12 * (double)T * C / rates.attention;
-    costs.block += 2 * norm_cost(config) + (llama ? 7 : 6) * C / rates.add;
-    costs.block += llama ? M / rates.swiglu + (C + K) / rates.rope : M / rates.gelu;
+    costs.block += 2 * norm_cost(config) + (parts->gated_mlp ? 7 : 6) * C / rates.add;
+    costs.block += (parts->gated_mlp ? M / rates.swiglu : M / rates.gelu) +
+                   (parts->learned_positions ? 0 : (C + K) / rates.rope);
     costs.head = 6 * V * C / rates.linear + V / rates.loss + norm_cost(config);
     costs.embedding = C / rates.embedding;
     return costs;
@@ -70,22 +69,19 @@ dlxi_costs dlxi_costs_estimate(const dlxi_model_config *config, int64_t T) {
 
 /* ---- measured -------------------------------------------------------------------------------- */
 
-enum {
-    BLOCKS_MAX =
-        4 /* at once, so that a cache holds their weights no better than it does a stage's */
-};
-enum { ROUNDS_UNTIMED = 2, ROUNDS_MIN = 7, ROUNDS_MAX = 101 };
-#define ENOUGH_S 1.0 /* of rounds, once there are ROUNDS_MIN */
+/* Blocks are timed four at a time: fewer weights would fit a cache that a stage's do not. */
+enum { BLOCKS_MAX = 4, ROUNDS_UNTIMED = 2, ROUNDS_MIN = 7, ROUNDS_MAX = 101 };
+#define ROUNDS_S_MAX 1.0 /* unless ROUNDS_MIN take longer */
 
-/* One part of a model by itself, with what passes through it. */
+/* One part of a model alone, and its inputs. */
 typedef struct part {
     dlxi_stage *stage;
     uint32_t *tokens, *targets; /* [B,T] */
-    float *input;               /* [B,T,C]; the gradient from above too */
+    float *input;               /* [B,T,C]; also d_output */
     double seconds[ROUNDS_MAX];
 } part;
 
-static dlx_status open_part(part *p, const dlxi_model_config *config,
+static dlx_status part_open(part *p, const dlxi_model_config *config,
                             const dlxi_stage_options *options, dlxi_kernels *kernels,
                             dlx_error *error) {
     int64_t N = options->batch * options->length;
@@ -102,14 +98,14 @@ static dlx_status open_part(part *p, const dlxi_model_config *config,
     return DLX_OK;
 }
 
-static void close_part(part *p) {
+static void part_close(part *p) {
     dlxi_stage_close(&p->stage);
     free(p->tokens);
     free(p->targets);
     free(p->input);
 }
 
-static dlx_status run_part(part *p, double *seconds, dlx_error *error) {
+static dlx_status part_run(part *p, double *seconds, dlx_error *error) {
     const dlxi_stage_options *o = dlxi_stage_opened_with(p->stage);
     double loss, begun_s = dlxi_clock_s();
     DLX_TRY(dlxi_stage_forward(p->stage, 0, o->has_embedding ? p->tokens : NULL,
@@ -120,28 +116,18 @@ static dlx_status run_part(part *p, double *seconds, dlx_error *error) {
     return DLX_OK;
 }
 
-static int by_value(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *values, int count) {
-    qsort(values, (size_t)count, sizeof *values, by_value);
-    return values[count / 2];
-}
-
-/* The parts in turn, so that whatever else the machine does is spread over all of them. */
-static dlx_status time_parts(dlxi_costs *out, part parts[3], dlx_error *error) {
+/* In turn, so that other work on the machine disturbs all parts equally. */
+static dlx_status parts_time(dlxi_costs *out, part parts[3], dlx_error *error) {
     int rounds = 0;
     for (int i = 0; i < 3 * ROUNDS_UNTIMED; i++)
-        DLX_TRY(run_part(&parts[i % 3], &parts[i % 3].seconds[0], error));
+        DLX_TRY(part_run(&parts[i % 3], &parts[i % 3].seconds[0], error));
     double begun_s = dlxi_clock_s();
-    for (; rounds < ROUNDS_MIN || (rounds < ROUNDS_MAX && dlxi_clock_s() - begun_s < ENOUGH_S);
+    for (; rounds < ROUNDS_MIN || (rounds < ROUNDS_MAX && dlxi_clock_s() - begun_s < ROUNDS_S_MAX);
          rounds++)
-        for (int i = 0; i < 3; i++) DLX_TRY(run_part(&parts[i], &parts[i].seconds[rounds], error));
-    *out = (dlxi_costs){.block = median(parts[0].seconds, rounds),
-                        .embedding = median(parts[1].seconds, rounds),
-                        .head = median(parts[2].seconds, rounds)};
+        for (int i = 0; i < 3; i++) DLX_TRY(part_run(&parts[i], &parts[i].seconds[rounds], error));
+    *out = (dlxi_costs){.block = dlxi_seconds_median(parts[0].seconds, rounds),
+                        .embedding = dlxi_seconds_median(parts[1].seconds, rounds),
+                        .head = dlxi_seconds_median(parts[2].seconds, rounds)};
     return DLX_OK;
 }
 
@@ -157,12 +143,12 @@ dlx_status dlxi_costs_measure(dlxi_costs *out, const dlxi_model_config *config, 
     embedding.has_embedding = true;
     head.first_layer = head.end_layer = config->layers;
     head.has_head = true;
-    DLX_TRY_OUT(open_part(&parts[0], config, &block, kernels, error));
-    DLX_TRY_OUT(open_part(&parts[1], config, &embedding, kernels, error));
-    DLX_TRY_OUT(open_part(&parts[2], config, &head, kernels, error));
-    DLX_TRY_OUT(time_parts(out, parts, error));
+    DLX_TRY_OUT(part_open(&parts[0], config, &block, kernels, error));
+    DLX_TRY_OUT(part_open(&parts[1], config, &embedding, kernels, error));
+    DLX_TRY_OUT(part_open(&parts[2], config, &head, kernels, error));
+    DLX_TRY_OUT(parts_time(out, parts, error));
     out->block /= (double)block.end_layer;
 out:
-    for (int i = 0; i < 3; i++) close_part(&parts[i]);
+    for (int i = 0; i < 3; i++) part_close(&parts[i]);
     return status;
 }

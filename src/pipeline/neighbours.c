@@ -9,17 +9,17 @@
 
 enum { TAG_FORWARD = 1, TAG_BACKWARD };
 
-/* One way's receives: the one awaited and the one after it. */
+/* Receives of one direction: the awaited one and the next. */
 typedef struct inbox {
-    float *buffer[2]; /* NULL: nothing comes this way */
+    float *buffer[2]; /* NULL: no neighbour in this direction */
     MPI_Request request[2];
     int from, tag;
-    int64_t taken, count; /* micro-batches of the step */
+    int64_t taken, count; /* micro-batches in this step */
 } inbox;
 
 struct dlxi_neighbours {
     MPI_Comm pipe;
-    int stage, stages, slots;
+    int stage, slots;
     int64_t floats;
     float *memory;
     inbox forward, backward;
@@ -32,7 +32,7 @@ struct dlxi_neighbours {
 
 /* ---- open and close -------------------------------------------------------------------------- */
 
-static void open_inbox(inbox *in, float **memory, int64_t floats, int from, int tag) {
+static void inbox_open(inbox *in, float **memory, int64_t floats, int from, int tag) {
     in->from = from;
     in->tag = tag;
     for (int i = 0; i < 2; i++, *memory += floats) in->buffer[i] = *memory;
@@ -46,8 +46,7 @@ dlx_status dlxi_neighbours_open(dlxi_neighbours **out, const dlxi_place *place, 
     DLXI_ASSERT(place->stages > 1 && floats >= 1 && floats <= INT_MAX && slots >= 1);
     DLX_TRY(DLXI_NEW(&x, 1, error));
     bool first = place->stage == 0, last = place->stage == place->stages - 1;
-    *x = (dlxi_neighbours){
-        .pipe = place->pipe, .stage = place->stage, .stages = place->stages, .floats = floats};
+    *x = (dlxi_neighbours){.pipe = place->pipe, .stage = place->stage, .floats = floats};
     for (int i = 0; i < 2; i++)
         x->forward.request[i] = x->backward.request[i] = x->d_input_sent[i] = MPI_REQUEST_NULL;
     DLX_TRY_OUT(DLXI_NEW(&x->output_sent, slots, error));
@@ -55,10 +54,10 @@ dlx_status dlxi_neighbours_open(dlxi_neighbours **out, const dlxi_place *place, 
     DLX_TRY_OUT(DLXI_NEW(&x->memory, floats * 2 * ((first ? 0 : 2) + (last ? 0 : 1)), error));
     float *memory = x->memory;
     if (!first) {
-        open_inbox(&x->forward, &memory, floats, place->stage - 1, TAG_FORWARD);
+        inbox_open(&x->forward, &memory, floats, place->stage - 1, TAG_FORWARD);
         for (int i = 0; i < 2; i++, memory += floats) x->d_input[i] = memory;
     }
-    if (!last) open_inbox(&x->backward, &memory, floats, place->stage + 1, TAG_BACKWARD);
+    if (!last) inbox_open(&x->backward, &memory, floats, place->stage + 1, TAG_BACKWARD);
     *out = x;
     return DLX_OK;
 out:
@@ -87,24 +86,24 @@ bool dlxi_neighbours_is_busy(const dlxi_neighbours *x) {
 
 /* ---- a step ---------------------------------------------------------------------------------- */
 
-static dlx_status post(dlxi_neighbours *x, inbox *in, int64_t micro_batch, dlx_error *error) {
+static dlx_status inbox_post(dlxi_neighbours *x, inbox *in, int64_t micro_batch, dlx_error *error) {
     if (micro_batch >= in->count) return DLX_OK;
     return dlxi_mpi_check(MPI_Irecv(in->buffer[micro_batch % 2], (int)x->floats, MPI_FLOAT,
                                     in->from, in->tag, x->pipe, &in->request[micro_batch % 2]),
                           "receiving from a neighbouring stage", error);
 }
 
-static dlx_status begin(dlxi_neighbours *x, inbox *in, int64_t count, dlx_error *error) {
+static dlx_status inbox_begin(dlxi_neighbours *x, inbox *in, int64_t count, dlx_error *error) {
     in->taken = 0;
     in->count = in->buffer[0] == NULL ? 0 : count;
-    return post(x, in, 0, error);
+    return inbox_post(x, in, 0, error);
 }
 
 dlx_status dlxi_neighbours_begin(dlxi_neighbours *x, int64_t count, bool backward,
                                  dlx_error *error) {
     x->d_inputs = 0;
-    DLX_TRY(begin(x, &x->forward, count, error));
-    return begin(x, &x->backward, backward ? count : 0, error);
+    DLX_TRY(inbox_begin(x, &x->forward, count, error));
+    return inbox_begin(x, &x->backward, backward ? count : 0, error);
 }
 
 dlx_status dlxi_neighbours_end(dlxi_neighbours *x, dlx_error *error) {
@@ -113,26 +112,26 @@ dlx_status dlxi_neighbours_end(dlxi_neighbours *x, dlx_error *error) {
     return dlxi_mpi_wait(x->d_input_sent, 2, &x->waited_s, error);
 }
 
-/* The buffer of the micro-batch before is free now: it takes the one after this. */
-static dlx_status take(const float **out, dlxi_neighbours *x, inbox *in, dlx_error *error) {
+/* The previous micro-batch's buffer is free now: the next one is received into it. */
+static dlx_status inbox_take(const float **out, dlxi_neighbours *x, inbox *in, dlx_error *error) {
     int64_t micro_batch = in->taken++;
     DLXI_ASSERT(micro_batch < in->count);
-    DLX_TRY(post(x, in, micro_batch + 1, error));
+    DLX_TRY(inbox_post(x, in, micro_batch + 1, error));
     DLX_TRY(dlxi_mpi_wait(&in->request[micro_batch % 2], 1, &x->waited_s, error));
     *out = in->buffer[micro_batch % 2];
     return DLX_OK;
 }
 
 dlx_status dlxi_neighbours_input(const float **input, dlxi_neighbours *x, dlx_error *error) {
-    return take(input, x, &x->forward, error);
+    return inbox_take(input, x, &x->forward, error);
 }
 
 dlx_status dlxi_neighbours_d_output(const float **d_output, dlxi_neighbours *x, dlx_error *error) {
-    return take(d_output, x, &x->backward, error);
+    return inbox_take(d_output, x, &x->backward, error);
 }
 
-static dlx_status send(MPI_Request *request, dlxi_neighbours *x, const float *data, int64_t floats,
-                       int to, int tag, dlx_error *error) {
+static dlx_status floats_send(MPI_Request *request, dlxi_neighbours *x, const float *data,
+                              int64_t floats, int to, int tag, dlx_error *error) {
     return dlxi_mpi_check(MPI_Isend(data, (int)floats, MPI_FLOAT, to, tag, x->pipe, request),
                           "sending to a neighbouring stage", error);
 }
@@ -144,7 +143,7 @@ dlx_status dlxi_neighbours_reserve(dlxi_neighbours *x, int slot, dlx_error *erro
 dlx_status dlxi_neighbours_send_output(dlxi_neighbours *x, int slot, const float *output,
                                        int64_t floats, dlx_error *error) {
     DLXI_ASSERT(floats <= x->floats && x->output_sent[slot] == MPI_REQUEST_NULL);
-    return send(&x->output_sent[slot], x, output, floats, x->stage + 1, TAG_FORWARD, error);
+    return floats_send(&x->output_sent[slot], x, output, floats, x->stage + 1, TAG_FORWARD, error);
 }
 
 dlx_status dlxi_neighbours_send_d_input(dlxi_neighbours *x, const float *d_input,
@@ -152,13 +151,13 @@ dlx_status dlxi_neighbours_send_d_input(dlxi_neighbours *x, const float *d_input
     int64_t i = x->d_inputs++ % 2;
     DLX_TRY(dlxi_mpi_wait(&x->d_input_sent[i], 1, &x->waited_s, error));
     memcpy(x->d_input[i], d_input, (size_t)x->floats * sizeof *d_input);
-    return send(&x->d_input_sent[i], x, x->d_input[i], x->floats, x->stage - 1, TAG_BACKWARD,
-                error);
+    return floats_send(&x->d_input_sent[i], x, x->d_input[i], x->floats, x->stage - 1, TAG_BACKWARD,
+                       error);
 }
 
 void dlxi_neighbours_progress(dlxi_neighbours *x) {
     int done;
-    /* an error comes again when waited for */
+    /* an error is reported again by the wait */
     (void)MPI_Testall(x->slots, x->output_sent, &done, MPI_STATUSES_IGNORE);
 }
 

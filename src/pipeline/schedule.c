@@ -2,7 +2,7 @@
 #include "pipeline/schedule.h"
 #include "base/panic.h"
 
-/* Forwards before the first backward: enough to keep every later stage busy. */
+/* Forward passes before the first backward pass: enough to keep every later stage busy. */
 static int64_t warm_up(int stage, int stages, int64_t micro_batches) {
     int64_t below = stages - 1 - stage;
     return below < micro_batches ? below : micro_batches;
@@ -27,7 +27,7 @@ dlxi_pass dlxi_schedule_pass(int stage, int stages, int64_t micro_batches, int64
         pass.backward = true;
         pass.micro_batch = index - micro_batches;
     }
-    /* those alive follow each other, so that they are apart modulo their number */
+    /* micro-batches in flight are consecutive, so their slots differ */
     pass.slot = (int)(pass.micro_batch % dlxi_schedule_slots(stage, stages, micro_batches));
     return pass;
 }

@@ -10,10 +10,10 @@
 typedef struct dlxi_pass {
     bool backward;
     int64_t micro_batch; /* 0 … micro_batches − 1 */
-    int slot;            /* where its activations are */
+    int slot;            /* of its activations */
 } dlxi_pass;
 
-/* How many micro-batches are alive at once in a stage: at most stages − stage. */
+/* Micro-batches in flight at once in a stage, at most stages − stage: it needs as many slots. */
 int dlxi_schedule_slots(int stage, int stages, int64_t micro_batches);
 /* The index-th of 2 · micro_batches passes. */
 dlxi_pass dlxi_schedule_pass(int stage, int stages, int64_t micro_batches, int64_t index);

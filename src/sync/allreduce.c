@@ -401,6 +401,13 @@ dlx_status dlxi_allreduce_on_frame(dlxi_allreduce *a, uint32_t from, const dlxi_
 
 /* ---- after ----------------------------------------------------------------------------------- */
 
+dlxi_awaited dlxi_allreduce_awaits(const dlxi_allreduce *a, uint32_t from) {
+    if (from >= a->members || from == a->me) return DLXI_AWAITED_NOTHING;
+    const peer *p = &a->peers[from];
+    if (p->contribution_received < a->peers[a->me].end) return DLXI_AWAITED_CONTRIBUTION;
+    return p->result_received < p->end ? DLXI_AWAITED_RESULT : DLXI_AWAITED_NOTHING;
+}
+
 bool dlxi_allreduce_done(const dlxi_allreduce *a) {
     if (a->members == 0) return false;
     const peer *mine = &a->peers[a->me];

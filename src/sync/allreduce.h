@@ -58,6 +58,15 @@ void dlxi_allreduce_advance(dlxi_allreduce *a, uint32_t to);
 dlx_status dlxi_allreduce_on_frame(dlxi_allreduce *a, uint32_t from, const dlxi_frame *frame,
                                    dlx_error *error);
 
+/* What is still to come from member `from`: its contribution, which waits for nobody, or its result,
+ * which waits for others'. */
+typedef enum dlxi_awaited {
+    DLXI_AWAITED_NOTHING,
+    DLXI_AWAITED_RESULT,
+    DLXI_AWAITED_CONTRIBUTION
+} dlxi_awaited;
+dlxi_awaited dlxi_allreduce_awaits(const dlxi_allreduce *a, uint32_t from);
+
 /* True once every result arrived, and all own frames have been taken. */
 bool dlxi_allreduce_done(const dlxi_allreduce *a);
 

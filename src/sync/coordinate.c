@@ -4,7 +4,7 @@
 #include "base/clock.h"
 #include "base/flag.h"
 
-enum { TICK_MS = 100, LAST_WORDS_MS = 1000, FRAMES_AT_ONCE = 1024 };
+enum { TICK_MS = 100, SHUTDOWN_MS = 1000, FRAMES_AT_ONCE = 1024 };
 
 static int64_t now_ms(void) {
     return dlxi_clock_ns() / 1000000;
@@ -17,6 +17,9 @@ static bool send_item(void *context, const dlxi_outbox_item *item) {
 }
 
 static void flush(dlxi_coordinate *c) {
+    char line[512];
+    while (dlxi_coordinator_pop_log(c->machine, line, sizeof line))
+        if (c->log != NULL) c->log(c->log_context, line);
     dlxi_outbox_flush(dlxi_coordinator_outbox(c->machine), send_item, c);
 }
 
@@ -31,9 +34,6 @@ static dlx_status receive_all(dlxi_coordinate *c, dlx_error *error) {
             return dlx_status_class_of(status) == DLX_CLASS_RETRY ? DLX_OK : status;
         dlxi_coordinator_on_frame(c->machine, peer, c->link->op->peer_name(c->link, peer),
                                   c->link->op->peer_key(c->link, peer), &frame, now_ms());
-        char notice[512];
-        if (dlxi_coordinator_take_notice(c->machine, notice, sizeof notice) && c->log != NULL)
-            c->log(c->log_context, notice);
         wait_ms = 0;
     }
     return DLX_OK;
@@ -52,7 +52,7 @@ dlx_status dlxi_coordinate_run(dlxi_coordinate *c,
             dlxi_coordinator_fail(c->machine, status, NULL, "the coordinator's link failed");
         dlxi_coordinator_on_tick(c->machine, now_ms());
     }
-    int64_t deadline_ms = now_ms() + LAST_WORDS_MS;
+    int64_t deadline_ms = now_ms() + SHUTDOWN_MS;
     for (flush(c);
          dlxi_outbox_peek(dlxi_coordinator_outbox(c->machine)) != NULL && now_ms() < deadline_ms;
          flush(c)) {

@@ -12,7 +12,7 @@ typedef struct dlxi_coordinate {
     _Atomic bool interrupted;
     dlx_log log; /* may be NULL */
     void *log_context;
-    const volatile bool *interrupted_too; /* may be NULL: a signal handler's flag */
+    const volatile sig_atomic_t *interrupted_too; /* may be NULL: a signal handler's flag */
 } dlxi_coordinate;
 
 /* Runs until the run is over, or interrupted; on_report as in dlx_coordinator_config. */

@@ -6,8 +6,8 @@
 
 #include "base/memory.h"
 #include "base/panic.h"
-#include "sync/allreduce.h"
 #include "outer/step.h"
+#include "sync/allreduce.h"
 
 /* A frame that came before its trip did. */
 typedef struct early {
@@ -16,72 +16,111 @@ typedef struct early {
     uint8_t payload[];
 } early;
 
-typedef enum phase { IDLE, TRIP_FACTORS, TRIP_PROJECTIONS, STAGED } phase;
+typedef enum phase { IDLE, UNDER_WAY, STAGED } phase;
+
+/* The AllReduces of an attempt; STATISTICS runs beside the two others. */
+enum { FACTORS, PROJECTIONS, STATISTICS, TRIPS };
+
+/* What one tensor's exchange has beyond its state. */
+typedef struct part {
+    int columns;          /* of the factors of this attempt */
+    float *p_hat;         /* [columns_max, stride(rows)], orthonormal */
+    float *q_hat, *q_own; /* [columns_max, stride(cols)]: the sum, and what this message said */
+    const float *update, *own; /* not low rank: the same of whole tensors, in flat and own */
+} part;
 
 struct dlxi_exchange {
-    dlxi_shard *shard;
     phase phase;
+    int trip; /* FACTORS, PROJECTIONS, or STATISTICS once those two are done */
     uint32_t term, attempt;
     uint64_t round;
     uint16_t members, me, rank;
-    uint16_t member_site[DLXI_SITES_MAX];
+    uint16_t member_site[DLXI_SITES_MAX], position[DLXI_SITES_MAX]; /* of sites; NOWHERE */
     float weights[DLXI_SITES_MAX];
     dlxi_adapt_member measured[DLXI_SITES_MAX];
-    dlxi_allreduce *trips[2];
-    dlxi_segment *segments;     /* [tensors] */
-    float *flat[2], *own[2];    /* by trip: values, then the sum; what this site's message said */
-    size_t flat_values[2];      /* at most */
-    dlxi_adapt_tensor *adapted; /* [tensors] */
+    dlxi_allreduce *trips[TRIPS];
+    bool active[TRIPS];              /* has values; of PROJECTIONS: and has begun */
+    float *flat[TRIPS], *own[TRIPS]; /* values, then the sum; what this site's message said */
+    size_t flat_values[TRIPS];       /* at most */
+    part *parts;                     /* [tensors] */
+    dlxi_segment *segments;          /* [tensors] */
+    dlxi_adapt_tensor *adapted;      /* [tensors] */
+    size_t count;                    /* of tensors */
     bool has_low_rank;
+    float *row, *basis_scratch; /* [widest row]; [columns_max · stride] of the largest */
+    double *spectrum;           /* [columns_max + columns_max²] of the largest */
     early *early_first, **early_last;
     size_t early_bytes, early_bytes_max;
     void (*keepalive)(void *context);
     void *keepalive_context;
 };
 
-/* ---- layout: each trip's flat vector, tensors ascending -------------------------------------- */
+static const uint16_t NOWHERE = UINT16_MAX;
 
-static int64_t stride_of(const dlxi_exchange *x, int64_t length) {
-    return dlxi_factor_stride(length, x->shard->settings.quantiser.group);
-}
+/* ---- layout: each trip's flat vector, tensors ascending ---------------------------------------- */
 
 /* Values of tensor t in a trip's flat vector. */
-static size_t values_in(const dlxi_exchange *x, const dlxi_shard_tensor *t, int trip, int columns) {
-    if (t->low_rank) return (size_t)columns * (size_t)stride_of(x, trip == 0 ? t->rows : t->cols);
-    return trip == 0 ? (size_t)stride_of(x, t->rows * t->cols) : 0;
+static size_t tensor_values_in(const dlxi_state *s, const dlxi_state_tensor *t, int trip,
+                               int columns) {
+    if (t->low_rank && trip != STATISTICS)
+        return (size_t)columns * (size_t)dlxi_state_stride(s, trip == FACTORS ? t->rows : t->cols);
+    if (trip != (t->kind == DLX_STATISTICS ? STATISTICS : FACTORS)) return 0;
+    return (size_t)dlxi_state_stride(s, dlxi_state_tensor_values(t));
 }
 
-dlx_status dlxi_exchange_open(dlxi_exchange **out, dlxi_shard *shard, dlx_error *error) {
+static dlx_status part_open(dlxi_exchange *x, part *p, const dlxi_state *s,
+                            const dlxi_state_tensor *t, dlx_error *error) {
+    for (int trip = 0; trip < TRIPS; trip++)
+        x->flat_values[trip] += tensor_values_in(s, t, trip, t->columns_max);
+    if (!t->low_rank) return DLX_OK;
+    x->has_low_rank = true;
+    size_t columns = (size_t)t->columns_max, stride = (size_t)dlxi_state_stride(s, t->cols);
+    DLX_TRY(DLXI_NEW(&p->p_hat, columns * (size_t)dlxi_state_stride(s, t->rows), error));
+    DLX_TRY(DLXI_NEW(&p->q_hat, columns * stride, error));
+    return DLXI_NEW(&p->q_own, columns * stride, error);
+}
+
+static dlx_status scratch_open(dlxi_exchange *x, const dlxi_state *s, dlx_error *error) {
+    int64_t widest = 1, basis = 1, columns = 1;
+    for (size_t i = 0; i < s->count; i++) {
+        const dlxi_state_tensor *t = &s->tensors[i];
+        int64_t size = t->columns_max * dlxi_state_stride(s, t->cols);
+        if (t->cols > widest) widest = t->cols;
+        if (t->columns_max > columns) columns = t->columns_max;
+        if (size > basis) basis = size;
+    }
+    DLX_TRY(DLXI_NEW(&x->row, widest, error));
+    DLX_TRY(DLXI_NEW(&x->basis_scratch, basis, error));
+    return DLXI_NEW(&x->spectrum, columns * (columns + 1), error);
+}
+
+dlx_status dlxi_exchange_open(dlxi_exchange **out, const dlxi_state *s, uint16_t rank,
+                              dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_exchange *x = NULL;
+    *out = NULL;
     DLX_TRY_OUT(DLXI_NEW(&x, 1, error));
-    x->shard = shard;
+    x->rank = rank;
     x->early_last = &x->early_first;
-    DLX_TRY_OUT(DLXI_NEW(&x->segments, shard->count, error));
-    DLX_TRY_OUT(DLXI_NEW(&x->adapted, shard->count, error));
-    for (int trip = 0; trip < 2; trip++) {
-        size_t values = 0;
-        for (size_t i = 0; i < shard->count; i++) {
-            values += values_in(x, &shard->tensors[i], trip, shard->tensors[i].columns_max);
-            x->has_low_rank = x->has_low_rank || shard->tensors[i].low_rank;
-        }
-        x->flat_values[trip] = values;
+    DLX_TRY_OUT(DLXI_NEW(&x->parts, s->count, error));
+    DLX_TRY_OUT(DLXI_NEW(&x->segments, s->count, error));
+    DLX_TRY_OUT(DLXI_NEW(&x->adapted, s->count, error));
+    for (x->count = 0; x->count < s->count; x->count++)
+        DLX_TRY_OUT(part_open(x, &x->parts[x->count], s, &s->tensors[x->count], error));
+    DLX_TRY_OUT(scratch_open(x, s, error));
+    for (int trip = 0; trip < TRIPS; trip++) {
         DLX_TRY_OUT(dlxi_allreduce_open(&x->trips[trip], error));
-        DLX_TRY_OUT(DLXI_NEW(&x->flat[trip], values, error));
-        DLX_TRY_OUT(DLXI_NEW(&x->own[trip], values, error));
+        DLX_TRY_OUT(DLXI_NEW(&x->flat[trip], x->flat_values[trip], error));
+        DLX_TRY_OUT(DLXI_NEW(&x->own[trip], x->flat_values[trip], error));
         /* no more than two whole exchanges of f32 can be under way at once */
-        x->early_bytes_max += 8 * values * sizeof(float) + (1 << 20);
+        if (x->flat_values[trip] > 0)
+            x->early_bytes_max += 8 * x->flat_values[trip] * sizeof(float) + (1 << 20);
     }
     *out = x;
     return DLX_OK;
 out:
-    *out = NULL;
     dlxi_exchange_close(&x);
     return status;
-}
-
-void dlxi_exchange_set_rank(dlxi_exchange *x, uint16_t rank) {
-    x->rank = rank;
 }
 
 void dlxi_exchange_set_keepalive(dlxi_exchange *x, void (*keepalive)(void *context),
@@ -94,7 +133,7 @@ static void keepalive(const dlxi_exchange *x) {
     if (x->keepalive != NULL) x->keepalive(x->keepalive_context);
 }
 
-static void drop_early(dlxi_exchange *x) {
+static void early_drop(dlxi_exchange *x) {
     while (x->early_first != NULL) {
         early *next = x->early_first->next;
         free(x->early_first);
@@ -107,30 +146,44 @@ static void drop_early(dlxi_exchange *x) {
 void dlxi_exchange_close(dlxi_exchange **exchange) {
     dlxi_exchange *x = *exchange;
     if (x == NULL) return;
-    drop_early(x);
-    for (int trip = 0; trip < 2; trip++) {
+    early_drop(x);
+    for (int trip = 0; trip < TRIPS; trip++) {
         dlxi_allreduce_close(&x->trips[trip]);
         free(x->flat[trip]);
         free(x->own[trip]);
     }
+    for (size_t i = 0; x->parts != NULL && i < x->count; i++) {
+        free(x->parts[i].p_hat);
+        free(x->parts[i].q_hat);
+        free(x->parts[i].q_own);
+    }
+    free(x->parts);
     free(x->segments);
     free(x->adapted);
+    free(x->row);
+    free(x->basis_scratch);
+    free(x->spectrum);
     free(x);
     *exchange = NULL;
 }
 
-static dlx_status replay_early(dlxi_exchange *x, dlx_error *error);
+/* ---- begin ------------------------------------------------------------------------------------- */
 
-static dlx_status begin_trip(dlxi_exchange *x, int trip, dlx_error *error) {
-    dlxi_quantiser quantiser = x->shard->settings.quantiser;
+static dlx_status early_replay(dlxi_exchange *x, dlx_error *error);
+
+static dlx_status trip_begin(dlxi_exchange *x, const dlxi_state *s, int trip, dlx_error *error) {
+    dlxi_quantiser quantiser = trip == STATISTICS ? dlxi_statistics_quantiser(s->settings.quantiser)
+                                                  : s->settings.quantiser;
     size_t segments = 0;
-    for (size_t i = 0; i < x->shard->count; i++) {
-        const dlxi_shard_tensor *t = &x->shard->tensors[i];
-        size_t values = values_in(x, t, trip, t->columns);
+    for (size_t i = 0; i < x->count; i++) {
+        const dlxi_state_tensor *t = &s->tensors[i];
+        size_t values = tensor_values_in(s, t, trip, x->parts[i].columns);
         if (values > 0)
             x->segments[segments++] =
                 (dlxi_segment){t->id, (uint32_t)(values / (size_t)quantiser.group)};
     }
+    x->active[trip] = segments > 0;
+    if (segments == 0) return DLX_OK;
     dlxi_allreduce_begin settings = {.segments = x->segments,
                                      .segment_count = segments,
                                      .quantiser = quantiser,
@@ -143,108 +196,136 @@ static dlx_status begin_trip(dlxi_exchange *x, int trip, dlx_error *error) {
                                      .round = x->round,
                                      .trip = (uint16_t)trip,
                                      .rank = x->rank};
-    DLX_TRY(dlxi_allreduce_begin_with(x->trips[trip], &settings, x->flat[trip], error));
-    x->phase = trip == 0 ? TRIP_FACTORS : TRIP_PROJECTIONS;
-    return replay_early(x, error);
+    return dlxi_allreduce_begin_with(x->trips[trip], &settings, x->flat[trip], error);
 }
 
-static dlx_status take_view(dlxi_exchange *x, const dlxi_view *view, uint16_t site,
+static dlx_status view_take(dlxi_exchange *x, const dlxi_view *view, uint16_t site,
                             dlx_error *error) {
     double total = 0;
-    x->me = UINT16_MAX;
+    x->me = NOWHERE;
     x->members = view->members;
+    for (uint16_t i = 0; i < DLXI_SITES_MAX; i++) x->position[i] = NOWHERE;
     for (uint16_t i = 0; i < view->members; i++) {
         total += (double)view->member[i].tokens;
         x->member_site[i] = view->member[i].site;
+        x->position[view->member[i].site] = i;
         x->measured[i] = (dlxi_adapt_member){view->member[i].step_ns, view->member[i].exchange_ns,
                                              view->member[i].exchange_bytes};
         if (view->member[i].site == site) x->me = i;
     }
-    if (x->me == UINT16_MAX || total <= 0)
+    if (x->me == NOWHERE || total <= 0)
         DLX_FAIL(error, DATA, "the coordinator's view leaves out site %u", site);
     for (uint16_t i = 0; i < view->members; i++)
         x->weights[i] = (float)((double)view->member[i].tokens / total);
     return DLX_OK;
 }
 
-dlx_status dlxi_exchange_begin(dlxi_exchange *x, const dlxi_view *view, uint16_t site,
-                               uint32_t term, uint64_t round, uint32_t attempt, dlx_error *error) {
+/* flat ← what each trip starts from: P factors, and whole tensors. */
+static void values_lay_out(dlxi_exchange *x, const dlxi_state *s) {
+    size_t at[TRIPS] = {0};
+    for (size_t i = 0; i < x->count; i++) {
+        const dlxi_state_tensor *t = &s->tensors[i];
+        part *p = &x->parts[i];
+        int trip = t->kind == DLX_STATISTICS ? STATISTICS : FACTORS;
+        float *values = x->flat[trip] + at[trip];
+        p->columns = t->basis_columns;
+        size_t room = tensor_values_in(s, t, trip, p->columns);
+        if (t->low_rank) {
+            dlxi_project_rows(values, t->error, t->basis, t->rows, t->cols, p->columns,
+                              s->settings.quantiser.group);
+        } else {
+            size_t count = (size_t)dlxi_state_tensor_values(t);
+            memcpy(values, t->error, count * sizeof(float));
+            memset(values + count, 0, (room - count) * sizeof(float));
+            p->update = values;
+            p->own = x->own[trip] + at[trip];
+        }
+        at[trip] += room;
+        keepalive(x);
+    }
+}
+
+dlx_status dlxi_exchange_begin(dlxi_exchange *x, const dlxi_state *s, const dlxi_view *view,
+                               uint16_t site, uint32_t term, uint64_t round, uint32_t attempt,
+                               dlx_error *error) {
+    DLXI_ASSERT(s->count == x->count && attempt > 0);
     x->phase = IDLE;
-    DLX_TRY(take_view(x, view, site, error));
+    DLX_TRY(view_take(x, view, site, error));
     x->term = term;
     x->round = round;
     x->attempt = attempt;
-    if (x->shard->count == 0) {
-        x->phase = STAGED;
-        return DLX_OK;
-    }
-    float *at = x->flat[0];
-    const float *own = x->own[0];
-    for (size_t i = 0; i < x->shard->count; i++) {
-        dlxi_shard_tensor *t = &x->shard->tensors[i];
-        t->columns = t->basis_columns;
-        size_t values = values_in(x, t, 0, t->columns);
-        if (t->low_rank) {
-            dlxi_project_rows(at, t->carried, t->basis, t->rows, t->cols, t->columns,
-                              x->shard->settings.quantiser.group);
-        } else {
-            size_t count = (size_t)(t->rows * t->cols);
-            memcpy(at, t->carried, count * sizeof(float));
-            memset(at + count, 0, (values - count) * sizeof(float));
-            t->update = at;
-            t->own = own;
-        }
-        at += values;
-        own += values;
-        keepalive(x);
-    }
-    return begin_trip(x, 0, error);
+    values_lay_out(x, s);
+    memset(x->active, 0, sizeof x->active);
+    DLX_TRY(trip_begin(x, s, FACTORS, error));
+    DLX_TRY(trip_begin(x, s, STATISTICS, error));
+    x->trip = FACTORS;
+    x->phase = UNDER_WAY;
+    return early_replay(x, error);
 }
 
 void dlxi_exchange_abort(dlxi_exchange *x) {
     x->phase = IDLE;
 }
 
-/* ---- frames ---------------------------------------------------------------------------------- */
+/* ---- frames ------------------------------------------------------------------------------------ */
 
 int dlxi_exchange_trip(const dlxi_exchange *x) {
-    return x->phase == TRIP_FACTORS ? 0 : x->phase == TRIP_PROJECTIONS ? 1 : -1;
+    return x->phase == UNDER_WAY ? x->trip : -1;
 }
 
-static uint16_t position_of(const dlxi_exchange *x, uint16_t site) {
-    for (uint16_t i = 0; i < x->members; i++)
-        if (x->member_site[i] == site) return i;
-    return UINT16_MAX;
+bool dlxi_exchange_is_staged(const dlxi_exchange *x) {
+    return x->phase == STAGED;
+}
+
+/* The trip whose frame is next for a member: the earlier one's first. */
+static dlxi_allreduce *trip_with_frame(dlxi_exchange *x, uint16_t to, dlxi_frame *frame) {
+    if (x->trip != STATISTICS && x->active[x->trip] &&
+        dlxi_allreduce_peek(x->trips[x->trip], to, frame))
+        return x->trips[x->trip];
+    bool any = x->active[STATISTICS] && dlxi_allreduce_peek(x->trips[STATISTICS], to, frame);
+    return any ? x->trips[STATISTICS] : NULL;
 }
 
 bool dlxi_exchange_peek(dlxi_exchange *x, uint16_t site, dlxi_frame *frame) {
-    int trip = dlxi_exchange_trip(x);
-    uint16_t to = position_of(x, site);
-    return trip >= 0 && to != UINT16_MAX && to != x->me &&
-           dlxi_allreduce_peek(x->trips[trip], to, frame);
+    if (x->phase != UNDER_WAY || x->position[site] == NOWHERE) return false;
+    return trip_with_frame(x, x->position[site], frame) != NULL;
 }
 
 void dlxi_exchange_advance(dlxi_exchange *x, uint16_t site) {
-    dlxi_allreduce_advance(x->trips[dlxi_exchange_trip(x)], position_of(x, site));
+    dlxi_frame frame;
+    DLXI_ASSERT(x->phase == UNDER_WAY && x->position[site] != NOWHERE);
+    dlxi_allreduce_advance(trip_with_frame(x, x->position[site], &frame), x->position[site]);
 }
 
-/* Before, at, or after the trip that the exchange is in. */
-static int order_of(const dlxi_exchange *x, const dlxi_frame *frame) {
+dlxi_awaited dlxi_exchange_awaits(const dlxi_exchange *x, uint16_t site) {
+    dlxi_awaited most = DLXI_AWAITED_NOTHING;
+    if (x->phase != UNDER_WAY || x->position[site] == NOWHERE) return most;
+    for (int trip = 0; trip < TRIPS; trip++) {
+        if (!x->active[trip] || (trip != x->trip && trip != STATISTICS)) continue;
+        dlxi_awaited one = dlxi_allreduce_awaits(x->trips[trip], x->position[site]);
+        if (one > most) most = one;
+    }
+    return most;
+}
+
+/* Before, at, or after what this exchange takes now. */
+static int frame_order(const dlxi_exchange *x, const dlxi_frame *frame) {
     if (frame->round != x->round) return frame->round < x->round ? -1 : 1;
     if (frame->attempt != x->attempt) return frame->attempt < x->attempt ? -1 : 1;
-    int trip = dlxi_exchange_trip(x);
-    if (trip < 0) return -1; /* aborted or staged: all of this attempt is past */
-    return frame->trip < trip ? -1 : frame->trip > trip;
+    if (x->phase != UNDER_WAY) return -1; /* aborted or staged: all of this attempt is past */
+    if (frame->trip == STATISTICS) return 0;
+    return frame->trip < x->trip ? -1 : frame->trip > x->trip;
 }
 
-static dlx_status take(dlxi_exchange *x, const dlxi_frame *frame, dlx_error *error) {
-    uint16_t from = position_of(x, frame->site);
-    if (from == UINT16_MAX || from == x->me)
-        DLX_FAIL(error, DATA, "a frame from site %u, which is not in the view", frame->site);
+static dlx_status frame_take(dlxi_exchange *x, const dlxi_frame *frame, dlx_error *error) {
+    uint16_t from = frame->site < DLXI_SITES_MAX ? x->position[frame->site] : NOWHERE;
+    if (from == NOWHERE || from == x->me || !x->active[frame->trip])
+        DLX_FAIL(error, DATA, "a frame from site %u, trip %u, which is not in the view",
+                 frame->site, frame->trip);
     return dlxi_allreduce_on_frame(x->trips[frame->trip], from, frame, error);
 }
 
-static dlx_status keep_early(dlxi_exchange *x, const dlxi_frame *frame, dlx_error *error) {
+static dlx_status early_keep(dlxi_exchange *x, const dlxi_frame *frame, dlx_error *error) {
     size_t bytes = sizeof(early) + frame->payload_bytes;
     if (bytes > x->early_bytes_max - x->early_bytes)
         DLX_FAIL(error, DATA, "site %u sends more than this round holds", frame->site);
@@ -262,26 +343,26 @@ static dlx_status keep_early(dlxi_exchange *x, const dlxi_frame *frame, dlx_erro
 }
 
 dlx_status dlxi_exchange_on_frame(dlxi_exchange *x, const dlxi_frame *frame, dlx_error *error) {
-    if (frame->term < x->term || frame->trip > 1) return DLX_OK;
-    int order = order_of(x, frame);
+    if (frame->term < x->term || frame->trip >= TRIPS) return DLX_OK;
+    int order = frame_order(x, frame);
     if (order < 0) return DLX_OK;
     if (frame->round > x->round + 1) /* it would need this site's part in the round between */
         DLX_FAIL(error, DATA, "site %u sends round %llu while this site is in round %llu",
                  frame->site, (unsigned long long)frame->round, (unsigned long long)x->round);
-    return order > 0 ? keep_early(x, frame, error) : take(x, frame, error);
+    return order > 0 ? early_keep(x, frame, error) : frame_take(x, frame, error);
 }
 
-static dlx_status replay_early(dlxi_exchange *x, dlx_error *error) {
+static dlx_status early_replay(dlxi_exchange *x, dlx_error *error) {
     dlx_status status = DLX_OK;
     early **link = &x->early_first;
     while (*link != NULL) {
         early *e = *link;
-        int order = order_of(x, &e->frame);
+        int order = frame_order(x, &e->frame);
         if (order > 0) {
             link = &e->next;
             continue;
         }
-        if (order == 0 && status == DLX_OK) status = take(x, &e->frame, error);
+        if (order == 0 && status == DLX_OK) status = frame_take(x, &e->frame, error);
         *link = e->next;
         x->early_bytes -= sizeof(early) + e->frame.payload_bytes;
         free(e);
@@ -290,34 +371,38 @@ static dlx_status replay_early(dlxi_exchange *x, dlx_error *error) {
     return status;
 }
 
-/* ---- between trips --------------------------------------------------------------------------- */
+/* ---- between trips ----------------------------------------------------------------------------- */
 
 /* P̂ ← orthonormalised sums; Q ← Mᵀ P̂. */
-static dlx_status begin_projections(dlxi_exchange *x, dlx_error *error) {
-    int group = x->shard->settings.quantiser.group;
-    const float *factors = x->flat[0];
-    float *at = x->flat[1];
+static dlx_status projections_begin(dlxi_exchange *x, const dlxi_state *s, dlx_error *error) {
+    int group = s->settings.quantiser.group;
+    const float *factors = x->flat[FACTORS];
+    float *at = x->flat[PROJECTIONS];
     dlxi_arithmetic saved;
-    for (size_t i = 0; i < x->shard->count; i++) {
-        dlxi_shard_tensor *t = &x->shard->tensors[i];
-        size_t values = values_in(x, t, 0, t->columns);
+    for (size_t i = 0; i < x->count; i++) {
+        const dlxi_state_tensor *t = &s->tensors[i];
+        part *p = &x->parts[i];
+        size_t values = tensor_values_in(s, t, FACTORS, p->columns);
         if (t->low_rank) {
-            memcpy(t->p_hat, factors, values * sizeof(float));
+            memcpy(p->p_hat, factors, values * sizeof(float));
             dlxi_arithmetic_enter(&saved);
-            dlxi_orthonormalise(t->p_hat, t->rows, t->columns, group);
+            dlxi_orthonormalise(p->p_hat, t->rows, p->columns, group);
             dlxi_arithmetic_leave(&saved);
-            dlxi_project_columns(at, t->carried, t->p_hat, t->rows, t->cols, t->columns, group);
-            at += values_in(x, t, 1, t->columns);
+            dlxi_project_columns(at, t->error, p->p_hat, t->rows, t->cols, p->columns, group);
+            at += tensor_values_in(s, t, PROJECTIONS, p->columns);
         }
         factors += values;
         keepalive(x);
     }
-    return begin_trip(x, 1, error);
+    DLX_TRY(trip_begin(x, s, PROJECTIONS, error));
+    x->trip = PROJECTIONS;
+    return early_replay(x, error);
 }
 
 /* own ← what this site's message said, less what its second quantisation lost, so that e takes that
  * in. A message of weight 0 said nothing. */
-static void collect(dlxi_exchange *x, int trip) {
+static void trip_collect(dlxi_exchange *x, int trip) {
+    if (!x->active[trip]) return;
     dlxi_arithmetic saved;
     dlxi_arithmetic_enter(&saved);
     dlxi_allreduce_result(x->trips[trip], x->flat[trip]);
@@ -329,31 +414,41 @@ static void collect(dlxi_exchange *x, int trip) {
     dlxi_arithmetic_leave(&saved);
 }
 
-static void take_projections(dlxi_exchange *x) {
-    const float *sum = x->flat[1], *own = x->own[1];
-    for (size_t i = 0; i < x->shard->count; i++) {
-        dlxi_shard_tensor *t = &x->shard->tensors[i];
-        size_t values = values_in(x, t, 1, t->columns);
-        if (values == 0) continue;
-        memcpy(t->q_hat, sum, values * sizeof(float));
-        memcpy(t->q_own, own, values * sizeof(float));
+static void projections_take(dlxi_exchange *x, const dlxi_state *s) {
+    const float *sum = x->flat[PROJECTIONS], *own = x->own[PROJECTIONS];
+    for (size_t i = 0; i < x->count; i++) {
+        part *p = &x->parts[i];
+        if (!s->tensors[i].low_rank) continue;
+        size_t values = tensor_values_in(s, &s->tensors[i], PROJECTIONS, p->columns);
+        memcpy(p->q_hat, sum, values * sizeof(float));
+        memcpy(p->q_own, own, values * sizeof(float));
         sum += values;
         own += values;
     }
 }
 
-dlx_status dlxi_exchange_poll(dlxi_exchange *x, bool *staged, dlx_error *error) {
-    *staged = false;
-    if (x->phase == TRIP_FACTORS && dlxi_allreduce_done(x->trips[0])) {
-        collect(x, 0);
+static bool trip_done(const dlxi_exchange *x, int trip) {
+    return !x->active[trip] || dlxi_allreduce_done(x->trips[trip]);
+}
+
+dlx_status dlxi_exchange_poll(dlxi_exchange *x, const dlxi_state *s, bool *staged,
+                              dlx_error *error) {
+    *staged = x->phase == STAGED;
+    if (x->phase != UNDER_WAY) return DLX_OK;
+    if (x->trip == FACTORS && trip_done(x, FACTORS)) {
+        trip_collect(x, FACTORS);
         if (x->has_low_rank)
-            DLX_TRY(begin_projections(x, error));
+            DLX_TRY(projections_begin(x, s, error));
         else
-            x->phase = STAGED;
+            x->trip = STATISTICS;
     }
-    if (x->phase == TRIP_PROJECTIONS && dlxi_allreduce_done(x->trips[1])) {
-        collect(x, 1);
-        take_projections(x);
+    if (x->trip == PROJECTIONS && trip_done(x, PROJECTIONS)) {
+        trip_collect(x, PROJECTIONS);
+        projections_take(x, s);
+        x->trip = STATISTICS;
+    }
+    if (x->trip == STATISTICS && trip_done(x, STATISTICS)) {
+        trip_collect(x, STATISTICS);
         x->phase = STAGED;
     }
     *staged = x->phase == STAGED;
@@ -361,61 +456,75 @@ dlx_status dlxi_exchange_poll(dlxi_exchange *x, bool *staged, dlx_error *error) 
 }
 
 uint64_t dlxi_exchange_staged_hash(const dlxi_exchange *x) {
-    if (x->shard->count == 0) return 0;
-    return dlxi_allreduce_hash(x->trips[0]) ^
-           (x->has_low_rank ? dlxi_allreduce_hash(x->trips[1]) * 3 : 0);
+    static const uint64_t factors[TRIPS] = {1, 3, 5};
+    uint64_t hash = 0;
+    for (int trip = 0; trip < TRIPS; trip++)
+        if (x->active[trip]) hash ^= dlxi_allreduce_hash(x->trips[trip]) * factors[trip];
+    return hash;
 }
 
-/* ---- commit ---------------------------------------------------------------------------------- */
+/* ---- commit ------------------------------------------------------------------------------------ */
+
+static void own_row(const part *p, const dlxi_state *s, const dlxi_state_tensor *t, float *dst,
+                    int64_t row) {
+    if (t->low_rank)
+        dlxi_expand_row(dst, p->p_hat, p->q_own, row, t->rows, t->cols, p->columns,
+                        s->settings.quantiser.group);
+    else
+        memcpy(dst, p->own + row * t->cols, (size_t)t->cols * sizeof(float));
+}
 
 /* e ← M − own; the outer step; row by row, since Δ and own stay factored. */
-static void commit_tensor(dlxi_shard *s, dlxi_shard_tensor *t) {
-    float *expanded = s->row;
+static void tensor_commit(dlxi_exchange *x, const part *p, dlxi_state *s, dlxi_state_tensor *t) {
+    float *expanded = x->row;
     for (int64_t row = 0; row < t->rows; row++) {
         int64_t at = row * t->cols;
-        dlxi_shard_own_row(s, t, expanded, row);
+        own_row(p, s, t, expanded, row);
         for (int64_t k = 0; k < t->cols; k++)
-            t->carried[at + k] =
-                s->settings.error_feedback ? t->carried[at + k] - expanded[k] : 0.0f;
-        const float *update = t->low_rank ? expanded : t->update + at;
+            t->error[at + k] = s->settings.error_feedback ? t->error[at + k] - expanded[k] : 0.0f;
+        const float *update = t->low_rank ? expanded : p->update + at;
         if (t->low_rank)
-            dlxi_expand_row(expanded, t->p_hat, t->q_hat, row, t->rows, t->cols, t->columns,
+            dlxi_expand_row(expanded, p->p_hat, p->q_hat, row, t->rows, t->cols, p->columns,
                             s->settings.quantiser.group);
         dlxi_outer_step(t->anchor + at, t->velocity + at, update, t->cols,
                         s->settings.learning_rate, s->settings.momentum);
     }
 }
 
+/* θ ← the mean of the sites' statistics; nothing of them waits for a later round. */
+static void statistics_commit(const part *p, dlxi_state_tensor *t) {
+    int64_t values = dlxi_state_tensor_values(t);
+    for (int64_t k = 0; k < values; k++) t->anchor[k] = t->anchor[k] - p->update[k];
+    memset(t->error, 0, (size_t)values * sizeof(float));
+}
+
 /* The next basis: the present one turned by what was just learnt; columns that died, and new ones,
  * start from noise. */
-static void next_basis(dlxi_exchange *x, dlxi_shard_tensor *t) {
-    const dlxi_shard_settings *settings = &x->shard->settings;
-    int group = settings->quantiser.group;
-    int64_t stride = stride_of(x, t->cols);
-    if (settings->adapt.kind == DLX_ADAPTATION_PAPER) {
-        double *values = x->shard->spectrum;
-        dlxi_spectrum(values, values + t->columns, t->q_hat, t->cols, t->columns, group);
-        dlxi_adapt_observe(&settings->adapt, &t->adapt,
-                           dlxi_adapt_effective_rank(values, t->columns));
+static void basis_turn(dlxi_exchange *x, const part *p, dlxi_state *s, dlxi_state_tensor *t) {
+    int group = s->settings.quantiser.group;
+    int64_t stride = dlxi_state_stride(s, t->cols);
+    if (s->adapt.kind == DLX_ADAPTATION_PAPER) {
+        double *values = x->spectrum;
+        dlxi_spectrum(values, values + p->columns, p->q_hat, t->cols, p->columns, group);
+        dlxi_adapt_observe(&s->adapt, &t->adapt, dlxi_adapt_effective_rank(values, p->columns));
     }
-    dlxi_basis_from(t->basis, t->q_hat, x->shard->basis_scratch, t->cols, t->columns, group);
-    for (int k = 0; k < t->columns; k++) {
+    dlxi_basis_from(t->basis, p->q_hat, x->basis_scratch, t->cols, p->columns, group);
+    for (int k = 0; k < p->columns; k++) {
         const float *column = t->basis + k * stride;
         bool dead = true;
         for (int64_t i = 0; i < t->cols && dead; i++) dead = column[i] == 0.0f;
         if (dead)
-            dlxi_basis_fill(t->basis, t->cols, k, k + 1, group, settings->seed, t->id, x->round);
+            dlxi_basis_fill(t->basis, t->cols, k, k + 1, group, s->settings.seed, t->id, x->round);
     }
 }
 
-static uint64_t bytes_at(void *shard, int rank) {
-    return dlxi_shard_exchange_bytes(shard, rank);
+static uint64_t bytes_at(void *state, int factor_rank) {
+    return dlxi_state_exchange_bytes(state, factor_rank);
 }
 
 /* The decision for the rounds to come, the same on every site. */
-static void adapt(dlxi_exchange *x) {
-    dlxi_shard *s = x->shard;
-    dlxi_adapt *a = &s->settings.adapt;
+static void state_adapt(dlxi_exchange *x, dlxi_state *s) {
+    dlxi_adapt *a = &s->adapt;
     size_t count = 0;
     if (a->kind == DLX_ADAPTATION_OFF) return;
     dlxi_adapt_tensor *low_rank = x->adapted;
@@ -428,7 +537,7 @@ static void adapt(dlxi_exchange *x) {
     for (size_t i = 0; i < s->count; i++)
         if (s->tensors[i].low_rank) s->tensors[i].adapt = low_rank[count++];
     for (size_t i = 0; i < s->count; i++) {
-        dlxi_shard_tensor *t = &s->tensors[i];
+        dlxi_state_tensor *t = &s->tensors[i];
         if (!t->low_rank) continue;
         int columns = dlxi_adapt_columns(a, &t->adapt);
         if (columns > t->basis_columns)
@@ -438,23 +547,29 @@ static void adapt(dlxi_exchange *x) {
     }
 }
 
-void dlxi_exchange_commit(dlxi_exchange *x) {
-    DLXI_ASSERT(x->phase == STAGED);
-    dlxi_shard *s = x->shard;
-    dlxi_arithmetic saved;
-    dlxi_arithmetic_enter(&saved);
+static void tensors_commit(dlxi_exchange *x, dlxi_state *s) {
     for (size_t i = 0; i < s->count; i++) {
-        dlxi_shard_tensor *t = &s->tensors[i];
-        if (s->settings.overlap == DLX_OVERLAP_ALLREDUCE) {
-            memcpy(t->carried, t->update, (size_t)(t->rows * t->cols) * sizeof(float));
-            continue;
-        }
-        commit_tensor(s, t);
-        if (t->low_rank) next_basis(x, t);
+        dlxi_state_tensor *t = &s->tensors[i];
+        if (s->method->averages_gradients)
+            memcpy(t->error, x->parts[i].update,
+                   (size_t)dlxi_state_tensor_values(t) * sizeof(float));
+        else if (t->kind == DLX_STATISTICS)
+            statistics_commit(&x->parts[i], t);
+        else
+            tensor_commit(x, &x->parts[i], s, t);
+        if (t->low_rank) basis_turn(x, &x->parts[i], s, t);
         keepalive(x);
     }
-    if (s->settings.overlap != DLX_OVERLAP_ALLREDUCE) dlxi_shard_rehash(s);
-    adapt(x);
+}
+
+void dlxi_exchange_commit(dlxi_exchange *x, dlxi_state *s) {
+    DLXI_ASSERT(x->phase == STAGED && s->count == x->count && s->rounds + 1 == x->round);
+    dlxi_arithmetic saved;
+    dlxi_arithmetic_enter(&saved);
+    tensors_commit(x, s);
+    if (!s->method->averages_gradients) dlxi_state_rehash(s);
+    state_adapt(x, s);
+    s->rounds = x->round;
     dlxi_arithmetic_leave(&saved);
     x->phase = IDLE;
 }

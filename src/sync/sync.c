@@ -1,99 +1,172 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The training thread's calls: open and close, steps, and what a caller may ask. */
+#include "sync/sync.h"
+
 #include <math.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/hash.h"
+#include "base/clock.h"
+#include "base/flag.h"
 #include "base/memory.h"
+#include "base/panic.h"
 #include "member/lease.h"
-#include "sync/sync_internal.h"
+#include "outer/round.h"
+#include "sync/agree.h"
+#include "sync/pump.h"
+
+enum { TICK_MS = 100, LEASES = 4 };
 
 static const char left_early[] = "it left before the run's end";
+
+struct dlx_sync {
+    dlxi_sync_settings settings;
+    const dlxi_method *method;
+    dlxi_local *local;
+    dlxi_state *state; /* NULL while the engine has it */
+    dlxi_engine *engine;
+    dlxi_link *link;
+    dlxi_mailbox mailbox;
+    dlxi_pump pump;
+    dlxi_agreement agreement; /* with the other ranks of this site */
+    dlxi_round round;
+    double outside_since_s;  /* when the last call returned */
+    double round_step_s;     /* time spent outside, i.e. training, in the present round */
+    uint64_t round_tokens;   /* trained on in the present round */
+    uint64_t flying_tokens;  /* of the round that is submitted and not applied */
+    uint64_t applied_tokens; /* committed, as of the last apply */
+    double run_share;        /* the run's tokens to one of this site's, as of the last apply */
+    uint64_t windows_taken;  /* of the present round's lease */
+    double pace;             /* rounds from now on last so many times H */
+    bool finished, reported;
+    dlxi_outcome last;         /* what has come so far: the newest of each kind */
+    dlxi_lease leases[LEASES]; /* of round n at n mod LEASES */
+    atomic_bool interrupted;
+    pthread_mutex_t statistics_mutex;
+    dlx_statistics statistics;
+};
 
 static bool is_interrupted(const dlx_sync *s) {
     return s->interrupted || dlxi_flag_is_set(s->settings.interrupted);
 }
 
-/* ---- open and close -------------------------------------------------------------------------- */
+/* ---- requests and outcomes --------------------------------------------------------------------- */
 
-static void request(dlx_sync *s, bool *flag) {
-    pthread_mutex_lock(&s->mutex);
-    *flag = true;
-    pthread_mutex_unlock(&s->mutex);
+static void ask(dlx_sync *s, const dlxi_request *request) {
+    dlxi_mailbox_ask(&s->mailbox, request);
     s->link->op->wake(s->link);
 }
 
-/* Whether *flag, a failure, or an interrupt is there. The mutex is held. */
-static bool has_news(const dlx_sync *s, const bool *flag) {
-    return *flag || s->failure.status != DLX_OK || s->ended || is_interrupted(s);
+static void lease_keep(dlx_sync *s, const dlxi_lease *lease) {
+    s->leases[lease->round % LEASES] = *lease;
 }
 
-/* Waits for news, or a tick: interrupts come without a signal on the condition. The mutex is held.
- */
-static void wait_a_tick(dlx_sync *s, const bool *flag) {
-    if (has_news(s, flag)) return;
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_nsec += DLXI_SYNC_TICK_MS * 1000000L;
-    if (until.tv_nsec >= 1000000000L) until.tv_sec++, until.tv_nsec -= 1000000000L;
-    pthread_cond_timedwait(&s->changed, &s->mutex, &until);
+static void statistics_of_commit(dlx_sync *s, const dlxi_outcome *o) {
+    dlxi_adapt_sums sums = dlxi_state_adapt_sums(s->state);
+    pthread_mutex_lock(&s->statistics_mutex);
+    dlx_statistics *st = &s->statistics;
+    st->rounds++;
+    st->committed_tokens = o->commit.committed_tokens;
+    st->round_bytes = o->exchange_bytes;
+    st->payload_bytes += o->exchange_bytes;
+    st->exchange_s = (double)o->exchange_ns * 1e-9;
+    st->exchange_total_s += st->exchange_s;
+    st->factor_rank_mean =
+        sums.parameters > 0 ? (double)sums.weighted_ranks / (double)sums.parameters : 0;
+    st->anchor_hash = dlxi_state_anchor_hash(s->state);
+    pthread_mutex_unlock(&s->statistics_mutex);
 }
 
-/* Waits until *flag, a failure (returned), or an interrupt. */
+/* Takes what has come, waiting for it if wait_ms > 0. */
+static void outcome_take(dlx_sync *s, int wait_ms) {
+    dlxi_outcome o;
+    if (!dlxi_mailbox_take(&s->mailbox, &o, wait_ms)) return;
+    if (o.state != NULL) {
+        DLXI_ASSERT(s->state == NULL);
+        s->state = o.state;
+    }
+    if (o.joined) {
+        s->last.joined = true;
+        s->last.site_index = o.site_index;
+        s->last.site_count = o.site_count;
+        s->last.tokens_target = o.tokens_target;
+        lease_keep(s, &o.leases[0]);
+        lease_keep(s, &o.leases[1]);
+    }
+    if (o.committed) {
+        DLXI_ASSERT(s->state != NULL && !s->last.committed);
+        s->last.committed = true;
+        s->last.commit = o.commit;
+        s->last.view_tokens = o.view_tokens;
+        s->last.own_tokens = o.own_tokens;
+        s->last.weight = o.weight;
+        lease_keep(s, &o.commit.lease);
+        statistics_of_commit(s, &o);
+    }
+    s->last.ended = s->last.ended || o.ended;
+    pthread_mutex_lock(&s->statistics_mutex);
+    s->statistics.attempts = o.attempts;
+    pthread_mutex_unlock(&s->statistics_mutex);
+}
+
+/* Waits until *flag, the run's end, or an interrupt; adds to *waited_s (may be NULL). */
 static dlx_status wait_for(dlx_sync *s, const bool *flag, double *waited_s, dlx_error *error) {
     double start_s = dlxi_clock_s();
-    pthread_mutex_lock(&s->mutex);
-    while (!has_news(s, flag)) wait_a_tick(s, flag);
-    bool there = *flag;
-    dlx_error failure = s->failure;
-    pthread_mutex_unlock(&s->mutex);
+    outcome_take(s, 0);
+    while (!*flag && !s->last.ended && !is_interrupted(s)) outcome_take(s, TICK_MS);
     if (waited_s != NULL) *waited_s += dlxi_clock_s() - start_s;
-    if (there) return DLX_OK;
-    if (failure.status != DLX_OK) {
-        if (error != NULL) *error = failure;
-        return failure.status;
-    }
+    if (*flag) return DLX_OK;
+    DLX_TRY(dlxi_mailbox_failure(&s->mailbox, error));
     if (is_interrupted(s)) DLX_FAIL(error, INTERRUPTED, "interrupted");
     DLX_FAIL(error, STATE, "the run is over");
 }
 
-static dlx_status open_site(dlx_sync *s, dlx_error *error) {
-    const dlxi_sync_settings *settings = &s->settings;
-    dlxi_hello *hello;
-    DLX_TRY(DLXI_NEW(&hello, 1, error));
-    dlxi_text_copy(hello->site, sizeof hello->site, settings->site);
-    hello->rank = settings->rank;
-    hello->ranks = settings->ranks;
-    hello->tensors_hash = dlxi_shard_tensors_hash(s->shard);
-    hello->anchor_hash = dlxi_shard_anchor_hash(s->shard);
-    hello->windows = settings->windows;
-    hello->tokens_per_window = settings->tokens_per_window;
-    hello->data_hash = settings->data_hash;
-    hello->lease_windows = settings->lease_windows;
-    if (settings->shared_text != NULL)
-        dlxi_text_copy(hello->shared_text, sizeof hello->shared_text, settings->shared_text);
-    dlx_status status =
-        dlxi_site_open(&s->site, hello, settings->timeout_ms, dlxi_sync_now_ms(), error);
-    free(hello);
-    return status;
-}
+/* ---- open and close ---------------------------------------------------------------------------- */
 
-static void set_first_statistics(dlx_sync *s) {
+static void statistics_begin(dlx_sync *s) {
     dlx_statistics *st = &s->statistics;
-    st->raw_bytes = (uint64_t)dlxi_shard_parameters(s->shard) * sizeof(float);
-    st->outer_learning_rate = (double)s->shard->settings.learning_rate;
-    st->outer_momentum = (double)s->shard->settings.momentum;
+    st->raw_bytes = (uint64_t)dlxi_state_parameters(s->state) * sizeof(float);
+    st->outer_learning_rate = (double)s->settings.state.learning_rate;
+    st->outer_momentum = (double)s->settings.state.momentum;
     st->inner_steps = s->round.inner_steps;
-    st->anchor_hash = dlxi_shard_anchor_hash(s->shard);
-    st->factor_rank_mean = s->shard->settings.factor_rank;
-    for (size_t i = 0; i < s->shard->count; i++) {
-        const dlxi_shard_tensor *t = &s->shard->tensors[i];
+    st->anchor_hash = dlxi_state_anchor_hash(s->state);
+    for (size_t i = 0; i < s->state->count; i++) {
+        const dlxi_state_tensor *t = &s->state->tensors[i];
         st->low_rank_tensors += t->low_rank;
         st->plain_tensors += !t->low_rank;
-        if (t->low_rank) st->low_rank_parameters += (uint64_t)(t->rows * t->cols);
+        if (t->low_rank) st->low_rank_parameters += (uint64_t)dlxi_state_tensor_values(t);
     }
-    if (st->low_rank_tensors == 0) st->factor_rank_mean = 0;
+    st->factor_rank_mean = st->low_rank_tensors > 0 ? s->settings.state.factor_rank : 0;
+}
+
+static dlx_status engine_open(dlx_sync *s, dlx_error *error) {
+    const dlxi_sync_settings *from = &s->settings;
+    dlxi_engine_settings settings = {.rank = from->rank,
+                                     .ranks = from->ranks,
+                                     .shared_text = from->shared_text,
+                                     .timeout_ms = from->timeout_ms,
+                                     .windows = from->windows,
+                                     .tokens_per_window = from->tokens_per_window,
+                                     .data_hash = from->data_hash,
+                                     .lease_windows = from->lease_windows};
+    dlxi_text_copy(settings.site, sizeof settings.site, from->site);
+    return dlxi_engine_open(&s->engine, &settings, s->state, dlxi_clock_ns() / 1000000, error);
+}
+
+/* Hands the state to the exchange thread, and waits until every site is there. */
+static dlx_status join(dlx_sync *s, dlx_error *error) {
+    uint64_t own_hash = dlxi_state_anchor_hash(s->state);
+    s->pump = (dlxi_pump){.engine = s->engine,
+                          .link = s->link,
+                          .mailbox = &s->mailbox,
+                          .log = s->settings.rank == 0 ? s->settings.log : NULL,
+                          .log_context = s->settings.log_context};
+    DLX_TRY(dlxi_pump_start(&s->pump, error));
+    s->state = NULL;
+    DLX_TRY(wait_for(s, &s->last.joined, NULL, error));
+    if (dlxi_state_anchor_hash(s->state) == own_hash) return DLX_OK;
+    s->statistics.anchor_hash = dlxi_state_anchor_hash(s->state);
+    return dlxi_local_apply(s->local, s->state, true, 0, error);
 }
 
 dlx_status dlxi_sync_open(dlx_sync **out, const dlxi_sync_settings *settings, dlxi_link *link,
@@ -102,38 +175,32 @@ dlx_status dlxi_sync_open(dlx_sync **out, const dlxi_sync_settings *settings, dl
     dlx_sync *s = NULL;
     *out = NULL;
     status = DLXI_NEW(&s, 1, error);
+    if (status == DLX_OK) status = dlxi_mailbox_open(&s->mailbox, error);
     if (status != DLX_OK) {
         dlxi_link_close(&link);
+        free(s);
         return status;
     }
+    pthread_mutex_init(&s->statistics_mutex, NULL);
     s->link = link;
     s->settings = *settings;
+    s->method = dlxi_method_of(settings->state.overlap);
     s->pace = 1;
-    pthread_condattr_t monotonic;
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_mutex_init(&s->anchor_mutex, NULL);
-    pthread_mutex_init(&s->mutex, NULL);
-    pthread_cond_init(&s->changed, &monotonic);
-    pthread_condattr_destroy(&monotonic);
-    s->round = (dlxi_round){.overlap = settings->shard.overlap,
-                            .inner_steps = settings->shard.adapt.inner_steps,
+    s->round = (dlxi_round){.when = s->method->when,
+                            .inner_steps = settings->state.adapt.inner_steps,
                             .inner_steps_max = settings->inner_steps_max,
                             .exchange_steps = settings->exchange_steps,
                             .number = 1};
-    DLX_TRY_OUT(dlxi_shard_open(&s->shard, &settings->shard, tensors, count, error));
-    DLX_TRY_OUT(dlxi_exchange_open(&s->exchange, s->shard, error));
-    dlxi_exchange_set_rank(s->exchange, settings->rank);
-    dlxi_exchange_set_keepalive(s->exchange, dlxi_sync_keepalive, s);
+    DLX_TRY_OUT(dlxi_state_open(&s->state, &settings->state, tensors, count, error));
+    DLX_TRY_OUT(
+        dlxi_local_open(&s->local, &settings->state, &settings->memory, tensors, count, error));
+    DLX_TRY_OUT(dlxi_local_read(s->local, s->state, error));
     DLX_TRY_OUT(dlxi_agreement_open(&s->agreement, settings->rank, settings->ranks,
                                     settings->gather, settings->gather_context, error));
-    DLX_TRY_OUT(open_site(s, error));
+    DLX_TRY_OUT(engine_open(s, error));
     s->settings.shared_text = NULL; /* borrowed for hello only */
-    set_first_statistics(s);
-    if (pthread_create(&s->thread, NULL, dlxi_sync_thread, s) != 0)
-        DLX_FAIL_OUT(error, SYSTEM, "no thread for the exchange");
-    s->thread_started = true;
-    DLX_TRY_OUT(wait_for(s, &s->joined, NULL, error));
+    statistics_begin(s);
+    DLX_TRY_OUT(join(s, error));
     s->outside_since_s = dlxi_clock_s();
     *out = s;
     return DLX_OK;
@@ -142,13 +209,11 @@ out:
     return status;
 }
 
-/* What the others will be told, unless the run has failed already. */
+/* What the others are told, unless the run has failed already. */
 static void leave(dlx_sync *s, dlx_status status, const char *reason) {
     dlx_error why;
     dlxi_error_set(&why, status, "%s", reason);
-    pthread_mutex_lock(&s->mutex);
-    if (s->failure.status == DLX_OK) s->failure = why;
-    pthread_mutex_unlock(&s->mutex);
+    dlxi_mailbox_fail(&s->mailbox, &why);
 }
 
 void dlxi_sync_fail(dlx_sync *s, const char *reason) {
@@ -156,72 +221,64 @@ void dlxi_sync_fail(dlx_sync *s, const char *reason) {
 }
 
 dlx_status dlxi_sync_failure(dlx_sync *s, dlx_error *error) {
-    pthread_mutex_lock(&s->mutex);
-    dlx_error failure = s->failure;
-    pthread_mutex_unlock(&s->mutex);
-    if (failure.status != DLX_OK && error != NULL) *error = failure;
-    return failure.status;
+    return dlxi_mailbox_failure(&s->mailbox, error);
+}
+
+/* The engine ends, and everything that was handed over comes back. */
+static void engine_stop(dlx_sync *s) {
+    dlxi_request request = {.closes = true};
+    (void)dlxi_mailbox_failure(&s->mailbox, &request.why);
+    if (s->pump.started) ask(s, &request);
+    dlxi_pump_join(&s->pump);
+    while (dlxi_mailbox_take(&s->mailbox, &s->last, 0))
+        if (s->last.state != NULL) s->state = s->last.state;
 }
 
 void dlxi_sync_close(dlx_sync **sync) {
     dlx_sync *s = *sync;
     if (s == NULL) return;
-    if (s->thread_started) {
-        if (s->finished && !s->reported)
-            (void)dlxi_sync_report(s, "", NULL);
-        else if (!s->finished && is_interrupted(s))
-            leave(s, DLX_INTERRUPTED, "interrupted");
-        else if (!s->finished)
-            leave(s, DLX_PEER_LOST, left_early);
-        request(s, &s->quit);
-        pthread_join(s->thread, NULL);
-    }
-    free(s->report_text);
-    dlxi_site_close(&s->site);
-    dlxi_exchange_close(&s->exchange);
-    dlxi_shard_close(&s->shard);
+    if (s->pump.started && s->finished && !s->reported)
+        (void)dlxi_sync_report(s, "", NULL);
+    else if (!s->finished && is_interrupted(s))
+        leave(s, DLX_INTERRUPTED, "interrupted");
+    else if (!s->finished)
+        leave(s, DLX_PEER_LOST, left_early);
+    engine_stop(s);
+    dlxi_engine_close(&s->engine);
+    dlxi_state_close(&s->state);
+    dlxi_local_close(&s->local);
     dlxi_link_close(&s->link);
     dlxi_agreement_close(&s->agreement);
-    pthread_cond_destroy(&s->changed);
-    pthread_mutex_destroy(&s->mutex);
-    pthread_mutex_destroy(&s->anchor_mutex);
+    dlxi_mailbox_close(&s->mailbox);
+    pthread_mutex_destroy(&s->statistics_mutex);
     free(s);
     *sync = NULL;
 }
 
-/* ---- steps ----------------------------------------------------------------------------------- */
+/* ---- steps ------------------------------------------------------------------------------------- */
 
 /* H of the next round, the same on all ranks: they are at the same step, and none has an exchange
  * under way. */
 static dlx_status next_inner_steps(dlx_sync *s, uint32_t *inner_steps, dlx_error *error) {
-    const dlxi_adapt *adapt = &s->shard->settings.adapt;
-    *inner_steps = adapt->inner_steps;
-    if (s->settings.ranks == 1 || adapt->kind == DLX_ADAPTATION_OFF) return DLX_OK;
-    dlxi_adapt_sums sums = {0};
-    for (size_t i = 0; i < s->shard->count; i++) {
-        if (!s->shard->tensors[i].low_rank) continue;
-        dlxi_adapt_sums one = dlxi_adapt_sum(&s->shard->tensors[i].adapt, 1);
-        sums.weighted_ranks += one.weighted_ranks;
-        sums.parameters += one.parameters;
-    }
-    dlxi_adapt own = *adapt;
-    /* a rank without tensors needs no time at all */
-    if (s->shard->count == 0) own.inner_steps = own.inner_steps_min;
-    return dlxi_agree_on_inner_steps(&s->agreement, inner_steps, &own, sums,
-                                     s->shard->settings.factor_rank, error);
+    dlxi_adapt own = s->state->adapt;
+    *inner_steps = own.inner_steps;
+    if (s->settings.ranks == 1 || own.kind == DLX_ADAPTATION_OFF) return DLX_OK;
+    if (s->state->count == 0) own.inner_steps = own.inner_steps_min; /* it needs no time at all */
+    return dlxi_agree_on_inner_steps(&s->agreement, inner_steps, &own,
+                                     dlxi_state_adapt_sums(s->state), s->settings.state.factor_rank,
+                                     error);
 }
 
-/* The round's M is in place: the exchange thread's turn. */
-static dlx_status submit_to_exchange(dlx_sync *s, double norm, dlx_error *error) {
+/* The round's M is in place: the state is the engine's from here to the commit. */
+static dlx_status submit_to_engine(dlx_sync *s, double norm, dlx_error *error) {
     uint32_t next;
     DLX_TRY(next_inner_steps(s, &next, error));
-    dlxi_ready ready = {
+    dlxi_request request = {.state = s->state, .submits = true};
+    request.ready = (dlxi_ready){
         .tokens = s->round_tokens,
         .windows_used = (uint32_t)s->windows_taken,
         .norm = norm,
-        .anchor_hash = s->settings.shard.overlap == DLX_OVERLAP_ALLREDUCE
-                           ? 0
-                           : dlxi_shard_anchor_hash(s->shard),
+        .anchor_hash = s->method->averages_gradients ? 0 : dlxi_state_anchor_hash(s->state),
         .step_ns = s->round.steps == 0 ? 0 : (uint64_t)(s->round_step_s * 1e9 / s->round.steps)};
     s->flying_tokens = s->round_tokens;
     s->round_tokens = 0;
@@ -231,26 +288,22 @@ static dlx_status submit_to_exchange(dlx_sync *s, double norm, dlx_error *error)
     s->round.inner_steps_max =
         (uint32_t)fmax(inner_steps, round(s->pace * s->settings.inner_steps_max));
     dlxi_round_on_submitted(&s->round, (uint32_t)inner_steps);
-    pthread_mutex_lock(&s->mutex);
+    pthread_mutex_lock(&s->statistics_mutex);
     s->statistics.update_norm = norm;
     s->statistics.inner_steps = s->round.inner_steps;
-    s->ready = ready;
-    s->submitted = true;
-    s->ready_wanted = true;
-    s->committed = false;
-    pthread_mutex_unlock(&s->mutex);
-    s->link->op->wake(s->link);
+    pthread_mutex_unlock(&s->statistics_mutex);
+    s->state = NULL;
+    ask(s, &request);
     return DLX_OK;
 }
 
-/* The committed round takes effect for the training thread. */
+/* The committed round takes effect for the training. */
 static void settle(dlx_sync *s) {
-    pthread_mutex_lock(&s->mutex);
-    s->applied_tokens = s->commit.committed_tokens;
-    if (s->own_tokens > 0) s->run_share = (double)s->view_tokens / (double)s->own_tokens;
-    s->finished = s->commit.finished;
-    s->committed = false;
-    pthread_mutex_unlock(&s->mutex);
+    s->applied_tokens = s->last.commit.committed_tokens;
+    if (s->last.own_tokens > 0)
+        s->run_share = (double)s->last.view_tokens / (double)s->last.own_tokens;
+    s->finished = s->last.commit.finished;
+    s->last.committed = false;
     s->flying_tokens = 0;
     dlxi_round_on_applied(&s->round);
 }
@@ -258,12 +311,10 @@ static void settle(dlx_sync *s) {
 /* Where the site stands: committed on all its ranks, or failed on one of them, which fails the call
  * on all. */
 static dlx_status check(dlx_sync *s, bool *committed, bool *finished, dlx_error *error) {
-    pthread_mutex_lock(&s->mutex);
-    dlx_error failure = s->failure;
-    *committed = s->committed;
-    bool last = s->commit.finished;
-    pthread_mutex_unlock(&s->mutex);
-    if (failure.status == DLX_OK && is_interrupted(s))
+    dlx_error failure = {0};
+    outcome_take(s, 0);
+    *committed = s->last.committed;
+    if (dlxi_mailbox_failure(&s->mailbox, &failure) == DLX_OK && is_interrupted(s))
         dlxi_error_set(&failure, DLX_INTERRUPTED, "interrupted");
     if (s->settings.ranks > 1) {
         dlx_error agreed; /* for a gather that fails without a word */
@@ -275,51 +326,51 @@ static dlx_status check(dlx_sync *s, bool *committed, bool *finished, dlx_error 
             leave(s, status, agreed.message);
         }
     }
-    *finished = *committed && last;
+    *finished = *committed && s->last.commit.finished;
     if (failure.status != DLX_OK && error != NULL) *error = failure;
     return failure.status;
 }
 
 static dlx_status wait_for_commit(dlx_sync *s, double *waited_s, dlx_error *error) {
-    if (s->settings.ranks == 1) return wait_for(s, &s->committed, waited_s, error);
+    if (s->settings.ranks == 1) return wait_for(s, &s->last.committed, waited_s, error);
     double start_s = dlxi_clock_s();
     dlx_status status = DLX_OK;
     /* in ticks, so that a rank which can't go on never waits long to say so */
     for (bool committed = false, finished; status == DLX_OK && !committed;) {
-        pthread_mutex_lock(&s->mutex);
-        wait_a_tick(s, &s->committed);
-        pthread_mutex_unlock(&s->mutex);
+        if (!s->last.committed && !s->last.ended && !is_interrupted(s)) outcome_take(s, TICK_MS);
         status = check(s, &committed, &finished, error);
     }
     *waited_s += dlxi_clock_s() - start_s;
     return status;
 }
 
-static dlx_status submit(dlx_sync *s, bool with_apply, dlx_step *step, dlx_error *error) {
+static dlx_status submit(dlx_sync *s, bool applies, dlx_step *step, dlx_error *error) {
     double norm;
     step->submitted = true;
-    if (!with_apply) {
-        dlxi_shard_submit(s->shard, &norm);
-    } else {
-        if (s->round.overlap == DLX_OVERLAP_EAGER)
-            dlxi_shard_submit_eager(s->shard, dlxi_exchange_weight(s->exchange), &norm);
-        else
-            dlxi_shard_submit_delayed(s->shard, &norm);
+    DLX_TRY(dlxi_local_submit(s->local, s->state, applies, s->last.weight, &norm, error));
+    if (applies) {
         step->applied = true;
         step->exchange_steps = s->round.steps_since;
         settle(s);
     }
-    return submit_to_exchange(s, norm, error);
+    return submit_to_engine(s, norm, error);
+}
+
+static dlx_status apply(dlx_sync *s, bool final, dlx_step *step, dlx_error *error) {
+    step->exchange_steps = s->round.steps_since;
+    step->applied = true;
+    DLX_TRY(dlxi_local_apply(s->local, s->state, final, s->last.weight, error));
+    settle(s);
+    return DLX_OK;
 }
 
 static dlx_status proceed(dlx_sync *s, dlx_step *step, dlx_error *error) {
     while (!s->finished) {
         bool committed, finished;
         DLX_TRY(check(s, &committed, &finished, error));
-        s->round.ending = dlxi_sync_tokens(s) >= s->tokens_target;
+        s->round.ending = dlxi_sync_tokens(s) >= s->last.tokens_target;
         dlxi_round_action action = dlxi_round_next(&s->round, committed);
-        /* whatever was trained since then is past the run's end */
-        if (finished) action = DLXI_ROUND_APPLY;
+        if (finished) action = DLXI_ROUND_APPLY; /* what was trained since is past the run's end */
         switch (action) {
         case DLXI_ROUND_TRAIN:
             return DLX_OK;
@@ -327,10 +378,7 @@ static dlx_status proceed(dlx_sync *s, dlx_step *step, dlx_error *error) {
             DLX_TRY(wait_for_commit(s, &step->waited_s, error));
             break;
         case DLXI_ROUND_APPLY:
-            step->exchange_steps = s->round.steps_since;
-            dlxi_shard_apply(s->shard, finished);
-            step->applied = true;
-            settle(s);
+            DLX_TRY(apply(s, finished, step, error));
             break;
         case DLXI_ROUND_SUBMIT:
             DLX_TRY(submit(s, false, step, error));
@@ -343,31 +391,22 @@ static dlx_status proceed(dlx_sync *s, dlx_step *step, dlx_error *error) {
     return DLX_OK;
 }
 
-static void finish_allreduce(dlx_sync *s) {
-    for (size_t i = 0; i < s->shard->count; i++) {
-        dlxi_shard_tensor *t = &s->shard->tensors[i];
-        memcpy(t->anchor, t->parameter, (size_t)(t->rows * t->cols) * sizeof(float));
-    }
-    dlxi_shard_rehash(s->shard);
-    pthread_mutex_lock(&s->mutex);
-    s->statistics.anchor_hash = dlxi_shard_anchor_hash(s->shard);
-    pthread_mutex_unlock(&s->mutex);
-}
-
 dlx_status dlxi_sync_step(dlx_sync *s, uint64_t tokens, dlx_step *step, dlx_error *error) {
     dlx_step unwanted;
     if (step == NULL) step = &unwanted;
     *step = (dlx_step){0};
-    if (s->finished && s->round.overlap != DLX_OVERLAP_ALLREDUCE)
-        DLX_FAIL(error, STATE, "the run is finished");
     dlx_status status = DLX_OK;
-    if (s->round.overlap == DLX_OVERLAP_ALLREDUCE) {
-        if (s->finished) finish_allreduce(s);
-    } else {
+    if (!s->method->averages_gradients) {
+        if (s->finished) DLX_FAIL(error, STATE, "the run is finished");
         s->round_step_s += dlxi_clock_s() - s->outside_since_s;
         s->round_tokens += tokens;
         dlxi_round_on_step(&s->round);
         status = proceed(s, step, error);
+    } else if (s->finished) { /* parameters are what the sites have in common */
+        status = dlxi_local_read(s->local, s->state, error);
+        pthread_mutex_lock(&s->statistics_mutex);
+        s->statistics.anchor_hash = dlxi_state_anchor_hash(s->state);
+        pthread_mutex_unlock(&s->statistics_mutex);
     }
     step->finished = s->finished;
     step->round = s->round.number;
@@ -379,43 +418,40 @@ dlx_status dlxi_sync_step(dlx_sync *s, uint64_t tokens, dlx_step *step, dlx_erro
 
 dlx_status dlxi_sync_gradients(dlx_sync *s, float *const *gradients, uint64_t tokens,
                                double *waited_s, dlx_error *error) {
-    if (s->round.overlap != DLX_OVERLAP_ALLREDUCE)
+    if (!s->method->averages_gradients)
         DLX_FAIL(error, STATE,
                  "gradients are exchanged under overlap allreduce only; call dlx_sync_step");
     if (s->finished) DLX_FAIL(error, STATE, "the run is finished");
     double sum = 0, waited = 0;
-    for (size_t i = 0; i < s->shard->count; i++) {
-        const dlxi_shard_tensor *t = &s->shard->tensors[i];
-        memcpy(t->carried, gradients[i], (size_t)(t->rows * t->cols) * sizeof(float));
-        for (int64_t k = 0; k < t->rows * t->cols; k++)
-            sum += (double)t->carried[k] * (double)t->carried[k];
+    for (size_t i = 0; i < s->state->count; i++) {
+        const dlxi_state_tensor *t = &s->state->tensors[i];
+        int64_t values = dlxi_state_tensor_values(t);
+        memcpy(t->error, gradients[i], (size_t)values * sizeof(float));
+        for (int64_t k = 0; k < values; k++) sum += (double)t->error[k] * (double)t->error[k];
     }
     s->round_tokens = tokens;
-    DLX_TRY(submit_to_exchange(s, sqrt(sum), error));
+    DLX_TRY(submit_to_engine(s, sqrt(sum), error));
     DLX_TRY(wait_for_commit(s, &waited, error));
-    for (size_t i = 0; i < s->shard->count; i++) {
-        const dlxi_shard_tensor *t = &s->shard->tensors[i];
-        memcpy(gradients[i], t->carried, (size_t)(t->rows * t->cols) * sizeof(float));
+    for (size_t i = 0; i < s->state->count; i++) {
+        const dlxi_state_tensor *t = &s->state->tensors[i];
+        memcpy(gradients[i], t->error, (size_t)dlxi_state_tensor_values(t) * sizeof(float));
     }
     settle(s);
     if (waited_s != NULL) *waited_s = waited;
     return DLX_OK;
 }
 
-/* ---- the rest -------------------------------------------------------------------------------- */
+/* ---- windows, reports -------------------------------------------------------------------------- */
 
 dlx_status dlxi_sync_windows(dlx_sync *s, uint64_t *positions, uint32_t count, dlx_error *error) {
-    pthread_mutex_lock(&s->mutex);
-    const dlxi_lease *lease = &s->leases[s->round.number % DLXI_SYNC_LEASES];
+    const dlxi_lease *lease = &s->leases[s->round.number % LEASES];
     uint64_t leased = lease->round == s->round.number ? dlxi_lease_windows(lease) : 0;
-    bool enough = s->windows_taken <= leased && count <= leased - s->windows_taken;
-    for (uint32_t i = 0; enough && i < count; i++)
-        positions[i] = dlxi_lease_position(lease, s->windows_taken + i);
-    pthread_mutex_unlock(&s->mutex);
-    if (!enough)
+    if (s->windows_taken > leased || count > leased - s->windows_taken)
         DLX_FAIL(error, STATE, "the lease of round %llu has %llu windows left, not %u",
                  (unsigned long long)s->round.number,
                  (unsigned long long)(leased - s->windows_taken), count);
+    for (uint32_t i = 0; i < count; i++)
+        positions[i] = dlxi_lease_position(lease, s->windows_taken + i);
     s->windows_taken += count;
     return DLX_OK;
 }
@@ -423,82 +459,96 @@ dlx_status dlxi_sync_windows(dlx_sync *s, uint64_t *positions, uint32_t count, d
 dlx_status dlxi_sync_report(dlx_sync *s, const char *text, dlx_error *error) {
     if (!s->finished) DLX_FAIL(error, STATE, "the run is not finished");
     if (s->reported) DLX_FAIL(error, STATE, "the run has this site's report already");
-    if ((s->report_text = strdup(text)) == NULL)
-        DLX_FAIL(error, MEMORY, "out of memory for a report");
+    dlxi_request request = {.report = strdup(text)};
+    if (request.report == NULL) DLX_FAIL(error, MEMORY, "out of memory for a report");
     s->reported = true;
-    request(s, &s->report_wanted);
-    bool never = false;
+    ask(s, &request);
     dlx_error why;
-    dlx_status status = wait_for(s, &never, NULL, &why);
-    if (status == DLX_STATE) return DLX_OK; /* the run is over, and well */
-    if (error != NULL) *error = why;
+    dlx_status status = wait_for(s, &s->last.ended, NULL, &why);
+    if (status == DLX_OK) status = dlxi_mailbox_failure(&s->mailbox, &why);
+    if (status != DLX_OK && error != NULL) *error = why;
     return status;
 }
 
 void dlxi_sync_pace(dlx_sync *s, double factor) {
     if (isnan(factor)) factor = 1;
-    s->pace = factor > s->settings.pace_max ? s->settings.pace_max : factor >= 0.01 ? factor : 0.01;
+    s->pace = fmin(fmax(factor, 0.01), s->settings.pace_max);
 }
 
+/* ---- what a caller may ask --------------------------------------------------------------------- */
+
 uint64_t dlxi_sync_tokens(const dlx_sync *s) {
-    /* before the first commit: all alike */
-    double share = s->run_share > 0 ? s->run_share : s->site_count;
+    double share = s->run_share > 0 ? s->run_share : s->last.site_count; /* at first: all equal */
     return s->applied_tokens + (uint64_t)(share * (double)(s->flying_tokens + s->round_tokens));
 }
 
 uint64_t dlxi_sync_tokens_target(const dlx_sync *s) {
-    return s->tokens_target;
+    return s->last.tokens_target;
 }
 
 uint32_t dlxi_sync_site_index(const dlx_sync *s) {
-    return s->site_index;
+    return s->last.site_index;
 }
 
 uint32_t dlxi_sync_site_count(const dlx_sync *s) {
-    return s->site_count;
+    return s->last.site_count;
 }
 
-/* `allreduce`: the parameters are what all sites have in common; θ stays where the run started
- * until it ends. */
-static bool holds_no_anchor(const dlx_sync *s) {
-    return s->round.overlap == DLX_OVERLAP_ALLREDUCE;
-}
-
-void dlxi_sync_anchor(dlx_sync *s, float *const *dst) {
-    pthread_mutex_lock(&s->anchor_mutex);
-    for (size_t i = 0; i < s->shard->count; i++) {
-        const dlxi_shard_tensor *t = &s->shard->tensors[i];
-        const float *anchor = holds_no_anchor(s) ? t->parameter : t->anchor;
-        memcpy(dst[i], anchor, (size_t)(t->rows * t->cols) * sizeof(float));
+/* Takes the state back for a while if the engine has it; *lent says so, for state_give_back. θ is
+ * then what sites have in common, whatever the method. */
+static dlx_status state_borrow(dlx_sync *s, bool *lent, dlx_error *error) {
+    outcome_take(s, 0);
+    bool recalled = s->state == NULL;
+    if (recalled) {
+        dlxi_request request = {.recalls = true};
+        ask(s, &request);
+        while (s->state == NULL) outcome_take(s, TICK_MS);
     }
-    pthread_mutex_unlock(&s->anchor_mutex);
+    *lent = recalled && !s->last.committed && !s->last.ended;
+    return s->method->averages_gradients ? dlxi_local_read(s->local, s->state, error) : DLX_OK;
 }
 
-void dlxi_sync_anchor_hashes(const dlx_sync *s, uint64_t *dst) {
-    /* a lock changes nothing that shows */
-    pthread_mutex_t *mutex = (pthread_mutex_t *)(uintptr_t)&s->anchor_mutex;
-    pthread_mutex_lock(mutex);
-    for (size_t i = 0; i < s->shard->count; i++) {
-        const dlxi_shard_tensor *t = &s->shard->tensors[i];
-        dst[i] = holds_no_anchor(s)
-                     ? dlxi_hash(t->parameter, (size_t)(t->rows * t->cols) * sizeof(float), t->id)
-                     : t->anchor_hash;
+static void state_give_back(dlx_sync *s, bool lent) {
+    if (!lent) return;
+    dlxi_request request = {.state = s->state};
+    s->state = NULL;
+    ask(s, &request);
+}
+
+dlx_status dlxi_sync_anchor(dlx_sync *s, float *const *dst, dlx_error *error) {
+    bool lent = false;
+    dlx_status status = state_borrow(s, &lent, error);
+    for (size_t i = 0; status == DLX_OK && i < s->state->count; i++) {
+        const dlxi_state_tensor *t = &s->state->tensors[i];
+        memcpy(dst[i], t->anchor, (size_t)dlxi_state_tensor_values(t) * sizeof(float));
     }
-    pthread_mutex_unlock(mutex);
+    state_give_back(s, lent);
+    return status;
 }
 
-uint64_t dlxi_sync_take_anchor(dlx_sync *s) {
-    pthread_mutex_lock(&s->anchor_mutex);
-    if (!holds_no_anchor(s)) dlxi_shard_apply(s->shard, true);
-    uint64_t rounds = s->anchor_rounds;
-    pthread_mutex_unlock(&s->anchor_mutex);
-    return rounds;
+dlx_status dlxi_sync_anchor_hashes(dlx_sync *s, uint64_t *dst, dlx_error *error) {
+    bool lent = false;
+    dlx_status status = state_borrow(s, &lent, error);
+    for (size_t i = 0; status == DLX_OK && i < s->state->count; i++)
+        dst[i] = s->state->tensors[i].anchor_hash;
+    state_give_back(s, lent);
+    return status;
+}
+
+dlx_status dlxi_sync_take_anchor(dlx_sync *s, uint64_t *rounds, dlx_error *error) {
+    bool lent = false;
+    dlx_status status = state_borrow(s, &lent, error);
+    if (status == DLX_OK && !s->method->averages_gradients)
+        status = dlxi_local_apply(s->local, s->state, true, 0, error);
+    if (rounds != NULL) *rounds = s->state->rounds;
+    state_give_back(s, lent);
+    return status;
 }
 
 void dlxi_sync_statistics(dlx_sync *s, dlx_statistics *out) {
-    pthread_mutex_lock(&s->mutex);
+    pthread_mutex_lock(&s->statistics_mutex);
     *out = s->statistics;
-    pthread_mutex_unlock(&s->mutex);
+    pthread_mutex_unlock(&s->statistics_mutex);
     dlxi_link_statistics link;
     dlxi_link_statistics_read(s->link, &link);
     out->wan_bytes_sent = link.bytes_sent;

@@ -1,21 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One site at work: the training thread's calls on one side, the exchange thread with its link on
- * the other.
- *
- * Who may touch what. The shard's M, θ, v, e, bases belong to the training thread while nothing is
- * handed out, and to the exchange thread from hand-out until it marks the round committed; p and
- * start always belong to the training thread. Everything else that both use is under the mutex.
- * Only the exchange thread uses the link and the two state machines. */
+/* The training thread's side of a run: what dlx_sync does behind its arguments' checks. It owns the
+ * parameters (local.h) and, between commit and submit, the state (state.h); a pump (pump.h) runs the
+ * engine meanwhile. */
 #ifndef DLXI_SYNC_SYNC_H
 #define DLXI_SYNC_SYNC_H
 
 #include "link/link.h"
-#include "sync/shard.h"
+#include "sync/local.h"
 
 typedef struct dlxi_sync_settings {
-    dlxi_shard_settings shard;
+    dlxi_state_settings state;
+    dlxi_local_memory memory;
     char site[DLXI_NAME_BYTES];
-    uint16_t rank, ranks; /* of the site; the shard is this rank's */
+    uint16_t rank, ranks; /* of the site */
     dlx_gather gather;
     void *gather_context;
     const char *shared_text;
@@ -23,7 +20,9 @@ typedef struct dlxi_sync_settings {
     uint64_t windows, tokens_per_window, data_hash;
     uint32_t lease_windows;
     double pace_max;
-    const volatile bool *interrupted; /* may be NULL */
+    const volatile sig_atomic_t *interrupted; /* may be NULL */
+    dlx_log log;                      /* may be NULL */
+    void *log_context;
 } dlxi_sync_settings;
 
 /* As the dlx_sync_* of the same name, arguments checked before. Takes the link over, on failure
@@ -40,9 +39,9 @@ uint64_t dlxi_sync_tokens(const dlx_sync *s);
 uint64_t dlxi_sync_tokens_target(const dlx_sync *s);
 uint32_t dlxi_sync_site_index(const dlx_sync *s);
 uint32_t dlxi_sync_site_count(const dlx_sync *s);
-uint64_t dlxi_sync_take_anchor(dlx_sync *s);
-void dlxi_sync_anchor(dlx_sync *s, float *const *dst);
-void dlxi_sync_anchor_hashes(const dlx_sync *s, uint64_t *dst);
+dlx_status dlxi_sync_take_anchor(dlx_sync *s, uint64_t *rounds, dlx_error *error);
+dlx_status dlxi_sync_anchor(dlx_sync *s, float *const *dst, dlx_error *error);
+dlx_status dlxi_sync_anchor_hashes(dlx_sync *s, uint64_t *dst, dlx_error *error);
 void dlxi_sync_statistics(dlx_sync *s, dlx_statistics *out);
 void dlxi_sync_interrupt(dlx_sync *s);
 void dlxi_sync_fail(dlx_sync *s, const char *reason);

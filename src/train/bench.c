@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* How fast a training step is beside the machine's best product, for the GPT-2 124M shape; and what
- * the stages of a pipeline cost. */
+/* Benchmarks: a training step of the GPT-2 124M shape against the machine's matrix products, and
+ * the stages of a pipeline. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,13 +12,8 @@
 #include "model/optimizer.h"
 #include "train/tools.h"
 
-static int by_value(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static dlx_status timed_step(double *seconds, dlxi_stage *stage, dlxi_optimizer *optimizer,
-                             const uint32_t *tokens, const uint32_t *targets, dlx_error *error) {
+static dlx_status step_time(double *seconds, dlxi_stage *stage, dlxi_optimizer *optimizer,
+                            const uint32_t *tokens, const uint32_t *targets, dlx_error *error) {
     double loss, begun_s = dlxi_clock_s();
     dlxi_stage_zero_gradients(stage);
     DLX_TRY(dlxi_stage_forward(stage, 0, tokens, NULL, targets, &loss, error));
@@ -57,20 +52,20 @@ dlx_status dlxi_bench_model(dlx_bench_model_result *result, uint32_t batch, uint
         targets[i] = (uint32_t)(dlxi_rng_u64(1, 1, i) % (uint64_t)config.vocabulary);
     }
     double first_s;
-    DLX_TRY_OUT(timed_step(&first_s, stage, optimizer, tokens, targets, error));
+    DLX_TRY_OUT(step_time(&first_s, stage, optimizer, tokens, targets, error));
     for (uint32_t i = 0; i < steps; i++)
-        DLX_TRY_OUT(timed_step(&seconds[i], stage, optimizer, tokens, targets, error));
-    qsort(seconds, steps, sizeof *seconds, by_value);
+        DLX_TRY_OUT(step_time(&seconds[i], stage, optimizer, tokens, targets, error));
+    double median_s = dlxi_seconds_median(seconds, (int)steps);
     *result = (dlx_bench_model_result){
         .backend = kernels->op->name,
         .precision = kernels->precision == DLXI_PRECISION_BF16 ? "bf16" : "f32",
-        .parameters = (uint64_t)dlxi_model_parameter_count(&config, true),
-        .step_s_median = seconds[steps / 2],
+        .parameters = (uint64_t)dlxi_model_parameter_count(&config),
+        .step_s_median = median_s,
         .step_s_min = seconds[0],
         .step_s_max = seconds[steps - 1]};
     result->model_flops_per_s =
         6.0 * (double)result->parameters * batch * length / result->step_s_median;
-    DLX_TRY_OUT(dlxi_kernels_product_rate(&result->product_flops_per_s, kernels, 1024, 5, error));
+    DLX_TRY_OUT(dlxi_kernels_product_rate(&result->product_flops_per_s, kernels, error));
     result->share = result->model_flops_per_s / result->product_flops_per_s;
 out:
     free(tokens);
@@ -82,25 +77,28 @@ out:
     return status;
 }
 
-static void write_cut(char *text, size_t text_bytes, const dlxi_partition *cut) {
+/* The layers of each stage, as site.cut takes them. */
+static void partition_print(char *text, size_t text_bytes, const dlxi_partition *partition) {
     size_t at = 0;
     text[0] = '\0';
-    for (int s = 0; s < cut->stages && at < text_bytes; s++)
-        at += (size_t)snprintf(text + at, text_bytes - at, "%s%lld", s == 0 ? "" : ",",
-                               (long long)(cut->first_layer[s + 1] - cut->first_layer[s]));
+    for (int s = 0; s < partition->stages && at < text_bytes; s++)
+        at += (size_t)snprintf(
+            text + at, text_bytes - at, "%s%lld", s == 0 ? "" : ",",
+            (long long)(partition->first_layer[s + 1] - partition->first_layer[s]));
 }
 
-/* Mean over slowest: what of the stages' time is work where they wait for each other. */
-static double balance(const dlxi_partition *cut, const dlxi_costs *costs) {
+/* Mean stage over slowest stage: the busy share of stages that wait for each other. */
+static double partition_balance(const dlxi_partition *partition, const dlxi_costs *costs) {
     double sum = 0, slowest = 0;
-    for (int s = 0; s < cut->stages; s++) {
-        double stage = costs->block * (double)(cut->first_layer[s + 1] - cut->first_layer[s]);
+    for (int s = 0; s < partition->stages; s++) {
+        double stage =
+            costs->block * (double)(partition->first_layer[s + 1] - partition->first_layer[s]);
         if (s == 0) stage += costs->embedding;
-        if (s == cut->stages - 1) stage += costs->head;
+        if (s == partition->stages - 1) stage += costs->head;
         sum += stage;
         slowest = fmax(slowest, stage);
     }
-    return sum / cut->stages / slowest;
+    return sum / partition->stages / slowest;
 }
 
 dlx_status dlxi_bench_stages(dlx_bench_stages_result *result, const dlxi_config *config, int stages,
@@ -109,7 +107,7 @@ dlx_status dlxi_bench_stages(dlx_bench_stages_result *result, const dlxi_config 
     dlxi_kernels *kernels = NULL;
     dlxi_model_config model = dlxi_config_model(config);
     dlxi_costs measured, estimated = dlxi_costs_estimate(&model, model.context);
-    dlxi_partition cut;
+    dlxi_partition partition;
     DLX_TRY_OUT(dlxi_kernels_open(&kernels, "auto", (dlxi_precision)config->train.precision,
                                   (int)config->site.threads, error));
     DLX_TRY_OUT(dlxi_costs_measure(&measured, &model, dlxi_config_micro_batch(config),
@@ -117,15 +115,14 @@ dlx_status dlxi_bench_stages(dlx_bench_stages_result *result, const dlxi_config 
     *result = (dlx_bench_stages_result){.block_s = measured.block,
                                         .embedding_s = measured.embedding,
                                         .head_s = measured.head,
-                                        .block_share = 1,
                                         .embedding_share = estimated.embedding / estimated.block,
                                         .head_share = estimated.head / estimated.block};
-    DLX_TRY_OUT(dlxi_partition_balanced(&cut, &model, &measured, stages, error));
-    write_cut(result->measured_cut, sizeof result->measured_cut, &cut);
-    result->measured_balance = balance(&cut, &measured);
-    DLX_TRY_OUT(dlxi_partition_balanced(&cut, &model, &estimated, stages, error));
-    write_cut(result->estimated_cut, sizeof result->estimated_cut, &cut);
-    result->estimated_balance = balance(&cut, &measured);
+    DLX_TRY_OUT(dlxi_partition_balanced(&partition, &model, &measured, stages, error));
+    partition_print(result->measured_partition, sizeof result->measured_partition, &partition);
+    result->measured_balance = partition_balance(&partition, &measured);
+    DLX_TRY_OUT(dlxi_partition_balanced(&partition, &model, &estimated, stages, error));
+    partition_print(result->estimated_partition, sizeof result->estimated_partition, &partition);
+    result->estimated_balance = partition_balance(&partition, &measured);
 out:
     dlxi_kernels_close(&kernels);
     return status;

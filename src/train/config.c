@@ -7,11 +7,9 @@
 
 enum { MICRO_BATCH_AUTO_MAX = 4 };
 
-static const char *const families[] = {"gpt2", "llama", NULL};
 static const char *const activations[] = {"gelu", "relu", NULL};
 static const char *const optimizers[] = {"adamw", "muon", NULL};
 static const char *const precisions[] = {"auto", "f32", "bf16", NULL};
-static const char *const backends[] = {"auto", "fast", "ref", NULL};
 static const char *const overlaps[] = {"allreduce", "none", "delayed", "eager", "carry", NULL};
 static const char *const adaptations[] = {"off", "paper", "link", NULL};
 static const char *const paces[] = {"constant", "rate", NULL};
@@ -33,7 +31,8 @@ static const dlxi_option options[] = {
     STRING("run.dir", run.dir, "runs/quickstart", "where metrics, summary and weights go",
            .site_may_differ = true),
 
-    CHOICE("model.family", model.family, families, "llama", "gpt2 (also OPT) or llama (also Qwen)"),
+    CHOICE("model.family", model.family, dlxi_family_names, "llama",
+           "gpt2 (also OPT) or llama (also Qwen)"),
     INTEGER("model.layers", model.layers, 1, 1000, "4", "blocks"),
     INTEGER("model.width", model.width, 2, 65536, "256",
             "of the residual stream; a multiple of heads"),
@@ -51,9 +50,9 @@ static const dlxi_option options[] = {
          "llama: base of the rotary embedding"),
     REAL("model.norm_epsilon", model.norm_epsilon, 1e-12, 1e-2, "1e-5", "added to variances"),
 
-    STRING("data.train", data.train, "data/kjv.train.tokens", "token shard",
+    STRING("data.train", data.train, "data/kjv.train.tokens", "token file",
            .site_may_differ = true),
-    STRING("data.validation", data.validation, "data/kjv.validation.tokens", "token shard",
+    STRING("data.validation", data.validation, "data/kjv.validation.tokens", "token file",
            .site_may_differ = true),
 
     REAL("train.tokens", train.tokens, 1, 1e15, "1.0e6", "of the whole run, all sites"),
@@ -74,7 +73,8 @@ static const dlxi_option options[] = {
          "largest norm of all gradients together; 0: any"),
     CHOICE("train.precision", train.precision, precisions, "auto",
            "of products; auto: bf16 where the CPU has it", .site_may_differ = true),
-    CHOICE("train.backend", train.backend, backends, "auto", "kernels", .site_may_differ = true),
+    CHOICE("train.backend", train.backend, dlxi_kernels_backends, "auto", "kernels",
+           .site_may_differ = true),
     BOOLEAN("train.recompute", train.recompute, "false",
             "keep the inputs of blocks only and run their forward pass again: less memory, a third "
             "more time"),
@@ -145,7 +145,7 @@ dlxi_model_config dlxi_config_model(const dlxi_config *config) {
     model.layers = config->model.layers;
     model.width = config->model.width;
     model.heads = config->model.heads;
-    model.kv_heads = config->model.kv_heads == 0 || model.family == DLXI_FAMILY_GPT2
+    model.kv_heads = config->model.kv_heads == 0 || !dlxi_model_parts(&model)->grouped_query
                          ? model.heads
                          : config->model.kv_heads;
     model.mlp_width = config->model.mlp_width;

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The coordinator of a run: checks that sites share the config, collects their summaries, writes
- * the run's. */
+/* The coordinator's process: collects the sites' summaries and writes the run's. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/file.h"
 #include "train/results.h"
 #include "train/run.h"
 
@@ -16,7 +16,7 @@ typedef struct collected {
 static void on_report(void *context, const char *site, const char *text) {
     collected *c = context;
     json_t *summary = json_loads(text, JSON_REJECT_DUPLICATES, NULL);
-    if (summary == NULL || !json_is_object(summary)) { /* a peer's text: anything may come */
+    if (summary == NULL || !json_is_object(summary)) { /* a peer's text may be anything */
         json_decref(summary);
         summary = json_object();
     }
@@ -26,7 +26,8 @@ static void on_report(void *context, const char *site, const char *text) {
 
 static void on_log(void *context, const char *line) {
     collected *c = context;
-    dlx_event event = {.kind = DLX_EVENT_MESSAGE, .site = "coordinator", .text = line};
+    dlx_event event = {
+        .size = sizeof event, .kind = DLX_EVENT_MESSAGE, .site = "coordinator", .text = line};
     if (c->options->on_event != NULL) c->options->on_event(c->options->context, &event);
 }
 
@@ -51,9 +52,9 @@ dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_optio
     settings.on_report = on_report;
     settings.report_context = &c;
     settings.interrupted = options->interrupted;
-    DLX_TRY_OUT(dlxi_folder_make(config->run.dir, error));
-    DLX_TRY_OUT(dlxi_path_join(path, config->run.dir, NULL, "summary.json", error));
-    (void)remove(path); /* an earlier run's says nothing of this one */
+    DLX_TRY_OUT(dlxi_directory_make(config->run.dir, error));
+    DLX_TRY_OUT(dlxi_path_join(path, config->run.dir, "summary.json", error));
+    (void)remove(path); /* of an earlier run */
     DLX_TRY_OUT(dlx_coordinator_open(&coordinator, &settings, error));
     if (options->on_listening != NULL)
         options->on_listening(options->context, dlx_coordinator_endpoint(coordinator));

@@ -11,27 +11,19 @@
 #include "base/file.h"
 #include "base/memory.h"
 
-dlx_status dlxi_folder_make(const char *path, dlx_error *error) {
+dlx_status dlxi_directory_make(const char *path, dlx_error *error) {
     char part[DLXI_PATH_BYTES];
     size_t length = strlen(path);
     if (length == 0 || length >= sizeof part)
-        DLX_FAIL(error, CONFIG, "run.dir: '%s' is no folder's name", path);
+        DLX_FAIL(error, CONFIG, "run.dir: '%.100s' must be a path of 1 to %d bytes", path,
+                 DLXI_PATH_BYTES - 1);
     for (size_t i = 1; i <= length; i++) {
         if (path[i] != '/' && path[i] != '\0') continue;
         memcpy(part, path, i);
         part[i] = '\0';
         if (mkdir(part, 0777) != 0 && errno != EEXIST)
-            DLX_FAIL(error, SYSTEM, "%s: can't make this folder: %s", part, strerror(errno));
+            DLX_FAIL(error, SYSTEM, "%s: cannot make this directory: %s", part, strerror(errno));
     }
-    return DLX_OK;
-}
-
-dlx_status dlxi_path_join(char out[DLXI_PATH_BYTES], const char *folder, const char *middle,
-                          const char *name, dlx_error *error) {
-    int length = middle == NULL ? snprintf(out, DLXI_PATH_BYTES, "%s/%s", folder, name)
-                                : snprintf(out, DLXI_PATH_BYTES, "%s/%s/%s", folder, middle, name);
-    if (length < 0 || length >= DLXI_PATH_BYTES)
-        DLX_FAIL(error, CONFIG, "run.dir: '%s' is too long", folder);
     return DLX_OK;
 }
 
@@ -46,17 +38,17 @@ dlx_status dlxi_metrics_open(dlxi_metrics **out, const char *path, dlx_error *er
     (*out)->file = fopen(path, "w");
     if ((*out)->file != NULL) return DLX_OK;
     dlx_status status =
-        dlxi_error_set(error, DLX_SYSTEM, "%s: can't write: %s", path, strerror(errno));
+        dlxi_error_set(error, DLX_SYSTEM, "%s: cannot write: %s", path, strerror(errno));
     dlxi_metrics_close(out);
     return status;
 }
 
 dlx_status dlxi_metrics_write(dlxi_metrics *metrics, json_t *line, dlx_error *error) {
-    bool fine = line != NULL &&
-                json_dumpf(line, metrics->file, JSON_COMPACT | JSON_REAL_PRECISION(9)) == 0 &&
-                fputc('\n', metrics->file) != EOF && fflush(metrics->file) == 0;
+    bool written = line != NULL &&
+                   json_dumpf(line, metrics->file, JSON_COMPACT | JSON_REAL_PRECISION(9)) == 0 &&
+                   fputc('\n', metrics->file) != EOF && fflush(metrics->file) == 0;
     json_decref(line);
-    if (!fine) DLX_FAIL(error, SYSTEM, "%s: can't write; is the disk full?", metrics->path);
+    if (!written) DLX_FAIL(error, SYSTEM, "%s: cannot write; is the disk full?", metrics->path);
     return DLX_OK;
 }
 
@@ -93,12 +85,12 @@ static double sum(const json_t *sites, const char *key) {
     return total;
 }
 
-static double most(const json_t *sites, const char *key) {
-    double largest = 0;
+static double largest(const json_t *sites, const char *key) {
+    double value = 0;
     size_t i;
     json_t *site;
-    json_array_foreach(sites, i, site) largest = fmax(largest, number(site, key));
-    return largest;
+    json_array_foreach(sites, i, site) value = fmax(value, number(site, key));
+    return value;
 }
 
 static json_t *ratio(double numerator, double denominator) {
@@ -106,7 +98,7 @@ static json_t *ratio(double numerator, double denominator) {
                                                   : json_null();
 }
 
-/* One value an object, or null where the sites differ. */
+/* The value that all sites share, or null. */
 static json_t *common(const json_t *sites, const char *key) {
     json_t *first = json_object_get(json_array_get(sites, 0), key);
     for (size_t i = 1; i < json_array_size(sites); i++)
@@ -114,7 +106,7 @@ static json_t *common(const json_t *sites, const char *key) {
     return first == NULL ? json_null() : json_incref(first);
 }
 
-static json_t *whole(double value) {
+static json_t *integer(double value) {
     return json_integer((json_int_t)value);
 }
 
@@ -133,24 +125,24 @@ json_t *dlxi_summary_merge(const json_t *sites) {
     } fields[] = {
         {"status", common(sites, "status")},
         {"overlap", common(sites, "overlap")},
-        {"sites", whole(count)},
+        {"sites", integer(count)},
         {"stages", common(sites, "stages")},
         {"replicas", common(sites, "replicas")},
         {"parameters", common(sites, "parameters")},
-        {"steps", whole(most(sites, "steps"))},
-        {"rounds", whole(most(sites, "rounds"))},
-        {"tokens", whole(most(sites, "tokens"))},
+        {"steps", integer(largest(sites, "steps"))},
+        {"rounds", integer(largest(sites, "rounds"))},
+        {"tokens", integer(largest(sites, "tokens"))},
         {"val_loss", ratio(sum(sites, "val_loss_sum"), val_tokens)},
         {"val_loss_initial", ratio(sum(sites, "val_loss_initial_sum"), val_tokens)},
-        {"wall_s", json_real(most(sites, "wall_s"))},
+        {"wall_s", json_real(largest(sites, "wall_s"))},
         {"tokens_per_s", json_real(sum(sites, "tokens_per_s"))},
-        {"peak_rss_bytes", whole(most(sites, "peak_rss_bytes"))},
+        {"peak_rss_bytes", integer(largest(sites, "peak_rss_bytes"))},
         {"compute_s", json_real(sum(sites, "compute_s") / count)},
         {"wait_s", json_real(sum(sites, "wait_s") / count)},
         {"utilization", json_real(utilization)},
-        {"wan_bytes_sent", whole(sent)},
-        {"wan_bytes_received", whole(sum(sites, "wan_bytes_received") / count)},
-        {"allreduce_bytes_equivalent", whole(equivalent)},
+        {"wan_bytes_sent", integer(sent)},
+        {"wan_bytes_received", integer(sum(sites, "wan_bytes_received") / count)},
+        {"allreduce_bytes_equivalent", integer(equivalent)},
         {"compression_ratio", ratio(equivalent, sent)},
         {"codec_ratio", common(sites, "codec_ratio")},
         {"outer_learning_rate", common(sites, "outer_learning_rate")},

@@ -7,7 +7,6 @@
 #include <string.h>
 
 #include "base/clock.h"
-#include "base/flag.h"
 #include "base/hash.h"
 #include "base/memory.h"
 #include "link/links.h"
@@ -15,21 +14,23 @@
 
 enum { PACE_MAX = 10 };
 
-/* The first rank speaks for its site. */
-static void tell(const site_run *r, dlx_event *event) {
+/* Rank 0 reports for the site. */
+static void event_send(const site_run *r, dlx_event *event) {
+    event->size = sizeof *event;
     event->site = r->options->site;
     if (r->rank == 0 && r->options->on_event != NULL)
         r->options->on_event(r->options->context, event);
 }
 
-static void on_log(void *context, const char *line) {
-    dlx_event event = {.kind = DLX_EVENT_MESSAGE, .text = line};
-    tell(context, &event);
+/* A dlx_log, too. */
+static void message_send(void *run, const char *text) {
+    dlx_event event = {.kind = DLX_EVENT_MESSAGE, .text = text};
+    event_send(run, &event);
 }
 
 /* ---- opening --------------------------------------------------------------------------------- */
 
-static dlx_status open_data(site_run *r, dlx_error *error) {
+static dlx_status data_open(site_run *r, dlx_error *error) {
     const dlxi_config *c = r->config;
     DLX_TRY(dlxi_token_file_open(&r->train_file, "data.train", c->data.train, error));
     DLX_TRY(
@@ -41,7 +42,7 @@ static dlx_status open_data(site_run *r, dlx_error *error) {
                              error);
 }
 
-static dlx_status open_place(site_run *r, dlx_error *error) {
+static dlx_status place_open(site_run *r, dlx_error *error) {
     const dlxi_config *c = r->config;
     dlxi_cluster *cluster = r->options->cluster;
     long long stages = c->site.stages, replicas = c->site.replicas;
@@ -49,9 +50,8 @@ static dlx_status open_place(site_run *r, dlx_error *error) {
     if (cluster == NULL && stages * replicas == 1) return DLX_OK;
     if (cluster == NULL)
         DLX_FAIL(error, CONFIG,
-                 "site.stages %lld × site.replicas %lld: a site of %lld ranks is started by MPI: "
-                 "mpirun -n %lld "
-                 "dilocox train …",
+                 "site.stages %lld × site.replicas %lld: start a site of %lld ranks with MPI: "
+                 "mpirun -n %lld dilocox train …",
                  stages, replicas, stages * replicas, stages * replicas);
     DLX_TRY(dlxi_place_open(&r->place, cluster, (int)r->options->job_sites, (int)stages,
                             (int)replicas, error));
@@ -60,24 +60,23 @@ static dlx_status open_place(site_run *r, dlx_error *error) {
     return DLX_OK;
 }
 
-static dlx_status open_model(site_run *r, dlx_error *error) {
+static dlx_status model_open(site_run *r, dlx_error *error) {
     const dlxi_config *c = r->config;
-    static const char *const backends[] = {"auto", "fast", "ref"};
     dlxi_model_config model = dlxi_config_model(c);
     dlxi_optimizer_options optimizer =
         dlxi_optimizer_options_default((dlxi_optimizer_kind)c->train.optimizer);
     optimizer.weight_decay = (float)c->train.weight_decay;
     optimizer.clip_norm = (float)c->train.clip_norm;
-    DLX_TRY(dlxi_config_partition(&r->cut, c, error));
+    DLX_TRY(dlxi_config_partition(&r->partition, c, error));
     dlxi_pipeline_options pipeline = {.place = r->ranks > 1 ? r->place : NULL,
-                                      .cut = r->cut,
+                                      .partition = r->partition,
                                       .batch = c->train.batch,
                                       .micro_batch = dlxi_config_micro_batch(c),
                                       .recompute = c->train.recompute,
                                       .seed = (uint64_t)c->run.seed,
                                       .sampler = &r->sampler,
                                       .interrupted = r->options->interrupted};
-    DLX_TRY(dlxi_kernels_open(&r->kernels, backends[c->train.backend],
+    DLX_TRY(dlxi_kernels_open(&r->kernels, dlxi_kernels_backends[c->train.backend],
                               (dlxi_precision)c->train.precision, (int)c->site.threads, error));
     DLX_TRY(dlxi_pipeline_open(&r->pipeline, &model, &pipeline, r->kernels, error));
     r->parameters = dlxi_pipeline_owned(r->pipeline, &r->parameter_count);
@@ -101,7 +100,7 @@ static dlx_status open_model(site_run *r, dlx_error *error) {
 
 dlx_status dlxi_config_link(dlx_link_config *out, char listen[128], const dlxi_config *config,
                             const char *coordinator, dlx_hub *hub, int rank, dlx_error *error) {
-    enum { PORTS_A_RANK = 64 /* one a site, at most */ };
+    enum { RANK_PORTS = 64 }; /* one per site, at most */
     *out = (dlx_link_config){.hub = hub,
                              .name = dlxi_link_word(config->wan.link),
                              .coordinator =
@@ -115,34 +114,30 @@ dlx_status dlxi_config_link(dlx_link_config *out, char listen[128], const dlxi_c
     if (colon != NULL && (listen[0] != '[' || colon[-1] == ']')) {
         char *end;
         long port = strtol(colon + 1, &end, 10);
-        long most = 65536 - PORTS_A_RANK * (config->site.stages * config->site.replicas);
-        if (*end != '\0' || port < 0 || port > most)
+        long port_max = 65536 - RANK_PORTS * (config->site.stages * config->site.replicas);
+        if (*end != '\0' || port < 0 || port > port_max)
             DLX_FAIL(
                 error, CONFIG,
-                "wan.listen: '%s' is no host:port; the port is 0 to %ld (each rank uses %d ports)",
-                config->wan.listen, most > 0 ? most : 0, PORTS_A_RANK);
-        out->listen_port = (uint16_t)(port == 0 ? 0 : port + PORTS_A_RANK * rank);
+                "wan.listen: '%s' is not host:port; the port is 0 to %ld (each rank uses %d ports)",
+                config->wan.listen, port_max > 0 ? port_max : 0, RANK_PORTS);
+        out->listen_port = (uint16_t)(port == 0 ? 0 : port + RANK_PORTS * rank);
         *colon = '\0';
     }
     return DLX_OK;
 }
 
-static dlx_status gather(void *place, void *all, const void *own, size_t bytes, dlx_error *error) {
-    return dlxi_place_gather(place, all, own, bytes, error);
-}
-
-/* The others of this site will see the failure at the end of a step; one that has not after so long
+/* Once the run has failed, every rank of the site returns from its step within this time, or
  * hangs. */
 static bool site_hangs(void *context) {
     enum { PATIENCE_S = 10 };
     site_run *r = context;
     if (dlx_sync_failure(r->sync, NULL) == DLX_OK) return false;
     double now_s = dlxi_clock_s();
-    if (r->lost_since_s <= 0) r->lost_since_s = now_s;
-    return now_s - r->lost_since_s > PATIENCE_S + r->step_s_max;
+    if (r->failed_since_s <= 0) r->failed_since_s = now_s;
+    return now_s - r->failed_since_s > PATIENCE_S + r->step_s_max;
 }
 
-static dlx_status open_sync(site_run *r, dlx_error *error) {
+static dlx_status sync_open(site_run *r, dlx_error *error) {
     const dlxi_config *c = r->config;
     dlx_sync_config sync = DLX_SYNC_CONFIG_INIT;
     char listen[128], *shared_text = NULL;
@@ -152,8 +147,8 @@ static dlx_status open_sync(site_run *r, dlx_error *error) {
     sync.site = r->options->site;
     sync.rank = (uint16_t)r->rank;
     sync.ranks = (uint16_t)r->ranks;
-    sync.gather = gather;
-    sync.gather_context = r->place;
+    sync.gather = dlxi_run_gather;
+    sync.gather_context = r;
     sync.shared_text = shared_text;
     sync.seed = (uint64_t)c->run.seed;
     sync.overlap = (dlx_overlap)c->sync.overlap;
@@ -161,8 +156,8 @@ static dlx_status open_sync(site_run *r, dlx_error *error) {
     sync.inner_steps_min = (uint32_t)c->sync.inner_steps_min;
     sync.inner_steps_max = (uint32_t)c->sync.inner_steps_max;
     sync.exchange_steps = (uint32_t)c->sync.exchange_steps;
-    /* a gradient mean has no rounds; long leases would only part its windows from those of one site
-     * with the whole batch */
+    /* a gradient mean has no rounds, and with short leases its windows are those of one site with
+     * the whole batch */
     if (c->sync.pace == DLXI_PACE_RATE && sync.overlap != DLX_OVERLAP_ALLREDUCE)
         sync.pace_max = PACE_MAX;
     if (!dlxi_option_is_auto(c->sync.outer_learning_rate))
@@ -182,7 +177,7 @@ static dlx_status open_sync(site_run *r, dlx_error *error) {
                                (size_t)r->train_file->count * r->train_file->token_bytes, 0);
     sync.windows_per_step = (uint32_t)c->train.batch;
     sync.timeout_ms = (uint32_t)(c->wan.timeout_s * 1000);
-    sync.log = on_log;
+    sync.log = message_send;
     sync.log_context = r;
     sync.interrupted = r->options->interrupted;
     dlx_status status =
@@ -194,18 +189,18 @@ static dlx_status open_sync(site_run *r, dlx_error *error) {
     return dlxi_run_collect(r, error);
 }
 
-static dlx_status open_results(site_run *r, dlx_error *error) {
+static dlx_status results_open(site_run *r, dlx_error *error) {
     char path[DLXI_PATH_BYTES];
-    DLX_TRY(dlxi_path_join(r->folder, r->config->run.dir, NULL, r->options->site, error));
+    DLX_TRY(dlxi_path_join(r->directory, r->config->run.dir, r->options->site, error));
     if (r->rank != 0) return DLX_OK;
-    DLX_TRY(dlxi_folder_make(r->folder, error));
-    DLX_TRY(dlxi_path_join(path, r->folder, NULL, "summary.json", error));
-    (void)remove(path); /* an earlier run's says nothing of this one */
-    DLX_TRY(dlxi_path_join(path, r->folder, NULL, "metrics.jsonl", error));
+    DLX_TRY(dlxi_directory_make(r->directory, error));
+    DLX_TRY(dlxi_path_join(path, r->directory, "summary.json", error));
+    (void)remove(path); /* of an earlier run */
+    DLX_TRY(dlxi_path_join(path, r->directory, "metrics.jsonl", error));
     return dlxi_metrics_open(&r->metrics, path, error);
 }
 
-static void close_run(site_run *r) {
+static void run_close(site_run *r) {
     dlxi_mpi_give_up_when(NULL, NULL);
     dlx_sync_close(&r->sync);
     dlxi_metrics_close(&r->metrics);
@@ -222,14 +217,14 @@ static void close_run(site_run *r) {
 
 /* ---- evaluation ------------------------------------------------------------------------------ */
 
-static dlx_status write_line(const site_run *r, json_t *line, dlx_error *error) {
+static dlx_status line_write(const site_run *r, json_t *line, dlx_error *error) {
     if (r->metrics != NULL) return dlxi_metrics_write(r->metrics, line, error);
     json_decref(line);
     return DLX_OK;
 }
 
-/* This site's part of the validation windows: its loss, summed over tokens. */
-static dlx_status evaluate(site_run *r, const char *of, double *loss_sum, dlx_error *error) {
+/* *loss_sum ← the loss of this site's part of the validation windows, summed over tokens. */
+static dlx_status site_evaluate(site_run *r, const char *of, double *loss_sum, dlx_error *error) {
     DLX_TRY(dlxi_pipeline_evaluate(r->pipeline, r->validation_file,
                                    (int64_t)r->config->train.eval_tokens,
                                    dlx_sync_site_index(r->sync), dlx_sync_site_count(r->sync),
@@ -238,8 +233,8 @@ static dlx_status evaluate(site_run *r, const char *of, double *loss_sum, dlx_er
                        .text = of,
                        .loss = *loss_sum / r->val_tokens,
                        .step = r->steps};
-    tell(r, &event);
-    return write_line(r,
+    event_send(r, &event);
+    return line_write(r,
                       json_pack("{s:s, s:s, s:I, s:o, s:f}", "event", "evaluation", "of", of,
                                 "step", (json_int_t)r->steps, "loss", dlxi_json_real(event.loss),
                                 "tokens", r->val_tokens),
@@ -248,14 +243,14 @@ static dlx_status evaluate(site_run *r, const char *of, double *loss_sum, dlx_er
 
 /* ---- steps ----------------------------------------------------------------------------------- */
 
-static dlx_status step_metrics(site_run *r, const dlx_step *step, double loss, double norm,
-                               float rate, dlx_error *error) {
+static dlx_status step_record(site_run *r, const dlx_step *step, double loss, double norm,
+                              float rate, dlx_error *error) {
     json_t *line = json_pack(
         "{s:s, s:f, s:I, s:o, s:o, s:f, s:I, s:I}", "event", "step", "time_s",
         dlxi_clock_s() - r->start_s, "step", (json_int_t)r->steps, "loss", dlxi_json_real(loss),
         "gradient_norm", dlxi_json_real(norm), "learning_rate", (double)rate, "tokens",
         (json_int_t)dlx_sync_tokens(r->sync), "round", (json_int_t)step->round);
-    DLX_TRY(write_line(r, line, error));
+    DLX_TRY(line_write(r, line, error));
     if (!step->applied && !step->submitted) return DLX_OK;
     DLX_TRY(dlxi_run_collect(r, error));
     const dlx_statistics *st = &r->statistics;
@@ -269,11 +264,11 @@ static dlx_status step_metrics(site_run *r, const dlx_step *step, double loss, d
         st->factor_rank_mean, "update_norm", st->update_norm, "inner_steps",
         (json_int_t)step->inner_steps, "wan_bytes_sent", (json_int_t)st->wan_bytes_sent,
         "exchange_s", st->exchange_s, "anchor_hash", hash);
-    return write_line(r, line, error);
+    return line_write(r, line, error);
 }
 
-static void show_step(site_run *r, const dlx_step *step, double loss, float rate, double step_s) {
-    const double memory = 0.9; /* of the shown speed: about the last ten steps */
+static void step_show(site_run *r, const dlx_step *step, double loss, float rate, double step_s) {
+    const double memory = 0.9; /* averages the speed over about ten steps */
     double tokens = (double)(r->config->train.batch * r->config->model.context);
     r->recent_s = memory * r->recent_s + step_s;
     r->recent_tokens = memory * r->recent_tokens + tokens;
@@ -295,18 +290,11 @@ static void show_step(site_run *r, const dlx_step *step, double loss, float rate
                        .left_s = done >= target ? 0
                                                 : (double)(target - done) /
                                                       (speed * dlx_sync_site_count(r->sync))};
-    tell(r, &event);
+    event_send(r, &event);
 }
 
-static void count_exchange(site_run *r, const dlx_step *step) {
-    if (!step->applied) return;
-    r->exchange_steps += step->exchange_steps;
-    r->exchange_rounds++;
-}
-
-static dlx_status train_step(site_run *r, dlx_step *step, dlx_error *error) {
+static dlx_status step_train(site_run *r, dlx_step *step, dlx_error *error) {
     const dlxi_config *c = r->config;
-    const bool gradients = c->sync.overlap == DLX_OVERLAP_ALLREDUCE;
     const uint64_t tokens = (uint64_t)(c->train.batch * c->model.context);
     const dlxi_schedule schedule = {.peak = (float)c->train.learning_rate,
                                     .final_share = (float)c->train.final_learning_rate,
@@ -321,11 +309,11 @@ static dlx_status train_step(site_run *r, dlx_step *step, dlx_error *error) {
         dlx_sync_pace(r->sync, (double)schedule.peak / (double)rate);
     DLX_TRY(dlx_sync_windows(r->sync, r->positions, (uint32_t)c->train.batch, error));
     DLX_TRY(dlxi_pipeline_accumulate(r->pipeline, r->positions, &loss, error));
-    if (gradients) {
+    if (c->sync.overlap == DLX_OVERLAP_ALLREDUCE) {
         double before_s = dlxi_clock_s();
-        r->is_together = true;
+        r->fails_together = true;
         DLX_TRY(dlx_sync_gradients(r->sync, r->gradients, tokens, NULL, error));
-        r->is_together = false;
+        r->fails_together = false;
         sync_s = dlxi_clock_s() - before_s;
     }
     double sums[2] = {dlxi_optimizer_sum_of_squares(r->optimizer), loss};
@@ -338,37 +326,38 @@ static dlx_status train_step(site_run *r, dlx_step *step, dlx_error *error) {
         return status;
     }
     r->steps++;
-    /* what ranks wait for each other is not what the site waits for the others */
+    /* ranks' waits for each other are not the site's wait for other sites */
     DLX_TRY(dlxi_pipeline_barrier(r->pipeline, error));
     double before_s = dlxi_clock_s();
-    r->is_together = true;
+    r->fails_together = true;
     DLX_TRY(dlx_sync_step(r->sync, tokens, step, error));
-    r->is_together = false;
+    r->fails_together = false;
     sync_s += dlxi_clock_s() - before_s;
     DLX_TRY(dlxi_pipeline_share_parameters(r->pipeline, error));
     double now_s = dlxi_clock_s();
     r->step_s_max = fmax(r->step_s_max, now_s - begun_s);
     r->wait_s += sync_s;
     r->compute_s += now_s - begun_s - sync_s;
-    count_exchange(r, step);
-    DLX_TRY(step_metrics(r, step, loss, norm, rate, error));
-    show_step(r, step, loss, rate, now_s - begun_s);
+    r->exchange_steps += step->applied ? step->exchange_steps : 0;
+    r->exchange_rounds += step->applied;
+    DLX_TRY(step_record(r, step, loss, norm, rate, error));
+    step_show(r, step, loss, rate, now_s - begun_s);
     return DLX_OK;
 }
 
 /* ---- the end --------------------------------------------------------------------------------- */
 
-static dlx_status save_weights(site_run *r, const char *folder, dlx_error *error) {
-    DLX_TRY(dlxi_run_save(r, folder, error));
+static dlx_status weights_save(site_run *r, const char *directory, dlx_error *error) {
+    DLX_TRY(dlxi_run_save(r, directory, error));
     char text[DLXI_PATH_BYTES + 32];
-    snprintf(text, sizeof text, "weights saved in %s/weights", folder);
-    dlx_event event = {.kind = DLX_EVENT_MESSAGE, .text = text};
-    tell(r, &event);
+    snprintf(text, sizeof text, "weights saved in %s/weights", directory);
+    message_send(r, text);
     return DLX_OK;
 }
 
-/* The first rank writes summary.json, and to *text (to free) what of it has a fixed size. */
-static dlx_status write_summary(site_run *r, const char *outcome, char **text, dlx_error *error) {
+/* Rank 0 writes summary.json. *text, free with free(), ← its part of fixed size, for the
+ * coordinator. */
+static dlx_status summary_write(site_run *r, const char *outcome, char **text, dlx_error *error) {
     json_t *hashes;
     char path[DLXI_PATH_BYTES];
     DLX_TRY(dlxi_run_collect(r, error));
@@ -380,34 +369,32 @@ static dlx_status write_summary(site_run *r, const char *outcome, char **text, d
     json_object_set_new(summary, "per_rank", dlxi_run_per_rank(r));
     json_object_set_new(summary, "anchor_hashes", hashes);
     if (*text == NULL) status = dlxi_error_set(error, DLX_MEMORY, "out of memory for the summary");
-    if (status == DLX_OK) status = dlxi_path_join(path, r->folder, NULL, "summary.json", error);
+    if (status == DLX_OK) status = dlxi_path_join(path, r->directory, "summary.json", error);
     if (status == DLX_OK) status = dlxi_summary_write(path, summary, error);
     json_decref(summary);
     return status;
 }
 
-static dlx_status report(site_run *r, dlx_error *error) {
+static dlx_status report_send(site_run *r, dlx_error *error) {
     char *text = NULL;
-    dlx_status status = write_summary(r, "done", &text, error);
+    dlx_status status = summary_write(r, "done", &text, error);
     if (status == DLX_OK) status = dlx_sync_report(r->sync, text != NULL ? text : "", error);
     free(text);
     return status;
 }
 
-/* p ← θ, of one round on all ranks: one may have heard of the last commit before another. */
-static dlx_status take_common_anchor(site_run *r, dlx_error *error) {
+/* p ← θ of the same round on all ranks, which receive a commit at different times. */
+static dlx_status anchor_take_common(site_run *r, dlx_error *error) {
     enum { TRIES = 20, PAUSE_NS = 100000000 };
-    uint64_t *rounds; /* committed in each rank's θ */
+    uint64_t *rounds; /* of each rank's θ */
     DLX_TRY(DLXI_NEW(&rounds, r->ranks, error));
     dlx_status status = DLX_OK;
     bool same = false;
     for (int i = 0; i < TRIES && !same && status == DLX_OK; i++) {
         if (i > 0) dlxi_mpi_pause(PAUSE_NS);
-        uint64_t own = dlx_sync_take_anchor(r->sync);
-        if (r->ranks > 1)
-            status = dlxi_place_gather(r->place, rounds, &own, sizeof own, error);
-        else
-            rounds[0] = own;
+        uint64_t own = 0;
+        status = dlx_sync_take_anchor(r->sync, &own, error);
+        if (status == DLX_OK) status = dlxi_run_gather(r, rounds, &own, sizeof own, error);
         same = true;
         for (int k = 1; k < r->ranks; k++) same = same && rounds[k] == rounds[0];
     }
@@ -417,68 +404,66 @@ static dlx_status take_common_anchor(site_run *r, dlx_error *error) {
     return status;
 }
 
-/* A run that ends early leaves what it has: the anchor of the last commit, and a summary that says
- * why. Every site keeps the anchor, since who ended the run need not be the first, and the first
- * may be gone. Where a site has several ranks, only if all of them are here. */
-static dlx_status save_what_there_is(site_run *r, dlx_status why, dlx_error *error) {
+/* Of a run that ends early: the anchor of the last commit and a summary. Every site saves the
+ * anchor, as the first may be lost; a site of several ranks only if all of them get here. */
+static dlx_status partial_results_save(site_run *r, dlx_status why, dlx_error *error) {
     char *text = NULL;
-    if (r->sync == NULL || r->steps == 0 || (r->ranks > 1 && !r->is_together)) return DLX_OK;
+    if (r->sync == NULL || r->steps == 0 || (r->ranks > 1 && !r->fails_together)) return DLX_OK;
     if (why != DLX_NUMERIC && why != DLX_DIVERGED) {
-        DLX_TRY(take_common_anchor(r, error));
+        DLX_TRY(anchor_take_common(r, error));
         DLX_TRY(dlxi_pipeline_share_parameters(r->pipeline, error));
-        DLX_TRY(save_weights(r, dlx_sync_site_index(r->sync) == 0 ? r->config->run.dir : r->folder,
-                             error));
+        DLX_TRY(weights_save(
+            r, dlx_sync_site_index(r->sync) == 0 ? r->config->run.dir : r->directory, error));
     }
     dlx_status status =
-        write_summary(r, why == DLX_INTERRUPTED ? "interrupted" : "failed", &text, error);
+        summary_write(r, why == DLX_INTERRUPTED ? "interrupted" : "failed", &text, error);
     free(text);
     if (status != DLX_OK) return status;
-    /* a rank that leaves before others have saved ends them */
+    /* a rank that exits before others have saved ends them */
     return dlxi_pipeline_barrier(r->pipeline, error);
 }
 
-/* What became of the run, and, where it could not be saved, of that. */
-static void end_early(site_run *r, dlx_status why, dlx_error *error) {
+/* Saves the partial results, and appends to `error` why if that fails. */
+static void run_end_early(site_run *r, dlx_status why, dlx_error *error) {
     dlx_error not_saved;
-    if (r->lost_since_s > 0 && site_hangs(r)) { /* in the middle of something collective */
+    if (r->failed_since_s > 0 && site_hangs(r)) { /* saving is collective */
         dlx_error cause;
         if (dlx_sync_failure(r->sync, &cause) != DLX_OK)
             snprintf(error->message, sizeof error->message, "%.300s; other ranks of this site hang",
                      cause.message);
         return;
     }
-    dlxi_mpi_give_up_when(NULL, NULL); /* saving takes its time */
-    if (save_what_there_is(r, why, &not_saved) == DLX_OK) return;
+    dlxi_mpi_give_up_when(NULL, NULL); /* saving may take longer */
+    if (partial_results_save(r, why, &not_saved) == DLX_OK) return;
     size_t length = strlen(error->message);
     snprintf(error->message + length, sizeof error->message - length,
              "; it could not be saved: %.200s", not_saved.message);
 }
 
-static void tell_joining(const site_run *r) {
+static void joining_announce(site_run *r) {
     char text[256];
     const char *coordinator = r->options->coordinator;
     snprintf(text, sizeof text, "joining at %s, waiting for every site",
              coordinator != NULL ? coordinator : r->config->wan.coordinator);
-    dlx_event event = {.kind = DLX_EVENT_MESSAGE, .text = text};
-    tell(r, &event);
+    message_send(r, text);
 }
 
-static dlx_status run_site(site_run *r, dlx_error *error) {
+static dlx_status site_train(site_run *r, dlx_error *error) {
     dlx_step step = {0};
-    DLX_TRY(open_place(r, error));
-    DLX_TRY(open_results(r, error));
-    DLX_TRY(open_data(r, error));
-    DLX_TRY(open_model(r, error));
-    if (r->options->hub == NULL) tell_joining(r);
-    DLX_TRY(open_sync(r, error));
-    dlx_event joined = {.kind = DLX_EVENT_JOINED, .step = dlx_sync_site_count(r->sync)};
-    tell(r, &joined);
+    DLX_TRY(place_open(r, error));
+    DLX_TRY(results_open(r, error));
+    DLX_TRY(data_open(r, error));
+    DLX_TRY(model_open(r, error));
+    if (r->options->hub == NULL) joining_announce(r);
+    DLX_TRY(sync_open(r, error));
+    dlx_event joined = {.kind = DLX_EVENT_JOINED, .sites = dlx_sync_site_count(r->sync)};
+    event_send(r, &joined);
     r->start_s = dlxi_clock_s();
-    DLX_TRY(evaluate(r, "start", &r->val_loss_initial_sum, error));
-    while (!step.finished) DLX_TRY(train_step(r, &step, error));
-    DLX_TRY(evaluate(r, "end", &r->val_loss_sum, error));
-    if (dlx_sync_site_index(r->sync) == 0) DLX_TRY(save_weights(r, r->config->run.dir, error));
-    return report(r, error);
+    DLX_TRY(site_evaluate(r, "start", &r->val_loss_initial_sum, error));
+    while (!step.finished) DLX_TRY(step_train(r, &step, error));
+    DLX_TRY(site_evaluate(r, "end", &r->val_loss_sum, error));
+    if (dlx_sync_site_index(r->sync) == 0) DLX_TRY(weights_save(r, r->config->run.dir, error));
+    return report_send(r, error);
 }
 
 dlx_status dlxi_train(const dlxi_config *config, const dlx_train_options *options,
@@ -490,15 +475,14 @@ dlx_status dlxi_train(const dlxi_config *config, const dlx_train_options *option
     DLX_TRY(DLXI_NEW(&r, 1, error));
     r->config = config;
     r->options = options;
-    r->start_s = dlxi_clock_s();
-    dlx_status status = run_site(r, error);
+    dlx_status status = site_train(r, error);
     if (status != DLX_OK) {
         if (r->sync != NULL && status != DLX_INTERRUPTED) dlx_sync_fail(r->sync, error->message);
-        end_early(r, status, error);
+        run_end_early(r, status, error);
     }
-    /* collective; a failed rank is about to end MPI anyway */
+    /* collective; a failed rank is about to end MPI */
     if (status == DLX_OK) dlxi_place_close(&r->place);
-    close_run(r);
+    run_close(r);
     free(r);
     return status;
 }

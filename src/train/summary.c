@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a site says of itself: statistics of its ranks put together, its summary, its weights. */
+/* The site's statistics over its ranks, its summary, its weights. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,8 +11,8 @@
 #include "checkpoint/checkpoint.h"
 #include "train/site_run.h"
 
-/* all[ranks] ← own of each rank. With one rank a copy. */
-static dlx_status gather(site_run *r, void *all, const void *own, size_t bytes, dlx_error *error) {
+dlx_status dlxi_run_gather(void *run, void *all, const void *own, size_t bytes, dlx_error *error) {
+    const site_run *r = run;
     if (r->ranks > 1) return dlxi_place_gather(r->place, all, own, bytes, error);
     memcpy(all, own, bytes);
     return DLX_OK;
@@ -20,7 +20,7 @@ static dlx_status gather(site_run *r, void *all, const void *own, size_t bytes, 
 
 /* ---- statistics ------------------------------------------------------------------------------ */
 
-static dlxi_rank_report own_report(site_run *r) {
+static dlxi_rank_report report_make(site_run *r) {
     dlxi_rank_report report = {.times = dlxi_pipeline_times_of(r->pipeline)};
     struct rusage usage = {0};
     getrusage(RUSAGE_SELF, &usage);
@@ -36,8 +36,8 @@ static dlxi_rank_report own_report(site_run *r) {
 
 dlx_status dlxi_run_collect(site_run *r, dlx_error *error) {
     if (r->reports == NULL) DLX_TRY(DLXI_NEW(&r->reports, r->ranks, error));
-    dlxi_rank_report own = own_report(r);
-    DLX_TRY(gather(r, r->reports, &own, sizeof own, error));
+    dlxi_rank_report own = report_make(r);
+    DLX_TRY(dlxi_run_gather(r, r->reports, &own, sizeof own, error));
     dlx_statistics all = r->reports[0].statistics;
     double norm = 0, ranks = 0, low_rank = 0;
     for (int i = 0; i < r->ranks; i++) {
@@ -53,7 +53,7 @@ dlx_status dlxi_run_collect(site_run *r, dlx_error *error) {
         all.round_bytes += st->round_bytes;
         all.raw_bytes += st->raw_bytes;
         all.payload_bytes += st->payload_bytes;
-        all.anchor_hash += st->anchor_hash; /* a sum over tensors, however they are divided */
+        all.anchor_hash += st->anchor_hash; /* a sum over tensors */
         all.low_rank_tensors += st->low_rank_tensors;
         all.plain_tensors += st->plain_tensors;
     }
@@ -70,14 +70,13 @@ json_t *dlxi_run_summarize(const site_run *r, const char *outcome) {
     const dlxi_config *c = r->config;
     const dlx_statistics st = r->statistics;
     int64_t peak_rss_bytes = 0;
-    for (int i = 0; i < r->ranks && r->reports != NULL; i++)
+    for (int i = 0; i < r->ranks; i++)
         if (r->reports[i].peak_rss_bytes > peak_rss_bytes)
             peak_rss_bytes = r->reports[i].peak_rss_bytes;
-    double D = r->sync != NULL ? dlx_sync_site_count(r->sync) : 1,
-           wall_s = dlxi_clock_s() - r->start_s;
+    double D = dlx_sync_site_count(r->sync), wall_s = dlxi_clock_s() - r->start_s;
     double step_tokens = (double)(c->train.batch * c->model.context),
            trained = (double)r->steps * step_tokens;
-    /* for the steps that count: what was trained past the run's end was thrown away */
+    /* of the committed steps: tokens trained past the run's end are discarded */
     double equivalent =
         (double)st.committed_tokens / (D * step_tokens) * 2 * (double)st.raw_bytes * (D - 1) / D;
     char hash[17];
@@ -97,7 +96,7 @@ json_t *dlxi_run_summarize(const site_run *r, const char *outcome) {
         {"rounds", json_integer((json_int_t)st.rounds)},
         {"attempts", json_integer((json_int_t)st.attempts)},
         {"tokens", json_integer((json_int_t)st.committed_tokens)},
-        /* a run that ended early has none of the end */
+        /* null if the run ended early */
         {"val_loss",
          dlxi_json_real(r->val_loss_sum > 0 ? r->val_loss_sum / r->val_tokens : (double)NAN)},
         {"val_loss_initial", dlxi_json_real(r->val_loss_initial_sum / r->val_tokens)},
@@ -139,8 +138,8 @@ json_t *dlxi_run_per_rank(const site_run *r) {
             list,
             json_pack("{s:i, s:i, s:i, s:[I,I], s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:f, s:f}",
                       "rank", i, "stage", stage, "replica", replica, "layers",
-                      (json_int_t)r->cut.first_layer[stage],
-                      (json_int_t)r->cut.first_layer[stage + 1], "stage_parameters",
+                      (json_int_t)r->partition.first_layer[stage],
+                      (json_int_t)r->partition.first_layer[stage + 1], "stage_parameters",
                       (json_int_t)report->stage_parameters, "shard_parameters",
                       (json_int_t)report->shard_parameters, "peak_rss_bytes",
                       (json_int_t)report->peak_rss_bytes, "wan_bytes_sent",
@@ -161,13 +160,13 @@ dlx_status dlxi_run_anchor_hashes(json_t **out, site_run *r, dlx_error *error) {
     DLX_TRY_OUT(DLXI_NEW(&own, count, error));
     DLX_TRY_OUT(DLXI_NEW(&shard, r->parameter_count, error));
     DLX_TRY_OUT(DLXI_NEW(&all, count * (size_t)r->ranks, error));
-    dlx_sync_anchor_hashes(r->sync, shard);
+    DLX_TRY_OUT(dlx_sync_anchor_hashes(r->sync, shard, error));
     for (int64_t i = 0; i < r->parameter_count; i++) own[r->parameters[i].tensor.id] = shard[i];
-    DLX_TRY_OUT(gather(r, all, own, count * sizeof *own, error));
+    DLX_TRY_OUT(dlxi_run_gather(r, all, own, count * sizeof *own, error));
     if (r->rank != 0) goto out;
     *out = json_object();
     for (size_t id = 0; id < count; id++) {
-        uint64_t hash = 0; /* one rank has it, the others 0 */
+        uint64_t hash = 0; /* the owner's; the other ranks have 0 */
         char text[17];
         for (size_t rank = 0; rank < (size_t)r->ranks; rank++) hash |= all[rank * count + id];
         snprintf(text, sizeof text, "%016llx", (unsigned long long)hash);
@@ -182,15 +181,8 @@ out:
 
 /* ---- weights --------------------------------------------------------------------------------- */
 
-/* Where a tied table is held by both ends, the first stage's part has it. */
-static int part_of(const site_run *r, const dlxi_tensor *tensor) {
-    if (tensor->layer < 0) return tensor->in_embedding ? 0 : r->cut.stages - 1;
-    int stage = 0;
-    while (tensor->layer >= r->cut.first_layer[stage + 1]) stage++;
-    return stage;
-}
-
-static dlx_status save_part(site_run *r, const char *path, const dlxi_model_config *model,
+/* Each stage is a part; a tied table is in the first one. */
+static dlx_status part_save(site_run *r, const char *path, const dlxi_model_config *model,
                             dlx_error *error) {
     dlx_status status = DLX_OK;
     int stage = r->place->stage, *parts = NULL;
@@ -203,18 +195,19 @@ static dlx_status save_part(site_run *r, const char *path, const dlxi_model_conf
     DLX_TRY_OUT(DLXI_NEW(&parts, all, error));
     for (int64_t id = 0; id < all; id++) {
         const dlxi_tensor tensor = dlxi_model_tensor(model, id);
-        parts[id] = part_of(r, &tensor);
+        parts[id] = dlxi_partition_stage(&r->partition, &tensor);
     }
     for (int64_t i = 0; i < count; i++)
         if (parts[parameter[i].tensor.id] == stage) own[held++] = parameter[i];
     bool writes = r->place->replica == 0;
     if (writes)
-        DLX_TRY_OUT(
-            dlxi_checkpoint_part_begin(&part, path, model, own, held, stage, r->cut.stages, error));
+        DLX_TRY_OUT(dlxi_checkpoint_part_begin(&part, path, model, own, held, stage,
+                                               r->partition.stages, error));
     DLX_TRY_OUT(dlxi_place_barrier(r->place, error));
     if (writes) DLX_TRY_OUT(dlxi_checkpoint_part_commit(part, error));
     DLX_TRY_OUT(dlxi_place_barrier(r->place, error));
-    if (r->rank == 0) DLX_TRY_OUT(dlxi_checkpoint_finish(path, model, parts, r->cut.stages, error));
+    if (r->rank == 0)
+        DLX_TRY_OUT(dlxi_checkpoint_finish(path, model, parts, r->partition.stages, error));
     DLX_TRY_OUT(dlxi_place_barrier(r->place, error));
 out:
     dlxi_checkpoint_part_close(&part);
@@ -223,11 +216,11 @@ out:
     return status;
 }
 
-dlx_status dlxi_run_save(site_run *r, const char *folder, dlx_error *error) {
+dlx_status dlxi_run_save(site_run *r, const char *directory, dlx_error *error) {
     char path[DLXI_PATH_BYTES];
     dlxi_model_config model = dlxi_config_model(r->config);
-    DLX_TRY(dlxi_path_join(path, folder, NULL, "weights", error));
-    if (r->cut.stages > 1) return save_part(r, path, &model, error);
+    DLX_TRY(dlxi_path_join(path, directory, "weights", error));
+    if (r->partition.stages > 1) return part_save(r, path, &model, error);
     int64_t count;
     const dlxi_parameter *parameter =
         dlxi_stage_parameters(dlxi_pipeline_stage(r->pipeline), &count);

@@ -7,10 +7,11 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/flag.h"
+#include "base/file.h"
 #include "base/memory.h"
 #include "checkpoint/checkpoint.h"
-#include "train/results.h"
+#include "data/sampler.h"
+#include "model/model.h"
 
 /* A checkpoint's model, forward only. */
 typedef struct loaded {
@@ -19,23 +20,23 @@ typedef struct loaded {
     dlxi_stage *stage;
 } loaded;
 
-static void unload(loaded *l) {
+static void model_close(loaded *l) {
     dlxi_stage_close(&l->stage);
     dlxi_kernels_close(&l->kernels);
 }
 
-static dlx_status check_folder(const char *checkpoint, dlx_error *error) {
+static dlx_status directory_check(const char *checkpoint, dlx_error *error) {
     char path[DLXI_PATH_BYTES];
-    DLX_TRY(dlxi_path_join(path, checkpoint, NULL, "config.json", error));
+    DLX_TRY(dlxi_path_join(path, checkpoint, "config.json", error));
     if (access(path, F_OK) == 0 || errno != ENOENT) return DLX_OK;
     DLX_FAIL(error, CONFIG,
-             "%s: no such file; give a folder of weights, RUN_DIR/weights after a run", path);
+             "%s: no such file; give a directory of weights: RUN_DIR/weights after a run", path);
 }
 
-static dlx_status load(loaded *l, const char *checkpoint, int64_t batch, int threads,
-                       dlx_error *error) {
+static dlx_status model_open(loaded *l, const char *checkpoint, int64_t batch, int threads,
+                             dlx_error *error) {
     *l = (loaded){0};
-    DLX_TRY(check_folder(checkpoint, error));
+    DLX_TRY(directory_check(checkpoint, error));
     DLX_TRY(dlxi_checkpoint_load_config(&l->config, checkpoint, error));
     DLX_TRY(dlxi_kernels_open(&l->kernels, "auto", DLXI_PRECISION_AUTO, threads, error));
     dlxi_stage_options options = dlxi_stage_options_whole(&l->config, batch, l->config.context, 0);
@@ -48,31 +49,25 @@ static dlx_status load(loaded *l, const char *checkpoint, int64_t batch, int thr
     return DLX_OK;
 }
 
-dlx_status dlxi_evaluate_part(double *loss_sum, double *tokens, dlxi_stage *stage,
-                              dlxi_validation *reader, const volatile bool *interrupted,
-                              dlx_error *error) {
+/* The loss of the reader's windows, summed over tokens, and the number of these. */
+static dlx_status windows_evaluate(double *loss_sum, double *tokens, dlxi_stage *stage,
+                                   dlxi_validation *reader, dlx_error *error) {
     const int64_t B = dlxi_stage_opened_with(stage)->batch, T = reader->context;
     dlx_status status = DLX_OK;
-    uint32_t *inputs = NULL, *targets = NULL, *windows = NULL;
+    uint32_t *inputs = NULL, *targets = NULL;
+    double loss;
     *loss_sum = *tokens = 0;
     DLX_TRY_OUT(DLXI_NEW(&inputs, B * T, error));
     DLX_TRY_OUT(DLXI_NEW(&targets, B * T, error));
-    DLX_TRY_OUT(DLXI_NEW(&windows, B * (T + 1), error));
     for (int64_t n; (n = dlxi_validation_next(inputs, targets, reader, B)) > 0;) {
-        if (dlxi_flag_is_set(interrupted)) DLX_FAIL_OUT(error, INTERRUPTED, "interrupted");
-        for (int64_t w = 0; w < n; w++) {
-            memcpy(windows + w * (T + 1), inputs + w * T, (size_t)T * sizeof *windows);
-            windows[w * (T + 1) + T] = targets[w * T + T - 1];
-        }
-        double mean;
-        DLX_TRY_OUT(dlxi_model_evaluate(stage, windows, n, &mean, error));
-        *loss_sum += mean * (double)(n * T);
+        DLX_TRY_OUT(dlxi_stage_evaluate(stage, 0, inputs, NULL, targets, n, &loss, error));
+        *loss_sum += loss;
         *tokens += (double)(n * T);
     }
+    if (!isfinite(*loss_sum)) DLX_FAIL_OUT(error, NUMERIC, "the loss is not finite");
 out:
     free(inputs);
     free(targets);
-    free(windows);
     return status;
 }
 
@@ -81,27 +76,26 @@ dlx_status dlxi_evaluate(double *loss, uint64_t *tokens_used, const char *checkp
     enum { BATCH = 8 };
     dlx_status status = DLX_OK;
     loaded model;
-    dlxi_token_file *shard = NULL;
+    dlxi_token_file *file = NULL;
     dlxi_validation reader;
     double sum, used;
-    DLX_TRY_OUT(load(&model, checkpoint, BATCH, threads, error));
-    DLX_TRY_OUT(dlxi_token_file_open(&shard, "--data", data, error));
-    DLX_TRY_OUT(dlxi_token_file_check_vocabulary(shard, model.config.vocabulary, error));
+    DLX_TRY_OUT(model_open(&model, checkpoint, BATCH, threads, error));
+    DLX_TRY_OUT(dlxi_token_file_open(&file, "--data", data, error));
+    DLX_TRY_OUT(dlxi_token_file_check_vocabulary(file, model.config.vocabulary, error));
     DLX_TRY_OUT(
-        dlxi_validation_open(&reader, shard, model.config.context, (int64_t)tokens, 0, 1, error));
-    DLX_TRY_OUT(dlxi_evaluate_part(&sum, &used, model.stage, &reader, NULL, error));
+        dlxi_validation_open(&reader, file, model.config.context, (int64_t)tokens, 0, 1, error));
+    DLX_TRY_OUT(windows_evaluate(&sum, &used, model.stage, &reader, error));
     *loss = sum / used;
     *tokens_used = (uint64_t)used;
 out:
-    dlxi_token_file_close(&shard);
-    unload(&model);
+    dlxi_token_file_close(&file);
+    model_close(&model);
     return status;
 }
 
-/* *tokens ← the prompt's, with room for `room` more. An empty prompt is a line's end: something
- * must come first. */
-static dlx_status encode(uint32_t **tokens, size_t *count, const dlxi_tokenizer *tokenizer,
-                         const char *prompt, size_t room, dlx_error *error) {
+/* *tokens ← the prompt's, with room for `room` more. An empty prompt becomes a newline. */
+static dlx_status prompt_encode(uint32_t **tokens, size_t *count, const dlxi_tokenizer *tokenizer,
+                                const char *prompt, size_t room, dlx_error *error) {
     if (prompt == NULL || prompt[0] == '\0') prompt = "\n";
     size_t bytes = strlen(prompt), consumed;
     DLX_TRY(DLXI_NEW(tokens, bytes + room, error));
@@ -109,8 +103,8 @@ static dlx_status encode(uint32_t **tokens, size_t *count, const dlxi_tokenizer 
                                  &consumed, true, error);
 }
 
-static dlx_status decode(char **text, const dlxi_tokenizer *tokenizer, const uint32_t *tokens,
-                         size_t count, dlx_error *error) {
+static dlx_status text_decode(char **text, const dlxi_tokenizer *tokenizer, const uint32_t *tokens,
+                              size_t count, dlx_error *error) {
     size_t used = 0, capacity = 0;
     const uint8_t *piece;
     size_t piece_bytes;
@@ -135,21 +129,21 @@ dlx_status dlxi_generate(char **text, const char *checkpoint, const dlx_generate
     uint32_t *tokens = NULL;
     size_t count;
     *text = NULL;
-    DLX_TRY_OUT(load(&model, checkpoint, 1, options->threads, error));
+    DLX_TRY_OUT(model_open(&model, checkpoint, 1, options->threads, error));
     DLX_TRY_OUT(dlxi_tokenizer_open(&tokenizer, "byte", error));
     if (tokenizer->vocabulary > model.config.vocabulary)
         DLX_FAIL_OUT(error, CONFIG, "%s: its vocabulary, %lld, is smaller than the tokenizer's, %u",
                      checkpoint, (long long)model.config.vocabulary, tokenizer->vocabulary);
-    DLX_TRY_OUT(encode(&tokens, &count, tokenizer, options->prompt, options->tokens, error));
+    DLX_TRY_OUT(prompt_encode(&tokens, &count, tokenizer, options->prompt, options->tokens, error));
     dlxi_sampling sampling = {(float)options->temperature, options->top_k, options->seed};
     if (sampling.top_k == 0 || sampling.top_k > tokenizer->vocabulary)
         sampling.top_k = tokenizer->vocabulary;
     DLX_TRY_OUT(dlxi_model_generate(model.stage, tokens, (int64_t)count, options->tokens, &sampling,
                                     error));
-    DLX_TRY_OUT(decode(text, tokenizer, tokens, count + options->tokens, error));
+    DLX_TRY_OUT(text_decode(text, tokenizer, tokens, count + options->tokens, error));
 out:
     free(tokens);
     dlxi_tokenizer_close(&tokenizer);
-    unload(&model);
+    model_close(&model);
     return status;
 }

@@ -1,18 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What is done with weights and data outside a run. */
+/* Evaluation, generation and benchmarks: what needs no run. The arguments are checked. */
 #ifndef DLXI_TRAIN_TOOLS_H
 #define DLXI_TRAIN_TOOLS_H
 
-#include "data/sampler.h"
 #include "dilocox_train.h"
-#include "model/model.h"
 #include "train/config.h"
 
-/* The windows that reader has left: their loss, summed over tokens, and how many tokens.
- * `interrupted` may be NULL. */
-dlx_status dlxi_evaluate_part(double *loss_sum, double *tokens, dlxi_stage *stage,
-                              dlxi_validation *reader, const volatile bool *interrupted,
-                              dlx_error *error);
 dlx_status dlxi_evaluate(double *loss, uint64_t *tokens_used, const char *checkpoint,
                          const char *data, uint64_t tokens, int threads, dlx_error *error);
 dlx_status dlxi_generate(char **text, const char *checkpoint, const dlx_generate_options *options,

@@ -25,7 +25,7 @@ uint32_t dlx_cluster_ranks(const dlx_cluster *cluster) {
     return (uint32_t)cluster->ranks;
 }
 
-bool dlx_cluster_agree_on_failure(dlx_cluster *cluster, dlx_error *error, uint32_t wait_ms) {
+bool dlx_cluster_all_failed(dlx_cluster *cluster, dlx_error *error, uint32_t wait_ms) {
     return dlxi_cluster_agree_on_failure(cluster, error,
                                          wait_ms > INT_MAX ? INT_MAX : (int)wait_ms);
 }

@@ -88,7 +88,7 @@ uint32_t dlx_config_ranks(const dlx_config *config) {
     return (uint32_t)(config->values.site.stages * config->values.site.replicas);
 }
 
-void dlx_config_place_name(char text[64], const dlx_config *config, uint32_t job_rank) {
+void dlx_config_rank_name(char text[64], const dlx_config *config, uint32_t job_rank) {
     uint32_t rank = job_rank % dlx_config_ranks(config),
              replicas = (uint32_t)config->values.site.replicas;
     snprintf(text, 64, "rank %u (stage %u, replica %u)", rank, rank / replicas, rank % replicas);

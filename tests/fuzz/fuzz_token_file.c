@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Any bytes as a token shard; once as they are and once with both checksums made right, as a forger
- * would. What opens must give only ids of its vocabulary, for every window. */
+/* Any bytes as a token file, as they are and with both checksums made valid. A file that opens has
+ * only ids of its vocabulary in every window. */
 #include "replay.h"
 #include "base/hash.h"
 #include "base/panic.h"
@@ -20,33 +20,32 @@ static void seal(uint8_t *data, size_t bytes) {
     put(data + 120, dlxi_hash(data, 120, 0), 8);
 }
 
-static void read_all(dlxi_token_file *shard) {
+static void read_all(dlxi_token_file *file) {
     enum { CONTEXT = 5 };
     uint32_t tokens[CONTEXT], targets[CONTEXT];
     char key[] = "data.train", path[] = "x.tokens";
     dlxi_sampler sampler;
     dlx_error error;
-    shard->key = key;
-    shard->path = path;
-    if (dlxi_sampler_open(&sampler, shard, CONTEXT, 1, &error) != DLX_OK) {
-        DLXI_ASSERT(shard->count <= CONTEXT);
+    file->key = key;
+    file->path = path;
+    if (dlxi_sampler_open(&sampler, file, CONTEXT, 1, &error) != DLX_OK) {
+        DLXI_ASSERT(file->count <= CONTEXT);
         return;
     }
     for (int64_t position = 0; position < sampler.windows; position++) {
         dlxi_sampler_batch(tokens, targets, &sampler, &position, 1);
         for (int i = 0; i < CONTEXT; i++)
-            DLXI_ASSERT(tokens[i] < shard->vocabulary && targets[i] < shard->vocabulary);
+            DLXI_ASSERT(tokens[i] < file->vocabulary && targets[i] < file->vocabulary);
     }
 }
 
 static void open_and_read(const uint8_t *data, size_t bytes) {
-    dlxi_token_file shard;
+    dlxi_token_file file;
     dlx_error error;
-    memset(&shard, 0, sizeof shard);
-    dlx_status status =
-        dlxi_token_file_parse(&shard, data, bytes, "data.train", "x.tokens", &error);
+    memset(&file, 0, sizeof file);
+    dlx_status status = dlxi_token_file_parse(&file, data, bytes, "data.train", "x.tokens", &error);
     if (status == DLX_OK)
-        read_all(&shard);
+        read_all(&file);
     else
         DLXI_ASSERT(status == DLX_DATA && strncmp(error.message, "data.train: '", 13) == 0);
 }

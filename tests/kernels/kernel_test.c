@@ -125,7 +125,7 @@ int open_pairs(pair *pairs) {
     const bool bf16 = probe->precision == DLXI_PRECISION_BF16;
     dlxi_kernels_close(&probe);
     if (!bf16)
-        print_message("bf16 is left out: this CPU has no AVX-512-BF16, or oneDNN may not use it\n");
+        print_message("bf16 is skipped: this CPU has no AVX-512-BF16, or oneDNN may not use it\n");
     for (int i = 0; i < (bf16 ? PAIRS : PAIRS / 2); i++) {
         pairs[i].bf16 = i >= PAIRS / 2;
         pairs[i].k[FAST] = open_kernels(

@@ -12,12 +12,11 @@
 
 #include <cmocka.h>
 
-/* Says which case is running; every failure prints it. */
+/* Names the current case; every failure prints it. */
 void case_label(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/* `count` floats with guard bytes on both sides, uniform in [low, high); every other buffer starts
- * at an address that is aligned to 4 bytes only. All belong to the case and are checked and freed
- * by case_end. */
+/* `count` floats between guard bytes, uniform in [low, high); every other buffer is aligned to 4
+ * bytes only. case_end checks and frees all. */
 float *buffer(int64_t count, double low, double high);
 float *buffer_copy(const float *from, int64_t count);
 float *buffer_nan(int64_t count); /* an output that must be overwritten */
@@ -37,8 +36,7 @@ void expect_near(const char *what, const float *fast, const float *ref, int64_t 
 /* Opens a backend or fails the test. */
 dlxi_kernels *open_kernels(const char *backend, dlxi_precision precision, int threads);
 
-/* What `fast` is compared with `ref` in: f32 and bf16, 1 thread and 3. bf16 is left out where the
- * CPU lacks it. */
+/* `fast` and `ref`, in f32 and bf16, with 1 thread and 3; without bf16 if the CPU lacks it. */
 typedef struct pair {
     dlxi_kernels *k[2]; /* fast, ref */
     bool bf16;

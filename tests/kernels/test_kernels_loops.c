@@ -1,19 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The vector loops: fast against ref on the same input, over odd lengths, one thread and three.
- * Loops are the same in both precisions. */
+/* The vector loops: fast against ref on the same input, over odd lengths, with 1 thread and 3. */
 #include "kernel_test.h"
 
 #include <math.h>
 
-/* C up to 65 and N up to 65 stay on one thread; the last shapes are shared by three. */
+/* C and N up to 65 stay on one thread; the last shapes are split among three. */
 static const int64_t shapes[][2] = {{1, 1},  {3, 1},  {1, 3},   {3, 17},   {17, 3},    {33, 33},
                                     {65, 5}, {5, 65}, {17, 64}, {64, 256}, {67, 1023}, {301, 257}};
 enum { SHAPES = sizeof shapes / sizeof *shapes };
 static const int64_t lengths[] = {1, 3, 15, 16, 17, 33, 65, 1000, 100003};
 enum { LENGTHS = sizeof lengths / sizeof *lengths };
 
-/* Gradients of parameters are f32 sums of N terms of magnitude ~ 1: they reach ~ sqrt(N), and their
- * rounding, a half unit of that at each of N steps, ~ sqrt(N) · sqrt(N) · 2^-24. */
+/* Gradients of parameters are f32 sums of N terms ~ 1: they reach ~ sqrt(N), and N roundings to
+ * half a unit of that add up to ~ sqrt(N) · sqrt(N) · 2^-24. */
 static double sum_tolerance(int64_t N) {
     return ldexp(8.0 + 2.0 * (double)N, -24);
 }
@@ -37,8 +36,7 @@ static void check_layernorm(const pair *p, int64_t N, int64_t C) {
         OK(op->layernorm_backward(p->k[i], dx[i], dgain[i], dbias[i], dy, x, mean[i], rstd[i], gain,
                                   N, C));
     }
-    /* a row of one element has variance 0 and rstd 316; with three, variances can be small as well
-     */
+    /* a row of one element has variance 0 and rstd 316; of three, a variance can be small too */
     const double amplified = C < 5 ? 1e-3 : 1e-5;
     expect_close("y", y[FAST], y[REF], N * C, amplified, 1e-5);
     expect_close("mean", mean[FAST], mean[REF], N, 1e-6, 1e-6);
@@ -83,8 +81,8 @@ static void check_activation(const pair *p, int64_t count, dlxi_activation kind)
         OK(op->activation_backward(p->k[i], dx[i], dy, x, kind, count));
         OK(op->activation_backward(p->k[i], in_place[i], in_place[i], x, kind, count));
     }
-    /* ref's 1 + tanh cancels to 0 where GELU itself is below 1e-15; the slope's two terms cancel
-     * near -0.75 */
+    /* ref's 1 + tanh cancels to 0 if GELU is below 1e-15; the slope's two terms cancel near
+     * −0.75 */
     expect_close("y", y[FAST], y[REF], count, 1e-9, 4e-6);
     expect_close("dx", dx[FAST], dx[REF], count, 4e-6, 4e-6);
     expect_close("dx in place", in_place[FAST], dx[FAST], count, 0.0, 0.0);
@@ -134,15 +132,15 @@ static void check_rope(const pair *p, int64_t N, int64_t T, int64_t heads, int64
     for (int turn = 0; turn < 2; turn++) {
         for (int i = 0; i < 2; i++)
             OK(p->k[i]->op->rope(p->k[i], y[i], N, T, heads, D, 1e4f, turn == 1));
-        expect_close(turn == 0 ? "turned" : "turned back", y[FAST], y[REF], N * heads * D, 4e-7,
+        expect_close(turn == 0 ? "rotated" : "rotated back", y[FAST], y[REF], N * heads * D, 4e-7,
                      0.0);
     }
-    expect_close("turned there and back", y[FAST], x, N * heads * D, 4e-7, 0.0);
+    expect_close("rotated there and back", y[FAST], x, N * heads * D, 4e-7, 0.0);
     case_end();
 }
 
 static void check_embedding(const pair *p, int64_t N, int64_t T, int64_t C, bool with_position) {
-    enum { VOCABULARY = 5 }; /* few, so that tokens repeat */
+    enum { VOCABULARY = 5 }; /* so small that tokens repeat */
     case_label("embedding N=%d T=%d C=%d position %d threads %d", (int)N, (int)T, (int)C,
                with_position, p->k[FAST]->threads);
     uint32_t *token = buffer_tokens(N, VOCABULARY);
@@ -167,8 +165,7 @@ static void check_embedding(const pair *p, int64_t N, int64_t T, int64_t C, bool
     case_end();
 }
 
-/* `spread`: logits lie in ± spread, far enough that exp overflows without the row's largest taken
- * off. */
+/* Logits are within ± spread; at 200, exp overflows unless the row's maximum is subtracted. */
 static void check_cross_entropy(const pair *p, int64_t N, int64_t V, bool gradient, double spread) {
     case_label("cross_entropy N=%d V=%d gradient %d spread %g threads %d", (int)N, (int)V, gradient,
                spread, p->k[FAST]->threads);
@@ -181,7 +178,7 @@ static void check_cross_entropy(const pair *p, int64_t N, int64_t V, bool gradie
         OK(p->k[i]->op->cross_entropy(p->k[i], &loss[i], logits[i], target, N, V, gradient, scale));
     }
     assert_true(fabs(loss[FAST] - loss[REF]) <= 1e-6 * (fabs(loss[REF]) + 1.0));
-    /* a probability's relative error is the exponent's: spread · 2^-23 and some */
+    /* a probability's relative error is the exponent's error, about spread · 2^-23 */
     expect_close("logits", logits[FAST], logits[REF], N * V, 1e-8, 1e-6 + spread * 1e-6);
     if (!gradient) expect_close("kept logits", logits[FAST], original, N * V, 0.0, 0.0);
     case_end();
@@ -233,7 +230,7 @@ static void test_embeddings(void **state) {
             const int64_t N = shapes[s][0] * 3, C = shapes[s][1];
             check_embedding(&p[i], N, shapes[s][0], C, s % 2 == 0);
             check_rope(&p[i], N, shapes[s][0], 1 + s % 3, 2 * (1 + s * 5));
-            /* the kept table is too short */
+            /* the table must grow */
             check_rope(&p[i], 2 * N, 2 * shapes[s][0], 1 + s % 3, 2 * (1 + s * 5));
         }
 }
@@ -247,7 +244,7 @@ static void test_cross_entropy(void **state) {
                                     variant < 2 ? 4.0 : 200.0);
 }
 
-/* NaN and infinity must come out, so that a diverged run is seen. */
+/* A diverged run shows: NaN is not hidden. */
 static void test_nan_is_not_hidden(void **state) {
     const pair *p = *state;
     enum { COUNT = 40 };

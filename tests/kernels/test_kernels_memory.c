@@ -1,14 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a backend holds: nothing is allocated after the first step of a shape; and what opening one
- * refuses. */
+/* No allocation after the first step of a shape; and what opening a backend refuses. */
 #include "kernel_test.h"
 
 #include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* The linker sends our code's calls here (--wrap). oneDNN's own calls go past; mallinfo2 sees what
- * they leave. */
+/* The linker routes our code's calls here (--wrap), but not oneDNN's: mallinfo2 sees those. */
 static int allocations;
 
 void *__real_malloc(size_t size);
@@ -52,8 +50,7 @@ enum {
     VOCABULARY = 130
 };
 
-/* Every operation of the table once, in two sequence lengths, as training and evaluation alternate.
- */
+/* Every operation of the table once. Training and evaluation alternate between two lengths. */
 static void step(dlxi_kernels *k, float *const *x, const uint32_t *token, int64_t length) {
     const dlxi_operations *op = k->op;
     const dlxi_adamw settings = {1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 1.0f, 1};
@@ -92,7 +89,7 @@ static void no_allocation(const char *backend, int threads) {
     float *x[ARRAYS];
     for (int i = 0; i < ARRAYS; i++) x[i] = buffer(FLOATS, 0.01, 0.02);
     uint32_t *token = buffer_tokens(N, VOCABULARY);
-    for (int i = 0; i < 2; i++) { /* the second settles what libraries allocate lazily */
+    for (int i = 0; i < 2; i++) { /* libraries allocate lazily */
         step(k, x, token, T);
         step(k, x, token, T - 7);
     }
@@ -115,7 +112,7 @@ static void test_no_allocation(void **state) {
     (void)state;
     const int before = allocations;
     no_allocation("fast", 1);
-    assert_true(allocations > before); /* they are counted */
+    assert_true(allocations > before);
     no_allocation("fast", 2);
     no_allocation("ref", 1);
 }
@@ -126,17 +123,17 @@ static void test_open_refuses(void **state) {
     dlxi_kernels *k = (dlxi_kernels *)&error;
     assert_int_equal(dlxi_kernels_open(&k, "cuda", DLXI_PRECISION_AUTO, 1, &error), DLX_CONFIG);
     assert_null(k);
-    assert_string_equal(error.message, "kernels: no backend 'cuda'; use auto, fast or ref");
+    assert_string_equal(error.message, "kernels: unknown backend 'cuda'; choose auto, fast or ref");
     assert_int_equal(dlxi_kernels_open(&k, "fast", DLXI_PRECISION_AUTO, 0, &error), DLX_CONFIG);
-    assert_string_equal(error.message, "site.threads: 0 is out of range; use 1 or more");
+    assert_string_equal(error.message, "site.threads: 0 is out of range; allowed: 1 or more");
     assert_int_equal(dlxi_kernels_open(&k, "ref", DLXI_PRECISION_BF16, 1, &error), DLX_CONFIG);
     assert_string_equal(
         error.message,
-        "kernels: the backend ref computes in f32 only; set train.precision: f32 or auto");
+        "train.precision: backend ref has no bf16; set train.precision: f32 or auto");
     dlxi_kernels_close(&k); /* takes NULL */
 }
 
-/* `auto` is bf16 exactly where bf16 opens; elsewhere bf16 is refused with a hint. */
+/* `auto` is bf16 exactly if bf16 opens; otherwise bf16 is refused with a hint. */
 static void test_precision(void **state) {
     (void)state;
     dlx_error error = {0};

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Products and attention: fast against ref on the same input, over odd shapes, both precisions, 1
- * thread and 3. */
+/* Products and attention: fast against ref on the same input, over odd shapes, in both precisions,
+ * with 1 thread and 3. */
 #include "kernel_test.h"
 
 #include <math.h>
@@ -9,9 +9,8 @@
 static const int64_t odd[] = {1, 3, 17, 33, 65};
 enum { ODD = sizeof odd / sizeof *odd };
 
-/* Rounding two factors to bf16 (8 significant bits) costs a product at most 2 · 2^-8 of |a||b|, and
- * the f32 sum of K products grows as a random walk of half units 2^-24. Both are multiples of
- * Σ|a||b|, which ref computes. */
+/* The error allowed per Σ|a||b|, which ref computes: rounding two factors to bf16 (8 significant
+ * bits) costs at most 2 · 2^-8, and the f32 sum of K products a random walk of half units 2^-24. */
 static double unit_of(bool bf16, int64_t K) {
     const double sum = ldexp(4.0 + 2.0 * sqrt((double)K), -24);
     return bf16 ? ldexp(1.01, -7) + sum : sum;
@@ -24,7 +23,7 @@ static float *absolute(const float *x, int64_t count) {
 }
 
 static bool rounded(const pair *p, int64_t I, int64_t O) {
-    return p->bf16 && I >= 32 && O >= 32; /* thinner products stay f32, and must be that exact */
+    return p->bf16 && I >= 32 && O >= 32; /* thinner products stay f32 */
 }
 
 static void check_linear(const pair *p, int64_t N, int64_t I, int64_t O, bool with_bias,
@@ -41,7 +40,7 @@ static void check_linear(const pair *p, int64_t N, int64_t I, int64_t O, bool wi
         const dlxi_operations *op = p->k[i]->op;
         y[i] = buffer_nan(N * O);
         dx[i] = with_dx ? buffer_nan(N * I) : NULL;
-        /* the buffer's address may have been another weight's */
+        /* the address may have been another weight's */
         op->weights_changed(p->k[i], NULL);
         OK(op->linear_forward(p->k[i], y[i], x, weight, with_bias ? bias : NULL, N, I, O));
         OK(op->linear_backward(p->k[i], dx[i], dweight[i], with_bias ? dbias[i] : NULL, dy, x,
@@ -75,7 +74,7 @@ static void test_linear(void **state) {
                 for (int o = 0; o < ODD; o++)
                     check_linear(&pairs[p], odd[n], odd[i], odd[o], (n + i + o) % 2 == 0,
                                  (n + i) % 3 != 0);
-        /* large enough that three threads share it */
+        /* large enough for three threads */
         check_linear(&pairs[p], 130, 257, 301, true, true);
         check_linear(&pairs[p], 130, 257, 301, false, true);
         check_linear(&pairs[p], 257, 64, 192, false, true);
@@ -117,10 +116,10 @@ static void test_product(void **state) {
 
 /* ---- attention ------------------------------------------------------------------------------- */
 
-/* f32: scores of magnitude ~ sqrt(D)/3 keep an absolute error of some 1e-6, which p, and with it
- * every result, keeps as a relative one. bf16: factors q, k, v, dout, p and dscore carry up to 2^-8
- * each, and a score's error, ~ 2^-8 · sqrt(2 D / 9) / sqrt(D) · |q||k|, is p's relative error:
- * together below 1%, taken twice for backward. */
+/* f32: scores ~ sqrt(D)/3 have an absolute error of about 1e-6, which becomes the relative error of
+ * p and of every result. bf16: q, k, v, dout, p and dscore have errors up to 2^-8 each, and a
+ * score's error, ~ 2^-8 · sqrt(2 D / 9) / sqrt(D) · |q||k|, is p's relative error: together below
+ * 1%, doubled for backward. */
 static void check_attention(const pair *p, int64_t B, int64_t T, int64_t heads, int64_t kv_heads,
                             int64_t D) {
     case_label("attention B=%d T=%d heads=%d kv=%d D=%d bf16 %d threads %d", (int)B, (int)T,
@@ -169,7 +168,7 @@ static void test_attention(void **state) {
     close_pairs(pairs, count);
 }
 
-/* What comes after a position must not reach its output. */
+/* Later positions do not affect an output. */
 static void test_attention_is_causal(void **state) {
     (void)state;
     enum { B = 2, T = 70, HEADS = 2, D = 16, CUT = 37, COUNT = B * T * HEADS * D };
@@ -197,8 +196,7 @@ static void test_attention_is_causal(void **state) {
 
 /* ---- converted weights ----------------------------------------------------------------------- */
 
-/* A changed weight must be seen after weights_changed, by its address or by NULL, whatever copies
- * are kept. */
+/* After weights_changed, by address or NULL, a changed weight is used whatever copies are kept. */
 static void test_weights_changed(void **state) {
     (void)state;
     enum { N = 40, C = 48 };
@@ -225,7 +223,7 @@ static void test_weights_changed(void **state) {
     close_pairs(pairs, count);
 }
 
-/* Twice the shapes that the cache of primitives holds: it forgets and goes on. */
+/* Twice as many shapes as the cache of primitives has entries. */
 static void test_many_shapes(void **state) {
     (void)state;
     pair p = {.k = {open_kernels("fast", DLXI_PRECISION_F32, 1),

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The reference itself: values that PyTorch gives in f64 for the same input, and every backward
- * pass against central differences of its forward pass. */
+/* The reference: against values from PyTorch in f64, and every backward pass against central
+ * differences of its forward pass. */
 #include "kernel_test.h"
 
 #include <math.h>
@@ -83,7 +83,7 @@ static void test_known_adamw(void **state) {
     }
 }
 
-/* Products, positions and rotation are plain enough to do by hand. */
+/* Products, positions and rotation by hand. */
 static void test_known_by_hand(void **state) {
     (void)state;
     float y[6];
@@ -104,9 +104,8 @@ static void test_known_by_hand(void **state) {
     OK(k->op->embedding_forward(k, y, token, narrow, places, 3, 2, 1));
     known("embedding with positions", y, (const double[]){12, 24, 12}, 3);
 
-    /* positions 0 and 1, one head of D = 4, theta 100: at 1, pair (0,2) turns by 1 and pair (1,3)
-     * by 0.1 */
-    float turned[] = {1, 2, 3, 4, 1, 2, 3, 4};
+    /* one head of D = 4, theta 100: at position 1, pair (0,2) rotates by 1 and pair (1,3) by 0.1 */
+    float rotated[] = {1, 2, 3, 4, 1, 2, 3, 4};
     const double rope[] = {1,
                            2,
                            3,
@@ -115,8 +114,8 @@ static void test_known_by_hand(void **state) {
                            2 * cos(0.1) - 4 * sin(0.1),
                            sin(1) + 3 * cos(1),
                            2 * sin(0.1) + 4 * cos(0.1)};
-    OK(k->op->rope(k, turned, 2, 2, 1, 4, 100.0f, false));
-    known("rope", turned, rope, 8);
+    OK(k->op->rope(k, rotated, 2, 2, 1, 4, 100.0f, false));
+    known("rope", rotated, rope, 8);
 }
 
 /* ---- central differences --------------------------------------------------------------------- */
@@ -129,7 +128,7 @@ typedef struct problem {
     int inputs;
     float *input[INPUTS_MAX];
     int64_t count[INPUTS_MAX];
-    bool parameter[INPUTS_MAX]; /* its gradient is added to what is there */
+    bool parameter[INPUTS_MAX]; /* its gradient accumulates */
     int64_t y_count;
     float *y, *dy;
     void (*forward)(const struct problem *p);
@@ -149,9 +148,9 @@ static double loss_at(const problem *p, float *x, double value) {
     return loss;
 }
 
-/* Σ dy·y differentiated by *x: two central differences, extrapolated (Richardson), so that a step
- * large beside f32's rounding of y (2^-24 · |y| / 2^-5 ~ 2e-6 a term) leaves an error of step⁴
- * only. */
+/* Σ dy·y differentiated by *x: two central differences, extrapolated (Richardson). The step is
+ * large against the rounding of y (2^-24 · |y| / 2^-5 ~ 2e-6 per term), and the error is only
+ * step⁴. */
 static double difference(const problem *p, float *x) {
     const double step = ldexp(1.0, -4);
     double slope[2];
@@ -284,7 +283,7 @@ static void test_pointwise(void **state) {
                     .backward = activation_d};
     add_input(&relu, buffer(40, -4, 4), 40, false);
     for (int i = 0; i < 40; i++)
-        if (fabsf(relu.input[0][i]) < 0.1f) relu.input[0][i] = 0.5f; /* no step across the kink */
+        if (fabsf(relu.input[0][i]) < 0.1f) relu.input[0][i] = 0.5f; /* no step crosses the kink */
     check(&relu);
     problem swiglu = {.name = "swiglu", .y_count = 40, .forward = swiglu_y, .backward = swiglu_d};
     add_input(&swiglu, buffer(40, -4, 4), 40, false);
@@ -360,7 +359,7 @@ static void test_attention(void **state) {
     }
 }
 
-/* y is the loss alone, computed in f64 and passed on as f32; dy is its scale. */
+/* y is the loss; dy is its scale. */
 static void cross_entropy_y(const problem *p) {
     double loss = 0.0;
     memcpy(p->kept[0], p->input[0], (size_t)p->count[0] * sizeof(float));

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Preloaded, makes MPI one that was built with few threads. */
+/* Preloaded: MPI as if built without MPI_THREAD_MULTIPLE. */
 #include <mpi.h>
 
 __attribute__((visibility("default"))) int MPI_Init_thread(int *argc, char ***argv, int required,

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Preloaded into one site by test_arithmetic.py: every thread flushes denormal results to zero and
- * reads denormals as zero, as code built with -ffast-math makes its whole process do. */
+/* Preloaded by test_arithmetic.py: every thread flushes denormal results to zero and reads
+ * denormals as zero, as a library built with -ffast-math makes a whole process do. */
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdlib.h>

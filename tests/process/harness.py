@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the process tests share: a folder and a text of their own, dilocox as a process, waiting with deadlines.
+"""Shared by the process tests: a temporary directory, a text, dilocox as a process, waits.
 
-The build hands over DILOCOX (the program), SOURCE_ROOT and BUILD_ROOT. Nothing here sleeps for a guessed time: a test
-waits for a line, a file or an exit, and fails at a deadline that only a broken program reaches."""
+Meson sets DILOCOX (the program), SOURCE_ROOT and BUILD_ROOT. No test sleeps for a fixed time: it
+waits for a line, a file or an exit, with a deadline that only a broken program reaches."""
 import json
 import os
 import re
@@ -18,11 +18,11 @@ import unittest
 DILOCOX = os.environ["DILOCOX"]
 SOURCE_ROOT = os.environ["SOURCE_ROOT"]
 BUILD_ROOT = os.environ["BUILD_ROOT"]
-SKIPPED = 77  # what Meson takes for "skipped"
+SKIPPED = 77  # Meson's exit code for "skipped"
 
 with open(DILOCOX, "rb") as program:
     SANITIZED = b"__asan_init" in program.read()
-SLOWER = 5 if SANITIZED else 1  # of promises in seconds, where a sanitizer slows the program down
+SLOWER = 5 if SANITIZED else 1  # factor of time limits
 DEADLINE_S = 120
 
 SMALL = {
@@ -34,7 +34,7 @@ SMALL = {
 }
 
 
-# root in a container, more ranks than cores
+# as root, with more ranks than cores
 MPIRUN = ("mpirun", "-q", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none")
 
 
@@ -46,7 +46,7 @@ def merge(base, changes):
 
 
 class Process:
-    """dilocox as a process in a session of its own; every line that it says is kept."""
+    """dilocox as a process in a session of its own; its output is kept by line."""
 
     def __init__(self, arguments, cwd, env=None, prefix=()):
         self.arguments = list(arguments)
@@ -79,7 +79,7 @@ class Process:
         return f"dilocox {' '.join(self.arguments)}\n--- stdout\n{self.text('stdout')}\n--- stderr\n{self.text('stderr')}"
 
     def wait_line(self, pattern, deadline_s=DEADLINE_S):
-        """The match of the first line, said already or still to come, on either stream."""
+        """The match of the first matching line, past or future, of either stream."""
         until = time.monotonic() + deadline_s
         with self.changed:
             while True:
@@ -88,8 +88,8 @@ class Process:
                     if match:
                         return match
                 left = until - time.monotonic()
-                dead = not any(reader.is_alive() for reader in self.readers)
-                if left <= 0 or dead:
+                ended = not any(reader.is_alive() for reader in self.readers)
+                if left <= 0 or ended:
                     break
                 self.changed.wait(min(left, 0.5))
         raise AssertionError(f"no line like '{pattern}'\n{self.everything()}")
@@ -118,21 +118,21 @@ class Case(unittest.TestCase):
     maxDiff = None
 
     def setUp(self):
-        self.folder = tempfile.mkdtemp(prefix="dilocox-test-")
-        self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
+        self.directory = tempfile.mkdtemp(prefix="dilocox-test-")
+        self.addCleanup(shutil.rmtree, self.directory, ignore_errors=True)
         self.processes = []
         self.addCleanup(self.end_all)
 
     def end_all(self):
         for process in self.processes:
             process.end()
-        for pid in self.pids():  # what a broken launch has left
+        for pid in self.pids():  # left by a broken launch
             os.kill(pid, signal.SIGKILL)
 
     # ---- files
 
     def path(self, *parts):
-        return os.path.join(self.folder, *parts)
+        return os.path.join(self.directory, *parts)
 
     def write(self, name, text, mode=0o644):
         path = self.path(name)
@@ -147,12 +147,12 @@ class Case(unittest.TestCase):
             return text.read()
 
     def prepare_data(self, text=None):
-        """data.train.tokens and data.validation.tokens of the licence's text, or the one given."""
+        """data.train.tokens and data.validation.tokens of the licence, or of `text`."""
         self.write("text.txt", text or self.license_text())
         self.call("tokenize", "text.txt", self.path("data"), "--validation-every", "4", "--block", "1024")
 
     def config(self, name="config.yaml", **changes):
-        """A small run's config; sections given by name change it."""
+        """A small run's config, changed by section."""
         base = merge(SMALL, {"run": {"name": "test", "dir": self.path("run")},
                              "data": {"train": self.path("data.train.tokens"),
                                       "validation": self.path("data.validation.tokens")}})
@@ -161,37 +161,37 @@ class Case(unittest.TestCase):
     # ---- processes
 
     def start(self, *arguments, env=None, cwd=None, prefix=()):
-        process = Process([str(a) for a in arguments], cwd or self.folder, env, prefix)
+        process = Process([str(a) for a in arguments], cwd or self.directory, env, prefix)
         self.processes.append(process)
         return process
 
     def call(self, *arguments, code=0, env=None, cwd=None, prefix=()):
-        """Runs to the end, checks the exit code."""
+        """Waits for the exit and checks its code."""
         process = self.start(*arguments, env=env, cwd=cwd, prefix=prefix)
         got = process.wait()
         self.assertEqual(got, code, process.everything())
         return process
 
     def ranks(self, count, *arguments, code=0, env=None):
-        """dilocox as one MPI job of so many ranks, to its end."""
+        """dilocox as one MPI job of `count` ranks, to its end."""
         return self.call(*arguments, code=code, env=env, prefix=(*MPIRUN, "-n", str(count)))
 
     def refused(self, pattern, *arguments, code=2, **options):
-        """Ends with this exit code, a sentence on stderr that matches, and nothing of the machine room."""
+        """Exits with this code and a message of dilocox's own that matches."""
         process = self.call(*arguments, code=code, **options)
         self.assertRegex(process.text("stderr"), pattern)
         self.assertTrue(process.text("stderr").startswith("dilocox: "), process.everything())
         return process
 
     def pids(self):
-        """Processes whose command line names this test's folder: launch's children, too."""
+        """Processes with this test's directory on the command line: also launch's children."""
         found = []
         for entry in os.listdir("/proc"):
             if not entry.isdigit() or int(entry) == os.getpid():
                 continue
             try:
                 with open(f"/proc/{entry}/cmdline", "rb") as line, open(f"/proc/{entry}/stat") as stat:
-                    if self.folder.encode() in line.read() and stat.read().rsplit(")", 1)[1].split()[0] != "Z":
+                    if self.directory.encode() in line.read() and stat.read().rsplit(")", 1)[1].split()[0] != "Z":
                         found.append(int(entry))
             except OSError:
                 pass
@@ -215,7 +215,7 @@ class Case(unittest.TestCase):
         self.assertEqual(self.pids(), [], "processes are left")
 
     def wait_until(self, what, happened, deadline_s=DEADLINE_S):
-        """Files and exits of others announce nothing: this looks fifty times a second. The first true answer."""
+        """The first true answer, polled fifty times per second: files send no events."""
         until = time.monotonic() + deadline_s
         while time.monotonic() < until:
             answer = happened()
@@ -233,12 +233,12 @@ class Case(unittest.TestCase):
         return self.wait_until("one exits", lambda: next((p for p in processes if p.popen.poll() is not None), None))
 
     def wait_until_nothing_is_left(self):
-        self.wait_until("all processes are gone", lambda: not self.pids(), 10 * SLOWER)
+        self.wait_until("all processes have ended", lambda: not self.pids(), 10 * SLOWER)
 
-    # ---- a run by hand
+    # ---- a run without launch
 
     def keys(self, names):
-        """Keys of coordinator and sites and their roster.txt, as a person makes them."""
+        """Makes keys of coordinator and sites, and their roster.txt."""
         roster = ""
         for name in ["coordinator", *names]:
             roster += f"{name} {self.call('keygen', f'{name}.key').text('stdout')}\n"
@@ -248,7 +248,7 @@ class Case(unittest.TestCase):
         return ["--set", f"wan.key={self.path(name + '.key')}", "--set", f"wan.roster={self.path('roster.txt')}"]
 
     def start_coordinator(self, config, sites, *more, secure=True):
-        """The process, and where it listens."""
+        """The process and its endpoint."""
         security = self.secured("coordinator") if secure else ["--set", "wan.security=none"]
         process = self.start("coordinator", config, "--sites", sites, "--listen", "127.0.0.1:0", *security, *more)
         return process, process.wait_line(r"^listening (\S+)$").group(1)
@@ -261,23 +261,23 @@ class Case(unittest.TestCase):
 
 
 def events(path, kind=None, partial=False):
-    """The lines of a metrics.jsonl; partial: the last one may be half-written."""
+    """The lines of a metrics.jsonl; partial: the last one may be incomplete."""
     with open(path) as lines:
         text = lines.read()
-    whole = text[:text.rfind("\n") + 1]
-    if not partial and whole != text:
-        raise AssertionError(f"{path}: the last line is cut")
-    parsed = [json.loads(line) for line in whole.splitlines()]
+    complete = text[:text.rfind("\n") + 1]
+    if not partial and complete != text:
+        raise AssertionError(f"{path}: the last line is incomplete")
+    parsed = [json.loads(line) for line in complete.splitlines()]
     return [event for event in parsed if kind is None or event["event"] == kind]
 
 
-def summary(folder):
-    with open(os.path.join(folder, "summary.json")) as text:
+def summary(directory):
+    with open(os.path.join(directory, "summary.json")) as text:
         return json.load(text)
 
 
 def skip(reason):
-    """Ends the whole file as skipped."""
+    """Ends the file's tests as skipped."""
     print(f"skipped: {reason}")
     sys.exit(SKIPPED)
 

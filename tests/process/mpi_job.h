@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* For tests that are ranks of an MPI job: what fails on one rank ends them all, since the others
- * would wait for ever. */
+/* Checks for tests that are ranks of an MPI job: a failure on one rank ends all of them. */
 #ifndef DLXI_TESTS_MPI_JOB_H
 #define DLXI_TESTS_MPI_JOB_H
 

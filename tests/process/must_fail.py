@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The test that is there to fail: it claims that dilocox takes a shard with one bit turned. Meson expects it to fail, so the
-day on which a broken run, a broken harness or a broken CI lets everything pass, this one is reported.
-It fails (exit code 1) for its own reason only: whatever else goes wrong ends it with 0, which Meson does not expect."""
+"""A test that must fail: it claims that dilocox accepts a token file with a flipped bit. Meson
+expects the failure, and so reports a harness or a CI that lets everything pass. It fails (exit code
+1) for this reason only: any other failure exits with 0, which Meson does not expect."""
 import sys
 import unittest
 
@@ -9,10 +9,10 @@ from harness import Case
 
 
 class MustFail(Case):
-    def test_a_damaged_shard_is_taken(self):
+    def test_a_damaged_token_file_is_accepted(self):
         self.prepare_data()
-        with open(self.path("data.train.tokens"), "rb") as shard:
-            content = bytearray(shard.read())
+        with open(self.path("data.train.tokens"), "rb") as file:
+            content = bytearray(file.read())
         content[-1] ^= 1
         self.write("data.train.tokens", bytes(content))
         self.call("launch", self.config(), "--sites", 1, "--set", "wan.link=mem", code=0)
@@ -21,6 +21,6 @@ class MustFail(Case):
 if __name__ == "__main__":
     result = unittest.main(exit=False, verbosity=2).result
     reasons = [text for _, text in result.failures]
-    failed_as_it_should = (len(reasons) == 1 and not result.errors and "AssertionError: 1 != 0" in reasons[0] and
-                           "is damaged: its tokens' checksum does not match" in reasons[0])
-    sys.exit(1 if failed_as_it_should else 0)
+    failed_as_expected = (len(reasons) == 1 and not result.errors and "AssertionError: 1 != 0" in reasons[0] and
+                          "is damaged: its tokens' checksum does not match" in reasons[0])
+    sys.exit(1 if failed_as_expected else 0)

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sites that are forced onto different arithmetic hold the same anchor to the bit after every round.
+"""Sites with different arithmetic have the same anchor to the bit after every round.
 
-What differs: the instruction set of oneDNN, the kernels of OpenBLAS, the number of threads, our own kernels (`ref` and
-`fast`), and whether denormal numbers exist. Each test shows that the arithmetic of the sites did differ."""
+They differ in the instruction set of oneDNN, the kernels of OpenBLAS, the number of threads, our
+kernels (`ref` and `fast`), and denormal numbers. Each test shows that their arithmetic differed."""
 import os
 
 from harness import Case, SANITIZED, events, main, summary
 
 NAMES = ["a", "b", "c", "d", "e"]
 SSE = {"DNNL_MAX_CPU_ISA": "SSE41", "OPENBLAS_CORETYPE": "Sandybridge"}
-FLUSH = {} if SANITIZED else {"LD_PRELOAD": os.environ["FLUSH_TO_ZERO"]}  # a sanitizer must be the first one loaded
+FLUSH = {} if SANITIZED else {"LD_PRELOAD": os.environ["FLUSH_TO_ZERO"]}  # a sanitizer must be loaded first
 # name: environment, further options
 DIFFERENT = {
     "a": ({}, []),
@@ -25,9 +25,9 @@ class Arithmetic(Case):
         super().setUp()
         self.prepare_data()
 
-    def run_sites(self, folder, config, sites, different):
-        """A run by hand, a process a site; its rounds: per site, committed rounds → anchor hash."""
-        more = ["--run-dir", self.path(folder)]
+    def run_sites(self, directory, config, sites, different):
+        """A run of one process per site; for each site, committed rounds → anchor hash."""
+        more = ["--run-dir", self.path(directory)]
         coordinator, endpoint = self.start_coordinator(config, sites, *more, secure=False)
         running = []
         for name in NAMES[:sites]:
@@ -38,21 +38,21 @@ class Arithmetic(Case):
         rounds = []
         for name in NAMES[:sites]:
             of_site = {}
-            for e in events(self.path(folder, name, "metrics.jsonl"), "round"):
+            for e in events(self.path(directory, name, "metrics.jsonl"), "round"):
                 self.assertEqual(of_site.setdefault(e["committed_rounds"], e["anchor_hash"]), e["anchor_hash"])
             rounds.append({number: hash for number, hash in of_site.items() if number > 0})
         return rounds
 
-    def assert_equal_anchors(self, folder, rounds, least):
-        self.assertGreaterEqual(len(rounds[0]), least)
+    def assert_equal_anchors(self, directory, rounds, count_min):
+        self.assertGreaterEqual(len(rounds[0]), count_min)
         for name, of_site in zip(NAMES, rounds):
             self.assertEqual(of_site, rounds[0], f"the anchors of site {name}")
         self.assertEqual(len(set(rounds[0].values())), len(rounds[0]), "every round moves the anchor")
-        self.assertEqual(summary(self.path(folder))["anchor_hash"], rounds[0][max(rounds[0])])
+        self.assertEqual(summary(self.path(directory))["anchor_hash"], rounds[0][max(rounds[0])])
 
-    def first_losses(self, folder, name):
-        """Of the first round, which depend on this site's arithmetic alone."""
-        steps = events(self.path(folder, name, "metrics.jsonl"), "step")
+    def first_losses(self, directory, name):
+        """Of the first round, which depend on no other site."""
+        steps = events(self.path(directory, name, "metrics.jsonl"), "step")
         return [e["loss"] for e in steps if e["round"] == 1]
 
     def check(self, sites):
@@ -79,10 +79,10 @@ class Arithmetic(Case):
         self.check(5)
 
     def test_denormal_numbers(self):
-        """Biases start at zero and move by 1e-39 a step: all that moves is denormal, and one site trains without
-        denormals. The outer step must still be the same everywhere, and must move the anchor."""
+        """Biases start at zero and move by 1e-39 per step: only denormals change, and one site
+        trains without them. The outer step must be equal everywhere, and must move the anchor."""
         if SANITIZED:
-            self.skipTest("a sanitizer must be the first library loaded")
+            self.skipTest("a sanitizer must be loaded first")
         config = self.config(model={"family": "gpt2"},
                              train={"tokens": 4 * 32 * 3 * 20, "learning_rate": "1e-39", "warmup_tokens": 0},
                              sync={"overlap": "none", "inner_steps": 5, "adaptation": "off",

@@ -135,11 +135,11 @@ class Files(Case):
                      lambda content: content[:-100])
         self.damaged(r"data\.train: '.*damaged\.tokens' is cut short: it has 50 bytes, its header alone 128",
                      lambda content: content[:50])
-        self.damaged(r"data\.train: '.*damaged\.tokens' is not a token shard; run 'dilocox tokenize'",
+        self.damaged(r"data\.train: '.*damaged\.tokens' is not a token file; run 'dilocox tokenize'",
                      lambda content: self.license_text())
 
     def test_weights(self):
-        self.refused(r"^dilocox: .*/nowhere/config\.json: no such file; give a folder of weights, RUN_DIR/weights after a run",
+        self.refused(r"^dilocox: .*/nowhere/config\.json: no such file; give a directory of weights: RUN_DIR/weights after a run",
                      "eval", self.path("nowhere"), "--data", self.path("data.validation.tokens"))
         weights = self.weights()
         with open(os.path.join(weights, "model.safetensors"), "rb") as file:
@@ -216,7 +216,7 @@ class Keys(Case):
 
     def test_addresses(self):
         self.refused(r"^dilocox: wan\.coordinator: 'nowhere'.*host:port", *self.site("--coordinator", "nowhere"))
-        self.refused(r"^dilocox: wan\.listen: '127\.0\.0\.1:99999' is no host:port; the port is 0 to 65472",
+        self.refused(r"^dilocox: wan\.listen: '127\.0\.0\.1:99999' is not host:port; the port is 0 to 65472",
                      *self.site("--set", "wan.listen=127.0.0.1:99999"))
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sites of several ranks when things go wrong: a rank dies, a person interrupts, input is bad. One clear error each, not one
-a rank, and nothing is left behind."""
+"""Failures of sites of several ranks: a rank dies, an interrupt, bad input. One clear error each,
+not one per rank, and no processes left."""
 import os
 import signal
 import time
@@ -18,7 +18,7 @@ class ClusterFailures(Case):
                                 site={"stages": 2, "replicas": 2})
 
     def workers(self, *words):
-        """Process ids of the ranks that train, by rank: children of the processes that mpirun started."""
+        """{rank: pid} of the ranks that train: children of the processes that mpirun started."""
         found = {}
         for pid in self.pids():
             try:
@@ -35,11 +35,11 @@ class ClusterFailures(Case):
                 found[int(variables["PMIX_RANK"])] = pid
         return found
 
-    def rounds(self, folder, count):
-        self.wait_for_event(os.path.join(folder, "metrics.jsonl"),
+    def rounds(self, directory, count):
+        self.wait_for_event(os.path.join(directory, "metrics.jsonl"),
                             lambda e: e["event"] == "round" and e["committed_rounds"] >= count)
 
-    def told(self, process):
+    def errors(self, process):
         return [line for line in process.text("stderr").splitlines() if line.startswith("dilocox: ")]
 
     # ---- death
@@ -53,11 +53,11 @@ class ClusterFailures(Case):
         os.kill(self.workers("paris")[3], signal.SIGKILL)
         self.assertNotEqual(paris.wait(), 0)
         self.assertLess(time.monotonic() - killed_s, 5 * SLOWER)
-        self.assertEqual(self.told(paris),
+        self.assertEqual(self.errors(paris),
                          ["dilocox: rank 3 (stage 1, replica 1) of site 'paris' was ended by signal 9 (Killed)"])
         self.assertEqual(tokyo.wait(), 1)
-        self.assertEqual(len(self.told(tokyo)), 1, tokyo.everything())
-        self.assertRegex(self.told(tokyo)[0], r"site 'paris' (\(rank \d\) )?(was not heard of|failed)")
+        self.assertEqual(len(self.errors(tokyo)), 1, tokyo.everything())
+        self.assertRegex(self.errors(tokyo)[0], r"site 'paris' (\(rank \d\) )?failed|no message from site 'paris'")
         self.assertEqual(coordinator.wait(), 1)
         self.assertIn("'paris'", coordinator.text("stderr"))
         self.wait_until_nothing_is_left()
@@ -81,7 +81,7 @@ class ClusterFailures(Case):
         self.wait_until_nothing_is_left()
 
     def test_a_rank_hangs(self):
-        """Its site is missed like one that died, and the ranks that wait for it end it."""
+        """Its site is declared lost like one that died, and the waiting ranks end it."""
         self.keys(SITES)
         coordinator, endpoint = self.start_coordinator(self.file, 2)
         paris, tokyo = (self.start_site(self.file, name, endpoint, ranks=4) for name in SITES)
@@ -90,8 +90,8 @@ class ClusterFailures(Case):
         self.assertEqual(tokyo.wait(), 1)
         self.assertEqual(coordinator.wait(), 1)
         self.assertNotEqual(paris.wait(), 0)
-        self.assertEqual(len(self.told(paris)), 1, paris.everything())
-        self.assertRegex(self.told(paris)[0], r"site 'paris' \(rank 2\) was not heard of .*; other ranks of this site hang")
+        self.assertEqual(len(self.errors(paris)), 1, paris.everything())
+        self.assertRegex(self.errors(paris)[0], r"no message from site 'paris' \(rank 2\) for .*; other ranks of this site hang")
         self.wait_until_nothing_is_left()
 
     # ---- interrupts
@@ -115,17 +115,17 @@ class ClusterFailures(Case):
     def test_interrupt_of_one_job(self):
         self.interrupted("--replicas", 1, "--set", "wan.link=mpi")
 
-    def test_interrupt_where_nothing_can_be_saved(self):
-        self.write("run/weights", "a file where the folder of weights should go")
+    def test_interrupt_if_nothing_can_be_saved(self):
+        self.write("run/weights", "not a directory")
         run = self.start("launch", self.file, "--sites", 2, "--stages", 1)
         self.rounds(self.path("run", "site-1"), 2)
         run.signal(signal.SIGINT)
-        self.assertEqual(run.wait(30 * SLOWER), 1)  # and not after a minute of waiting for each other
+        self.assertEqual(run.wait(30 * SLOWER), 1)  # not after a minute of waiting for each other
         self.assertRegex(run.text("stderr"), r"site-1: .*interrupted; it could not be saved: .*run/weights")
         self.wait_until_nothing_is_left()
 
     def test_launch_within_a_job(self):
-        """What a launcher told launch of itself is not for its sites, which would all be the same rank."""
+        """The launcher's variables are not passed on to the sites, which would all be one rank."""
         for more in (("--stages", 2, "--replicas", 1), ("--stages", 1, "--replicas", 1)):
             self.ranks(1, "launch", self.file, "--sites", 2, "--set", "train.tokens=5000", *more)
             self.assertEqual(summary(self.path("run"))["sites"], 2)
@@ -133,8 +133,8 @@ class ClusterFailures(Case):
     # ---- bad input
 
     def once(self, process, pattern):
-        self.assertEqual(len(self.told(process)), 1, process.everything())
-        self.assertRegex(self.told(process)[0], pattern)
+        self.assertEqual(len(self.errors(process)), 1, process.everything())
+        self.assertRegex(self.errors(process)[0], pattern)
 
     def test_ranks(self):
         self.once(self.ranks(3, "train", self.file, "--sites", 1, code=2), r"3 ranks.* 2 .* 2 .*4")
@@ -158,7 +158,7 @@ class ClusterFailures(Case):
         self.once(self.ranks(4, "train", self.file, "--sites", 1, "--set", "data.train=" + self.path("none"), code=2),
                   r"data\.train: no such file")
 
-    def test_sites_of_different_cuts(self):
+    def test_sites_of_different_partitions(self):
         coordinator, endpoint = self.start_coordinator(self.file, 2, secure=False)
         paris = self.start_site(self.file, "paris", endpoint, secure=False, ranks=4)
         coordinator.wait_line("site 'paris' is there")
@@ -173,7 +173,7 @@ class ClusterFailures(Case):
 
     def test_mpi_without_threads(self):
         if SANITIZED:
-            self.skipTest("a sanitizer must be the first one loaded")
+            self.skipTest("a sanitizer must be loaded first")
         self.once(self.ranks(4, "train", self.file, "--sites", 1, code=1, env={"LD_PRELOAD": os.environ["FEW_THREADS"]}),
                   r"MPI_THREAD_MULTIPLE")
 

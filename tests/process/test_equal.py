@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Equalities between methods: what must give one result by different ways does."""
+"""Methods that are equal by definition give equal results."""
 from harness import Case, events, main, summary
 
 
@@ -9,7 +9,7 @@ class Equal(Case):
         self.prepare_data()
 
     def losses(self, name, sites, steps, **changes):
-        """Mean over sites of every inner step's loss, and the validation loss. No compression, no clipping surprises."""
+        """Mean over sites of each inner step's loss, and the validation loss; uncompressed."""
         changes["train"] = {"tokens": changes["train"]["batch"] * 32 * sites * steps, "micro_batch": 2, **changes["train"]}
         file = self.config(**changes)
         self.call("launch", file, "--sites", sites, "--run-dir", self.path(name), "--set", "wan.link=mem",
@@ -25,7 +25,7 @@ class Equal(Case):
             self.assertLess(abs(x - y), relative * abs(y), f"step {k + 1}: {x} and {y}")
 
     def test_allreduce_is_one_site_with_the_whole_batch(self):
-        """20 steps, every one of them and the validation loss, to 1e-5."""
+        """Each of 20 steps and the validation loss, to 1e-5."""
         for sites, backend in ((2, "ref"), (3, "fast")):
             with self.subTest(sites=sites, backend=backend):
                 many = self.losses("many", sites, 20, train={"batch": 4, "backend": backend}, sync={"overlap": "allreduce"})

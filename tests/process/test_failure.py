@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When one process of a launched run fails, launch says which and why, ends the others, and exits 1, or 2
-where the config is wrong."""
+"""If one process of a launched run fails, launch names it and the cause, ends the others, and exits
+with 1, or with 2 if the config is wrong."""
 import os
 import signal
 
@@ -40,7 +40,7 @@ class Failure(Case):
         self.assert_nothing_left()
 
     def test_a_site_can_not_write(self):
-        self.write("run/site-2", "a file where the site's folder should go")
+        self.write("run/site-2", "not a directory")
         run = self.refused(r"^dilocox: site-2 failed: .*run/site-2.*Not a directory", "launch", self.file, "--sites", 2, code=1)
         self.assertEqual(len(run.text("stderr").splitlines()), 1)
         self.assert_nothing_left()
@@ -60,7 +60,7 @@ class Failure(Case):
             self.assertIn(summary(self.path("run", name))["status"], ("failed", "interrupted"))
 
     def test_threads_of_one_process(self):
-        self.write("run/site-2", "a file where the site's folder should go")
+        self.write("run/site-2", "not a directory")
         self.refused(r"^dilocox: site-2 failed: .*run/site-2.*Not a directory", "launch", self.file, "--sites", 2, "--set",
                      "wan.link=mem", code=1)
 

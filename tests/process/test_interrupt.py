@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C: a run ends within two seconds, says so, leaves no process, and saves what it has."""
+"""Ctrl-C: a run ends within two seconds with a message, without processes left, and saved."""
 import os
 import signal
 import time
 
 from harness import Case, SLOWER, events, main, summary
 
-PROMISE_S = 2 * SLOWER  # the first Ctrl-C ends a run within 2 s
+LIMIT_S = 2 * SLOWER  # from the first Ctrl-C to the end of the run
 
 
 class Interrupt(Case):
     def setUp(self):
         super().setUp()
         self.prepare_data()
-        self.file = self.config(train={"tokens": "1e12"})  # never ends by itself
+        self.file = self.config(train={"tokens": "1e12"})  # endless
 
     def started(self, *more):
         run = self.start("launch", self.file, "--sites", 2, *more)
@@ -26,7 +26,7 @@ class Interrupt(Case):
         begun_s = time.monotonic()
         process.signal(number)
         code = process.wait()
-        self.assertLess(time.monotonic() - begun_s, PROMISE_S, process.everything())
+        self.assertLess(time.monotonic() - begun_s, LIMIT_S, process.everything())
         return code
 
     def check_saved(self):
@@ -58,10 +58,10 @@ class Interrupt(Case):
 
     def test_second_time(self):
         run = self.started()
-        for name in ("site-1", "site-2"):  # they can't hear the first one: launch is still waiting when the second comes
+        for name in ("site-1", "site-2"):  # stopped, so that launch still waits at the second signal
             os.kill(self.pid_of("train", name), signal.SIGSTOP)
         run.signal(signal.SIGINT)
-        until = time.monotonic() + PROMISE_S
+        until = time.monotonic() + LIMIT_S
         while time.monotonic() < until and run.popen.poll() is None:
             run.signal(signal.SIGINT)
         self.assertIn(run.wait(), (1, 128 + signal.SIGINT))
@@ -78,16 +78,16 @@ class Interrupt(Case):
     def test_waiting_for_other_sites(self):
         self.keys(["a", "b", "c"])
         coordinator, endpoint = self.start_coordinator(self.file, 3)
-        # of two processes with one name one joins and the other is told so: then somebody has joined for certain
+        # of two processes with one name, one is refused: then the other has joined
         twice = [self.start_site(self.file, "a", endpoint) for _ in range(2)]
         refused, joined = twice if self.wait_for_exit_of_one(twice) == twice[0] else reversed(twice)
         self.assertEqual(refused.wait(), 1)
-        self.assertIn("a site named 'a' is in the run already; give --site another name", refused.text("stderr"))
+        self.assertIn("a site named 'a' has joined already; give --site another name", refused.text("stderr"))
         self.assertRegex(joined.text("stdout"), f"joining at {endpoint}, waiting for every site")
         self.assertEqual(self.interrupted(joined), 1)
         self.assertIn("dilocox: interrupted", joined.text("stderr"))
 
-        # its place is free again, and the coordinator still there
+        # the name is free again, and the coordinator still runs
         twice = [self.start_site(self.file, "a", endpoint) for _ in range(2)]
         self.wait_for_exit_of_one(twice)
         self.assertEqual(self.interrupted(coordinator), 1)
@@ -96,7 +96,7 @@ class Interrupt(Case):
         self.assertRegex("\n".join(said), "the coordinator was interrupted")
         self.assert_nothing_left()
 
-    def test_no_coordinator_there(self):
+    def test_no_coordinator(self):
         self.keys(["a"])
         site = self.start_site(self.file, "a", "127.0.0.1:9")
         site.wait_line("joining at 127.0.0.1:9")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dilocox launch from end to end on a real text: what it writes, and that the numbers in it fit together."""
+"""dilocox launch end to end on a real text: its files, and that their figures are consistent."""
 import fcntl
 import json
 import os
@@ -12,7 +12,6 @@ import termios
 
 from harness import Case, DILOCOX, SMALL, events, main, summary
 
-# design.md, section 6
 SUMMARY_FIELDS = {
     "version": int, "overlap": str, "sites": int, "stages": int, "replicas": int, "steps": int, "rounds": int,
     "tokens": int, "val_loss": float, "val_loss_initial": float, "wall_s": float, "tokens_per_s": float,
@@ -24,7 +23,7 @@ SITES, TOKENS, EVAL_TOKENS = 2, 20480, 1500
 
 
 def king_james():
-    """The first chapters of Genesis, where Debian's `bible` is there."""
+    """The first chapters of Genesis, if Debian's `bible` is installed."""
     if shutil.which("bible") is None:
         return None
     verses = subprocess.run(["bible", "-f", "gen1:1-gen4:26"], check=True, capture_output=True).stdout.splitlines()
@@ -37,13 +36,13 @@ class Launch(Case):
         self.prepare_data(king_james())
         self.file = self.config(train={"tokens": TOKENS, "eval_tokens": EVAL_TOKENS})
 
-    def check_summary(self, folder, sites=SITES):
-        s = summary(folder)
+    def check_summary(self, directory, sites=SITES):
+        s = summary(directory)
         for key, kind in SUMMARY_FIELDS.items():
             self.assertIsInstance(s.get(key), kind, key)
         self.assertEqual((s["version"], s["status"], s["sites"], s["stages"], s["replicas"]), (1, "done", sites, 1, 1))
         self.assertGreaterEqual(s["tokens"], TOKENS)
-        self.assertLess(s["tokens"], TOKENS + 10 * sites * 128 * 2)  # never more than a round or two past the target
+        self.assertLess(s["tokens"], TOKENS + 10 * sites * 128 * 2)  # at most two rounds past the target
         self.assertGreaterEqual(s["steps"] * 128 * sites, s["tokens"])
         self.assertGreaterEqual(s["rounds"], 4)
         self.assertTrue(5.2 < s["val_loss_initial"] < 5.9, "about ln 256")
@@ -53,16 +52,16 @@ class Launch(Case):
         self.assertGreater(s["peak_rss_bytes"], 1 << 20)
         self.assertAlmostEqual(s["compression_ratio"] * s["wan_bytes_sent"], s["allreduce_bytes_equivalent"],
                                delta=1e-3 * s["allreduce_bytes_equivalent"])
-        self.assertGreater(s["codec_ratio"], 4)  # four bits make 7, the factors more
+        self.assertGreater(s["codec_ratio"], 4)  # 7 by four bits, more by the factors
         self.assertGreater(s["compression_ratio"], 20)
         self.assertRegex(s["anchor_hash"], "^[0-9a-f]{16}$")
 
         self.assertEqual([site["site"] for site in s["per_site"]], [f"site-{i + 1}" for i in range(sites)])
         for site in s["per_site"]:
-            own = summary(os.path.join(folder, site["site"]))
+            own = summary(os.path.join(directory, site["site"]))
             self.assertEqual(own.keys() - {"per_rank", "anchor_hashes"}, site.keys())
             self.assertEqual(own["anchor_hash"], s["anchor_hash"])
-            steps = own["tokens"] / (sites * 128)  # those that count
+            steps = own["tokens"] / (sites * 128)  # the committed ones
             self.assertAlmostEqual(own["allreduce_bytes_equivalent"],
                                    steps * 2 * 4 * own["parameters"] * (sites - 1) / sites, delta=1)
             self.assertAlmostEqual(own["utilization"], own["compute_s"] / (own["compute_s"] + own["wait_s"]), places=6)
@@ -79,9 +78,9 @@ class Launch(Case):
                                / sum(site["val_tokens"] for site in s["per_site"]), places=9)
         return s
 
-    def check_metrics(self, folder, name, s):
-        s = {**s, "steps": summary(os.path.join(folder, name))["steps"]}  # one may train a step more at the very end
-        lines = events(os.path.join(folder, name, "metrics.jsonl"))
+    def check_metrics(self, directory, name, s):
+        s = {**s, "steps": summary(os.path.join(directory, name))["steps"]}  # may be one more at the end
+        lines = events(os.path.join(directory, name, "metrics.jsonl"))
         steps = [e for e in lines if e["event"] == "step"]
         rounds = [e for e in lines if e["event"] == "round"]
         self.assertEqual([e["of"] for e in lines if e["event"] == "evaluation"], ["start", "end"])
@@ -93,8 +92,8 @@ class Launch(Case):
         committed = [e["committed_rounds"] for e in rounds]
         self.assertEqual(committed, sorted(committed))
 
-    def check_eval_and_generate(self, folder, s):
-        weights = os.path.join(folder, "weights")
+    def check_eval_and_generate(self, directory, s):
+        weights = os.path.join(directory, "weights")
         said = self.call("eval", weights, "--data", self.path("data.validation.tokens"), "--tokens", EVAL_TOKENS)
         words = said.text("stdout").split()
         self.assertEqual(words[0], "loss")
@@ -155,14 +154,14 @@ class Launch(Case):
         said = self.call("launch", self.file, "--sites", 2, "--run-dir", self.path("good"), "--set", "wan.link=mem").text("stdout")
         self.assertNotIn("warning", said)
 
-    def test_a_terminal_gets_one_live_line_a_site(self):
-        """Drawn over itself, and never wrapped: on a narrow terminal the block would grow at every redraw."""
+    def test_a_terminal_has_one_live_line_per_site(self):
+        """Redrawn in place, and never wrapped: on a narrow terminal the block would grow."""
         try:
             leader, follower = pty.openpty()
         except OSError as why:
-            self.skipTest(f"no terminal here: {why}")
+            self.skipTest(f"no terminal: {why}")
         fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
-        run = subprocess.Popen([DILOCOX, "launch", self.file, "--sites", "2", "--set", "train.tokens=204800"], cwd=self.folder,
+        run = subprocess.Popen([DILOCOX, "launch", self.file, "--sites", "2", "--set", "train.tokens=204800"], cwd=self.directory,
                                stdin=subprocess.DEVNULL, stdout=follower, stderr=subprocess.STDOUT)
         os.close(follower)
         said = b""
@@ -186,7 +185,7 @@ class Launch(Case):
         self.assertLess(s["val_loss"], 3.6)
 
     def test_the_defaults(self):
-        """Of everything but the model's size, the data and the length: the method that a newcomer gets."""
+        """Defaults of everything but the model's size, the data and the length."""
         file = self.write("own.yaml", json.dumps({"model": SMALL["model"], "run": {"dir": self.path("run")},
                           "data": {k: self.path(f"data.{k}.tokens") for k in ("train", "validation")},
                           "train": {"tokens": 3 * TOKENS, "warmup_tokens": 2000, "eval_tokens": EVAL_TOKENS}}))

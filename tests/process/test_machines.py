@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run on several machines by the README's steps, as written: three network namespaces on one bridge, each with a folder of
-its own. A fourth machine whose key is on no roster but its own gets nothing."""
+"""A run on several machines by the README's commands: three network namespaces on one bridge, each
+with its own directory. A fourth machine, whose key only its own roster has, is refused."""
 import os
 import re
 import subprocess
@@ -28,8 +28,8 @@ class Machines(Case):
         self.addCleanup(self.take_network_down)  # runs first: cleanups go in reverse
         try:
             self.prepare_network()
-        except subprocess.CalledProcessError as why:  # a container without bridges, say
-            print(f"skipped: no network of namespaces here: {' '.join(why.cmd)}: {why.stderr.strip()}")
+        except subprocess.CalledProcessError as why:  # for example, a container without bridges
+            print(f"skipped: no network of namespaces: {' '.join(why.cmd)}: {why.stderr.strip()}")
             self.skipTest("no network of namespaces")
         self.prepare_data()
         for machine in MACHINES:  # "Build dilocox on each machine, and put the same config and the same data on each"
@@ -67,10 +67,10 @@ class Machines(Case):
             ip("netns", "delete", self.space(machine), check=False)
 
     def on(self, machine, command):
-        """Starts a command of the README on a machine."""
+        """Starts one of the README's commands on a machine."""
         return self.start(*command[1:], cwd=self.path(machine), prefix=["ip", "netns", "exec", self.space(machine)])
 
-    # ---- the README's steps
+    # ---- the README's commands
 
     def step(self, *words):
         found = [command for command in self.commands if all(word in command for word in words)]
@@ -107,7 +107,7 @@ class Machines(Case):
         self.check_results(coordinator)
 
     def refuse_strangers(self, coordinator, roster, public):
-        """Without a line on the coordinator's roster, and with the name of another."""
+        """A key that is not on the coordinator's roster, under its own and another name."""
         oslo = self.on("oslo", [word.replace("tokyo", "oslo") for word in self.step("train", "tokyo")] + SHORTER)
         self.assertEqual(oslo.wait(), 1, oslo.everything())
         self.assertRegex(oslo.text("stderr"), r"^dilocox: wan\.key: the coordinator at 10\.0\.0\.1:4700 does not admit the key")
@@ -115,18 +115,18 @@ class Machines(Case):
         said = coordinator.wait_line(r"refused a connection from (\S+): its key (\S+) is not a site's on the roster")
         self.assertEqual(said.groups(), ("10.0.0.4", public["oslo"]))
         self.assertEqual(events(self.path("oslo", "runs", "two-sites", "oslo", "metrics.jsonl")), [], "it gets nothing")
-        # its own roster says that its key is tokyo's
+        # on its own roster its key is tokyo's
         self.write("oslo/roster.txt", roster.replace(public["tokyo"], public["oslo"]))
         liar = self.on("oslo", self.step("train", "tokyo") + SHORTER)
         self.assertEqual(liar.wait(), 1, liar.everything())
         self.assertRegex(liar.text("stderr"), "does not admit the key")
-        # and without a key: only what is encrypted is heard
+        # without a key
         bare = self.on("oslo", self.step("train", "tokyo") + SHORTER + ["--set", "wan.security=none"])
         self.assertEqual(bare.wait(), 2, bare.everything())
         self.assertRegex(bare.text("stderr"), r"security.*loopback")
 
     def check_results(self, coordinator):
-        """Where the README says that they are."""
+        """In the files that the README names."""
         s = summary(self.path("coordinator", "runs", "two-sites"))
         self.assertEqual((s["sites"], s["status"]), (2, "done"))
         self.assertLess(s["val_loss"], s["val_loss_initial"] - 0.5)
@@ -145,6 +145,6 @@ if __name__ == "__main__":
     if os.geteuid() != 0:
         skip("network namespaces need root")
     if ip("netns", "add", f"dlx{os.getpid()}-probe", check=False).returncode != 0:
-        skip("no network namespaces here: 'ip netns add' fails")
+        skip("no network namespaces: 'ip netns add' fails")
     ip("netns", "delete", f"dlx{os.getpid()}-probe", check=False)
     main()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One seed, one result: with sync.exchange_steps fixed, a run repeats to the bit, on one link as on the other."""
+"""With sync.exchange_steps set, a run of one seed repeats to the bit, on every link."""
 from harness import Case, events, main, summary
 
 

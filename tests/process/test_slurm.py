@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job scripts of examples/, unchanged, in a Slurm that this test starts: a job a site, and one job for all."""
+"""The job scripts of examples/, unchanged, in a Slurm of the test: one job per site, one for all."""
 import os
 import signal
 import sys
@@ -9,7 +9,7 @@ from slurm import Slurm, Unavailable
 
 SITES, STAGES, REPLICAS = 2, 2, 2
 SITE_SCRIPT, JOB_SCRIPT = (os.path.join(SOURCE_ROOT, "examples", name) for name in ("site.slurm", "one-job.slurm"))
-# the node claims more cores than there are: ranks that wait for a message leave the core to others
+# the node claims more cores than it has: ranks that wait for a message yield
 SHARED = {"OMPI_MCA_mpi_yield_when_idle": 1}
 
 
@@ -31,7 +31,7 @@ class Jobs(Case):
                            site={"stages": STAGES, "replicas": REPLICAS})
 
     def submit(self, script, **environment):
-        number = self.slurm.submit(script, self.folder, DILOCOX=DILOCOX, **SHARED, **environment)
+        number = self.slurm.submit(script, self.directory, DILOCOX=DILOCOX, **SHARED, **environment)
         self.jobs.append(number)
         return number
 
@@ -43,7 +43,7 @@ class Jobs(Case):
             return f"--- job {number} has no log"
 
     def wait_jobs(self, state="COMPLETED"):
-        """Until all that were submitted end like this, or one ends otherwise."""
+        """Until all submitted jobs end in this state, or one ends in another."""
         def happened():
             ended = self.slurm.ended()
             states = None if ended is None else {number: ended[number] for number in self.jobs if number in ended}
@@ -53,10 +53,10 @@ class Jobs(Case):
             self.assertEqual(states, dict.fromkeys(self.jobs, state))
         except AssertionError as error:
             logs = "\n".join(self.log(number) for number in self.jobs)
-            raise AssertionError(f"{error}\n{logs}\n{self.slurm.all_said()}") from None
+            raise AssertionError(f"{error}\n{logs}\n{self.slurm.all_output()}") from None
 
     def check_done(self):
-        """summary.json of the run, and of every site."""
+        """Checks summary.json of the run and of every site."""
         s = summary(self.path("run"))
         self.assertEqual((s["status"], s["sites"], s["stages"], s["replicas"]), ("done", SITES, STAGES, REPLICAS))
         self.assertGreaterEqual(s["tokens"], 10240)
@@ -69,9 +69,9 @@ class Jobs(Case):
         self.call("eval", self.path("run", "weights"), "--data", self.path("data.validation.tokens"), "--tokens", 500)
         return names
 
-    # ---- a job a site
+    # ---- one job per site
 
-    def test_a_job_a_site(self):
+    def test_a_job_per_site(self):
         names = ["paris", "tokyo"]
         config = self.cluster_config()
         self.keys(names)
@@ -97,7 +97,7 @@ class Jobs(Case):
         self.wait_until_nothing_is_left()
 
     def test_cancelled(self):
-        """scancel's SIGTERM reaches the ranks and who watches them: they save, and end by themselves."""
+        """scancel's SIGTERM reaches the ranks and their parents: they save and end."""
         number = self.submit(JOB_SCRIPT, DILOCOX_CONFIG=self.cluster_config(tokens="1e12"))
         self.wait_for_event(self.path("run", "site-1", "metrics.jsonl"),
                             lambda e: e["event"] == "round" and e["committed_rounds"] >= 2)
@@ -111,7 +111,7 @@ class Jobs(Case):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a test that is ended ends its Slurm
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends Slurm, too
     try:
         Jobs.slurm = Slurm()
     except Unavailable as why:
@@ -121,5 +121,5 @@ if __name__ == "__main__":
     finally:
         left = Jobs.slurm.close()
         if left:
-            print("processes were left, and are killed now:", *left, sep="\n")
+            print("killed processes that were left:", *left, sep="\n")
             sys.exit(1)

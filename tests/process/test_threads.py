@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole run in one process, for ThreadSanitizer: the exchange over the mem link beside training with the ref kernels."""
+"""A run in one process for ThreadSanitizer: the mem link, and the ref kernels."""
 from harness import Case, main, summary
 
 

@@ -5,6 +5,7 @@
 #define DLXI_TESTS_EXCHANGE_TEAM_H
 
 #include "sync/exchange.h"
+#include "sync/local.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -29,7 +30,8 @@ typedef struct team_frame {
 
 typedef struct team {
     uint16_t members;
-    dlxi_shard *shard[TEAM_MAX];
+    dlxi_state *state[TEAM_MAX];
+    dlxi_local *local[TEAM_MAX];
     dlxi_exchange *exchange[TEAM_MAX];
     float p[TEAM_MAX][TEAM_PARAMETERS];
     team_frame *queue[TEAM_MAX][TEAM_MAX]; /* [from][to], oldest first */
@@ -39,8 +41,8 @@ typedef struct team {
     dlxi_frame_kind hold_kind;
 } team;
 
-static inline dlxi_shard_settings team_settings(int bits, int factor_rank) {
-    return (dlxi_shard_settings){.overlap = DLX_OVERLAP_NONE,
+static inline dlxi_state_settings team_settings(int bits, int factor_rank) {
+    return (dlxi_state_settings){.overlap = DLX_OVERLAP_NONE,
                                  .learning_rate = 0.7f,
                                  .momentum = 0.9f,
                                  .quantiser = {bits, 16},
@@ -56,7 +58,7 @@ static inline dlxi_shard_settings team_settings(int bits, int factor_rank) {
 }
 
 /* A matrix with factors, one too small for them, and a bias. */
-static inline team *team_open(uint16_t members, const dlxi_shard_settings *settings) {
+static inline team *team_open(uint16_t members, const dlxi_state_settings *settings) {
     team *t = calloc(1, sizeof *t);
     assert_non_null(t);
     t->members = members;
@@ -69,9 +71,13 @@ static inline team *team_open(uint16_t members, const dlxi_shard_settings *setti
             {.name = "bias", .data = t->p[i] + MATRIX + 30, .rows = 1, .cols = 33},
         };
         for (int k = 0; k < TEAM_PARAMETERS; k++) t->p[i][k] = (float)(k % 17) * 0.125f - 1.0f;
-        assert_int_equal(dlxi_shard_open(&t->shard[i], settings, tensors, TEAM_TENSORS, NULL),
+        const dlxi_local_memory memory = {0};
+        assert_int_equal(dlxi_state_open(&t->state[i], settings, tensors, TEAM_TENSORS, NULL),
                          DLX_OK);
-        assert_int_equal(dlxi_exchange_open(&t->exchange[i], t->shard[i], NULL), DLX_OK);
+        assert_int_equal(
+            dlxi_local_open(&t->local[i], settings, &memory, tensors, TEAM_TENSORS, NULL), DLX_OK);
+        assert_int_equal(dlxi_local_read(t->local[i], t->state[i], NULL), DLX_OK);
+        assert_int_equal(dlxi_exchange_open(&t->exchange[i], t->state[i], 0, NULL), DLX_OK);
         t->view.member[i].site = (uint16_t)(2 * i + 1); /* sites are not positions */
         t->view.member[i].tokens = 100 * (i + 1u);
         t->view.member[i].step_ns = 1000;
@@ -95,7 +101,8 @@ static inline void team_close(team *t) {
     team_drop_frames(t);
     for (uint16_t i = 0; i < t->members; i++) {
         dlxi_exchange_close(&t->exchange[i]);
-        dlxi_shard_close(&t->shard[i]);
+        dlxi_local_close(&t->local[i]);
+        dlxi_state_close(&t->state[i]);
     }
     free(t);
 }
@@ -108,8 +115,8 @@ static inline double team_weight(const team *t, uint16_t i) {
 
 static inline void team_begin_one(team *t, uint16_t i, uint64_t round, uint32_t attempt) {
     dlx_error error;
-    if (dlxi_exchange_begin(t->exchange[i], &t->view, t->view.member[i].site, 1, round, attempt,
-                            &error) != DLX_OK)
+    if (dlxi_exchange_begin(t->exchange[i], t->state[i], &t->view, t->view.member[i].site, 1, round,
+                            attempt, &error) != DLX_OK)
         fail_msg("%s", error.message);
 }
 
@@ -175,7 +182,7 @@ static inline bool team_move(team *t) {
             dlx_error error;
             bool one;
             int before = dlxi_exchange_trip(t->exchange[i]);
-            if (dlxi_exchange_poll(t->exchange[i], &one, &error) != DLX_OK)
+            if (dlxi_exchange_poll(t->exchange[i], t->state[i], &one, &error) != DLX_OK)
                 fail_msg("%s", error.message);
             moved = moved || dlxi_exchange_trip(t->exchange[i]) != before;
             staged = staged && one;
@@ -188,19 +195,22 @@ static inline void team_commit(team *t) {
     for (uint16_t i = 0; i < t->members; i++) {
         assert_true(dlxi_exchange_staged_hash(t->exchange[i]) ==
                     dlxi_exchange_staged_hash(t->exchange[0]));
-        dlxi_exchange_commit(t->exchange[i]);
-        assert_true(dlxi_shard_anchor_hash(t->shard[i]) == dlxi_shard_anchor_hash(t->shard[0]));
+        dlxi_exchange_commit(t->exchange[i], t->state[i]);
+        assert_true(dlxi_state_anchor_hash(t->state[i]) == dlxi_state_anchor_hash(t->state[0]));
     }
 }
 
 /* After p was changed: one whole round without trouble. */
 static inline void team_submit(team *t) {
     double norm;
-    for (uint16_t i = 0; i < t->members; i++) dlxi_shard_submit(t->shard[i], &norm);
+    for (uint16_t i = 0; i < t->members; i++)
+        assert_int_equal(dlxi_local_submit(t->local[i], t->state[i], false, 0, &norm, NULL),
+                         DLX_OK);
 }
 
 static inline void team_apply(team *t) {
-    for (uint16_t i = 0; i < t->members; i++) dlxi_shard_apply(t->shard[i], false);
+    for (uint16_t i = 0; i < t->members; i++)
+        assert_int_equal(dlxi_local_apply(t->local[i], t->state[i], false, 0, NULL), DLX_OK);
 }
 
 static inline void team_round(team *t, uint64_t round) {

@@ -13,7 +13,7 @@
 #include <string.h>
 #include <cmocka.h>
 
-enum { PEERS_MAX = 8, TOKENS_PER_WINDOW = 10, TIMEOUT_MS = 5000 };
+enum { PEERS_MAX = 8, TOKENS_PER_WINDOW = 10, TIMEOUT_MS = 5000, PATIENCE_MS = 20000 };
 
 /* A coordinator and what it last sent to each peer. */
 typedef struct world {
@@ -37,6 +37,7 @@ static inline world *world_open(uint16_t sites, uint64_t tokens_target, const ch
                                           .tokens_target = tokens_target,
                                           .shared_text = shared_text,
                                           .timeout_ms = TIMEOUT_MS,
+                                          .patience_ms = PATIENCE_MS,
                                           .attempts_max = 3};
     assert_int_equal(dlxi_coordinator_open(&w->c, &settings, w->now_ms, NULL), DLX_OK);
     return w;
@@ -129,6 +130,18 @@ static inline void ready(world *w, uint32_t peer, uint64_t round, uint64_t token
 static inline void stage(world *w, uint32_t peer, uint64_t round, uint32_t attempt, uint64_t hash) {
     w->message->as.staged.hash = hash;
     say(w, peer, DLXI_FRAME_STAGED, round, attempt);
+}
+
+/* Time passes in ticks, while all of `peers` but `silent` ping; `silent` < 0: all do. Peers are in
+ * round `round`, with no attempt under way. */
+static inline void wait_pinging(world *w, uint32_t peers, int silent, uint64_t round, int64_t ms) {
+    for (int64_t end_ms = w->now_ms + ms; w->now_ms < end_ms;) {
+        w->now_ms = end_ms - w->now_ms > 500 ? w->now_ms + 500 : end_ms;
+        for (uint32_t peer = 0; peer < peers; peer++)
+            if ((int)peer != silent) say(w, peer, DLXI_FRAME_PING, round, 0);
+        dlxi_coordinator_on_tick(w->c, w->now_ms);
+        drain(w);
+    }
 }
 
 static inline void assert_stopped(world *w, uint16_t sites, dlx_status status, const char *text) {

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The codec once more, compiled for the baseline CPU alone and under other names, to compare bits
- * with. */
+/* The codec again, for the baseline CPU alone and under other names, to compare bits with. */
 #define DLXI_NO_CLONES
 
 #define dlxi_arithmetic_enter      plain_arithmetic_enter

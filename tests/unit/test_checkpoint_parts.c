@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Weights in several files: written in parts, loaded whole and cut, saved over each other, cut off
- * half-way, and what indices that can't be trusted are told. */
+/* Weights in several files: saved in parts, loaded whole and by stage, saved over each other,
+ * interrupted, and the messages for malformed indices. */
 #include "checkpoint/checkpoint.h"
 #include "base/file.h"
 #include "base/hash.h"
@@ -19,16 +19,16 @@
 
 enum { LAYERS = 3, VARIANTS = 4, PARTS_MAX = 3, PATH_BYTES = 512 };
 
-static char folder[64];
+static char directory[64];
 static dlxi_kernels *kernels;
 
 static void for_each_file(void (*visit)(const char *path, void *context), void *context) {
-    DIR *open = opendir(folder);
+    DIR *open = opendir(directory);
     assert_non_null(open);
     for (struct dirent *d = readdir(open); d != NULL; d = readdir(open)) {
         char path[PATH_BYTES];
         if (d->d_name[0] == '.') continue;
-        snprintf(path, sizeof path, "%s/%s", folder, d->d_name);
+        snprintf(path, sizeof path, "%s/%s", directory, d->d_name);
         visit(path, context);
     }
     closedir(open);
@@ -41,8 +41,8 @@ static void remove_it(const char *path, void *unused) {
 
 static int set_up(void **unused) {
     (void)unused;
-    strcpy(folder, "/tmp/dilocox_parts_XXXXXX");
-    if (mkdtemp(folder) == NULL) return -1;
+    strcpy(directory, "/tmp/dilocox_parts_XXXXXX");
+    if (mkdtemp(directory) == NULL) return -1;
     return dlxi_kernels_open(&kernels, "ref", DLXI_PRECISION_F32, 1, NULL) == DLX_OK ? 0 : -1;
 }
 
@@ -50,7 +50,7 @@ static int tear_down(void **unused) {
     (void)unused;
     for_each_file(remove_it, NULL);
     dlxi_kernels_close(&kernels);
-    return rmdir(folder);
+    return rmdir(directory);
 }
 
 /* gpt2 and llama, tied and untied. */
@@ -69,8 +69,8 @@ static dlxi_model_config variant(int which) {
     return config;
 }
 
-static dlxi_stage *open_cut(const dlxi_model_config *config, uint64_t seed, int64_t first_layer,
-                            int64_t end_layer) {
+static dlxi_stage *open_stage(const dlxi_model_config *config, uint64_t seed, int64_t first_layer,
+                              int64_t end_layer) {
     dlxi_stage *stage = NULL;
     dlxi_stage_options options = dlxi_stage_options_whole(config, 1, 4, seed);
     options.first_layer = first_layer, options.end_layer = end_layer;
@@ -80,10 +80,10 @@ static dlxi_stage *open_cut(const dlxi_model_config *config, uint64_t seed, int6
     return stage;
 }
 
-/* All values differ, biases too; other seeds, other values. */
+/* All values differ, also biases, and between seeds. */
 static dlxi_stage *open_whole(const dlxi_model_config *config, uint64_t seed) {
     int64_t count;
-    dlxi_stage *stage = open_cut(config, seed, 0, config->layers);
+    dlxi_stage *stage = open_stage(config, seed, 0, config->layers);
     dlxi_parameter *parameter = dlxi_stage_parameters(stage, &count);
     for (int64_t i = 0; i < count; i++)
         for (int64_t j = 0; j < parameter[i].count; j++)
@@ -100,11 +100,10 @@ static uint64_t hash_of(dlxi_stage *stage) {
     return hash;
 }
 
-/* Loads into a stage of other values. */
 static dlx_status load(dlxi_stage *stage, dlx_error *error) {
     int64_t count;
     dlxi_parameter *parameter = dlxi_stage_parameters(stage, &count);
-    return dlxi_checkpoint_load(folder, dlxi_stage_config(stage), parameter, count, error);
+    return dlxi_checkpoint_load(directory, dlxi_stage_config(stage), parameter, count, error);
 }
 
 static void assert_holds(dlxi_stage *expected) {
@@ -132,7 +131,7 @@ static dlxi_checkpoint_part *begin(dlxi_stage *stage, int part, int parts) {
     assert_true(count <= 128);
     for (int64_t i = 0; i < count; i++)
         if (part_of(config, &parameter[i].tensor, parts) == part) own[held++] = parameter[i];
-    if (dlxi_checkpoint_part_begin(&p, folder, config, own, held, part, parts, &error) != DLX_OK)
+    if (dlxi_checkpoint_part_begin(&p, directory, config, own, held, part, parts, &error) != DLX_OK)
         fail_msg("%s", error.message);
     return p;
 }
@@ -149,7 +148,7 @@ static dlx_status finish(const dlxi_model_config *config, int parts, dlx_error *
         const dlxi_tensor tensor = dlxi_model_tensor(config, id);
         part[id] = part_of(config, &tensor, parts);
     }
-    return dlxi_checkpoint_finish(folder, config, part, parts, error);
+    return dlxi_checkpoint_finish(directory, config, part, parts, error);
 }
 
 static void save(dlxi_stage *stage, int parts) {
@@ -161,8 +160,8 @@ static void save(dlxi_stage *stage, int parts) {
 static void save_single(dlxi_stage *stage) {
     int64_t count;
     const dlxi_parameter *parameter = dlxi_stage_parameters(stage, &count);
-    assert_int_equal(dlxi_checkpoint_save(folder, dlxi_stage_config(stage), parameter, count, NULL),
-                     DLX_OK);
+    assert_int_equal(
+        dlxi_checkpoint_save(directory, dlxi_stage_config(stage), parameter, count, NULL), DLX_OK);
 }
 
 static void count_it(const char *path, void *context) {
@@ -170,29 +169,30 @@ static void count_it(const char *path, void *context) {
     ++*(int *)context;
 }
 
-/* Exactly the files of a set, whatever was there before. */
+/* The directory has exactly the files of a set. */
 static void assert_files(int parts) {
     char path[PATH_BYTES];
     int found = 0;
     for_each_file(count_it, &found);
     assert_int_equal(found, parts == 1 ? 2 : parts + 2);
-    snprintf(path, sizeof path, "%s/config.json", folder);
+    snprintf(path, sizeof path, "%s/config.json", directory);
     assert_int_equal(access(path, F_OK), 0);
-    snprintf(path, sizeof path, "%s/model.safetensors%s", folder, parts == 1 ? "" : ".index.json");
+    snprintf(path, sizeof path, "%s/model.safetensors%s", directory,
+             parts == 1 ? "" : ".index.json");
     assert_int_equal(access(path, F_OK), 0);
     for (int part = 1; parts > 1 && part <= parts; part++) {
-        snprintf(path, sizeof path, "%s/model-%05d-of-%05d.safetensors", folder, part, parts);
+        snprintf(path, sizeof path, "%s/model-%05d-of-%05d.safetensors", directory, part, parts);
         assert_int_equal(access(path, F_OK), 0);
     }
 }
 
-static void assert_loads_cut(dlxi_stage *whole) {
-    static const int64_t cut[] = {0, 1, LAYERS};
+static void assert_loads_by_stage(dlxi_stage *whole) {
+    static const int64_t first_layer[] = {0, 1, LAYERS};
     int64_t count, all, seen = 0;
     const dlxi_model_config *config = dlxi_stage_config(whole);
     const dlxi_parameter *expected = dlxi_stage_parameters(whole, &all);
     for (int s = 0; s < 2; s++) {
-        dlxi_stage *stage = open_cut(config, 5, cut[s], cut[s + 1]);
+        dlxi_stage *stage = open_stage(config, 5, first_layer[s], first_layer[s + 1]);
         assert_int_equal(load(stage, NULL), DLX_OK);
         const dlxi_parameter *p = dlxi_stage_parameters(stage, &count);
         for (int64_t i = 0; i < count; i++, seen++)
@@ -213,7 +213,7 @@ static void test_round_trip(void **unused) {
             save(saved, order[i]);
             assert_files(order[i]);
             assert_holds(saved);
-            assert_loads_cut(saved);
+            assert_loads_by_stage(saved);
             dlxi_stage_close(&saved);
         }
     }
@@ -231,7 +231,7 @@ static void test_single_over_parts(void **unused) {
     dlxi_stage_close(&parts);
 }
 
-/* ---- cut off half-way ------------------------------------------------------------------------ */
+/* ---- interrupted saves ----------------------------------------------------------------------- */
 
 static void test_begun_only(void **unused) {
     (void)unused;
@@ -252,7 +252,7 @@ static void test_begun_only(void **unused) {
     dlxi_stage_close(&old);
 }
 
-/* All parts are in place and nothing has finished them: another set still counts. */
+/* All parts are committed but not finished: a set of another number of parts is still valid. */
 static void test_committed_only(void **unused) {
     (void)unused;
     dlxi_model_config config = variant(2);
@@ -271,7 +271,7 @@ static void test_committed_only(void **unused) {
     dlxi_stage_close(&old);
 }
 
-/* One part of two replaced: no mixture is loaded. */
+/* One of two parts is replaced: no mixture is loaded. */
 static void test_half_committed(void **unused) {
     (void)unused;
     dlxi_model_config config = variant(2);
@@ -283,8 +283,8 @@ static void test_half_committed(void **unused) {
     write_part(new, 1, 2);
     assert_int_equal(load(loaded, &error), DLX_SYSTEM);
     assert_non_null(strstr(
-        error.message, "no such files: neither model.safetensors nor model.safetensors.index.json; "
-                       "give a folder of weights"));
+        error.message, ": has neither model.safetensors nor model.safetensors.index.json; give a "
+                       "directory of weights"));
     assert_true(hash_of(loaded) == before);
     write_part(new, 0, 2);
     assert_int_equal(finish(&config, 2, NULL), DLX_OK);
@@ -294,7 +294,7 @@ static void test_half_committed(void **unused) {
     dlxi_stage_close(&old);
 }
 
-/* A part that this folder lacks, or that holds what another should: no index is written. */
+/* A part is missing, or has another part's tensors: no index is written. */
 static void test_finish_checks(void **unused) {
     (void)unused;
     char path[PATH_BYTES];
@@ -305,34 +305,34 @@ static void test_finish_checks(void **unused) {
     write_part(stage, 0, 2);
     assert_int_equal(finish(&config, 2, &error), DLX_DATA);
     assert_non_null(
-        strstr(error.message, "the saved weights are not whole; do all ranks of the site share "));
+        strstr(error.message, "the saved weights are incomplete; do all ranks of the site share "));
     assert_non_null(strstr(error.message,
                            "file 'model-00002-of-00002.safetensors', which it lists, is missing"));
-    snprintf(path, sizeof path, "%s/model.safetensors.index.json", folder);
+    snprintf(path, sizeof path, "%s/model.safetensors.index.json", directory);
     assert_int_not_equal(access(path, F_OK), 0);
 
     int64_t count;
     dlxi_checkpoint_part *p = NULL;
     const dlxi_parameter *parameter = dlxi_stage_parameters(stage, &count);
-    assert_int_equal(dlxi_checkpoint_part_begin(&p, folder, &config, parameter, count, 1, 2, NULL),
-                     DLX_OK);
+    assert_int_equal(
+        dlxi_checkpoint_part_begin(&p, directory, &config, parameter, count, 1, 2, NULL), DLX_OK);
     assert_int_equal(dlxi_checkpoint_part_commit(p, NULL), DLX_OK);
     dlxi_checkpoint_part_close(&p);
     assert_int_equal(finish(&config, 2, &error), DLX_DATA);
     assert_non_null(strstr(error.message,
                            "tensor 'model.embed_tokens.weight' is listed in "
-                           "model-00001-of-00002.safetensors but lies in "
+                           "model-00001-of-00002.safetensors but is in "
                            "model-00002-of-00002.safetensors; do the files belong together?"));
     assert_int_not_equal(access(path, F_OK), 0);
     dlxi_stage_close(&stage);
 }
 
-/* ---- what an index may not say --------------------------------------------------------------- */
+/* ---- malformed indices ----------------------------------------------------------------------- */
 
 static void write_index(const char *text, size_t bytes) {
     char path[PATH_BYTES];
     dlxi_file_writer *writer = NULL;
-    snprintf(path, sizeof path, "%s/model.safetensors.index.json", folder);
+    snprintf(path, sizeof path, "%s/model.safetensors.index.json", directory);
     assert_int_equal(dlxi_file_writer_open(&writer, path, NULL), DLX_OK);
     assert_int_equal(dlxi_file_writer_append(writer, text, bytes, NULL), DLX_OK);
     assert_int_equal(dlxi_file_writer_commit(writer, NULL), DLX_OK);
@@ -348,12 +348,11 @@ static void refused(dlxi_stage *stage, const char *message) {
     assert_true(hash_of(stage) == before);
 }
 
-#define FIRST  "model-00001-of-00002.safetensors"
-#define SECOND "model-00002-of-00002.safetensors"
-#define HEAD   "\"lm_head.weight\": \"" SECOND "\""
-#define MAP    "\"weight_map\": {"
-#define NOT_PLAIN                                                                                  \
-    "' is not the plain name of a .safetensors file beside it; take the set from its source again"
+#define FIRST     "model-00001-of-00002.safetensors"
+#define SECOND    "model-00002-of-00002.safetensors"
+#define HEAD      "\"lm_head.weight\": \"" SECOND "\""
+#define MAP       "\"weight_map\": {"
+#define NOT_PLAIN "' is not the plain name of a .safetensors file beside it; copy the set again"
 
 static void test_hostile_index(void **unused) {
     (void)unused;
@@ -368,24 +367,21 @@ static void test_hostile_index(void **unused) {
         {HEAD, "\"lm_head.weight\": \"config.json\"", "'config.json" NOT_PLAIN},
         {HEAD, "\"lm_head.weight\": \"\"", "'" NOT_PLAIN},
         {HEAD, "\"lm_head.weight\": \"\\u001b[2J.safetensors\"", "'?[2J.safetensors" NOT_PLAIN},
-        {HEAD, "\"lm_head.weight\": 2", "weight_map gives tensor 'lm_head.weight' no file name"},
+        {HEAD, "\"lm_head.weight\": 2", "weight_map has no file name for tensor 'lm_head.weight'"},
         {HEAD, "\"lm_head.weight\": \"model-00003-of-00002.safetensors\"",
          "model.safetensors.index.json: file 'model-00003-of-00002.safetensors', which it lists, "
-         "is missing; copy the "
-         "whole set"},
+         "is missing; copy all files"},
         {HEAD, "\"lm_head.weight\": \"" FIRST "\"",
-         "tensor 'lm_head.weight' is listed in " FIRST " but lies in " SECOND
+         "tensor 'lm_head.weight' is listed in " FIRST " but is in " SECOND
          "; do the files belong together?"},
         {HEAD, "\"lm_head\": \"" SECOND "\"",
          "tensor 'lm_head.weight' of " SECOND " is not listed; do the files belong together?"},
         {MAP, MAP "\"more\": \"" FIRST "\",",
          "tensor 'more' is missing from " FIRST "; do the files belong together?"},
         {MAP, MAP "\"lm_head.weight\": \"" FIRST "\",", "not JSON: duplicate object key"},
-        {MAP, "\"weights\": {", "it has no weight_map that says which file holds which tensor"},
-        {MAP, "\"weight_map\": {}, \"weights\": {",
-         "it has no weight_map that says which file holds which tensor"},
-        {MAP, "\"weight_map\": 7, \"weights\": {",
-         "it has no weight_map that says which file holds which tensor"},
+        {MAP, "\"weights\": {", "no weight_map of tensors to files"},
+        {MAP, "\"weight_map\": {}, \"weights\": {", "no weight_map of tensors to files"},
+        {MAP, "\"weight_map\": 7, \"weights\": {", "no weight_map of tensors to files"},
         {"{", "", "not JSON: "},
     };
     char path[PATH_BYTES], *text, changed[1 << 16];
@@ -393,7 +389,7 @@ static void test_hostile_index(void **unused) {
     dlxi_model_config config = variant(3);
     dlxi_stage *stage = open_whole(&config, 1);
     save(stage, 2);
-    snprintf(path, sizeof path, "%s/model.safetensors.index.json", folder);
+    snprintf(path, sizeof path, "%s/model.safetensors.index.json", directory);
     assert_int_equal(dlxi_file_read(&text, &bytes, path, sizeof changed / 2, NULL), DLX_OK);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char *at = strstr(text, cases[i].find);
@@ -404,7 +400,7 @@ static void test_hostile_index(void **unused) {
         refused(stage, cases[i].message);
     }
     write_index("[]", 2);
-    refused(stage, "it has no weight_map");
+    refused(stage, "no weight_map");
     write_index("{\"weight_map\":{\"\xff\":1}}", 21);
     refused(stage, "not JSON: unable to decode byte 0xff");
     size_t at = (size_t)snprintf(changed, sizeof changed,
@@ -417,14 +413,14 @@ static void test_hostile_index(void **unused) {
                                i == 0 ? "" : ",", i, i);
     at += (size_t)snprintf(changed + at, sizeof changed - at, "}}");
     write_index(changed, at);
-    refused(stage, "it names more than 1024 files");
-    write_index(text, bytes); /* and as it was */
+    refused(stage, ": more than 1024 files");
+    write_index(text, bytes); /* unchanged, it is valid */
     assert_holds(stage);
     free(text);
     dlxi_stage_close(&stage);
 }
 
-/* A set that is sound in itself but another model's. */
+/* A valid set of another model. */
 static void test_other_model(void **unused) {
     (void)unused;
     dlxi_model_config saved = variant(3), config = saved;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The quantiser: error bounds, exact bytes, what it refuses, and the floating-point environment. */
+/* The quantiser: error bounds, exact bytes, and what it refuses. */
 #include "codec/codec.h"
 #include "codec/half.h"
 #include "base/memory.h"
@@ -27,7 +27,7 @@ static void fill(size_t count, double scale, uint64_t stream) {
         values[i] = (float)((double)dlxi_rng_normal(7, stream, i) * scale);
 }
 
-/* Every value within half a step of its group, and the step as small as it may be. */
+/* Every value is within half a step, and the step is the smallest that f16 allows. */
 static void check_steps(size_t groups, dlxi_quantiser q, double levels) {
     size_t group = (size_t)q.group, group_bytes = dlxi_quantiser_group_bytes(q);
     assert_int_equal(dlxi_quantise(codes, values, groups, q), DLX_OK);
@@ -107,7 +107,7 @@ static void every_half_survives(void **state) {
                     (double)pair[1] == half_value((uint16_t)(half + 1)));
         assert_int_equal(dlxi_quantise(again, pair, 1, q), DLX_OK);
         assert_memory_equal(bytes, again, 4);
-        /* scales: exact ones stay */
+        /* as a scale: an exact one stays */
         if (half < 0x8000u) assert_int_equal(dlxi_half_above(pair[0]), half);
         float above = nextafterf(pair[1], 1e9f);
         if (half < 0x8000u) assert_int_equal(dlxi_half_above(above), half + 2);
@@ -176,7 +176,7 @@ static void what_does_not_fit_is_refused(void **state) {
         }
 }
 
-static void foreign_codes_are_checked(void **state) {
+static void received_codes_are_checked(void **state) {
     (void)state;
     const int bits[] = {4, 8, 16, 32};
     for (size_t b = 0; b < 4; b++) {
@@ -221,7 +221,7 @@ int main(void) {
         cmocka_unit_test(plain_values_pass_unchanged),
         cmocka_unit_test(bytes_are_as_documented),
         cmocka_unit_test(what_does_not_fit_is_refused),
-        cmocka_unit_test(foreign_codes_are_checked),
+        cmocka_unit_test(received_codes_are_checked),
         cmocka_unit_test(adding_rounds_twice),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Replicated arithmetic gives one result: on any CPU (the clones against the baseline) and in any
- * mode of the caller's floating-point unit (flush-to-zero, other roundings). Inputs are random,
- * tiny and denormal. */
+/* Replicated arithmetic gives one result on any CPU (the clones against the baseline) and in any
+ * mode of the caller's floating-point unit (flush-to-zero, other roundings), with random, tiny and
+ * denormal inputs. */
 #include "codec/codec.h"
 #include "codec/half.h"
 #include "base/hash.h"
@@ -44,7 +44,7 @@ static const codec plain = {plain_quantise,       plain_dequantise, plain_dequan
 
 enum { COLUMNS = 203, ROWS = 37, RANK = 11, GROUP = 64, STRIDE = 256, COUNT = RANK * STRIDE };
 
-/* Bits spread over all magnitudes down to the smallest denormals, times scale. */
+/* Values over 24 binary orders of magnitude, times scale. */
 static void fill(float *dst, size_t count, float scale, uint64_t stream) {
     for (size_t i = 0; i < count; i++) {
         int down = (int)(dlxi_rng_u64(3, stream, i) % 24);
@@ -52,7 +52,7 @@ static void fill(float *dst, size_t count, float scale, uint64_t stream) {
     }
 }
 
-/* A hash over everything replicated that can be computed from inputs of this scale. */
+/* The hash of all replicated results for one input. */
 static uint64_t run_all(const codec *c, const float *input, const float *q_input, int bits,
                         int group) {
     static float decoded[COUNT], p[RANK * 64], q[COUNT], basis[COUNT], scratch[COUNT], row[COLUMNS];
@@ -124,7 +124,7 @@ static void compare_modes(size_t scale, size_t bits, size_t group) {
     unsigned kept = _mm_getcsr() & 0x8040u;
     _mm_setcsr(mode);
     assert_true(flushed == expected);
-    assert_int_equal(kept, 0x8040u); /* the caller's modes are given back */
+    assert_int_equal(kept, 0x8040u); /* the caller's modes are restored */
 #endif
     const int roundings[] = {
 #ifdef FE_UPWARD
@@ -149,8 +149,7 @@ static void the_callers_modes_do_not_matter(void **state) {
     each_case(compare_modes);
 }
 
-/* Bits of one fixed case, so that a change of the order of sums, or another CPU, is seen here and
- * not in a run. */
+/* One fixed case: a change in the order of sums fails here and not in a run. */
 static void bits_are_golden(void **state) {
     (void)state;
     fill(inputs[0][0], COUNT, 1.0f, 0);

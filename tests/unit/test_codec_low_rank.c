@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Low rank: projections, orthonormal columns, spectrum, bases, and the whole way of a matrix
- * through the exchange. */
+/* Low rank: projections, orthonormal columns, spectrum, bases, and a matrix through the whole
+ * exchange. */
 #include "test_allreduce_mover.h"
 
 #include <math.h>
@@ -128,13 +128,13 @@ static void columns_become_orthonormal(void **state) {
         int64_t stride = dlxi_factor_stride(length, GROUP);
         const int rank = 20;
         float *factor = random_factor(length, rank, 5), *before = new_factor(length, rank);
-        for (int k = 1; k < rank;
-             k++) /* each nearly the one before: what one pass would not get right */
+        /* each is nearly the one before: one pass would not suffice */
+        for (int k = 1; k < rank; k++)
             for (int64_t i = 0; i < length; i++)
                 factor[k * stride + i] =
                     factor[(k - 1) * stride + i] + 1e-3f * factor[k * stride + i];
         for (int64_t i = 0; i < stride * rank; i++) factor[i] *= scales[s];
-        factor[length] = 9.0f; /* what a peer may put in the padding goes away */
+        factor[length] = 9.0f; /* a peer's padding is cleared */
         memcpy(before, factor, (size_t)(stride * rank) * sizeof *factor);
         dlxi_orthonormalise(factor, length, rank, GROUP);
         /* denormals have too few digits to be independent */
@@ -256,15 +256,14 @@ static void the_next_basis_leads_with_the_largest(void **state) {
             assert_true(fabsf(basis[k * STRIDE + i] - expected) < 2e-6f);
         }
     check_padding(basis, LENGTH, RANK);
-    /* the least stride; ties keep order */
+    /* the smallest stride; ties keep their order */
     float tied[2 * 2] = {0.0f, 3.0f, 3.0f, 0.0f}, sorted[2 * 2], space[2 * 2];
     dlxi_basis_from(sorted, tied, space, 2, 2, 2);
     assert_true(sorted[0] == 0.0f && sorted[1] == 1.0f && sorted[2] == 1.0f && sorted[3] == 0.0f);
     free(q), free(basis), free(scratch), free(unit);
 }
 
-/* A column is whole groups of its own: one that is 1e6 times smaller than its neighbours loses
- * nothing to them. */
+/* A column fills whole groups: one that is 1e4 times smaller than its neighbours loses nothing. */
 static void a_group_never_mixes_ranks(void **state) {
     (void)state;
     const dlxi_quantiser quantiser = {.bits = 4, .group = GROUP};
@@ -284,9 +283,9 @@ static void a_group_never_mixes_ranks(void **state) {
     free(factor), free(decoded);
 }
 
-/* ---- the whole way --------------------------------------------------------------------------- */
+/* ---- exchange -------------------------------------------------------------------------------- */
 
-/* AllReduce of one factor a member, in place. */
+/* AllReduce of one factor per member, in place. */
 static void reduce(mover *m, float **factors, int64_t length, int rank, uint64_t seed) {
     size_t count = (size_t)(dlxi_factor_stride(length, GROUP) * rank);
     const dlxi_segment segment = {4, (uint32_t)(count / GROUP)};
@@ -300,8 +299,8 @@ static void reduce(mover *m, float **factors, int64_t length, int rank, uint64_t
     free(values);
 }
 
-/* Sites' matrices with column and row spaces of rank 5 altogether: r = 5 and r = 8 give their
- * weighted mean. */
+/* The sites' matrices share column and row spaces of rank 5: ranks 5 and 8 give their weighted
+ * mean. */
 static void enough_rank_gives_the_mean(void **state) {
     (void)state;
     enum { ROWS = 50, COLS = 130, TRUE_RANK = 5, P_STRIDE = 64, Q_STRIDE = 192 };

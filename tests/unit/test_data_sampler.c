@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The order of training windows: a permutation for every size, the same on every machine, another
- * one each epoch; the tokens of a window; and the parts of a validation shard. */
+/* The order of training windows: a permutation for every size, equal on every machine, another in
+ * each epoch; the tokens of a window; and the parts of a validation file. */
 #include "data/sampler.h"
 
 #include <stdlib.h>
@@ -30,8 +30,8 @@ static void test_permutes_every_size(void **state) {
         expect_permutation(around[i], 5, UINT64_MAX);
 }
 
-/* Values from a second implementation of the formula, in another language with unbounded integers.
- * A change of them changes which text every resumed run sees next. */
+/* Values from a second implementation, in a language with unbounded integers. A change would change
+ * what every resumed run reads next. */
 static void test_order_is_fixed(void **state) {
     (void)state;
     static const uint64_t first[] = {2, 3, 1, 7, 5, 6, 9, 4, 0, 8},
@@ -48,8 +48,8 @@ static void test_order_is_fixed(void **state) {
     assert_int_equal(dlxi_permute(5, INT64_MAX, 9, 9), 4170335172563661526);
 }
 
-/* For n windows and E epochs the window that comes first is each one about E/n times: chi-squared
- * with n−1 degrees of freedom, whose 99.99% point is below 5 times the degrees for n ≥ 7. */
+/* Over E epochs each of n windows comes first about E/n times: chi-squared with n−1 degrees of
+ * freedom, whose 99.99% point is below 5 times the degrees for n ≥ 7. */
 static void test_every_window_comes_first_equally_often(void **state) {
     (void)state;
     static const uint64_t sizes[] = {7, 16, 17, 100};
@@ -64,8 +64,7 @@ static void test_every_window_comes_first_equally_often(void **state) {
     }
 }
 
-/* Neighbours in the order are not neighbours in the text: a shuffle leaves one step of +1 on
- * average, whatever n. */
+/* A shuffle has one step of +1 on average, whatever n. */
 static void test_order_has_no_runs(void **state) {
     (void)state;
     enum { N = 10000 };
@@ -81,7 +80,7 @@ static void test_order_has_no_runs(void **state) {
 
 /* ---- windows --------------------------------------------------------------------------------- */
 
-/* A shard whose token i is i mod 251. */
+/* A file whose token i is i mod 251. */
 static dlxi_token_file count_up(uint8_t *payload, int64_t count) {
     static char key[] = "data.train", path[] = "x.tokens";
     for (int64_t i = 0; i < count; i++) payload[i] = (uint8_t)(i % 251);
@@ -101,14 +100,15 @@ static void test_windows_of_a_shard(void **state) {
     dlx_error error;
     static const int64_t counts[] = {5, 8, 9, 12, 13}, windows[] = {1, 1, 2, 2, 3};
     for (size_t i = 0; i < 5; i++) {
-        dlxi_token_file shard = count_up(payload, counts[i]);
-        assert_int_equal(dlxi_sampler_open(&sampler, &shard, T, 1, &error), DLX_OK);
+        dlxi_token_file file = count_up(payload, counts[i]);
+        assert_int_equal(dlxi_sampler_open(&sampler, &file, T, 1, &error), DLX_OK);
         assert_int_equal(sampler.windows, windows[i]);
     }
-    dlxi_token_file shard = count_up(payload, 4);
-    assert_int_equal(dlxi_sampler_open(&sampler, &shard, T, 1, &error), DLX_CONFIG);
-    assert_string_equal(error.message,
-                        "data.train: 'x.tokens' has 4 tokens; a context of 4 needs at least 5");
+    dlxi_token_file file = count_up(payload, 4);
+    assert_int_equal(dlxi_sampler_open(&sampler, &file, T, 1, &error), DLX_CONFIG);
+    assert_string_equal(
+        error.message,
+        "data.train: 'x.tokens' has 4 tokens; a context of 4 needs at least 5: use a longer text");
 }
 
 static void test_batch(void **state) {
@@ -116,9 +116,9 @@ static void test_batch(void **state) {
     enum { T = 5, WINDOWS = 37, COUNT = WINDOWS * T + 3 };
     uint8_t payload[COUNT];
     uint32_t tokens[4 * T], targets[4 * T];
-    dlxi_token_file shard = count_up(payload, COUNT);
+    dlxi_token_file file = count_up(payload, COUNT);
     dlxi_sampler sampler;
-    assert_int_equal(dlxi_sampler_open(&sampler, &shard, T, 99, NULL), DLX_OK);
+    assert_int_equal(dlxi_sampler_open(&sampler, &file, T, 99, NULL), DLX_OK);
     assert_int_equal(sampler.windows, WINDOWS);
     static const int64_t positions[4] = {0, WINDOWS - 1, WINDOWS, 1000 * WINDOWS + 5};
     dlxi_sampler_batch(tokens, targets, &sampler, positions, 4);
@@ -138,10 +138,10 @@ static void test_epochs_cover_all_and_differ(void **state) {
     (void)state;
     enum { T = 2, WINDOWS = 50, EPOCHS = 4 };
     uint8_t payload[WINDOWS * T + 1];
-    dlxi_token_file shard = count_up(payload, WINDOWS * T + 1);
+    dlxi_token_file file = count_up(payload, WINDOWS * T + 1);
     dlxi_sampler sampler;
     int64_t order[EPOCHS][WINDOWS];
-    assert_int_equal(dlxi_sampler_open(&sampler, &shard, T, 3, NULL), DLX_OK);
+    assert_int_equal(dlxi_sampler_open(&sampler, &file, T, 3, NULL), DLX_OK);
     for (int64_t e = 0; e < EPOCHS; e++) {
         int seen[WINDOWS] = {0};
         for (int64_t i = 0; i < WINDOWS; i++) {
@@ -152,7 +152,7 @@ static void test_epochs_cover_all_and_differ(void **state) {
         for (int64_t before = 0; before < e; before++)
             assert_memory_not_equal(order[before], order[e], sizeof order[e]);
     }
-    /* any position is safe, also one that no ledger would give */
+    /* any position is safe */
     assert_in_range(dlxi_sampler_window(&sampler, -1), 0, WINDOWS - 1);
     assert_in_range(dlxi_sampler_window(&sampler, INT64_MAX), 0, WINDOWS - 1);
     assert_in_range(dlxi_sampler_window(&sampler, INT64_MIN), 0, WINDOWS - 1);
@@ -160,7 +160,7 @@ static void test_epochs_cover_all_and_differ(void **state) {
 
 /* ---- validation ------------------------------------------------------------------------------ */
 
-/* Notes which windows the part gives, `batch` at a time. */
+/* Counts the part's windows in seen, read `batch` at a time. */
 static int64_t collect(int *seen, dlxi_validation *reader, int64_t batch) {
     enum { T = 3 };
     uint32_t tokens[8 * T], targets[8 * T];
@@ -184,7 +184,7 @@ static void test_validation_parts(void **state) {
     (void)state;
     enum { T = 3, WINDOWS = 23, COUNT = WINDOWS * T + 2 };
     uint8_t payload[COUNT];
-    dlxi_token_file shard = count_up(payload, COUNT);
+    dlxi_token_file file = count_up(payload, COUNT);
     static const int64_t limits[] = {0, 1, T * 10, T * 10 + 2, 1000},
                          used[] = {WINDOWS, 1, 10, 10, WINDOWS};
     for (size_t l = 0; l < 5; l++) {
@@ -193,13 +193,15 @@ static void test_validation_parts(void **state) {
             for (int64_t index = 0; index < stride; index++) {
                 dlxi_validation reader;
                 assert_int_equal(
-                    dlxi_validation_open(&reader, &shard, T, limits[l], index, stride, NULL),
+                    dlxi_validation_open(&reader, &file, T, limits[l], index, stride, NULL),
                     DLX_OK);
                 int64_t count = dlxi_validation_count(&reader);
                 int mine[WINDOWS] = {0};
                 assert_int_equal(collect(mine, &reader, 4), count);
                 assert_int_equal(collect(mine, &reader, 4), 0);
-                dlxi_validation_rewind(&reader);
+                assert_int_equal(
+                    dlxi_validation_open(&reader, &file, T, limits[l], index, stride, NULL),
+                    DLX_OK);
                 assert_int_equal(collect(seen, &reader, 7), count);
                 for (int64_t w = 0; w < WINDOWS; w++)
                     assert_int_equal(mine[w], w % stride == index && w < used[l]);
@@ -209,9 +211,9 @@ static void test_validation_parts(void **state) {
     }
     dlxi_validation reader;
     dlx_error error;
-    assert_int_equal(dlxi_validation_open(&reader, &shard, COUNT, 0, 0, 1, &error), DLX_CONFIG);
-    assert_string_equal(error.message,
-                        "data.train: 'x.tokens' has 71 tokens; a context of 71 needs at least 72");
+    assert_int_equal(dlxi_validation_open(&reader, &file, COUNT, 0, 0, 1, &error), DLX_CONFIG);
+    assert_string_equal(error.message, "data.train: 'x.tokens' has 71 tokens; a context of 71 "
+                                       "needs at least 72: use a longer text");
 }
 
 int main(void) {

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Token shards: the format byte by byte, every damage found, every message; and the tokenizing of
- * text into them. */
+/* Token files: the format byte by byte, all damage, all messages; and tokenizing text. */
 #include "data/token_file.h"
 #include "data/tokenize.h"
 
@@ -14,15 +13,15 @@
 #include <stdarg.h>
 #include <cmocka.h>
 
-static char folder[] = "/tmp/dilocox_shard.XXXXXX";
+static char directory[] = "/tmp/dilocox_token_file.XXXXXX";
 static char path[64], text_path[64];
 static dlxi_tokenizer *byte_tokenizer;
 
 static int set_up(void **state) {
     (void)state;
-    if (mkdtemp(folder) == NULL) return -1;
-    snprintf(path, sizeof path, "%s/x.tokens", folder);
-    snprintf(text_path, sizeof text_path, "%s/x.txt", folder);
+    if (mkdtemp(directory) == NULL) return -1;
+    snprintf(path, sizeof path, "%s/x.tokens", directory);
+    snprintf(text_path, sizeof text_path, "%s/x.txt", directory);
     return dlxi_tokenizer_open(&byte_tokenizer, "byte", NULL) == DLX_OK ? 0 : -1;
 }
 
@@ -31,7 +30,7 @@ static int tear_down(void **state) {
     dlxi_tokenizer_close(&byte_tokenizer);
     unlink(path);
     unlink(text_path);
-    return rmdir(folder); /* fails where something was left behind */
+    return rmdir(directory); /* fails if a file was left behind */
 }
 
 static void put_file(const char *where, const void *data, size_t bytes) {
@@ -46,8 +45,8 @@ static void put_little_endian(uint8_t *to, uint64_t value, size_t bytes) {
 }
 
 /* As docs/formats.md says, with every field at the offset printed there. Returns the size. */
-static size_t make_shard(uint8_t *data, uint32_t token_bytes, uint32_t vocabulary,
-                         const uint32_t *tokens, size_t count) {
+static size_t make_file(uint8_t *data, uint32_t token_bytes, uint32_t vocabulary,
+                        const uint32_t *tokens, size_t count) {
     memset(data, 0, 128);
     for (size_t i = 0; i < count; i++)
         put_little_endian(data + 128 + i * token_bytes, tokens[i], token_bytes);
@@ -68,10 +67,10 @@ static void reseal(uint8_t *data) {
     put_little_endian(data + 120, XXH3_64bits(data, 120), 8);
 }
 
-/* '%s' in `message` stands for the shard's path. */
+/* PATH in `message` stands for the file's path. */
 static void expect_refused(const uint8_t *data, size_t bytes, dlx_status status,
                            const char *message) {
-    dlxi_token_file *shard;
+    dlxi_token_file *file;
     dlx_error error;
     char expected[512];
     const char *place = strstr(message, "PATH");
@@ -79,8 +78,8 @@ static void expect_refused(const uint8_t *data, size_t bytes, dlx_status status,
     snprintf(expected, sizeof expected, "%.*s%s%s", (int)(place - message), message, path,
              place + 4);
     put_file(path, data, bytes);
-    assert_int_equal(dlxi_token_file_open(&shard, "data.train", path, &error), status);
-    assert_null(shard);
+    assert_int_equal(dlxi_token_file_open(&file, "data.train", path, &error), status);
+    assert_null(file);
     assert_string_equal(error.message, expected);
 }
 
@@ -92,7 +91,7 @@ static void test_written_as_documented(void **state) {
     (void)state;
     static const uint32_t tokens[] = {0, 255, 7, 100, 7};
     uint8_t expected[256], found[256];
-    size_t bytes = make_shard(expected, 1, 256, tokens, 5);
+    size_t bytes = make_file(expected, 1, 256, tokens, 5);
     dlxi_token_file_writer *writer;
     assert_int_equal(dlxi_token_file_writer_open(&writer, path, byte_tokenizer, NULL), DLX_OK);
     assert_int_equal(dlxi_token_file_writer_append(writer, tokens, 2, NULL), DLX_OK);
@@ -110,33 +109,33 @@ static void test_every_width_reads_back(void **state) {
     (void)state;
     static const uint32_t vocabularies[] = {1, 2, 256, 257, 65536, 65537, 4000000000};
     static const uint32_t widths[] = {1, 1, 1, 2, 2, 4, 4};
-    enum { TOKENS = 70000 }; /* more than one piece of any loop */
+    enum { TOKENS = 70000 }; /* more than one piece of each loop */
     static uint32_t tokens[TOKENS], back[TOKENS];
     for (size_t v = 0; v < sizeof widths / sizeof *widths; v++) {
         dlxi_tokenizer tokenizer = {
             .name = "a test", .vocabulary = vocabularies[v], .hash = 99 + v};
         dlxi_token_file_writer *writer;
-        dlxi_token_file *shard;
+        dlxi_token_file *file;
         for (uint32_t i = 0; i < TOKENS; i++) tokens[i] = (i * 2654435761u) % vocabularies[v];
         tokens[TOKENS - 1] = vocabularies[v] - 1;
         assert_int_equal(dlxi_token_file_writer_open(&writer, path, &tokenizer, NULL), DLX_OK);
         assert_int_equal(dlxi_token_file_writer_append(writer, tokens, TOKENS, NULL), DLX_OK);
         assert_int_equal(dlxi_token_file_writer_commit(writer, NULL), DLX_OK);
         dlxi_token_file_writer_close(&writer);
-        assert_int_equal(dlxi_token_file_open(&shard, "data.train", path, NULL), DLX_OK);
-        assert_int_equal(shard->token_bytes, widths[v]);
-        assert_int_equal(shard->vocabulary, vocabularies[v]);
-        assert_int_equal(shard->count, TOKENS);
-        assert_int_equal(shard->tokenizer_hash, 99 + v);
-        assert_string_equal(shard->tokenizer_name, "a test");
-        dlxi_token_file_read(back, shard, 0, TOKENS);
+        assert_int_equal(dlxi_token_file_open(&file, "data.train", path, NULL), DLX_OK);
+        assert_int_equal(file->token_bytes, widths[v]);
+        assert_int_equal(file->vocabulary, vocabularies[v]);
+        assert_int_equal(file->count, TOKENS);
+        assert_int_equal(file->tokenizer_hash, 99 + v);
+        assert_string_equal(file->tokenizer_name, "a test");
+        dlxi_token_file_read(back, file, 0, TOKENS);
         assert_memory_equal(back, tokens, sizeof tokens);
-        dlxi_token_file_read(back, shard, 12345, 3);
+        dlxi_token_file_read(back, file, 12345, 3);
         assert_memory_equal(back, tokens + 12345, 3 * sizeof *back);
-        dlxi_token_file_read(back, shard, TOKENS, 0);
-        dlxi_token_file_close(&shard);
-        assert_null(shard);
-        dlxi_token_file_close(&shard);
+        dlxi_token_file_read(back, file, TOKENS, 0);
+        dlxi_token_file_close(&file);
+        assert_null(file);
+        dlxi_token_file_close(&file);
     }
 }
 
@@ -151,7 +150,7 @@ static void test_writer_refuses(void **state) {
     assert_non_null(
         strstr(error.message, "x.tokens: token 256 is not in the vocabulary; allowed: 0 to 255"));
     assert_int_equal(dlxi_token_file_writer_commit(writer, &error), DLX_DATA);
-    assert_non_null(strstr(error.message, "x.tokens: would hold no tokens; give it more text"));
+    assert_non_null(strstr(error.message, "x.tokens: would have no tokens; give it more text"));
     dlxi_token_file_writer_close(&writer);
     assert_int_equal(access(path, F_OK), -1);
 }
@@ -163,43 +162,41 @@ static void test_every_damaged_byte_is_found(void **state) {
     static const uint32_t tokens[] = {0, 255, 7, 100, 7, 300, 65535};
     static const uint8_t changes[] = {0x01, 0x80, 0xFF, 0x20};
     uint8_t data[256];
-    size_t bytes = make_shard(data, 2, 65536, tokens, 7);
-    dlxi_token_file shard;
+    size_t bytes = make_file(data, 2, 65536, tokens, 7);
+    dlxi_token_file file;
     dlx_error error;
-    assert_int_equal(dlxi_token_file_parse(&shard, data, bytes, "k", "p", &error), DLX_OK);
+    assert_int_equal(dlxi_token_file_parse(&file, data, bytes, "k", "p", &error), DLX_OK);
     for (size_t at = 0; at < bytes; at++) {
         for (size_t c = 0; c < sizeof changes; c++) {
             data[at] ^= changes[c];
-            assert_int_equal(dlxi_token_file_parse(&shard, data, bytes, "k", "p", &error),
-                             DLX_DATA);
+            assert_int_equal(dlxi_token_file_parse(&file, data, bytes, "k", "p", &error), DLX_DATA);
             data[at] ^= changes[c];
         }
     }
-    assert_int_equal(dlxi_token_file_parse(&shard, data, bytes, "k", "p", &error), DLX_OK);
+    assert_int_equal(dlxi_token_file_parse(&file, data, bytes, "k", "p", &error), DLX_OK);
 }
 
-static void test_every_cut_is_found(void **state) {
+static void test_every_truncation_is_found(void **state) {
     (void)state;
     static const uint32_t tokens[] = {5, 6, 7, 8, 9};
     static const uint32_t widths[] = {1, 2, 4};
     uint8_t data[256];
-    dlxi_token_file shard;
+    dlxi_token_file file;
     dlx_error error;
     for (size_t w = 0; w < 3; w++) {
-        size_t whole = make_shard(data, widths[w], 200, tokens, 5);
+        size_t whole = make_file(data, widths[w], 200, tokens, 5);
         for (size_t bytes = 0; bytes < whole; bytes++) {
-            uint8_t *exact = malloc(bytes + 1); /* a sanitizer sees a read beyond the cut */
+            uint8_t *exact = malloc(bytes + 1); /* a sanitizer sees a read beyond the end */
             assert_non_null(exact);
             memcpy(exact + 1, data, bytes);
-            assert_int_equal(dlxi_token_file_parse(&shard, exact + 1, bytes, "k", "p", &error),
+            assert_int_equal(dlxi_token_file_parse(&file, exact + 1, bytes, "k", "p", &error),
                              DLX_DATA);
             assert_non_null(strstr(error.message, "cut short"));
             free(exact);
         }
-        assert_int_equal(dlxi_token_file_parse(&shard, data, whole, "k", "p", &error), DLX_OK);
+        assert_int_equal(dlxi_token_file_parse(&file, data, whole, "k", "p", &error), DLX_OK);
         data[whole] = 0;
-        assert_int_equal(dlxi_token_file_parse(&shard, data, whole + 1, "k", "p", &error),
-                         DLX_DATA);
+        assert_int_equal(dlxi_token_file_parse(&file, data, whole + 1, "k", "p", &error), DLX_DATA);
     }
 }
 
@@ -207,19 +204,19 @@ static void test_messages(void **state) {
     (void)state;
     static const uint32_t tokens[] = {5, 6, 7, 8, 9};
     uint8_t data[256];
-    dlxi_token_file *shard;
+    dlxi_token_file *file;
     dlx_error error;
-    assert_int_equal(dlxi_token_file_open(&shard, "data.train", "no/x.tokens", &error), DLX_CONFIG);
+    assert_int_equal(dlxi_token_file_open(&file, "data.train", "no/x.tokens", &error), DLX_CONFIG);
     assert_string_equal(
         error.message,
         "data.train: no such file 'no/x.tokens'; run 'dilocox tokenize' (or 'make data') first");
-    assert_int_equal(dlxi_token_file_open(&shard, "data.train", "/", &error), DLX_DATA);
+    assert_int_equal(dlxi_token_file_open(&file, "data.train", "/", &error), DLX_DATA);
     assert_string_equal(error.message,
-                        "data.train: /: not a regular file; name a file, no folder or pipe");
+                        "data.train: /: not a regular file; give a file, not a directory or pipe");
 
-    size_t bytes = make_shard(data, 2, 200, tokens, 5);
+    size_t bytes = make_file(data, 2, 200, tokens, 5);
     expect_refused((const uint8_t *)"once upon a time", 16, DLX_DATA,
-                   "data.train: 'PATH' is not a token shard; run 'dilocox tokenize' (or 'make "
+                   "data.train: 'PATH' is not a token file; run 'dilocox tokenize' (or 'make "
                    "data') to make one");
     expect_refused(data, 0, DLX_DATA,
                    "data.train: 'PATH' is cut short: it has 0 bytes, its header alone 128" AGAIN);
@@ -246,37 +243,37 @@ static void test_messages(void **state) {
                    "version 1" AGAIN);
 }
 
-/* What a forger, or a buggy writer, could seal with the right checksums. */
-static void test_impossible_headers(void **state) {
+/* With valid checksums, as from a forger or a buggy writer. */
+static void test_invalid_headers(void **state) {
     (void)state;
     static const uint32_t tokens[] = {5, 6, 7, 200, 9};
     uint8_t data[256];
-    size_t bytes = make_shard(data, 1, 200, tokens, 5);
+    size_t bytes = make_file(data, 1, 200, tokens, 5);
     expect_refused(data, bytes, DLX_DATA,
-                   "data.train: 'PATH' holds token 200, but its vocabulary is 200" AGAIN);
-    bytes = make_shard(data, 3, 200, tokens, 5);
+                   "data.train: 'PATH' has token 200, but its vocabulary is 200" AGAIN);
+    bytes = make_file(data, 3, 200, tokens, 5);
     expect_refused(
         data, bytes, DLX_DATA,
-        "data.train: 'PATH' has an impossible header: 3 bytes a token, vocabulary 200" AGAIN);
-    bytes = make_shard(data, 1, 257, tokens, 5);
+        "data.train: 'PATH' has an invalid header: 3 bytes per token, vocabulary 200" AGAIN);
+    bytes = make_file(data, 1, 257, tokens, 5);
     expect_refused(
         data, bytes, DLX_DATA,
-        "data.train: 'PATH' has an impossible header: 1 bytes a token, vocabulary 257" AGAIN);
-    bytes = make_shard(data, 1, 0, tokens, 5);
+        "data.train: 'PATH' has an invalid header: 1 bytes per token, vocabulary 257" AGAIN);
+    bytes = make_file(data, 1, 0, tokens, 5);
     expect_refused(
         data, bytes, DLX_DATA,
-        "data.train: 'PATH' has an impossible header: 1 bytes a token, vocabulary 0" AGAIN);
-    bytes = make_shard(data, 1, 201, tokens, 5);
-    data[79] = 'x'; /* a name without an end */
+        "data.train: 'PATH' has an invalid header: 1 bytes per token, vocabulary 0" AGAIN);
+    bytes = make_file(data, 1, 201, tokens, 5);
+    data[79] = 'x'; /* a name without a terminator */
     reseal(data);
     expect_refused(
         data, bytes, DLX_DATA,
-        "data.train: 'PATH' has an impossible header: 1 bytes a token, vocabulary 201" AGAIN);
-    make_shard(data, 1, 201, tokens, 0);
+        "data.train: 'PATH' has an invalid header: 1 bytes per token, vocabulary 201" AGAIN);
+    make_file(data, 1, 201, tokens, 0);
     expect_refused(data, 128, DLX_DATA,
                    "data.train: 'PATH' has no tokens; tokenize a text that is not empty");
-    bytes = make_shard(data, 4, 201, tokens, 5);
-    /* times 4 it wraps to the right size */
+    bytes = make_file(data, 4, 201, tokens, 5);
+    /* times 4 this wraps to the right size */
     put_little_endian(data + 24, (UINT64_C(1) << 62) + 5, 8);
     reseal(data);
     expect_refused(data, bytes, DLX_DATA,
@@ -292,25 +289,25 @@ static void test_checks_against_others(void **state) {
     dlx_error error;
     char key[] = "data.train", other_key[] = "data.validation", name[] = "a.tokens",
          other_name[] = "b.tokens";
-    dlxi_token_file shard, other;
-    size_t bytes = make_shard(data, 1, 256, tokens, 3);
-    assert_int_equal(dlxi_token_file_parse(&shard, data, bytes, key, name, &error), DLX_OK);
-    other = shard;
-    shard.key = key, shard.path = name, other.key = other_key, other.path = other_name;
-    assert_int_equal(dlxi_token_file_check_vocabulary(&shard, 256, &error), DLX_OK);
-    assert_int_equal(dlxi_token_file_check_vocabulary(&shard, 50304, &error), DLX_OK);
-    assert_int_equal(dlxi_token_file_check_vocabulary(&shard, 255, &error), DLX_CONFIG);
+    dlxi_token_file file, other;
+    size_t bytes = make_file(data, 1, 256, tokens, 3);
+    assert_int_equal(dlxi_token_file_parse(&file, data, bytes, key, name, &error), DLX_OK);
+    other = file;
+    file.key = key, file.path = name, other.key = other_key, other.path = other_name;
+    assert_int_equal(dlxi_token_file_check_vocabulary(&file, 256, &error), DLX_OK);
+    assert_int_equal(dlxi_token_file_check_vocabulary(&file, 50304, &error), DLX_OK);
+    assert_int_equal(dlxi_token_file_check_vocabulary(&file, 255, &error), DLX_CONFIG);
     assert_string_equal(error.message,
                         "data.train: 'a.tokens' has a vocabulary of 256, the model one of 255; set "
                         "model.vocabulary to 256 or more");
-    assert_int_equal(dlxi_token_file_check_same_tokenizer(&shard, &other, &error), DLX_OK);
-    shard.tokenizer_hash = 0x12;
+    assert_int_equal(dlxi_token_file_check_same_tokenizer(&file, &other, &error), DLX_OK);
+    file.tokenizer_hash = 0x12;
     other.tokenizer_hash = 0x34;
-    assert_int_equal(dlxi_token_file_check_same_tokenizer(&other, &shard, &error), DLX_CONFIG);
+    assert_int_equal(dlxi_token_file_check_same_tokenizer(&other, &file, &error), DLX_CONFIG);
     assert_string_equal(error.message,
                         "data.validation: 'b.tokens' was made with tokenizer 'byte' "
                         "(0000000000000034), data.train: "
-                        "'a.tokens' with 'byte' (0000000000000012); tokenize both with one");
+                        "'a.tokens' with 'byte' (0000000000000012); tokenize both with the same");
 }
 
 /* ---- tokenizing ------------------------------------------------------------------------------ */
@@ -325,8 +322,7 @@ static void test_byte_tokenizer(void **state) {
     const uint8_t *back;
     assert_int_equal(dlxi_tokenizer_open(&unknown, "bpe", &error), DLX_CONFIG);
     assert_null(unknown);
-    assert_string_equal(error.message,
-                        "tokenizer 'bpe': no tokenizer has this name; allowed: byte");
+    assert_string_equal(error.message, "unknown tokenizer 'bpe'; allowed: byte");
     assert_int_equal(byte_tokenizer->vocabulary, 256);
     for (size_t i = 0; i < 256; i++) text[i] = (uint8_t)(255 - i);
     assert_int_equal(byte_tokenizer->op->encode(byte_tokenizer, tokens, 100, &count, text, 256,
@@ -347,23 +343,23 @@ static void test_byte_tokenizer(void **state) {
     }
     assert_int_equal(byte_tokenizer->op->decode(byte_tokenizer, &back, &text_bytes, 256, &error),
                      DLX_DATA);
-    assert_string_equal(error.message,
-                        "token 256 is not in the tokenizer 'byte'; allowed: 0 to 255");
+    assert_string_equal(
+        error.message, "token 256 is not in the vocabulary of tokenizer 'byte'; allowed: 0 to 255");
 }
 
-static void expect_tokens(const char *shard_path, const char *text, size_t bytes) {
-    dlxi_token_file *shard;
+static void expect_tokens(const char *file_path, const char *text, size_t bytes) {
+    dlxi_token_file *file;
     dlx_error error;
-    dlx_status status = dlxi_token_file_open(&shard, "data.train", shard_path, &error);
+    dlx_status status = dlxi_token_file_open(&file, "data.train", file_path, &error);
     if (status != DLX_OK) print_error("%s\n", error.message);
     assert_int_equal(status, DLX_OK);
-    assert_int_equal(shard->count, bytes);
+    assert_int_equal(file->count, bytes);
     for (size_t i = 0; i < bytes; i++) {
         uint32_t token;
-        dlxi_token_file_read(&token, shard, (int64_t)i, 1);
+        dlxi_token_file_read(&token, file, (int64_t)i, 1);
         assert_int_equal(token, (uint8_t)text[i]);
     }
-    dlxi_token_file_close(&shard);
+    dlxi_token_file_close(&file);
 }
 
 static void test_tokenize_whole(void **state) {
@@ -387,7 +383,7 @@ static void test_tokenize_split(void **state) {
     char out[64], train[80], validation[96];
     dlxi_tokenize_options options = {.validation_every = 3, .block_bytes = 4};
     dlxi_tokenize_report report;
-    snprintf(out, sizeof out, "%s/y", folder);
+    snprintf(out, sizeof out, "%s/y", directory);
     snprintf(train, sizeof train, "%s.train.tokens", out);
     snprintf(validation, sizeof validation, "%s.validation.tokens", out);
     put_file(text_path, text, sizeof text - 1);
@@ -398,8 +394,7 @@ static void test_tokenize_split(void **state) {
     expect_tokens(train, "aaaabbbbddddeeeegg", 18);
     expect_tokens(validation, "ccccffff", 8);
 
-    /* the proposed size, which is more than one piece of reading less a byte, ends exactly with a
-     * block */
+    /* the default block; the text ends exactly with a block */
     enum { BLOCK = 65536, BLOCKS = 20 };
     static char large[BLOCK * BLOCKS];
     for (size_t i = 0; i < sizeof large; i++) large[i] = (char)('A' + i / BLOCK);
@@ -413,8 +408,7 @@ static void test_tokenize_split(void **state) {
     unlink(validation);
 }
 
-/* A tokenizer that joins two bytes "qu" to one token, to see that pieces and blocks are joined and
- * cut as promised. */
+/* A tokenizer with one token for "qu": pairs are joined across pieces and not across blocks. */
 static dlx_status pair_encode(const dlxi_tokenizer *tokenizer, uint32_t *tokens, size_t tokens_max,
                               size_t *tokens_count, const uint8_t *text, size_t text_bytes,
                               size_t *consumed_bytes, bool last, dlx_error *error) {
@@ -449,7 +443,7 @@ static void test_tokenize_joins_pieces_but_not_blocks(void **state) {
     assert_int_equal(report.train_tokens, 1 + (BYTES - 2) / 2 + 1);
 
     options = (dlxi_tokenize_options){.validation_every = 3, .block_bytes = 65536};
-    snprintf(out, sizeof out, "%s/y", folder);
+    snprintf(out, sizeof out, "%s/y", directory);
     snprintf(train, sizeof train, "%s.train.tokens", out);
     snprintf(validation, sizeof validation, "%s.validation.tokens", out);
     assert_int_equal(dlxi_tokenize(out, text_path, &tokenizer, &options, &report, NULL), DLX_OK);
@@ -470,7 +464,7 @@ static void expect_not_tokenized(const char *out, dlxi_tokenize_options options,
 static void test_tokenize_refuses(void **state) {
     (void)state;
     char out[64];
-    snprintf(out, sizeof out, "%s/y", folder);
+    snprintf(out, sizeof out, "%s/y", directory);
     put_file(text_path, "0123456789", 10);
     expect_not_tokenized(
         out, (dlxi_tokenize_options){1, 4}, DLX_CONFIG,
@@ -488,7 +482,7 @@ static void test_tokenize_refuses(void **state) {
     unlink(text_path);
     expect_not_tokenized(out, (dlxi_tokenize_options){0, 0}, DLX_CONFIG,
                          "x.txt: no such file; name the text to tokenize");
-    /* tear_down sees that nothing was left behind */
+    /* tear_down sees that no file was left behind */
 }
 
 int main(void) {
@@ -497,9 +491,9 @@ int main(void) {
         cmocka_unit_test(test_every_width_reads_back),
         cmocka_unit_test(test_writer_refuses),
         cmocka_unit_test(test_every_damaged_byte_is_found),
-        cmocka_unit_test(test_every_cut_is_found),
+        cmocka_unit_test(test_every_truncation_is_found),
         cmocka_unit_test(test_messages),
-        cmocka_unit_test(test_impossible_headers),
+        cmocka_unit_test(test_invalid_headers),
         cmocka_unit_test(test_checks_against_others),
         cmocka_unit_test(test_byte_tokenizer),
         cmocka_unit_test(test_tokenize_whole),

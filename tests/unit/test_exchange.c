@@ -34,7 +34,7 @@ static void a_rank_that_suffices_gives_the_mean(void **state) {
     (void)state;
     for (uint16_t members = 2; members <= 3; members++)
         for (int rank = 2 * members; rank <= 2 * members + 3; rank += 3) {
-            dlxi_shard_settings settings = team_settings(32, rank);
+            dlxi_state_settings settings = team_settings(32, rank);
             team *t = team_open(members, &settings);
             static float start[TEAM_MAX][TEAM_PARAMETERS];
             memcpy(start, t->p, sizeof start);
@@ -51,15 +51,15 @@ static void a_rank_that_suffices_gives_the_mean(void **state) {
             double largest = 0, off = 0;
             for (int k = 0; k < MATRIX; k++) { /* v is Δ after the first round */
                 largest = fmax(largest, fabs(mean[k]));
-                off = fmax(off, fabs((double)t->shard[0]->tensors[0].velocity[k] - mean[k]));
+                off = fmax(off, fabs((double)t->state[0]->tensors[0].velocity[k] - mean[k]));
             }
-            assert_true(t->shard[0]->tensors[0].low_rank && !t->shard[0]->tensors[1].low_rank);
+            assert_true(t->state[0]->tensors[0].low_rank && !t->state[0]->tensors[1].low_rank);
             if (off > 1e-5 * largest)
                 fail_msg("%d members, rank %d: off by %g of %g", members, rank, off, largest);
             for (int k = 0; k < 30; k++)
-                assert_float_equal(t->shard[0]->tensors[1].velocity[k], mean[MATRIX + k], 1e-7);
+                assert_float_equal(t->state[0]->tensors[1].velocity[k], mean[MATRIX + k], 1e-7);
             for (int k = 0; k < 33; k++)
-                assert_float_equal(t->shard[0]->tensors[2].velocity[k], mean[MATRIX + 30 + k],
+                assert_float_equal(t->state[0]->tensors[2].velocity[k], mean[MATRIX + 30 + k],
                                    1e-7);
             team_close(t);
         }
@@ -69,26 +69,15 @@ static void a_rank_that_suffices_gives_the_mean(void **state) {
  * rendezvous: it compares this. */
 static void settings_are_part_of_the_tensors_hash(void **state) {
     (void)state;
-    dlxi_shard_settings settings = team_settings(4, 4);
+    dlxi_state_settings settings = team_settings(4, 4);
     team *t = team_open(1, &settings);
-    uint64_t plain = dlxi_shard_tensors_hash(t->shard[0]);
+    uint64_t plain = dlxi_state_tensors_hash(t->state[0]);
     team_close(t);
-    for (int which = 0; which < 13; which++) {
-        dlxi_shard_settings other = settings;
-        if (which == 1) other.overlap = DLX_OVERLAP_CARRY;
-        if (which == 2) other.learning_rate = 0.5f;
-        if (which == 3) other.momentum = 0.5f;
-        if (which == 4) other.quantiser.bits = 8;
-        if (which == 5) other.quantiser.group = 32;
-        if (which == 6) other.seed = 4;
-        if (which == 7) other.factor_rank = 5;
-        if (which == 8) other.adapt.kind = DLX_ADAPTATION_LINK;
-        if (which == 9) other.adapt.factor_rank_min = 2;
-        if (which == 10) other.adapt.factor_rank_max = 9;
-        if (which == 11) other.adapt.inner_steps_first = 11;
-        if (which == 12) other.adapt.inner_steps_min = 2;
+    for (int which = 0; which < 2; which++) {
+        dlxi_state_settings other = settings;
+        other.same_hash = (uint64_t)which;
         t = team_open(1, &other);
-        assert_int_equal(dlxi_shard_tensors_hash(t->shard[0]) == plain, which == 0);
+        assert_int_equal(dlxi_state_tensors_hash(t->state[0]) == plain, which == 0);
         team_close(t);
     }
 }
@@ -112,11 +101,11 @@ static image image_of(const team *t) {
     image m = {0};
     for (uint16_t i = 0; i < t->members; i++)
         for (size_t k = 0; k < TEAM_TENSORS; k++) {
-            const dlxi_shard_tensor *tensor = &t->shard[i]->tensors[k];
+            const dlxi_state_tensor *tensor = &t->state[i]->tensors[k];
             size_t bytes = (size_t)(tensor->rows * tensor->cols) * sizeof(float);
             append(&m, tensor->anchor, bytes);
             append(&m, tensor->velocity, bytes);
-            append(&m, tensor->carried, bytes);
+            append(&m, tensor->error, bytes);
             append(&m, &tensor->anchor_hash, sizeof tensor->anchor_hash);
             append(&m, &tensor->basis_columns, sizeof tensor->basis_columns);
             append(&m, &tensor->adapt, sizeof tensor->adapt);
@@ -167,7 +156,7 @@ static void an_aborted_attempt_leaves_no_trace(void **state) {
         {4, DLX_ADAPTATION_OFF}, {4, DLX_ADAPTATION_PAPER}, {32, DLX_ADAPTATION_OFF}};
     for (size_t kind = 0; kind < 3; kind++)
         for (uint16_t members = 2; members <= 3; members++) {
-            dlxi_shard_settings settings = team_settings(kinds[kind][0], 4);
+            dlxi_state_settings settings = team_settings(kinds[kind][0], 4);
             settings.adapt.kind = (dlx_adaptation)kinds[kind][1];
             team *calm = team_open(members, &settings), *tried = team_open(members, &settings);
             for (uint64_t round = 1; round <= 4; round++) {
@@ -204,13 +193,13 @@ static void an_aborted_attempt_leaves_no_trace(void **state) {
 
 /* Runs the same round in a calm team; the hash that all must end with. */
 static uint64_t calm_hash(uint16_t members, uint64_t rounds) {
-    dlxi_shard_settings settings = team_settings(4, 4);
+    dlxi_state_settings settings = team_settings(4, 4);
     team *t = team_open(members, &settings);
     for (uint64_t round = 1; round <= rounds; round++) {
         train(t, round);
         team_round(t, round);
     }
-    uint64_t hash = dlxi_shard_anchor_hash(t->shard[0]);
+    uint64_t hash = dlxi_state_anchor_hash(t->state[0]);
     team_close(t);
     return hash;
 }
@@ -218,7 +207,7 @@ static uint64_t calm_hash(uint16_t members, uint64_t rounds) {
 /* Member 1 lacks a result of the first trip, while member 2 has all and goes on to the second. */
 static void the_next_trip_may_come_early(void **state) {
     (void)state;
-    dlxi_shard_settings settings = team_settings(4, 4);
+    dlxi_state_settings settings = team_settings(4, 4);
     team *t = team_open(3, &settings);
     train(t, 1);
     team_submit(t);
@@ -234,14 +223,14 @@ static void the_next_trip_may_come_early(void **state) {
     t->hold_trip = -1;
     assert_true(team_move(t));
     team_commit(t);
-    assert_true(dlxi_shard_anchor_hash(t->shard[1]) == calm_hash(3, 1));
+    assert_true(dlxi_state_anchor_hash(t->state[1]) == calm_hash(3, 1));
     team_close(t);
 }
 
 static void the_next_attempt_may_come_early(void **state) {
     (void)state;
     for (uint16_t members = 2; members <= 3; members++) {
-        dlxi_shard_settings settings = team_settings(4, 4);
+        dlxi_state_settings settings = team_settings(4, 4);
         team *t = team_open(members, &settings);
         train(t, 1);
         team_submit(t);
@@ -263,14 +252,14 @@ static void the_next_attempt_may_come_early(void **state) {
         assert_true(team_move(t));
         team_commit(t);
         team_apply(t);
-        assert_true(dlxi_shard_anchor_hash(t->shard[1]) == calm_hash(members, 1));
+        assert_true(dlxi_state_anchor_hash(t->state[1]) == calm_hash(members, 1));
         team_close(t);
     }
 }
 
 static void the_next_round_may_come_early(void **state) {
     (void)state;
-    dlxi_shard_settings settings = team_settings(4, 4);
+    dlxi_state_settings settings = team_settings(4, 4);
     team *t = team_open(2, &settings);
     train(t, 1);
     team_round(t, 1);
@@ -282,7 +271,7 @@ static void the_next_round_may_come_early(void **state) {
     team_begin_one(t, 1, 2, 1);
     assert_true(team_move(t));
     team_commit(t);
-    assert_true(dlxi_shard_anchor_hash(t->shard[1]) == calm_hash(2, 2));
+    assert_true(dlxi_state_anchor_hash(t->state[1]) == calm_hash(2, 2));
     team_close(t);
 }
 
@@ -301,7 +290,7 @@ static dlxi_frame frame_of(const team *t, uint16_t from, uint64_t round, uint32_
 static void a_flood_is_bounded(void **state) {
     (void)state;
     static const uint8_t payload[60000];
-    dlxi_shard_settings settings = team_settings(4, 4);
+    dlxi_state_settings settings = team_settings(4, 4);
     team *t = team_open(2, &settings);
     train(t, 1);
     team_submit(t);
@@ -326,20 +315,20 @@ static void a_flood_is_bounded(void **state) {
      * to be of */
     assert_true(team_move(t));
     for (uint16_t i = 0; i < 2; i++) dlxi_exchange_abort(t->exchange[i]);
-    dlx_status replayed =
-        dlxi_exchange_begin(t->exchange[1], &t->view, t->view.member[1].site, 1, 1, 2, &error);
+    dlx_status replayed = dlxi_exchange_begin(t->exchange[1], t->state[1], &t->view,
+                                              t->view.member[1].site, 1, 1, 2, &error);
     assert_int_equal(replayed, DLX_DATA);
     team_begin(t, 1, 3);
     assert_true(team_move(t));
     team_commit(t);
-    assert_true(dlxi_shard_anchor_hash(t->shard[1]) == calm_hash(2, 1));
+    assert_true(dlxi_state_anchor_hash(t->state[1]) == calm_hash(2, 1));
     team_close(t);
 }
 
 static void strangers_and_lower_terms(void **state) {
     (void)state;
     static const uint8_t payload[64];
-    dlxi_shard_settings settings = team_settings(4, 4);
+    dlxi_state_settings settings = team_settings(4, 4);
     team *t = team_open(2, &settings);
     train(t, 1);
     team_submit(t);
@@ -348,16 +337,16 @@ static void strangers_and_lower_terms(void **state) {
     dlxi_frame frame = frame_of(t, 0, 1, 1, payload, sizeof payload);
     frame.site = 2;
     assert_int_equal(dlxi_exchange_on_frame(t->exchange[1], &frame, &error), DLX_DATA);
-    assert_string_equal(error.message, "a frame from site 2, which is not in the view");
+    assert_string_equal(error.message, "a frame from site 2, trip 0, which is not in the view");
     frame = frame_of(t, 0, 1, 1, payload, sizeof payload);
     frame.term = 0;
     /* not heard */
     assert_int_equal(dlxi_exchange_on_frame(t->exchange[1], &frame, &error), DLX_OK);
     dlxi_view without = t->view;
     without.members = 1;
-    assert_int_equal(
-        dlxi_exchange_begin(t->exchange[1], &without, t->view.member[1].site, 1, 1, 2, &error),
-        DLX_DATA);
+    assert_int_equal(dlxi_exchange_begin(t->exchange[1], t->state[1], &without,
+                                         t->view.member[1].site, 1, 1, 2, &error),
+                     DLX_DATA);
     assert_string_equal(error.message, "the coordinator's view leaves out site 3");
     team_close(t);
 }
@@ -365,14 +354,14 @@ static void strangers_and_lower_terms(void **state) {
 static void what_is_not_finite_is_not_sent(void **state) {
     (void)state;
     for (int where = 0; where < 2; where++) {
-        dlxi_shard_settings settings = team_settings(4, 4);
+        dlxi_state_settings settings = team_settings(4, 4);
         team *t = team_open(2, &settings);
         t->p[0][where == 0 ? 5 : MATRIX + 3] = (float)INFINITY;
         team_submit(t);
         dlx_error error;
-        assert_int_equal(
-            dlxi_exchange_begin(t->exchange[0], &t->view, t->view.member[0].site, 1, 1, 1, &error),
-            DLX_NUMERIC);
+        assert_int_equal(dlxi_exchange_begin(t->exchange[0], t->state[0], &t->view,
+                                             t->view.member[0].site, 1, 1, 1, &error),
+                         DLX_NUMERIC);
         assert_non_null(strstr(error.message, "round 1: a pseudo-gradient is not finite"));
         team_close(t);
     }
@@ -387,10 +376,10 @@ static double norm_of(const double *x) {
 }
 
 /* Tensors lie behind each other in p, and so they do here. */
-static float at(const dlxi_shard *s, int k, int what) {
+static float at(const dlxi_state *s, int k, int what) {
     size_t which = k < MATRIX ? 0 : k < MATRIX + 30 ? 1 : 2;
-    const dlxi_shard_tensor *t = &s->tensors[which];
-    const float *values = what == 0 ? t->velocity : what == 1 ? t->carried : t->anchor;
+    const dlxi_state_tensor *t = &s->tensors[which];
+    const float *values = what == 0 ? t->velocity : what == 1 ? t->error : t->anchor;
     return values[k - (which == 0 ? 0 : which == 1 ? MATRIX : MATRIX + 30)];
 }
 
@@ -398,7 +387,7 @@ static void error_feedback_conserves(void **state) {
     (void)state;
     enum { ROUNDS = 30 };
     for (int variant = 0; variant < 4; variant++) {
-        dlxi_shard_settings settings = team_settings(4, 4);
+        dlxi_state_settings settings = team_settings(4, 4);
         settings.momentum = 0; /* v is Δ */
         settings.adapt.kind = variant % 2 == 0 ? DLX_ADAPTATION_OFF : DLX_ADAPTATION_PAPER;
         settings.keep_unsent = variant >= 2;
@@ -416,11 +405,11 @@ static void error_feedback_conserves(void **state) {
                 for (int k = 0; k < TEAM_PARAMETERS; k++)
                     means[k] += team_weight(t, i) * ((double)start[i][k] - (double)t->p[i][k]);
             team_round(t, round);
-            for (int k = 0; k < TEAM_PARAMETERS; k++) updates[k] += (double)at(t->shard[0], k, 0);
+            for (int k = 0; k < TEAM_PARAMETERS; k++) updates[k] += (double)at(t->state[0], k, 0);
         }
         for (int k = 0; k < TEAM_PARAMETERS; k++) {
             for (uint16_t i = 0; i < 3; i++)
-                left[k] += team_weight(t, i) * (double)at(t->shard[i], k, 1);
+                left[k] += team_weight(t, i) * (double)at(t->state[i], k, 1);
             off[k] = updates[k] + left[k] - means[k];
         }
         if (norm_of(off) > 1e-4 * norm_of(means))
@@ -436,7 +425,7 @@ static void what_is_unsent_is_kept(void **state) {
     (void)state;
     for (int kept = 0; kept < 2; kept++)
         for (int carried = 0; carried < 2; carried++) {
-            dlxi_shard_settings settings = team_settings(4, 4);
+            dlxi_state_settings settings = team_settings(4, 4);
             settings.overlap = carried == 1 ? DLX_OVERLAP_CARRY : DLX_OVERLAP_NONE;
             settings.keep_unsent = kept == 1;
             team *t = team_open(2, &settings);
@@ -453,7 +442,7 @@ static void what_is_unsent_is_kept(void **state) {
                 team_apply(t);
                 double errors = 0;
                 for (int k = 0; k < TEAM_PARAMETERS; k++) {
-                    double e = (double)at(t->shard[0], k, 1), theta = (double)at(t->shard[0], k, 2);
+                    double e = (double)at(t->state[0], k, 1), theta = (double)at(t->state[0], k, 2);
                     assert_float_equal(t->p[0][k], (float)(theta - kept * e - (double)progress[k]),
                                        1e-6);
                     errors += e * e;
@@ -462,13 +451,13 @@ static void what_is_unsent_is_kept(void **state) {
                 /* and the next M is the progress since, and e: nothing twice */
                 static float next[TEAM_PARAMETERS], error[TEAM_PARAMETERS];
                 memcpy(next, t->p[0], sizeof next);
-                for (int k = 0; k < TEAM_PARAMETERS; k++) error[k] = at(t->shard[0], k, 1);
+                for (int k = 0; k < TEAM_PARAMETERS; k++) error[k] = at(t->state[0], k, 1);
                 if (round < 3) continue;
                 train(t, 50);
                 team_submit(t);
                 for (int k = 0; k < TEAM_PARAMETERS; k++) {
                     float expected = (next[k] - t->p[0][k]) + progress[k] + error[k];
-                    assert_float_equal(at(t->shard[0], k, 1), expected, 1e-6);
+                    assert_float_equal(at(t->state[0], k, 1), expected, 1e-6);
                 }
             }
             team_close(t);
@@ -478,7 +467,7 @@ static void what_is_unsent_is_kept(void **state) {
 /* ‖e‖ of the worst site after each round, for sites that pull apart for ever: δ_i = −(c_i + noise),
  * Σ w_i c_i = 0. Feedback against Δ (e ← M − Δ) is simulated by overwriting e after each commit. */
 static void pull_apart(double *norms, int rounds, bool against_update, bool smooth) {
-    dlxi_shard_settings settings = team_settings(4, 4);
+    dlxi_state_settings settings = team_settings(4, 4);
     settings.momentum = 0;
     team *t = team_open(3, &settings);
     static float messages[TEAM_MAX][TEAM_PARAMETERS];
@@ -496,7 +485,7 @@ static void pull_apart(double *norms, int rounds, bool against_update, bool smoo
         }
         team_submit(t);
         for (uint16_t i = 0; i < 3; i++)
-            for (int k = 0; k < TEAM_PARAMETERS; k++) messages[i][k] = at(t->shard[i], k, 1);
+            for (int k = 0; k < TEAM_PARAMETERS; k++) messages[i][k] = at(t->state[i], k, 1);
         team_begin(t, (uint64_t)round, 1);
         assert_true(team_move(t));
         team_commit(t);
@@ -506,11 +495,11 @@ static void pull_apart(double *norms, int rounds, bool against_update, bool smoo
             double sum = 0;
             for (int k = 0; k < TEAM_PARAMETERS; k++) {
                 size_t which = k < MATRIX ? 0 : k < MATRIX + 30 ? 1 : 2;
-                dlxi_shard_tensor *tensor = &t->shard[i]->tensors[which];
+                dlxi_state_tensor *tensor = &t->state[i]->tensors[which];
                 int within = k - (which == 0 ? 0 : which == 1 ? MATRIX : MATRIX + 30);
                 if (against_update)
-                    tensor->carried[within] = messages[i][k] - tensor->velocity[within];
-                sum += (double)tensor->carried[within] * (double)tensor->carried[within];
+                    tensor->error[within] = messages[i][k] - tensor->velocity[within];
+                sum += (double)tensor->error[within] * (double)tensor->error[within];
             }
             norms[round - 1] = fmax(norms[round - 1], sqrt(sum));
         }

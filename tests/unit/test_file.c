@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Files: read with a limit, mapped, and replaced as a whole or not at all. */
+/* Files: read with a limit, mapped, and replaced completely or not at all. */
 #include "base/file.h"
 
 #include <dirent.h>
@@ -12,29 +12,28 @@
 #include <stdarg.h>
 #include <cmocka.h>
 
-static char folder[] = "/tmp/dilocox_file.XXXXXX";
+static char directory[] = "/tmp/dilocox_file.XXXXXX";
 static char path[64];
 
 static int set_up(void **state) {
     (void)state;
-    if (mkdtemp(folder) == NULL) return -1;
-    snprintf(path, sizeof path, "%s/x", folder);
+    if (mkdtemp(directory) == NULL) return -1;
+    snprintf(path, sizeof path, "%s/x", directory);
     return 0;
 }
 
 static int tear_down(void **state) {
     (void)state;
     unlink(path);
-    return rmdir(folder); /* fails where something was left behind */
+    return rmdir(directory); /* fails if a file was left behind */
 }
 
 static size_t count_files(void) {
     size_t count = 0;
-    DIR *open_folder = opendir(folder);
-    assert_non_null(open_folder);
-    for (struct dirent *entry; (entry = readdir(open_folder)) != NULL;)
-        count += entry->d_name[0] != '.';
-    closedir(open_folder);
+    DIR *stream = opendir(directory);
+    assert_non_null(stream);
+    for (struct dirent *entry; (entry = readdir(stream)) != NULL;) count += entry->d_name[0] != '.';
+    closedir(stream);
     return count;
 }
 
@@ -81,7 +80,6 @@ static void test_read_larger_than_buffers(void **state) {
     dlxi_file_writer *writer;
     for (size_t i = 0; i < BYTES; i++) text[i] = (uint8_t)(i * 7 + i / 251);
     assert_int_equal(dlxi_file_writer_open(&writer, path, NULL), DLX_OK);
-    /* small, and beyond the buffer */
     for (size_t at = 0, piece = 1; at < BYTES; at += piece, piece = piece * 3 + 1) {
         if (piece > BYTES - at) piece = BYTES - at;
         assert_int_equal(dlxi_file_writer_append(writer, text + at, piece, NULL), DLX_OK);
@@ -108,8 +106,9 @@ static void test_map_refuses(void **state) {
     (void)state;
     dlxi_file_map map;
     dlx_error error;
-    assert_int_equal(dlxi_file_map_open(&map, folder, &error), DLX_DATA);
-    assert_non_null(strstr(error.message, ": not a regular file; name a file, no folder or pipe"));
+    assert_int_equal(dlxi_file_map_open(&map, directory, &error), DLX_DATA);
+    assert_non_null(
+        strstr(error.message, ": not a regular file; give a file, not a directory or pipe"));
     unlink(path);
     assert_int_equal(dlxi_file_map_open(&map, path, &error), DLX_SYSTEM);
     assert_int_equal(error.system_errno, ENOENT);
@@ -124,7 +123,7 @@ static void test_replaced_at_commit_only(void **state) {
     write_file("old");
     assert_int_equal(dlxi_file_writer_open(&writer, path, NULL), DLX_OK);
     assert_int_equal(dlxi_file_writer_append(writer, "..w", 3, NULL), DLX_OK);
-    /* two at once have files of their own */
+    /* two writers of one path do not meet */
     assert_int_equal(dlxi_file_writer_open(&second, path, NULL), DLX_OK);
     assert_int_equal(dlxi_file_writer_append(second, "second", 6, NULL), DLX_OK);
     assert_int_equal(dlxi_file_writer_replace(writer, 0, "ne", 2, NULL), DLX_OK);
@@ -145,13 +144,13 @@ static void test_writer_refuses(void **state) {
     (void)state;
     dlxi_file_writer *writer;
     dlx_error error;
-    assert_int_equal(dlxi_file_writer_open(&writer, "/no/such/folder/x", &error), DLX_SYSTEM);
+    assert_int_equal(dlxi_file_writer_open(&writer, "/no/such/directory/x", &error), DLX_SYSTEM);
     assert_null(writer);
     assert_string_equal(error.message,
-                        "/no/such/folder/x: can't be written: No such file or directory");
-    assert_int_equal(dlxi_file_writer_open(&writer, folder, &error), DLX_OK);
+                        "/no/such/directory/x: can't be written: No such file or directory");
+    assert_int_equal(dlxi_file_writer_open(&writer, directory, &error), DLX_OK);
     assert_int_equal(dlxi_file_writer_commit(writer, &error), DLX_SYSTEM);
-    assert_non_null(strstr(error.message, ": can't be put in place: Is a directory"));
+    assert_non_null(strstr(error.message, ": can't be replaced: Is a directory"));
     dlxi_file_writer_close(&writer);
 }
 

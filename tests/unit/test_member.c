@@ -75,10 +75,9 @@ static void refusals_say_why(void **state) {
         {"", "", "a site's name is 1 to 63 of A-Z a-z 0-9 . _ -; set --site"},
         {"c", "mallory", "site 'c' uses the key of 'mallory'; set --site or wan.key"},
         {"a", "",
-         "a site named 'a' is in the run already; give --site another name, or, where that one "
-         "ended, wait until it is "
-         "missed "
-         "(wan.timeout_s)"},
+         "a site named 'a' has joined already; give --site another name, or, if that one ended, "
+         "wait "
+         "for wan.timeout_s"},
         {"ranks", "", "site 'ranks' has 2 ranks, 'a' has 1; all sites must have the same"},
         {"config", "",
          "sync.bits: '8' on site 'config', '4' on site 'a'; all sites must use the same value"},
@@ -155,8 +154,7 @@ static void a_silent_site_leaves_its_place_while_gathering(void **state) {
     world *w = world_open(2, 1000, NULL);
     dlxi_text_copy(hello_of(w, "gone")->shared_text, DLXI_TEXT_MAX, "sync.bits: 8\n");
     say_as(w, 0, "", DLXI_FRAME_HELLO, (dlxi_frame){.term = 0});
-    w->now_ms += TIMEOUT_MS + 1;
-    dlxi_coordinator_on_tick(w->c, w->now_ms);
+    wait_pinging(w, 0, -1, 1, TIMEOUT_MS + 1);
     assert_int_equal(dlxi_coordinator_phase_of(w->c), DLXI_COORDINATOR_GATHERING);
     join(w, 1, "a");
     join(w, 2, "b");
@@ -241,18 +239,127 @@ static void nothing_counts_between_rounds(void **state) {
     world_close(w);
 }
 
-static void attempts_have_an_end(void **state) {
+static void results_that_keep_differing_end_the_run(void **state) {
     (void)state;
     world *w = run_open(2, 1000);
     ready(w, 0, 1, 30);
     ready(w, 1, 1, 30);
-    for (uint32_t attempt = 1; attempt <= 3; attempt++) {
-        w->message->as.reason =
-            (dlxi_reason){.status = DLX_ABORTED, .text = "a frame out of order"};
-        say(w, 1, DLXI_FRAME_ABORT, 1, attempt);
-        if (attempt < 3) say(w, 1, DLXI_FRAME_ABORT, 1, attempt); /* heard already */
+    for (uint32_t attempt = 1; attempt <= 3; attempt++)
+        for (uint32_t peer = 0; peer < 2; peer++) stage(w, peer, 1, attempt, peer);
+    assert_stopped(w, 2, DLX_DIVERGED,
+                   "round 1 failed 3 times, last: the sites received different results");
+    world_close(w);
+}
+
+static void abort_as(world *w, uint32_t peer, uint64_t round, uint32_t attempt, const char *why) {
+    w->message->as.reason = (dlxi_reason){.status = DLX_ABORTED};
+    dlxi_text_copy(w->message->as.reason.text, sizeof w->message->as.reason.text, why);
+    say(w, peer, DLXI_FRAME_ABORT, round, attempt);
+}
+
+/* Attempts that make no progress are begun again until the patience is over; operators are told at
+ * first, and then each time that the trouble has lasted twice as long. */
+static void a_round_in_trouble_is_tried_until_the_patience_is_over(void **state) {
+    (void)state;
+    world *w = run_open(2, 1000);
+    ready(w, 0, 1, 30);
+    ready(w, 1, 1, 30);
+    char line[512];
+    while (dlxi_coordinator_pop_log(w->c, line, sizeof line)) {}
+    int lines = 0, tries = 0;
+    for (int second = 0; dlxi_coordinator_phase_of(w->c) != DLXI_COORDINATOR_DONE; second++) {
+        char why[64];
+        assert_true(second <= PATIENCE_MS / 1000);
+        snprintf(why, sizeof why, "no data from a to b for %d s", second);
+        uint32_t attempt = w->attempt[1];
+        abort_as(w, 1, 1, attempt, why);
+        abort_as(w, 1, 1, attempt, why); /* it is known already */
+        tries++;
+        wait_pinging(w, 2, -1, 1, 1000);
+        while (dlxi_coordinator_pop_log(w->c, line, sizeof line)) lines++;
     }
-    assert_stopped(w, 2, DLX_DIVERGED, "round 1 failed 3 times, last: a frame out of order");
+    assert_int_equal(tries, PATIENCE_MS / 1000);
+    assert_true(w->counts[0][DLXI_FRAME_BEGIN] >= tries);
+    assert_in_range(lines, 4, 6); /* at 0, 1, 3, 7 and 15 s */
+    assert_stopped(w, 2, DLX_PEER_LOST,
+                   "round 1 did not commit for 20 s (wan.patience_s); last: no data from a to b "
+                   "for 15 s");
+    world_close(w);
+}
+
+/* A commit forgets the trouble. */
+static void a_commit_ends_the_trouble(void **state) {
+    (void)state;
+    world *w = run_open(2, 1000);
+    for (uint64_t round = 1; round <= 4; round++) {
+        ready(w, 0, round, 30);
+        ready(w, 1, round, 30);
+        abort_as(w, 0, round, 1, "a frame out of order");
+        assert_int_equal(w->attempt[1], 2);
+        for (uint32_t peer = 0; peer < 2; peer++) stage(w, peer, round, 2, 8);
+        assert_int_equal(w->last[1]->kind, DLXI_FRAME_COMMIT);
+        wait_pinging(w, 2, -1, round + 1, PATIENCE_MS / 2);
+    }
+    assert_int_equal(dlxi_coordinator_phase_of(w->c), DLXI_COORDINATOR_RUNNING);
+    world_close(w);
+}
+
+/* Whatever a rank lacks it gets again: as its pings show, and at most once a second. */
+static void what_was_lost_is_sent_again(void **state) {
+    (void)state;
+    world *w = world_open(2, 1000, NULL);
+    for (uint32_t peer = 0; peer < 2; peer++) join(w, peer, names[peer]);
+    w->now_ms += 1000;
+    for (int i = 0; i < 3; i++) {
+        hello_of(w, "b");
+        say_as(w, 0, "", DLXI_FRAME_HELLO, (dlxi_frame){.term = 0});
+    }
+    assert_int_equal(w->counts[0][DLXI_FRAME_WELCOME], 2);
+    listen_all(w, 2);
+    assert_int_equal(w->counts[1][DLXI_FRAME_PEERS], 1);
+    w->now_ms += 1000;
+    listen_all(w, 2);
+    assert_int_equal(w->counts[1][DLXI_FRAME_PEERS], 2);
+    ready(w, 0, 1, 30);
+    ready(w, 1, 1, 30);
+    ready(w, 1, 1, 30); /* repeated before it saw the view */
+    assert_int_equal(w->counts[1][DLXI_FRAME_BEGIN], 1);
+    w->now_ms += 1000;
+    say(w, 1, DLXI_FRAME_PING, 1, 0);
+    assert_int_equal(w->counts[1][DLXI_FRAME_BEGIN], 2);
+    assert_int_equal(w->last[1]->as.view.member[1].tokens, 30);
+    say(w, 1, DLXI_FRAME_PING, 1, 1);
+    stage(w, 0, 1, 1, 8);
+    stage(w, 1, 1, 1, 8);
+    w->now_ms += 1000;
+    say(w, 1, DLXI_FRAME_PING, 1, 1);
+    assert_int_equal(w->counts[1][DLXI_FRAME_COMMIT], 2);
+    assert_int_equal(w->counts[0][DLXI_FRAME_COMMIT], 1);
+    assert_int_equal(w->round[1], 1);
+    assert_int_equal(w->attempt[1], 1);
+    assert_int_equal(w->last[1]->as.commit.committed_tokens, 60);
+    assert_int_equal(w->last[1]->as.commit.lease.round, 3);
+    world_close(w);
+}
+
+/* Sites that do not reach each other at first: all terminals say so, and the run ends if it lasts. */
+static void sites_that_never_meet_end_the_run(void **state) {
+    (void)state;
+    world *w = run_open(2, 1000);
+    for (int i = 0; i < 2; i++) abort_as(w, 1, 1, 0, "no data from a to b for 5 s");
+    assert_string_equal(w->last[0]->as.reason.text, "no data from a to b for 5 s");
+    assert_int_equal(w->counts[0][DLXI_FRAME_ABORT], 1);
+    for (int i = 0; i < PATIENCE_MS / TIMEOUT_MS; i++) {
+        abort_as(w, 1, 1, 0, "no data from a to b for 9 s");
+        wait_pinging(w, 2, -1, 1, TIMEOUT_MS);
+    }
+    assert_int_equal(dlxi_coordinator_phase_of(w->c), DLXI_COORDINATOR_DONE);
+    assert_int_equal(dlxi_coordinator_result(w->c, NULL), DLX_PEER_LOST);
+    world_close(w);
+    w = run_open(2, 1000); /* … but not if it heals, however long the first round takes */
+    abort_as(w, 1, 1, 0, "no data from a to b for 5 s");
+    wait_pinging(w, 2, -1, 1, 3 * PATIENCE_MS);
+    assert_int_equal(dlxi_coordinator_phase_of(w->c), DLXI_COORDINATOR_RUNNING);
     world_close(w);
 }
 
@@ -260,7 +367,7 @@ static void a_site_in_another_round_ends_the_run(void **state) {
     (void)state;
     world *w = run_open(2, 1000);
     ready(w, 0, 2, 30);
-    assert_stopped(w, 2, DLX_DATA, "site 'b' handed out round 2 while the run is at 1");
+    assert_stopped(w, 2, DLX_DATA, "site 'b' submitted round 2 while the run is at 1");
     world_close(w);
 }
 
@@ -285,9 +392,8 @@ static void another_anchor_ends_the_run(void **state) {
     w->message->as.ready = ready_of(30);
     w->message->as.ready.anchor_hash = 98;
     say(w, 2, DLXI_FRAME_READY, 1, 0);
-    assert_stopped(
-        w, 3, DLX_DIVERGED,
-        "site 'c' holds another anchor than 'a' after round 0; this is a bug or bad memory");
+    assert_stopped(w, 3, DLX_DIVERGED,
+                   "site 'c' and 'a' have different anchors after round 0: a bug or faulty memory");
     dlx_error error;
     dlxi_coordinator_result(w->c, &error);
     assert_string_equal(error.site, "c");
@@ -297,15 +403,21 @@ static void another_anchor_ends_the_run(void **state) {
 static void silence_is_a_lost_site(void **state) {
     (void)state;
     world *w = run_open(2, 1000);
-    w->now_ms += TIMEOUT_MS;
-    say(w, 0, DLXI_FRAME_PING, 0, 0);
-    dlxi_coordinator_on_tick(w->c, w->now_ms);
-    drain(w);
+    wait_pinging(w, 2, 1, 1, TIMEOUT_MS);
     assert_int_equal(dlxi_coordinator_phase_of(w->c), DLXI_COORDINATOR_RUNNING);
-    w->now_ms += 1;
+    wait_pinging(w, 2, 1, 1, 1);
+    assert_stopped(w, 2, DLX_PEER_LOST, "no message from site 'a' for 5001 ms");
+    world_close(w);
+}
+
+/* Time that the coordinator's own process did not run is nobody's silence. */
+static void a_pause_of_the_coordinator_loses_nobody(void **state) {
+    (void)state;
+    world *w = run_open(2, 1000);
+    w->now_ms += 100 * TIMEOUT_MS;
     dlxi_coordinator_on_tick(w->c, w->now_ms);
-    drain(w);
-    assert_stopped(w, 2, DLX_PEER_LOST, "site 'a' was not heard of for 5001 ms");
+    wait_pinging(w, 2, -1, 1, TIMEOUT_MS);
+    assert_int_equal(dlxi_coordinator_phase_of(w->c), DLXI_COORDINATOR_RUNNING);
     world_close(w);
 }
 
@@ -373,6 +485,14 @@ static void the_target_ends_the_run(void **state) {
     say(w, 1, DLXI_FRAME_REPORT, 3, 0);
     for (uint32_t peer = 0; peer < 2; peer++)
         assert_int_equal(w->counts[peer][DLXI_FRAME_FINISHED], 1);
+    /* a site whose FINISHED was lost can ask again until all have answered */
+    assert_int_equal(dlxi_coordinator_phase_of(w->c), DLXI_COORDINATOR_CLOSING);
+    say(w, 0, DLXI_FRAME_FINISHED, 3, 0);
+    w->now_ms += 1000;
+    dlxi_text_copy(w->message->as.report.text, DLXI_TEXT_MAX, "from a");
+    say(w, 1, DLXI_FRAME_REPORT, 3, 0);
+    assert_int_equal(w->counts[1][DLXI_FRAME_FINISHED], 2);
+    say(w, 1, DLXI_FRAME_FINISHED, 3, 0);
     assert_int_equal(dlxi_coordinator_phase_of(w->c), DLXI_COORDINATOR_DONE);
     assert_int_equal(dlxi_coordinator_result(w->c, NULL), DLX_OK);
     const char *name = NULL;
@@ -523,6 +643,11 @@ static void welcome_lone(lone *l) {
     assert_int_equal(tell(l, DLXI_FRAME_PEERS, 4, 1, 0, 0), DLXI_SITE_CONNECT);
 }
 
+static void submit_lone(lone *l) {
+    const dlxi_ready message = {.tokens = 5};
+    dlxi_site_on_ready(l->s, &message);
+}
+
 static dlxi_site_action begin_lone(lone *l, uint32_t term, uint64_t round, uint32_t attempt) {
     l->message->as.view = (dlxi_view){.members = 1, .member = {{.tokens = 5}}};
     return tell(l, DLXI_FRAME_BEGIN, term, round, attempt, 0);
@@ -539,6 +664,7 @@ static void a_site_follows_its_coordinator(void **state) {
     assert_int_equal(dlxi_outbox_peek(&l.s->outbox)->frame.kind, DLXI_FRAME_HELLO);
     assert_int_equal(begin_lone(&l, 4, 1, 1), DLXI_SITE_NOTHING); /* not yet running */
     welcome_lone(&l);
+    submit_lone(&l);
     assert_int_equal(begin_lone(&l, 4, 2, 1), DLXI_SITE_NOTHING); /* another round */
     assert_int_equal(begin_lone(&l, 4, 1, 1), DLXI_SITE_BEGIN);
     assert_int_equal(begin_lone(&l, 4, 1, 1), DLXI_SITE_NOTHING); /* twice */
@@ -552,7 +678,8 @@ static void a_site_follows_its_coordinator(void **state) {
     assert_int_equal(commit_lone(&l, 1, 1), DLXI_SITE_NOTHING); /* of the attempt that is over */
     assert_int_equal(commit_lone(&l, 1, 2), DLXI_SITE_COMMIT);
     assert_int_equal(l.s->round, 2);
-    assert_int_equal(commit_lone(&l, 1, 2), DLXI_SITE_NOTHING);   /* twice */
+    assert_int_equal(commit_lone(&l, 1, 2), DLXI_SITE_NOTHING); /* twice */
+    submit_lone(&l);
     assert_int_equal(begin_lone(&l, 3, 2, 1), DLXI_SITE_NOTHING); /* a lower term */
     assert_int_equal(begin_lone(&l, 5, 2, 1), DLXI_SITE_BEGIN);
     assert_int_equal(l.s->term, 5);
@@ -565,6 +692,7 @@ static void a_commit_that_was_not_staged_ends_the_site(void **state) {
     (void)state;
     lone l = lone_open();
     welcome_lone(&l);
+    submit_lone(&l);
     begin_lone(&l, 4, 1, 1);
     assert_int_equal(commit_lone(&l, 1, 1), DLXI_SITE_ENDED);
     assert_int_equal(l.s->result.status, DLX_DATA);
@@ -576,11 +704,43 @@ static void an_abort_takes_staging_back(void **state) {
     (void)state;
     lone l = lone_open();
     welcome_lone(&l);
+    submit_lone(&l);
     begin_lone(&l, 4, 1, 1);
     dlxi_site_on_staged(l.s, 3);
     l.message->as.reason = (dlxi_reason){.status = DLX_ABORTED};
     assert_int_equal(tell(&l, DLXI_FRAME_ABORT, 4, 1, 1, 0), DLXI_SITE_ABORT);
     assert_int_not_equal(commit_lone(&l, 1, 1), DLXI_SITE_COMMIT);
+    lone_close(&l);
+}
+
+/* How often the site says `kind` in `seconds` of ticks, while the coordinator pings. */
+static int says(lone *l, dlxi_frame_kind kind, int64_t from_ms, int seconds) {
+    int count = 0;
+    for (int64_t now = from_ms; now < from_ms + seconds * 1000; now += 100) {
+        tell(l, DLXI_FRAME_PING, 4, 1, 0, now);
+        assert_int_equal(dlxi_site_on_tick(l->s, now), DLXI_SITE_NOTHING);
+        for (const dlxi_outbox_item *item; (item = dlxi_outbox_peek(&l->s->outbox)) != NULL;) {
+            count += item->frame.kind == kind;
+            dlxi_outbox_drop(&l->s->outbox);
+        }
+    }
+    return count;
+}
+
+/* What waits for an answer is said again every second, and no more once the answer is here. */
+static void a_site_repeats_what_waits_for_an_answer(void **state) {
+    (void)state;
+    lone l = lone_open();
+    welcome_lone(&l);
+    assert_int_equal(says(&l, DLXI_FRAME_HELLO, 0, 3), 1);
+    submit_lone(&l);
+    assert_int_equal(says(&l, DLXI_FRAME_READY, 3000, 3), 1 + 3);
+    begin_lone(&l, 4, 1, 1);
+    assert_int_equal(says(&l, DLXI_FRAME_READY, 6000, 3), 0);
+    dlxi_site_on_staged(l.s, 3);
+    assert_int_equal(says(&l, DLXI_FRAME_STAGED, 9000, 3), 1 + 3);
+    assert_int_equal(commit_lone(&l, 1, 1), DLXI_SITE_COMMIT);
+    assert_int_equal(says(&l, DLXI_FRAME_STAGED, 12000, 3), 0);
     lone_close(&l);
 }
 
@@ -597,7 +757,8 @@ static void the_reason_of_a_stop_reaches_the_caller(void **state) {
 static void a_silent_coordinator_ends_the_site(void **state) {
     (void)state;
     lone l = lone_open();
-    assert_int_equal(dlxi_site_on_tick(l.s, TIMEOUT_MS), DLXI_SITE_NOTHING);
+    for (int64_t now = 0; now <= TIMEOUT_MS; now += 500)
+        assert_int_equal(dlxi_site_on_tick(l.s, now), DLXI_SITE_NOTHING);
     assert_int_equal(dlxi_site_on_tick(l.s, TIMEOUT_MS + 1), DLXI_SITE_ENDED);
     assert_int_equal(l.s->result.status, DLX_TIMEOUT);
     assert_string_equal(
@@ -606,7 +767,11 @@ static void a_silent_coordinator_ends_the_site(void **state) {
     lone_close(&l);
     l = lone_open();
     welcome_lone(&l);
-    assert_int_equal(dlxi_site_on_tick(l.s, TIMEOUT_MS + 1), DLXI_SITE_ENDED);
+    /* a pause of this process is not the coordinator's silence */
+    assert_int_equal(dlxi_site_on_tick(l.s, 9 * TIMEOUT_MS), DLXI_SITE_NOTHING);
+    for (int64_t now = 9 * TIMEOUT_MS; now <= 10 * TIMEOUT_MS; now += 500)
+        assert_int_equal(dlxi_site_on_tick(l.s, now), DLXI_SITE_NOTHING);
+    assert_int_equal(dlxi_site_on_tick(l.s, 10 * TIMEOUT_MS + 1), DLXI_SITE_ENDED);
     assert_string_equal(l.s->result.message, "the coordinator has fallen silent");
     lone_close(&l);
 }
@@ -660,11 +825,16 @@ int main(void) {
         cmocka_unit_test(a_round_begins_when_all_are_ready),
         cmocka_unit_test(staged_hashes_that_differ_are_repeated),
         cmocka_unit_test(nothing_counts_between_rounds),
-        cmocka_unit_test(attempts_have_an_end),
+        cmocka_unit_test(results_that_keep_differing_end_the_run),
+        cmocka_unit_test(a_round_in_trouble_is_tried_until_the_patience_is_over),
+        cmocka_unit_test(a_commit_ends_the_trouble),
+        cmocka_unit_test(what_was_lost_is_sent_again),
+        cmocka_unit_test(sites_that_never_meet_end_the_run),
         cmocka_unit_test(a_site_in_another_round_ends_the_run),
         cmocka_unit_test(a_norm_that_is_not_finite_ends_the_run),
         cmocka_unit_test(another_anchor_ends_the_run),
         cmocka_unit_test(silence_is_a_lost_site),
+        cmocka_unit_test(a_pause_of_the_coordinator_loses_nobody),
         cmocka_unit_test(a_failed_site_is_passed_on),
         cmocka_unit_test(a_failure_without_a_status_is_one),
         cmocka_unit_test(strangers_and_old_terms_are_not_heard),
@@ -676,6 +846,7 @@ int main(void) {
         cmocka_unit_test(a_site_follows_its_coordinator),
         cmocka_unit_test(a_commit_that_was_not_staged_ends_the_site),
         cmocka_unit_test(an_abort_takes_staging_back),
+        cmocka_unit_test(a_site_repeats_what_waits_for_an_answer),
         cmocka_unit_test(the_reason_of_a_stop_reaches_the_caller),
         cmocka_unit_test(a_silent_coordinator_ends_the_site),
         cmocka_unit_test(pings_keep_an_idle_run_alive),

@@ -122,8 +122,8 @@ static void a_site_is_refused_with_all_its_ranks(void **state) {
          "all sites need the same tokens",
          1, 2},
         {"lease",
-         "site 'b' (rank 1) asks for 7 windows a round, another rank for 6; all ranks must ask for "
-         "as many",
+         "site 'b' (rank 1) asks for 7 windows per round, another rank for 6; all ranks must ask "
+         "for the same",
          1, 2},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -134,7 +134,7 @@ static void a_site_is_refused_with_all_its_ranks(void **state) {
             dlxi_text_copy(w->message->as.hello.shared_text, DLXI_TEXT_MAX, "site.stages: 1\n");
             say_as(w, r, "", DLXI_FRAME_HELLO, (dlxi_frame){.term = 0});
         }
-        (void)dlxi_coordinator_take_notice(w->c, notice, sizeof notice);
+        while (dlxi_coordinator_pop_log(w->c, notice, sizeof notice)) {}
         dlxi_hello *h = hello_of_rank(w, "b", cases[i].rank, cases[i].ranks);
         bool other_text = strcmp(cases[i].what, "text") == 0;
         dlxi_text_copy(h->shared_text, DLXI_TEXT_MAX,
@@ -149,7 +149,7 @@ static void a_site_is_refused_with_all_its_ranks(void **state) {
             assert_string_equal(w->last[peer]->as.reason.text, cases[i].text);
         }
         assert_int_equal(w->counts[0][DLXI_FRAME_STOP] + w->counts[1][DLXI_FRAME_STOP], 0);
-        assert_true(dlxi_coordinator_take_notice(w->c, notice, sizeof notice));
+        assert_true(dlxi_coordinator_pop_log(w->c, notice, sizeof notice));
         assert_non_null(strstr(notice, cases[i].text));
         for (uint16_t r = 0; r < 2; r++) {
             hello_of_rank(w, "c", r, 2);
@@ -169,13 +169,14 @@ static void late_ranks_of_a_refused_site_are_told(void **state) {
     world *w = world_open(2, 1000, NULL);
     char notice[512];
     for (uint16_t r = 0; r < 2; r++) join_rank(w, r, "a", r, 2);
+    while (dlxi_coordinator_pop_log(w->c, notice, sizeof notice)) {}
     join_rank(w, 2, "b", 0, 3);
     assert_string_equal(w->last[2]->as.reason.text, text);
-    assert_true(dlxi_coordinator_take_notice(w->c, notice, sizeof notice));
+    assert_true(dlxi_coordinator_pop_log(w->c, notice, sizeof notice));
     join_rank(w, 3, "b", 2, 3);
     assert_int_equal(w->last[3]->kind, DLXI_FRAME_STOP);
     assert_string_equal(w->last[3]->as.reason.text, text);
-    assert_false(dlxi_coordinator_take_notice(w->c, notice, sizeof notice)); /* said once */
+    assert_false(dlxi_coordinator_pop_log(w->c, notice, sizeof notice)); /* said once */
     /* rank 0 had been told, rank 1 had not */
     for (uint16_t r = 0; r < 2; r++) join_rank(w, 4u + r, "b", r, 2);
     assert_int_equal(w->counts[4][DLXI_FRAME_WELCOME], 1);
@@ -203,9 +204,9 @@ static void refusals_that_touch_no_site(void **state) {
     join_rank(w, 2, "a", 1, 2);
     join_rank(w, 3, "a", 1, 2);
     assert_string_equal(w->last[3]->as.reason.text,
-                        "a site named 'a' is in the run already; give --site another name, or, "
-                        "where that one ended, wait "
-                        "until it is missed (wan.timeout_s)");
+                        "a site named 'a' has joined already; give --site another name, or, if "
+                        "that one ended, wait "
+                        "for wan.timeout_s");
     join_rank(w, 4, "b", 0, 2);
     join_rank(w, 5, "c", 0, 2);
     assert_string_equal(
@@ -310,13 +311,8 @@ static void one_rank_that_differs_aborts_the_attempt(void **state) {
 static void a_rank_that_ends_the_run_is_named(void **state) {
     (void)state;
     world *w = ranks_open(1000);
-    w->now_ms += TIMEOUT_MS;
-    for (uint32_t peer = 0; peer < BOTH; peer++)
-        if (peer != 4) say(w, peer, DLXI_FRAME_PING, 0, 0);
-    w->now_ms += 1;
-    dlxi_coordinator_on_tick(w->c, w->now_ms);
-    drain(w);
-    assert_stopped(w, BOTH, DLX_PEER_LOST, "site 'b' (rank 1) was not heard of for 5001 ms");
+    wait_pinging(w, BOTH, 4, 1, TIMEOUT_MS + 1);
+    assert_stopped(w, BOTH, DLX_PEER_LOST, "no message from site 'b' (rank 1) for 5001 ms");
     world_close(w);
 
     w = ranks_open(1000);
@@ -332,9 +328,10 @@ static void a_rank_that_ends_the_run_is_named(void **state) {
         if (peer == 5) w->message->as.ready.anchor_hash = 98;
         say(w, peer, DLXI_FRAME_READY, 1, 0);
     }
-    assert_stopped(w, BOTH, DLX_DIVERGED,
-                   "site 'b' (rank 2) holds another anchor than 'a' after round 0; this is a bug "
-                   "or bad memory");
+    assert_stopped(
+        w, BOTH, DLX_DIVERGED,
+        "site 'b' (rank 2) and 'a' have different anchors after round 0: a bug or faulty "
+        "memory");
     world_close(w);
 
     w = ranks_open(1000);
@@ -342,7 +339,7 @@ static void a_rank_that_ends_the_run_is_named(void **state) {
     assert_stopped(w, BOTH, DLX_DIVERGED,
                    "site 'a' (rank 1) says that its site trained on 40 tokens of 4 windows in "
                    "round 1, its rank 0 says "
-                   "30 of 3; all ranks must count alike");
+                   "30 of 3; all ranks must count the same");
     world_close(w);
 }
 
@@ -352,19 +349,14 @@ static void a_rank_that_goes_while_gathering_takes_its_site_out(void **state) {
     for (int silent = 0; silent < 2; silent++) {
         world *w = world_open(2, 1000, NULL);
         for (uint16_t r = 0; r < 3; r++) join_rank(w, r, "a", r, 3);
-        w->now_ms += TIMEOUT_MS;
         if (silent == 1) {
-            for (uint32_t peer = 0; peer < 3; peer++)
-                if (peer != 1) say(w, peer, DLXI_FRAME_PING, 0, 0);
-            w->now_ms += 1;
-            dlxi_coordinator_on_tick(w->c, w->now_ms);
-            drain(w);
+            wait_pinging(w, 3, 1, 1, TIMEOUT_MS + 1);
         } else {
             w->message->as.reason = (dlxi_reason){.status = DLX_MEMORY, .text = "no more"};
             say_as(w, 1, "", DLXI_FRAME_FAILED, (dlxi_frame){.term = 0});
         }
         static const char *const texts[] = {"site 'a' (rank 1) failed: no more",
-                                            "site 'a' (rank 1) was not heard of for 5001 ms"};
+                                            "no message from site 'a' (rank 1) for 5001 ms"};
         assert_int_equal(w->counts[1][DLXI_FRAME_STOP], 0);
         for (uint32_t peer = 0; peer < 3; peer += 2) {
             assert_int_equal(w->counts[peer][DLXI_FRAME_STOP], 1);

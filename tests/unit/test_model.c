@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The model room: what configs are refused, the list of tensors, starting values, micro-batches
- * against one batch, evaluation and generation. Cut models are in test_model_stages.c, gradients
- * against PyTorch in torch_model.py. */
+/* The model: refused configs, the list of tensors, starting values, micro-batches against one
+ * batch, and generation. test_model_stages.c has partitioned models, torch_model.py PyTorch's
+ * gradients. */
 #include "model/model.h"
 #include "base/hash.h"
 #include "base/rng.h"
@@ -79,7 +79,8 @@ static void test_validate(void **unused) {
     dlxi_model_config c = small(DLXI_FAMILY_LLAMA), good = c;
     assert_int_equal(dlxi_model_config_validate(&good, NULL), DLX_OK);
     c.layers = 0;
-    refused(c, "model.layers: 0 is outside 1 to 1024; set the number of transformer blocks");
+    refused(c, "model.layers: 0 is out of range; allowed: 1 to 1024; set the number of transformer "
+               "blocks");
     c = good, c.width = 18;
     refused(
         c, "model.width: 18 is not a multiple of model.heads (4); set width to 20 or change heads");
@@ -87,21 +88,18 @@ static void test_validate(void **unused) {
     refused(c, "model.kv_heads: 3 does not divide model.heads (4); set it to heads or to a divisor "
                "of heads");
     c = good, c.width = 12;
-    refused(c, "model.width: 12 over model.heads (4) gives heads of size 3; rotary positions need "
-               "an even size: change "
-               "width or heads");
+    refused(c, "model.width: 12 over model.heads (4) gives heads of width 3; rotary positions need "
+               "an even width: change width or heads");
     c = good, c.family = DLXI_FAMILY_GPT2;
-    refused(c, "model.kv_heads: 2 with model.family gpt2, which has one key head a query head; set "
-               "it to model.heads (4) "
-               "or the family to llama");
+    refused(c, "model.kv_heads: 2 with model.family gpt2, which has one key head per query head; "
+               "set it to model.heads (4)");
     c = good, c.vocabulary = 1;
-    refused(
-        c,
-        "model.vocabulary: 1 is outside 2 to 16777216; set what the tokenizer says: 256 for bytes");
+    refused(c, "model.vocabulary: 1 is out of range; allowed: 2 to 16777216; set the tokenizer's "
+               "vocabulary: 256 for bytes");
     c = good, c.norm_epsilon = NAN;
-    refused(c, "model.norm_epsilon: nan is outside (0, 0.1]; 1e-5 is customary");
+    refused(c, "model.norm_epsilon: nan is out of range; allowed: above 0, to 0.1; 1e-5 is usual");
     c = good, c.rope_theta = 0.0f;
-    refused(c, "model.rope_theta: 0 is outside 1 to 1e9; 10000 is customary");
+    refused(c, "model.rope_theta: 0 is out of range; allowed: 1 to 1e+09; 10000 is usual");
 }
 
 static void test_parameter_counts(void **unused) {
@@ -109,15 +107,14 @@ static void test_parameter_counts(void **unused) {
     dlxi_model_config gpt2 = dlxi_model_config_default(DLXI_FAMILY_GPT2);
     gpt2.layers = 12, gpt2.width = 768, gpt2.heads = gpt2.kv_heads = 12;
     gpt2.mlp_width = 3072, gpt2.context = 1024, gpt2.vocabulary = 50257;
-    /* the published GPT-2 small */
-    assert_int_equal(dlxi_model_parameter_count(&gpt2, false), 124439808);
-    assert_int_equal(dlxi_model_parameter_count(&gpt2, true), 124439808 - 1024 * 768);
+    /* the published GPT-2 small, without its positions */
+    assert_int_equal(dlxi_model_parameter_count(&gpt2), 124439808 - 1024 * 768);
 
     dlxi_model_config qwen = dlxi_model_config_default(DLXI_FAMILY_LLAMA);
     qwen.layers = 24, qwen.width = 896, qwen.heads = 14, qwen.kv_heads = 2;
     qwen.mlp_width = 4864, qwen.vocabulary = 151936, qwen.qkv_bias = true, qwen.tied_head = true;
     /* the published Qwen2-0.5B */
-    assert_int_equal(dlxi_model_parameter_count(&qwen, false), 494032768);
+    assert_int_equal(dlxi_model_parameter_count(&qwen), 494032768);
 }
 
 static void test_tensor_list(void **unused) {
@@ -160,7 +157,7 @@ static void test_starting_values(void **unused) {
         assert_memory_equal(parameter[i].data, same->data,
                             (size_t)parameter[i].count * sizeof(float));
     }
-    /* 0.02, and 0.02 / sqrt(2 · 4) for what writes into the residual stream */
+    /* 0.02, and 0.02 / sqrt(2 · 4) for projections into the residual stream */
     static const struct {
         const char *name;
         double deviation;
@@ -172,7 +169,7 @@ static void test_starting_values(void **unused) {
         assert_true(fabs(sqrt(squares / (double)p->count) / expected[i].deviation - 1.0) < 0.03);
     }
     assert_true(find(whole, "model.norm.weight")->data[5] == 1.0f);
-    /* golden: the same bits on every machine, in every version */
+    /* equal bits on every machine and in every version */
     uint64_t hash = 0;
     parameter = dlxi_stage_parameters(whole, &count);
     for (int64_t i = 0; i < count; i++)
@@ -229,15 +226,15 @@ static void test_bad_tokens(void **unused) {
     assert_int_equal(dlxi_stage_forward(stage, 0, token, NULL, target, &loss, &error), DLX_DATA);
     assert_string_equal(
         error.message,
-        "token 31 is not below model.vocabulary (31); set model.vocabulary to what the "
-        "shard's tokenizer says");
+        "token 31 is out of range; allowed: 0 to 30; set model.vocabulary to the tokenizer's");
     token[N - 1] = 0, target[0] = UINT32_MAX;
     assert_int_equal(dlxi_stage_forward(stage, 0, token, NULL, target, &loss, &error), DLX_DATA);
     dlxi_stage_options options = dlxi_stage_options_whole(&config, B, 13, 4);
     dlxi_stage *none = stage;
     assert_int_equal(dlxi_stage_open(&none, &config, &options, kernels, &error), DLX_CONFIG);
     assert_null(none);
-    assert_string_equal(error.message, "window of 13 tokens: outside 1 to model.context (12)");
+    assert_string_equal(error.message,
+                        "window length 13 is out of range; allowed: 1 to model.context (12)");
     dlxi_stage_close(&stage);
     dlxi_kernels_close(&kernels);
 }
@@ -255,33 +252,7 @@ static void test_not_finite(void **unused) {
     dlxi_kernels_close(&kernels);
 }
 
-/* ---- forward only ---------------------------------------------------------------------------- */
-
-/* Five windows in batches of two, by a stage that keeps no activations, against the training stage
- * one by one. */
-static void test_evaluate(void **unused) {
-    (void)unused;
-    dlxi_kernels *kernels = open_kernels();
-    dlxi_model_config config = small(DLXI_FAMILY_GPT2);
-    uint32_t window[5 * (T + 1)];
-    draw_tokens(window, 5 * (T + 1), 2);
-    dlxi_stage *one = open_whole(&config, 1, kernels);
-    dlxi_stage_options options = dlxi_stage_options_whole(&config, B, T, 4);
-    options.training = false;
-    dlxi_stage *forward_only = open_stage(&config, &options, kernels);
-    double sum = 0.0, loss, mean;
-    for (int w = 0; w < 5; w++) {
-        const uint32_t *from = window + w * (T + 1);
-        assert_int_equal(dlxi_stage_forward(one, 0, from, NULL, from + 1, &loss, NULL), DLX_OK);
-        sum += loss;
-    }
-    assert_int_equal(dlxi_model_evaluate(forward_only, window, 5, &mean, NULL), DLX_OK);
-    assert_true(fabs(mean - sum / 5.0) < 1e-6);
-    assert_true(dlxi_stage_bytes(forward_only) < dlxi_stage_bytes(one));
-    dlxi_stage_close(&forward_only);
-    dlxi_stage_close(&one);
-    dlxi_kernels_close(&kernels);
-}
+/* ---- generation ------------------------------------------------------------------------------ */
 
 /* −log softmax(logits)[t] of every prefix of a window sums to the window's loss. */
 static void test_logits_agree_with_loss(void **unused) {
@@ -292,19 +263,21 @@ static void test_logits_agree_with_loss(void **unused) {
     uint32_t window[T + 1];
     draw_tokens(window, T + 1, 3);
     double expected, sum = 0.0;
-    float logits[V];
-    assert_int_equal(dlxi_model_evaluate(stage, window, 1, &expected, NULL), DLX_OK);
+    float *logits, last[V];
+    assert_int_equal(dlxi_stage_evaluate(stage, 0, window, NULL, window + 1, 1, &expected, NULL),
+                     DLX_OK);
     for (int t = 0; t < T; t++) {
-        assert_int_equal(dlxi_model_logits(stage, window, t + 1, logits, NULL), DLX_OK);
+        assert_int_equal(dlxi_model_logits(&logits, stage, window, t + 1, NULL), DLX_OK);
         double total = 0.0;
         for (int v = 0; v < V; v++) total += exp((double)logits[v]);
         sum += log(total) - (double)logits[window[t + 1]];
     }
-    assert_true(fabs(sum / T - expected) < 1e-5);
-    float last[V]; /* the window slides: of T + 1 tokens the last T are seen */
-    assert_int_equal(dlxi_model_logits(stage, window, T + 1, logits, NULL), DLX_OK);
-    assert_int_equal(dlxi_model_logits(stage, window + 1, T, last, NULL), DLX_OK);
-    assert_memory_equal(logits, last, sizeof logits);
+    assert_true(fabs(sum - expected) < 1e-5 * T);
+    /* the window slides: of T + 1 tokens the last T count */
+    assert_int_equal(dlxi_model_logits(&logits, stage, window, T + 1, NULL), DLX_OK);
+    memcpy(last, logits, sizeof last);
+    assert_int_equal(dlxi_model_logits(&logits, stage, window + 1, T, NULL), DLX_OK);
+    assert_memory_equal(logits, last, sizeof last);
     dlxi_stage_close(&stage);
     dlxi_kernels_close(&kernels);
 }
@@ -359,7 +332,6 @@ int main(void) {
         cmocka_unit_test(test_micro_batches_make_a_batch),
         cmocka_unit_test(test_bad_tokens),
         cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_evaluate),
         cmocka_unit_test(test_logits_agree_with_loss),
         cmocka_unit_test(test_generate),
         cmocka_unit_test(test_sample),

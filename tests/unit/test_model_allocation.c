@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* No training step after the first takes memory. The linker routes our rooms' calls of the
- * allocator through counters (--wrap); libraries are not counted. */
+/* Memory: a training step after the first allocates none, and what activations take. The linker
+ * routes our rooms' calls of the allocator here (--wrap), but not other libraries'. */
+#include "model/internal.h"
 #include "model/optimizer.h"
 #include "base/rng.h"
 
@@ -13,6 +14,13 @@
 enum { B = 2, T = 32, N = B * T, STEPS = 3 };
 
 static long allocations;
+
+enum { RECORDS = 64 };
+static struct {
+    const void *at;
+    size_t bytes;
+} record[RECORDS]; /* the last calls of aligned_alloc */
+static int records;
 
 void *__real_malloc(size_t bytes);
 void *__real_calloc(size_t count, size_t bytes);
@@ -39,8 +47,11 @@ void *__wrap_realloc(void *old, size_t bytes) {
 }
 
 void *__wrap_aligned_alloc(size_t alignment, size_t bytes) {
+    void *at = __real_aligned_alloc(alignment, bytes);
     allocations++;
-    return __real_aligned_alloc(alignment, bytes);
+    record[records % RECORDS].at = at;
+    record[records++ % RECORDS].bytes = bytes;
+    return at;
 }
 
 static void one_step(dlxi_stage *stage, dlxi_optimizer *optimizer, uint64_t stream) {
@@ -90,10 +101,55 @@ static void test_fast(void **unused) {
     steps("fast", DLXI_FAMILY_LLAMA, DLXI_OPTIMIZER_ADAMW);
 }
 
+/* ---- activations ----------------------------------------------------------------------------- */
+
+static int64_t activation_bytes(const dlxi_model_config *config, const dlxi_stage_options *options,
+                                dlxi_kernels *kernels) {
+    dlxi_stage *stage = NULL;
+    int64_t bytes = -1;
+    assert_int_equal(dlxi_stage_open(&stage, config, options, kernels, NULL), DLX_OK);
+    for (int i = records - 1; i >= 0 && i >= records - RECORDS && bytes < 0; i--)
+        if (record[i % RECORDS].at == stage->arena) bytes = (int64_t)record[i % RECORDS].bytes;
+    assert_true(bytes > 0);
+    dlxi_stage_close(&stage);
+    return bytes;
+}
+
+static void test_activations(void **unused) {
+    (void)unused;
+    enum { LAYERS = 8, C = 64 };
+    dlxi_kernels *kernels = NULL;
+    assert_int_equal(dlxi_kernels_open(&kernels, "ref", DLXI_PRECISION_AUTO, 1, NULL), DLX_OK);
+    for (int v = 0; v < 4; v++) {
+        dlxi_model_config config =
+            dlxi_model_config_default(v < 2 ? DLXI_FAMILY_GPT2 : DLXI_FAMILY_LLAMA);
+        config.layers = LAYERS, config.width = C, config.mlp_width = 96;
+        config.tied_head = v % 2 == 1;
+        dlxi_stage_options options = dlxi_stage_options_whole(&config, B, T, 1);
+        int64_t kept[2], recomputed[2], forward_only[2];
+        for (int s = 0; s < 2; s++) {
+            options.slots = s + 1, options.training = true, options.recompute = false;
+            kept[s] = activation_bytes(&config, &options, kernels);
+            options.recompute = true;
+            recomputed[s] = activation_bytes(&config, &options, kernels);
+            options.training = false;
+            forward_only[s] = activation_bytes(&config, &options, kernels);
+            assert_true(forward_only[s] < recomputed[s] && recomputed[s] < kept[s]);
+        }
+        /* a slot more: tokens, nine places of the residual stream, the gradient below the head */
+        assert_int_equal(recomputed[1] - recomputed[0], N * 4 + (LAYERS + 2) * N * C * 4);
+        assert_true(2 * (recomputed[1] - recomputed[0]) < kept[1] - kept[0]);
+        /* without training two of the nine and no gradient */
+        assert_int_equal(forward_only[1] - forward_only[0], N * 4 + 2 * N * C * 4);
+    }
+    dlxi_kernels_close(&kernels);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_reference),
         cmocka_unit_test(test_fast),
+        cmocka_unit_test(test_activations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Stages of a model against the whole: cut and interleaved as a pipeline does it, with blocks
- * recomputed, with a listener for finished gradients, and forward only. */
+/* Stages against the whole model: scheduled as in a pipeline, with recomputed blocks, with a
+ * listener for finished gradients, and forward only. */
 #include "model/model.h"
 #include "base/rng.h"
 #include "difference.h"
@@ -62,8 +62,7 @@ static dlxi_kernels *open_kernels(const char *backend) {
     return kernels;
 }
 
-/* Opens and moves every value, so that zero biases and unit gains hide nothing; the same way in
- * every stage. */
+/* Perturbs every value, in all stages alike: zero biases and unit gains would hide errors. */
 static dlxi_stage *open_stage(const dlxi_model_config *config, const dlxi_stage_options *options,
                               dlxi_kernels *kernels) {
     dlxi_stage *stage = NULL;
@@ -132,8 +131,8 @@ static void pass_backward(line *l, int s) {
     if (s > 0) memcpy(l->d_input[s][m], dlxi_stage_d_input(l->stage[s]), sizeof l->d_input[s][m]);
 }
 
-/* The next pass of a stage, if what it needs is there: as many forward passes as there are slots,
- * then one backward and one forward in turn. */
+/* Runs a stage's next pass if its input is available: forward until the slots are full, then
+ * backward and forward in turn. Returns whether it ran one. */
 static bool pass(line *l, int s) {
     bool full = l->forward[s] - l->backward[s] == slots_of(l, s) || l->forward[s] == MICRO_BATCHES;
     if (full) {
@@ -156,14 +155,14 @@ static void run_line(line *l) {
     for (int s = 0; s < l->stages; s++) assert_int_equal(l->backward[s], MICRO_BATCHES);
 }
 
-/* cut[stages + 1]: first layers, and the model's number of them at the end. */
-static line *open_line(const dlxi_model_config *config, const int64_t *cut, int stages,
+/* first[stages + 1]: each stage's first layer, then the model's layers. */
+static line *open_line(const dlxi_model_config *config, const int64_t *first, int stages,
                        bool recompute, dlxi_kernels *kernels) {
     line *l = calloc(1, sizeof *l);
     assert_non_null(l);
     l->stages = stages;
     for (int s = 0; s < stages; s++) {
-        dlxi_stage_options options = part(config, cut[s], cut[s + 1]);
+        dlxi_stage_options options = part(config, first[s], first[s + 1]);
         options.slots = slots_of(l, s);
         options.recompute = recompute;
         l->stage[s] = open_stage(config, &options, kernels);
@@ -176,8 +175,8 @@ static void close_line(line *l) {
     free(l);
 }
 
-/* Gradients of the line against the whole's: to the bit, but for a tied table, whose two ends are
- * summed. */
+/* Gradients of the line against the whole model's: equal to the bit, except that a tied table's two
+ * copies are summed. */
 static void compare_line(line *l, dlxi_stage *whole) {
     int64_t count, seen = 0;
     const dlxi_parameter *expected = dlxi_stage_parameters(whole, &count);
@@ -188,7 +187,7 @@ static void compare_line(line *l, dlxi_stage *whole) {
         int64_t part_count;
         const dlxi_parameter *p = dlxi_stage_parameters(l->stage[s], &part_count);
         for (int64_t i = 0; i < part_count; i++) {
-            /* the whole model's tensors lie at their ids */
+            /* the whole model's index is the id */
             const dlxi_parameter *same = &expected[p[i].tensor.id];
             assert_string_equal(p[i].tensor.name, same->tensor.name);
             seen++;
@@ -205,8 +204,8 @@ static void compare_line(line *l, dlxi_stage *whole) {
     free(sum);
 }
 
-static void cut_models(const char *backend, bool recompute) {
-    static const int64_t cuts[][STAGES_MAX + 1] = {
+static void models_partitioned(const char *backend, bool recompute) {
+    static const int64_t first[][STAGES_MAX + 1] = {
         {0, LAYERS}, {0, 3, LAYERS}, {0, 2, 3, LAYERS}, {0, 1, 2, 4, LAYERS}};
     dlxi_kernels *kernels = open_kernels(backend);
     for (int v = 0; v < VARIANTS; v++) {
@@ -221,7 +220,7 @@ static void cut_models(const char *backend, bool recompute) {
             assert_int_equal(dlxi_stage_backward(whole, 0, NULL, NULL), DLX_OK);
         }
         for (int stages = 1; stages <= STAGES_MAX; stages++) {
-            line *l = open_line(&config, cuts[stages - 1], stages, recompute, kernels);
+            line *l = open_line(&config, first[stages - 1], stages, recompute, kernels);
             run_line(l);
             assert_memory_equal(l->loss, loss, sizeof loss);
             compare_line(l, whole);
@@ -232,21 +231,21 @@ static void cut_models(const char *backend, bool recompute) {
     dlxi_kernels_close(&kernels);
 }
 
-static void test_cut(void **unused) {
+static void test_partition(void **unused) {
     (void)unused;
-    cut_models("ref", false);
-    cut_models("fast", false);
+    models_partitioned("ref", false);
+    models_partitioned("fast", false);
 }
 
-static void test_cut_and_recompute(void **unused) {
+static void test_partition_and_recompute(void **unused) {
     (void)unused;
-    cut_models("ref", true);
-    cut_models("fast", true);
+    models_partitioned("ref", true);
+    models_partitioned("fast", true);
 }
 
 /* ---- recomputation --------------------------------------------------------------------------- */
 
-/* All micro-batches alive at once, and backward in the opposite order. */
+/* All micro-batches in flight at once, and backward in the opposite order. */
 static void all_in_flight(dlxi_stage *stage) {
     double loss;
     for (int m = 0; m < MICRO_BATCHES; m++)
@@ -276,46 +275,13 @@ static void test_recompute(void **unused) {
     }
 }
 
-static int64_t activation_bytes(const dlxi_model_config *config, const dlxi_stage_options *options,
-                                dlxi_kernels *kernels) {
-    dlxi_stage *stage = open_stage(config, options, kernels);
-    int64_t count, floats = 0, bytes = dlxi_stage_bytes(stage);
-    const dlxi_parameter *parameter = dlxi_stage_parameters(stage, &count);
-    for (int64_t i = 0; i < count; i++) floats += (parameter[i].count + 15) / 16 * 16;
-    dlxi_stage_close(&stage);
-    return bytes - 2 * floats * (int64_t)sizeof(float);
-}
-
-static void test_recompute_memory(void **unused) {
-    (void)unused;
-    dlxi_kernels *kernels = open_kernels("ref");
-    for (int v = 0; v < VARIANTS; v++) {
-        dlxi_model_config config = variant(v);
-        config.layers = 8;
-        dlxi_stage_options options = part(&config, 0, 8);
-        int64_t kept[2], recomputed[2];
-        for (int s = 0; s < 2; s++) {
-            options.slots = s + 1;
-            options.recompute = false;
-            kept[s] = activation_bytes(&config, &options, kernels);
-            options.recompute = true;
-            recomputed[s] = activation_bytes(&config, &options, kernels);
-            assert_true(2 * recomputed[s] < kept[s]);
-        }
-        /* a slot more: tokens, the residual stream at nine places, and the gradient below the head
-         */
-        assert_int_equal(recomputed[1] - recomputed[0], N * 4 + 10 * N * C * 4);
-    }
-    dlxi_kernels_close(&kernels);
-}
-
 /* ---- finished gradients ---------------------------------------------------------------------- */
 
-/* Copies a part's gradients when it is told that they are complete. */
+/* Copies a part's gradients when they are complete. */
 typedef struct listener {
     dlxi_stage *stage;
     float *copy[128];
-    int64_t heard[LAYERS + 2];
+    int64_t layers[LAYERS + 2];
     int calls;
 } listener;
 
@@ -328,7 +294,7 @@ static void on_done(void *context, int64_t layer) {
     int64_t count;
     const dlxi_parameter *parameter = dlxi_stage_parameters(l->stage, &count);
     assert_true(l->calls < LAYERS + 2);
-    l->heard[l->calls++] = layer;
+    l->layers[l->calls++] = layer;
     for (int64_t i = 0; i < count; i++) {
         if (part_of(&parameter[i].tensor) != layer) continue;
         assert_null(l->copy[i]);
@@ -338,8 +304,7 @@ static void on_done(void *context, int64_t layer) {
     }
 }
 
-/* One micro-batch; each part is heard of once, in the order of the header, with its final
- * gradients. */
+/* One micro-batch: every part is reported once, in the header's order, with its final gradients. */
 static void listen(dlxi_stage *stage, int m, const float *input, const float *d_output) {
     const dlxi_stage_options *options = dlxi_stage_opened_with(stage);
     const bool tied = dlxi_stage_config(stage)->tied_head;
@@ -363,7 +328,7 @@ static void listen(dlxi_stage *stage, int m, const float *input, const float *d_
     assert_int_equal(dlxi_stage_backward(stage, 0, d_output, NULL), DLX_OK);
     dlxi_stage_on_gradients(stage, NULL, NULL);
     assert_int_equal(l.calls, calls);
-    assert_memory_equal(l.heard, expected, (size_t)calls * sizeof *expected);
+    assert_memory_equal(l.layers, expected, (size_t)calls * sizeof *expected);
     const dlxi_parameter *parameter = dlxi_stage_parameters(stage, &count);
     for (int64_t i = 0; i < count; i++) {
         assert_non_null(l.copy[i]);
@@ -399,16 +364,16 @@ static void test_on_gradients(void **unused) {
 
 /* ---- forward only ---------------------------------------------------------------------------- */
 
-static void test_evaluate_cut(void **unused) {
+static void test_evaluate_partition(void **unused) {
     (void)unused;
-    static const int64_t cut[] = {0, 2, 3, LAYERS};
+    static const int64_t first[] = {0, 2, 3, LAYERS};
     dlxi_kernels *kernels = open_kernels("ref");
     for (int run = 0; run < 2 * VARIANTS; run++) {
         dlxi_model_config config = variant(run / 2);
         dlxi_stage_options options = part(&config, 0, LAYERS);
         dlxi_stage *whole = open_stage(&config, &options, kernels), *stage[3];
         for (int s = 0; s < 3; s++) {
-            options = part(&config, cut[s], cut[s + 1]);
+            options = part(&config, first[s], first[s + 1]);
             options.training = run % 2 == 0;
             options.slots = 2;
             stage[s] = open_stage(&config, &options, kernels);
@@ -416,7 +381,7 @@ static void test_evaluate_cut(void **unused) {
         options = part(&config, 0, LAYERS);
         options.batch = 1;
         dlxi_stage *one = open_stage(&config, &options, kernels);
-        double loss, sum, cut_sum, expected = 0.0;
+        double loss, sum, partition_sum, expected = 0.0;
         for (int64_t windows = 1; windows <= B; windows++) {
             assert_int_equal(
                 dlxi_stage_evaluate(whole, 0, token, NULL, target, windows, &sum, NULL), DLX_OK);
@@ -427,8 +392,9 @@ static void test_evaluate_cut(void **unused) {
                              DLX_OK);
             x = dlxi_stage_output(stage[1], 0);
             assert_int_equal(
-                dlxi_stage_evaluate(stage[2], 1, NULL, x, target, windows, &cut_sum, NULL), DLX_OK);
-            assert_true(cut_sum == sum);
+                dlxi_stage_evaluate(stage[2], 1, NULL, x, target, windows, &partition_sum, NULL),
+                DLX_OK);
+            assert_true(partition_sum == sum);
             const uint32_t *last = token + (windows - 1) * T,
                            *last_target = target + (windows - 1) * T;
             assert_int_equal(dlxi_stage_forward(one, 0, last, NULL, last_target, &loss, NULL),
@@ -445,8 +411,8 @@ static void test_evaluate_cut(void **unused) {
     dlxi_kernels_close(&kernels);
 }
 
-/* What waits in one slot for its backward pass outlives an evaluation in another, and evaluation
- * adds no gradients. */
+/* A slot waiting for its backward pass is not changed by an evaluation in another, which adds no
+ * gradients. */
 static void test_evaluate_between(void **unused) {
     (void)unused;
     dlxi_kernels *kernels = open_kernels("ref");
@@ -477,13 +443,9 @@ static void test_evaluate_between(void **unused) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_cut),
-        cmocka_unit_test(test_cut_and_recompute),
-        cmocka_unit_test(test_recompute),
-        cmocka_unit_test(test_recompute_memory),
-        cmocka_unit_test(test_on_gradients),
-        cmocka_unit_test(test_evaluate_cut),
-        cmocka_unit_test(test_evaluate_between),
+        cmocka_unit_test(test_partition),          cmocka_unit_test(test_partition_and_recompute),
+        cmocka_unit_test(test_recompute),          cmocka_unit_test(test_on_gradients),
+        cmocka_unit_test(test_evaluate_partition), cmocka_unit_test(test_evaluate_between),
     };
     return cmocka_run_group_tests(tests, draw_tokens, NULL);
 }

@@ -103,27 +103,18 @@ static void reference_take_anchor(reference *r) {
 
 /* delayed, eager: δ first, then the commit's lines, then M. */
 static void reference_boundary(reference *r, dlx_overlap overlap, bool first) {
-    double delta[SITES][VALUES], before_theta[VALUES], before_v[VALUES];
+    double delta[SITES][VALUES];
     if (first) {
         reference_submit(r);
         return;
     }
     for (size_t i = 0; i < SITES; i++)
         for (int k = 0; k < VALUES; k++) delta[i][k] = r->start[i][k] - r->p[i][k];
-    memcpy(before_theta, r->theta, sizeof before_theta);
-    memcpy(before_v, r->v, sizeof before_v);
     reference_commit(r);
     reference_take_anchor(r);
     for (size_t i = 0; i < SITES; i++) {
-        if (overlap == DLX_OVERLAP_EAGER) {
-            double theta[VALUES], v[VALUES], update[VALUES];
-            memcpy(theta, before_theta, sizeof theta);
-            memcpy(v, before_v, sizeof v);
-            for (int k = 0; k < VALUES; k++)
-                update[k] = r->update[k] + weight(i) * (delta[i][k] - r->out[i][k]);
-            reference_outer_step(theta, v, update);
-            for (int k = 0; k < VALUES; k++) r->p[i][k] = r->start[i][k] = theta[k];
-        }
+        for (int k = 0; k < VALUES && overlap == DLX_OVERLAP_EAGER; k++)
+            r->p[i][k] = r->start[i][k] = r->theta[k] - eta * (1 + mu) * weight(i) * delta[i][k];
         memcpy(r->out[i], delta[i], sizeof delta[i]);
     }
 }
@@ -301,9 +292,10 @@ static dlx_status baseline_with_anchor(in_process_site *site) {
     if (status != DLX_OK) return status;
     for (int k = 0; k < VALUES; k++) g->p[k] -= 0.5f * g->g[k];
     status = dlx_sync_step(site->sync, 10, NULL, &site->error);
-    dlx_sync_anchor(site->sync, anchors);
+    if (status == DLX_OK) status = dlx_sync_anchor(site->sync, anchors, &site->error);
     memcpy(g->mean[0], anchor, sizeof anchor);
-    dlx_sync_take_anchor(site->sync); /* as one does after an interrupt: what was trained stays */
+    /* as one does after an interrupt: what was trained stays */
+    if (status == DLX_OK) status = dlx_sync_take_anchor(site->sync, NULL, &site->error);
     return status == DLX_OK ? DLX_INTERRUPTED : status;
 }
 

@@ -139,7 +139,7 @@ static void sync_arguments_are_checked(void **state) {
                "tensor p: 9223372036854775807 × 2 is no shape; rows and cols are 1 and more");
     tensor = good_tensor();
     tensor.memory = (dlx_memory)1;
-    open_fails(&config, &tensor, 1, DLX_ARGUMENT, "tensor p: only host memory for now");
+    open_fails(&config, &tensor, 1, DLX_ARGUMENT, "tensor p is in the caller's memory: set fetch and store of the config");
     tensor = good_tensor();
     open_fails(&config, &tensor, 1, DLX_ARGUMENT,
                "link.coordinator is NULL; give \"host:port\", or a hub for threads of one process");

@@ -149,7 +149,7 @@ static void note(in_process_site *site, uint64_t step, const dlx_step *done) {
 static void take_hashes(in_process_site *site) {
     shard *s = shard_of(site);
     uint64_t hashes[TENSORS];
-    dlx_sync_anchor_hashes(site->sync, hashes);
+    (void)dlx_sync_anchor_hashes(site->sync, hashes, NULL);
     for (size_t i = 0; i < s->count; i++) s->hashes[s->tensors[i].id] = hashes[i];
 }
 
@@ -387,13 +387,17 @@ static void ranks_that_cannot_reach_each_other_end(void **state) {
     ranks *w = uneven(DLX_OVERLAP_CARRY);
     for (size_t i = 0; i < 4; i++) w->p->site[i].config.gather = gather_that_fails;
     assert_true(in_process_run(w->p, 4, 1000000));
+    uint64_t steps = 0;
     for (size_t i = 0; i < 4; i++) {
         assert_int_equal(w->p->site[i].status, DLX_SYSTEM);
-        assert_int_equal(w->p->site[i].steps, 1);
+        /* none if another site has failed before this one heard that all joined */
+        assert_true(w->p->site[i].steps <= 1);
+        steps += w->p->site[i].steps;
         /* its own, or what it heard of the first that said so */
         assert_non_null(
             strstr(w->p->site[i].error.message, "the ranks of this site can't reach each other"));
     }
+    assert_true(steps > 0);
     ranks_free(w);
 }
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the models of write_model_case in PyTorch (f64, from their checkpoint files) and compares loss, gradients and
-the weights after optimiser steps. An oracle that shares no code with the library. Use: torch_model.py WRITER [BACKEND]
-Exits 77, which Meson calls a skip, where PyTorch is missing."""
+"""Loads the checkpoints of write_model_case into PyTorch models (f64) and compares loss, gradients and the weights after
+optimiser steps: an oracle that shares no code with the library. Use: torch_model.py WRITER [BACKEND]
+Exits 77, Meson's skip, if PyTorch is missing."""
 import json
 import math
 import os
@@ -33,18 +33,18 @@ def read_safetensors(path):
     return tensors
 
 
-def read_parts(folder):
-    """As transformers reads a sharded checkpoint; nothing may be missing, surplus, or in another file."""
-    with open(os.path.join(folder, "model.safetensors.index.json")) as file:
+def read_parts(directory):
+    """Reads a sharded checkpoint as transformers does; no tensor may be missing, surplus, or in another file."""
+    with open(os.path.join(directory, "model.safetensors.index.json")) as file:
         index = json.load(file)
     tensors, held, size = {}, {}, 0
     for name in sorted(set(index["weight_map"].values())):
-        for tensor, value in read_safetensors(os.path.join(folder, name)).items():
+        for tensor, value in read_safetensors(os.path.join(directory, name)).items():
             tensors[tensor], held[tensor] = value, name
             size += 4 * value.numel()
     assert held == index["weight_map"], (held, index)
     assert size == index["metadata"]["total_size"], (size, index)
-    assert sorted(os.listdir(folder)) == sorted(["config.json", "model.safetensors.index.json"] + list(set(held.values())))
+    assert sorted(os.listdir(directory)) == sorted(["config.json", "model.safetensors.index.json"] + list(set(held.values())))
     assert len(set(held.values())) == 2
     return tensors
 
@@ -177,7 +177,7 @@ def compare(what, ours, theirs, tolerance, base=None):
     for name in theirs:
         size = (theirs[name] if base is None else theirs[name] - base[name]).norm().item()
         difference = (ours[name] - theirs[name]).norm().item()
-        # the gradient of a key's bias is zero but for rounding: a softmax does not see a common shift
+        # the gradient of a key's bias is zero except for rounding: softmax ignores a common shift
         relative = difference / max(size, 1e-3)
         worst = max(worst, relative)
         assert relative <= tolerance, "%s %s: relative difference %g above %g" % (what, name, relative, tolerance)
@@ -188,15 +188,15 @@ def main():
     writer, backend = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "ref"
     torch.set_num_threads(1)
     for case in ("gpt2", "opt", "llama", "qwen"):
-        with tempfile.TemporaryDirectory() as folder:
-            subprocess.run([writer, case, folder, backend], check=True)
-            with open(os.path.join(folder, "batch.json")) as file:
+        with tempfile.TemporaryDirectory() as directory:
+            subprocess.run([writer, case, directory, backend], check=True)
+            with open(os.path.join(directory, "batch.json")) as file:
                 batch = json.load(file)
-            with open(os.path.join(folder, "start", "config.json")) as file:
+            with open(os.path.join(directory, "start", "config.json")) as file:
                 config = json.load(file)
-            read = {n: read_safetensors(os.path.join(folder, n, "model.safetensors"))
+            read = {n: read_safetensors(os.path.join(directory, n, "model.safetensors"))
                     for n in ("start", "gradients", "adamw", "muon")}
-            parts = read_parts(os.path.join(folder, "parts"))
+            parts = read_parts(os.path.join(directory, "parts"))
         assert set(parts) == set(read["start"]) and all(torch.equal(parts[n], read["start"][n]) for n in parts)
         loss, gradients = gradients_of(read["start"], config, batch)
         assert abs(loss - batch["loss"]) <= 1e-5 * loss, (loss, batch["loss"])

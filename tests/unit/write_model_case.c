@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Writes what torch_model.py compares: for one named small model its weights (in one file and in
- * two), a batch, its loss and gradients, and its weights after optimiser steps; all as checkpoints.
- * Use: write_model_case CASE FOLDER BACKEND. */
+/* Writes what torch_model.py compares, as checkpoints: a small model's weights (in one file and in
+ * two), a batch, its loss and gradients, and the weights after optimiser steps.
+ * Use: write_model_case CASE DIRECTORY BACKEND. */
 #include "checkpoint/checkpoint.h"
 #include "model/optimizer.h"
 #include "base/rng.h"
@@ -68,29 +68,29 @@ static const struct {
       .norm_epsilon = 1e-6f}},
 };
 
-/* Zero biases and unit gains would hide mistakes. */
+/* Zero biases and unit gains would hide errors. */
 static void perturb(dlxi_parameter *parameter, int64_t count) {
     for (int64_t i = 0; i < count; i++)
         for (int64_t j = 0; j < parameter[i].count; j++)
             parameter[i].data[j] += 0.2f * dlxi_rng_normal(77, (uint64_t)i, (uint64_t)j);
 }
 
-static dlx_status save(const char *folder, const char *name, const dlxi_model_config *config,
+static dlx_status save(const char *directory, const char *name, const dlxi_model_config *config,
                        const dlxi_parameter *parameter, int64_t count, dlx_error *error) {
     char path[512];
-    snprintf(path, sizeof path, "%s/%s", folder, name);
+    snprintf(path, sizeof path, "%s/%s", directory, name);
     return dlxi_checkpoint_save(path, config, parameter, count, error);
 }
 
 /* The last layer and the head are the second part. */
-static dlx_status save_in_parts(const char *folder, const dlxi_model_config *config,
+static dlx_status save_in_parts(const char *directory, const dlxi_model_config *config,
                                 const dlxi_parameter *parameter, int64_t count, dlx_error *error) {
     enum { TENSORS_MAX = 64 };
     char path[512];
     int part_of[TENSORS_MAX];
     dlxi_parameter own[2][TENSORS_MAX];
     int64_t held[2] = {0, 0};
-    snprintf(path, sizeof path, "%s/parts", folder);
+    snprintf(path, sizeof path, "%s/parts", directory);
     if (count > TENSORS_MAX) DLX_FAIL(error, ARGUMENT, "%" PRId64 " tensors are too many", count);
     for (int64_t id = 0; id < count; id++) {
         const dlxi_tensor *tensor = &parameter[id].tensor;
@@ -108,10 +108,10 @@ static dlx_status save_in_parts(const char *folder, const dlxi_model_config *con
     return dlxi_checkpoint_finish(path, config, part_of, 2, error);
 }
 
-static int write_batch(const char *folder, const uint32_t *token, const uint32_t *target,
+static int write_batch(const char *directory, const uint32_t *token, const uint32_t *target,
                        double loss) {
     char path[512];
-    snprintf(path, sizeof path, "%s/batch.json", folder);
+    snprintf(path, sizeof path, "%s/batch.json", directory);
     FILE *file = fopen(path, "w");
     if (file == NULL) return 1;
     fprintf(file, "{\"batch\": %d, \"length\": %d, \"steps\": %d, \"loss\": %.17g, \"token\": [",
@@ -123,8 +123,8 @@ static int write_batch(const char *folder, const uint32_t *token, const uint32_t
     return fclose(file);
 }
 
-/* STEPS steps at clip 0.5 and decay 0.1 from the given weights; saved under `name`. */
-static dlx_status write_steps(dlxi_stage *stage, const char *folder, const char *name,
+/* Saves the weights after STEPS steps at clip 0.5 and decay 0.1 as `name`. */
+static dlx_status write_steps(dlxi_stage *stage, const char *directory, const char *name,
                               dlxi_optimizer_kind kind, dlxi_kernels *kernels,
                               const uint32_t *token, const uint32_t *target, dlx_error *error) {
     dlxi_optimizer *optimizer = NULL;
@@ -143,26 +143,26 @@ static dlx_status write_steps(dlxi_stage *stage, const char *folder, const char 
         dlxi_stage_parameters_changed(stage);
     }
     dlxi_optimizer_close(&optimizer);
-    return save(folder, name, dlxi_stage_config(stage), parameter, count, error);
+    return save(directory, name, dlxi_stage_config(stage), parameter, count, error);
 }
 
-static dlx_status write_gradients(dlxi_stage *stage, const char *folder, const uint32_t *token,
+static dlx_status write_gradients(dlxi_stage *stage, const char *directory, const uint32_t *token,
                                   const uint32_t *target, dlx_error *error) {
     int64_t count;
     double loss;
     dlxi_parameter *parameter = dlxi_stage_parameters(stage, &count);
-    DLX_TRY(save(folder, "start", dlxi_stage_config(stage), parameter, count, error));
-    DLX_TRY(save_in_parts(folder, dlxi_stage_config(stage), parameter, count, error));
+    DLX_TRY(save(directory, "start", dlxi_stage_config(stage), parameter, count, error));
+    DLX_TRY(save_in_parts(directory, dlxi_stage_config(stage), parameter, count, error));
     DLX_TRY(dlxi_stage_forward(stage, 0, token, NULL, target, &loss, error));
     DLX_TRY(dlxi_stage_backward(stage, 0, NULL, error));
-    if (write_batch(folder, token, target, loss) != 0) return DLX_SYSTEM;
-    /* the gradients as if they were the weights, for saving only */
+    if (write_batch(directory, token, target, loss) != 0) return DLX_SYSTEM;
+    /* saves the gradients as weights */
     for (int64_t i = 0; i < count; i++) {
         float *data = parameter[i].data;
         parameter[i].data = parameter[i].gradient;
         parameter[i].gradient = data;
     }
-    DLX_TRY(save(folder, "gradients", dlxi_stage_config(stage), parameter, count, error));
+    DLX_TRY(save(directory, "gradients", dlxi_stage_config(stage), parameter, count, error));
     for (int64_t i = 0; i < count; i++) {
         float *data = parameter[i].gradient;
         parameter[i].gradient = parameter[i].data;
@@ -171,7 +171,7 @@ static dlx_status write_gradients(dlxi_stage *stage, const char *folder, const u
     return DLX_OK;
 }
 
-static dlx_status write_case(const dlxi_model_config *config, const char *folder,
+static dlx_status write_case(const dlxi_model_config *config, const char *directory,
                              const char *backend, dlx_error *error) {
     dlxi_kernels *kernels = NULL;
     uint32_t token[ROWS], target[ROWS];
@@ -189,9 +189,9 @@ static dlx_status write_case(const dlxi_model_config *config, const char *folder
         dlxi_parameter *parameter = dlxi_stage_parameters(stage, &count);
         perturb(parameter, count);
         dlxi_stage_parameters_changed(stage);
-        if (run == 0) DLX_TRY(write_gradients(stage, folder, token, target, error));
-        DLX_TRY(write_steps(stage, folder, run == 0 ? "adamw" : "muon", kinds[run], kernels, token,
-                            target, error));
+        if (run == 0) DLX_TRY(write_gradients(stage, directory, token, target, error));
+        DLX_TRY(write_steps(stage, directory, run == 0 ? "adamw" : "muon", kinds[run], kernels,
+                            token, target, error));
         dlxi_stage_close(&stage);
     }
     dlxi_kernels_close(&kernels);
@@ -206,6 +206,6 @@ int main(int argc, char **argv) {
         fprintf(stderr, "%s\n", error.message);
         return 1;
     }
-    fprintf(stderr, "use: write_model_case gpt2|opt|llama|qwen FOLDER BACKEND\n");
+    fprintf(stderr, "use: write_model_case gpt2|opt|llama|qwen DIRECTORY BACKEND\n");
     return 2;
 }

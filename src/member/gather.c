@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Rendezvous: sites join rank by rank, are welcomed together, and learn where the others listen. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "member/coordinator_internal.h"
+
+/* For so long a refused site's ranks still come; later ones are of another try. */
+enum { REFUSED_MS = 3000 };
+
+static dlxi_run_site *site_by_name(dlxi_coordinator *c, const char *name) {
+    for (uint16_t i = 0; i < c->count; i++)
+        if (strcmp(c->sites[i].name, name) == 0) return &c->sites[i];
+    return NULL;
+}
+
+static uint16_t complete_count(const dlxi_coordinator *c) {
+    uint16_t count = 0;
+    for (uint16_t i = 0; i < c->count; i++)
+        count = (uint16_t)(count + dlxi_run_site_is_complete(&c->sites[i]));
+    return count;
+}
+
+static int by_name(const void *a, const void *b) {
+    return strcmp(((const dlxi_run_site *)a)->name, ((const dlxi_run_site *)b)->name);
+}
+
+/* ---- welcome ----------------------------------------------------------------------------------- */
+
+void dlxi_gather_welcome_rank(dlxi_coordinator *c, uint16_t site, uint16_t rank) {
+    dlxi_run_rank *p = &c->sites[site].ranks[rank];
+    dlxi_welcome *w = &dlxi_coordinator_compose(c, DLXI_FRAME_WELCOME)->as.welcome;
+    *w =
+        (dlxi_welcome){.site = site, .sites = c->count, .tokens_target = c->settings.tokens_target};
+    for (uint16_t i = 0; i < c->count; i++) {
+        memcpy(w->members[i].name, c->sites[i].name, sizeof w->members[i].name);
+        memcpy(w->members[i].public_key, c->sites[i].key, sizeof w->members[i].public_key);
+        w->members[i].needs_anchor =
+            c->sites[i].ranks[rank].anchor_hash != c->sites[0].ranks[rank].anchor_hash;
+    }
+    w->leases[0] = c->sites[site].leases[1 % DLXI_COORDINATOR_LEASES];
+    w->leases[1] = c->sites[site].leases[2 % DLXI_COORDINATOR_LEASES];
+    dlxi_coordinator_put(c, p, c->round, c->attempt);
+}
+
+/* Sites are numbered by name, not by arrival, so that a run repeats; a round is granted to all
+ * before the next one, so that one step of D sites uses the windows that one site with D times the
+ * batch would. */
+static void welcome(dlxi_coordinator *c) {
+    qsort(c->sites, c->count, sizeof *c->sites, by_name);
+    dlxi_coordinator_index_peers(c);
+    dlxi_rounds_grant(c, 1);
+    dlxi_rounds_grant(c, 2);
+    c->welcomed = true;
+    c->rank_count = (uint32_t)c->count * c->sites[0].rank_count;
+    for (uint16_t i = 0; i < c->count; i++)
+        for (uint16_t r = 0; r < c->sites[i].rank_count; r++) dlxi_gather_welcome_rank(c, i, r);
+}
+
+/* ---- join, leave ------------------------------------------------------------------------------- */
+
+/* Its place is free for another; the settings of one that has left bind nobody. */
+void dlxi_gather_leave(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_rank *culprit,
+                       dlx_status status, const char *text) {
+    for (uint16_t r = 0; r < s->rank_count; r++) {
+        const dlxi_run_rank *p = &s->ranks[r];
+        if (p->joined && p != culprit)
+            dlxi_coordinator_put_reason(c, p->peer, DLXI_FRAME_STOP, status, text);
+    }
+    dlxi_run_site_release(s);
+    *s = c->sites[--c->count];
+    c->sites[c->count] = (dlxi_run_site){0};
+    dlxi_coordinator_index_peers(c);
+    if (c->count > 0 || c->shared_text_is_given) return;
+    free(c->shared_text);
+    c->shared_text = NULL;
+}
+
+/* Whether a rank of this site was refused a short time ago, and this one not yet answered. */
+static bool was_refused(dlxi_coordinator *c, const dlxi_hello *hello, int64_t now_ms) {
+    dlxi_refused_site *r = &c->refused;
+    bool same =
+        strcmp(r->name, hello->site) == 0 && now_ms < r->until_ms && hello->rank < DLXI_RANKS_MAX;
+    if (!same) return false;
+    if (r->answered[hello->rank]) r->name[0] = '\0';
+    bool first_time = !r->answered[hello->rank];
+    r->answered[hello->rank] = true;
+    return first_time;
+}
+
+/* The whole site is refused for what one of its ranks said. `s`: what has joined of it, or NULL. */
+static void site_refuse(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_hello *hello,
+                        const char *text, int64_t now_ms) {
+    if (hello->ranks > 1 && hello->rank < DLXI_RANKS_MAX) {
+        c->refused = (dlxi_refused_site){.until_ms = now_ms + REFUSED_MS};
+        dlxi_text_copy(c->refused.name, sizeof c->refused.name, hello->site);
+        dlxi_text_copy(c->refused.text, sizeof c->refused.text, text);
+        c->refused.answered[hello->rank] = true;
+        for (uint16_t r = 0; s != NULL && r < s->rank_count; r++)
+            if (s->ranks[r].joined) c->refused.answered[r] = true;
+    }
+    if (s != NULL) dlxi_gather_leave(c, s, NULL, DLX_REFUSED, text);
+}
+
+/* Returns true and writes the reason if this hello can't join. It is logged once per site. */
+static bool hello_refused(char text[DLXI_REASON_MAX + 1], dlxi_coordinator *c,
+                          const char *proved_name, const dlxi_hello *hello, int64_t now_ms) {
+    dlxi_run_site *s = site_by_name(c, hello->site);
+    bool refused = dlxi_coordinator_has_no_room(text, c, proved_name, s, hello);
+    if (!refused && was_refused(c, hello, now_ms)) {
+        dlxi_text_copy(text, DLXI_REASON_MAX + 1, c->refused.text);
+        return true;
+    }
+    if (!refused && dlxi_coordinator_mismatch(text, c, s, hello)) {
+        site_refuse(c, s, hello, text, now_ms);
+        refused = true;
+    }
+    if (refused) dlxi_coordinator_log(c, "refused a site: %s", text);
+    return refused;
+}
+
+/* A place for a new site, or NULL without memory. */
+static dlxi_run_site *site_enter(dlxi_coordinator *c, const dlxi_hello *hello, const char *key) {
+    dlxi_run_rank *ranks;
+    if (c->shared_text == NULL && (c->shared_text = strdup(hello->shared_text)) == NULL)
+        return NULL;
+    if (DLXI_NEW(&ranks, hello->ranks, NULL) != DLX_OK) return NULL;
+    dlxi_run_site *s = &c->sites[c->count++];
+    *s = (dlxi_run_site){.rank_count = hello->ranks,
+                         .ranks = ranks,
+                         .windows = hello->windows,
+                         .tokens_per_window = hello->tokens_per_window,
+                         .data_hash = hello->data_hash,
+                         .lease_windows = hello->lease_windows};
+    memcpy(s->name, hello->site, sizeof s->name);
+    dlxi_text_copy(s->key, sizeof s->key, key);
+    return s;
+}
+
+void dlxi_gather_on_hello(dlxi_coordinator *c, uint32_t peer, const char *name, const char *key,
+                          const dlxi_hello *hello, int64_t now_ms) {
+    char text[DLXI_REASON_MAX + 1];
+    if (hello_refused(text, c, name, hello, now_ms)) {
+        dlxi_coordinator_put_reason(c, peer, DLXI_FRAME_STOP, DLX_REFUSED, text);
+        return;
+    }
+    dlxi_run_site *s = site_by_name(c, hello->site);
+    if (s == NULL) s = site_enter(c, hello, key);
+    if (s == NULL) {
+        dlxi_coordinator_fail_memory(c);
+        return;
+    }
+    s->ranks[hello->rank] = (dlxi_run_rank){.joined = true,
+                                            .peer = peer,
+                                            .tensors_hash = hello->tensors_hash,
+                                            .anchor_hash = hello->anchor_hash,
+                                            .last_seen_ms = now_ms,
+                                            .answered_ms = now_ms};
+    s->joined++;
+    dlxi_coordinator_index_peers(c);
+    if (!dlxi_run_site_is_complete(s)) return;
+    uint16_t complete = complete_count(c);
+    dlxi_coordinator_log(c, "site '%s' joined, %u of %u", s->name, complete, c->settings.sites);
+    if (complete == c->settings.sites) welcome(c);
+}
+
+/* ---- where sites listen ------------------------------------------------------------------------ */
+
+/* Rank r of a site learns where rank r of the others waits for it. */
+void dlxi_gather_peers_of_rank(dlxi_coordinator *c, uint16_t site, uint16_t rank) {
+    dlxi_endpoints *e = &dlxi_coordinator_compose(c, DLXI_FRAME_PEERS)->as.endpoints;
+    e->sites = c->count;
+    for (uint16_t i = 0; i < c->count; i++)
+        memcpy(e->endpoint[i], c->sites[i].ranks[rank].endpoints[site], sizeof e->endpoint[i]);
+    dlxi_coordinator_put(c, &c->sites[site].ranks[rank], c->round, c->attempt);
+}
+
+void dlxi_gather_on_listening(dlxi_coordinator *c, dlxi_run_rank *p,
+                              const dlxi_endpoints *endpoints) {
+    if (c->phase != DLXI_COORDINATOR_GATHERING || !c->welcomed || endpoints->sites != c->count ||
+        p->listening)
+        return;
+    if (DLXI_NEW(&p->endpoints, c->count, NULL) != DLX_OK) {
+        dlxi_coordinator_fail_memory(c);
+        return;
+    }
+    memcpy(p->endpoints, endpoints->endpoint, (size_t)c->count * sizeof *p->endpoints);
+    p->listening = true;
+    if (++c->listening_count < c->rank_count) return;
+    c->phase = DLXI_COORDINATOR_RUNNING;
+    for (uint16_t i = 0; i < c->count; i++)
+        for (uint16_t r = 0; r < c->sites[i].rank_count; r++) dlxi_gather_peers_of_rank(c, i, r);
+}

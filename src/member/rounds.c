@@ -1,0 +1,324 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Rounds: attempts begin when all ranks are ready, commit when all have staged the same, and are
+ * begun again when one makes no progress; then the end of the run. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/panic.h"
+#include "member/coordinator_internal.h"
+
+enum {
+    ANSWER_MS = 1000, /* between two copies of what a rank lacks */
+    RETRY_MS = 250,   /* between attempts, from the fourth of a round on */
+    RETRIES_AT_ONCE = 3
+};
+
+#define TOKENS_MAX (UINT64_C(1) << 48) /* of a site's round, so that no sum overflows */
+
+void dlxi_rounds_grant(dlxi_coordinator *c, uint64_t round) {
+    for (uint16_t i = 0; i < c->count; i++) {
+        dlxi_run_site *s = &c->sites[i];
+        dlxi_ledger_grant(c->ledger, &s->leases[round % DLXI_COORDINATOR_LEASES], round,
+                          s->windows > 0 ? s->lease_windows : 0);
+    }
+}
+
+/* ---- begin ------------------------------------------------------------------------------------- */
+
+/* The view of rank r: its own measurements of the exchange, and the step of the site's slowest
+ * rank, which all wait for. */
+static void view_of_rank(dlxi_view *view, const dlxi_coordinator *c, uint16_t rank) {
+    view->members = c->count;
+    for (uint16_t i = 0; i < c->count; i++) {
+        const dlxi_run_site *s = &c->sites[i];
+        uint64_t step_ns = 0;
+        for (uint16_t r = 0; r < s->rank_count; r++)
+            if (s->ranks[r].round_ready.step_ns > step_ns)
+                step_ns = s->ranks[r].round_ready.step_ns;
+        view->member[i].site = i;
+        view->member[i].tokens = s->tokens;
+        view->member[i].step_ns = step_ns;
+        view->member[i].exchange_ns = s->ranks[rank].round_ready.exchange_ns;
+        view->member[i].exchange_bytes = s->ranks[rank].round_ready.exchange_bytes;
+    }
+}
+
+static void begin(dlxi_coordinator *c) {
+    DLXI_ASSERT(c->phase == DLXI_COORDINATOR_RUNNING && c->ready_count == c->rank_count);
+    c->attempt++;
+    c->staged_count = 0;
+    c->begin_waits = false;
+    c->begun_ms = c->now_ms;
+    for (uint16_t r = 0; r < c->sites[0].rank_count; r++) {
+        view_of_rank(&dlxi_coordinator_compose(c, DLXI_FRAME_BEGIN)->as.view, c, r);
+        for (uint16_t i = 0; i < c->count; i++) {
+            c->sites[i].ranks[r].staged = false;
+            dlxi_coordinator_put(c, &c->sites[i].ranks[r], c->round, c->attempt);
+        }
+    }
+}
+
+/* Whether all that submitted have the same anchor, and all ranks of a site the same tokens; ends
+ * the run if not. */
+static bool round_consistent(dlxi_coordinator *c) {
+    for (uint16_t i = 0; i < c->count; i++) {
+        const dlxi_run_site *s = &c->sites[i];
+        const dlxi_ready *first = &s->ranks[0].round_ready;
+        for (uint16_t r = 0; r < s->rank_count; r++) {
+            const dlxi_ready *said = &s->ranks[r].round_ready;
+            dlxi_label label = dlxi_label_of(s, &s->ranks[r]);
+            if (said->anchor_hash != c->sites[0].ranks[r].round_ready.anchor_hash) {
+                dlxi_coordinator_fail(c, DLX_DIVERGED, s->name,
+                                      "%s and '%s' have different anchors after round %llu: a bug "
+                                      "or faulty memory",
+                                      label.text, c->sites[0].name,
+                                      (unsigned long long)c->round - 1);
+                return false;
+            }
+            if (said->tokens != first->tokens || said->windows_used != first->windows_used) {
+                dlxi_coordinator_fail(
+                    c, DLX_DIVERGED, s->name,
+                    "%s says that its site trained on %llu tokens of %u windows in round %llu, its "
+                    "rank 0 says %llu of %u; all ranks must count the same",
+                    label.text, (unsigned long long)said->tokens, said->windows_used,
+                    (unsigned long long)c->round, (unsigned long long)first->tokens,
+                    first->windows_used);
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+/* A site's weight: what it trained on, and never more than its lease. */
+static uint64_t site_count_tokens(const dlxi_coordinator *c, dlxi_run_site *s) {
+    s->tokens = s->ranks[0].round_ready.tokens;
+    s->windows_used = s->ranks[0].round_ready.windows_used;
+    if (s->windows == 0) return s->tokens;
+    uint64_t leased = dlxi_lease_windows(&s->leases[c->round % DLXI_COORDINATOR_LEASES]);
+    if (s->windows_used > leased) s->windows_used = (uint32_t)leased;
+    uint64_t most = s->windows_used * s->tokens_per_window;
+    if (s->tokens > most) s->tokens = most;
+    return s->tokens;
+}
+
+/* Ends the run if the rank's word can't be taken. */
+static bool ready_is_valid(dlxi_coordinator *c, const dlxi_run_site *s, const dlxi_run_rank *p,
+                           uint64_t round, const dlxi_ready *ready) {
+    dlxi_label label = dlxi_label_of(s, p);
+    if (c->phase != DLXI_COORDINATOR_RUNNING || round != c->round)
+        dlxi_coordinator_fail(c, DLX_DATA, s->name,
+                              "%s submitted round %llu while the run is at %llu", label.text,
+                              (unsigned long long)round, (unsigned long long)c->round);
+    else if (!isfinite(ready->norm))
+        dlxi_coordinator_fail(c, DLX_NUMERIC, s->name,
+                              "the pseudo-gradient of %s is not finite in round %llu; lower "
+                              "train.learning_rate or sync.outer_learning_rate",
+                              label.text, (unsigned long long)round);
+    else if (ready->tokens > TOKENS_MAX)
+        dlxi_coordinator_fail(c, DLX_DATA, s->name,
+                              "%s claims %llu tokens in round %llu; allowed: up to %llu",
+                              label.text, (unsigned long long)ready->tokens,
+                              (unsigned long long)round, (unsigned long long)TOKENS_MAX);
+    return c->phase == DLXI_COORDINATOR_RUNNING;
+}
+
+void dlxi_rounds_on_ready(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p, uint64_t round,
+                          const dlxi_ready *ready) {
+    if (round < c->round || (round == c->round && p->ready)) return; /* repeated */
+    if (!ready_is_valid(c, s, p, round, ready)) return;
+    p->ready = true;
+    p->round_ready = *ready;
+    if (++c->ready_count < c->rank_count || !round_consistent(c)) return;
+    uint64_t tokens = 0;
+    for (uint16_t i = 0; i < c->count; i++) tokens += site_count_tokens(c, &c->sites[i]);
+    c->trouble.since_ms = 0; /* of joining: all are here */
+    if (tokens == 0)
+        dlxi_coordinator_fail(c, DLX_DATA, NULL, "no site trained on any token in round %llu",
+                              (unsigned long long)round);
+    else
+        begin(c);
+}
+
+/* ---- trouble ----------------------------------------------------------------------------------- */
+
+/* Of the attempt that is under way; between attempts and rounds there is none. */
+static bool frame_is_current(const dlxi_coordinator *c, const dlxi_frame *frame) {
+    return c->phase == DLXI_COORDINATOR_RUNNING && c->attempt > 0 && !c->begin_waits &&
+           frame->round == c->round && frame->attempt == c->attempt;
+}
+
+/* Whether two reports name the same cause: they may differ in how long it has lasted. */
+static bool same_cause(const char *a, const char *b) {
+    const char *end = strstr(a, " for ");
+    size_t bytes = end != NULL ? (size_t)(end - a) : strlen(a);
+    return strncmp(a, b, bytes) == 0;
+}
+
+/* Counts the report, and says what of it operators are told: the first of its kind, then each time
+ * that the trouble has lasted twice as long. */
+static const char *trouble_note(dlxi_coordinator *c, const char *why) {
+    dlxi_trouble *t = &c->trouble;
+    if (t->since_ms == 0) *t = (dlxi_trouble){.since_ms = c->now_ms != 0 ? c->now_ms : 1};
+    t->seen_ms = c->now_ms;
+    t->attempts++;
+    bool again = same_cause(why, t->text);
+    if (again && c->now_ms - t->since_ms < 2 * (t->told_ms - t->since_ms) + ANSWER_MS) return "";
+    t->told_ms = c->now_ms;
+    dlxi_text_copy(t->text, sizeof t->text, why);
+    dlxi_coordinator_log(c, "round %llu: %s", (unsigned long long)c->round, why);
+    return why;
+}
+
+static void put_abort(dlxi_coordinator *c, const char *why) {
+    dlxi_reason *reason = &dlxi_coordinator_compose(c, DLXI_FRAME_ABORT)->as.reason;
+    reason->status = DLX_ABORTED;
+    dlxi_text_copy(reason->text, sizeof reason->text, why);
+    dlxi_coordinator_put_all(c);
+}
+
+static void attempt_abort(dlxi_coordinator *c, const char *why, bool differing) {
+    const char *told = trouble_note(c, why);
+    if (differing && ++c->trouble.differing >= c->settings.attempts_max) {
+        dlxi_coordinator_fail(c, DLX_DIVERGED, NULL, "round %llu failed %u times, last: %s",
+                              (unsigned long long)c->round, c->attempt, why);
+        return;
+    }
+    for (uint16_t i = 0; i < c->count; i++)
+        for (uint16_t r = 0; r < c->sites[i].rank_count; r++) c->sites[i].ranks[r].staged = false;
+    c->staged_count = 0;
+    put_abort(c, told);
+    if (c->phase != DLXI_COORDINATOR_RUNNING) return;
+    c->begin_waits = c->trouble.attempts > RETRIES_AT_ONCE;
+    if (!c->begin_waits) begin(c);
+}
+
+void dlxi_rounds_on_abort(dlxi_coordinator *c, const dlxi_frame *frame, const char *why) {
+    if (frame_is_current(c, frame)) {
+        attempt_abort(c, why, false);
+    } else if (c->phase == DLXI_COORDINATOR_RUNNING && frame->round == c->round &&
+               frame->attempt == 0 && c->attempt == 0) { /* sites that do not reach each other */
+        const char *told = trouble_note(c, why);
+        if (told[0] != '\0') put_abort(c, told);
+    }
+}
+
+/* ---- commit ------------------------------------------------------------------------------------ */
+
+/* The last committed round, to one rank. */
+static void put_commit(dlxi_coordinator *c, uint16_t site, uint16_t rank) {
+    dlxi_run_site *s = &c->sites[site];
+    dlxi_commit *m = &dlxi_coordinator_compose(c, DLXI_FRAME_COMMIT)->as.commit;
+    m->committed_tokens = c->committed_tokens;
+    m->finished = c->committed_last;
+    m->lease = s->leases[(c->round + 1) % DLXI_COORDINATOR_LEASES];
+    dlxi_coordinator_put(c, &s->ranks[rank], c->round - 1, c->committed_attempt);
+}
+
+static void commit(dlxi_coordinator *c) {
+    for (uint16_t i = 0; i < c->count; i++) {
+        dlxi_run_site *s = &c->sites[i];
+        c->committed_tokens += s->tokens;
+        dlxi_ledger_settle(c->ledger, &s->leases[c->round % DLXI_COORDINATOR_LEASES],
+                           s->windows_used);
+        for (uint16_t r = 0; r < s->rank_count; r++) s->ranks[r].ready = s->ranks[r].staged = false;
+    }
+    c->ready_count = c->staged_count = 0;
+    c->committed_last = c->committed_tokens >= c->settings.tokens_target;
+    dlxi_rounds_grant(c, c->round + 2);
+    if (c->trouble.since_ms != 0)
+        dlxi_coordinator_log(c, "round %llu committed after %u failed attempts in %.1f s",
+                             (unsigned long long)c->round, c->trouble.attempts,
+                             (double)(c->now_ms - c->trouble.since_ms) / 1000);
+    c->trouble = (dlxi_trouble){0};
+    c->committed_attempt = c->attempt;
+    c->round++;
+    c->attempt = 0;
+    for (uint16_t i = 0; i < c->count; i++)
+        for (uint16_t r = 0; r < c->sites[i].rank_count; r++) put_commit(c, i, r);
+    if (c->committed_last && c->phase == DLXI_COORDINATOR_RUNNING)
+        c->phase = DLXI_COORDINATOR_ENDING;
+}
+
+static bool staged_same(const dlxi_coordinator *c) {
+    bool same = true;
+    for (uint16_t i = 0; i < c->count; i++)
+        for (uint16_t r = 0; r < c->sites[i].rank_count; r++)
+            same = same && c->sites[i].ranks[r].staged_hash == c->sites[0].ranks[r].staged_hash;
+    return same;
+}
+
+void dlxi_rounds_on_staged(dlxi_coordinator *c, dlxi_run_rank *p, const dlxi_frame *frame,
+                           uint64_t hash) {
+    if (!frame_is_current(c, frame)) return;
+    p->staged_hash = hash;
+    if (!p->staged) c->staged_count++;
+    p->staged = true;
+    if (c->staged_count < c->rank_count) return;
+    if (staged_same(c))
+        commit(c);
+    else
+        attempt_abort(c, "the sites received different results", true);
+}
+
+/* ---- the end ----------------------------------------------------------------------------------- */
+
+void dlxi_rounds_on_report(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p,
+                           const char *text) {
+    if (c->phase != DLXI_COORDINATOR_ENDING || p->reported) return;
+    if (p == &s->ranks[0] && (s->report = strdup(text)) == NULL) {
+        dlxi_coordinator_fail_memory(c);
+        return;
+    }
+    p->reported = true;
+    if (++c->reported_count < c->rank_count) return;
+    (void)dlxi_coordinator_compose(c, DLXI_FRAME_FINISHED);
+    dlxi_coordinator_put_all(c);
+    if (c->phase != DLXI_COORDINATOR_ENDING) return;
+    c->phase = DLXI_COORDINATOR_CLOSING;
+    c->closing_ms = c->now_ms;
+}
+
+void dlxi_rounds_on_finished(dlxi_coordinator *c, dlxi_run_rank *p) {
+    if (c->phase != DLXI_COORDINATOR_CLOSING || p->finished) return;
+    p->finished = true;
+    if (++c->finished_count == c->rank_count) c->phase = DLXI_COORDINATOR_DONE;
+}
+
+/* ---- levels ------------------------------------------------------------------------------------ */
+
+void dlxi_rounds_answer(dlxi_coordinator *c, uint16_t site, uint16_t rank, const dlxi_frame *frame,
+                        int64_t now_ms) {
+    dlxi_run_rank *p = &c->sites[site].ranks[rank];
+    if (!c->welcomed || now_ms - p->answered_ms < ANSWER_MS) return;
+    if (frame->term == 0) {
+        dlxi_gather_welcome_rank(c, site, rank);
+    } else if (frame->kind == DLXI_FRAME_LISTENING && c->phase >= DLXI_COORDINATOR_RUNNING) {
+        dlxi_gather_peers_of_rank(c, site, rank);
+    } else if (c->round > 1 && frame->round + 1 == c->round) {
+        put_commit(c, site, rank);
+    } else if (c->phase == DLXI_COORDINATOR_RUNNING && frame->round == c->round &&
+               !c->begin_waits && frame->attempt < c->attempt) {
+        view_of_rank(&dlxi_coordinator_compose(c, DLXI_FRAME_BEGIN)->as.view, c, rank);
+        dlxi_coordinator_put(c, p, c->round, c->attempt);
+    } else if (c->phase == DLXI_COORDINATOR_CLOSING && frame->kind == DLXI_FRAME_REPORT) {
+        (void)dlxi_coordinator_compose(c, DLXI_FRAME_FINISHED);
+        dlxi_coordinator_put(c, p, c->round, c->attempt);
+    }
+}
+
+void dlxi_rounds_on_tick(dlxi_coordinator *c, int64_t now_ms) {
+    dlxi_trouble *t = &c->trouble;
+    if (c->phase != DLXI_COORDINATOR_RUNNING) return;
+    if (c->begin_waits && now_ms - c->begun_ms >= RETRY_MS) begin(c);
+    if (t->since_ms == 0) return;
+    /* sites that did not reach each other at first, and say so no more */
+    if (c->attempt == 0 && now_ms - t->seen_ms > 3 * (int64_t)c->settings.timeout_ms)
+        *t = (dlxi_trouble){0};
+    else if (now_ms - t->since_ms >= c->settings.patience_ms)
+        dlxi_coordinator_fail(c, DLX_PEER_LOST, NULL,
+                              "round %llu did not commit for %lld s (wan.patience_s); last: %s",
+                              (unsigned long long)c->round,
+                              (long long)(now_ms - t->since_ms) / 1000, t->text);
+}

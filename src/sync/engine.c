@@ -1,0 +1,778 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "sync/engine.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "base/panic.h"
+
+enum {
+    GREET_SOON_MS = 250,
+    GREET_MS = 1000,
+    PAUSE_MS = 1000,  /* a longer gap between ticks is this process's own, and nobody's silence */
+    RESULT_MS = 1000, /* a missing result is judged so much later: who sends it may wait itself */
+    PIECE_GROUP = 64, /* values per "group" of an ANCHOR frame */
+    PIECE_VALUES = DLXI_FRAME_PAYLOAD_MAX / (int)sizeof(float) / PIECE_GROUP * PIECE_GROUP
+};
+
+/* In the `trip` of a GREETING. */
+enum {
+    GREETING_HEARD = 1,  /* yours were received */
+    GREETING_ANCHOR = 2, /* my θ is complete */
+    GREETING_BUSY = 4    /* I compute for the present attempt */
+};
+
+/* The way to another site. Frames of one attempt are counted at both ends; the starting anchor is
+ * attempt `transfer` of round 0. */
+typedef struct way {
+    char endpoint[DLXI_ENDPOINT_BYTES]; /* where whichever of the two binds is reached */
+    bool heard, hears, anchored;        /* its greetings; it says so of ours; its θ is complete */
+    bool blocked;                       /* the link had no room */
+    bool silent;                        /* and said so */
+    int64_t last_seen_ms, greeted_ms, moved_ms;
+    uint32_t sent, received; /* data frames of the present attempt */
+    uint64_t received_round; /* of which `received` counts */
+    uint32_t received_attempt;
+    uint32_t transfer;        /* asked for by the other side; 0: none */
+    dlxi_state_cursor cursor; /* of that transfer */
+} way;
+
+struct dlxi_engine {
+    dlxi_engine_settings settings;
+    dlxi_site *site;
+    dlxi_exchange *exchange;
+    dlxi_state *state; /* NULL while the training thread has it */
+    bool linking;      /* from connect until joined */
+    bool recalled;
+    bool begins, commits; /* wait for the state */
+    way ways[DLXI_SITES_MAX];
+    uint32_t turn;                /* the way that is asked first for data */
+    uint16_t listened, connected; /* sites done, in order */
+    bool control_blocked;         /* the link had no room */
+    uint64_t sent_round;          /* the attempt that way.sent counts */
+    uint32_t sent_attempt;
+    dlxi_endpoints *listening; /* while listen is asked for */
+    uint16_t anchor_from;      /* the site whose θ is awaited */
+    uint32_t anchor_transfer;  /* that was asked for last; 0: none */
+    uint64_t anchor_missing;   /* values */
+    int64_t now_ms, ticked_ms, linking_since_ms, told_ms;
+    uint64_t reconnect;      /* bit i: the way to site i is to be made anew */
+    int64_t begun_ms;        /* of the attempt */
+    uint64_t exchange_bytes; /* of the attempt */
+    dlxi_outcome outcome;
+    bool has_news;
+    char text[DLXI_REASON_MAX + 1]; /* a line to log; "": none */
+    bool in_trouble;                /* logged for the present round */
+    bool busy;                      /* in the middle of a long computation */
+    void (*keepalive)(void *context);
+    void *keepalive_context;
+};
+
+/* ---- open and close ---------------------------------------------------------------------------- */
+
+static void busy_keepalive(void *context) {
+    dlxi_engine *e = context;
+    if (e->keepalive == NULL) return;
+    e->busy = true;
+    e->keepalive(e->keepalive_context);
+    e->busy = false;
+}
+
+static dlx_status site_open(dlxi_engine *e, dlx_error *error) {
+    const dlxi_engine_settings *settings = &e->settings;
+    dlxi_hello *hello;
+    DLX_TRY(DLXI_NEW(&hello, 1, error));
+    dlxi_text_copy(hello->site, sizeof hello->site, settings->site);
+    hello->rank = settings->rank;
+    hello->ranks = settings->ranks;
+    hello->tensors_hash = dlxi_state_tensors_hash(e->state);
+    hello->anchor_hash = dlxi_state_anchor_hash(e->state);
+    hello->windows = settings->windows;
+    hello->tokens_per_window = settings->tokens_per_window;
+    hello->data_hash = settings->data_hash;
+    hello->lease_windows = settings->lease_windows;
+    if (settings->shared_text != NULL)
+        dlxi_text_copy(hello->shared_text, sizeof hello->shared_text, settings->shared_text);
+    dlx_status status = dlxi_site_open(&e->site, hello, settings->timeout_ms, e->now_ms, error);
+    free(hello);
+    return status;
+}
+
+dlx_status dlxi_engine_open(dlxi_engine **out, const dlxi_engine_settings *settings,
+                            dlxi_state *state, int64_t now_ms, dlx_error *error) {
+    dlx_status status = DLX_OK;
+    dlxi_engine *e = NULL;
+    *out = NULL;
+    DLX_TRY_OUT(DLXI_NEW(&e, 1, error));
+    e->settings = *settings;
+    e->state = state;
+    e->now_ms = e->ticked_ms = now_ms;
+    DLX_TRY_OUT(DLXI_NEW(&e->listening, 1, error));
+    DLX_TRY_OUT(dlxi_exchange_open(&e->exchange, state, settings->rank, error));
+    dlxi_exchange_set_keepalive(e->exchange, busy_keepalive, e);
+    DLX_TRY_OUT(site_open(e, error));
+    e->settings.shared_text = NULL;
+    *out = e;
+    return DLX_OK;
+out:
+    dlxi_engine_close(&e);
+    return status;
+}
+
+void dlxi_engine_close(dlxi_engine **engine) {
+    dlxi_engine *e = *engine;
+    if (e == NULL) return;
+    dlxi_site_close(&e->site);
+    dlxi_exchange_close(&e->exchange);
+    free(e->listening);
+    free(e);
+    *engine = NULL;
+}
+
+void dlxi_engine_set_keepalive(dlxi_engine *e, void (*keepalive)(void *context), void *context) {
+    e->keepalive = keepalive;
+    e->keepalive_context = context;
+}
+
+/* ---- outcomes ---------------------------------------------------------------------------------- */
+
+static void state_return(dlxi_engine *e) {
+    DLXI_ASSERT(e->outcome.state == NULL);
+    e->outcome.state = e->state;
+    e->state = NULL;
+    e->recalled = false;
+    e->has_news = true;
+}
+
+/* The run is over for this rank: everything goes back. */
+static void engine_end(dlxi_engine *e, const dlx_error *why) {
+    if (e->outcome.ended) return;
+    e->outcome.ended = e->has_news = true;
+    if (why != NULL) e->outcome.failure = *why;
+    e->linking = e->begins = e->commits = false;
+    e->reconnect = 0;
+    dlxi_exchange_abort(e->exchange);
+    if (e->state != NULL) state_return(e);
+}
+
+/* This rank can't go on: the coordinator is told, and through it the others. */
+static void engine_fail(dlxi_engine *e, const dlx_error *why) {
+    dlxi_site_fail(e->site, why);
+    engine_end(e, why);
+}
+
+bool dlxi_engine_outcome(dlxi_engine *e, dlxi_outcome *outcome) {
+    if (!e->has_news) return false;
+    *outcome = e->outcome;
+    e->outcome = (dlxi_outcome){.ended = e->outcome.ended,
+                                .failure = e->outcome.failure,
+                                .attempts = e->outcome.attempts,
+                                .exchange_ns = e->outcome.exchange_ns,
+                                .exchange_bytes = e->outcome.exchange_bytes};
+    e->has_news = false;
+    return true;
+}
+
+bool dlxi_engine_is_over(const dlxi_engine *e) {
+    return e->outcome.ended && dlxi_outbox_peek(&e->site->outbox) == NULL;
+}
+
+static void text_set(dlxi_engine *e, const char *text) {
+    dlxi_text_copy(e->text, sizeof e->text, text);
+    e->in_trouble = true;
+}
+
+/* ---- trouble ----------------------------------------------------------------------------------- */
+
+static bool is_under_way(const dlxi_engine *e) {
+    return dlxi_exchange_trip(e->exchange) >= 0;
+}
+
+static const char *name_of(const dlxi_engine *e, uint16_t site) {
+    return e->site->welcome.members[site].name;
+}
+
+/* Gives up the attempt, if one is under way, and tells the coordinator. What is staged is promised,
+ * and can't be given up. */
+static void trouble_report(dlxi_engine *e, const char *why) {
+    if (e->site->staged) return;
+    dlxi_exchange_abort(e->exchange);
+    e->begins = false;
+    dlxi_site_on_trouble(e->site, why);
+}
+
+static void trouble_of_way(dlxi_engine *e, uint16_t from, int64_t silent_ms) {
+    char text[DLXI_REASON_MAX + 1];
+    snprintf(text, sizeof text,
+             "no data from site '%s' to site '%s' (%s) for %lld s: check wan.listen and the "
+             "firewall; trying again",
+             name_of(e, from), e->settings.site, e->ways[from].endpoint,
+             (long long)(silent_ms + 500) / 1000);
+    trouble_report(e, text);
+}
+
+/* A malformed frame ends the attempt, not the run: the next one starts from M, which is untouched.
+ * Other failures end the run. */
+static void exchange_result(dlxi_engine *e, dlx_status status, const dlx_error *error) {
+    if (status == DLX_OK) return;
+    if (status == DLX_DATA && !e->site->staged)
+        trouble_report(e, error->message);
+    else if (status != DLX_DATA)
+        engine_fail(e, error);
+}
+
+/* ---- joining ----------------------------------------------------------------------------------- */
+
+static bool is_other(const dlxi_engine *e, uint16_t site) {
+    return site < e->site->count && site != e->site->index;
+}
+
+static void ways_begin(dlxi_engine *e) {
+    const dlxi_welcome *w = &e->site->welcome;
+    e->linking = true;
+    e->linking_since_ms = e->told_ms = e->now_ms;
+    e->anchor_from = w->anchor_source;
+    if (w->members[w->site].needs_anchor) {
+        e->anchor_transfer = 1;
+        e->anchor_missing = dlxi_state_piece_values(e->state, 1u << DLXI_STATE_ANCHOR);
+    }
+    for (uint16_t i = 0; i < e->site->count; i++) {
+        way *v = &e->ways[i];
+        v->last_seen_ms = v->moved_ms = e->now_ms;
+        v->greeted_ms = e->now_ms - GREET_MS;
+        if (v->endpoint[0] == '\0')
+            dlxi_text_copy(v->endpoint, sizeof v->endpoint, e->site->peers.endpoint[i]);
+    }
+}
+
+/* All ways carry frames in both directions, and θ is where it is wanted. */
+static bool ways_are_linked(const dlxi_engine *e) {
+    if (e->anchor_missing > 0) return false;
+    for (uint16_t i = 0; i < e->site->count; i++)
+        if (is_other(e, i) && !(e->ways[i].heard && e->ways[i].hears && e->ways[i].anchored))
+            return false;
+    return true;
+}
+
+static void join_if_linked(dlxi_engine *e) {
+    if (!e->linking || !ways_are_linked(e)) return;
+    const dlxi_welcome *w = &e->site->welcome;
+    e->linking = false;
+    dlxi_outcome *o = &e->outcome;
+    o->joined = true;
+    o->site_index = w->site;
+    o->site_count = w->sites;
+    o->tokens_target = w->tokens_target;
+    memcpy(o->leases, w->leases, sizeof o->leases);
+    if (e->in_trouble) dlxi_text_copy(e->text, sizeof e->text, "all sites reach each other now");
+    e->in_trouble = false;
+    state_return(e);
+}
+
+/* Asks for the whole of θ again: frames of it were lost. */
+static void anchor_ask_again(dlxi_engine *e) {
+    e->anchor_transfer++;
+    e->anchor_missing = dlxi_state_piece_values(e->state, 1u << DLXI_STATE_ANCHOR);
+    e->ways[e->anchor_from].greeted_ms = e->now_ms - GREET_MS;
+}
+
+static void on_anchor(dlxi_engine *e, const dlxi_frame *frame) {
+    dlx_error error;
+    dlxi_state_piece piece = {.field = DLXI_STATE_ANCHOR,
+                              .tensor = frame->tensor,
+                              .first = (uint64_t)frame->offset_groups * PIECE_GROUP,
+                              .count = frame->payload_bytes / (uint32_t)sizeof(float),
+                              .values = frame->payload};
+    if (!e->linking || e->anchor_missing == 0 || frame->attempt != e->anchor_transfer) return;
+    bool fits = frame->site == e->anchor_from && frame->payload_bytes % sizeof(float) == 0 &&
+                piece.count <= e->anchor_missing &&
+                dlxi_state_restore(e->state, &piece, &error) == DLX_OK;
+    if (!fits) {
+        dlxi_error_set(&error, DLX_DATA,
+                       "site %u sent starting parameters that do not fit this model", frame->site);
+        engine_fail(e, &error);
+        return;
+    }
+    e->anchor_missing -= piece.count;
+    if (e->anchor_missing == 0) dlxi_state_rehash(e->state);
+}
+
+/* ---- frames of other sites --------------------------------------------------------------------- */
+
+/* One more data frame of the attempt that it says. */
+static void frame_count(way *v, const dlxi_frame *frame) {
+    if (v->received_round != frame->round || v->received_attempt != frame->attempt) {
+        v->received_round = frame->round;
+        v->received_attempt = frame->attempt;
+        v->received = 0;
+    }
+    v->received++;
+}
+
+/* Whether frames that went before this greeting did not arrive. */
+static bool frames_were_lost(const way *v, const dlxi_frame *greeting) {
+    uint32_t sent = greeting->offset_groups;
+    bool same = v->received_round == greeting->round && v->received_attempt == greeting->attempt;
+    return sent > (same ? v->received : 0);
+}
+
+static void on_greeting(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
+    way *v = &e->ways[from];
+    if (!v->heard) v->greeted_ms = e->now_ms - GREET_MS; /* it waits for this side's word */
+    v->heard = true;
+    v->hears = v->hears || (frame->trip & GREETING_HEARD) != 0;
+    v->anchored = v->anchored || (frame->trip & GREETING_ANCHOR) != 0;
+    if ((frame->trip & GREETING_BUSY) != 0) v->moved_ms = e->now_ms;
+    if (frame->count_groups > v->transfer) { /* wants θ, from the start */
+        v->transfer = frame->count_groups;
+        v->cursor = (dlxi_state_cursor){0};
+        v->sent = 0;
+    }
+    if (!frames_were_lost(v, frame)) return;
+    if (frame->round == 0 && e->linking && from == e->anchor_from &&
+        frame->attempt == e->anchor_transfer && e->anchor_missing > 0) {
+        anchor_ask_again(e);
+    } else if (is_under_way(e) && frame->round == e->site->round &&
+               frame->attempt == e->site->attempt) {
+        char text[DLXI_REASON_MAX + 1];
+        snprintf(text, sizeof text,
+                 "frames from site '%s' to site '%s' were lost: the connection broke; trying again",
+                 name_of(e, from), e->settings.site);
+        trouble_report(e, text);
+    }
+}
+
+static void way_is_heard(dlxi_engine *e, uint16_t from) {
+    way *v = &e->ways[from];
+    if (v->silent) {
+        snprintf(e->text, sizeof e->text, "data from site '%s' again, after %.1f s",
+                 name_of(e, from), (double)(e->now_ms - v->last_seen_ms) / 1000);
+        v->silent = false;
+    }
+    v->last_seen_ms = e->now_ms;
+}
+
+static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
+    dlx_error error;
+    way *v = &e->ways[from];
+    if (frame->site != from || frame->rank != e->settings.rank) {
+        dlxi_error_set(&error, DLX_DATA,
+                       "rank %u of site %u sent as rank %u of site %u; check wan.listen: each rank "
+                       "needs ports of its own",
+                       frame->rank, frame->site, e->settings.rank, from);
+        engine_fail(e, &error);
+        return;
+    }
+    way_is_heard(e, from);
+    switch (frame->kind) {
+    case DLXI_FRAME_GREETING:
+        on_greeting(e, from, frame);
+        break;
+    case DLXI_FRAME_ANCHOR:
+        frame_count(v, frame);
+        on_anchor(e, frame);
+        break;
+    case DLXI_FRAME_CONTRIBUTION:
+    case DLXI_FRAME_RESULT:
+        frame_count(v, frame);
+        v->moved_ms = e->now_ms;
+        exchange_result(e, dlxi_exchange_on_frame(e->exchange, frame, &error), &error);
+        break;
+    default:
+        break;
+    }
+}
+
+/* ---- rounds ------------------------------------------------------------------------------------ */
+
+/* A way that has been silent is made anew before the attempt's first frame, so that none of them
+ * waits in a connection that is dead. */
+static void ways_reset(dlxi_engine *e) {
+    for (uint16_t i = 0; i < e->site->count; i++) {
+        way *v = &e->ways[i];
+        v->sent = 0;
+        v->moved_ms = e->now_ms;
+        v->greeted_ms = e->now_ms - GREET_MS;
+        if (is_other(e, i) && e->now_ms - v->last_seen_ms >= e->settings.timeout_ms / 2 + GREET_MS)
+            e->reconnect |= UINT64_C(1) << i;
+    }
+}
+
+static void attempt_begin(dlxi_engine *e) {
+    dlx_error error;
+    const dlxi_site *s = e->site;
+    DLXI_ASSERT(e->state != NULL && s->submitted && s->attempt > 0 && !s->staged);
+    e->begins = false;
+    e->begun_ms = e->now_ms;
+    e->exchange_bytes = dlxi_state_exchange_bytes(e->state, 0);
+    e->sent_round = s->round;
+    e->sent_attempt = s->attempt;
+    ways_reset(e);
+    exchange_result(e,
+                    dlxi_exchange_begin(e->exchange, e->state, &s->view, s->index, s->term,
+                                        s->round, s->attempt, &error),
+                    &error);
+}
+
+static void round_commit(dlxi_engine *e) {
+    const dlxi_site *s = e->site;
+    dlxi_outcome *o = &e->outcome;
+    DLXI_ASSERT(e->state != NULL && dlxi_exchange_is_staged(e->exchange));
+    dlxi_exchange_commit(e->exchange, e->state);
+    e->commits = false;
+    e->state->tokens = s->commit.committed_tokens;
+    o->committed = true;
+    o->commit = s->commit;
+    o->view_tokens = o->own_tokens = 0;
+    for (uint16_t i = 0; i < s->view.members; i++) {
+        o->view_tokens += s->view.member[i].tokens;
+        if (s->view.member[i].site == s->index) o->own_tokens = s->view.member[i].tokens;
+    }
+    o->weight = dlxi_exchange_weight(e->exchange);
+    o->exchange_bytes = e->exchange_bytes;
+    if (e->in_trouble)
+        snprintf(e->text, sizeof e->text, "round %llu committed", (unsigned long long)s->round - 1);
+    e->in_trouble = false;
+    state_return(e);
+}
+
+/* Goes on with the exchange as far as it can without another frame. */
+static void exchange_poll(dlxi_engine *e) {
+    dlx_error error;
+    bool staged = false;
+    if (e->state == NULL || e->outcome.ended) return;
+    if (e->begins) attempt_begin(e);
+    if (e->state != NULL && is_under_way(e))
+        exchange_result(e, dlxi_exchange_poll(e->exchange, e->state, &staged, &error), &error);
+    if (staged && !e->site->staged)
+        dlxi_site_on_staged(e->site, dlxi_exchange_staged_hash(e->exchange));
+    if (e->commits && e->state != NULL) round_commit(e);
+}
+
+/* Past this site's own number; to the coordinator once all others are listened for. */
+static void listen_advance(dlxi_engine *e) {
+    if (e->listened == e->site->index) e->listened++;
+    if (e->listened == e->site->count) dlxi_site_on_listening(e->site, e->listening);
+}
+
+static void listen_begin(dlxi_engine *e) {
+    *e->listening = (dlxi_endpoints){.sites = e->site->count};
+    e->listened = 0;
+    listen_advance(e);
+}
+
+static void act(dlxi_engine *e, dlxi_site_action action) {
+    switch (action) {
+    case DLXI_SITE_LISTEN:
+        listen_begin(e);
+        break;
+    case DLXI_SITE_CONNECT:
+        ways_begin(e);
+        break;
+    case DLXI_SITE_BEGIN:
+        e->outcome.attempts++;
+        dlxi_exchange_abort(e->exchange);
+        e->begins = true;
+        break;
+    case DLXI_SITE_ABORT:
+        dlxi_exchange_abort(e->exchange);
+        e->begins = false;
+        if (e->site->incoming.as.reason.text[0] != '\0')
+            text_set(e, e->site->incoming.as.reason.text);
+        break;
+    case DLXI_SITE_COMMIT:
+        e->commits = true;
+        break;
+    case DLXI_SITE_ENDED:
+        engine_end(e, e->site->result.status != DLX_OK ? &e->site->result : NULL);
+        break;
+    case DLXI_SITE_NOTHING:
+        break;
+    }
+}
+
+/* ---- events ------------------------------------------------------------------------------------ */
+
+static void engine_check(const dlxi_engine *e) {
+    const dlxi_site *s = e->site;
+    DLXI_ASSERT(!e->outcome.ended || (e->state == NULL && !e->linking));
+    DLXI_ASSERT(!e->linking || (s->phase == DLXI_SITE_RUNNING && e->state != NULL));
+    DLXI_ASSERT(!is_under_way(e) || (s->attempt > 0 && !s->staged && !e->commits));
+    DLXI_ASSERT(!dlxi_exchange_is_staged(e->exchange) || s->staged || e->commits ||
+                e->outcome.ended);
+    DLXI_ASSERT(!e->begins || (s->submitted && s->attempt > 0));
+    DLXI_ASSERT(e->turn < DLXI_SITES_MAX);
+    for (uint16_t i = 0; i < s->count; i++)
+        DLXI_ASSERT(e->ways[i].last_seen_ms <= e->now_ms && e->ways[i].moved_ms <= e->now_ms);
+}
+
+void dlxi_engine_on_frame(dlxi_engine *e, uint32_t peer, const dlxi_frame *frame, int64_t now_ms) {
+    DLXI_ASSERT(now_ms >= e->now_ms);
+    e->now_ms = now_ms;
+    if (e->outcome.ended) return;
+    if (peer == DLXI_SITE_COORDINATOR)
+        act(e, dlxi_site_on_frame(e->site, frame, now_ms));
+    else if (e->site->phase == DLXI_SITE_RUNNING && peer < e->site->count && peer != e->site->index)
+        on_data(e, (uint16_t)peer, frame);
+    join_if_linked(e);
+    engine_check(e);
+}
+
+void dlxi_engine_on_request(dlxi_engine *e, dlxi_request *r, int64_t now_ms) {
+    e->now_ms = now_ms;
+    if (r->state != NULL) {
+        DLXI_ASSERT(e->state == NULL);
+        e->state = r->state;
+        r->state = NULL;
+        if (e->outcome.ended) state_return(e);
+    }
+    if (r->submits && !e->outcome.ended) {
+        r->ready.exchange_ns = e->outcome.exchange_ns;
+        r->ready.exchange_bytes = e->outcome.exchange_bytes;
+        dlxi_site_on_ready(e->site, &r->ready);
+    }
+    if (r->report != NULL) dlxi_site_on_report(e->site, r->report);
+    free(r->report);
+    r->report = NULL;
+    if (r->recalls && e->state != NULL) e->recalled = true;
+    if (r->closes && !e->outcome.ended) {
+        if (r->why.status != DLX_OK) dlxi_site_fail(e->site, &r->why);
+        engine_end(e, r->why.status != DLX_OK ? &r->why : NULL);
+    }
+}
+
+void dlxi_engine_on_room(dlxi_engine *e) {
+    e->control_blocked = false;
+    for (uint16_t i = 0; i < e->site->count; i++) e->ways[i].blocked = false;
+}
+
+void dlxi_engine_on_link_failure(dlxi_engine *e, const dlx_error *why) {
+    if (!e->outcome.ended) engine_fail(e, why);
+}
+
+/* ---- time -------------------------------------------------------------------------------------- */
+
+static void linking_judge(dlxi_engine *e) {
+    int64_t since_ms = e->now_ms - e->linking_since_ms;
+    if (e->now_ms - e->told_ms < e->settings.timeout_ms) return;
+    e->told_ms = e->now_ms;
+    for (uint16_t i = 0; i < e->site->count; i++) {
+        if (!is_other(e, i) || (e->ways[i].heard && e->ways[i].hears)) continue;
+        e->reconnect |= UINT64_C(1) << i;
+        if (!e->ways[i].heard) trouble_of_way(e, i, since_ms);
+    }
+}
+
+/* The way that holds the attempt up, if one does. */
+static void attempt_judge(dlxi_engine *e) {
+    for (int pass = 0; pass < 2 && is_under_way(e); pass++)
+        for (uint16_t i = 0; i < e->site->count; i++) {
+            const way *v = &e->ways[i];
+            dlxi_awaited awaited = dlxi_exchange_awaits(e->exchange, i);
+            int64_t still_ms = e->now_ms - v->moved_ms;
+            int64_t late_ms = awaited == DLXI_AWAITED_RESULT ? RESULT_MS : 0;
+            /* a contribution that is missing explains a result that is */
+            if (awaited != (pass == 0 ? DLXI_AWAITED_CONTRIBUTION : DLXI_AWAITED_RESULT) ||
+                still_ms < e->settings.timeout_ms + late_ms)
+                continue;
+            int64_t silent_ms = e->now_ms - v->last_seen_ms;
+            e->ways[i].silent = silent_ms >= e->settings.timeout_ms;
+            trouble_of_way(e, i, silent_ms > still_ms ? silent_ms : still_ms);
+            return;
+        }
+}
+
+void dlxi_engine_on_tick(dlxi_engine *e, int64_t now_ms) {
+    DLXI_ASSERT(now_ms >= e->now_ms && now_ms >= e->ticked_ms);
+    int64_t gap_ms = now_ms - e->ticked_ms;
+    e->now_ms = e->ticked_ms = now_ms;
+    if (e->outcome.ended) return;
+    for (uint16_t i = 0; gap_ms > PAUSE_MS && i < e->site->count; i++) {
+        way *v = &e->ways[i];
+        v->last_seen_ms = v->last_seen_ms + gap_ms < now_ms ? v->last_seen_ms + gap_ms : now_ms;
+        v->moved_ms = v->moved_ms + gap_ms < now_ms ? v->moved_ms + gap_ms : now_ms;
+    }
+    act(e, dlxi_site_on_tick(e->site, now_ms));
+    if (e->outcome.ended) return;
+    exchange_poll(e);
+    if (e->linking) linking_judge(e);
+    if (is_under_way(e)) attempt_judge(e);
+    if (e->recalled && e->state != NULL && !e->linking) state_return(e);
+    join_if_linked(e);
+    engine_check(e);
+}
+
+void dlxi_engine_keep_alive(dlxi_engine *e, int64_t now_ms) {
+    e->now_ms = now_ms;
+    dlxi_site_keep_alive(e->site, now_ms);
+}
+
+/* ---- actions ----------------------------------------------------------------------------------- */
+
+static bool next_listen(dlxi_engine *e, dlxi_engine_action *a) {
+    const dlxi_welcome *w = &e->site->welcome;
+    if (e->site->phase != DLXI_SITE_LISTENING || e->listened == w->sites) return false;
+    a->kind = DLXI_ENGINE_LISTEN;
+    a->me = w->site;
+    a->peer = e->listened;
+    a->name = w->members[e->listened].name;
+    a->public_key = w->members[e->listened].public_key;
+    return true;
+}
+
+static bool next_connect(dlxi_engine *e, dlxi_engine_action *a) {
+    if (e->connected < e->site->count && e->connected == e->site->index) e->connected++;
+    if (e->connected < e->site->count) {
+        a->kind = DLXI_ENGINE_CONNECT;
+        a->peer = e->connected;
+        memcpy(a->endpoint, e->site->peers.endpoint[e->connected], sizeof a->endpoint);
+        return true;
+    }
+    for (uint16_t i = 0; e->reconnect != 0; i++) {
+        if ((e->reconnect >> i & 1u) == 0) continue;
+        e->reconnect &= ~(UINT64_C(1) << i);
+        a->kind = DLXI_ENGINE_RECONNECT;
+        a->peer = i;
+        return true;
+    }
+    return false;
+}
+
+static bool next_control(dlxi_engine *e, dlxi_engine_action *a) {
+    const dlxi_outbox_item *item = dlxi_outbox_peek(&e->site->outbox);
+    if (item == NULL || e->control_blocked) return false;
+    a->kind = DLXI_ENGINE_SEND;
+    a->peer = DLXI_SITE_COORDINATOR;
+    a->frame = item->frame;
+    return true;
+}
+
+static bool greeting_make(const dlxi_engine *e, uint16_t to, dlxi_frame *frame) {
+    const way *v = &e->ways[to];
+    bool soon = e->linking || is_under_way(e) || e->busy;
+    if (e->now_ms - v->greeted_ms < (soon ? GREET_SOON_MS : GREET_MS)) return false;
+    bool started = e->sent_attempt > 0;
+    int says = (v->heard ? GREETING_HEARD : 0) | (e->anchor_missing == 0 ? GREETING_ANCHOR : 0) |
+               (e->busy ? GREETING_BUSY : 0);
+    *frame = (dlxi_frame){.kind = DLXI_FRAME_GREETING,
+                          .term = e->site->term,
+                          .round = started ? e->sent_round : 0,
+                          .attempt = started ? e->sent_attempt : v->transfer,
+                          .site = e->site->index,
+                          .rank = e->settings.rank,
+                          .trip = (uint16_t)says,
+                          .offset_groups = v->sent,
+                          .count_groups = to == e->anchor_from ? e->anchor_transfer : 0};
+    return true;
+}
+
+/* The next piece of θ for a site that starts elsewhere. */
+static bool anchor_make(const dlxi_engine *e, uint16_t to, dlxi_frame *frame) {
+    const way *v = &e->ways[to];
+    dlxi_state_piece piece;
+    dlxi_state_cursor cursor = v->cursor;
+    if (!e->linking || v->transfer == 0 || v->anchored || e->anchor_from != e->site->index ||
+        !dlxi_state_next_piece(e->state, 1u << DLXI_STATE_ANCHOR, &cursor, PIECE_VALUES, &piece))
+        return false;
+    *frame = (dlxi_frame){.kind = DLXI_FRAME_ANCHOR,
+                          .term = e->site->term,
+                          .attempt = v->transfer,
+                          .site = e->site->index,
+                          .rank = e->settings.rank,
+                          .tensor = piece.tensor,
+                          .offset_groups = (uint32_t)(piece.first / PIECE_GROUP),
+                          .count_groups = (piece.count + PIECE_GROUP - 1) / PIECE_GROUP,
+                          .payload_bytes = piece.count * (uint32_t)sizeof(float),
+                          .payload = piece.values};
+    return true;
+}
+
+/* One frame for each way in turn, so that none waits for another. */
+static bool next_data(dlxi_engine *e, dlxi_engine_action *a) {
+    a->kind = DLXI_ENGINE_SEND;
+    for (uint16_t n = 0; n < e->site->count; n++) {
+        uint16_t to = (uint16_t)((e->turn + n) % e->site->count);
+        a->peer = to;
+        if (!is_other(e, to) || e->ways[to].blocked) continue;
+        if (!greeting_make(e, to, &a->frame) && !anchor_make(e, to, &a->frame) &&
+            !dlxi_exchange_peek(e->exchange, to, &a->frame))
+            continue;
+        e->turn = (to + 1u) % e->site->count;
+        return true;
+    }
+    return false;
+}
+
+bool dlxi_engine_next(dlxi_engine *e, dlxi_engine_action *a, int64_t now_ms) {
+    DLXI_ASSERT(now_ms >= e->now_ms);
+    e->now_ms = now_ms;
+    if (e->text[0] != '\0') {
+        *a = (dlxi_engine_action){.kind = DLXI_ENGINE_LOG, .text = e->text};
+        return true;
+    }
+    a->endpoint[0] = '\0';
+    if (!e->outcome.ended && next_listen(e, a)) return true;
+    bool running = !e->outcome.ended && e->site->phase == DLXI_SITE_RUNNING;
+    if (running && next_connect(e, a)) return true;
+    return next_control(e, a) || (running && next_data(e, a));
+}
+
+static void data_done(dlxi_engine *e, const dlxi_engine_action *a, bool sent) {
+    way *v = &e->ways[a->peer];
+    v->blocked = !sent;
+    if (!sent) return;
+    switch (a->frame.kind) {
+    case DLXI_FRAME_GREETING:
+        v->greeted_ms = e->now_ms;
+        break;
+    case DLXI_FRAME_ANCHOR: {
+        dlxi_state_piece piece;
+        (void)dlxi_state_next_piece(e->state, 1u << DLXI_STATE_ANCHOR, &v->cursor, PIECE_VALUES,
+                                    &piece);
+        v->sent++;
+        break;
+    }
+    default:
+        dlxi_exchange_advance(e->exchange, (uint16_t)a->peer);
+        v->sent++;
+    }
+}
+
+void dlxi_engine_done(dlxi_engine *e, const dlxi_engine_action *a, dlx_status status,
+                      const dlx_error *error) {
+    bool ok = status == DLX_OK, waits = status == DLX_AGAIN || status == DLX_PEER_LOST;
+    bool control = a->kind == DLXI_ENGINE_SEND && a->peer == DLXI_SITE_COORDINATOR;
+    if (a->kind == DLXI_ENGINE_LOG) {
+        e->text[0] = '\0';
+        return;
+    }
+    if (control) {
+        if (status == DLX_AGAIN)
+            e->control_blocked = true;
+        else /* a coordinator that is lost shows in its silence */
+            dlxi_outbox_drop(&e->site->outbox);
+    }
+    if (!ok && !waits) {
+        dlxi_engine_on_link_failure(e, error);
+        return;
+    }
+    switch (a->kind) {
+    case DLXI_ENGINE_SEND:
+        if (!control) data_done(e, a, ok);
+        break;
+    case DLXI_ENGINE_LISTEN:
+        memcpy(e->listening->endpoint[a->peer], a->endpoint, sizeof a->endpoint);
+        memcpy(e->ways[a->peer].endpoint, a->endpoint, sizeof a->endpoint);
+        e->listened++;
+        listen_advance(e);
+        break;
+    case DLXI_ENGINE_CONNECT:
+        e->connected++;
+        break;
+    default:
+        break;
+    }
+    engine_check(e);
+}

@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One rank's side of a run as one pure machine: membership (member/site.h), the ways to the other
+ * sites, the starting anchor, and the exchange of each round. In: frames, requests, time. Out:
+ * actions, one at a time, and one outcome. It owns no socket, thread or clock, and every deadline.
+ *
+ *   open → hello … → LISTEN, CONNECT → greetings on every way, θ to sites that start elsewhere
+ *   → outcome.joined → request.submits … BEGIN, frames, COMMIT → outcome.committed → …
+ *   → request.report → outcome.ended
+ *
+ * The state is lent to the engine: at open, until joined; and from submit to commit. In between the
+ * engine has none, and does nothing that needs one.
+ *
+ * Ways. Each pair of sites exchanges GREETING frames: every quarter of a second while one waits for
+ * the other, else every second. A greeting says whether the other side's were received, and how many
+ * data frames of the present attempt went before it; so silence, and frames that a broken connection
+ * swallowed, are noticed by the pair itself. An attempt that makes no progress for timeout_ms is
+ * given up with the pair's name, and begun again from the same M. */
+#ifndef DLXI_SYNC_ENGINE_H
+#define DLXI_SYNC_ENGINE_H
+
+#include "member/site.h"
+#include "sync/exchange.h"
+
+typedef struct dlxi_engine dlxi_engine;
+
+typedef struct dlxi_engine_settings {
+    char site[DLXI_NAME_BYTES];
+    uint16_t rank, ranks;
+    const char *shared_text; /* copied; may be NULL */
+    uint32_t timeout_ms;
+    uint64_t windows, tokens_per_window, data_hash;
+    uint32_t lease_windows;
+} dlxi_engine_settings;
+
+/* What the training thread wants: everything since the last request. */
+typedef struct dlxi_request {
+    dlxi_state *state; /* handed over, or NULL */
+    bool submits;      /* state's M, with `ready` */
+    dlxi_ready ready;  /* exchange_* are the engine's to fill in */
+    bool recalls;      /* the state is wanted back as soon as it is not being exchanged */
+    char *report;      /* handed over, or NULL */
+    bool closes;       /* the engine ends; `why` unless its status is DLX_OK: tells the others */
+    dlx_error why;
+} dlxi_request;
+
+/* What has come of it: everything since the last outcome. */
+typedef struct dlxi_outcome {
+    bool joined, committed, ended;
+    dlxi_state *state; /* handed back, or NULL */
+    dlx_error failure; /* with ended; status DLX_OK: the run ended well */
+    /* with joined */
+    uint16_t site_index, site_count;
+    uint64_t tokens_target;
+    dlxi_lease leases[2]; /* of rounds 1 and 2 */
+    /* with committed */
+    dlxi_commit commit;
+    uint64_t view_tokens, own_tokens; /* of all members, and of this site */
+    float weight;                     /* this site's */
+    /* always */
+    uint64_t attempts;
+    uint64_t exchange_ns, exchange_bytes; /* of the last committed round */
+} dlxi_outcome;
+
+typedef enum dlxi_engine_action_kind {
+    DLXI_ENGINE_SEND,      /* `frame` to `peer` */
+    DLXI_ENGINE_LISTEN,    /* for site `peer`, as link.h's listen: fills in `endpoint` */
+    DLXI_ENGINE_CONNECT,   /* to site `peer` at `endpoint` */
+    DLXI_ENGINE_RECONNECT, /* to site `peer` */
+    DLXI_ENGINE_LOG        /* `text`, for who watches the run */
+} dlxi_engine_action_kind;
+
+typedef struct dlxi_engine_action {
+    dlxi_engine_action_kind kind;
+    uint32_t me, peer;
+    dlxi_frame frame; /* its payload is valid until the next call */
+    const char *name, *public_key, *text;
+    char endpoint[DLXI_ENDPOINT_BYTES];
+} dlxi_engine_action;
+
+/* `state` is lent, on failure too not taken over. */
+dlx_status dlxi_engine_open(dlxi_engine **out, const dlxi_engine_settings *settings,
+                            dlxi_state *state, int64_t now_ms, dlx_error *error);
+/* Does not close a state that is still lent: dlxi_engine_outcome first. */
+void dlxi_engine_close(dlxi_engine **engine);
+
+/* Called between tensors of long computations; it may call dlxi_engine_keep_alive and _next. */
+void dlxi_engine_set_keepalive(dlxi_engine *e, void (*keepalive)(void *context), void *context);
+
+/* `peer`: a site's index, or DLXI_SITE_COORDINATOR. */
+void dlxi_engine_on_frame(dlxi_engine *e, uint32_t peer, const dlxi_frame *frame, int64_t now_ms);
+/* Takes everything in the request over. */
+void dlxi_engine_on_request(dlxi_engine *e, dlxi_request *request, int64_t now_ms);
+/* The link has room again for what it did not take. */
+void dlxi_engine_on_room(dlxi_engine *e);
+/* The link itself failed. */
+void dlxi_engine_on_link_failure(dlxi_engine *e, const dlx_error *why);
+/* After all frames that have arrived: goes on with the exchange, judges deadlines. */
+void dlxi_engine_on_tick(dlxi_engine *e, int64_t now_ms);
+/* In the middle of a long computation. */
+void dlxi_engine_keep_alive(dlxi_engine *e, int64_t now_ms);
+
+/* The next action, or false if there is none now. Each is followed by dlxi_engine_done. */
+bool dlxi_engine_next(dlxi_engine *e, dlxi_engine_action *action, int64_t now_ms);
+/* What became of it; `error` says more if it failed. DLX_AGAIN, DLX_PEER_LOST: not sent. */
+void dlxi_engine_done(dlxi_engine *e, const dlxi_engine_action *action, dlx_status status,
+                      const dlx_error *error);
+
+/* Takes the outcome; false if nothing has come since the last. */
+bool dlxi_engine_outcome(dlxi_engine *e, dlxi_outcome *outcome);
+/* Nothing more will come, and nothing waits to be sent to the coordinator. */
+bool dlxi_engine_is_over(const dlxi_engine *e);
+
+#endif

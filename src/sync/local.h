@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The training thread's part of a round: the caller's parameters p, and start, where local training
+ * began. Reads and writes p in chunks, wherever it lives and whatever it is made of.
+ *
+ * p may be f32, bf16 or f16, in this process's memory or behind the caller's fetch and store. What
+ * is rounded on its way back is rounded before start is set, so that a pseudo-gradient counts
+ * training and never rounding; θ, v and e stay f32, so that small updates add up. */
+#ifndef DLXI_SYNC_LOCAL_H
+#define DLXI_SYNC_LOCAL_H
+
+#include "sync/state.h"
+
+typedef struct dlxi_local_memory {
+    dlx_fetch fetch;
+    dlx_store store;
+    void *context;
+    float *staging; /* NULL: one of the library's own */
+    size_t staging_bytes;
+} dlxi_local_memory;
+
+typedef struct dlxi_local dlxi_local;
+
+/* Copies what the tensors say, but not their data, which stays the caller's. Reads no parameter. */
+dlx_status dlxi_local_open(dlxi_local **out, const dlxi_state_settings *settings,
+                           const dlxi_local_memory *memory, const dlx_tensor *tensors, size_t count,
+                           dlx_error *error);
+void dlxi_local_close(dlxi_local **local);
+
+/* θ, start ← p, and θ's hashes: how a run starts, and how one of means of gradients ends. */
+dlx_status dlxi_local_read(dlxi_local *local, dlxi_state *state, dlx_error *error);
+
+/* M ← δ + e, *norm ← ‖M‖; then p, start ← by method if `applies` (a committed update at the same
+ * step), else start ← p. `weight`: this site's in the view just committed. */
+dlx_status dlxi_local_submit(dlxi_local *local, dlxi_state *state, bool applies, float weight,
+                             double *norm, dlx_error *error);
+
+/* p, start ← by method, after a commit. `final`: p, start ← θ whatever the method. */
+dlx_status dlxi_local_apply(dlxi_local *local, dlxi_state *state, bool final, float weight,
+                            dlx_error *error);
+
+#endif

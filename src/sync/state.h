@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Outer state: what replicas share and a site must not lose, for the tensors that one rank
+ * synchronises (its shard). One value with one owner: the training thread, or from submit to commit
+ * the engine. Whoever holds the pointer may read and write all of it; nobody else may.
+ *
+ * One list of fields (state.c) drives allocation, release, hashing, and the pieces in which a state
+ * is written and restored: to a site that starts elsewhere, to a file, to another process. */
+#ifndef DLXI_SYNC_STATE_H
+#define DLXI_SYNC_STATE_H
+
+#include "codec/codec.h"
+#include "outer/adapt.h"
+#include "outer/method.h"
+
+/* Settings that hold for a run. */
+typedef struct dlxi_state_settings {
+    dlx_overlap overlap;
+    float learning_rate, momentum; /* of the outer step */
+    dlxi_quantiser quantiser;
+    bool error_feedback;
+    bool keep_unsent; /* if the method may */
+    uint64_t seed;
+    int factor_rank;    /* r of the low-rank factors; 0: none */
+    bool ids_given;     /* tensors carry their ids; otherwise an id is the place in the array */
+    dlxi_adapt adapt;   /* H of the first round is inner_steps_first */
+    uint64_t same_hash; /* of what replicas must set alike */
+} dlxi_state_settings;
+
+/* Values are [rows, cols], row-major, unless said. */
+typedef struct dlxi_state_tensor {
+    char *name;
+    uint32_t id;
+    int64_t rows, cols;
+    dlx_kind kind;
+    bool low_rank;
+    int columns_max; /* of a factor */
+    float *anchor;   /* θ */
+    float *velocity; /* v; trained tensors under an outer step */
+    float *error;    /* e; from submit to commit M = δ + e. allreduce: the gradient, its mean */
+    float *basis;    /* low rank: [columns_max, stride(cols)], what the next exchange projects on */
+    int basis_columns;
+    dlxi_adapt_tensor adapt;
+    uint64_t anchor_hash;
+} dlxi_state_tensor;
+
+typedef struct dlxi_state {
+    dlxi_state_settings settings;
+    const dlxi_method *method;
+    dlxi_state_tensor *tensors; /* [count], ids ascending */
+    size_t count;
+    uint64_t rounds; /* committed */
+    uint64_t tokens; /* committed, of the run */
+    dlxi_adapt adapt;
+} dlxi_state;
+
+/* θ is zero until it is set; everything else is as a run starts. *out is the caller's. A rank may
+ * have no tensors; of `tensors` only names, shapes, ids and kinds are used. */
+dlx_status dlxi_state_open(dlxi_state **out, const dlxi_state_settings *settings,
+                           const dlx_tensor *tensors, size_t count, dlx_error *error);
+void dlxi_state_close(dlxi_state **state);
+
+/* Statistics travel plain: they are few, and a mean of them should be one. */
+static inline dlxi_quantiser dlxi_statistics_quantiser(dlxi_quantiser q) {
+    return (dlxi_quantiser){32, q.group};
+}
+
+int64_t dlxi_state_tensor_values(const dlxi_state_tensor *tensor);
+int64_t dlxi_state_parameters(const dlxi_state *state);
+/* The tensor of that id, or NULL. */
+dlxi_state_tensor *dlxi_state_find(const dlxi_state *state, uint32_t id);
+/* Of ids, names and shapes, and of the settings that replicas must share. */
+uint64_t dlxi_state_tensors_hash(const dlxi_state *state);
+/* Sets every anchor_hash after θ was written. */
+void dlxi_state_rehash(dlxi_state *state);
+/* Of all θ: a sum over tensors, so that it does not depend on how a model is cut into shards. */
+uint64_t dlxi_state_anchor_hash(const dlxi_state *state);
+
+/* Values of a factor whose vectors have `length` elements, per column. */
+int64_t dlxi_state_stride(const dlxi_state *state, int64_t length);
+/* Payload bytes of one site's whole vectors (C), all low-rank tensors at `factor_rank`; 0: at the
+ * present ranks. */
+uint64_t dlxi_state_exchange_bytes(const dlxi_state *state, int factor_rank);
+/* Σ over the low-rank tensors, for H and the mean rank. */
+dlxi_adapt_sums dlxi_state_adapt_sums(const dlxi_state *state);
+
+/* ---- pieces ------------------------------------------------------------------------------------ */
+
+typedef enum dlxi_state_field {
+    DLXI_STATE_ANCHOR,
+    DLXI_STATE_VELOCITY,
+    DLXI_STATE_ERROR,
+    DLXI_STATE_BASIS,
+    DLXI_STATE_ADAPTATION, /* ranks with their history */
+    DLXI_STATE_RUN,        /* rounds, tokens, H; belongs to no tensor */
+    DLXI_STATE_FIELDS
+} dlxi_state_field;
+
+enum {
+    /* equal on all sites after a commit */
+    DLXI_STATE_REPLICATED = 1 << DLXI_STATE_ANCHOR | 1 << DLXI_STATE_VELOCITY |
+                            1 << DLXI_STATE_BASIS | 1 << DLXI_STATE_ADAPTATION |
+                            1 << DLXI_STATE_RUN,
+    DLXI_STATE_ALL = DLXI_STATE_REPLICATED | 1 << DLXI_STATE_ERROR,
+    DLXI_STATE_PIECE_NUMBERS = 8
+};
+
+/* A run of one field's values, of 4 bytes each: f32, or i32 in ADAPTATION and RUN. */
+typedef struct dlxi_state_piece {
+    dlxi_state_field field;
+    uint32_t tensor; /* its id; 0 in RUN */
+    uint64_t first;
+    uint32_t count;
+    const void *values;                        /* in the state, or in `numbers` */
+    int32_t numbers[DLXI_STATE_PIECE_NUMBERS]; /* of ADAPTATION and RUN */
+} dlxi_state_piece;
+
+typedef struct dlxi_state_cursor {
+    size_t tensor; /* count: past the tensors */
+    int field;
+    uint64_t first;
+} dlxi_state_cursor;
+
+/* The next piece of the fields in `mask` (bits 1 << field), at most count_max values; false after
+ * the last. Begin with a zeroed cursor. `piece` must stay in place while its values are used. */
+bool dlxi_state_next_piece(const dlxi_state *state, uint32_t mask, dlxi_state_cursor *cursor,
+                           uint32_t count_max, dlxi_state_piece *piece);
+/* Σ of the pieces' counts. */
+uint64_t dlxi_state_piece_values(const dlxi_state *state, uint32_t mask);
+/* Puts a piece in its place, in any order. DLX_DATA: it does not fit this state; then nothing is
+ * changed. θ's hashes follow with dlxi_state_rehash. */
+dlx_status dlxi_state_restore(dlxi_state *state, const dlxi_state_piece *piece, dlx_error *error);
+/* Of the fields in `mask`; but for RUN, hashes of shards add up to the model's. */
+uint64_t dlxi_state_hash(const dlxi_state *state, uint32_t mask);
+
+#endif
