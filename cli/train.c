@@ -133,7 +133,8 @@ static dlx_status train(const train_use *use, const dlx_config *config, dlx_clus
     if (use->sites == 0 && dlx_config_one_job(config)) {
         error->status = DLX_CONFIG;
         snprintf(error->message, sizeof error->message,
-                 "wan.link: mpi is for one job that holds all sites: --sites N instead of --site");
+                 "wan.link: %s is for one job that holds all sites: --sites N instead of --site",
+                 dlx_config_link(config));
         return DLX_CONFIG;
     }
     if (use->sites > 0) {
@@ -249,9 +250,11 @@ int coordinator_main(int count, char **arguments) {
     if (config == NULL) return EXIT_USE;
     begin(for_launcher, false);
     if (dlx_config_one_job(config) || dlx_config_in_process(config)) {
+        int code = fail_use("coordinator: wan.link is %s, whose coordinator is part of launch or "
+                            "train --sites; set zmq",
+                            dlx_config_link(config));
         dlx_config_close(&config);
-        return fail_use("coordinator: wan.link is mem or mpi, whose coordinator is part of launch "
-                        "or train --sites; set zmq");
+        return code;
     }
     dlx_error error;
     dlx_coordinate_options options = DLX_COORDINATE_OPTIONS_INIT;

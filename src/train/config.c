@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "link/links.h"
+
 enum { MICRO_BATCH_AUTO_MAX = 4 };
 
 static const char *const activations[] = {"gelu", "relu", NULL};
@@ -12,7 +14,7 @@ static const char *const overlaps[] = {"allreduce", "none", "delayed", "eager", 
 static const char *const adaptations[] = {"off", "paper", "link", NULL};
 static const char *const paces[] = {"constant", "rate", NULL};
 static const char *const widths[] = {"4", "8", "16", "none", NULL};
-static const char *const links[] = {"mem", "zmq", "mpi", NULL};
+static const char *const links[] = {DLXI_LINKS(DLXI_LINK_WORD) NULL};
 static const char *const securities[] = {"curve", "none", NULL};
 
 #define INTEGER(key, field, ...) DLXI_OPTION_ROW_INTEGER(dlxi_config, key, field, __VA_ARGS__)
@@ -20,6 +22,8 @@ static const char *const securities[] = {"curve", "none", NULL};
 #define BOOLEAN(key, field, ...) DLXI_OPTION_ROW_BOOLEAN(dlxi_config, key, field, __VA_ARGS__)
 #define STRING(key, field, ...)  DLXI_OPTION_ROW_STRING(dlxi_config, key, field, __VA_ARGS__)
 #define CHOICE(key, field, ...)  DLXI_OPTION_ROW_CHOICE(dlxi_config, key, field, __VA_ARGS__)
+
+#define LINK_TEXT(word, text) "; " #word ": " text
 
 static const dlxi_option options[] = {
     STRING("run.name", run.name, "quickstart", "what the run is called"),
@@ -119,7 +123,7 @@ static const dlxi_option options[] = {
             "embedding and head may be low rank too"),
 
     CHOICE("wan.link", wan.link, links, "zmq",
-           "zmq: processes; mem: threads of one process; mpi: ranks of one job"),
+           "what the sites of this run are" DLXI_LINKS(LINK_TEXT)),
     STRING("wan.coordinator", wan.coordinator, "127.0.0.1:0", "host:port; port 0: any free one",
            .site_may_differ = true),
     STRING("wan.listen", wan.listen, "",
