@@ -45,9 +45,11 @@ static int run(void) {
     if (given.for_launcher) prctl(PR_SET_PDEATHSIG, SIGTERM); /* launch takes it with it */
     interrupts_catch(false);
     if (dlx_config_one_job(config) || dlx_config_in_process(config)) {
+        fail_use("coordinator: wan.link is %s, whose coordinator is part of launch or train "
+                 "--sites; set zmq",
+                 dlx_config_link(config));
         dlx_config_close(&config);
-        return fail_use("coordinator: wan.link is mem or mpi, whose coordinator is part of launch "
-                        "or train --sites; set zmq");
+        return EXIT_USE;
     }
     dlx_error error;
     dlx_coordinate_options options = DLX_COORDINATE_OPTIONS_INIT;

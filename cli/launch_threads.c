@@ -71,8 +71,9 @@ int threads_launch(const dlx_config *config, int sites) {
     dlx_error error;
     shared all = {.config = config, .sites = sites};
     if (dlx_config_ranks(config) > 1)
-        return fail_use("wan.link: mem has sites of one rank; set site.stages and site.replicas to "
-                        "1, or another link");
+        return fail_use("wan.link: %s has sites of one rank; set site.stages and site.replicas to "
+                        "1, or another link",
+                        dlx_config_link(config));
     if (dlx_hub_open(&all.hub, &error) != DLX_OK) return fail_with(&error);
     for (int i = 0; i <= sites; i++) {
         workers[i] = (worker){.shared = &all, .index = i};

@@ -129,7 +129,8 @@ static dlx_status site_train(const dlx_config *config, dlx_cluster *cluster, dlx
     if (given.sites == 0 && dlx_config_one_job(config)) {
         error->status = DLX_CONFIG;
         snprintf(error->message, sizeof error->message,
-                 "wan.link: mpi is for one job that holds all sites: --sites N instead of --site");
+                 "wan.link: %s is for one job that holds all sites: --sites N instead of --site",
+                 dlx_config_link(config));
         return DLX_CONFIG;
     }
     if (given.sites > 0) {

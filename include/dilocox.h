@@ -165,7 +165,8 @@ typedef struct dlx_hub dlx_hub;
 
 /* Where the other sites are: a hub in this process, or addresses. */
 typedef struct dlx_link_config {
-    dlx_hub *hub;            /* mem; NULL: zmq, as follows */
+    dlx_hub *hub;            /* NULL: a link between processes, as follows */
+    const char *name;        /* of that link; NULL: "zmq" */
     const char *coordinator; /* "host:port"; a coordinator may ask for port 0 */
     /* where peers reach this site; NULL or "": the address that reaches the coordinator */
     const char *listen_host;

@@ -43,8 +43,10 @@ DLX_API dlx_status dlx_config_help(char **text, dlx_error *error);
 DLX_API const char *dlx_config_run_dir(const dlx_config *config);     /* run.dir */
 DLX_API const char *dlx_config_coordinator(const dlx_config *config); /* wan.coordinator */
 DLX_API bool dlx_config_encrypted(const dlx_config *config);          /* wan.security: curve */
-DLX_API bool dlx_config_in_process(const dlx_config *config);         /* wan.link: mem */
-DLX_API bool dlx_config_one_job(const dlx_config *config);            /* wan.link: mpi */
+DLX_API const char *dlx_config_link(const dlx_config *config);        /* wan.link */
+/* Whether the sites that wan.link joins are threads of one process; ranks of one job. */
+DLX_API bool dlx_config_in_process(const dlx_config *config);
+DLX_API bool dlx_config_one_job(const dlx_config *config);
 DLX_API uint32_t dlx_config_ranks(const dlx_config *config); /* per site: stages × replicas */
 /* text ← what a rank of a job, of one site or several, is in its site: "rank 3 (stage 1,
  * replica 1)". */
@@ -72,9 +74,10 @@ DLX_API uint32_t dlx_cluster_ranks(const dlx_cluster *cluster);
 DLX_API bool dlx_cluster_all_failed(dlx_cluster *cluster, dlx_error *error, uint32_t wait_ms);
 /* Ends all processes of the job at once with this exit code. Does not return. Any thread. */
 DLX_API void dlx_cluster_abort(dlx_cluster *cluster, int exit_code);
-/* The `mpi` link: connects sites and a coordinator that are ranks of one job, as many ranks per
- * site as the config says. The coordinator is a thread of job rank 0. The cluster must outlive the
- * hub; close with dlx_hub_close. Does not block. */
+/* Connects sites and a coordinator that are ranks of one job, as many ranks per site as the config
+ * says, by wan.link, or `mpi` if that is a link of processes or threads. The coordinator is a
+ * thread of job rank 0. The cluster must outlive the hub; close with dlx_hub_close. Does not block.
+ */
 DLX_API dlx_status dlx_cluster_hub(dlx_hub **out, dlx_cluster *cluster, const dlx_config *config,
                                    dlx_error *error);
 

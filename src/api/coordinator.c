@@ -67,8 +67,8 @@ dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_con
                                           .attempts_max = ATTEMPTS_MAX};
     DLX_TRY_OUT(
         dlxi_coordinator_open(&c->at_work.machine, &settings, dlxi_clock_ns() / 1000000, error));
-    DLX_TRY_OUT(dlxi_link_open_coordinator(&c->at_work.link, &config.link, config.log,
-                                           config.log_context, c->endpoint, error));
+    DLX_TRY_OUT(dlxi_link_open_coordinator(&c->at_work.link, &config.link, config.timeout_ms,
+                                           config.log, config.log_context, c->endpoint, error));
     *out = c;
     return DLX_OK;
 out:

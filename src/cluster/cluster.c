@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Start and end of the MPI job, in order and at once. */
+/* Start of the MPI job, and its end: in order, or at once. */
 #include "cluster/cluster.h"
 
 #include <errno.h>
@@ -17,23 +17,23 @@ static const char *thread_level_name(int level) {
     if (level == MPI_THREAD_SINGLE) return "MPI_THREAD_SINGLE";
     if (level == MPI_THREAD_FUNNELED) return "MPI_THREAD_FUNNELED";
     if (level == MPI_THREAD_SERIALIZED) return "MPI_THREAD_SERIALIZED";
-    return "an unknown level of threads";
+    return "an unknown thread level";
 }
 
-/* "Open MPI v4.1.4": what stands before the details. */
+/* "Open MPI v4.1.4", without the details after it. */
 static void library_name(char text[MPI_MAX_LIBRARY_VERSION_STRING]) {
     int length = 0;
     if (MPI_Get_library_version(text, &length) != MPI_SUCCESS) dlxi_text_copy(text, 16, "unknown");
     text[strcspn(text, ",\n")] = '\0';
 }
 
-/* Fails on all ranks where one has too few threads; the lowest such rank speaks. */
-static dlx_status check_threads(int level, dlx_error *error) {
+/* Fails on all ranks if one has too few threads; the lowest such rank has the message. */
+static dlx_status threads_check(int level, dlx_error *error) {
     int rank = 0;
     DLX_TRY(dlxi_mpi_check(MPI_Comm_rank(MPI_COMM_WORLD, &rank), "rank", error));
     int own = level < MPI_THREAD_MULTIPLE ? rank : INT32_MAX, speaker = INT32_MAX;
     int code = MPI_Allreduce(&own, &speaker, 1, MPI_INT, MPI_MIN, MPI_COMM_WORLD);
-    DLX_TRY(dlxi_mpi_check(code, "comparing levels of threads", error));
+    DLX_TRY(dlxi_mpi_check(code, "comparing thread levels", error));
     if (speaker == INT32_MAX) return DLX_OK;
     errno = 0;
     if (speaker != rank) DLX_FAIL(error, SYSTEM, "%s", "");
@@ -45,18 +45,18 @@ static dlx_status check_threads(int level, dlx_error *error) {
              library, thread_level_name(level));
 }
 
-static dlx_status duplicate(MPI_Comm *out, dlx_error *error) {
+static dlx_status communicator_duplicate(MPI_Comm *out, dlx_error *error) {
     DLX_TRY(
         dlxi_mpi_check(MPI_Comm_dup(MPI_COMM_WORLD, out), "a communicator of all ranks", error));
     return dlxi_mpi_check(MPI_Comm_set_errhandler(*out, MPI_ERRORS_RETURN), "an error handler",
                           error);
 }
 
-static dlx_status open_communicators(dlxi_cluster *cluster, dlx_error *error) {
-    cluster->job = cluster->wan = cluster->last_words = MPI_COMM_NULL;
-    DLX_TRY(duplicate(&cluster->job, error));
-    DLX_TRY(duplicate(&cluster->wan, error));
-    DLX_TRY(duplicate(&cluster->last_words, error));
+static dlx_status communicators_open(dlxi_cluster *cluster, dlx_error *error) {
+    cluster->job = cluster->wan = cluster->failures = MPI_COMM_NULL;
+    DLX_TRY(communicator_duplicate(&cluster->job, error));
+    DLX_TRY(communicator_duplicate(&cluster->wan, error));
+    DLX_TRY(communicator_duplicate(&cluster->failures, error));
     DLX_TRY(dlxi_mpi_check(MPI_Comm_rank(cluster->job, &cluster->rank), "rank", error));
     return dlxi_mpi_check(MPI_Comm_size(cluster->job, &cluster->ranks), "number of ranks", error);
 }
@@ -79,8 +79,8 @@ dlx_status dlxi_cluster_open(dlxi_cluster **out, dlx_error *error) {
     }
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
     MPI_Comm_set_errhandler(MPI_COMM_SELF, MPI_ERRORS_RETURN);
-    status = check_threads(level, error);
-    if (status == DLX_OK) status = open_communicators(cluster, error);
+    status = threads_check(level, error);
+    if (status == DLX_OK) status = communicators_open(cluster, error);
     if (status == DLX_OK)
         *out = cluster;
     else {
@@ -94,11 +94,11 @@ dlx_status dlxi_cluster_open(dlxi_cluster **out, dlx_error *error) {
 
 void dlxi_cluster_close(dlxi_cluster **cluster) {
     if (cluster == NULL || *cluster == NULL) return;
-    /* MPI_Finalize waits for the others too, but spins */
+    /* MPI_Finalize waits for the others too, but spinning */
     MPI_Request all_here = MPI_REQUEST_NULL;
     if (MPI_Ibarrier((*cluster)->job, &all_here) == MPI_SUCCESS)
         (void)dlxi_mpi_wait(&all_here, 1, NULL, NULL);
-    MPI_Comm_free(&(*cluster)->last_words);
+    MPI_Comm_free(&(*cluster)->failures);
     MPI_Comm_free(&(*cluster)->wan);
     MPI_Comm_free(&(*cluster)->job);
     MPI_Finalize();
@@ -111,15 +111,15 @@ void dlxi_cluster_abort(dlxi_cluster *cluster, int exit_code) {
     _exit(exit_code);
 }
 
-/* ---- last words ------------------------------------------------------------------------------ */
+/* ---- failing together ------------------------------------------------------------------------ */
 
-/* Whether a failure is what other ranks' failures bring about. */
+/* Whether a failure may be the consequence of another rank's. */
 static bool is_consequence(dlx_status status) {
     return status == DLX_INTERRUPTED || status == DLX_PEER_LOST || status == DLX_ABORTED;
 }
 
-/* The lowest rank with a cause, or else the lowest. */
-static int speaker_of(const int *statuses, int ranks) {
+/* The lowest rank that has a cause of its own, or else the lowest. */
+static int speaker_find(const int *statuses, int ranks) {
     for (int i = 0; i < ranks; i++)
         if (!is_consequence((dlx_status)statuses[i])) return i;
     return 0;
@@ -136,15 +136,15 @@ bool dlxi_cluster_agree_on_failure(dlxi_cluster *cluster, dlx_error *error, int 
     MPI_Request request = MPI_REQUEST_NULL;
     int done = 0, idle = 0;
     int code = MPI_Iallgather(&statuses->own, 1, MPI_INT, statuses->all, 1, MPI_INT,
-                              cluster->last_words, &request);
+                              cluster->failures, &request);
     for (;;) {
         if (code == MPI_SUCCESS) code = MPI_Test(&request, &done, MPI_STATUS_IGNORE);
         if (code != MPI_SUCCESS || done || dlxi_clock_ns() >= deadline_ns) break;
         dlxi_mpi_idle(&idle);
     }
-    /* Not freed where MPI may still write to it; the process is about to end. */
+    /* Not freed if MPI may still write to it; the process is about to end. */
     if (code != MPI_SUCCESS || !done) return false;
-    if (speaker_of(statuses->all, cluster->ranks) != cluster->rank) error->message[0] = '\0';
+    if (speaker_find(statuses->all, cluster->ranks) != cluster->rank) error->message[0] = '\0';
     free(statuses);
     return true;
 }

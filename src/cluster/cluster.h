@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The MPI job that this process is a rank of: start and end, its place in a site, and waits that
- * sleep. Beside this room, only link/mpi.c and the pipeline know MPI. */
+/* The MPI job that this process is a rank of: its start and end, the rank's coordinates in its
+ * site, and waits that sleep. Beside this room, only link/mpi.c and the pipeline call MPI. */
 #ifndef DLXI_CLUSTER_CLUSTER_H
 #define DLXI_CLUSTER_CLUSTER_H
 
@@ -9,29 +9,29 @@
 #include "base/error.h"
 
 struct dlx_cluster {
-    MPI_Comm job; /* all ranks of the job; errors return */
-    MPI_Comm wan; /* the same ranks: the mpi link's */
-    MPI_Comm last_words;
+    MPI_Comm job;      /* all ranks of the job; errors return */
+    MPI_Comm wan;      /* the same ranks: the mpi link's */
+    MPI_Comm failures; /* the same ranks: what each failed of */
     int rank, ranks;
 };
-typedef struct dlx_cluster dlxi_cluster; /* the public interface hands it around unseen */
+typedef struct dlx_cluster dlxi_cluster; /* opaque in the public interface */
 
-/* Starts MPI with MPI_THREAD_MULTIPLE; DLX_SYSTEM where the MPI at hand lacks it, saying what it
- * has, on one rank: on the others the message is empty. Works without a launcher: a job of one
- * rank. Once a process. Collective over the job. */
+/* Starts MPI with MPI_THREAD_MULTIPLE. DLX_SYSTEM if this MPI lacks it; one rank has the message,
+ * which names what it has, and on the others it is empty. Without a launcher the job has one rank.
+ * Once per process. Collective over the job. */
 dlx_status dlxi_cluster_open(dlxi_cluster **out, dlx_error *error);
 /* Ends MPI. Collective; takes NULL. */
 void dlxi_cluster_close(dlxi_cluster **cluster);
 /* Ends all ranks of the job at once, with this exit code. Does not return. */
 void dlxi_cluster_abort(dlxi_cluster *cluster, int exit_code);
 
-/* For a rank that failed. Waits up to wait_ms for the others to fail as well. True: all did, so
- * that the job can end in order (dlxi_cluster_close); `error` is then the most telling one on one
- * rank, and its message empty on all others: that rank speaks for all. False: the others go on, and
- * the caller ends them (dlxi_cluster_abort). */
+/* For a rank that failed. Waits up to wait_ms for the others to fail as well. True: all did, and
+ * the job can end in order (dlxi_cluster_close); one rank, with a cause of its own if any has one,
+ * keeps its message, and on all others it is empty. False: the others go on, and the caller ends
+ * them (dlxi_cluster_abort). */
 bool dlxi_cluster_agree_on_failure(dlxi_cluster *cluster, dlx_error *error, int wait_ms);
 
-/* ---- a rank's place -------------------------------------------------------------------------- */
+/* ---- a rank's coordinates -------------------------------------------------------------------- */
 
 /* Ranks of a site: rank = stage · replicas + replica. Of a job with several sites: site · ranks +
  * rank. */
@@ -42,13 +42,13 @@ typedef struct dlxi_place {
     MPI_Comm all;            /* the site's ranks, in order */
     MPI_Comm pipe;           /* this replica's stages, in order */
     MPI_Comm stage_replicas; /* this stage's replicas, in order */
-    /* first stage's replicas, then the last's; MPI_COMM_NULL elsewhere, and where there is one
+    /* first stage's replicas, then the last's; MPI_COMM_NULL on other ranks, and if there is one
      * stage */
     MPI_Comm ends;
 } dlxi_place;
 
-/* Collective over the job. DLX_CONFIG, alike on all ranks, where the job's ranks are not sites ×
- * stages × replicas. On success *out is the caller's. */
+/* Collective over the job. DLX_CONFIG, on all ranks, if the job's ranks are not sites × stages ×
+ * replicas. On success *out is the caller's. */
 dlx_status dlxi_place_open(dlxi_place **out, dlxi_cluster *cluster, int sites, int stages,
                            int replicas, dlx_error *error);
 /* Collective over the site; takes NULL. */
@@ -57,25 +57,25 @@ void dlxi_place_close(dlxi_place **place);
 /* all[ranks][bytes] ← own[bytes] of each rank of the site, in order. Collective; blocks, asleep. */
 dlx_status dlxi_place_gather(dlxi_place *place, void *all, const void *own, size_t bytes,
                              dlx_error *error);
-/* values[count] ← their sums over the site's ranks, added in order of rank: the same bits
- * everywhere. Collective. */
+/* values[count] ← their sums over the site's ranks, added in order of rank: the same bits on every
+ * rank. Collective. */
 dlx_status dlxi_place_sum(dlxi_place *place, double *values, int count, dlx_error *error);
 dlx_status dlxi_place_barrier(dlxi_place *place, dlx_error *error);
 
-/* ---- for who speaks MPI ---------------------------------------------------------------------- */
+/* ---- for callers of MPI ---------------------------------------------------------------------- */
 
-/* DLX_OK, or DLX_SYSTEM with MPI's own words. */
+/* DLX_OK, or DLX_SYSTEM with MPI's message. */
 dlx_status dlxi_mpi_check(int code, const char *what, dlx_error *error);
-/* Tests until all are done, asleep in between: Open MPI's own waits spin, and ranks may share a
- * core. *waited_s (may be NULL) grows by the time it took. Null requests are done. */
+/* Tests until all are done and sleeps in between: Open MPI's own waits spin, and ranks may share a
+ * core. The time it took is added to *waited_s (may be NULL). Null requests count as done. */
 dlx_status dlxi_mpi_wait(MPI_Request *requests, int count, double *waited_s, dlx_error *error);
-/* Asked now and then by all waits of the calling thread: true ends them with DLX_PEER_LOST, for
- * ranks that will not come any more. NULL: never. */
+/* Cancellation: all waits of the calling thread ask twice a second, and if the answer is true they
+ * end with DLX_PEER_LOST, for ranks that will not arrive. NULL: never. */
 void dlxi_mpi_give_up_when(bool (*give_up)(void *context), void *context);
 /* Between two tests: yields at first, then sleeps longer and longer, up to 0.5 ms. `idle` counts,
  * from 0. */
 void dlxi_mpi_idle(int *idle);
-/* Sleeps, to the microsecond where the system can. */
+/* Sleeps, to the microsecond if the system can. */
 void dlxi_mpi_pause(int64_t pause_ns);
 
 #endif

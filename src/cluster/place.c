@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A rank's place in its site, the communicators that follow from it, and what a site's ranks tell
- * each other. */
+/* A rank's coordinates in its site, the communicators that follow from them, and collective
+ * operations of a site's ranks. */
 #include <limits.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -9,12 +9,12 @@
 #include "base/memory.h"
 #include "cluster/cluster.h"
 
-static dlx_status check_ranks(const dlxi_cluster *cluster, int sites, int stages, int replicas,
+static dlx_status ranks_check(const dlxi_cluster *cluster, int sites, int stages, int replicas,
                               dlx_error *error) {
     if (sites < 1 || stages < 1 || replicas < 1 || sites > INT16_MAX || stages > INT16_MAX ||
         replicas > INT16_MAX)
         DLX_FAIL(error, CONFIG,
-                 "a site of %d stages × %d replicas, and %d sites a job: each must be 1 to %d",
+                 "a site of %d stages × %d replicas, and %d sites per job: each must be 1 to %d",
                  stages, replicas, sites, INT16_MAX);
     int64_t needed = (int64_t)sites * stages * replicas;
     if (needed == cluster->ranks) return DLX_OK;
@@ -22,15 +22,14 @@ static dlx_status check_ranks(const dlxi_cluster *cluster, int sites, int stages
     if (sites > 1) snprintf(of_sites, sizeof of_sites, "--sites %d × ", sites);
     DLX_FAIL(error, CONFIG,
              "this job has %d rank%s; %ssite.stages %d × site.replicas %d needs %lld: start it "
-             "with mpirun -n %lld, or "
-             "srun --mpi=pmix -n %lld",
+             "with mpirun -n %lld, or srun --mpi=pmix -n %lld",
              cluster->ranks, cluster->ranks == 1 ? "" : "s", of_sites, stages, replicas,
              (long long)needed, (long long)needed, (long long)needed);
 }
 
-/* *out ← the ranks of `from` that give the same colour, in order. MPI_UNDEFINED: MPI_COMM_NULL. */
-static dlx_status split(MPI_Comm *out, MPI_Comm from, int colour, dlx_error *error) {
-    /* Splitting has no form that could be waited for asleep: let all arrive first. */
+/* *out ← the ranks of `from` that pass the same colour, in order. MPI_UNDEFINED: MPI_COMM_NULL. */
+static dlx_status communicator_split(MPI_Comm *out, MPI_Comm from, int colour, dlx_error *error) {
+    /* MPI_Comm_split spins while it waits: let all arrive first, asleep. */
     MPI_Request all_here = MPI_REQUEST_NULL;
     DLX_TRY(dlxi_mpi_check(MPI_Ibarrier(from, &all_here), "a barrier", error));
     DLX_TRY(dlxi_mpi_wait(&all_here, 1, NULL, error));
@@ -44,7 +43,7 @@ static dlx_status split(MPI_Comm *out, MPI_Comm from, int colour, dlx_error *err
 dlx_status dlxi_place_open(dlxi_place **out, dlxi_cluster *cluster, int sites, int stages,
                            int replicas, dlx_error *error) {
     *out = NULL;
-    DLX_TRY(check_ranks(cluster, sites, stages, replicas, error));
+    DLX_TRY(ranks_check(cluster, sites, stages, replicas, error));
     dlxi_place *place = NULL;
     DLX_TRY(DLXI_NEW(&place, 1, error));
     int ranks = stages * replicas, rank = cluster->rank % ranks;
@@ -63,11 +62,13 @@ dlx_status dlxi_place_open(dlxi_place **out, dlxi_cluster *cluster, int sites, i
         .ends = MPI_COMM_NULL,
     };
     bool at_end = stages > 1 && (place->stage == 0 || place->stage == stages - 1);
-    dlx_status status = split(&place->all, cluster->job, place->site, error);
-    if (status == DLX_OK) status = split(&place->pipe, place->all, place->replica, error);
-    if (status == DLX_OK) status = split(&place->stage_replicas, place->all, place->stage, error);
+    dlx_status status = communicator_split(&place->all, cluster->job, place->site, error);
     if (status == DLX_OK)
-        status = split(&place->ends, place->all, at_end ? 0 : MPI_UNDEFINED, error);
+        status = communicator_split(&place->pipe, place->all, place->replica, error);
+    if (status == DLX_OK)
+        status = communicator_split(&place->stage_replicas, place->all, place->stage, error);
+    if (status == DLX_OK)
+        status = communicator_split(&place->ends, place->all, at_end ? 0 : MPI_UNDEFINED, error);
     if (status == DLX_OK)
         *out = place;
     else
@@ -75,21 +76,21 @@ dlx_status dlxi_place_open(dlxi_place **out, dlxi_cluster *cluster, int sites, i
     return status;
 }
 
-static void free_communicator(MPI_Comm *communicator) {
+static void communicator_free(MPI_Comm *communicator) {
     if (*communicator != MPI_COMM_NULL) MPI_Comm_free(communicator);
 }
 
 void dlxi_place_close(dlxi_place **place) {
     if (place == NULL || *place == NULL) return;
-    free_communicator(&(*place)->ends);
-    free_communicator(&(*place)->stage_replicas);
-    free_communicator(&(*place)->pipe);
-    free_communicator(&(*place)->all);
+    communicator_free(&(*place)->ends);
+    communicator_free(&(*place)->stage_replicas);
+    communicator_free(&(*place)->pipe);
+    communicator_free(&(*place)->all);
     free(*place);
     *place = NULL;
 }
 
-/* ---- together -------------------------------------------------------------------------------- */
+/* ---- collective operations ------------------------------------------------------------------- */
 
 dlx_status dlxi_place_gather(dlxi_place *place, void *all, const void *own, size_t bytes,
                              dlx_error *error) {

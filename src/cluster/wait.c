@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Waiting for MPI asleep, and MPI's errors in our form. */
+/* Waits for MPI that sleep, and MPI's errors as dlx_error. */
 #include <errno.h>
 #include <sched.h>
 #include <time.h>
@@ -22,20 +22,20 @@ dlx_status dlxi_mpi_check(int code, const char *what, dlx_error *error) {
 
 void dlxi_mpi_pause(int64_t pause_ns) {
 #ifdef __linux__
-    /* Linux lets this thread's timers run late by 50 µs, more than the shortest pause, unless told
-     * otherwise. */
-    static _Thread_local bool told;
-    if (!told) prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
-    told = true;
+    /* By default Linux lets this thread's timers run late by 50 µs, more than the shortest pause.
+     */
+    static _Thread_local bool set;
+    if (!set) prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
+    set = true;
 #endif
     struct timespec pause = {.tv_sec = (time_t)(pause_ns / 1000000000),
                              .tv_nsec = (long)(pause_ns % 1000000000)};
     nanosleep(&pause, NULL);
 }
 
-/* Each sleep an eighth longer than the one before: a wait ends at most a ninth late, and the cost
- * of waking, some 40 µs of processor on a full virtual machine, stays small beside what others do
- * meanwhile. */
+/* Each sleep is an eighth longer than the one before: a wait ends at most a ninth late, and the
+ * cost of waking, some 40 µs of processor time on a busy virtual machine, stays small beside the
+ * work of other ranks on the same core. */
 void dlxi_mpi_idle(int *idle) {
     enum { YIELDS = 4, SLEEP_FIRST_NS = 20000, SLEEP_LAST_NS = 500000 };
     if (*idle < YIELDS) {
@@ -63,8 +63,7 @@ dlx_status dlxi_mpi_wait(MPI_Request *requests, int count, double *waited_s, dlx
     int idle = 0;
     const int64_t ASK_NS = 500000000;
     int64_t asked_ns = start_ns;
-    /* One by one: a test that finds its request open moves all the others too, and the code is the
-     * request's own. */
+    /* One by one: a test makes progress on all requests, and its code is that of the request. */
     for (int i = 0, done = 0; code == MPI_SUCCESS && i < count; i += done) {
         code = MPI_Test(&requests[i], &done, MPI_STATUS_IGNORE);
         if (code != MPI_SUCCESS || done) continue;

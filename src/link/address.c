@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Addresses: parsing, and the numeric address behind a name. A UDP socket tells which addresses are
- * this machine's and how another is reached; it sends nothing. */
+/* Addresses: parsing, and the numeric address behind a name. Binding and connecting a UDP socket,
+ * which sends nothing, shows which addresses are this machine's and from which one another is
+ * reached. */
 #include "link/address.h"
 
 #include <arpa/inet.h>
@@ -15,15 +16,15 @@
 
 /* ---- text ------------------------------------------------------------------------------------ */
 
-static bool host_character(char c) {
+static bool is_host_character(char c) {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
            strchr("._-:%", c) != NULL;
 }
 
-static bool host_valid(const char *host, size_t characters) {
+static bool is_host(const char *host, size_t characters) {
     if (characters == 0 || characters >= DLXI_HOST_BYTES) return false;
     for (size_t i = 0; i < characters; i++)
-        if (host[i] == '\0' || !host_character(host[i])) return false;
+        if (host[i] == '\0' || !is_host_character(host[i])) return false;
     return true;
 }
 
@@ -47,7 +48,7 @@ dlx_status dlxi_address_parse(dlxi_address *out, const char *text, const char *w
                      "%s: '%.60s' is not an address; write IPv6 in brackets, as [::1]:4000", what,
                      text);
     }
-    if (colon == NULL || !host_valid(host, characters))
+    if (colon == NULL || !is_host(host, characters))
         DLX_FAIL(error, CONFIG, "%s: '%.60s' is not an address; write host:port, as 127.0.0.1:4000",
                  what, text);
     const char *digits = colon + 1;
@@ -80,7 +81,7 @@ bool dlxi_host_is_loopback(const char *host) {
 /* ---- lookup ---------------------------------------------------------------------------------- */
 
 /* Binds (own) or connects a UDP socket. */
-static int probe(const struct sockaddr *address, socklen_t bytes, bool own) {
+static int udp_open(const struct sockaddr *address, socklen_t bytes, bool own) {
     int fd = socket(address->sa_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (fd < 0) return -1;
     if ((own ? bind(fd, address, bytes) : connect(fd, address, bytes)) == 0) return fd;
@@ -90,14 +91,14 @@ static int probe(const struct sockaddr *address, socklen_t bytes, bool own) {
     return -1;
 }
 
-static bool format_numeric(char numeric[DLXI_NUMERIC_BYTES], const struct sockaddr *address,
+static bool numeric_format(char numeric[DLXI_NUMERIC_BYTES], const struct sockaddr *address,
                            socklen_t bytes) {
     return getnameinfo(address, bytes, numeric, DLXI_NUMERIC_BYTES, NULL, 0, NI_NUMERICHOST) == 0;
 }
 
 /* A port that UDP can be connected to; for binding, any free one. */
-static dlx_status look_up(struct addrinfo **out, const char *host, bool own, const char *what,
-                          dlx_error *error) {
+static dlx_status host_look_up(struct addrinfo **out, const char *host, bool own, const char *what,
+                               dlx_error *error) {
     struct addrinfo hints = {
         .ai_family = AF_UNSPEC, .ai_socktype = SOCK_DGRAM, .ai_flags = AI_NUMERICSERV};
     int failure = getaddrinfo(host, own ? "0" : "9", &hints, out);
@@ -107,19 +108,19 @@ static dlx_status look_up(struct addrinfo **out, const char *host, bool own, con
     return DLX_OK;
 }
 
-static dlx_status first_usable(char numeric[DLXI_NUMERIC_BYTES], const char *host, bool own,
+static dlx_status address_find(char numeric[DLXI_NUMERIC_BYTES], const char *host, bool own,
                                const char *what, dlx_error *error) {
     struct addrinfo *found = NULL;
-    DLX_TRY(look_up(&found, host, own, what, error));
+    DLX_TRY(host_look_up(&found, host, own, what, error));
     int system_errno = 0;
     bool usable = false;
     for (const struct addrinfo *a = found; a != NULL && !usable; a = a->ai_next) {
-        int fd = probe(a->ai_addr, a->ai_addrlen, own);
+        int fd = udp_open(a->ai_addr, a->ai_addrlen, own);
         if (fd < 0)
             system_errno = errno;
         else
             close(fd);
-        usable = fd >= 0 && format_numeric(numeric, a->ai_addr, a->ai_addrlen);
+        usable = fd >= 0 && numeric_format(numeric, a->ai_addr, a->ai_addrlen);
     }
     freeaddrinfo(found);
     if (usable) return DLX_OK;
@@ -133,19 +134,19 @@ static dlx_status first_usable(char numeric[DLXI_NUMERIC_BYTES], const char *hos
 
 dlx_status dlxi_address_own(char numeric[DLXI_NUMERIC_BYTES], const char *host, const char *what,
                             dlx_error *error) {
-    return first_usable(numeric, host, true, what, error);
+    return address_find(numeric, host, true, what, error);
 }
 
 dlx_status dlxi_address_remote(char numeric[DLXI_NUMERIC_BYTES], const char *host, const char *what,
                                dlx_error *error) {
-    return first_usable(numeric, host, false, what, error);
+    return address_find(numeric, host, false, what, error);
 }
 
 dlx_status dlxi_address_towards(char numeric[DLXI_NUMERIC_BYTES], const char *remote,
                                 dlx_error *error) {
     struct addrinfo *found = NULL;
-    DLX_TRY(look_up(&found, remote, false, "wan.coordinator", error));
-    int fd = probe(found->ai_addr, found->ai_addrlen, false);
+    DLX_TRY(host_look_up(&found, remote, false, "wan.coordinator", error));
+    int fd = udp_open(found->ai_addr, found->ai_addrlen, false);
     freeaddrinfo(found);
     struct sockaddr_storage own;
     socklen_t bytes = sizeof own;
@@ -153,7 +154,7 @@ dlx_status dlxi_address_towards(char numeric[DLXI_NUMERIC_BYTES], const char *re
     int system_errno = errno;
     if (fd >= 0) close(fd);
     errno = system_errno;
-    if (!known || !format_numeric(numeric, (struct sockaddr *)&own, bytes))
+    if (!known || !numeric_format(numeric, (struct sockaddr *)&own, bytes))
         DLX_FAIL(error, SYSTEM, "wan.coordinator: no own address leads to '%s': %s; set wan.listen",
                  remote, strerror(errno));
     return DLX_OK;

@@ -24,11 +24,11 @@ void dlxi_address_format(char dst[DLXI_ENDPOINT_BYTES], const char *host, uint16
 /* 127.0.0.0/8, ::1 or "localhost". Looks nothing up. */
 bool dlxi_host_is_loopback(const char *host);
 
-/* The first address of host that this machine has (to bind to). CONFIG where it has none. May block
- * on DNS. */
+/* The first address of host that this machine has (to bind to); CONFIG if it has none. May block on
+ * DNS. */
 dlx_status dlxi_address_own(char numeric[DLXI_NUMERIC_BYTES], const char *host, const char *what,
                             dlx_error *error);
-/* The first address of host that this machine has a route to (to connect to); CONFIG where there is
+/* The first address of host that this machine has a route to (to connect to); CONFIG if there is
  * none. */
 dlx_status dlxi_address_remote(char numeric[DLXI_NUMERIC_BYTES], const char *host, const char *what,
                                dlx_error *error);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a dlx_hub is inside: whatever opens endpoints without addresses: `mem` for threads of one
- * process, `mpi` for ranks of one job. */
+/* What a dlx_hub is inside: it opens the endpoints of a link without addresses, between threads of
+ * one process or ranks of one job. */
 #ifndef DLXI_LINK_HUB_H
 #define DLXI_LINK_HUB_H
 
@@ -15,9 +15,5 @@ struct dlx_hub {
 
 /* Takes NULL. */
 void dlxi_hub_close(dlx_hub **hub);
-
-/* Threads of one process. queue_frames bounds each directed pair (≥ 1). Endpoints may be opened by
- * any thread; one coordinator at a time. */
-dlx_status dlxi_mem_hub_open(dlx_hub **out, uint32_t queue_frames, dlx_error *error);
 
 #endif

@@ -23,7 +23,7 @@ void dlxi_key_pair_wipe(dlxi_key_pair *keys) {
 
 /* ---- reading --------------------------------------------------------------------------------- */
 
-static dlx_status open_key_file(int *fd, const char *path, dlx_error *error) {
+static dlx_status key_file_open(int *fd, const char *path, dlx_error *error) {
     if (path == NULL || path[0] == '\0')
         DLX_FAIL(
             error, CONFIG,
@@ -39,7 +39,7 @@ static dlx_status open_key_file(int *fd, const char *path, dlx_error *error) {
     if (fstat(*fd, &about) != 0)
         reason = strerror(errno);
     else if (!S_ISREG(about.st_mode))
-        reason = "it is no regular file";
+        reason = "it is not a regular file";
     else if (about.st_size > KEY_FILE_BYTES_MAX)
         reason = "it is too large for a key file";
     else if ((about.st_mode & 077) == 0)
@@ -53,9 +53,10 @@ static dlx_status open_key_file(int *fd, const char *path, dlx_error *error) {
         path, (unsigned)(about.st_mode & 07777), path);
 }
 
-static dlx_status read_text(char text[KEY_FILE_BYTES_MAX + 1], const char *path, dlx_error *error) {
+static dlx_status key_file_read(char text[KEY_FILE_BYTES_MAX + 1], const char *path,
+                                dlx_error *error) {
     int fd = -1;
-    DLX_TRY(open_key_file(&fd, path, error));
+    DLX_TRY(key_file_open(&fd, path, error));
     size_t used = 0;
     ssize_t got = 1;
     while (used < KEY_FILE_BYTES_MAX) {
@@ -72,9 +73,9 @@ static dlx_status read_text(char text[KEY_FILE_BYTES_MAX + 1], const char *path,
     return DLX_OK;
 }
 
-/* Copies the value of `name: value` on its own line; false where there is none or it is not 40
+/* Copies the value of `name: value` on its own line; false if there is none or it is not 40
  * characters long. */
-static bool find_value(char dst[DLXI_KEY_TEXT_BYTES], const char *text, const char *name) {
+static bool value_find(char dst[DLXI_KEY_TEXT_BYTES], const char *text, const char *name) {
     size_t name_characters = strlen(name);
     for (const char *line = text; line != NULL && *line != '\0';) {
         const char *end = strchr(line, '\n');
@@ -95,12 +96,12 @@ static bool find_value(char dst[DLXI_KEY_TEXT_BYTES], const char *text, const ch
 dlx_status dlxi_key_pair_read(dlxi_key_pair *out, const char *path, dlx_error *error) {
     char text[KEY_FILE_BYTES_MAX + 1];
     *out = (dlxi_key_pair){0};
-    DLX_TRY(read_text(text, path, error));
+    DLX_TRY(key_file_read(text, path, error));
     dlxi_key_pair keys = {0};
     uint8_t public_key[DLXI_KEY_BYTES], secret_key[DLXI_KEY_BYTES];
     char derived[DLXI_KEY_TEXT_BYTES] = "";
-    bool complete = find_value(keys.public_text, text, "public") &&
-                    find_value(keys.secret_text, text, "secret") &&
+    bool complete = value_find(keys.public_text, text, "public") &&
+                    value_find(keys.secret_text, text, "secret") &&
                     dlxi_key_decode(public_key, keys.public_text) &&
                     dlxi_key_decode(secret_key, keys.secret_text);
     bool matched = complete && zmq_curve_public(derived, keys.secret_text) == 0 &&
@@ -110,16 +111,15 @@ dlx_status dlxi_key_pair_read(dlxi_key_pair *out, const char *path, dlx_error *e
     explicit_bzero(secret_key, sizeof secret_key);
     dlxi_key_pair_wipe(&keys);
     if (!complete)
-        DLX_FAIL(error, CONFIG,
-                 "wan.key: '%s' is no key file: it must have the lines 'public: KEY' and 'secret: "
-                 "KEY' of %d characters "
-                 "each; make one with 'dilocox keygen'",
-                 path, KEY_TEXT_CHARACTERS);
+        DLX_FAIL(
+            error, CONFIG,
+            "wan.key: '%s' is not a key file: it must have the lines 'public: KEY' and 'secret: "
+            "KEY' of %d characters each; make one with 'dilocox keygen'",
+            path, KEY_TEXT_CHARACTERS);
     if (!matched)
         DLX_FAIL(error, CONFIG,
                  "wan.key: the public and secret halves in '%s' do not belong together; make a new "
-                 "pair with 'dilocox "
-                 "keygen'",
+                 "pair with 'dilocox keygen'",
                  path);
     return DLX_OK;
 }
@@ -136,7 +136,7 @@ dlx_status dlxi_key_public(const char *path, char public_text[DLXI_KEY_TEXT_BYTE
 
 /* ---- making ---------------------------------------------------------------------------------- */
 
-static bool write_all(int fd, const char *text, size_t bytes) {
+static bool text_write(int fd, const char *text, size_t bytes) {
     while (bytes != 0) {
         ssize_t written = write(fd, text, bytes);
         if (written < 0 && errno == EINTR) continue;
@@ -168,7 +168,7 @@ dlx_status dlxi_key_generate(const char *path, char public_text[DLXI_KEY_TEXT_BY
             path);
     if (fd < 0)
         DLX_FAIL_OUT(error, SYSTEM, "key file '%s' can't be written: %s", path, strerror(errno));
-    bool written = fchmod(fd, 0600) == 0 && write_all(fd, text, (size_t)bytes) && fsync(fd) == 0;
+    bool written = fchmod(fd, 0600) == 0 && text_write(fd, text, (size_t)bytes) && fsync(fd) == 0;
     if (close(fd) != 0) written = false;
     if (!written) {
         status = dlxi_error_set(error, DLX_SYSTEM, "key file '%s' can't be written: %s", path,

@@ -1,19 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Links: how frames move between sites and the coordinator. One vtable; `mem`, `mpi` (hub.h) and
- * `zmq` fill it.
+/* Links: how frames move between sites and the coordinator. One vtable, which each link of the
+ * table in links.h fills.
  *
- * An endpoint has one owner thread that sends and receives; only `wake` may come from another.
- * Frames from one peer arrive in the order sent, unchanged (a link checks the checksum and drops
- * and counts what fails it), or not at all.
+ * An endpoint has one owner thread, which sends and receives; only `wake` may be called from
+ * another. Frames from one peer arrive in the order sent and unchanged, or not at all: a frame that
+ * fails its checksum is dropped and counted.
  *
- * Where a site has several ranks, each has an endpoint of its own, and talks to the rank of the
- * same number in the other sites: below, "site i" is that rank of it. The coordinator hears all
- * ranks.
+ * If a site has several ranks, each has its own endpoint, and talks to the rank of the same number
+ * in the other sites: below, "site i" is that rank of it. The coordinator receives from all ranks.
  *
- * A site's endpoint is open to the coordinator from the start; it learns its index and its peers
- * from the coordinator (welcome), calls `listen`, tells the coordinator where it listens, and calls
- * `connect` when it hears where the others do. The coordinator's endpoint numbers its peers in the
- * order in which their first frame came. */
+ * A site's endpoint is connected to the coordinator from the start. The coordinator gives it its
+ * index and its peers (welcome); it calls `listen`, sends the coordinator where it listens, and
+ * calls `connect` with where the others do. The coordinator's endpoint numbers its peers in the
+ * order of their first frames. */
 #ifndef DLXI_LINK_H
 #define DLXI_LINK_H
 
@@ -22,39 +21,43 @@
 typedef struct dlxi_link dlxi_link;
 
 /* On a site's endpoint: peers 0..D−1 are the same rank of the sites by index, DLXI_SITE_COORDINATOR
- * is the coordinator. */
+ * is the coordinator. What is marked "Site" is for a site's endpoint only. */
 typedef struct dlxi_link_operations {
     const char *name;
-    /* Copies and queues one frame; never blocks. DLX_AGAIN: this peer's queue is full, receive()
-     * returns DLX_AGAIN when there may be room again. DLX_PEER_LOST: this peer is known to be gone
-     * (zmq: only the coordinator's endpoint says so, after 5 s without a connection; until then,
-     * and to another site, DLX_AGAIN). */
+    /* Copies and queues one frame; never blocks. DLX_AGAIN: this peer's queue is full, and
+     * receive() will return DLX_AGAIN when there may be room. DLX_PEER_LOST: this peer has left, or
+     * the coordinator's endpoint has had no connection to it for timeout_ms (zmq; until then, and
+     * from a site, DLX_AGAIN). A peer that connects again can be sent to again. */
     dlx_status (*send)(dlxi_link *link, uint32_t peer, const dlxi_frame *frame, dlx_error *error);
-    /* Waits up to timeout_ms (0: not at all; < 0: for ever). DLX_OK: *frame and *peer are set, the
+    /* Waits up to timeout_ms (0: not at all; < 0: for ever). DLX_OK: *frame and *peer are set; the
      * payload is valid until the next call on the link. DLX_AGAIN: woken, or room for a send that
      * was refused. DLX_TIMEOUT. DLX_REFUSED (zmq, at a site): the coordinator does not admit this
-     * site's key; nothing will ever come. */
+     * site's key, and no frame will ever come. Fair: a site receives the coordinator's frames
+     * first, then one of each other site in turn, and the coordinator one of each peer in turn
+     * (mpi: in MPI's order). */
     dlx_status (*receive)(dlxi_link *link, int64_t timeout_ms, uint32_t *peer, dlxi_frame *frame,
                           dlx_error *error);
-    /* Makes a present or the next receive return DLX_AGAIN. Any thread; with zmq also a signal
-     * handler. */
+    /* Makes the receive under way, or the next one, return DLX_AGAIN. Any thread; zmq and mpi: also
+     * a signal handler. */
     void (*wake)(dlxi_link *link);
-    /* Site: be ready to hear from `peer` (called for every other site), whose roster name is given
-     * and who must prove to own public_key (Z85 text; "" where the link has no security). Writes
-     * where, for the coordinator to pass on; may write "" where this side will connect instead. */
+    /* Site: prepares to receive from `peer`, which has this roster name and must prove that it owns
+     * public_key (Z85 text; "" if the link has no security). Called for every other site. Writes
+     * where this side listens, for the coordinator to pass on, or "" if it will connect instead. */
     dlx_status (*listen)(dlxi_link *link, uint32_t me, uint32_t peer, const char *name,
                          const char *public_key, char endpoint[DLXI_ENDPOINT_BYTES],
                          dlx_error *error);
     /* Site: `endpoint` is what the peer's listen(…, me, …) wrote; called for every other site, ""
      * included. */
     dlx_status (*connect)(dlxi_link *link, uint32_t peer, const char *endpoint, dlx_error *error);
-    /* Site: makes the connection to `peer` anew, if this side is the one that connects; what was
-     * queued for it may be lost. Frames arrive again as soon as the network allows. */
+    /* Site: makes the connection to `peer` (or to the coordinator) anew, if this side is the one
+     * that connects; what was queued for it, or from it, may be lost, on a connection that works
+     * too. Frames arrive again as soon as the network allows. NULL: without connections (mem, mpi).
+     */
     dlx_status (*reconnect)(dlxi_link *link, uint32_t peer, dlx_error *error);
-    /* Coordinator: the roster name that this peer proved to own (mem: the name it opened with); ""
-     * where the link has no security. */
+    /* The roster name that this peer proved to own (mem: the name it opened with); "" if the link
+     * has no security. */
     const char *(*peer_name)(dlxi_link *link, uint32_t peer);
-    /* The peer's public key as proved (Z85 text), or "". */
+    /* The public key that it proved to own (Z85 text), or "". */
     const char *(*peer_key)(dlxi_link *link, uint32_t peer);
     void (*close)(dlxi_link *link); /* gives queued frames up to 1 s to leave */
 } dlxi_link_operations;
@@ -74,42 +77,13 @@ struct dlxi_link {
 void dlxi_link_statistics_read(const dlxi_link *link, dlxi_link_statistics *out);
 void dlxi_link_close(dlxi_link **link); /* takes NULL */
 
-/* ---- zmq: processes -------------------------------------------------------------------------- */
-
-/* e.g. a refused key; any of the library's threads */
-typedef void (*dlxi_log)(void *context, const char *line);
-
-typedef struct dlxi_zmq_settings {
-    const char *coordinator; /* "host:port"; the coordinator may ask for port 0 */
-    const char
-        /* site: address that peers reach it at; "" = the local address that reaches the coordinator
-         */
-        *listen_host;
-    /* site: first of a range of D ports (port + peer's index); 0 = any free ones. Ranks of one site
-     * on one machine need ranges of their own */
-    uint16_t listen_port;
-    /* false (security: none): loopback addresses only, refused elsewhere */
-    bool curve;
-    /* own secret key file, made by dlxi_key_generate; a site's ranks share it */
-    const char *key_path;
-    const char *roster_path; /* public keys with names */
-    const char *name;        /* site: own name; must be the roster's for its key */
-    dlxi_log log;
-    void *log_context;
-} dlxi_zmq_settings;
-
-dlx_status dlxi_zmq_site_open(dlxi_link **out, const dlxi_zmq_settings *settings, dlx_error *error);
-/* bound: "host:port" with the port in use. */
-dlx_status dlxi_zmq_coordinator_open(dlxi_link **out, const dlxi_zmq_settings *settings,
-                                     char bound[DLXI_ENDPOINT_BYTES], dlx_error *error);
-
 /* ---- keys and rosters ------------------------------------------------------------------------ */
 
 /* Writes a new CURVE key pair to path (mode 0600; refuses to overwrite) and its public half to
  * public_text. */
 dlx_status dlxi_key_generate(const char *path, char public_text[DLXI_KEY_TEXT_BYTES],
                              dlx_error *error);
-/* The public half of a key file, which must be whole and closed to other users. */
+/* The public half of a key file, which must be complete and closed to other users. */
 dlx_status dlxi_key_public(const char *path, char public_text[DLXI_KEY_TEXT_BYTES],
                            dlx_error *error);
 

@@ -1,24 +1,25 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The `mem` link: sites and a coordinator that are threads of one process.
  *
- * Every endpoint holds one bounded queue for each endpoint that ever sent to it. One mutex, the
- * hub's, guards all queues and flags; each endpoint has a condition variable that its owner waits
- * on. Frames are encoded and decoded as on a real link, so that bytes are counted alike. A frame
- * from a site that this one has not yet connected to waits in its queue.
+ * Every endpoint owns one bounded queue for each endpoint that ever sent to it. The sender keeps a
+ * pointer to it, valid while the receiver is open. Queues that have frames wait in a line, and give
+ * one frame each in turn; a site takes the coordinator's frames first. A frame from a site that
+ * this one has not yet connected to waits in its queue. Frames are encoded and decoded as on a real
+ * link, so that bytes are counted the same.
  *
- * Endpoints are known to each other by a number that the hub never gives twice, so that a site that
- * comes back is not taken for the one that left. */
+ * One mutex, the hub's, guards all queues and flags; each endpoint has a condition variable that
+ * its owner waits on. Endpoints know each other by a number that the hub never gives twice, so that
+ * a site that comes back is not taken for the one that left. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-#include "base/clock.h"
 #include "base/memory.h"
 #include "base/panic.h"
-#include "link/count.h"
-#include "link/hub.h"
+#include "link/common.h"
+#include "link/links.h"
 
 enum { ENDPOINTS_MAX = 65536, QUEUE_FRAMES_MAX = 65536 };
 static const uint32_t NOBODY = UINT32_MAX;
@@ -30,13 +31,16 @@ typedef struct packet {
 
 typedef struct queue {
     uint32_t sender; /* hub's number */
+    uint32_t from;   /* the receiver's number for it; NOBODY before the first frame, or connect */
     uint32_t first, count;
-    bool refused;    /* the sender was told DLX_AGAIN and wants to hear of room */
-    packet *packets; /* [queue_frames], a ring */
+    bool refused, in_line; /* refused: the sender got DLX_AGAIN and waits for room */
+    struct queue *next;    /* in line */
+    packet packets[];      /* [queue_frames], a ring */
 } queue;
 
 typedef struct peer {
     uint32_t endpoint; /* hub's number, or NOBODY */
+    queue *out;        /* that endpoint's, for what is sent to it; NULL before the first frame */
     char name[DLXI_NAME_BYTES];
 } peer;
 
@@ -49,19 +53,22 @@ typedef struct mem_endpoint {
     bool coordinator, woken, room;
     char name[DLXI_NAME_BYTES];
     pthread_cond_t changed;
-    queue *queues; /* [queue_count], in the order of first frames */
-    size_t queue_count, queue_next;
+    queue **queues; /* [queue_count] */
+    size_t queue_count;
+    queue *line_first, *line_last;
+    queue *control; /* a site's: the coordinator's frames, not in line */
     /* [peer_count]; site: by index, DLXI_SITES_MAX; coordinator: by number, as many as it gave */
     peer *peers;
     uint32_t peer_count;
-    packet current; /* what the last receive handed out */
+    peer to_coordinator;
+    packet current; /* the frame that the last receive returned */
 } mem_endpoint;
 
 struct mem_hub {
     dlx_hub hub; /* first */
     pthread_mutex_t mutex;
     uint32_t queue_frames;
-    mem_endpoint **endpoints; /* [endpoint_count], NULL where closed */
+    mem_endpoint **endpoints; /* [endpoint_count], NULL if closed */
     uint32_t endpoint_count;
     uint32_t coordinator; /* the last one opened, or NOBODY */
 };
@@ -76,39 +83,59 @@ static void hub_close(dlx_hub *base) {
     free(hub);
 }
 
-/* NULL where it is closed or never was. */
+/* NULL if it is closed or never was. */
 static mem_endpoint *endpoint_at(const mem_hub *hub, uint32_t number) {
     return number < hub->endpoint_count ? hub->endpoints[number] : NULL;
 }
 
 /* ---- queues (the hub's mutex is held) -------------------------------------------------------- */
 
-static queue *queue_from(mem_endpoint *receiver, uint32_t sender) {
+static queue *queue_find(const mem_endpoint *receiver, uint32_t sender) {
     for (size_t i = 0; i < receiver->queue_count; i++)
-        if (receiver->queues[i].sender == sender) return &receiver->queues[i];
+        if (receiver->queues[i]->sender == sender) return receiver->queues[i];
     return NULL;
 }
 
-static dlx_status queue_add(queue **out, mem_endpoint *receiver, uint32_t sender,
+static dlx_status queue_add(queue **out, mem_endpoint *receiver, const mem_endpoint *sender,
                             dlx_error *error) {
-    packet *packets = NULL;
-    DLX_TRY(DLXI_NEW(&packets, receiver->hub->queue_frames, error));
-    queue *grown = realloc(receiver->queues, (receiver->queue_count + 1) * sizeof *grown);
-    if (grown == NULL) {
-        free(packets);
-        DLX_FAIL(error, MEMORY, "out of memory: a queue of the mem link");
-    }
+    queue **grown = realloc(receiver->queues, (receiver->queue_count + 1) * sizeof *grown);
+    if (grown == NULL) DLX_FAIL(error, MEMORY, "out of memory: a queue of the mem link");
     receiver->queues = grown;
-    *out = &grown[receiver->queue_count++];
-    **out = (queue){.sender = sender, .packets = packets};
+    queue *q = calloc(1, sizeof *q + receiver->hub->queue_frames * sizeof *q->packets);
+    if (q == NULL) DLX_FAIL(error, MEMORY, "out of memory: a queue of the mem link");
+    q->sender = sender->number;
+    q->from = NOBODY;
+    if (sender->coordinator) receiver->control = q;
+    for (uint32_t i = 0; !receiver->coordinator && i < receiver->peer_count; i++)
+        if (receiver->peers[i].endpoint == sender->number) q->from = i;
+    *out = grown[receiver->queue_count++] = q;
     return DLX_OK;
 }
 
 static void queue_remove(mem_endpoint *receiver, queue *q) {
-    size_t place = (size_t)(q - receiver->queues);
-    free(q->packets);
-    receiver->queue_count--;
-    memmove(q, q + 1, (receiver->queue_count - place) * sizeof *q);
+    size_t i = 0;
+    while (receiver->queues[i] != q) i++;
+    receiver->queues[i] = receiver->queues[--receiver->queue_count];
+    if (receiver->control == q) receiver->control = NULL;
+    free(q);
+}
+
+/* Puts a queue that has frames in line, if its frames may be received. */
+static void line_append(mem_endpoint *receiver, queue *q) {
+    bool known = receiver->coordinator || q->from != NOBODY;
+    if (q->in_line || q->count == 0 || !known) return;
+    q->in_line = true;
+    q->next = NULL;
+    *(receiver->line_first == NULL ? &receiver->line_first : &receiver->line_last->next) = q;
+    receiver->line_last = q;
+}
+
+static queue *line_pop(mem_endpoint *receiver) {
+    queue *q = receiver->line_first;
+    if (q == NULL) return NULL;
+    receiver->line_first = q->next;
+    q->in_line = false;
+    return q;
 }
 
 static packet queue_pop(mem_endpoint *receiver, queue *q) {
@@ -128,24 +155,26 @@ static packet queue_pop(mem_endpoint *receiver, queue *q) {
 /* ---- send ------------------------------------------------------------------------------------ */
 
 /* The queue that a frame to `to` goes to, if there is room in it. */
-static dlx_status find_room(queue **out, mem_endpoint **receiver, mem_endpoint *me, uint32_t to,
+static dlx_status room_find(queue **out, mem_endpoint **receiver, mem_endpoint *me, uint32_t to,
                             dlx_error *error) {
     mem_hub *hub = me->hub;
-    uint32_t number = NOBODY;
+    peer *p = NULL;
     if (!me->coordinator && to == DLXI_SITE_COORDINATOR) {
-        number = hub->coordinator;
-        if (number == NOBODY) return DLX_AGAIN; /* its opening wakes all sites */
+        p = &me->to_coordinator;
+        if (hub->coordinator == NOBODY) return DLX_AGAIN; /* its opening wakes all sites */
+        if (p->endpoint != hub->coordinator) *p = (peer){.endpoint = hub->coordinator};
     } else if (to < me->peer_count) {
-        number = me->peers[to].endpoint;
+        p = &me->peers[to];
     }
-    if (number == NOBODY)
+    if (p == NULL || p->endpoint == NOBODY)
         DLX_FAIL(error, STATE, "mem link: send to %u, which is not connected", to);
-    *receiver = endpoint_at(hub, number);
+    *receiver = endpoint_at(hub, p->endpoint);
     if (*receiver == NULL) DLX_FAIL(error, PEER_LOST, "peer %u has closed its endpoint", to);
-    *out = queue_from(*receiver, me->number);
-    if (*out == NULL) return queue_add(out, *receiver, me->number, error);
-    if ((*out)->count < hub->queue_frames) return DLX_OK;
-    (*out)->refused = true;
+    if (p->out == NULL) p->out = queue_find(*receiver, me->number);
+    if (p->out == NULL) DLX_TRY(queue_add(&p->out, *receiver, me, error));
+    *out = p->out;
+    if (p->out->count < hub->queue_frames) return DLX_OK;
+    p->out->refused = true;
     return DLX_AGAIN;
 }
 
@@ -154,7 +183,7 @@ static dlx_status mem_send(dlxi_link *link, uint32_t to, const dlxi_frame *frame
     mem_endpoint *me = (mem_endpoint *)link, *receiver = NULL;
     queue *q = NULL;
     pthread_mutex_lock(&me->hub->mutex);
-    dlx_status status = find_room(&q, &receiver, me, to, error);
+    dlx_status status = room_find(&q, &receiver, me, to, error);
     pthread_mutex_unlock(&me->hub->mutex);
     if (status != DLX_OK) return status;
 
@@ -167,10 +196,11 @@ static dlx_status mem_send(dlxi_link *link, uint32_t to, const dlxi_frame *frame
     dlxi_frame_encode(p.bytes, frame);
 
     pthread_mutex_lock(&me->hub->mutex);
-    status = find_room(&q, &receiver, me, to, error);
+    status = room_find(&q, &receiver, me, to, error);
     if (status == DLX_OK) {
         q->packets[(q->first + q->count) % me->hub->queue_frames] = p;
         q->count++;
+        line_append(receiver, q);
         pthread_cond_signal(&receiver->changed);
     }
     pthread_mutex_unlock(&me->hub->mutex);
@@ -184,44 +214,33 @@ static dlx_status mem_send(dlxi_link *link, uint32_t to, const dlxi_frame *frame
 
 /* ---- receive --------------------------------------------------------------------------------- */
 
-/* The coordinator's number for a sender, given at its first frame; NOBODY without memory. */
-static uint32_t number_of(mem_endpoint *me, uint32_t sender) {
-    for (uint32_t i = 0; i < me->peer_count; i++)
-        if (me->peers[i].endpoint == sender) return i;
+/* Gives a sender the coordinator's next number; NOBODY without memory. */
+static uint32_t peer_add(mem_endpoint *me, uint32_t sender) {
     peer *grown = realloc(me->peers, (me->peer_count + 1) * sizeof *grown);
     if (grown == NULL) return NOBODY;
     me->peers = grown;
     peer *fresh = &me->peers[me->peer_count];
-    fresh->endpoint = sender;
+    *fresh = (peer){.endpoint = sender};
     mem_endpoint *known = endpoint_at(me->hub, sender);
     snprintf(fresh->name, sizeof fresh->name, "%s", known != NULL ? known->name : "");
     return me->peer_count++;
 }
 
-static uint32_t site_of(const mem_endpoint *me, uint32_t sender) {
-    for (uint32_t i = 0; i < me->peer_count; i++)
-        if (me->peers[i].endpoint == sender) return i;
-    return NOBODY;
-}
-
-/* Takes the next frame: at a site the coordinator's first, then one of each queue in turn. */
-static bool take(mem_endpoint *me, uint32_t *from) {
-    if (!me->coordinator && me->hub->coordinator != NOBODY) {
-        queue *q = queue_from(me, me->hub->coordinator);
-        if (q != NULL && q->count != 0) {
-            me->current = queue_pop(me, q);
-            *from = DLXI_SITE_COORDINATOR;
-            return true;
-        }
-    }
-    for (size_t i = 0; i < me->queue_count; i++) {
-        size_t place = (me->queue_next + i) % me->queue_count;
-        queue *q = &me->queues[place];
-        if (q->count == 0 || (!me->coordinator && q->sender == me->hub->coordinator)) continue;
-        *from = me->coordinator ? number_of(me, q->sender) : site_of(me, q->sender);
-        if (*from == NOBODY && !me->coordinator) continue;
-        me->queue_next = place + 1;
+/* Takes the next frame. */
+static bool frame_take(mem_endpoint *me, uint32_t *from) {
+    queue *q = me->control;
+    if (q != NULL && q->count != 0 && q->sender == me->hub->coordinator) {
         me->current = queue_pop(me, q);
+        *from = DLXI_SITE_COORDINATOR;
+        return true;
+    }
+    while ((q = line_pop(me)) != NULL) {
+        if (me->coordinator && q->from == NOBODY) q->from = peer_add(me, q->sender);
+        *from = q->from;
+        if (*from == NOBODY && !me->coordinator) continue; /* connected to another since */
+        bool more = q->count > 1;
+        me->current = queue_pop(me, q);
+        if (more) line_append(me, q);
         return true;
     }
     return false;
@@ -229,7 +248,7 @@ static bool take(mem_endpoint *me, uint32_t *from) {
 
 /* Waits on the endpoint's condition until `deadline_ns` (< 0: for ever). False once it has passed.
  */
-static bool wait_changed(mem_endpoint *me, int64_t deadline_ns) {
+static bool endpoint_wait(mem_endpoint *me, int64_t deadline_ns) {
     if (deadline_ns < 0) return pthread_cond_wait(&me->changed, &me->hub->mutex) == 0;
     if (dlxi_clock_ns() >= deadline_ns) return false;
     struct timespec until = {.tv_sec = (time_t)(deadline_ns / 1000000000),
@@ -241,10 +260,7 @@ static bool wait_changed(mem_endpoint *me, int64_t deadline_ns) {
 static dlx_status mem_receive(dlxi_link *link, int64_t timeout_ms, uint32_t *from,
                               dlxi_frame *frame, dlx_error *error) {
     mem_endpoint *me = (mem_endpoint *)link;
-    /* a wait longer than some 30 years is for ever */
-    int64_t deadline_ns = -1;
-    if (timeout_ms >= 0 && timeout_ms < 1000000000000)
-        deadline_ns = dlxi_clock_ns() + timeout_ms * 1000000;
+    int64_t deadline_ns = dlxi_link_deadline_ns(timeout_ms);
     for (;;) {
         free(me->current.bytes);
         me->current = (packet){0};
@@ -253,8 +269,8 @@ static dlx_status mem_receive(dlxi_link *link, int64_t timeout_ms, uint32_t *fro
         do {
             again = me->woken || me->room;
             me->woken = me->room = false;
-            if (!again) taken = take(me, from);
-        } while (!again && !taken && wait_changed(me, deadline_ns));
+            if (!again) taken = frame_take(me, from);
+        } while (!again && !taken && endpoint_wait(me, deadline_ns));
         pthread_mutex_unlock(&me->hub->mutex);
         if (again) return DLX_AGAIN;
         if (!taken) return DLX_TIMEOUT;
@@ -283,12 +299,8 @@ static dlx_status mem_listen(dlxi_link *link, uint32_t own_index, uint32_t index
     (void)public_key;
     mem_endpoint *me = (mem_endpoint *)link;
     endpoint[0] = '\0';
-    if (me->coordinator)
-        DLX_FAIL(error, STATE, "mem link: the coordinator does not listen for sites");
-    if (index >= DLXI_SITES_MAX || own_index >= DLXI_SITES_MAX || index == own_index)
-        DLX_FAIL(error, ARGUMENT,
-                 "mem link: site %u listens for site %u, allowed are two of 0 to %d", own_index,
-                 index, DLXI_SITES_MAX - 1);
+    DLXI_ASSERT(!me->coordinator);
+    DLX_TRY(dlxi_link_check_pair(link, own_index, index, error));
     pthread_mutex_lock(&me->hub->mutex);
     snprintf(me->peers[index].name, sizeof me->peers[index].name, "%s", name);
     pthread_mutex_unlock(&me->hub->mutex);
@@ -296,20 +308,31 @@ static dlx_status mem_listen(dlxi_link *link, uint32_t own_index, uint32_t index
     return DLX_OK;
 }
 
+/* From now on site `index` is this endpoint, whose frames may be waiting. */
+static void peer_set(mem_endpoint *me, uint32_t index, uint32_t endpoint) {
+    peer *p = &me->peers[index];
+    queue *before = queue_find(me, p->endpoint), *q = queue_find(me, endpoint);
+    if (before != NULL) before->from = NOBODY;
+    if (p->endpoint != endpoint) p->out = NULL;
+    p->endpoint = endpoint;
+    if (q == NULL) return;
+    q->from = index;
+    line_append(me, q);
+}
+
 static dlx_status mem_connect(dlxi_link *link, uint32_t index, const char *endpoint,
                               dlx_error *error) {
     mem_endpoint *me = (mem_endpoint *)link;
-    if (me->coordinator || index >= DLXI_SITES_MAX)
-        DLX_FAIL(error, ARGUMENT, "mem link: connect to site %u, allowed are 0 to %d", index,
-                 DLXI_SITES_MAX - 1);
+    DLXI_ASSERT(!me->coordinator);
+    DLX_TRY(dlxi_link_check_index(link, index, error));
     unsigned number = 0;
     int used = 0;
     if (strlen(endpoint) > 15 || sscanf(endpoint, "mem:%9u%n", &number, &used) != 1 ||
         endpoint[used] != '\0')
-        DLX_FAIL(error, DATA, "mem link: '%.32s' is no endpoint of this link", endpoint);
+        DLX_FAIL(error, DATA, "mem link: '%.32s' is not an endpoint of this link", endpoint);
     pthread_mutex_lock(&me->hub->mutex);
     bool known = number < me->hub->endpoint_count && number != me->number;
-    if (known) me->peers[index].endpoint = number;
+    if (known) peer_set(me, index, number);
     pthread_mutex_unlock(&me->hub->mutex);
     if (!known) DLX_FAIL(error, DATA, "mem link: this hub has no endpoint '%s'", endpoint);
     return DLX_OK;
@@ -334,19 +357,19 @@ static void mem_close(dlxi_link *link) {
     pthread_mutex_lock(&hub->mutex);
     hub->endpoints[me->number] = NULL;
     for (uint32_t i = 0; i < hub->endpoint_count; i++) {
-        queue *sent = hub->endpoints[i] != NULL ? queue_from(hub->endpoints[i], me->number) : NULL;
+        queue *sent = hub->endpoints[i] != NULL ? queue_find(hub->endpoints[i], me->number) : NULL;
         if (sent != NULL && sent->count == 0) queue_remove(hub->endpoints[i], sent);
     }
     for (size_t i = 0; i < me->queue_count; i++) {
-        queue *q = &me->queues[i];
+        queue *q = me->queues[i];
         mem_endpoint *sender = endpoint_at(hub, q->sender);
-        if (sender != NULL && q->refused) { /* it tries again and learns that this peer is lost */
+        if (sender != NULL && q->refused) { /* it tries again and gets DLX_PEER_LOST */
             sender->room = true;
             pthread_cond_signal(&sender->changed);
         }
         for (; q->count != 0; q->count--, q->first = (q->first + 1) % hub->queue_frames)
             free(q->packets[q->first].bytes);
-        free(q->packets);
+        free(q);
     }
     pthread_mutex_unlock(&hub->mutex);
     free(me->queues);
@@ -378,11 +401,11 @@ static bool condition_init(pthread_cond_t *condition) {
 }
 
 /* Gives the endpoint its number. The hub's mutex is held. */
-static dlx_status enter(mem_hub *hub, mem_endpoint *me, dlx_error *error) {
+static dlx_status endpoint_enter(mem_hub *hub, mem_endpoint *me, dlx_error *error) {
     if (me->coordinator && endpoint_at(hub, hub->coordinator) != NULL)
         DLX_FAIL(error, STATE, "hub: it has a coordinator already");
     if (hub->endpoint_count == ENDPOINTS_MAX)
-        DLX_FAIL(error, STATE, "hub: %d endpoints have been opened, the most that one hub gives",
+        DLX_FAIL(error, STATE, "hub: %d endpoints have been opened, the maximum of one hub",
                  ENDPOINTS_MAX);
     mem_endpoint **grown = realloc(hub->endpoints, (hub->endpoint_count + 1) * sizeof *grown);
     if (grown == NULL) DLX_FAIL(error, MEMORY, "out of memory: an endpoint of the mem link");
@@ -421,10 +444,10 @@ static dlx_status endpoint_open(dlxi_link **out, mem_hub *hub, const char *name,
     if (!condition_init(&me->changed)) {
         free(me->peers);
         free(me);
-        DLX_FAIL(error, SYSTEM, "mem link: no condition variable to be had");
+        DLX_FAIL(error, SYSTEM, "mem link: cannot create a condition variable");
     }
     pthread_mutex_lock(&hub->mutex);
-    status = enter(hub, me, error);
+    status = endpoint_enter(hub, me, error);
     pthread_mutex_unlock(&hub->mutex);
     if (status != DLX_OK) {
         pthread_cond_destroy(&me->changed);
@@ -436,14 +459,14 @@ static dlx_status endpoint_open(dlxi_link **out, mem_hub *hub, const char *name,
     return DLX_OK;
 }
 
-/* Ranks of one site need not be told apart: an endpoint is found by its number. */
-static dlx_status open_site(dlx_hub *hub, dlxi_link **out, const char *site, uint16_t rank,
-                            dlx_error *error) {
+/* The rank is not needed: an endpoint is found by its number. */
+static dlx_status hub_open_site(dlx_hub *hub, dlxi_link **out, const char *site, uint16_t rank,
+                                dlx_error *error) {
     (void)rank;
     return endpoint_open(out, (mem_hub *)hub, site, false, error);
 }
 
-static dlx_status open_coordinator(dlx_hub *hub, dlxi_link **out, dlx_error *error) {
+static dlx_status hub_open_coordinator(dlx_hub *hub, dlxi_link **out, dlx_error *error) {
     return endpoint_open(out, (mem_hub *)hub, "", true, error);
 }
 
@@ -456,9 +479,9 @@ dlx_status dlxi_mem_hub_open(dlx_hub **out, uint32_t queue_frames, dlx_error *er
     DLX_TRY(DLXI_NEW(&hub, 1, error));
     if (pthread_mutex_init(&hub->mutex, NULL) != 0) {
         free(hub);
-        DLX_FAIL(error, SYSTEM, "hub: no mutex to be had");
+        DLX_FAIL(error, SYSTEM, "hub: cannot create a mutex");
     }
-    hub->hub = (dlx_hub){open_site, open_coordinator, hub_close};
+    hub->hub = (dlx_hub){hub_open_site, hub_open_coordinator, hub_close};
     hub->queue_frames = queue_frames;
     hub->coordinator = NOBODY;
     *out = &hub->hub;

@@ -26,79 +26,76 @@ const dlxi_roster_line *dlxi_roster_by_key(const dlxi_roster *roster,
 
 /* ---- parsing --------------------------------------------------------------------------------- */
 
-static bool blank(char c) {
+static bool is_blank(char c) {
     return c == ' ' || c == '\t' || c == '\r';
 }
 
 /* The next word of the line; its length is 0 at the line's end. */
-static size_t next_word(const char **word, const char **at, const char *end) {
-    while (*at < end && blank(**at)) (*at)++;
+static size_t word_next(const char **word, const char **at, const char *end) {
+    while (*at < end && is_blank(**at)) (*at)++;
     *word = *at;
-    while (*at < end && !blank(**at)) (*at)++;
+    while (*at < end && !is_blank(**at)) (*at)++;
     return (size_t)(*at - *word);
 }
 
-/* A word for a message: cut, and without what a terminal would act on. */
-static const char *shown(char dst[DLXI_NAME_BYTES], const char *word, size_t characters) {
+/* A word for a message: shortened, and without characters that a terminal would act on. */
+static const char *word_show(char dst[DLXI_NAME_BYTES], const char *word, size_t characters) {
     size_t kept = characters < DLXI_NAME_BYTES - 1 ? characters : DLXI_NAME_BYTES - 1;
     for (size_t i = 0; i < kept; i++) dst[i] = word[i] >= ' ' && word[i] <= '~' ? word[i] : '?';
     dst[kept] = '\0';
     return dst;
 }
 
-static dlx_status parse_name(dlxi_roster_line *dst, const char *word, size_t characters,
+static dlx_status name_parse(dlxi_roster_line *dst, const char *word, size_t characters,
                              const char *path, size_t line, dlx_error *error) {
     char text[DLXI_NAME_BYTES] = "";
     if (characters < DLXI_NAME_BYTES) memcpy(dst->name, word, characters);
     if (characters >= DLXI_NAME_BYTES || strlen(dst->name) != characters ||
         !dlxi_name_valid(dst->name))
         DLX_FAIL(error, CONFIG, "wan.roster: %s:%zu: the name '%s' is not allowed; " DLXI_NAME_RULE,
-                 path, line, shown(text, word, characters));
+                 path, line, word_show(text, word, characters));
     return DLX_OK;
 }
 
-static dlx_status parse_key(dlxi_roster_line *dst, const char *word, size_t characters,
+static dlx_status key_parse(dlxi_roster_line *dst, const char *word, size_t characters,
                             const char *path, size_t line, dlx_error *error) {
     if (characters == DLXI_KEY_TEXT_BYTES - 1) memcpy(dst->key_text, word, characters);
-    /* The key itself is not shown: someone may have pasted the secret half. */
+    /* The key itself is not shown: it may be a pasted secret half. */
     if (characters != DLXI_KEY_TEXT_BYTES - 1 || !dlxi_key_decode(dst->key, dst->key_text))
         DLX_FAIL(error, CONFIG,
                  "wan.roster: %s:%zu: the key of '%s' is malformed (%zu characters); allowed are "
-                 "the 40 characters of a "
-                 "public key, as 'dilocox keygen' prints it",
+                 "the 40 characters of a public key, as 'dilocox keygen' prints it",
                  path, line, dst->name, characters);
     return DLX_OK;
 }
 
-static dlx_status parse_line(dlxi_roster *roster, const char *at, const char *end, const char *path,
+static dlx_status line_parse(dlxi_roster *roster, const char *at, const char *end, const char *path,
                              size_t line, dlx_error *error) {
     const char *name, *key, *rest;
-    size_t name_characters = next_word(&name, &at, end);
+    size_t name_characters = word_next(&name, &at, end);
     if (name_characters == 0 || name[0] == '#') return DLX_OK;
     dlxi_roster_line fresh = {0};
-    DLX_TRY(parse_name(&fresh, name, name_characters, path, line, error));
-    size_t key_characters = next_word(&key, &at, end);
-    DLX_TRY(parse_key(&fresh, key, key_characters, path, line, error));
-    size_t rest_characters = next_word(&rest, &at, end);
+    DLX_TRY(name_parse(&fresh, name, name_characters, path, line, error));
+    size_t key_characters = word_next(&key, &at, end);
+    DLX_TRY(key_parse(&fresh, key, key_characters, path, line, error));
+    size_t rest_characters = word_next(&rest, &at, end);
     if (rest_characters != 0 && rest[0] != '#')
         DLX_FAIL(error, CONFIG,
                  "wan.roster: %s:%zu: something follows the key of '%s'; allowed are 'name "
-                 "public-key' and a comment "
-                 "that begins with #",
+                 "public-key' and a comment that begins with #",
                  path, line, fresh.name);
     if (roster->count == DLXI_ROSTER_NAMES_MAX)
         DLX_FAIL(error, CONFIG, "wan.roster: %s:%zu: more than %d names; allowed are 1 to %d", path,
                  line, DLXI_ROSTER_NAMES_MAX, DLXI_ROSTER_NAMES_MAX);
     if (dlxi_roster_by_name(roster, fresh.name) != NULL)
         DLX_FAIL(error, CONFIG,
-                 "wan.roster: %s:%zu: the name '%s' stands there twice; a name has one key", path,
-                 line, fresh.name);
+                 "wan.roster: %s:%zu: the name '%s' appears twice; a name has one key", path, line,
+                 fresh.name);
     const dlxi_roster_line *owner = dlxi_roster_by_key(roster, fresh.key);
     if (owner != NULL)
         DLX_FAIL(error, CONFIG,
                  "wan.roster: %s:%zu: '%s' has the same key as '%s'; a key has one name, make "
-                 "another with 'dilocox "
-                 "keygen'",
+                 "another with 'dilocox keygen'",
                  path, line, fresh.name, owner->name);
     roster->lines[roster->count++] = fresh;
     return DLX_OK;
@@ -112,7 +109,7 @@ dlx_status dlxi_roster_parse(dlxi_roster *out, const char *text, size_t text_byt
     for (const char *at = text; at < end;) {
         const char *line_end = memchr(at, '\n', (size_t)(end - at));
         if (line_end == NULL) line_end = end;
-        DLX_TRY(parse_line(out, at, line_end, path, ++line, error));
+        DLX_TRY(line_parse(out, at, line_end, path, ++line, error));
         at = line_end < end ? line_end + 1 : end;
     }
     return DLX_OK;
@@ -130,8 +127,7 @@ dlx_status dlxi_roster_read(dlxi_roster **out, const char *path, dlx_error *erro
     if (status == DLX_SYSTEM && cause.system_errno == ENOENT)
         DLX_FAIL(error, CONFIG,
                  "wan.roster: no such file '%s'; write one with a line 'name public-key' for the "
-                 "coordinator and each "
-                 "site",
+                 "coordinator and each site",
                  path);
     if (status == DLX_DATA)
         DLX_FAIL(error, CONFIG,

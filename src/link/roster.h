@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Key files and rosters: who may join a run, and how a process proves that it may.
  *
- * Key file, mode 0600:      public: <Z85, 40 characters>      Roster, a line a name:   coordinator <Z85>
- *                           secret: <Z85, 40 characters>                               delft <Z85>
+ *     key file, mode 0600            roster, one line per name
+ *     public: <Z85, 40 characters>   coordinator <Z85>
+ *     secret: <Z85, 40 characters>   delft <Z85>
  *
- * In both, empty lines and lines that begin with '#' say nothing. In a roster a comment may also
- * follow the key, after a blank (Z85 has a '#' of its own). The name `coordinator` is the
+ * In both, empty lines and lines that begin with '#' are ignored. In a roster a comment may also
+ * follow the key, after a blank (Z85 itself has a '#'). The name `coordinator` is the
  * coordinator's; the others are sites'. */
 #ifndef DLXI_LINK_ROSTER_H
 #define DLXI_LINK_ROSTER_H
@@ -47,7 +48,7 @@ dlx_status dlxi_roster_parse(dlxi_roster *out, const char *text, size_t text_byt
 /* *out is the caller's, free with free(). */
 dlx_status dlxi_roster_read(dlxi_roster **out, const char *path, dlx_error *error);
 
-/* NULL where it is not on the roster. */
+/* NULL if it is not on the roster. */
 const dlxi_roster_line *dlxi_roster_by_name(const dlxi_roster *roster, const char *name);
 const dlxi_roster_line *dlxi_roster_by_key(const dlxi_roster *roster,
                                            const uint8_t key[DLXI_KEY_BYTES]);

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Admitting keys: a thread a context that answers ZAP requests (RFC 27) for every socket that
+/* Key admission: one thread per ZeroMQ context answers ZAP requests (RFC 27), for every socket that
  * binds.
  *
  * The coordinator admits the keys of the roster, under their names; a site's socket for one peer
- * admits that peer's key. The name becomes the connection's User-Id, which no frame can change.
- * Whoever is refused gets nothing; the log gets one line a key and 10 s, from a table whose size
- * bounds lines and memory under a flood of fresh keys.
+ * admits that peer's key. The name becomes the connection's User-Id, which no frame can change. A
+ * refused peer receives nothing; the log gets at most one line per key and 10 s, from a table whose
+ * size bounds lines and memory under a flood of fresh keys.
  *
- * libzmq lets everybody in where nobody answers. So the handler is there before the first bind and
- * until the context is shut down, and receivers drop frames without the right User-Id. */
+ * libzmq admits every connection if no handler answers. So the handler runs from before the first
+ * bind until the context is shut down, and receivers drop frames without the right User-Id. */
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
@@ -58,8 +58,8 @@ enum { REQUEST_ID = 1, DOMAIN, ADDRESS, MECHANISM = 5, CREDENTIALS };
 
 /* ---- deciding -------------------------------------------------------------------------------- */
 
-/* Whether this key may be told of now; notes that it was. */
-static bool may_log(dlxi_zmq_auth *auth, const uint8_t key[DLXI_KEY_BYTES]) {
+/* Whether a line about this key may be logged now; counts it as logged. */
+static bool refusal_may_log(dlxi_zmq_auth *auth, const uint8_t key[DLXI_KEY_BYTES]) {
     int64_t now_ns = dlxi_clock_ns();
     logged *place = NULL;
     for (size_t i = 0; i < LOGGED_KEYS_MAX; i++) {
@@ -74,10 +74,10 @@ static bool may_log(dlxi_zmq_auth *auth, const uint8_t key[DLXI_KEY_BYTES]) {
     return true;
 }
 
-static void log_refusal(dlxi_zmq_auth *auth, const request *r, const uint8_t key[DLXI_KEY_BYTES],
+static void refusal_log(dlxi_zmq_auth *auth, const request *r, const uint8_t key[DLXI_KEY_BYTES],
                         const char *peer) {
     char key_text[DLXI_KEY_TEXT_BYTES], line[512];
-    if (auth->log == NULL || !may_log(auth, key) ||
+    if (auth->log == NULL || !refusal_may_log(auth, key) ||
         zmq_z85_encode(key_text, key, DLXI_KEY_BYTES) == NULL)
         return;
     if (peer[0] != '\0')
@@ -87,14 +87,13 @@ static void log_refusal(dlxi_zmq_auth *auth, const request *r, const uint8_t key
     else
         snprintf(line, sizeof line,
                  "refused a connection from %s: its key %s is not a site's on the roster %s; to "
-                 "admit it, add the line "
-                 "'NAME %s' there and start again",
+                 "admit it, add the line 'NAME %s' there and start again",
                  r->part[ADDRESS], key_text, auth->roster_path, key_text);
     auth->log(auth->log_context, line);
 }
 
-/* name ← the roster name of the key, where it may come in through this domain. */
-static bool admit(dlxi_zmq_auth *auth, const request *r, char name[DLXI_NAME_BYTES]) {
+/* name ← the roster name of the key; false if this domain does not admit it. */
+static bool request_admit(dlxi_zmq_auth *auth, const request *r, char name[DLXI_NAME_BYTES]) {
     name[0] = '\0';
     if (r->count != REQUEST_PARTS || strcmp(r->part[0], "1.0") != 0 ||
         strcmp(r->part[MECHANISM], "CURVE") != 0 || r->bytes[CREDENTIALS] != DLXI_KEY_BYTES)
@@ -120,14 +119,14 @@ static bool admit(dlxi_zmq_auth *auth, const request *r, char name[DLXI_NAME_BYT
             return true;
         }
     }
-    log_refusal(auth, r, key, peer);
+    refusal_log(auth, r, key, peer);
     return false;
 }
 
 /* ---- the thread ------------------------------------------------------------------------------ */
 
 /* False once the context is shut down. */
-static bool read_request(void *socket, request *r) {
+static bool request_read(void *socket, request *r) {
     *r = (request){0};
     for (bool more = true; more;) {
         zmq_msg_t message;
@@ -151,30 +150,30 @@ static bool read_request(void *socket, request *r) {
     return true;
 }
 
-static bool send_part(void *socket, const void *data, size_t bytes, bool more) {
+static bool part_send(void *socket, const void *data, size_t bytes, bool more) {
     int sent;
     do sent = zmq_send(socket, data, bytes, more ? ZMQ_SNDMORE : 0);
     while (sent < 0 && errno == EINTR);
     return sent >= 0;
 }
 
-static bool send_text(void *socket, const char *text, bool more) {
-    return send_part(socket, text, strlen(text), more);
+static bool text_send(void *socket, const char *text, bool more) {
+    return part_send(socket, text, strlen(text), more);
 }
 
-static void *answer(void *argument) {
+static void *auth_run(void *argument) {
     dlxi_zmq_auth *auth = argument;
     request r;
-    while (read_request(auth->socket, &r)) {
+    while (request_read(auth->socket, &r)) {
         char name[DLXI_NAME_BYTES];
-        bool in = admit(auth, &r, name);
+        bool in = request_admit(auth, &r, name);
         size_t id_bytes =
             r.bytes[REQUEST_ID] < PART_BYTES_MAX ? r.bytes[REQUEST_ID] : PART_BYTES_MAX;
-        if (!send_text(auth->socket, "1.0", true) ||
-            !send_part(auth->socket, r.part[REQUEST_ID], id_bytes, true) ||
-            !send_text(auth->socket, in ? "200" : "400", true) ||
-            !send_text(auth->socket, in ? "OK" : "not admitted", true) ||
-            !send_text(auth->socket, name, true) || !send_text(auth->socket, "", false))
+        if (!text_send(auth->socket, "1.0", true) ||
+            !part_send(auth->socket, r.part[REQUEST_ID], id_bytes, true) ||
+            !text_send(auth->socket, in ? "200" : "400", true) ||
+            !text_send(auth->socket, in ? "OK" : "not admitted", true) ||
+            !text_send(auth->socket, name, true) || !text_send(auth->socket, "", false))
             break;
     }
     DLXI_ASSERT(errno == ETERM); /* nothing else ends it: see above */
@@ -183,11 +182,11 @@ static void *answer(void *argument) {
 }
 
 /* Signals are for the program's own threads. */
-static int start_without_signals(pthread_t *thread, void *argument) {
+static int thread_start(pthread_t *thread, void *argument) {
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    int failure = pthread_create(thread, NULL, answer, argument);
+    int failure = pthread_create(thread, NULL, auth_run, argument);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return failure;
 }
@@ -207,17 +206,17 @@ dlx_status dlxi_zmq_auth_open(dlxi_zmq_auth **out, void *context, const dlxi_ros
     if (failure != 0) {
         free(auth);
         errno = failure;
-        DLX_FAIL(error, SYSTEM, "no mutex to be had: %s", strerror(failure));
+        DLX_FAIL(error, SYSTEM, "cannot create a mutex: %s", strerror(failure));
     }
     auth->socket = zmq_socket(context, ZMQ_REP);
     if (auth->socket == NULL || zmq_bind(auth->socket, "inproc://zeromq.zap.01") != 0)
-        DLX_FAIL_OUT(error, SYSTEM, "the handler of keys can't start: %s", zmq_strerror(errno));
+        DLX_FAIL_OUT(error, SYSTEM, "key admission cannot start: %s", zmq_strerror(errno));
     int linger_ms = 0;
     zmq_setsockopt(auth->socket, ZMQ_LINGER, &linger_ms, sizeof linger_ms);
-    failure = start_without_signals(&auth->thread, auth);
+    failure = thread_start(&auth->thread, auth);
     if (failure != 0) {
         errno = failure;
-        DLX_FAIL_OUT(error, SYSTEM, "the handler of keys can't start: %s", strerror(failure));
+        DLX_FAIL_OUT(error, SYSTEM, "key admission cannot start: %s", strerror(failure));
     }
     *out = auth;
     return DLX_OK;

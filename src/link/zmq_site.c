@@ -1,198 +1,286 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A site's part of the `zmq` link: a socket for each other site, and news of the way to the
- * coordinator. Of two sites the lower index binds, the higher connects. */
+/* A site's endpoint of the `zmq` link: a DEALER to the coordinator, a channel to each other site
+ * (zmq_channel.c), and a monitor that tells whether the coordinator admits this site. */
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
-#include "base/clock.h"
+#include "base/memory.h"
+#include "link/common.h"
 #include "link/zmq_internal.h"
 
-/* The coordinator says which key a peer has; where this site's roster knows better, it is not
- * believed. */
-static dlx_status check_key(const dlxi_zmq *me, const char *name, const char *public_key,
-                            uint8_t key[DLXI_KEY_BYTES], dlx_error *error) {
-    if (!dlxi_key_decode(key, public_key))
-        DLX_FAIL(error, DATA, "the coordinator gave a malformed public key for site '%.63s'", name);
-    const dlxi_roster_line *line = dlxi_roster_by_name(me->roster, name);
-    if (line != NULL && memcmp(line->key, key, DLXI_KEY_BYTES) != 0)
-        DLX_FAIL(error, REFUSED,
-                 "wan.roster: the coordinator gives site '%s' the key %s, but %s has another; make "
-                 "the rosters agree",
-                 name, public_key, me->roster_path);
-    return DLX_OK;
+/* ---- control --------------------------------------------------------------------------------- */
+
+static void monitor_close(void *control, void *monitor) {
+    if (monitor == NULL) return;
+    zmq_socket_monitor(control, NULL, 0);
+    zmq_close(monitor);
 }
 
-static dlx_status check_peer(const dlxi_zmq *me, uint32_t own_index, uint32_t index,
-                             const char *name, dlx_error *error) {
-    if (me->coordinator)
-        DLX_FAIL(error, STATE, "zmq link: the coordinator does not listen for sites");
-    if (index >= DLXI_SITES_MAX || own_index >= DLXI_SITES_MAX || index == own_index)
-        DLX_FAIL(error, ARGUMENT,
-                 "zmq link: site %u listens for site %u, allowed are two of 0 to %d", own_index,
-                 index, DLXI_SITES_MAX - 1);
-    if (!dlxi_name_valid(name))
-        DLX_FAIL(error, DATA, "the coordinator gave site %u a name that is not allowed", index);
-    return DLX_OK;
-}
-
-const char dlxi_data_routing_id[] = "site";
-
-static dlx_status channel_open(dlxi_zmq *me, dlxi_channel *channel, uint32_t index, bool binds,
-                               bool ipv6, dlx_error *error) {
-    char domain[16];
-    snprintf(domain, sizeof domain, "site.%u", index);
-    const dlxi_socket_settings settings = {
-        .context = me->context,
-        .type = binds ? ZMQ_ROUTER : ZMQ_DEALER,
-        .queue_frames = DATA_QUEUE_FRAMES,
-        .silence_ms = DATA_SILENCE_MS,
-        .keys = me->curve ? &me->keys : NULL,
-        .server_key = binds || !me->curve ? NULL : channel->key_text,
-        .domain = domain,
-        .ipv6 = ipv6,
-    };
-    DLX_TRY(dlxi_socket_open(&channel->socket, &settings, error));
-    channel->binds = binds;
-    if (binds || zmq_setsockopt(channel->socket, ZMQ_ROUTING_ID, dlxi_data_routing_id,
-                                DATA_ROUTING_ID_BYTES) == 0)
-        return DLX_OK;
-    zmq_close(channel->socket);
-    channel->socket = NULL;
-    DLX_FAIL(error, SYSTEM, "zmq link: no routing id: %s", zmq_strerror(errno));
-}
-
-static void channel_close(dlxi_channel *channel) {
-    if (channel->socket == NULL) return;
+/* Each has its own name, since libzmq frees that of a closed one some time later. */
+static dlx_status monitor_open(void **out, dlxi_zmq_site *me, void *control, dlx_error *error) {
+    char place[64];
+    snprintf(place, sizeof place, "inproc://coordinator.monitor.%u", me->monitors_opened++);
+    int events = ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
+                 ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL;
     int linger_ms = 0;
-    zmq_setsockopt(channel->socket, ZMQ_LINGER, &linger_ms, sizeof linger_ms);
-    zmq_close(channel->socket);
-    channel->socket = NULL;
-    channel->refused = false;
-    channel->endpoint[0] = '\0';
-}
-
-/* Where to bind: the address that others are told, or, where that belongs to a router in front,
- * every address. */
-static dlx_status bind_channel(dlxi_zmq *me, dlxi_channel *channel, uint32_t index,
-                               dlx_error *error) {
-    char numeric[DLXI_NUMERIC_BYTES];
-    dlx_status status = dlxi_address_own(numeric, me->listen_host, "wan.listen", error);
-    if (status != DLX_OK) {
-        if (!me->curve) return status;
-        bool ipv6 = strchr(me->listen_host, ':') != NULL;
-        snprintf(numeric, sizeof numeric, "%s", ipv6 ? "::" : "0.0.0.0");
-    }
-    uint16_t port = 0;
-    if (me->listen_port != 0) {
-        if (me->listen_port > UINT16_MAX - index)
-            DLX_FAIL(
-                error, CONFIG,
-                "wan.listen: port %u + %u for site %u is above 65535; choose a lower first port",
-                (unsigned)me->listen_port, index, index);
-        port = (uint16_t)(me->listen_port + index);
-    }
-    DLX_TRY(channel_open(me, channel, index, true, strchr(numeric, ':') != NULL, error));
-    uint16_t bound_port = 0;
-    status = dlxi_socket_bind(channel->socket, numeric, port, &bound_port, "wan.listen", error);
-    if (status == DLX_OK)
-        dlxi_address_format(channel->endpoint, me->listen_host, bound_port);
-    else
-        channel_close(channel);
-    return status;
-}
-
-dlx_status dlxi_zmq_listen(dlxi_link *link, uint32_t own_index, uint32_t index, const char *name,
-                           const char *public_key, char endpoint[DLXI_ENDPOINT_BYTES],
-                           dlx_error *error) {
-    dlxi_zmq *me = (dlxi_zmq *)link;
-    endpoint[0] = '\0';
-    DLX_TRY(check_peer(me, own_index, index, name, error));
-    uint8_t key[DLXI_KEY_BYTES] = {0};
-    if (me->curve) DLX_TRY(check_key(me, name, public_key, key, error));
-    dlxi_channel *channel = &me->channels[index];
-    bool same = strcmp(channel->name, name) == 0 &&
-                (!me->curve || strcmp(channel->key_text, public_key) == 0);
-    if (!same) channel_close(channel);
-    snprintf(channel->name, sizeof channel->name, "%s", name);
-    snprintf(channel->key_text, sizeof channel->key_text, "%s", me->curve ? public_key : "");
-    if (own_index > index) return DLX_OK;
-    if (me->curve) dlxi_zmq_auth_admit(me->auth, index, name, key);
-    if (channel->socket == NULL) DLX_TRY(bind_channel(me, channel, index, error));
-    snprintf(endpoint, DLXI_ENDPOINT_BYTES, "%s", channel->endpoint);
+    if (zmq_socket_monitor(control, place, events) == 0)
+        *out = zmq_socket(me->zmq.context, ZMQ_PAIR);
+    if (*out == NULL || zmq_setsockopt(*out, ZMQ_LINGER, &linger_ms, sizeof linger_ms) != 0 ||
+        zmq_connect(*out, place) != 0)
+        DLX_FAIL(error, SYSTEM, "zmq link: no monitor: %s", zmq_strerror(errno));
     return DLX_OK;
 }
 
-dlx_status dlxi_zmq_connect(dlxi_link *link, uint32_t index, const char *endpoint,
-                            dlx_error *error) {
-    dlxi_zmq *me = (dlxi_zmq *)link;
-    if (me->coordinator || index >= DLXI_SITES_MAX)
-        DLX_FAIL(error, ARGUMENT, "zmq link: connect to site %u, allowed are 0 to %d", index,
-                 DLXI_SITES_MAX - 1);
-    dlxi_channel *channel = &me->channels[index];
-    if (channel->name[0] == '\0')
-        DLX_FAIL(error, STATE, "zmq link: connect to site %u before listen", index);
-    if (endpoint[0] == '\0') {
-        if (channel->socket == NULL)
-            DLX_FAIL(error, DATA, "site '%s' does not say where it listens", channel->name);
-        return DLX_OK;
+/* Connects a new DEALER in place of the present one, if there is one. The routing id stays, and
+ * with it this site's number at the coordinator. */
+static dlx_status control_dial(dlxi_zmq_site *me, dlx_error *error) {
+    const dlxi_target *to = &me->coordinator;
+    const dlxi_roster_line *line =
+        me->zmq.curve ? dlxi_roster_by_name(me->zmq.roster, dlxi_coordinator_name) : NULL;
+    const dlxi_socket_settings settings = {
+        .numeric = to->numeric,
+        .server_key = line != NULL ? line->key_text : "",
+        .routing_id = me->routing_id,
+        .routing_id_bytes = ROUTING_ID_BYTES,
+    };
+    void *control = NULL, *monitor = NULL;
+    DLX_TRY(dlxi_socket_open(&control, &me->zmq, &settings, error));
+    dlx_status status = monitor_open(&monitor, me, control, error);
+    if (status == DLX_OK) status = dlxi_socket_connect(control, to->numeric, to->port, error);
+    bool done = status == DLX_OK;
+    monitor_close(done ? me->zmq.control : control, done ? me->monitor : monitor);
+    dlxi_socket_drop(done ? me->zmq.control : control);
+    if (done) {
+        me->zmq.control = control;
+        me->monitor = monitor;
     }
-    if (channel->socket != NULL && strcmp(channel->endpoint, endpoint) == 0) return DLX_OK;
-    dlxi_address address;
-    char what[DLXI_NAME_BYTES + 32], numeric[DLXI_NUMERIC_BYTES];
-    snprintf(what, sizeof what, "address of site '%s'", channel->name);
-    DLX_TRY(dlxi_address_parse(&address, endpoint, what, error));
-    if (address.port == 0) DLX_FAIL(error, DATA, "%s: '%s' has port 0", what, endpoint);
-    if (!me->curve) DLX_TRY(dlxi_zmq_check_loopback(address.host, error));
-    DLX_TRY(dlxi_address_remote(numeric, address.host, what, error));
-    channel_close(channel);
-    DLX_TRY(channel_open(me, channel, index, false, strchr(numeric, ':') != NULL, error));
-    dlx_status status = dlxi_socket_connect(channel->socket, numeric, address.port, error);
-    if (status == DLX_OK)
-        snprintf(channel->endpoint, sizeof channel->endpoint, "%s", endpoint);
-    else
-        channel_close(channel);
     return status;
 }
 
-/* ---- news of the way to the coordinator ------------------------------------------------------ */
+static dlx_status site_reconnect(dlxi_link *link, uint32_t peer, dlx_error *error) {
+    dlxi_zmq_site *me = (dlxi_zmq_site *)link;
+    if (peer == DLXI_SITE_COORDINATOR) return control_dial(me, error);
+    DLX_TRY(dlxi_link_check_index(link, peer, error));
+    return dlxi_channel_reconnect(me, peer, error);
+}
+
+/* ---- send ------------------------------------------------------------------------------------ */
+
+static dlx_status site_send(dlxi_link *link, uint32_t to, const dlxi_frame *frame,
+                            dlx_error *error) {
+    dlxi_zmq_site *me = (dlxi_zmq_site *)link;
+    if (to == DLXI_SITE_COORDINATOR) {
+        dlx_status status = dlxi_zmq_send_frame(&me->zmq, me->zmq.control, NULL, 0, frame, error);
+        me->control_refused = status == DLX_AGAIN;
+        return status;
+    }
+    if (to >= DLXI_SITES_MAX || me->channels[to].socket == NULL)
+        DLX_FAIL(error, STATE, "zmq link: send to %u, which is not connected", to);
+    return dlxi_channel_send(me, &me->channels[to], frame, error);
+}
+
+static bool site_room_again(dlxi_zmq *zmq) {
+    dlxi_zmq_site *me = (dlxi_zmq_site *)zmq;
+    bool room = false;
+    if (me->control_refused && dlxi_socket_ready(zmq->control, ZMQ_POLLOUT)) {
+        me->control_refused = false;
+        room = true;
+    }
+    for (size_t i = 0; i < DLXI_SITES_MAX; i++) {
+        dlxi_channel *channel = &me->channels[i];
+        if (!channel->refused || channel->socket == NULL ||
+            !dlxi_socket_ready(channel->socket, ZMQ_POLLOUT))
+            continue;
+        channel->refused = false;
+        room = true;
+    }
+    return room;
+}
+
+/* ---- receive --------------------------------------------------------------------------------- */
+
+/* Control first, then one frame of each other site in turn. */
+static dlx_status site_receive_now(dlxi_zmq *zmq, uint32_t *from, dlxi_frame *frame, bool *taken,
+                                   dlx_error *error) {
+    dlxi_zmq_site *me = (dlxi_zmq_site *)zmq;
+    bool more;
+    *from = DLXI_SITE_COORDINATOR;
+    dlx_status status = dlxi_zmq_receive_message(zmq, zmq->control, NULL, &more, error);
+    if (status == DLX_OK) *taken = dlxi_zmq_take_frame(zmq, zmq->control, more, true, frame);
+    for (uint32_t i = 0; status == DLX_TIMEOUT && i < DLXI_SITES_MAX; i++) {
+        uint32_t index = (me->channel_next + i) % DLXI_SITES_MAX;
+        if (me->channels[index].socket == NULL) continue;
+        status = dlxi_channel_receive(me, &me->channels[index], frame, taken, error);
+        if (status != DLX_OK) continue;
+        *from = index;
+        me->channel_next = (index + 1) % DLXI_SITES_MAX;
+    }
+    return status;
+}
 
 /* The event's number, or 0. */
-static uint16_t read_event(void *monitor) {
+static uint16_t event_read(void *monitor) {
     uint16_t event = 0;
-    for (bool first = true, more = true; more; first = false) {
-        zmq_msg_t part;
-        zmq_msg_init(&part);
-        if (zmq_msg_recv(&part, monitor, ZMQ_DONTWAIT) < 0) {
-            zmq_msg_close(&part);
-            return 0;
-        }
-        if (first && zmq_msg_size(&part) >= sizeof event)
-            memcpy(&event, zmq_msg_data(&part), sizeof event);
-        more = zmq_msg_more(&part) != 0;
-        zmq_msg_close(&part);
+    char part[64];
+    int more = zmq_recv(monitor, part, sizeof part, ZMQ_DONTWAIT) >= (int)sizeof event;
+    if (more) memcpy(&event, part, sizeof event);
+    for (size_t bytes = sizeof more; more != 0;) { /* the peer's address follows */
+        if (zmq_recv(monitor, part, sizeof part, ZMQ_DONTWAIT) < 0 ||
+            zmq_getsockopt(monitor, ZMQ_RCVMORE, &more, &bytes) != 0)
+            more = 0;
     }
     return event;
 }
 
-dlx_status dlxi_zmq_monitor_read(dlxi_zmq *me, dlx_error *error) {
+/* Reads one event. REFUSED if the coordinator does not admit this site's key. */
+static dlx_status monitor_read(dlxi_zmq_site *me, dlx_error *error) {
     static const int64_t log_pause_ns = 10000000000;
-    uint16_t event = read_event(me->monitor);
+    uint16_t event = event_read(me->monitor);
     if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
         DLX_FAIL(error, REFUSED,
                  "wan.key: the coordinator at %s does not admit the key %s; add the line 'NAME %s' "
-                 "to the coordinator's "
-                 "roster and start it again",
-                 me->coordinator_text, me->keys.public_text, me->keys.public_text);
+                 "to the coordinator's roster and start it again",
+                 me->coordinator_text, me->zmq.keys.public_text, me->zmq.keys.public_text);
     if (event == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL ||
         event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL) {
         int64_t now_ns = dlxi_clock_ns();
         if (me->handshake_logged_ns == 0 || now_ns - me->handshake_logged_ns >= log_pause_ns) {
             me->handshake_logged_ns = now_ns;
-            dlxi_zmq_log(me, "the coordinator at %s ended the handshake; %s", me->coordinator_text,
-                         me->curve ? "its key may not be the one on this site's roster"
-                                   : "it may want security: curve");
+            dlxi_zmq_log(&me->zmq, "the coordinator at %s ended the handshake; %s",
+                         me->coordinator_text,
+                         me->zmq.curve ? "its key may not be the one on this site's roster"
+                                       : "it may want security: curve");
         }
     }
     return DLX_OK;
+}
+
+static dlx_status site_wait(dlxi_zmq *zmq, int64_t deadline_ns, dlx_error *error) {
+    enum { CONTROL = 1, MONITOR, FIXED };
+    dlxi_zmq_site *me = (dlxi_zmq_site *)zmq;
+    zmq_pollitem_t items[FIXED + DLXI_SITES_MAX] = {
+        [CONTROL] = {.socket = zmq->control, .events = ZMQ_POLLIN},
+        [MONITOR] = {.socket = me->monitor, .events = ZMQ_POLLIN},
+    };
+    if (me->control_refused) items[CONTROL].events |= ZMQ_POLLOUT;
+    int count = FIXED;
+    for (size_t i = 0; i < DLXI_SITES_MAX; i++) {
+        const dlxi_channel *channel = &me->channels[i];
+        if (channel->socket == NULL) continue;
+        items[count] = (zmq_pollitem_t){.socket = channel->socket, .events = ZMQ_POLLIN};
+        if (channel->refused) items[count].events |= ZMQ_POLLOUT;
+        count++;
+    }
+    DLX_TRY(dlxi_zmq_poll(zmq, items, count, deadline_ns, error));
+    return items[MONITOR].revents != 0 ? monitor_read(me, error) : DLX_OK;
+}
+
+/* ---- open and close -------------------------------------------------------------------------- */
+
+static const char *site_peer_name(dlxi_link *link, uint32_t peer) {
+    return peer < DLXI_SITES_MAX ? ((dlxi_zmq_site *)link)->channels[peer].name : "";
+}
+
+static const char *site_peer_key(dlxi_link *link, uint32_t peer) {
+    return peer < DLXI_SITES_MAX ? ((dlxi_zmq_site *)link)->channels[peer].key_text : "";
+}
+
+static void site_close(dlxi_link *link) {
+    dlxi_zmq_site *me = (dlxi_zmq_site *)link;
+    monitor_close(me->zmq.control, me->monitor);
+    for (size_t i = 0; i < DLXI_SITES_MAX; i++)
+        if (me->channels[i].socket != NULL) zmq_close(me->channels[i].socket);
+    dlxi_zmq_end(&me->zmq);
+    free(me);
+}
+
+static const dlxi_link_operations operations = {
+    .name = "zmq",
+    .send = site_send,
+    .receive = dlxi_zmq_receive,
+    .wake = dlxi_zmq_wake,
+    .listen = dlxi_channel_listen,
+    .connect = dlxi_channel_connect,
+    .reconnect = site_reconnect,
+    .peer_name = site_peer_name,
+    .peer_key = site_peer_key,
+    .close = site_close,
+};
+
+static const dlxi_zmq_role role = {site_room_again, site_receive_now, site_wait};
+
+/* A routing id that only this process and the coordinator know. Its first byte is not 0, which is
+ * ZeroMQ's own. */
+static dlx_status routing_id_choose(char id[ROUTING_ID_BYTES], dlx_error *error) {
+    id[0] = ROUTING_ID_FIRST;
+    if (getrandom(id + 1, ROUTING_ID_BYTES - 1, 0) != ROUTING_ID_BYTES - 1)
+        DLX_FAIL(error, SYSTEM, "zmq link: no routing id: %s", strerror(errno));
+    return DLX_OK;
+}
+
+static dlx_status listen_host_set(dlxi_zmq_site *me, const dlxi_link_settings *settings,
+                                  const char *coordinator_numeric, dlx_error *error) {
+    const char *host = settings->listen_host != NULL ? settings->listen_host : "";
+    char numeric[DLXI_NUMERIC_BYTES] = "";
+    if (host[0] == '\0') {
+        DLX_TRY(dlxi_address_towards(numeric, coordinator_numeric, error));
+        host = numeric;
+    }
+    char text[DLXI_ENDPOINT_BYTES + 8];
+    dlxi_address checked;
+    bool brackets = strchr(host, ':') != NULL;
+    snprintf(text, sizeof text, "%s%.*s%s:0", brackets ? "[" : "", DLXI_HOST_BYTES, host,
+             brackets ? "]" : "");
+    dlx_error cause;
+    if (dlxi_address_parse(&checked, text, "wan.listen", &cause) != DLX_OK)
+        DLX_FAIL(error, CONFIG,
+                 "wan.listen: '%.60s' is not an address or name of at most %d characters", host,
+                 DLXI_HOST_BYTES - 1);
+    if (!settings->curve) DLX_TRY(dlxi_zmq_check_loopback(checked.host, error));
+    memcpy(me->listen_host, checked.host, sizeof me->listen_host);
+    me->listen_port = settings->listen_port;
+    return DLX_OK;
+}
+
+static dlx_status site_open(dlxi_zmq_site *me, const dlxi_link_settings *settings,
+                            dlx_error *error) {
+    dlxi_address coordinator;
+    char *numeric = me->coordinator.numeric;
+    const char *text = settings->coordinator != NULL ? settings->coordinator : "";
+    DLX_TRY(dlxi_address_parse(&coordinator, text, "wan.coordinator", error));
+    if (coordinator.port == 0)
+        DLX_FAIL(error, CONFIG,
+                 "wan.coordinator: port 0 in '%s' is for the coordinator only; give a site the "
+                 "port that the coordinator printed",
+                 text);
+    if (!settings->curve) DLX_TRY(dlxi_zmq_check_loopback(coordinator.host, error));
+    snprintf(me->coordinator_text, sizeof me->coordinator_text, "%s", text);
+    DLX_TRY(dlxi_address_remote(numeric, coordinator.host, "wan.coordinator", error));
+    me->coordinator.port = coordinator.port;
+    DLX_TRY(listen_host_set(me, settings, numeric, error));
+    DLX_TRY(routing_id_choose(me->routing_id, error));
+    const char *name = settings->name != NULL ? settings->name : "";
+    if (!dlxi_name_valid(name) || strcmp(name, dlxi_coordinator_name) == 0)
+        DLX_FAIL(error, CONFIG,
+                 "site.name: '%.80s' is not allowed; " DLXI_NAME_RULE "; 'coordinator' is taken",
+                 name);
+    DLX_TRY(dlxi_zmq_begin(&me->zmq, settings, name, false, error));
+    return control_dial(me, error);
+}
+
+dlx_status dlxi_zmq_site_open(dlxi_link **out, const dlxi_link_settings *settings,
+                              dlx_error *error) {
+    *out = NULL;
+    dlxi_zmq_site *me = NULL;
+    DLX_TRY(DLXI_NEW(&me, 1, error));
+    dlxi_zmq_init(&me->zmq, &operations, &role);
+    dlx_status status = site_open(me, settings, error);
+    if (status == DLX_OK)
+        *out = &me->zmq.link;
+    else
+        site_close(&me->zmq.link);
+    return status;
 }

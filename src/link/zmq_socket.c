@@ -2,11 +2,11 @@
 /* Sockets of the `zmq` link: every one bounded, watched, and, with CURVE, closed to strangers both
  * ways.
  *
- * ZMTP's own heartbeats are off: in libzmq 4.3.4 one that times out while a full queue has stopped
- * the reading of its connection ends the *process* (assertion `_input_stopped`, libzmq issue 4767),
- * and whoever does not receive for some seconds is such a connection. TCP watches instead:
- * keepalive where nothing travels, the user timeout where something does; both pass any amount of
- * queued data. */
+ * ZMTP's own heartbeats are off: in libzmq 4.3.4 a heartbeat that times out while a full queue has
+ * stopped reading from its connection aborts the *process* (assertion `_input_stopped`, libzmq
+ * issue 4767), and a peer that does not receive for some seconds fills such a queue. TCP watches
+ * instead: keepalive while nothing travels, the user timeout while something does; both work
+ * however much data is queued. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,12 +15,27 @@
 #include "link/zmq_internal.h"
 
 enum {
+    CONTROL_QUEUE_FRAMES = 64,
+    /* per direction and side: 2 MiB, which bounds memory, and what waits before a new attempt */
+    DATA_QUEUE_FRAMES = 8,
+    /* A connection whose other side acknowledges nothing for this long, or accepts no byte of what
+     * it has, is ended and made again. TCP alone would wait twice as long after each loss: a
+     * network that comes back after a minute would stay unused for another. Data is given longer,
+     * since a site that computes may leave it unread, and a site that misses it calls `reconnect`.
+     */
+    CONTROL_SILENCE_MS = 3500,
+    DATA_SILENCE_MS = 60000,
+    CLOSE_LINGER_MS = 1000,
     /* CURVE adds 33 bytes to a message; its handshake is smaller than a frame */
     MESSAGE_BYTES_MAX = DLXI_FRAME_HEADER_BYTES + DLXI_FRAME_PAYLOAD_MAX + 256,
-    HANDSHAKE_MS = 10000,
-    CONNECT_MS = 10000,
+    /* Several round trips. */
+    HANDSHAKE_MS = 5000,
+    /* The kernel repeats a SYN after 1 s, then 2, 4 and so on. A new attempt after 1.5 s, and a
+     * pause of at most 0.5 s, keep SYNs about 1 s apart for as long as an outage lasts. A round
+     * trip must take less. */
+    CONNECT_MS = 1500,
     RECONNECT_FIRST_MS = 100,
-    RECONNECT_MAX_MS = 2000,
+    RECONNECT_MAX_MS = 400, /* libzmq adds up to RECONNECT_FIRST_MS at random */
     KEEPALIVE_IDLE_S = 10,
     KEEPALIVE_EVERY_S = 5,
     KEEPALIVE_COUNT = 2
@@ -30,7 +45,7 @@ typedef struct option {
     int name, value;
 } option;
 
-static bool set_integers(void *socket, const option *options, size_t count) {
+static bool options_set(void *socket, const option *options, size_t count) {
     for (size_t i = 0; i < count; i++)
         if (zmq_setsockopt(socket, options[i].name, &options[i].value, sizeof options[i].value) !=
             0)
@@ -38,63 +53,66 @@ static bool set_integers(void *socket, const option *options, size_t count) {
     return true;
 }
 
-static bool set_text(void *socket, int name, const char *text) {
+static bool text_set(void *socket, int name, const char *text) {
     return zmq_setsockopt(socket, name, text, strlen(text)) == 0;
 }
 
-static bool set_bounds(void *socket, const dlxi_socket_settings *settings) {
+static bool bounds_set(void *socket, const dlxi_socket_settings *settings) {
+    int queue_frames = settings->data ? DATA_QUEUE_FRAMES : CONTROL_QUEUE_FRAMES;
     const option options[] = {
-        {ZMQ_SNDHWM, settings->queue_frames},
-        {ZMQ_RCVHWM, settings->queue_frames},
+        {ZMQ_SNDHWM, queue_frames},
+        {ZMQ_RCVHWM, queue_frames},
         {ZMQ_LINGER, CLOSE_LINGER_MS},
-        {ZMQ_IPV6, settings->ipv6},
+        {ZMQ_IPV6, strchr(settings->numeric, ':') != NULL},
         {ZMQ_HANDSHAKE_IVL, HANDSHAKE_MS},
         {ZMQ_CONNECT_TIMEOUT, CONNECT_MS},
         {ZMQ_RECONNECT_IVL, RECONNECT_FIRST_MS},
         {ZMQ_RECONNECT_IVL_MAX, RECONNECT_MAX_MS},
         {ZMQ_HEARTBEAT_IVL, 0},
-        {ZMQ_TCP_MAXRT, settings->silence_ms},
+        {ZMQ_TCP_MAXRT, settings->data ? DATA_SILENCE_MS : CONTROL_SILENCE_MS},
         {ZMQ_TCP_KEEPALIVE, 1},
         {ZMQ_TCP_KEEPALIVE_IDLE, KEEPALIVE_IDLE_S},
         {ZMQ_TCP_KEEPALIVE_INTVL, KEEPALIVE_EVERY_S},
         {ZMQ_TCP_KEEPALIVE_CNT, KEEPALIVE_COUNT},
     };
     int64_t bytes_max = MESSAGE_BYTES_MAX;
-    return set_integers(socket, options, sizeof options / sizeof *options) &&
+    return options_set(socket, options, sizeof options / sizeof *options) &&
            zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &bytes_max, sizeof bytes_max) == 0;
 }
 
-static bool set_curve(void *socket, const dlxi_socket_settings *settings) {
-    if (settings->keys == NULL) return true;
-    if (settings->server_key != NULL)
-        return set_text(socket, ZMQ_CURVE_SERVERKEY, settings->server_key) &&
-               set_text(socket, ZMQ_CURVE_PUBLICKEY, settings->keys->public_text) &&
-               set_text(socket, ZMQ_CURVE_SECRETKEY, settings->keys->secret_text);
+static bool curve_set(void *socket, const dlxi_key_pair *keys,
+                      const dlxi_socket_settings *settings) {
     const option server = {ZMQ_CURVE_SERVER, 1};
-    return set_text(socket, ZMQ_ZAP_DOMAIN, settings->domain) && set_integers(socket, &server, 1) &&
-           set_text(socket, ZMQ_CURVE_SECRETKEY, settings->keys->secret_text);
+    bool set =
+        settings->server_key != NULL
+            ? text_set(socket, ZMQ_CURVE_SERVERKEY, settings->server_key) &&
+                  text_set(socket, ZMQ_CURVE_PUBLICKEY, keys->public_text)
+            : text_set(socket, ZMQ_ZAP_DOMAIN, settings->domain) && options_set(socket, &server, 1);
+    return set && text_set(socket, ZMQ_CURVE_SECRETKEY, keys->secret_text);
 }
 
-/* Mandatory: a peer that is gone is told, not silently skipped. Handover: one that comes again
- * takes its own place. */
-static bool set_router(void *socket, const dlxi_socket_settings *settings) {
-    const option router[] = {{ZMQ_ROUTER_MANDATORY, 1}, {ZMQ_ROUTER_HANDOVER, 1}};
-    return settings->type != ZMQ_ROUTER ||
-           set_integers(socket, router, sizeof router / sizeof *router);
+/* Mandatory: sending to a peer without a connection fails instead of dropping. Handover: a peer
+ * that connects again replaces its old connection. */
+static bool identity_set(void *socket, const dlxi_socket_settings *settings) {
+    static const option router[] = {{ZMQ_ROUTER_MANDATORY, 1}, {ZMQ_ROUTER_HANDOVER, 1}};
+    if (settings->server_key == NULL) return options_set(socket, router, 2);
+    return zmq_setsockopt(socket, ZMQ_ROUTING_ID, settings->routing_id,
+                          settings->routing_id_bytes) == 0;
 }
 
-dlx_status dlxi_socket_open(void **out, const dlxi_socket_settings *settings, dlx_error *error) {
+dlx_status dlxi_socket_open(void **out, const dlxi_zmq *me, const dlxi_socket_settings *settings,
+                            dlx_error *error) {
     *out = NULL;
-    void *socket = zmq_socket(settings->context, settings->type);
+    void *socket = zmq_socket(me->context, settings->server_key == NULL ? ZMQ_ROUTER : ZMQ_DEALER);
     if (socket == NULL)
-        DLX_FAIL(error, SYSTEM, "no ZeroMQ socket to be had: %s", zmq_strerror(errno));
-    if (!set_bounds(socket, settings) || !set_router(socket, settings) ||
-        !set_curve(socket, settings)) {
+        DLX_FAIL(error, SYSTEM, "cannot create a ZeroMQ socket: %s", zmq_strerror(errno));
+    if (!bounds_set(socket, settings) || !identity_set(socket, settings) ||
+        (me->curve && !curve_set(socket, &me->keys, settings))) {
         int system_errno = errno;
         zmq_close(socket);
         errno = system_errno;
         DLX_FAIL(error, SYSTEM,
-                 "a ZeroMQ socket can't be set up: %s; version 4.3 with CURVE is needed",
+                 "cannot set up a ZeroMQ socket: %s; version 4.3 with CURVE is needed",
                  zmq_strerror(errno));
     }
     *out = socket;
@@ -135,6 +153,13 @@ dlx_status dlxi_socket_connect(void *socket, const char *numeric, uint16_t port,
     if (zmq_connect(socket, endpoint) != 0)
         DLX_FAIL(error, SYSTEM, "can't connect to %s: %s", address, zmq_strerror(errno));
     return DLX_OK;
+}
+
+void dlxi_socket_drop(void *socket) {
+    if (socket == NULL) return;
+    int linger_ms = 0;
+    zmq_setsockopt(socket, ZMQ_LINGER, &linger_ms, sizeof linger_ms);
+    zmq_close(socket);
 }
 
 bool dlxi_socket_ready(void *socket, short event) {

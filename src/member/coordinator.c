@@ -12,7 +12,6 @@
 enum {
     PING_MS = 250,   /* well below the shortest timeout, 1 s */
     PAUSE_MS = 1000, /* a longer gap between ticks is this process's own, and nobody's silence */
-    CLOSING_MS = 3000,
     PEERS_MAX = 1 << 20
 };
 
@@ -283,7 +282,7 @@ void dlxi_coordinator_on_tick(dlxi_coordinator *c, int64_t now_ms) {
     pause_forgive(c, now_ms);
     silence_judge(c, now_ms);
     dlxi_rounds_on_tick(c, now_ms);
-    if (c->phase == DLXI_COORDINATOR_CLOSING && now_ms - c->closing_ms > CLOSING_MS)
+    if (c->phase == DLXI_COORDINATOR_CLOSING && now_ms - c->closing_ms > c->settings.timeout_ms)
         c->phase = DLXI_COORDINATOR_DONE;
     if (c->phase != DLXI_COORDINATOR_DONE && now_ms - c->pinged_ms >= PING_MS) {
         c->pinged_ms = now_ms;

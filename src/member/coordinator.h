@@ -6,12 +6,12 @@
  *   RUNNING    ready from all → begin → staged from all → commit (hashes agree, rank by rank), or
  *              abort and begin again
  *   ENDING     the run's tokens are committed; report from all → finished
- *   CLOSING    waits until all have answered finished, for a few seconds at most
+ *   CLOSING    waits until all have answered finished, for timeout_ms at most
  *   DONE       all reported, or failed: dlxi_coordinator_result says which
  *
  * A site takes part with all of its ranks or not at all. What has to be the same on all sites is
  * compared between ranks of the same number. A rank whose frames show that it lacks a message gets
- * that message again, at most once a second; ranks repeat what waits for an answer. */
+ * that message again, at most four times a second; ranks repeat what waits for an answer. */
 #ifndef DLXI_MEMBER_COORDINATOR_H
 #define DLXI_MEMBER_COORDINATOR_H
 

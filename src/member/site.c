@@ -4,12 +4,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/fault.h"
 #include "base/memory.h"
 #include "base/panic.h"
 
 enum {
     PING_MS = 250, /* well below the shortest timeout, 1 s */
-    REPEAT_MS = 1000,
+    REPEAT_MS = 500,
     PAUSE_MS = 1000 /* a longer gap between ticks is this process's own, and nobody's silence */
 };
 
@@ -110,14 +111,14 @@ static dlxi_site_action on_begin(dlxi_site *s, const dlxi_frame *frame) {
 static dlxi_site_action on_abort(dlxi_site *s, const dlxi_frame *frame) {
     if (s->phase != DLXI_SITE_RUNNING || frame->round != s->round || frame->attempt != s->attempt)
         return DLXI_SITE_NOTHING;
-    if (s->staged) standing_drop(s);
+    if (s->attempt > 0) standing_drop(s); /* STAGED, or this site's own ABORT */
     s->staged = false;
     return DLXI_SITE_ABORT;
 }
 
 static dlxi_site_action on_commit(dlxi_site *s, const dlxi_frame *frame) {
-    if (frame->round != s->round || frame->attempt != s->attempt || s->attempt == 0)
-        return DLXI_SITE_NOTHING;
+    bool stale = frame->round != s->round || frame->attempt != s->attempt;
+    if ((stale && !DLXI_PLANTED(1)) || s->attempt == 0) return DLXI_SITE_NOTHING;
     if (!s->staged)
         return site_end(s, DLX_DATA,
                         "the coordinator committed a round that this site has not staged");
@@ -189,7 +190,7 @@ dlxi_site_action dlxi_site_on_tick(dlxi_site *s, int64_t now_ms) {
                             ? "no coordinator answers; check wan.coordinator, wan.key and the "
                               "roster, and that it runs"
                             : "the coordinator has fallen silent");
-    if (s->standing != NULL && now_ms - s->stood_ms >= REPEAT_MS) {
+    if (s->standing != NULL && now_ms - s->stood_ms >= REPEAT_MS && !DLXI_PLANTED(4)) {
         s->stood_ms = now_ms;
         (void)dlxi_outbox_repeat(&s->outbox, s->standing, NULL); /* or a second later */
     }
@@ -221,17 +222,20 @@ void dlxi_site_on_staged(dlxi_site *s, uint64_t hash) {
     site_put_standing(s, DLXI_FRAME_STAGED);
 }
 
-static void put_reason(dlxi_site *s, dlxi_frame_kind kind, dlx_status status, const char *text) {
+static void reason_fill(dlxi_site *s, dlx_status status, const char *text) {
     dlxi_reason *reason = &s->outbox.scratch.as.reason;
     reason->status = (uint16_t)status;
     dlxi_text_copy(reason->text, sizeof reason->text, text);
-    site_put(s, kind);
 }
 
 void dlxi_site_on_trouble(dlxi_site *s, const char *why) {
     if (s->phase == DLXI_SITE_DONE) return;
     DLXI_ASSERT(!s->staged); /* what is staged is promised */
-    put_reason(s, DLXI_FRAME_ABORT, DLX_ABORTED, why);
+    reason_fill(s, DLX_ABORTED, why);
+    if (s->attempt > 0)
+        site_put_standing(s, DLXI_FRAME_ABORT);
+    else
+        site_put(s, DLXI_FRAME_ABORT);
 }
 
 void dlxi_site_on_report(dlxi_site *s, const char *text) {
@@ -242,7 +246,8 @@ void dlxi_site_on_report(dlxi_site *s, const char *text) {
 
 void dlxi_site_fail(dlxi_site *s, const dlx_error *why) {
     if (s->phase == DLXI_SITE_DONE) return;
-    put_reason(s, DLXI_FRAME_FAILED, why->status, why->message);
+    reason_fill(s, why->status, why->message);
+    site_put(s, DLXI_FRAME_FAILED);
     s->phase = DLXI_SITE_DONE;
     s->result = *why;
     standing_drop(s);

@@ -12,6 +12,7 @@
  * block; the weighted sum itself is never kept, and worked out again for the residual. */
 #include "sync/allreduce.h"
 
+#include "base/fault.h"
 #include "base/hash.h"
 #include "base/memory.h"
 #include "base/panic.h"
@@ -363,7 +364,7 @@ static dlx_status check_range(const dlxi_allreduce *a, const dlxi_frame *frame, 
                  "site %u, tensor %u: groups %llu to %llu are not the block of site %u",
                  frame->site, frame->tensor, (unsigned long long)offset,
                  (unsigned long long)(offset + count), owner->site);
-    if (position != cursor)
+    if (position != cursor && !DLXI_PLANTED(8))
         DLX_FAIL(error, DATA, "site %u, tensor %u: groups from %llu on came %s", frame->site,
                  frame->tensor, (unsigned long long)offset,
                  position < cursor ? "twice" : "out of order");

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/fault.h"
 #include "base/memory.h"
 #include "base/panic.h"
 
@@ -53,11 +54,12 @@ struct dlxi_engine {
     bool control_blocked;         /* the link had no room */
     uint64_t sent_round;          /* the attempt that way.sent counts */
     uint32_t sent_attempt;
-    dlxi_endpoints *listening; /* while listen is asked for */
-    uint16_t anchor_from;      /* the site whose θ is awaited */
-    uint32_t anchor_transfer;  /* that was asked for last; 0: none */
-    uint64_t anchor_missing;   /* values */
-    int64_t now_ms, ticked_ms, linking_since_ms, told_ms;
+    dlxi_endpoints *listening;       /* while listen is asked for */
+    uint16_t anchor_from;            /* the site whose θ is awaited */
+    uint32_t anchor_transfer;        /* that was asked for last; 0: none */
+    uint64_t anchor_missing;         /* values */
+    dlxi_state_cursor anchor_cursor; /* of the next piece */
+    int64_t now_ms, ticked_ms, told_ms;
     uint64_t reconnect;      /* bit i: the way to site i is to be made anew */
     int64_t begun_ms;        /* of the attempt */
     uint64_t exchange_bytes; /* of the attempt */
@@ -229,24 +231,6 @@ static bool is_other(const dlxi_engine *e, uint16_t site) {
     return site < e->site->count && site != e->site->index;
 }
 
-static void ways_begin(dlxi_engine *e) {
-    const dlxi_welcome *w = &e->site->welcome;
-    e->linking = true;
-    e->linking_since_ms = e->told_ms = e->now_ms;
-    e->anchor_from = w->anchor_source;
-    if (w->members[w->site].needs_anchor) {
-        e->anchor_transfer = 1;
-        e->anchor_missing = dlxi_state_piece_values(e->state, 1u << DLXI_STATE_ANCHOR);
-    }
-    for (uint16_t i = 0; i < e->site->count; i++) {
-        way *v = &e->ways[i];
-        v->last_seen_ms = v->moved_ms = e->now_ms;
-        v->greeted_ms = e->now_ms - GREET_MS;
-        if (v->endpoint[0] == '\0')
-            dlxi_text_copy(v->endpoint, sizeof v->endpoint, e->site->peers.endpoint[i]);
-    }
-}
-
 /* All ways carry frames in both directions, and θ is where it is wanted. */
 static bool ways_are_linked(const dlxi_engine *e) {
     if (e->anchor_missing > 0) return false;
@@ -271,32 +255,61 @@ static void join_if_linked(dlxi_engine *e) {
     state_return(e);
 }
 
-/* Asks for the whole of θ again: frames of it were lost. */
-static void anchor_ask_again(dlxi_engine *e) {
+/* Asks for the whole of θ: at first, and again if frames of it were lost. */
+static void anchor_ask(dlxi_engine *e) {
+    if (DLXI_PLANTED(7) && e->anchor_transfer > 0) return;
     e->anchor_transfer++;
+    e->anchor_cursor = (dlxi_state_cursor){0};
     e->anchor_missing = dlxi_state_piece_values(e->state, 1u << DLXI_STATE_ANCHOR);
+    e->ways[e->anchor_from].moved_ms = e->now_ms;
     e->ways[e->anchor_from].greeted_ms = e->now_ms - GREET_MS;
 }
 
+/* Pieces come in order: one that was here before is a repetition, one beyond the next shows a loss. */
 static void on_anchor(dlxi_engine *e, const dlxi_frame *frame) {
     dlx_error error;
+    dlxi_state_piece next = {0};
+    dlxi_state_cursor cursor = e->anchor_cursor;
+    if (!e->linking || e->anchor_missing == 0 || frame->attempt != e->anchor_transfer ||
+        frame->site != e->anchor_from ||
+        !dlxi_state_next_piece(e->state, 1u << DLXI_STATE_ANCHOR, &cursor, PIECE_VALUES, &next))
+        return;
     dlxi_state_piece piece = {.field = DLXI_STATE_ANCHOR,
                               .tensor = frame->tensor,
                               .first = (uint64_t)frame->offset_groups * PIECE_GROUP,
                               .count = frame->payload_bytes / (uint32_t)sizeof(float),
                               .values = frame->payload};
-    if (!e->linking || e->anchor_missing == 0 || frame->attempt != e->anchor_transfer) return;
-    bool fits = frame->site == e->anchor_from && frame->payload_bytes % sizeof(float) == 0 &&
-                piece.count <= e->anchor_missing &&
-                dlxi_state_restore(e->state, &piece, &error) == DLX_OK;
-    if (!fits) {
+    bool later =
+        piece.tensor != next.tensor ? piece.tensor > next.tensor : piece.first > next.first;
+    bool is_next = piece.tensor == next.tensor && piece.first == next.first;
+    if (is_next && (piece.count != next.count || frame->payload_bytes % sizeof(float) != 0 ||
+                    dlxi_state_restore(e->state, &piece, &error) != DLX_OK)) {
         dlxi_error_set(&error, DLX_DATA,
                        "site %u sent starting parameters that do not fit this model", frame->site);
         engine_fail(e, &error);
-        return;
+    } else if (is_next) {
+        e->anchor_cursor = cursor;
+        e->ways[e->anchor_from].moved_ms = e->now_ms;
+        e->anchor_missing -= piece.count;
+        if (e->anchor_missing == 0) dlxi_state_rehash(e->state);
+    } else if (later) {
+        anchor_ask(e);
     }
-    e->anchor_missing -= piece.count;
-    if (e->anchor_missing == 0) dlxi_state_rehash(e->state);
+}
+
+static void ways_begin(dlxi_engine *e) {
+    const dlxi_welcome *w = &e->site->welcome;
+    e->linking = true;
+    e->told_ms = e->now_ms;
+    e->anchor_from = w->anchor_source;
+    for (uint16_t i = 0; i < e->site->count; i++) {
+        way *v = &e->ways[i];
+        v->last_seen_ms = v->moved_ms = e->now_ms;
+        v->greeted_ms = e->now_ms - GREET_MS;
+        if (v->endpoint[0] == '\0')
+            dlxi_text_copy(v->endpoint, sizeof v->endpoint, e->site->peers.endpoint[i]);
+    }
+    if (w->members[w->site].needs_anchor) anchor_ask(e);
 }
 
 /* ---- frames of other sites --------------------------------------------------------------------- */
@@ -333,7 +346,7 @@ static void on_greeting(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) 
     if (!frames_were_lost(v, frame)) return;
     if (frame->round == 0 && e->linking && from == e->anchor_from &&
         frame->attempt == e->anchor_transfer && e->anchor_missing > 0) {
-        anchor_ask_again(e);
+        anchor_ask(e);
     } else if (is_under_way(e) && frame->round == e->site->round &&
                frame->attempt == e->site->attempt) {
         char text[DLXI_REASON_MAX + 1];
@@ -392,7 +405,7 @@ static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
 static void ways_reset(dlxi_engine *e) {
     for (uint16_t i = 0; i < e->site->count; i++) {
         way *v = &e->ways[i];
-        v->sent = 0;
+        if (!DLXI_PLANTED(9)) v->sent = 0;
         v->moved_ms = e->now_ms;
         v->greeted_ms = e->now_ms - GREET_MS;
         if (is_other(e, i) && e->now_ms - v->last_seen_ms >= e->settings.timeout_ms / 2 + GREET_MS)
@@ -555,19 +568,24 @@ void dlxi_engine_on_link_failure(dlxi_engine *e, const dlx_error *why) {
 /* ---- time -------------------------------------------------------------------------------------- */
 
 static void linking_judge(dlxi_engine *e) {
-    int64_t since_ms = e->now_ms - e->linking_since_ms;
+    if (e->anchor_missing > 0 &&
+        e->now_ms - e->ways[e->anchor_from].moved_ms >= e->settings.timeout_ms)
+        anchor_ask(e);
     if (e->now_ms - e->told_ms < e->settings.timeout_ms) return;
     e->told_ms = e->now_ms;
     for (uint16_t i = 0; i < e->site->count; i++) {
-        if (!is_other(e, i) || (e->ways[i].heard && e->ways[i].hears)) continue;
+        const way *v = &e->ways[i];
+        int64_t silent_ms = e->now_ms - v->last_seen_ms;
+        bool silent = silent_ms >= e->settings.timeout_ms;
+        if (!is_other(e, i) || (v->heard && v->hears && !silent)) continue;
         e->reconnect |= UINT64_C(1) << i;
-        if (!e->ways[i].heard) trouble_of_way(e, i, since_ms);
+        if (silent) trouble_of_way(e, i, silent_ms);
     }
 }
 
 /* The way that holds the attempt up, if one does. */
 static void attempt_judge(dlxi_engine *e) {
-    for (int pass = 0; pass < 2 && is_under_way(e); pass++)
+    for (int pass = 0; pass < 2 && is_under_way(e) && !DLXI_PLANTED(6); pass++)
         for (uint16_t i = 0; i < e->site->count; i++) {
             const way *v = &e->ways[i];
             dlxi_awaited awaited = dlxi_exchange_awaits(e->exchange, i);

@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "link/links.h"
 #include "outer/sync_options.h"
 
 enum { MICRO_BATCH_AUTO_MAX = 4 };
@@ -16,8 +17,7 @@ static const char *const precisions[] = {[DLXI_PRECISION_AUTO] = "auto",
                                          NULL};
 static const char *const paces[] = {
     [DLXI_PACE_CONSTANT] = "constant", [DLXI_PACE_RATE] = "rate", NULL};
-static const char *const links[] = {
-    [DLXI_WAN_MEM] = "mem", [DLXI_WAN_ZMQ] = "zmq", [DLXI_WAN_MPI] = "mpi", NULL};
+static const char *const links[] = {DLXI_LINKS(DLXI_LINK_WORD) NULL};
 static const char *const securities[] = {
     [DLXI_SECURITY_CURVE] = "curve", [DLXI_SECURITY_NONE] = "none", NULL};
 
@@ -32,6 +32,8 @@ static const char *const securities[] = {
 
 #define COORDINATOR(kind, field, ...)                                                              \
     DLXI_OPTION_FROM_ROW(dlxi_config, coordinator.field, kind, field, __VA_ARGS__)
+
+#define LINK_TEXT(word, text) "; " #word ": " text
 
 static const dlxi_option options[] = {
     STRING("run.name", run.name, "quickstart", "what the run is called"),
@@ -108,7 +110,7 @@ static const dlxi_option options[] = {
             "embedding and head may be low rank too"),
 
     CHOICE("wan.link", wan.link, links, "zmq",
-           "zmq: processes; mem: threads of one process; mpi: ranks of one job"),
+           "what the sites of this run are" DLXI_LINKS(LINK_TEXT)),
     STRING("wan.coordinator", wan.coordinator, "127.0.0.1:0", "host:port; port 0: any free one",
            .site_may_differ = true),
     STRING("wan.listen", wan.listen, "",

@@ -11,7 +11,6 @@
 enum { DLXI_CONFIG_PATH_BYTES = 512 };
 
 enum { DLXI_PACE_CONSTANT, DLXI_PACE_RATE };
-enum { DLXI_WAN_MEM, DLXI_WAN_ZMQ, DLXI_WAN_MPI };
 enum { DLXI_SECURITY_CURVE, DLXI_SECURITY_NONE };
 
 typedef struct dlxi_config {

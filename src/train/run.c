@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/hash.h"
 #include "base/memory.h"
+#include "link/links.h"
 #include "train/site_run.h"
 
 enum { PACE_MAX = 10 };
@@ -101,6 +102,7 @@ dlx_status dlxi_config_link(dlx_link_config *out, char listen[128], const dlxi_c
                             const char *coordinator, dlx_hub *hub, int rank, dlx_error *error) {
     enum { RANK_PORTS = 64 }; /* one per site, at most */
     *out = (dlx_link_config){.hub = hub,
+                             .name = dlxi_link_word(config->wan.link),
                              .coordinator =
                                  coordinator != NULL ? coordinator : config->wan.coordinator,
                              .listen_host = listen,

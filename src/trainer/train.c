@@ -7,6 +7,7 @@
 #include "base/memory.h"
 #include "base/sized.h"
 #include "data/tokenize.h"
+#include "link/links.h"
 #include "train/run.h"
 #include "train/tools.h"
 
@@ -72,12 +73,16 @@ bool dlx_config_encrypted(const dlx_config *config) {
     return config->values.wan.security == DLXI_SECURITY_CURVE;
 }
 
+const char *dlx_config_link(const dlx_config *config) {
+    return dlxi_link_word(config->values.wan.link);
+}
+
 bool dlx_config_in_process(const dlx_config *config) {
-    return config->values.wan.link == DLXI_WAN_MEM;
+    return dlxi_link_is_of_threads(config->values.wan.link);
 }
 
 bool dlx_config_one_job(const dlx_config *config) {
-    return config->values.wan.link == DLXI_WAN_MPI;
+    return dlxi_link_is_of_job(config->values.wan.link);
 }
 
 uint32_t dlx_config_ranks(const dlx_config *config) {

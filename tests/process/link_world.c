@@ -13,7 +13,7 @@
 #include <cmocka.h>
 
 dlx_error error;
-char folder[] = "/tmp/dilocox-link-XXXXXX";
+char directory[] = "/tmp/dilocox-link-XXXXXX";
 char key_path[KEYS][PATH_BYTES], key_text[KEYS][DLXI_KEY_TEXT_BYTES];
 char roster_path[PATH_BYTES], coordinator_roster_path[PATH_BYTES];
 const char *const names[KEYS] = {"coordinator", "delft", "oslo", "rome", "stranger"};
@@ -69,19 +69,19 @@ void write_file(const char *path, const char *text) {
 
 int make_keys(void **state) {
     (void)state;
-    assert_non_null(mkdtemp(folder));
+    assert_non_null(mkdtemp(directory));
     char roster[1024] = "# who may join\n";
     for (int i = 0; i < KEYS; i++) {
-        snprintf(key_path[i], PATH_BYTES, "%s/%s.key", folder, names[i]);
+        snprintf(key_path[i], PATH_BYTES, "%s/%s.key", directory, names[i]);
         must(dlxi_key_generate(key_path[i], key_text[i], &error));
         size_t used = strlen(roster);
         if (i != STRANGER)
             snprintf(roster + used, sizeof roster - used, "%s %s\n", names[i], key_text[i]);
     }
-    snprintf(roster_path, PATH_BYTES, "%s/roster.txt", folder);
+    snprintf(roster_path, PATH_BYTES, "%s/roster.txt", directory);
     write_file(roster_path, roster);
     /* what a site needs at least */
-    snprintf(coordinator_roster_path, PATH_BYTES, "%s/coordinator-only.txt", folder);
+    snprintf(coordinator_roster_path, PATH_BYTES, "%s/coordinator-only.txt", directory);
     snprintf(roster, sizeof roster, "coordinator %s\n", key_text[COORDINATOR]);
     write_file(coordinator_roster_path, roster);
     return 0;
@@ -92,17 +92,18 @@ int remove_keys(void **state) {
     for (int i = 0; i < KEYS; i++) unlink(key_path[i]);
     unlink(roster_path);
     unlink(coordinator_roster_path);
-    return rmdir(folder);
+    return rmdir(directory);
 }
 
-dlxi_zmq_settings settings_of(int who, const char *coordinator, bool curve) {
-    return (dlxi_zmq_settings){
+dlxi_link_settings settings_of(int who, const char *coordinator, bool curve) {
+    return (dlxi_link_settings){
         .coordinator = coordinator,
         .listen_host = "",
         .curve = curve,
         .key_path = key_path[who],
         .roster_path = roster_path,
         .name = names[who],
+        .timeout_ms = 1000,
         .log = journal_add,
         .log_context = who == COORDINATOR ? &coordinator_log : &site_log,
     };
@@ -112,7 +113,7 @@ void open_coordinator(world *w, const char *at, bool curve) {
     *w = (world){0};
     journal_clear(&coordinator_log);
     journal_clear(&site_log);
-    dlxi_zmq_settings settings = settings_of(COORDINATOR, at, curve);
+    dlxi_link_settings settings = settings_of(COORDINATOR, at, curve);
     must(dlxi_zmq_coordinator_open(&w->coordinator, &settings, w->bound, &error));
 }
 
@@ -132,7 +133,7 @@ void join(dlxi_link *a, uint32_t a_index, int a_who, dlxi_link *b, uint32_t b_in
 void build(world *w, const char *at, bool curve) {
     open_coordinator(w, at, curve);
     for (int i = 0; i < 2; i++) {
-        dlxi_zmq_settings settings = settings_of(DELFT + i, w->bound, curve);
+        dlxi_link_settings settings = settings_of(DELFT + i, w->bound, curve);
         must(dlxi_zmq_site_open(&w->site[i], &settings, &error));
     }
     join(w->site[0], 0, DELFT, w->site[1], 1, OSLO, curve);

@@ -6,14 +6,14 @@
 
 #include <pthread.h>
 
-#include "link/link.h"
+#include "link/links.h"
 
 enum { DEADLINE_MS = 30000, KEYS = 5, PATH_BYTES = 256, LOG_BYTES = 8192 };
 enum { COORDINATOR, DELFT, OSLO, ROME, STRANGER }; /* the last is not on the roster */
 extern const char *const names[KEYS];
 
 extern dlx_error error;
-extern char folder[];
+extern char directory[];
 extern char key_path[KEYS][PATH_BYTES], key_text[KEYS][DLXI_KEY_TEXT_BYTES];
 extern char roster_path[PATH_BYTES],
     coordinator_roster_path[PATH_BYTES]; /* all but the stranger; only the coordinator */
@@ -39,7 +39,7 @@ void journal_expect(journal *j, const char *piece);
 void write_file(const char *path, const char *text);
 int make_keys(void **state);
 int remove_keys(void **state);
-dlxi_zmq_settings settings_of(int who, const char *coordinator, bool curve);
+dlxi_link_settings settings_of(int who, const char *coordinator, bool curve);
 void open_coordinator(world *w, const char *at, bool curve);
 void join(dlxi_link *a, uint32_t a_index, int a_who, dlxi_link *b, uint32_t b_index, int b_who,
           bool curve);

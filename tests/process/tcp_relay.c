@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A relay of one TCP connection at a time, which can be cut; see tcp_relay.h. */
+/* A relay of one TCP connection at a time, which can be cut or silenced; see tcp_relay.h. */
 #include "tcp_relay.h"
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <stdbool.h>
+#include <stdlib.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -51,6 +52,14 @@ static void drop(int pair[2]) {
     }
 }
 
+static void keep_silent(tcp_relay *relay, int pair[2]) {
+    for (int i = 0; i < 2 && pair[i] >= 0; i++) {
+        if (relay->silenced_count == 2 * TCP_RELAY_SILENCED_MAX) abort();
+        relay->silenced[relay->silenced_count++] = pair[i];
+        pair[i] = -1;
+    }
+}
+
 static void *relay_thread(void *argument) {
     tcp_relay *relay = argument;
     int pair[2] = {-1, -1};
@@ -64,7 +73,10 @@ static void *relay_thread(void *argument) {
         char order;
         if (items[0].revents != 0) {
             if (read(relay->stop_fd[0], &order, 1) != 1 || order == 's') break;
-            drop(pair);
+            if (order == 'q')
+                keep_silent(relay, pair);
+            else
+                drop(pair);
             continue;
         }
         if (items[1].revents != 0) {
@@ -108,9 +120,14 @@ void tcp_relay_cut(tcp_relay *relay) {
     order(relay, 'c');
 }
 
+void tcp_relay_silence(tcp_relay *relay) {
+    order(relay, 'q');
+}
+
 void tcp_relay_close(tcp_relay *relay) {
     order(relay, 's');
     pthread_join(relay->thread, NULL);
+    for (int i = 0; i < relay->silenced_count; i++) close(relay->silenced[i]);
     close(relay->listener);
     close(relay->stop_fd[0]);
     close(relay->stop_fd[1]);

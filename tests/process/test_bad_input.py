@@ -206,7 +206,7 @@ class Keys(Case):
             good = text.read()
         roster(good + "c tooshort\n", r"'?.*roster\.txt'?:4: .*")
         roster(good + "c\n", r".*roster\.txt'?:4: .*")
-        roster(good + good.splitlines()[1] + "\n", r".*roster\.txt:4: the name 'a' stands there twice; a name has one key")
+        roster(good + good.splitlines()[1] + "\n", r".*roster\.txt:4: the name 'a' appears twice; a name has one key")
         roster("\n".join(good.splitlines()[1:]) + "\n", r"'.*roster\.txt' has no line for the coordinator; add 'coordinator PUBLIC-KEY'")
         os.remove(self.roster)
         self.refused(r"^dilocox: wan\.roster: .*roster\.txt'?.*no such file|^dilocox: wan\.roster: no such file '.*roster\.txt'",

@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The MPI job: places and their communicators, what ranks tell each other, last words, and an MPI
- * without threads.
+/* The MPI job: ranks' coordinates and communicators, collective operations, failing together, and
+ * an MPI without threads.
  *
- *   mpirun -n 1|4|6 test_cluster            mpirun -n N -x LD_PRELOAD=few_threads.so test_cluster few-threads
- */
+ *     mpirun -n 1|4|6 test_cluster
+ *     mpirun -n N -x LD_PRELOAD=few_threads.so test_cluster few-threads
+ * / */
 #include <string.h>
 
 #include "mpi_job.h"
 
-/* ---- places ---------------------------------------------------------------------------------- */
+/* ---- coordinates ----------------------------------------------------------------------------- */
 
 typedef struct layout {
     int ranks, sites, stages, replicas;
@@ -69,22 +70,20 @@ static void a_place_knows_its_neighbours(const layout *l) {
     CHECK(place == NULL, "not nulled");
 }
 
-static void a_wrong_number_of_ranks_is_told(void) {
+static void a_wrong_number_of_ranks_is_refused(void) {
     static dlxi_place any;
     dlxi_place *place = &any;
     char expected[256];
     const char *s = cluster->ranks == 1 ? "" : "s";
     snprintf(expected, sizeof expected,
              "this job has %d rank%s; site.stages 3 × site.replicas 3 needs 9: start it with "
-             "mpirun -n 9, or srun "
-             "--mpi=pmix -n 9",
+             "mpirun -n 9, or srun --mpi=pmix -n 9",
              cluster->ranks, s);
     EQUAL(dlxi_place_open(&place, cluster, 1, 3, 3, &error), DLX_CONFIG);
     CHECK(place == NULL && strcmp(error.message, expected) == 0, "%s", error.message);
     snprintf(expected, sizeof expected,
              "this job has %d rank%s; --sites 2 × site.stages 7 × site.replicas 1 needs 14: start "
-             "it with mpirun -n "
-             "14, or srun --mpi=pmix -n 14",
+             "it with mpirun -n 14, or srun --mpi=pmix -n 14",
              cluster->ranks, s);
     EQUAL(dlxi_place_open(&place, cluster, 2, 7, 1, &error), DLX_CONFIG);
     CHECK(strcmp(error.message, expected) == 0, "%s", error.message);
@@ -92,7 +91,7 @@ static void a_wrong_number_of_ranks_is_told(void) {
     EQUAL(dlxi_place_open(&place, cluster, 1 << 30, 1 << 30, 16, &error), DLX_CONFIG);
 }
 
-/* ---- together -------------------------------------------------------------------------------- */
+/* ---- collective operations ------------------------------------------------------------------- */
 
 static void ranks_gather_in_order(dlxi_place *place) {
     unsigned char own[3] = {(unsigned char)place->rank, 77,
@@ -114,7 +113,7 @@ static void sums_are_the_same_bits_everywhere(dlxi_place *place) {
     double expected = summands[0], backwards = 0;
     for (int r = 1; r < place->ranks; r++) expected += summands[r];
     for (int r = place->ranks - 1; r >= 0; r--) backwards += summands[r];
-    CHECK(place->ranks == 1 || expected != backwards, "these numbers show nothing");
+    CHECK(place->ranks == 1 || expected != backwards, "the order of these numbers does not matter");
     double values[2] = {summands[place->rank], 1};
     MUST(dlxi_place_sum(place, values, 2, &error));
     CHECK(memcmp(&values[0], &expected, sizeof expected) == 0, "sum %a, not %a", values[0],
@@ -136,7 +135,7 @@ static void a_wait_takes_many_requests_and_none(dlxi_place *place) {
     requests[2 * MANY] = MPI_REQUEST_NULL;
     double waited_s = 1;
     MUST(dlxi_mpi_wait(requests, 2 * MANY + 1, &waited_s, &error));
-    CHECK(waited_s > 1, "no time went by");
+    CHECK(waited_s > 1, "no time has passed");
     for (int i = 0; i < MANY; i++) EQUAL(got[i], 100 * from + i);
     MUST(dlxi_mpi_wait(NULL, 0, NULL, &error));
     EQUAL(dlxi_mpi_check(MPI_Send(sent, 1, MPI_INT, place->ranks, 0, place->all), "sending nowhere",
@@ -147,26 +146,26 @@ static void a_wait_takes_many_requests_and_none(dlxi_place *place) {
           "%s", error.message);
 }
 
-/* ---- last words ------------------------------------------------------------------------------ */
+/* ---- failing together ------------------------------------------------------------------------ */
 
-static void expect_speaker(const dlx_status *statuses, int speaker) {
+static void expect_message_on(const dlx_status *statuses, int with_message) {
     error = (dlx_error){.status = statuses[cluster->rank]};
-    snprintf(error.message, sizeof error.message, "rank %d fell over", cluster->rank);
+    snprintf(error.message, sizeof error.message, "rank %d failed", cluster->rank);
     CHECK(dlxi_cluster_agree_on_failure(cluster, &error, 60000), "not all failed");
-    EQUAL(error.message[0] != '\0', cluster->rank == speaker);
+    EQUAL(error.message[0] != '\0', cluster->rank == with_message);
 }
 
-static void one_rank_speaks_for_all(void) {
+static void one_rank_keeps_its_message(void) {
     static const dlx_status one_cause[6] = {DLX_PEER_LOST, DLX_INTERRUPTED, DLX_DATA,
                                             DLX_ABORTED,   DLX_DATA,        DLX_PEER_LOST};
     static const dlx_status no_cause[6] = {DLX_PEER_LOST, DLX_INTERRUPTED, DLX_ABORTED,
                                            DLX_ABORTED,   DLX_PEER_LOST,   DLX_INTERRUPTED};
-    expect_speaker(one_cause, cluster->ranks > 2 ? 2 : 0);
-    expect_speaker(no_cause, 0);
+    expect_message_on(one_cause, cluster->ranks > 2 ? 2 : 0);
+    expect_message_on(no_cause, 0);
 }
 
-/* The last rank fails; the others hear of it after it has given up. */
-static void a_rank_that_fails_alone_hears_so(dlxi_place *place) {
+/* The last rank fails alone; the others fail only after it has given up. */
+static void a_rank_that_fails_alone_learns_so(dlxi_place *place) {
     bool alone = cluster->rank == cluster->ranks - 1;
     error = (dlx_error){.status = DLX_DATA, .message = "alone"};
     if (cluster->ranks > 1 && alone)
@@ -204,14 +203,14 @@ int main(int argc, char **argv) {
         layouts_tried++;
     }
     CHECK(layouts_tried != 0, "no layout has %d ranks", cluster->ranks);
-    a_wrong_number_of_ranks_is_told();
+    a_wrong_number_of_ranks_is_refused();
     dlxi_place *place;
     MUST(dlxi_place_open(&place, cluster, 1, cluster->ranks, 1, &error));
     ranks_gather_in_order(place);
     sums_are_the_same_bits_everywhere(place);
     a_wait_takes_many_requests_and_none(place);
-    one_rank_speaks_for_all();
-    a_rank_that_fails_alone_hears_so(place);
+    one_rank_keeps_its_message();
+    a_rank_that_fails_alone_learns_so(place);
     dlxi_place_close(&place);
     dlxi_cluster_close(&cluster);
     CHECK(cluster == NULL, "not nulled");

@@ -142,7 +142,7 @@ class ClusterFailures(Case):
         self.refused(r"site\.stages 2 .* site\.replicas 2.*mpirun -n 4", "train", self.file, "--site", "paris")
         self.refused(r"wan\.link: mpi .*--sites N", "train", self.file, "--site", "paris", "--set", "wan.link=mpi")
         self.refused(r"--sites .*--coordinator", "train", self.file, "--sites", 2, "--coordinator", "127.0.0.1:1")
-        self.refused(r"coordinator: wan\.link is mem or mpi", "coordinator", self.file, "--set", "wan.link=mpi")
+        self.refused(r"coordinator: wan\.link is mpi, whose coordinator", "coordinator", self.file, "--set", "wan.link=mpi")
 
     def test_what_does_not_fit(self):
         for change, pattern in (("site.stages=3", r"site\.stages: 3 is more than model\.layers; allowed: 1 to 2"),

@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The `mpi` link between six ranks of one job, three sites of two: order, bounds, waking, what is
- * no frame, the count of bytes, and endings. In each rank a third thread trains, which here means
- * that it adds numbers up over MPI; in rank 0 the coordinator is a fourth, and answers what it is
- * told.
+/* The `mpi` link between six ranks of one job, three sites of two: order, bounds, waking, malformed
+ * frames, the count of bytes, and endings. In each rank another thread trains, which here means
+ * that it sums numbers over MPI; in rank 0 the coordinator is one more, and answers what it
+ * receives.
  *
- * Sites are numbered the other way round than their ranks, as a coordinator may: site i has ranks 2
- * (2 − i) and the next.
+ * Sites are numbered in reverse order of their ranks, as a coordinator may: site i has ranks 2 (2 −
+ * i) and 2 (2 − i) + 1.
  *
  * mpirun -n 6 test_link_mpi */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
 
-#include "link/mpi.h"
+#include "link/links.h"
 #include "mpi_job.h"
 
 enum {
@@ -77,20 +77,20 @@ static void rest_while_paused(coordinator *c) {
     pthread_mutex_unlock(&c->mutex);
 }
 
-/* Answers each frame with one of the same payload, until each rank has said that it is through. */
+/* Answers each frame with one of the same payload, until every rank has sent FINISHED. */
 static void *coordinate(void *context) {
     coordinator *c = context;
     dlx_error trouble;
-    for (int through = 0; through < RANKS;) {
+    for (int finished = 0; finished < RANKS;) {
         rest_while_paused(c);
         uint32_t from;
         dlxi_frame frame;
         dlx_status status = c->link->op->receive(c->link, FOREVER, &from, &frame, &trouble);
         if (status == DLX_AGAIN) continue;
         CHECK(status == DLX_OK, "coordinator: %s", trouble.message);
-        EQUAL(from, frame.rank); /* the sender says so himself */
-        CHECK(c->link->op->peer_name(c->link, from)[0] == '\0', "a name that nobody proved");
-        through += frame.kind == DLXI_FRAME_FINISHED;
+        EQUAL(from, frame.rank); /* as the sender says */
+        CHECK(c->link->op->peer_name(c->link, from)[0] == '\0', "a name without a proof");
+        finished += frame.kind == DLXI_FRAME_FINISHED;
         if (frame.kind == DLXI_FRAME_PING) continue;
         frame.site = DLXI_SITE_COORDINATOR;
         /* a queue is never asked for more */
@@ -148,7 +148,7 @@ static void opening_is_checked(void) {
     MUST(hub->open_site(hub, &site, "delft", rank, &error));
     EQUAL(hub->open_site(hub, &second, "delft", rank, &error), DLX_STATE);
     if (cluster->rank != 0) EQUAL(hub->open_coordinator(hub, &second, &error), DLX_STATE);
-    CHECK(second == NULL, "a link in spite of all");
+    CHECK(second == NULL, "a link in spite of the errors");
 }
 
 /* Ranks of the first site connect and send before the others do. */
@@ -186,7 +186,7 @@ static void sites_join(void) {
     barrier();
 }
 
-/* ---- what travels ---------------------------------------------------------------------------- */
+/* ---- frames ---------------------------------------------------------------------------------- */
 
 /* Of frame k from one rank to another: sizes 0 to the largest, and bytes that fit no other frame.
  */
@@ -249,8 +249,8 @@ static void large_frames_travel_in_order(void) {
     barrier();
 }
 
-/* Rank 0 tells rank 2 more than it hears. */
-static void a_full_queue_refuses_and_room_is_told(void) {
+/* Rank 0 sends rank 2 more than it receives. */
+static void a_full_queue_refuses_until_there_is_room(void) {
     static const uint8_t payload[100] = {1};
     uint32_t from, other = own_index - 1;
     dlxi_frame frame;
@@ -260,7 +260,7 @@ static void a_full_queue_refuses_and_room_is_told(void) {
         EQUAL(send_to(site, other, DLXI_FRAME_RESULT, 99, payload, sizeof payload), DLX_AGAIN);
         EQUAL(receive(site, 0, &from, &frame), DLX_TIMEOUT);
         EQUAL(send_to(site, other, DLXI_FRAME_RESULT, 99, payload, sizeof payload), DLX_AGAIN);
-        MUST(send_to(site, DLXI_SITE_COORDINATOR, DLXI_FRAME_PING, 0, NULL, 0)); /* not concerned */
+        MUST(send_to(site, DLXI_SITE_COORDINATOR, DLXI_FRAME_PING, 0, NULL, 0)); /* another queue */
     }
     barrier();
     if (cluster->rank == SITE_RANKS) {
@@ -269,7 +269,7 @@ static void a_full_queue_refuses_and_room_is_told(void) {
     }
     if (cluster->rank == 0) {
         EQUAL(receive(site, FOREVER, &from, &frame), DLX_AGAIN);
-        EQUAL(receive(site, 0, &from, &frame), DLX_TIMEOUT); /* told once */
+        EQUAL(receive(site, 0, &from, &frame), DLX_TIMEOUT); /* once per refusal */
         MUST(send_to(site, other, DLXI_FRAME_RESULT, DATA_FRAMES, payload, sizeof payload));
     }
     barrier();
@@ -280,11 +280,11 @@ static void a_full_queue_refuses_and_room_is_told(void) {
     barrier();
 }
 
-static void control_has_a_queue_of_its_own(coordinator *c) {
+static void control_has_its_own_queue(coordinator *c) {
     uint32_t from;
     dlxi_frame frame;
     MUST(send_to(site, DLXI_SITE_COORDINATOR, DLXI_FRAME_READY, 0, NULL, 0));
-    /* all that was sent before has been heard: the queue is empty */
+    /* all that was sent before has been received: the queue is empty */
     MUST(receive(site, FOREVER, &from, &frame));
     barrier();
     if (cluster->rank == 0) coordinator_pause(c, true);
@@ -305,7 +305,7 @@ static void control_has_a_queue_of_its_own(coordinator *c) {
         EQUAL(from, DLXI_SITE_COORDINATOR);
         EQUAL(frame.round, i++);
     }
-    CHECK(room, "the queue was full, and nobody heard of room");
+    CHECK(room, "the queue was full, and no room was signalled");
     barrier();
 }
 
@@ -322,12 +322,12 @@ static void the_coordinator_answers_each(void) {
         EQUAL(from, DLXI_SITE_COORDINATOR);
         EQUAL(frame.round, i);
         EQUAL(frame.payload_bytes, REPORT_BYTES);
-        CHECK(memcmp(frame.payload, report, sizeof report) == 0, "someone else's report");
+        CHECK(memcmp(frame.payload, report, sizeof report) == 0, "another rank's report");
     }
     barrier();
 }
 
-/* ---- what does not travel -------------------------------------------------------------------- */
+/* ---- malformed frames ------------------------------------------------------------------------ */
 
 static MPI_Request send_raw(const void *bytes, size_t count_bytes) {
     enum { TAG_DATA = 3 };
@@ -338,8 +338,8 @@ static MPI_Request send_raw(const void *bytes, size_t count_bytes) {
     return request;
 }
 
-/* Too long, empty, too short, whole but of another shape, and one whose payload was changed. */
-static void what_is_no_frame_is_dropped(void) {
+/* Too long, empty, too short, long enough but not a frame, and one whose payload was changed. */
+static void malformed_frames_are_dropped(void) {
     enum { TOO_LONG = HEADER + PAYLOAD_MAX + 1, SHAPELESS = 500, CHANGED_PAYLOAD = 300 };
     static uint8_t zeros[TOO_LONG], changed[HEADER + CHANGED_PAYLOAD];
     MPI_Request too_long;
@@ -368,7 +368,7 @@ static void what_is_no_frame_is_dropped(void) {
     barrier();
     int taken = 0;
     if (cluster->rank == 0 && MPI_Test(&too_long, &taken, MPI_STATUS_IGNORE) == MPI_SUCCESS)
-        CHECK(!taken, "memory was given to a message longer than a frame");
+        CHECK(!taken, "a message longer than a frame was received");
 }
 
 static void *wake_site(void *context) {
@@ -395,7 +395,7 @@ static void a_wait_ends_when_woken(void) {
 
 /* ---- endings --------------------------------------------------------------------------------- */
 
-/* Every rank leaves large frames that nobody asked for; all close at once, and the job still ends.
+/* Every rank leaves large frames that no rank receives; all close at once, and the job still ends.
  */
 static void closing_waits_for_nobody(coordinator *c) {
     static uint8_t payload[PAYLOAD_MAX];
@@ -409,7 +409,7 @@ static void closing_waits_for_nobody(coordinator *c) {
         if (i != own_index)
             for (uint64_t k = 0; k < 3; k++)
                 MUST(send_to(site, i, DLXI_FRAME_RESULT, k, payload, sizeof payload));
-    if (cluster->rank == 0) { /* a coordinator that is gone */
+    if (cluster->rank == 0) { /* the coordinator has left */
         pthread_join(c->thread, NULL);
         EQUAL(c->statistics.frames_received, RANKS * ANSWERED + 1);
         EQUAL(c->statistics.frames_sent, RANKS * ANSWERED);
@@ -438,10 +438,10 @@ int main(void) {
     CHECK(pthread_create(&training, NULL, train, training_place) == 0, "no thread");
     sites_join();
     large_frames_travel_in_order();
-    a_full_queue_refuses_and_room_is_told();
-    control_has_a_queue_of_its_own(&c);
+    a_full_queue_refuses_until_there_is_room();
+    control_has_its_own_queue(&c);
     the_coordinator_answers_each();
-    what_is_no_frame_is_dropped();
+    malformed_frames_are_dropped();
     a_wait_ends_when_woken();
     closing_waits_for_nobody(&c);
     atomic_store(&trained_enough, true);

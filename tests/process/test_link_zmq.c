@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The `zmq` link over loopback: endpoints with contexts of their own, as in processes of their own,
- * and raw ZeroMQ sockets for those who do not keep to the rules. */
+ * and raw ZeroMQ sockets for peers that break the rules. */
 #include <errno.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -38,7 +38,7 @@ static void expect_nothing(dlxi_link *link) {
     assert_int_equal(link->op->receive(link, 0, &from, &frame, &error), DLX_TIMEOUT);
 }
 
-/* Sends, waiting for room where there is none. */
+/* Sends, and waits for room if there is none. */
 static void send_surely(dlxi_link *link, uint32_t to, dlxi_frame_kind kind, uint64_t round) {
     dlx_status status;
     while ((status = send(link, to, kind, round)) == DLX_AGAIN) {
@@ -143,16 +143,16 @@ static void a_thousand_frames_both_ways(void **state) {
     }
 }
 
-/* The ranks of a site are processes that share its name and key; each has a number and a place of
- * its own. */
+/* The ranks of a site are processes that share its name and key; each has its own number and
+ * channels. */
 static void ranks_of_one_site_share_its_key(void **state) {
     (void)state;
     enum { RANKS = 20 };
     world w;
     build(&w, "127.0.0.1:0", true);
     dlxi_link *rank[RANKS] = {w.site[0]}, *other = NULL;
-    dlxi_zmq_settings delft = settings_of(DELFT, w.bound, true),
-                      oslo = settings_of(OSLO, w.bound, true);
+    dlxi_link_settings delft = settings_of(DELFT, w.bound, true),
+                       oslo = settings_of(OSLO, w.bound, true);
     uint32_t from;
     dlxi_frame got;
     for (uint32_t r = 0; r < RANKS; r++) {
@@ -221,8 +221,8 @@ static void memory_stays_bounded(void **state) {
         .kind = DLXI_FRAME_RESULT, .payload = payload, .payload_bytes = DLXI_FRAME_PAYLOAD_MAX};
     uint32_t from;
     dlxi_frame got;
-    /* Nobody receives: what is taken sits in two queues of 8 frames, an engine each side, and the
-     * kernel's buffers. */
+    /* No one receives: what is accepted is in two queues of 8 frames, an engine on each side, and
+     * the kernel's buffers. */
     long kernel_bytes = 0, low, middle, high;
     const char *const limits[] = {"/proc/sys/net/ipv4/tcp_wmem", "/proc/sys/net/ipv4/tcp_rmem"};
     for (int i = 0; i < 2; i++) {
@@ -245,7 +245,7 @@ static void memory_stays_bounded(void **state) {
     /* Control is not behind them. */
     must(send(w.site[0], DLXI_SITE_COORDINATOR, DLXI_FRAME_PING, 0));
     expect_frame(w.coordinator, &from, &got);
-    /* None was lost. */
+    /* None is lost. */
     for (uint64_t i = 0; i < frame.round; i++) {
         expect_frame(w.site[1], &from, &got);
         assert_int_equal(got.round, i);
@@ -294,7 +294,7 @@ static void close_lets_queued_frames_leave(void **state) {
     raze(&w);
 }
 
-/* Sends to a site that has left until the coordinator says so. */
+/* Sends to a site that has left until the coordinator's endpoint reports it lost. */
 static void a_site_that_left_is_lost(void **state) {
     (void)state;
     world w;
@@ -314,6 +314,7 @@ static void a_site_that_left_is_lost(void **state) {
             fail_msg("not lost within the deadline");
     }
     assert_int_equal(status, DLX_PEER_LOST);
+    assert_string_equal(error.message, "site 'delft' has had no connection for 1000 ms");
     raze(&w);
 }
 
@@ -326,9 +327,9 @@ typedef struct stream {
     uint64_t sent, received;
 } stream;
 
-/* Sends until a frame that left after this call began has come. They come in order; what a cut
- * swallowed is missing. */
-static void send_until_heard(stream *s) {
+/* Sends until a frame that was sent since this call began has arrived. Frames arrive in order;
+ * those lost in a cut are missing. */
+static void send_until_received(stream *s) {
     double from_s = dlxi_clock_s();
     uint64_t before = s->sent;
     while (dlxi_clock_s() - from_s < DEADLINE_MS / 1000.0) {
@@ -345,51 +346,100 @@ static void send_until_heard(stream *s) {
         s->received = got.round;
         if (s->received > before) return;
     }
-    fail_msg("nothing came through within the deadline: %d sent, %d heard, to %u", (int)s->sent,
+    fail_msg("no frame arrived within the deadline: %d sent, %d received, to %u", (int)s->sent,
              (int)s->received, s->to);
+}
+
+/* delft reaches the coordinator, and oslo delft, through a relay. */
+typedef struct relayed {
+    world w;
+    tcp_relay to_coordinator, to_site;
+    stream streams[4]; /* both ways through each relay */
+} relayed;
+
+static void relayed_build(relayed *r) {
+    world *w = &r->w;
+    open_coordinator(w, "127.0.0.1:0", true);
+    assert_int_equal(tcp_relay_open(&r->to_coordinator, (uint16_t)atoi(w->bound + 10)), 0);
+    for (int i = 0; i < 2; i++) {
+        char at[DLXI_ENDPOINT_BYTES];
+        snprintf(at, sizeof at, "127.0.0.1:%d", r->to_coordinator.port);
+        dlxi_link_settings settings = settings_of(DELFT + i, i == 0 ? at : w->bound, true);
+        must(dlxi_zmq_site_open(&w->site[i], &settings, &error));
+    }
+    char at[DLXI_ENDPOINT_BYTES], none[DLXI_ENDPOINT_BYTES];
+    must(w->site[0]->op->listen(w->site[0], 0, 1, "oslo", key_text[OSLO], at, &error));
+    must(w->site[1]->op->listen(w->site[1], 1, 0, "delft", key_text[DELFT], none, &error));
+    assert_int_equal(tcp_relay_open(&r->to_site, (uint16_t)atoi(at + 10)), 0);
+    snprintf(at, sizeof at, "127.0.0.1:%d", r->to_site.port);
+    must(w->site[0]->op->connect(w->site[0], 1, none, &error));
+    must(w->site[1]->op->connect(w->site[1], 0, at, &error));
+    stream streams[] = {{w->site[0], DLXI_SITE_COORDINATOR, w->coordinator, 0, 0, 0},
+                        {w->coordinator, 0, w->site[0], DLXI_SITE_COORDINATOR, 0, 0},
+                        {w->site[1], 0, w->site[0], 1, 0, 0},
+                        {w->site[0], 1, w->site[1], 0, 0, 0}};
+    memcpy(r->streams, streams, sizeof streams);
+}
+
+/* Frames pass both ways through the relays' connection number `connections`; the coordinator's
+ * number for delft is still 0. */
+static void relayed_check(relayed *r, int connections) {
+    for (size_t i = 0; i < 4; i++) send_until_received(&r->streams[i]);
+    assert_int_equal(r->to_coordinator.connections, connections);
+    assert_int_equal(r->to_site.connections, connections);
+}
+
+static void relayed_raze(relayed *r) {
+    raze(&r->w);
+    tcp_relay_close(&r->to_coordinator);
+    tcp_relay_close(&r->to_site);
 }
 
 static void a_cut_connection_is_made_again(void **state) {
     (void)state;
-    world w;
-    tcp_relay to_coordinator, to_site;
-    open_coordinator(&w, "127.0.0.1:0", true);
-    assert_int_equal(tcp_relay_open(&to_coordinator, (uint16_t)atoi(w.bound + 10)), 0);
-    for (int i = 0; i < 2; i++) {
-        char at[DLXI_ENDPOINT_BYTES];
-        snprintf(at, sizeof at, "127.0.0.1:%d", to_coordinator.port);
-        dlxi_zmq_settings settings = settings_of(DELFT + i, i == 0 ? at : w.bound, true);
-        must(dlxi_zmq_site_open(&w.site[i], &settings, &error));
-    }
-    char at[DLXI_ENDPOINT_BYTES], none[DLXI_ENDPOINT_BYTES];
-    must(w.site[0]->op->listen(w.site[0], 0, 1, "oslo", key_text[OSLO], at, &error));
-    must(w.site[1]->op->listen(w.site[1], 1, 0, "delft", key_text[DELFT], none, &error));
-    assert_int_equal(tcp_relay_open(&to_site, (uint16_t)atoi(at + 10)), 0);
-    snprintf(at, sizeof at, "127.0.0.1:%d", to_site.port);
-    must(w.site[0]->op->connect(w.site[0], 1, none, &error));
-    must(w.site[1]->op->connect(w.site[1], 0, at, &error));
-
-    /* the same number after a cut */
-    stream streams[] = {{w.site[0], DLXI_SITE_COORDINATOR, w.coordinator, 0, 0, 0},
-                        {w.coordinator, 0, w.site[0], DLXI_SITE_COORDINATOR, 0, 0},
-                        {w.site[1], 0, w.site[0], 1, 0, 0},
-                        {w.site[0], 1, w.site[1], 0, 0, 0}};
+    relayed r;
+    relayed_build(&r);
     for (int cut = 0; cut < 3; cut++) {
-        for (size_t i = 0; i < sizeof streams / sizeof *streams; i++) send_until_heard(&streams[i]);
-        assert_int_equal(to_coordinator.connections, cut + 1);
-        assert_int_equal(to_site.connections, cut + 1);
-        tcp_relay_cut(&to_coordinator);
-        tcp_relay_cut(&to_site);
+        relayed_check(&r, cut + 1);
+        tcp_relay_cut(&r.to_coordinator);
+        tcp_relay_cut(&r.to_site);
     }
-    raze(&w);
-    tcp_relay_close(&to_coordinator);
-    tcp_relay_close(&to_site);
+    relayed_raze(&r);
+}
+
+/* As after an outage: TCP takes the connection for alive, and would wait for minutes. */
+static void a_silent_connection_is_made_anew(void **state) {
+    (void)state;
+    relayed r;
+    relayed_build(&r);
+    dlxi_link *const *site = r.w.site;
+    for (int silence = 0; silence < 3; silence++) {
+        relayed_check(&r, silence + 1);
+        tcp_relay_silence(&r.to_coordinator);
+        tcp_relay_silence(&r.to_site);
+        for (uint64_t i = 0; i < 40; i++) { /* more than any queue has room for */
+            (void)send(site[0], 1, DLXI_FRAME_GREETING, 0);
+            (void)send(site[1], 0, DLXI_FRAME_GREETING, 0);
+        }
+        must(site[0]->op->reconnect(site[0], DLXI_SITE_COORDINATOR, &error));
+        must(site[1]->op->reconnect(site[1], 0, &error));
+        must(site[0]->op->reconnect(site[0], 1, &error)); /* it listens: nothing to do */
+    }
+    relayed_check(&r, 4);
+    /* one that works is replaced too, and quick repetition does no harm */
+    for (int i = 0; i < 200; i++) {
+        must(site[0]->op->reconnect(site[0], DLXI_SITE_COORDINATOR, &error));
+        must(site[1]->op->reconnect(site[1], 0, &error));
+    }
+    for (size_t i = 0; i < 4; i++) send_until_received(&r.streams[i]);
+    assert_int_equal(site[0]->op->reconnect(site[0], DLXI_SITES_MAX, &error), DLX_ARGUMENT);
+    relayed_raze(&r);
 }
 
 static void ipv6_and_names(void **state) {
     (void)state;
     uint64_t refused;
-    dlxi_zmq_settings settings = settings_of(COORDINATOR, "[::1]:0", true);
+    dlxi_link_settings settings = settings_of(COORDINATOR, "[::1]:0", true);
     dlxi_link *probe = NULL;
     char bound[DLXI_ENDPOINT_BYTES];
     if (dlxi_zmq_coordinator_open(&probe, &settings, bound, &error) == DLX_OK) {
@@ -402,13 +452,13 @@ static void ipv6_and_names(void **state) {
     exchange_seconds("localhost:0", false, &refused);
 }
 
-/* ---- who may speak --------------------------------------------------------------------------- */
+/* ---- admission ------------------------------------------------------------------------------- */
 
 static void an_unknown_key_gets_nothing(void **state) {
     (void)state;
     world w;
     open_coordinator(&w, "127.0.0.1:0", true);
-    dlxi_zmq_settings settings = settings_of(STRANGER, w.bound, true);
+    dlxi_link_settings settings = settings_of(STRANGER, w.bound, true);
     must(dlxi_zmq_site_open(&w.site[0], &settings, &error));
     must(send(w.site[0], DLXI_SITE_COORDINATOR, DLXI_FRAME_HELLO, 66));
     uint32_t from;
@@ -418,14 +468,12 @@ static void an_unknown_key_gets_nothing(void **state) {
     char expected[1024];
     snprintf(expected, sizeof expected,
              "wan.key: the coordinator at %s does not admit the key %s; add the line 'NAME %s' to "
-             "the coordinator's "
-             "roster and start it again",
+             "the coordinator's roster and start it again",
              w.bound, key_text[STRANGER], key_text[STRANGER]);
     assert_string_equal(error.message, expected);
     snprintf(expected, sizeof expected,
              "refused a connection from 127.0.0.1: its key %s is not a site's on the roster %s; to "
-             "admit it, add the "
-             "line 'NAME %s' there and start again\n",
+             "admit it, add the line 'NAME %s' there and start again\n",
              key_text[STRANGER], roster_path, key_text[STRANGER]);
     journal_expect(&coordinator_log, expected);
     /* again: logged once in 10 s */
@@ -454,10 +502,10 @@ static void a_false_coordinator_gets_nothing(void **state) {
     world w;
     open_coordinator(&w, "127.0.0.1:0", true);
     char path[PATH_BYTES + 16], line[128];
-    snprintf(path, sizeof path, "%s/false.txt", folder);
+    snprintf(path, sizeof path, "%s/false.txt", directory);
     snprintf(line, sizeof line, "coordinator %s\n", key_text[ROME]);
     write_file(path, line);
-    dlxi_zmq_settings settings = settings_of(DELFT, w.bound, true);
+    dlxi_link_settings settings = settings_of(DELFT, w.bound, true);
     settings.roster_path = path;
     must(dlxi_zmq_site_open(&w.site[0], &settings, &error));
     must(send(w.site[0], DLXI_SITE_COORDINATOR, DLXI_FRAME_HELLO, 66));
@@ -478,13 +526,13 @@ static void a_false_coordinator_gets_nothing(void **state) {
     raze(&w);
 }
 
-static void nobody_speaks_for_another(void **state) {
+static void no_key_has_another_name(void **state) {
     (void)state;
     world w;
     open_coordinator(&w, "127.0.0.1:0", true);
-    dlxi_zmq_settings settings = settings_of(ROME, w.bound, true);
+    dlxi_link_settings settings = settings_of(ROME, w.bound, true);
     settings.name = "delft";
-    /* its own roster knows better */
+    /* its own roster has another key for that name */
     assert_int_equal(dlxi_zmq_site_open(&w.site[0], &settings, &error), DLX_CONFIG);
     char expected[1024];
     snprintf(expected, sizeof expected,
@@ -502,7 +550,7 @@ static void nobody_speaks_for_another(void **state) {
     raze(&w);
 }
 
-/* ---- raw sockets, which keep to no rule ------------------------------------------------------ */
+/* ---- raw sockets, which break the rules ------------------------------------------------------ */
 
 typedef struct raw {
     void *context, *socket;
@@ -567,7 +615,7 @@ static void a_routing_id_is_not_enough(void **state) {
     assert_int_equal(statistics.frames_dropped, 1);
     raw_close(&thief);
     raw_close(&honest);
-    /* who comes again with the same id and key is the same peer */
+    /* with the same id and key it is the same peer again */
     raw again = raw_open(ZMQ_DEALER, DELFT, w.bound, COORDINATOR, own_id);
     raw_send(&again, 3);
     expect_frame(w.coordinator, &from, &got);
@@ -577,6 +625,28 @@ static void a_routing_id_is_not_enough(void **state) {
     char bytes[128];
     assert_int_equal(zmq_recv(again.socket, bytes, sizeof bytes, 0), DLXI_FRAME_HEADER_BYTES + 5);
     raw_close(&again);
+    raze(&w);
+}
+
+static void routing_ids_that_begin_alike_have_numbers_of_their_own(void **state) {
+    (void)state;
+    static const char *const ids[] = {"s0123aaaaaaaaaaaa", "s0123bbbbbbbbbbbb",
+                                      "s0123cccccccccccc"};
+    enum { PEERS = sizeof ids / sizeof *ids };
+    world w;
+    open_coordinator(&w, "127.0.0.1:0", true);
+    raw peers[PEERS];
+    uint32_t from;
+    dlxi_frame got;
+    for (uint32_t i = 0; i < PEERS; i++)
+        peers[i] = raw_open(ZMQ_DEALER, DELFT, w.bound, COORDINATOR, ids[i]);
+    for (uint32_t k = 0; k < 2 * PEERS; k++) {
+        raw_send(&peers[k % PEERS], k);
+        expect_frame(w.coordinator, &from, &got);
+        assert_int_equal(from, k % PEERS);
+        assert_int_equal(got.round, k);
+    }
+    for (uint32_t i = 0; i < PEERS; i++) raw_close(&peers[i]);
     raze(&w);
 }
 
@@ -625,7 +695,7 @@ static void data_sockets_admit_their_peer_only(void **state) {
     world w;
     build(&w, "127.0.0.1:0", true);
     char at[DLXI_ENDPOINT_BYTES], expected[512];
-    /* says where again */
+    /* returns where it listens once more */
     must(w.site[0]->op->listen(w.site[0], 0, 1, "oslo", key_text[OSLO], at, &error));
     raw r = raw_open(ZMQ_DEALER, ROME, at, DELFT, "site");
     raw_send(&r, 66);
@@ -652,11 +722,13 @@ int main(void) {
         cmocka_unit_test(close_lets_queued_frames_leave),
         cmocka_unit_test(a_site_that_left_is_lost),
         cmocka_unit_test(a_cut_connection_is_made_again),
+        cmocka_unit_test(a_silent_connection_is_made_anew),
         cmocka_unit_test(ipv6_and_names),
         cmocka_unit_test(an_unknown_key_gets_nothing),
         cmocka_unit_test(a_false_coordinator_gets_nothing),
-        cmocka_unit_test(nobody_speaks_for_another),
+        cmocka_unit_test(no_key_has_another_name),
         cmocka_unit_test(a_routing_id_is_not_enough),
+        cmocka_unit_test(routing_ids_that_begin_alike_have_numbers_of_their_own),
         cmocka_unit_test(malformed_messages_are_dropped),
         cmocka_unit_test(data_sockets_admit_their_peer_only),
         cmocka_unit_test(ranks_of_one_site_share_its_key),

@@ -11,7 +11,7 @@
 
 #include "link_world.h"
 
-static void expect_site_error(const dlxi_zmq_settings *settings, dlx_status status,
+static void expect_site_error(const dlxi_link_settings *settings, dlx_status status,
                               const char *message) {
     dlxi_link *link = (dlxi_link *)&error;
     assert_int_equal(dlxi_zmq_site_open(&link, settings, &error), status);
@@ -19,7 +19,7 @@ static void expect_site_error(const dlxi_zmq_settings *settings, dlx_status stat
     assert_string_equal(error.message, message);
 }
 
-static void expect_coordinator_error(const dlxi_zmq_settings *settings, dlx_status status,
+static void expect_coordinator_error(const dlxi_link_settings *settings, dlx_status status,
                                      const char *message) {
     dlxi_link *link = (dlxi_link *)&error;
     char bound[DLXI_ENDPOINT_BYTES];
@@ -40,18 +40,18 @@ static void no_security_is_for_loopback(void **state) {
                                            {"126.255.255.255:1", "126.255.255.255"},
                                            {"[::ffff:10.0.0.1]:1", "::ffff:10.0.0.1"}};
     for (size_t i = 0; i < sizeof hosts / sizeof *hosts; i++) {
-        dlxi_zmq_settings settings = settings_of(COORDINATOR, hosts[i][0], false);
+        dlxi_link_settings settings = settings_of(COORDINATOR, hosts[i][0], false);
         snprintf(message, sizeof message, none, hosts[i][1]);
         expect_coordinator_error(&settings, DLX_CONFIG, message);
     }
-    dlxi_zmq_settings settings = settings_of(DELFT, "10.0.0.1:4000", false);
+    dlxi_link_settings settings = settings_of(DELFT, "10.0.0.1:4000", false);
     snprintf(message, sizeof message, none, "10.0.0.1");
     expect_site_error(&settings, DLX_CONFIG, message);
     settings = settings_of(DELFT, "127.0.0.1:4000", false);
     settings.listen_host = "0.0.0.0";
     snprintf(message, sizeof message, none, "0.0.0.0");
     expect_site_error(&settings, DLX_CONFIG, message);
-    /* a peer that says it listens elsewhere */
+    /* a peer that claims to listen elsewhere */
     world w;
     build(&w, "127.9.8.7:0", false);
     char at[DLXI_ENDPOINT_BYTES];
@@ -67,13 +67,13 @@ static void addresses_are_checked(void **state) {
     world w;
     open_coordinator(&w, "127.0.0.1:0", true);
     char message[256];
-    dlxi_zmq_settings settings = settings_of(COORDINATOR, w.bound, true);
+    dlxi_link_settings settings = settings_of(COORDINATOR, w.bound, true);
     snprintf(
         message, sizeof message,
         "wan.coordinator: port %s on 127.0.0.1 is in use; choose another or 0 for any free port",
         w.bound + 10);
     expect_coordinator_error(&settings, DLX_CONFIG, message);
-    settings.coordinator = "192.0.2.1:4000"; /* of nobody: RFC 5737 */
+    settings.coordinator = "192.0.2.1:4000"; /* no machine has it: RFC 5737 */
     expect_coordinator_error(
         &settings, DLX_CONFIG,
         "wan.coordinator: '192.0.2.1' is not an address of this machine (Cannot assign requested "
@@ -93,8 +93,7 @@ static void addresses_are_checked(void **state) {
     settings = settings_of(DELFT, "127.0.0.1:0", true);
     expect_site_error(&settings, DLX_CONFIG,
                       "wan.coordinator: port 0 in '127.0.0.1:0' is for the coordinator only; give "
-                      "a site the port that "
-                      "the coordinator printed");
+                      "a site the port that the coordinator printed");
     settings = settings_of(DELFT, "127.0.0.1:4000", true);
     settings.name = "../delft";
     expect_site_error(&settings, DLX_CONFIG,
@@ -108,11 +107,11 @@ static void ports_of_a_range(void **state) {
     (void)state;
     world w;
     open_coordinator(&w, "127.0.0.1:0", true);
-    dlxi_zmq_settings settings = settings_of(DELFT, w.bound, true);
+    dlxi_link_settings settings = settings_of(DELFT, w.bound, true);
     /* A free port, which site 1's socket of a range that begins one below it gets. */
     dlxi_link *probe = NULL;
     char bound[DLXI_ENDPOINT_BYTES], at[DLXI_ENDPOINT_BYTES];
-    dlxi_zmq_settings other = settings_of(COORDINATOR, "127.0.0.1:0", true);
+    dlxi_link_settings other = settings_of(COORDINATOR, "127.0.0.1:0", true);
     must(dlxi_zmq_coordinator_open(&probe, &other, bound, &error));
     int port = atoi(bound + 10);
     settings.listen_port = (uint16_t)(port - 1);

@@ -9,7 +9,7 @@
 
 #include <cmocka.h>
 
-#include "link/hub.h"
+#include "link/links.h"
 
 enum { QUEUE_FRAMES = 4, DEADLINE_MS = 20000 };
 
@@ -106,7 +106,7 @@ static void frames_arrive_in_order_with_their_fields(void **state) {
     raze(&w);
 }
 
-static void a_full_queue_refuses_and_room_is_told(void **state) {
+static void a_full_queue_refuses_until_there_is_room(void **state) {
     (void)state;
     world w;
     build(&w);
@@ -116,12 +116,12 @@ static void a_full_queue_refuses_and_room_is_told(void **state) {
     assert_int_equal(receive(w.site[0], 0, &from, &got), DLX_TIMEOUT);
     assert_int_equal(send(w.site[0], 1, DLXI_FRAME_RESULT, 99), DLX_AGAIN);
     assert_int_equal(receive(w.site[0], 0, &from, &got), DLX_TIMEOUT); /* no room yet */
-    /* another queue is not concerned */
+    /* another queue has room */
     must(send(w.site[0], DLXI_SITE_COORDINATOR, DLXI_FRAME_PING, 0));
     must(receive(w.site[1], 0, &from, &got));
     assert_int_equal(got.round, 0);
     assert_int_equal(receive(w.site[0], 0, &from, &got), DLX_AGAIN);
-    assert_int_equal(receive(w.site[0], 0, &from, &got), DLX_TIMEOUT); /* told once */
+    assert_int_equal(receive(w.site[0], 0, &from, &got), DLX_TIMEOUT); /* once per refusal */
     must(send(w.site[0], 1, DLXI_FRAME_RESULT, QUEUE_FRAMES));
     for (uint64_t i = 1; i <= QUEUE_FRAMES; i++) {
         must(receive(w.site[1], 0, &from, &got));
@@ -152,6 +152,77 @@ static void control_comes_before_data(void **state) {
     assert_int_equal(got.kind, DLXI_FRAME_ABORT);
     must(receive(w.site[0], 0, &from, &got));
     assert_int_equal(from, 1);
+    raze(&w);
+}
+
+/* However many frames one has sent, and also at the coordinator. */
+static void peers_take_turns(void **state) {
+    (void)state;
+    world w;
+    build(&w);
+    dlxi_link *third = NULL;
+    must(w.hub->open_site(w.hub, &third, "rome", 0, &error));
+    char at[2][DLXI_ENDPOINT_BYTES];
+    must(third->op->listen(third, 2, 0, "a", "", at[0], &error));
+    must(w.site[0]->op->listen(w.site[0], 0, 2, "c", "", at[1], &error));
+    must(third->op->connect(third, 0, at[1], &error));
+    must(w.site[0]->op->connect(w.site[0], 2, at[0], &error));
+    for (uint64_t i = 0; i < 3; i++) must(send(w.site[1], 0, DLXI_FRAME_RESULT, i));
+    for (uint64_t i = 0; i < 2; i++) must(send(third, 0, DLXI_FRAME_RESULT, i));
+    must(send(w.site[1], DLXI_SITE_COORDINATOR, DLXI_FRAME_HELLO, 0));
+    must(send(w.site[1], DLXI_SITE_COORDINATOR, DLXI_FRAME_HELLO, 1));
+    must(send(third, DLXI_SITE_COORDINATOR, DLXI_FRAME_HELLO, 0));
+    static const struct {
+        uint32_t from;
+        uint64_t round;
+    } at_site[] = {{1, 0}, {2, 0}, {1, 1}, {2, 1}, {1, 2}},
+      at_coordinator[] = {{0, 0}, {1, 0}, {0, 1}};
+    uint32_t from;
+    dlxi_frame got;
+    for (size_t i = 0; i < 5; i++) {
+        must(receive(w.site[0], 0, &from, &got));
+        assert_int_equal(from, at_site[i].from);
+        assert_int_equal(got.round, at_site[i].round);
+    }
+    for (size_t i = 0; i < 3; i++) {
+        must(receive(w.coordinator, 0, &from, &got));
+        assert_int_equal(from, at_coordinator[i].from);
+        assert_int_equal(got.round, at_coordinator[i].round);
+    }
+    dlxi_link_close(&third);
+    raze(&w);
+}
+
+/* Frames of an endpoint that site 1 is no longer stay unread until it is again. */
+static void a_site_may_become_another_endpoint(void **state) {
+    (void)state;
+    world w;
+    build(&w);
+    dlxi_link *second = NULL;
+    must(w.hub->open_site(w.hub, &second, "oslo", 0, &error));
+    char at_first[DLXI_ENDPOINT_BYTES], at_second[DLXI_ENDPOINT_BYTES], at_0[DLXI_ENDPOINT_BYTES];
+    must(w.site[1]->op->listen(w.site[1], 1, 0, "delft", "", at_first, &error));
+    must(second->op->listen(second, 1, 0, "delft", "", at_second, &error));
+    must(w.site[0]->op->listen(w.site[0], 0, 1, "oslo", "", at_0, &error));
+    must(second->op->connect(second, 0, at_0, &error));
+    uint32_t from;
+    dlxi_frame got;
+    for (uint64_t i = 0; i < 2; i++) must(send(w.site[1], 0, DLXI_FRAME_RESULT, i));
+    must(send(second, 0, DLXI_FRAME_RESULT, 10));
+    must(receive(w.site[0], 0, &from, &got));
+    assert_int_equal(got.round, 0);
+    must(w.site[0]->op->connect(w.site[0], 1, at_second, &error));
+    must(receive(w.site[0], 0, &from, &got));
+    assert_int_equal(from, 1);
+    assert_int_equal(got.round, 10);
+    assert_int_equal(receive(w.site[0], 0, &from, &got), DLX_TIMEOUT);
+    must(send(w.site[0], 1, DLXI_FRAME_RESULT, 11));
+    must(receive(second, 0, &from, &got));
+    assert_int_equal(got.round, 11);
+    must(w.site[0]->op->connect(w.site[0], 1, at_first, &error));
+    must(receive(w.site[0], 0, &from, &got));
+    assert_int_equal(got.round, 1);
+    dlxi_link_close(&second);
     raze(&w);
 }
 
@@ -218,7 +289,7 @@ static void a_site_may_open_before_the_coordinator(void **state) {
 }
 
 /* Each rank of a site is an endpoint of its own, of one name; a run has many more than sites. */
-static void the_coordinator_tells_many_ranks_apart(void **state) {
+static void the_coordinator_numbers_many_ranks(void **state) {
     (void)state;
     enum { ENDPOINTS = 300 };
     dlx_hub *hub = NULL;
@@ -244,7 +315,7 @@ static void the_coordinator_tells_many_ranks_apart(void **state) {
     dlxi_hub_close(&hub);
 }
 
-static void ranks_talk_to_their_like(void **state) {
+static void ranks_talk_to_their_counterparts(void **state) {
     (void)state;
     world w;
     build(&w);
@@ -356,7 +427,7 @@ static void *exchange(void *argument) {
         if (status == DLX_AGAIN) {
             full = false;
         } else if (status != DLX_OK) {
-            return p->failure = "nothing came within the deadline", NULL;
+            return p->failure = "no frame arrived within the deadline", NULL;
         } else {
             if (got.round != p->received || got.payload_bytes != got.round % sizeof payload ||
                 (got.payload_bytes != 0 && got.payload[0] != (got.round & 0xFF)))
@@ -384,13 +455,15 @@ static void two_threads_exchange_under_backpressure(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(frames_arrive_in_order_with_their_fields),
-        cmocka_unit_test(a_full_queue_refuses_and_room_is_told),
+        cmocka_unit_test(a_full_queue_refuses_until_there_is_room),
         cmocka_unit_test(control_comes_before_data),
+        cmocka_unit_test(peers_take_turns),
+        cmocka_unit_test(a_site_may_become_another_endpoint),
         cmocka_unit_test(frames_wait_until_their_sender_is_known),
         cmocka_unit_test(a_closed_peer_is_lost_but_what_it_sent_arrives),
         cmocka_unit_test(a_site_may_open_before_the_coordinator),
-        cmocka_unit_test(the_coordinator_tells_many_ranks_apart),
-        cmocka_unit_test(ranks_talk_to_their_like),
+        cmocka_unit_test(the_coordinator_numbers_many_ranks),
+        cmocka_unit_test(ranks_talk_to_their_counterparts),
         cmocka_unit_test(wrong_use_is_refused),
         cmocka_unit_test(wake_ends_a_receive),
         cmocka_unit_test(two_threads_exchange_under_backpressure),

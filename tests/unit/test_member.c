@@ -308,7 +308,7 @@ static void a_commit_ends_the_trouble(void **state) {
     world_close(w);
 }
 
-/* Whatever a rank lacks it gets again: as its pings show, and at most once a second. */
+/* Whatever a rank lacks it gets again: as its pings show, and at most four times a second. */
 static void what_was_lost_is_sent_again(void **state) {
     (void)state;
     world *w = world_open(2, 1000, NULL);
@@ -731,18 +731,18 @@ static int says(lone *l, dlxi_frame_kind kind, int64_t from_ms, int seconds) {
     return count;
 }
 
-/* What waits for an answer is said again every second, and no more once the answer is here. */
+/* What waits for an answer is said again twice a second, and no more once the answer is here. */
 static void a_site_repeats_what_waits_for_an_answer(void **state) {
     (void)state;
     lone l = lone_open();
     welcome_lone(&l);
     assert_int_equal(says(&l, DLXI_FRAME_HELLO, 0, 3), 1);
     submit_lone(&l);
-    assert_int_equal(says(&l, DLXI_FRAME_READY, 3000, 3), 1 + 3);
+    assert_int_equal(says(&l, DLXI_FRAME_READY, 3000, 3), 1 + 6);
     begin_lone(&l, 4, 1, 1);
     assert_int_equal(says(&l, DLXI_FRAME_READY, 6000, 3), 0);
     dlxi_site_on_staged(l.s, 3);
-    assert_int_equal(says(&l, DLXI_FRAME_STAGED, 9000, 3), 1 + 3);
+    assert_int_equal(says(&l, DLXI_FRAME_STAGED, 9000, 3), 1 + 6);
     assert_int_equal(commit_lone(&l, 1, 1), DLXI_SITE_COMMIT);
     assert_int_equal(says(&l, DLXI_FRAME_STAGED, 12000, 3), 0);
     lone_close(&l);

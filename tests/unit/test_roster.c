@@ -13,7 +13,7 @@
 #include "link/roster.h"
 
 enum { PATH_BYTES = 128 };
-static char folder[] = "/tmp/dilocox-roster-XXXXXX";
+static char directory[] = "/tmp/dilocox-roster-XXXXXX";
 static dlx_error error;
 static char a[DLXI_KEY_TEXT_BYTES], b[DLXI_KEY_TEXT_BYTES], path_a[PATH_BYTES], path_b[PATH_BYTES];
 
@@ -23,9 +23,9 @@ static void must(dlx_status status) {
 
 static int make_keys(void **state) {
     (void)state;
-    assert_non_null(mkdtemp(folder));
-    snprintf(path_a, PATH_BYTES, "%s/a.key", folder);
-    snprintf(path_b, PATH_BYTES, "%s/b.key", folder);
+    assert_non_null(mkdtemp(directory));
+    snprintf(path_a, PATH_BYTES, "%s/a.key", directory);
+    snprintf(path_b, PATH_BYTES, "%s/b.key", directory);
     must(dlxi_key_generate(path_a, a, &error));
     must(dlxi_key_generate(path_b, b, &error));
     return 0;
@@ -35,7 +35,7 @@ static int remove_keys(void **state) {
     (void)state;
     unlink(path_a);
     unlink(path_b);
-    return rmdir(folder);
+    return rmdir(directory);
 }
 
 static void write_file(const char *path, const char *text, mode_t mode) {
@@ -93,10 +93,11 @@ static void keys_that_are_not_used(void **state) {
                      "wan.key: no such file 'no/site.key'; run 'dilocox keygen no/site.key' first");
     expect_key_error(
         "", "wan.key: no key file is given; run 'dilocox keygen site.key' and set wan.key to it");
-    snprintf(message, sizeof message, "wan.key: '%s' is not used: it is no regular file", folder);
-    expect_key_error(folder, message);
+    snprintf(message, sizeof message, "wan.key: '%s' is not used: it is not a regular file",
+             directory);
+    expect_key_error(directory, message);
 
-    snprintf(path, sizeof path, "%s/c.key", folder);
+    snprintf(path, sizeof path, "%s/c.key", directory);
     static const mode_t open_modes[] = {0644, 0640, 0602, 0610};
     for (size_t i = 0; i < sizeof open_modes / sizeof *open_modes; i++) {
         write_file(path, "", open_modes[i]);
@@ -110,9 +111,8 @@ static void keys_that_are_not_used(void **state) {
     must(dlxi_key_pair_read(&keys, path_a, &error));
     must(dlxi_key_pair_read(&other, path_b, &error));
     snprintf(message, sizeof message,
-             "wan.key: '%s' is no key file: it must have the lines 'public: KEY' and 'secret: KEY' "
-             "of 40 characters "
-             "each; make one with 'dilocox keygen'",
+             "wan.key: '%s' is not a key file: it must have the lines 'public: KEY' and 'secret: "
+             "KEY' of 40 characters each; make one with 'dilocox keygen'",
              path);
     static const char *const malformed[] = {"",
                                             "public: %s\n",
@@ -131,8 +131,7 @@ static void keys_that_are_not_used(void **state) {
     write_file(path, text, 0600);
     snprintf(message, sizeof message,
              "wan.key: the public and secret halves in '%s' do not belong together; make a new "
-             "pair with 'dilocox "
-             "keygen'",
+             "pair with 'dilocox keygen'",
              path);
     expect_key_error(path, message);
     snprintf(text, sizeof text, "secret:\t%s\r\n# a comment\npublic: %s", keys.secret_text,
@@ -211,7 +210,7 @@ static void malformed_rosters_are_refused_with_their_line(void **state) {
               "public-key' and a comment that begins with #");
     snprintf(text, sizeof text, "delft %s\ndelft %s\n", a, b);
     expect_roster_error(
-        text, "wan.roster: roster.txt:2: the name 'delft' stands there twice; a name has one key");
+        text, "wan.roster: roster.txt:2: the name 'delft' appears twice; a name has one key");
     snprintf(text, sizeof text, "delft %s\n\noslo %s\n", a, a);
     expect_roster_error(
         text,
@@ -252,7 +251,7 @@ static void roster_files(void **state) {
         error.message,
         "wan.roster: no roster is given; set it to a file of lines 'name public-key'");
     char path[PATH_BYTES], message[512], line[128];
-    snprintf(path, sizeof path, "%s/roster.txt", folder);
+    snprintf(path, sizeof path, "%s/roster.txt", directory);
     char *large = malloc(DLXI_ROSTER_BYTES_MAX + 2);
     assert_non_null(large);
     memset(large, '#', DLXI_ROSTER_BYTES_MAX + 1);

@@ -215,6 +215,9 @@ static void coordinators_are_checked(void **state) {
     REFUSED(DLX_ARGUMENT,
             "link.coordinator is NULL; give \"host:port\", or a hub for threads of one process",
             config.link.hub = NULL);
+    REFUSED(DLX_ARGUMENT, "link.name (wan.link): 'mem' does not join processes; choose zmq",
+            config.link = ((dlx_link_config){
+                .coordinator = "127.0.0.1:0", .unencrypted = true, .name = "mem"}));
     char expected[128];
     snprintf(expected, sizeof expected,
              "size is 0; allowed: %zu or more, here %zu; begin with DLX_COORDINATOR_CONFIG_INIT",
