@@ -21,7 +21,7 @@ static dlx_status action_perform(dlxi_pump *p, dlxi_engine_action *a, dlx_error 
     case DLXI_ENGINE_CONNECT:
         return op->connect(p->link, a->peer, a->endpoint, error);
     case DLXI_ENGINE_RECONNECT:
-        return op->reconnect != NULL ? op->reconnect(p->link, a->peer, error) : DLX_OK;
+        return op->reconnect(p->link, a->peer, error);
     case DLXI_ENGINE_LOG:
         if (p->log != NULL) p->log(p->log_context, a->text);
         return DLX_OK;
