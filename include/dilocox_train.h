@@ -76,8 +76,8 @@ DLX_API bool dlx_cluster_all_failed(dlx_cluster *cluster, dlx_error *error, uint
 DLX_API void dlx_cluster_abort(dlx_cluster *cluster, int exit_code);
 /* Connects sites and a coordinator that are ranks of one job, as many ranks per site as the config
  * says, by wan.link, or `mpi` if that is a link of processes or threads. The coordinator is a
- * thread of job rank 0. The cluster must outlive the hub; close with dlx_hub_close. Does not block.
- */
+ * thread of job rank 0. The cluster must outlive the hub; close with dlx_hub_close. Does not
+ * block. */
 DLX_API dlx_status dlx_cluster_hub(dlx_hub **out, dlx_cluster *cluster, const dlx_config *config,
                                    dlx_error *error);
 

@@ -52,13 +52,16 @@ typedef struct dlxi_run_peer {
 } dlxi_run_peer;
 
 /* A round that does not commit. */
+enum { DLXI_TROUBLE_CAUSES = 8 };
 typedef struct dlxi_trouble {
-    int64_t since_ms;   /* 0: none */
-    int64_t told_ms;    /* when it was last logged */
-    int64_t seen_ms;    /* when it was last reported */
-    uint32_t attempts;  /* that failed */
-    uint32_t differing; /* … since results differed */
-    char text[DLXI_REASON_MAX + 1];
+    int64_t since_ms; /* 0: none */
+    int64_t seen_ms;  /* when it was last reported */
+    int64_t told_ms;  /* since when `told` holds causes */
+    uint64_t told[DLXI_TROUBLE_CAUSES];
+    uint32_t told_count;
+    uint32_t attempts;              /* that failed */
+    uint32_t differing;             /* … since results differed */
+    char text[DLXI_REASON_MAX + 1]; /* the last report */
 } dlxi_trouble;
 
 enum { DLXI_COORDINATOR_LOG_LINES = 16, DLXI_COORDINATOR_LOG_BYTES = DLXI_REASON_MAX + 112 };

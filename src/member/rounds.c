@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/fault.h"
+#include "base/hash.h"
 #include "base/panic.h"
 #include "member/coordinator_internal.h"
 
@@ -151,24 +152,32 @@ static bool frame_is_current(const dlxi_coordinator *c, const dlxi_frame *frame)
            frame->round == c->round && frame->attempt == c->attempt;
 }
 
-/* Whether two reports name the same cause: they may differ in how long it has lasted. */
-static bool same_cause(const char *a, const char *b) {
-    const char *end = strstr(a, " for ");
-    size_t bytes = end != NULL ? (size_t)(end - a) : strlen(a);
-    return strncmp(a, b, bytes) == 0;
+/* Of a report's cause: reports of one cause may differ in how long it has lasted. */
+static uint64_t cause_of(const char *why) {
+    const char *end = strstr(why, " for ");
+    return dlxi_hash(why, end != NULL ? (size_t)(end - why) : strlen(why), 0);
 }
 
-/* Counts the report, and says what of it operators are told: the first of its kind, then each time
- * that the trouble has lasted twice as long. */
+/* Counts the report, and says what of it operators are told: each cause at first, and again each
+ * time that the trouble has lasted twice as long. */
 static const char *trouble_note(dlxi_coordinator *c, const char *why) {
     dlxi_trouble *t = &c->trouble;
-    if (t->since_ms == 0) *t = (dlxi_trouble){.since_ms = c->now_ms != 0 ? c->now_ms : 1};
+    if (t->since_ms == 0) {
+        *t = (dlxi_trouble){.since_ms = c->now_ms != 0 ? c->now_ms : 1};
+        t->told_ms = t->since_ms;
+    }
     t->seen_ms = c->now_ms;
     t->attempts++;
-    bool again = same_cause(why, t->text);
-    if (again && c->now_ms - t->since_ms < 2 * (t->told_ms - t->since_ms) + TELL_MS) return "";
-    t->told_ms = c->now_ms;
     dlxi_text_copy(t->text, sizeof t->text, why);
+    if (c->now_ms - t->since_ms >= 2 * (t->told_ms - t->since_ms) + TELL_MS) {
+        t->told_ms = c->now_ms;
+        t->told_count = 0;
+    }
+    uint64_t cause = cause_of(why);
+    for (uint32_t i = 0; i < t->told_count; i++)
+        if (t->told[i] == cause) return "";
+    if (t->told_count == DLXI_TROUBLE_CAUSES) return "";
+    t->told[t->told_count++] = cause;
     dlxi_coordinator_log(c, "round %llu: %s", (unsigned long long)c->round, why);
     return why;
 }

@@ -287,7 +287,7 @@ static void a_round_in_trouble_is_tried_until_the_patience_is_over(void **state)
     assert_in_range(lines, 4, 6); /* at 0, 1, 3, 7 and 15 s */
     assert_stopped(w, 2, DLX_PEER_LOST,
                    "round 1 did not commit for 20 s (wan.patience_s); last: no data from a to b "
-                   "for 15 s");
+                   "for 19 s");
     world_close(w);
 }
 
