@@ -52,8 +52,8 @@ static void *signals_take(void *unused) {
     return unused;
 }
 
-/* Handlers run on a thread of their own: on some virtual machines a thread that one interrupts loses
- * its vector registers, and training crashes. */
+/* Handlers run on a thread of their own: on some virtual machines a thread that one interrupts
+ * loses its vector registers, and training crashes. */
 void interrupts_catch(bool by_launcher) {
     pthread_t thread;
     launcher_signals = by_launcher;
