@@ -5,23 +5,48 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-static double now_s(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
+typedef struct bench_arguments {
+    const char *benchmark, *path, *sets[SETS_MAX + 1];
+    int threads, group;
+    uint32_t steps, stages;
+    int64_t megabytes;
+    bool f32;
+} bench_arguments;
 
-static int bench_model(long threads, long steps, bool f32) {
+static bench_arguments given;
+
+static const dlxi_option rows[] = {
+    DLXI_OPTION_ROW_POINTER(bench_arguments, "benchmark", benchmark, "BENCHMARK",
+                            "model: a training step; codec: the quantiser; stages: the parts of a "
+                            "pipeline"),
+    DLXI_OPTION_ROW_POINTER(bench_arguments, "config", path, "CONFIG",
+                            "stages: the run's options; the defaults unless given"),
+    DLXI_OPTION_ROW_INTEGER(bench_arguments, "--threads", threads, 1, DLXI_THREADS_MAX, "1",
+                            "model: of the computation", .value_name = "N"),
+    DLXI_OPTION_ROW_INTEGER(bench_arguments, "--steps", steps, 1, 1000, "7", "model: timed steps",
+                            .value_name = "N"),
+    DLXI_OPTION_ROW_BOOLEAN(bench_arguments, "--f32", f32, "false",
+                            "model: no bf16, even if the CPU has it"),
+    DLXI_OPTION_ROW_INTEGER(bench_arguments, "--megabytes", megabytes, 1, 65536, "64",
+                            "codec: buffer size", .value_name = "N"),
+    DLXI_OPTION_ROW_INTEGER(bench_arguments, "--group", group, 2, 1024, "64",
+                            "codec: values with one scale; even", .value_name = "N"),
+    DLXI_OPTION_ROW_INTEGER(bench_arguments, "--stages", stages, 1, DLXI_STAGES_MAX, "2",
+                            "stages: how many", .value_name = "N"),
+    DLXI_OPTION_ROW_LIST(bench_arguments, "--set", sets, "KEY=VALUE",
+                         "stages: one option of the config; may be given often"),
+};
+
+static int model_bench(void) {
     enum { BATCH = 4, LENGTH = 64 };
     dlx_bench_model_result r;
     dlx_error error;
-    printf("GPT-2 124M shape, %d x %d tokens a step, AdamW included, %ld thread%s, %ld timed steps "
+    printf("GPT-2 124M shape, %d x %d tokens per step, AdamW included, %d thread%s, %u timed steps "
            "...\n",
-           BATCH, LENGTH, threads, threads == 1 ? "" : "s", steps);
+           BATCH, LENGTH, given.threads, given.threads == 1 ? "" : "s", given.steps);
     fflush(stdout);
-    if (dlx_bench_model(&r, BATCH, LENGTH, (uint32_t)steps, (int)threads, f32, &error) != DLX_OK)
+    if (dlx_bench_model(&r, BATCH, LENGTH, given.steps, given.threads, given.f32, &error) != DLX_OK)
         return fail_with(&error);
     printf("kernels             %s, %s\n", r.backend, r.precision);
     printf("parameters          %.1f M (with the head, without the position table)\n",
@@ -36,16 +61,16 @@ static int bench_model(long threads, long steps, bool f32) {
     return EXIT_DONE;
 }
 
-static int by_value(const void *a, const void *b) {
+static int values_compare(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
 }
 
 /* memcpy, encode and decode in turn, so that all three see the same machine; medians. */
-static int bench_codec(long megabytes, long group) {
+static int codec_bench(void) {
     enum { RUNS = 9, BITS = 4 };
-    size_t count = (size_t)megabytes * (1 << 20) / sizeof(float);
-    size_t code_bytes = dlx_codec_bound(count, BITS, (int)group);
+    size_t count = (size_t)given.megabytes * (1 << 20) / sizeof(float);
+    size_t code_bytes = dlx_codec_bound(count, BITS, given.group);
     float *values = malloc(count * sizeof *values), *back = malloc(count * sizeof *back);
     void *codes = malloc(code_bytes);
     double seconds[3][RUNS];
@@ -61,19 +86,20 @@ static int bench_codec(long megabytes, long group) {
         at[0] = now_s();
         memcpy(back, values, count * sizeof *values);
         at[1] = now_s();
-        status = dlx_codec_encode(codes, values, count, BITS, (int)group, &error);
+        status = dlx_codec_encode(codes, values, count, BITS, given.group, &error);
         at[2] = now_s();
         if (status == DLX_OK)
-            status = dlx_codec_decode(back, codes, code_bytes, count, BITS, (int)group, &error);
+            status = dlx_codec_decode(back, codes, code_bytes, count, BITS, given.group, &error);
         at[3] = now_s();
         for (int k = 0; k < 3 && run >= 0; k++) seconds[k][run] = at[k + 1] - at[k];
     }
     if (status == DLX_OK) {
         static const char *const names[] = {"memcpy", "int4 encode", "int4 decode"};
-        printf("%ld MiB of f32, groups of %ld, %.2f x smaller, one thread, median of %d\n",
-               megabytes, group, (double)(count * sizeof *values) / (double)code_bytes, RUNS);
+        printf("%lld MiB of f32, groups of %d, %.2f x smaller, one thread, median of %d\n",
+               (long long)given.megabytes, given.group,
+               (double)(count * sizeof *values) / (double)code_bytes, RUNS);
         for (int k = 0; k < 3; k++) {
-            qsort(seconds[k], RUNS, sizeof(double), by_value);
+            qsort(seconds[k], RUNS, sizeof(double), values_compare);
             printf("%-12s %6.2f GB/s of f32\n", names[k],
                    (double)(count * sizeof *values) * 1e-9 / seconds[k][RUNS / 2]);
         }
@@ -84,17 +110,16 @@ static int bench_codec(long megabytes, long group) {
     return status == DLX_OK ? EXIT_DONE : fail_with(&error);
 }
 
-static int bench_stages(const char *path, long stages, const char **sets) {
+static int stages_bench(void) {
     dlx_bench_stages_result r;
     dlx_error error;
-    dlx_config *config = load_config(path, NULL, sets);
-    if (config == NULL) return EXIT_USE;
-    dlx_status status = dlx_bench_stages(&r, config, (uint32_t)stages, &error);
+    dlx_config *config = NULL;
+    dlx_status status = config_read(&config, given.path, NULL, given.sets, &error);
+    if (status == DLX_OK) status = dlx_bench_stages(&r, config, given.stages, &error);
     dlx_config_close(&config);
     if (status != DLX_OK) return fail_with(&error);
     printf("forward and backward of one micro-batch, medians; in brackets, of a block's: measured, "
-           "and as site.cut: auto "
-           "has it\n");
+           "and as site.cut: auto has it\n");
     printf("block               %9.3f ms\n", 1e3 * r.block_s);
     printf("embedding           %9.3f ms (%.2f, %.2f)\n", 1e3 * r.embedding_s,
            r.embedding_s / r.block_s, r.embedding_share);
@@ -106,35 +131,22 @@ static int bench_stages(const char *path, long stages, const char **sets) {
     return EXIT_DONE;
 }
 
-int bench_main(int count, char **arguments) {
-    const char *positional[2] = {NULL}, *sets[SETS_MAX + 1] = {NULL}, *stages_text = "2",
-               *threads_text = "1", *steps_text = "7", *megabytes_text = "64", *group_text = "64";
-    bool f32 = false;
-    int exit_code;
-    long threads, steps, megabytes, group, stages;
-    const option_spec specs[] = {
-        {"threads", "N", "model: 1 unless given", &threads_text, NULL, NULL},
-        {"steps", "N", "model: timed steps; 7 unless given", &steps_text, NULL, NULL},
-        {"f32", NULL, "model: no bf16, even where the CPU has it", NULL, &f32, NULL},
-        {"megabytes", "N", "codec: buffer size; 64 unless given", &megabytes_text, NULL, NULL},
-        {"group", "N", "codec: values with one scale; 64 unless given", &group_text, NULL, NULL},
-        {"stages", "N", "stages: how many; 2 unless given", &stages_text, NULL, NULL},
-        {"set", "KEY=VALUE", "stages: one option of the config; may be given often", NULL, NULL,
-         sets},
-    };
-    if (parse_arguments(count, arguments, specs, sizeof specs / sizeof *specs, positional, 1, 2,
-                        &exit_code))
-        return exit_code;
-    const char *what = positional[0];
-    if (!parse_number(threads_text, "--threads", 1, 1024, &threads) ||
-        !parse_number(steps_text, "--steps", 1, 1000, &steps) ||
-        !parse_number(megabytes_text, "--megabytes", 1, 65536, &megabytes) ||
-        !parse_number(group_text, "--group", 2, 1024, &group) ||
-        !parse_number(stages_text, "--stages", 1, 256, &stages))
-        return EXIT_USE;
-    if (group % 2 != 0) return fail_use("--group: %ld is odd; allowed: even, 2 to 1024", group);
-    if (strcmp(what, "model") == 0) return bench_model(threads, steps, f32);
-    if (strcmp(what, "codec") == 0) return bench_codec(megabytes, group);
-    if (strcmp(what, "stages") == 0) return bench_stages(positional[1], stages, sets);
-    return fail_use("bench: '%s' is none; there are model, codec and stages", what);
+static int run(void) {
+    if (given.group % 2 != 0)
+        return fail_use("bench: --group: %d is odd; allowed: even, 2 to 1024", given.group);
+    if (strcmp(given.benchmark, "model") == 0) return model_bench();
+    if (strcmp(given.benchmark, "codec") == 0) return codec_bench();
+    if (strcmp(given.benchmark, "stages") == 0) return stages_bench();
+    return fail_use("bench: unknown benchmark '%s'; choose model, codec or stages",
+                    given.benchmark);
 }
+
+const command bench_command = {
+    .name = "bench",
+    .use = "model | codec | stages [CONFIG]",
+    .summary = "how fast this machine is at it",
+    .arguments = COMMAND_TABLE(rows),
+    .needed = 1,
+    .values = &given,
+    .run = run,
+};

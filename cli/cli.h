@@ -1,107 +1,130 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the subcommands share. The command line uses the two public headers only. */
+/* What the subcommands share. The command line uses the two public headers, and for its flags the
+ * options engine with the limits of a run. */
 #ifndef DILOCOX_CLI_H
 #define DILOCOX_CLI_H
 
 #include <dilocox_train.h>
 
-enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USE = 2, LINE_BYTES = 256, SITES_MAX = 64 };
+#include "base/limits.h"
+#include "options/options.h"
 
+enum {
+    EXIT_DONE = 0,
+    EXIT_FAILED = 1,
+    EXIT_USE = 2,
+    LINE_BYTES = 256,
+    SITE_BYTES = 32, /* of "site-64", "coordinator" */
+    SETS_MAX = 128
+};
+
+/* ---- subcommands ----------------------------------------------------------------------------- */
+
+/* One subcommand, in a file of its own. */
 typedef struct command {
-    const char *name;
-    /* arguments[0] is the subcommand's name; returns the exit code */
-    int (*run)(int count, char **arguments);
-    const char *use, *summary;
+    const char *name, *use, *summary;
+    /* Keys that begin with "--" are flags; the others are positional, in order, and their first
+     * `needed` must be given. */
+    dlxi_option_table arguments;
+    int needed;
+    void *values;     /* what the table sets */
+    int (*run)(void); /* returns the exit code */
 } command;
 
-extern const command commands[];
+extern const command launch_command, train_command, coordinator_command, eval_command,
+    generate_command, tokenize_command, config_command, keygen_command, bench_command;
 
-int launch_main(int count, char **arguments);
-int train_main(int count, char **arguments);
-int coordinator_main(int count, char **arguments);
-int eval_main(int count, char **arguments);
-int generate_main(int count, char **arguments);
-int tokenize_main(int count, char **arguments);
-int config_main(int count, char **arguments);
-int keygen_main(int count, char **arguments);
-int bench_main(int count, char **arguments);
+#define COMMAND_TABLE(rows)                                                                        \
+    { (rows), sizeof(rows) / sizeof *(rows) }
 
-/* ---- arguments ------------------------------------------------------------------------------- */
+/* Sets the command's values from arguments[1 … count). Prints help or an error; true: the program
+ * ends with *exit_code. */
+bool arguments_parse(const command *c, int count, char **arguments, int *exit_code);
 
-/* One option of a subcommand: --name VALUE, or --name where flag is set. Given values land in the
- * pointers. */
-typedef struct option_spec {
-    const char *name, *value_name, *help;
-    const char **text;
-    bool *flag;
-    const char **many; /* --set: up to SETS_MAX, ended by NULL */
-} option_spec;
+/* What a subcommand with a run's config takes, as its member `config`. */
+typedef struct config_arguments {
+    const char *path, *run_dir, *sets[SETS_MAX + 1];
+} config_arguments;
 
-enum { SETS_MAX = 128 };
+#define CONFIG_ROWS(type)                                                                          \
+    DLXI_OPTION_ROW_POINTER(type, "config", config.path, "CONFIG",                                 \
+                            "the run's options, YAML; 'dilocox config --defaults' writes them"),   \
+        DLXI_OPTION_ROW_POINTER(type, "--run-dir", config.run_dir, "DIR", "instead of run.dir"),   \
+        DLXI_OPTION_ROW_LIST(type, "--set", config.sets, "KEY=VALUE",                              \
+                             "one option of the config; may be given often")
 
-/* Sorts `arguments` into options and at most `most` positional ones. Prints help or an error
- * itself: true where the subcommand is to return *exit_code. */
-bool parse_arguments(int count, char **arguments, const option_spec *specs, size_t spec_count,
-                     const char **positional, int least, int most, int *exit_code);
-/* A whole number in [low, high]; says what is wrong. */
-bool parse_number(const char *text, const char *name, long low, long high, long *out);
-bool parse_real(const char *text, const char *name, double low, double high, double *out);
-
-/* Defaults, then the file (may be NULL), then --run-dir, then --set. On failure *out is NULL. */
-dlx_status read_config(dlx_config **out, const char *path, const char *run_dir, const char **sets,
-                       dlx_error *error);
+/* Defaults, then the file and run.dir (may be NULL), then sets, which end with NULL. On failure
+ * *out is NULL. */
+dlx_status config_read(dlx_config **out, const char *path, const char *run_dir,
+                       const char *const *sets, dlx_error *error);
 /* The same; prints what is wrong, NULL then. */
-dlx_config *load_config(const char *path, const char *run_dir, const char **sets);
+dlx_config *config_load(const config_arguments *from);
 
 /* ---- messages -------------------------------------------------------------------------------- */
 
+/* Errors go to stderr as "dilocox: …". A child of `dilocox launch` prints on stdout instead, one
+ * line each, for launch to read:
+ *
+ *   listening ENDPOINT    the coordinator's address
+ *   step SITE TEXT        progress: replaces the site's line
+ *   text SITE TEXT        stays on the terminal
+ *   killed TEXT           a rank was ended by a signal
+ *   failed STATUS TEXT    why this process ends: a dlx_status, and its message */
+void speak_to_launcher(void);
+
 /* The exit code that the error's class means. */
 int exit_code_of(const dlx_error *error);
-/* "dilocox: …" on stderr. Returns the exit code. */
+/* Both return the exit code. */
 int fail_with(const dlx_error *error);
 int fail_use(const char *format, ...);
+void failure_say(dlx_status status, const char *text);
+void killed_say(const char *text);
+/* Whether what ends a run is the doing of a person or of another process. */
+bool is_consequence(dlx_status status);
 
 /* ---- ranks of an MPI job --------------------------------------------------------------------- */
 
 /* This process's rank as its launcher says, before MPI starts; −1: no launcher. */
 int launched_rank(void);
-/* Goes on in a child, and stays behind as its parent: who tells by which signal a rank ended, and
- * passes on signals. Only the child returns. `site` may be NULL. */
-void watch_rank(const char *path, const char **sets, const char *site);
-/* As fail_with, for a rank: where all failed, one of them speaks; where the others go on, says who
- * this is and ends the job. `cluster` and `config` may be NULL. */
-int fail_rank(dlx_cluster *cluster, const dlx_config *config, long job_sites, dlx_error *error);
+/* Continues in a child, and stays behind as its parent, which reports the signal that ended a rank
+ * and passes on signals. Only the child returns. `site` may be NULL. */
+void rank_watch(const config_arguments *from, const char *site);
+/* As fail_with, for a rank: if all failed, one of them prints its error; if the others go on, this
+ * one prints which rank it is and ends the job. `cluster` and `config` may be NULL. */
+int rank_fail(dlx_cluster *cluster, const dlx_config *config, int job_sites, dlx_error *error);
 
 /* ---- interrupts ------------------------------------------------------------------------------ */
 
-/* Set by the first SIGINT, SIGTERM or SIGUSR1. Where no launcher sends them (by_launcher), the
+/* Set by the first SIGINT, SIGTERM or SIGUSR1. Unless a launcher sends them (by_launcher), the
  * second ends the process at once. */
 extern volatile sig_atomic_t interrupted;
 void interrupt(void); /* sets it, from any thread or a handler */
 bool is_interrupted(void);
-void catch_interrupts(bool by_launcher);
+void interrupts_catch(bool by_launcher);
 
 /* ---- progress -------------------------------------------------------------------------------- */
 
-/* "step 120/480  loss 2.310  41.2k tokens/s  round 5  H 25  rank 16.0  sent 1.2 MB  busy 97%  left
+/* "step 120/480  loss 2.310  41.2k tokens/s  round 5  rank 16.0  H 25  sent 1.2 MB  busy 97%  left
  * 1:05" */
-void format_step(char line[LINE_BYTES], const dlx_event *event);
-void format_bytes(char text[32], double bytes);
+void step_format(char line[LINE_BYTES], const dlx_event *event);
+void bytes_format(char text[32], double bytes);
+double now_s(void); /* of a clock that only runs forward */
 
-/* One line a site, redrawn on a terminal; on a pipe, or if `plain`, a line a site every few
+/* One line per site, redrawn on a terminal; on a pipe, or if `plain`, a line per site every few
  * seconds. Any thread. */
 typedef struct display display;
 display *display_open(const char *const *names, int count, bool plain);
-/* `key` and `line` of step events replace the site's line; other text is printed above and stays.
- */
+/* `line` replaces the site's line; text is printed above and stays. */
 void display_step(display *d, int site, const char *line);
 void display_text(display *d, const char *site, const char *text);
 void display_close(display *d);
 
 /* The end of a run: RUN_DIR/summary.json in words, and a sample of what the model writes. */
-int print_results(const dlx_config *config);
+int results_print(const dlx_config *config);
+/* The end of an interrupted one. */
+int interruption_print(const dlx_config *config);
 
 /* launch with wan.link: mem: sites are threads of this process. */
-int launch_threads(const dlx_config *config, int sites);
+int threads_launch(const dlx_config *config, int sites);
 
 #endif

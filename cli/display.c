@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Progress: one live line a site on a terminal, plain lines on a pipe. */
+/* Progress: one live line per site on a terminal, plain lines on a pipe. */
 #include "cli.h"
 
 #include <math.h>
@@ -16,28 +16,28 @@ struct display {
     pthread_mutex_t mutex;
     bool terminal, drawn;
     int count, name_width;
-    const char *names[SITES_MAX];
-    char lines[SITES_MAX][LINE_BYTES];
-    double printed_s[SITES_MAX];
+    const char *names[DLXI_SITES_MAX];
+    char lines[DLXI_SITES_MAX][LINE_BYTES];
+    double printed_s[DLXI_SITES_MAX];
     double drawn_s;
 };
 
-static double now_s(void) {
+double now_s(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 
-void format_bytes(char text[32], double bytes) {
+void bytes_format(char text[32], double bytes) {
     static const char *const units[] = {"B", "kB", "MB", "GB", "TB", "PB"};
     int unit = 0;
     while (bytes >= 1000 && unit < 5) bytes /= 1000, unit++;
     snprintf(text, 32, unit == 0 ? "%.0f %s" : "%.1f %s", bytes, units[unit]);
 }
 
-void format_step(char line[LINE_BYTES], const dlx_event *event) {
+void step_format(char line[LINE_BYTES], const dlx_event *event) {
     char sent[32];
-    format_bytes(sent, (double)event->wan_bytes_sent);
+    bytes_format(sent, (double)event->wan_bytes_sent);
     double share =
         event->tokens_target > 0 ? (double)event->tokens / (double)event->tokens_target : 0;
     double steps =
@@ -64,8 +64,8 @@ display *display_open(const char *const *names, int count, bool plain) {
     return d;
 }
 
-/* The cursor stands below the block of lines, which is drawn over itself. */
-static void draw(display *d) {
+/* The cursor is below the block of lines, which is drawn over itself. */
+static void lines_draw(display *d) {
     if (d->drawn) printf("\033[%dA", d->count);
     /* a line too long for the terminal is cut, not wrapped: the block keeps its height */
     printf("\033[?7l");
@@ -77,7 +77,7 @@ static void draw(display *d) {
     d->drawn_s = now_s();
 }
 
-static void erase(display *d) {
+static void lines_erase(display *d) {
     if (!d->drawn) return;
     printf("\033[%dA\033[J", d->count);
     d->drawn = false;
@@ -89,7 +89,7 @@ void display_step(display *d, int site, const char *line) {
     snprintf(d->lines[site], LINE_BYTES, "%s", line);
     double now = now_s();
     if (d->terminal) {
-        if (now - d->drawn_s > 0.1) draw(d);
+        if (now - d->drawn_s > 0.1) lines_draw(d);
     } else if (now - d->printed_s[site] > PLAIN_EVERY_S) {
         printf("%-*s  %s\n", d->name_width, d->names[site], line);
         fflush(stdout);
@@ -101,7 +101,7 @@ void display_step(display *d, int site, const char *line) {
 void display_text(display *d, const char *site, const char *text) {
     if (d == NULL) return;
     pthread_mutex_lock(&d->mutex);
-    erase(d);
+    lines_erase(d);
     if (site != NULL)
         printf("%-*s  %s\n", d->name_width, site, text);
     else
@@ -112,7 +112,7 @@ void display_text(display *d, const char *site, const char *text) {
 
 void display_close(display *d) {
     if (d == NULL) return;
-    if (d->terminal && d->drawn) draw(d);
+    if (d->terminal && d->drawn) lines_draw(d);
     pthread_mutex_destroy(&d->mutex);
     free(d);
 }

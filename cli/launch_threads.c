@@ -13,31 +13,31 @@ typedef struct shared {
     display *display;
     int sites;
     atomic_int failed;
-    bool interrupted; /* that is why the first one ended; set by it, read after all are joined */
+    bool interrupted; /* why the first one ended; it sets this, read after all are joined */
 } shared;
 
 typedef struct worker {
     shared *shared;
     int index; /* the coordinator's is `sites` */
-    char name[32];
+    char name[SITE_BYTES];
     pthread_t thread;
     dlx_status status;
     dlx_error error;
-    int failed_as; /* the how-many-th to fail, from 1; 0: it did not */
+    int failed_as; /* its place among those that failed, from 1; 0: it did not */
 } worker;
 
 static void on_event(void *context, const dlx_event *event) {
     worker *w = context;
     char line[LINE_BYTES];
     if (event->kind == DLX_EVENT_STEP) {
-        format_step(line, event);
+        step_format(line, event);
         display_step(w->shared->display, w->index, line);
     } else if (event->kind == DLX_EVENT_MESSAGE) {
         display_text(w->shared->display, w->name, event->text);
     }
 }
 
-static void *run(void *context) {
+static void *worker_run(void *context) {
     worker *w = context;
     if (w->index == w->shared->sites) {
         dlx_coordinate_options options = DLX_COORDINATE_OPTIONS_INIT;
@@ -65,9 +65,9 @@ static void *run(void *context) {
     return NULL;
 }
 
-int launch_threads(const dlx_config *config, int sites) {
-    static worker workers[SITES_MAX + 1];
-    const char *names[SITES_MAX];
+int threads_launch(const dlx_config *config, int sites) {
+    static worker workers[DLXI_SITES_MAX + 1];
+    const char *names[DLXI_SITES_MAX];
     dlx_error error;
     shared all = {.config = config, .sites = sites};
     if (dlx_config_ranks(config) > 1)
@@ -84,22 +84,23 @@ int launch_threads(const dlx_config *config, int sites) {
     all.display = display_open(names, sites, false);
     int started = 0;
     while (started <= sites &&
-           pthread_create(&workers[started].thread, NULL, run, &workers[started]) == 0)
+           pthread_create(&workers[started].thread, NULL, worker_run, &workers[started]) == 0)
         started++;
     if (started <= sites) interrupt();
     for (int i = 0; i < started; i++) pthread_join(workers[i].thread, NULL);
     display_close(all.display);
     dlx_hub_close(&all.hub);
-    if (started <= sites) return fail_use("launch: no thread for site %d", started + 1);
+    if (started <= sites) return fail_use("launch: cannot start a thread for site %d", started + 1);
     const worker *first = NULL; /* the others failed since it did */
     for (int i = 0; i <= sites; i++)
         if (workers[i].failed_as > 0 && (first == NULL || workers[i].failed_as < first->failed_as))
             first = &workers[i];
-    if (first == NULL) return print_results(config);
+    if (first == NULL) return results_print(config);
     if (all.interrupted) {
-        fprintf(stderr, "dilocox: interrupted; what there is lies in %s\n",
-                dlx_config_run_dir(config));
-        return EXIT_FAILED;
+        for (int i = 0; i <= sites; i++)
+            if (workers[i].failed_as > 0 && !is_consequence(workers[i].status))
+                fprintf(stderr, "dilocox: %s: %s\n", workers[i].name, workers[i].error.message);
+        return interruption_print(config);
     }
     dlx_error named = {.status = first->status};
     snprintf(named.message, sizeof named.message, "%s failed: %.400s", first->name,

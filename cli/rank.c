@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A process as one rank of an MPI job: watched by a parent that learns how it ends, and one error
+/* A process as one rank of an MPI job: watched by a parent that reports how it ends, and one error
  * for all ranks. */
 #include "cli.h"
 
@@ -12,7 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* What mpirun, and srun --mpi=pmix, tell a process before MPI starts; −1: there is no launcher. */
+/* mpirun, and srun --mpi=pmix, set these before MPI starts. */
 int launched_rank(void) {
     static const char *const names[] = {"PMIX_RANK", "OMPI_COMM_WORLD_RANK"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
@@ -27,11 +27,11 @@ int launched_rank(void) {
 
 static volatile sig_atomic_t watched; /* the child's process id */
 
-static void pass_on(int number) {
+static void signal_pass(int number) {
     if (watched > 0) kill((pid_t)watched, number);
 }
 
-static void tell_signal(const dlx_config *config, const char *site, int number) {
+static void signal_report(const dlx_config *config, const char *site, int number) {
     char name[64];
     uint32_t rank = (uint32_t)launched_rank();
     snprintf(name, sizeof name, "rank %u", rank);
@@ -40,11 +40,13 @@ static void tell_signal(const dlx_config *config, const char *site, int number) 
     if (site != NULL) snprintf(of, sizeof of, " of site '%s'", site);
     if (site == NULL && config != NULL)
         snprintf(of, sizeof of, " of site-%u", rank / dlx_config_ranks(config) + 1);
-    fprintf(stderr, "dilocox: %s%s was ended by signal %d (%s)\n", name, of, number,
-            strsignal(number));
+    char text[256];
+    snprintf(text, sizeof text, "%s%s was ended by signal %d (%s)", name, of, number,
+             strsignal(number));
+    killed_say(text);
 }
 
-void watch_rank(const char *path, const char **sets, const char *site) {
+void rank_watch(const config_arguments *from, const char *site) {
     pid_t parent = getpid(), child = fork();
     if (child < 0) return; /* unwatched, then */
     if (child == 0) {
@@ -54,7 +56,7 @@ void watch_rank(const char *path, const char **sets, const char *site) {
         return;
     }
     watched = child;
-    struct sigaction action = {.sa_handler = pass_on, .sa_flags = SA_RESTART};
+    struct sigaction action = {.sa_handler = signal_pass, .sa_flags = SA_RESTART};
     static const int passed[] = {SIGINT, SIGTERM, SIGUSR1, SIGHUP};
     for (size_t i = 0; i < sizeof passed / sizeof *passed; i++) sigaction(passed[i], &action, NULL);
     int status;
@@ -66,24 +68,22 @@ void watch_rank(const char *path, const char **sets, const char *site) {
     if (got == child && WIFSIGNALED(status)) {
         dlx_config *config = NULL;
         dlx_error ignored;
-        if (read_config(&config, path, NULL, sets, &ignored) != DLX_OK) config = NULL;
-        tell_signal(config, site, WTERMSIG(status));
+        if (config_read(&config, from->path, NULL, from->sets, &ignored) != DLX_OK) config = NULL;
+        signal_report(config, site, WTERMSIG(status));
     }
     _exit(EXIT_FAILED);
 }
 
 /* The higher the rank, the longer it waits for the others: of several that failed, the first ends
  * the job, and speaks; mpirun's SIGTERM reaches the rest a second later. */
-static uint32_t patience_ms(const dlx_cluster *cluster, const dlx_error *error, long job_sites) {
+static uint32_t patience_ms(const dlx_cluster *cluster, const dlx_error *error, int job_sites) {
     enum { SOON_MS = 2000, SAVING_MS = 60000, STEP_MS = 2500, STEPS_MAX = 4 };
-    bool of_others = error->status == DLX_INTERRUPTED || error->status == DLX_PEER_LOST ||
-                     error->status == DLX_TIMEOUT;
     uint32_t rank = dlx_cluster_rank(cluster);
-    return (job_sites > 1 && of_others ? SAVING_MS : SOON_MS) +
+    return (job_sites > 1 && is_consequence(error->status) ? SAVING_MS : SOON_MS) +
            STEP_MS * (rank < STEPS_MAX ? rank : STEPS_MAX);
 }
 
-int fail_rank(dlx_cluster *cluster, const dlx_config *config, long job_sites, dlx_error *error) {
+int rank_fail(dlx_cluster *cluster, const dlx_config *config, int job_sites, dlx_error *error) {
     int exit_code = exit_code_of(error);
     if (cluster == NULL ||
         dlx_cluster_all_failed(cluster, error, patience_ms(cluster, error, job_sites))) {
@@ -98,8 +98,9 @@ int fail_rank(dlx_cluster *cluster, const dlx_config *config, long job_sites, dl
         snprintf(of, sizeof of, " of site-%u",
                  dlx_cluster_rank(cluster) / dlx_config_ranks(config) + 1);
     bool ended_by_another = dlx_cluster_rank(cluster) > 0 && is_interrupted();
-    if (!ended_by_another) fprintf(stderr, "dilocox: %s%s: %s\n", name, of, error->message);
-    fflush(NULL);
+    char text[sizeof name + sizeof of + sizeof error->message];
+    snprintf(text, sizeof text, "%s%s: %s", name, of, error->message);
+    if (!ended_by_another) failure_say(error->status, text);
     dlx_cluster_abort(cluster, exit_code);
     return exit_code;
 }

@@ -11,7 +11,7 @@ static double number(const json_t *summary, const char *key) {
     return json_number_value(json_object_get(summary, key));
 }
 
-static void print_sample(const char *weights) {
+static void sample_print(const char *weights) {
     const dlx_generate_options options = {.size = sizeof options,
                                           .prompt = "And ",
                                           .tokens = 240,
@@ -21,11 +21,11 @@ static void print_sample(const char *weights) {
                                           .threads = 1};
     dlx_error error;
     char *text;
-    /* weights of another tokenizer, say */
+    /* the weights are of another tokenizer, say */
     if (dlx_generate(&text, weights, &options, &error) != DLX_OK) return;
     printf("\na sample\n  ");
     for (const char *c = text; *c != '\0'; c++) {
-        /* a model that has learnt little writes anything, and a terminal obeys */
+        /* a model that has learnt little writes anything, even a terminal's control codes */
         putchar(((unsigned char)*c < ' ' && *c != '\n') || *c == 0x7f ? '?' : *c);
         if (*c == '\n') printf("  ");
     }
@@ -33,18 +33,24 @@ static void print_sample(const char *weights) {
     free(text);
 }
 
-int print_results(const dlx_config *config) {
+int interruption_print(const dlx_config *config) {
+    fprintf(stderr, "dilocox: interrupted; partial results are in %s\n",
+            dlx_config_run_dir(config));
+    return EXIT_FAILED;
+}
+
+int results_print(const dlx_config *config) {
     char path[1024], sent[32], equivalent[32];
-    const char *folder = dlx_config_run_dir(config);
-    snprintf(path, sizeof path, "%s/summary.json", folder);
+    const char *directory = dlx_config_run_dir(config);
+    snprintf(path, sizeof path, "%s/summary.json", directory);
     json_error_t why;
     json_t *summary = json_load_file(path, 0, &why);
     if (summary == NULL) {
         fprintf(stderr, "dilocox: %s: %s\n", path, why.text);
         return EXIT_FAILED;
     }
-    format_bytes(sent, number(summary, "wan_bytes_sent"));
-    format_bytes(equivalent, number(summary, "allreduce_bytes_equivalent"));
+    bytes_format(sent, number(summary, "wan_bytes_sent"));
+    bytes_format(equivalent, number(summary, "allreduce_bytes_equivalent"));
     printf("\nvalidation loss    %.4f before, %.4f after %.0f tokens in %.0f rounds\n",
            number(summary, "val_loss_initial"), number(summary, "val_loss"),
            number(summary, "tokens"), number(summary, "rounds"));
@@ -57,16 +63,16 @@ int print_results(const dlx_config *config) {
            number(summary, "tokens_per_s"));
     const char *hash = json_string_value(json_object_get(summary, "anchor_hash"));
     printf("anchor             %s\n", hash != NULL ? hash : "differs between sites");
-    snprintf(path, sizeof path, "%s/weights/config.json", folder);
+    snprintf(path, sizeof path, "%s/weights/config.json", directory);
     if (access(path, F_OK) == 0) {
-        snprintf(path, sizeof path, "%s/weights", folder);
-        print_sample(path);
-        printf("\nfiles in %s: summary.json, <site>/metrics.jsonl, weights (%s/weights)\n", folder,
-               folder);
-    } else { /* this machine is no site's */
+        snprintf(path, sizeof path, "%s/weights", directory);
+        sample_print(path);
+        printf("\nfiles in %s: summary.json, <site>/metrics.jsonl, weights (%s/weights)\n",
+               directory, directory);
+    } else { /* no site is on this machine */
         printf("\nthe summary is %s/summary.json; the weights are on the site whose name sorts "
                "first\n",
-               folder);
+               directory);
     }
     json_decref(summary);
     return EXIT_DONE;

@@ -4,18 +4,21 @@
  * Tier 1 of the interface, and tier 3 (the codec by itself). The native trainer is in
  * dilocox_train.h.
  *
- *   dlx_sync      one site's side of a run: opened over named tensors, stepped after every inner step
- *   dlx_coordinator   the run's rendezvous, leases and commits; one a run, in any process
- *   dlx_hub       joins sites and a coordinator that are threads of one process (the `mem` link)
+ *   dlx_sync          one site of a run: opened over named tensors, stepped after each inner step
+ *   dlx_coordinator   the run's rendezvous, leases and commits; one per run, in any process
+ *   dlx_hub           joins sites and a coordinator that are threads of a process (the `mem` link)
  *
  * Conventions. Functions return a dlx_status and, where one is given, fill the caller's dlx_error.
  * On failure nothing is handed over: what the caller owned it still owns, and every *out is NULL.
  * `*_close(&p)` takes NULL and half-built objects, joins their threads, and sets p to NULL. The
  * library does not print, exit, or install signal handlers. Sizes are in the unit that ends the
- * name. Arrays are row-major. A struct that begins with `size` is set with its DLX_*_INIT macro; a
- * library that knows it in another size refuses it instead of reading past its end. Calls on one
- * object come from one thread at a time unless said, block only where said, and return DLX_ARGUMENT
- * for a NULL that must not be one. */
+ * name. Arrays are row-major. Calls on one object come from one thread at a time unless said, block
+ * only where said, and return DLX_ARGUMENT for a NULL that must not be one.
+ *
+ * A struct that begins with `size` grows at its end. Begin with its DLX_*_INIT macro, or from
+ * another language with its *_default function. Members that the caller's header lacks have their
+ * defaults; members that the library lacks must be zero, or it returns DLX_ARGUMENT, naming both
+ * sizes. */
 #ifndef DILOCOX_H
 #define DILOCOX_H
 
@@ -180,69 +183,141 @@ typedef void (*dlx_log)(void *context, const char *line);
 typedef dlx_status (*dlx_gather)(void *context, void *all, const void *own, size_t bytes,
                                  dlx_error *error);
 
-/* As an outer learning rate or momentum: choose for me. */
+/* ---- options of the synchroniser ------------------------------------------------------------- */
+
+/* As a value of an AUTO option: chosen for the overlap. */
 #define DLX_AUTO (-1.0)
+
+/* X(kind, field, key, default, min, max, sites, comment), one row per option. It gives the field of
+ * dlx_sync_config with its default, the check of its range, the comparison of the sites' settings
+ * when they join, and the trainer's option `key`. Rows are in the order of memory: add new ones at
+ * the end.
+ *
+ *   kind         C type           values
+ *   OVERLAP      dlx_overlap      in a config file, a word
+ *   ADAPTATION   dlx_adaptation   in a config file, a word
+ *   COUNT        uint32_t
+ *   INT          int
+ *   BITS         int              4, 8, 16, or 32, in a config file `none`: not quantised
+ *   REAL         double
+ *   AUTO         double           or DLX_AUTO, in a config file `auto`
+ *   FLAG         bool
+ *   MS           uint32_t         milliseconds, in a config file seconds
+ *
+ * sites: SAME if all sites must have the same value, OWN if each has its own. */
+/* clang-format off */
+#define DLX_SYNC_OPTION_TABLE(X)                                                                   \
+    X(OVERLAP, overlap, "sync.overlap", DLX_OVERLAP_CARRY, 0, DLX_OVERLAP_CARRY, SAME,             \
+      "what training does while a round's update travels")                                         \
+    X(COUNT, inner_steps, "sync.inner_steps", 16, 1, 100000, SAME,                                 \
+      "H: inner steps per round")                                                                  \
+    X(COUNT, inner_steps_min, "sync.inner_steps_min", 1, 1, 100000, SAME,                          \
+      "adaptation's lower bound of H")                                                             \
+    X(COUNT, inner_steps_max, "sync.inner_steps_max", 0, 0, 200000, SAME,                          \
+      "train on past H to here while an exchange is late, then wait; 0: 1.5 H")                    \
+    X(COUNT, exchange_steps, "sync.exchange_steps", 0, 0, 100000, SAME,                            \
+      "carry: apply exactly this many steps after submission, so that a run repeats; 0: at once")  \
+    X(AUTO, outer_learning_rate, "sync.outer_learning_rate", DLX_AUTO, 0, 10, SAME,                \
+      "of the outer Nesterov step")                                                                \
+    X(AUTO, outer_momentum, "sync.outer_momentum", DLX_AUTO, 0, 0.999, SAME,                       \
+      "of the outer Nesterov step")                                                                \
+    X(ADAPTATION, adaptation, "sync.adaptation", DLX_ADAPTATION_PAPER, 0, DLX_ADAPTATION_LINK,     \
+      SAME, "of rank and H: off, by spectrum (paper), by link")                                    \
+    X(INT, factor_rank, "sync.compression.rank", 64, 0, 1024, SAME,                                \
+      "columns of the low-rank factors, if they are smaller than the matrix; 0: none")             \
+    X(INT, factor_rank_min, "sync.compression.rank_min", 0, 0, 1024, SAME,                         \
+      "adaptation's lower bound; 0: a quarter of rank")                                            \
+    X(INT, factor_rank_max, "sync.compression.rank_max", 0, 0, 1024, SAME,                         \
+      "adaptation's upper bound; 0: twice rank")                                                   \
+    X(BITS, bits, "sync.compression.bits", 4, 4, 32, SAME,                                         \
+      "of a value sent")                                                                           \
+    X(INT, group, "sync.compression.group", 64, 2, 1024, SAME,                                     \
+      "values that share a scale; even")                                                           \
+    X(FLAG, error_feedback, "sync.compression.error_feedback", true, false, true, SAME,            \
+      "what was not sent is sent later")                                                           \
+    X(FLAG, keep_unsent, "sync.compression.keep_unsent", true, false, true, SAME,                  \
+      "none, carry: a site trains on from what it has not sent yet, and so does not do it again")  \
+    X(MS, timeout_ms, "wan.timeout_s", 10000, 1000, 86400000, OWN,                                 \
+      "declare a peer lost after this long without a message")
+
+/* The same for the coordinator; key "": no option of a config file, or one of the table above. */
+#define DLX_COORDINATOR_OPTION_TABLE(X)                                                            \
+    X(COUNT, sites, "", 2, 1, 64, OWN,                                                             \
+      "how many sites take part")                                                                  \
+    X(MS, timeout_ms, "", 10000, 1000, 86400000, OWN,                                              \
+      "declare a site lost after this long without a message")                                     \
+    X(MS, patience_ms, "wan.patience_s", 600000, 1000, 86400000, OWN,                              \
+      "a round that began to fail has this long to commit before the run ends")
+/* clang-format on */
+
+/* The C types of the kinds. */
+#define DLX_TYPE_OVERLAP    dlx_overlap
+#define DLX_TYPE_ADAPTATION dlx_adaptation
+#define DLX_TYPE_COUNT      uint32_t
+#define DLX_TYPE_INT        int
+#define DLX_TYPE_BITS       int
+#define DLX_TYPE_REAL       double
+#define DLX_TYPE_AUTO       double
+#define DLX_TYPE_FLAG       bool
+#define DLX_TYPE_MS         uint32_t
+
+/* Eight bytes per option: a field that a later version adds never lies in the padding of an older
+ * struct. */
+#ifdef __cplusplus
+#define DLX_OPTION_ALIGN alignas(8)
+#else
+#define DLX_OPTION_ALIGN _Alignas(8)
+#endif
+#define DLX_OPTION_FIELD(kind, field, key, standard, min, max, sites, comment)                     \
+    DLX_OPTION_ALIGN DLX_TYPE_##kind field;
+#define DLX_OPTION_DEFAULT(kind, field, key, standard, min, max, sites, comment)                   \
+    .field = (standard),
+
+/* ---- one site -------------------------------------------------------------------------------- */
 
 typedef struct dlx_sync_config {
     size_t size;
-    const char *site; /* its name: 1 to 63 of A–Z a–z 0–9 . _ - */
+    const char *site; /* its name: 1 to 63 of A–Z a–z 0–9 . _ -, not beginning with . or - */
     /* within the site; 0 of 1. Each rank opens the tensors that it alone synchronises, and
      * exchanges them with the ranks of the same number elsewhere; 1 to 1024 */
     uint16_t rank, ranks;
-    /* needed where ranks > 1: all ranks hand out, apply, fail and are interrupted at the same step */
+    /* needed if ranks > 1: all ranks submit, apply, fail and are interrupted at the same step */
     dlx_gather gather;
     void *gather_context;
     dlx_link_config link;
-    uint64_t seed;
-    /* settings that all sites must share, "key: value\n" a line; the coordinator refuses a site
+    uint64_t seed; /* of the low-rank bases; equal on all sites */
+    /* settings that all sites must share, "key: value\n" per line; the coordinator refuses a site
      * that differs, naming the key. NULL: none */
     const char *shared_text;
-
-    dlx_overlap overlap;
-    uint32_t inner_steps;     /* H, 1 to 100000 */
-    uint32_t inner_steps_min; /* adaptation's lower bound, 1 to H */
-    uint32_t inner_steps_max; /* train on past H while an exchange is late, then wait; 0: H + H/2 */
     /* the largest factor that dlx_sync_pace will be given, 1 to 100; sizes the leases */
     double pace_max;
-    /* carry: apply a commit exactly so many steps after the hand-out, so that a run repeats to the
-     * bit; 0: as soon as it is there */
-    uint32_t exchange_steps;
-    double outer_learning_rate, outer_momentum; /* DLX_AUTO: chosen for the overlap */
-    dlx_adaptation adaptation;
-    int factor_rank; /* r of the low-rank factors, 1 to 1024; 0: no factors */
-    int factor_rank_min,
-        factor_rank_max; /* adaptation's bounds; 0: a quarter of and twice factor_rank */
-    int bits;            /* 4, 8, 16, or 32 for none */
-    int group;           /* values with one scale: even, 2 to 1024 */
-    bool error_feedback;
-    /* none, carry: go on from θ − e and not from θ, so that what waits in e is not done again */
-    bool keep_unsent;
-
     uint64_t windows, tokens_per_window; /* of the training data; 0: this run uses no leases */
     uint64_t data_hash;                  /* equal on all sites */
-    uint32_t windows_per_step;           /* sizes the leases */
-    uint32_t timeout_ms;                 /* a peer not heard of for so long is lost */
+    uint32_t windows_per_step;           /* 1 to 1000000 if there are windows; sizes the leases */
     dlx_log log;
     void *log_context;
     /* may be NULL; as dlx_sync_interrupt, for a signal handler (from another thread call that
      * function instead); must outlive the sync */
     const volatile sig_atomic_t *interrupted;
-    /* for tensors of the caller's memory; staging: f32 values for a chunk to pass through, so that a
-     * caller can copy ahead; NULL: the library's own */
+    /* for tensors of the caller's memory; staging: f32 values for a chunk to pass through, so that
+     * a caller can copy ahead; NULL: the library's own */
     dlx_fetch fetch;
     dlx_store store;
     void *memory_context;
     float *staging;
     size_t staging_bytes;
+    DLX_SYNC_OPTION_TABLE(DLX_OPTION_FIELD)
 } dlx_sync_config;
 
 #define DLX_SYNC_CONFIG_INIT                                                                       \
     {                                                                                              \
-        .size = sizeof(dlx_sync_config), .ranks = 1, .seed = 1, .overlap = DLX_OVERLAP_CARRY,      \
-        .inner_steps = 16, .inner_steps_min = 1, .pace_max = 1, .outer_learning_rate = DLX_AUTO,   \
-        .outer_momentum = DLX_AUTO, .factor_rank = 64, .bits = 4, .group = 64,                     \
-        .error_feedback = true, .keep_unsent = true, .timeout_ms = 10000                           \
+        .size = sizeof(dlx_sync_config), .ranks = 1, .seed = 1, .pace_max = 1,                     \
+        DLX_SYNC_OPTION_TABLE(DLX_OPTION_DEFAULT)                                                  \
     }
+
+/* *config ← the defaults of DLX_SYNC_CONFIG_INIT. size: of the caller's struct; nothing behind it
+ * is written. Never fails; any thread. */
+DLX_API void dlx_sync_config_default(dlx_sync_config *config, size_t size);
 
 typedef struct dlx_sync dlx_sync;
 
@@ -354,24 +429,22 @@ typedef struct dlx_coordinator dlx_coordinator;
 typedef struct dlx_coordinator_config {
     size_t size;
     dlx_link_config link;
-    uint32_t sites;          /* 1 to 64 */
-    uint64_t tokens;         /* the run ends when so many are committed */
+    uint64_t tokens;         /* the run ends when this many are committed; 1 or more */
     const char *shared_text; /* compared with every site's; NULL: the first site's is */
-    uint32_t timeout_ms;
     dlx_log log;
     void *log_context;
     /* A site's report; called on the thread in dlx_coordinator_run. May be NULL. */
     void (*on_report)(void *context, const char *site, const char *text);
     void *report_context;
     const volatile sig_atomic_t *interrupted; /* as in dlx_sync_config */
-    uint32_t patience_ms; /* a round that began to fail has so long to commit before the run ends */
+    DLX_COORDINATOR_OPTION_TABLE(DLX_OPTION_FIELD)
 } dlx_coordinator_config;
 
 #define DLX_COORDINATOR_CONFIG_INIT                                                                \
-    {                                                                                              \
-        .size = sizeof(dlx_coordinator_config), .sites = 2, .timeout_ms = 10000,                   \
-        .patience_ms = 600000                                                                      \
-    }
+    { .size = sizeof(dlx_coordinator_config), DLX_COORDINATOR_OPTION_TABLE(DLX_OPTION_DEFAULT) }
+
+/* As dlx_sync_config_default. */
+DLX_API void dlx_coordinator_config_default(dlx_coordinator_config *config, size_t size);
 
 DLX_API dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_config *config,
                                         dlx_error *error);

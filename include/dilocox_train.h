@@ -130,6 +130,9 @@ typedef struct dlx_train_options {
 #define DLX_TRAIN_OPTIONS_INIT                                                                     \
     { .size = sizeof(dlx_train_options), .job_sites = 1 }
 
+/* As dlx_sync_config_default. */
+DLX_API void dlx_train_options_default(dlx_train_options *options, size_t size);
+
 /* Trains one rank of a site, from joining the run to its end; blocks. Rank 0 writes metrics.jsonl
  * and summary.json to RUN_DIR/<site>, and the first site its weights to RUN_DIR/weights. A run that
  * fails or is interrupted leaves the same: a summary that says so, and the last committed weights,
@@ -154,6 +157,9 @@ typedef struct dlx_coordinate_options {
 
 #define DLX_COORDINATE_OPTIONS_INIT                                                                \
     { .size = sizeof(dlx_coordinate_options), .sites = 2 }
+
+/* As dlx_sync_config_default. */
+DLX_API void dlx_coordinate_options_default(dlx_coordinate_options *options, size_t size);
 
 /* Coordinates a run; blocks until it ends. Writes RUN_DIR/summary.json unless it fails. DLX_CONFIG,
  * DLX_SYSTEM; the statuses of dlx_coordinator_open and dlx_coordinator_run. */
@@ -184,6 +190,9 @@ typedef struct dlx_generate_options {
         .size = sizeof(dlx_generate_options), .tokens = 200, .temperature = 0.8, .top_k = 40,      \
         .seed = 1, .threads = 1                                                                    \
     }
+
+/* As dlx_sync_config_default. */
+DLX_API void dlx_generate_options_default(dlx_generate_options *options, size_t size);
 
 /* *text ← the prompt and its continuation, not always UTF-8; free with free(). Blocks; any thread.
  * DLX_CONFIG, DLX_DATA, DLX_SYSTEM: the checkpoint; DLX_CONFIG: its vocabulary is

@@ -111,7 +111,7 @@ def subcommand(program, name):
     use, *lines = ask(program, name, "--help").strip().splitlines()
     page = [f".SS {roff(use)}"]
     for line in lines:
-        option = re.match(r"\s+(--\S.*?)\s{2,}(\S.*)$", line)
+        option = re.match(r"\s+(--\S.*?|[A-Z]+)\s{2,}(\S.*)$", line)
         if option is None and line.strip():
             page.append(roff(line.strip()))
         elif option and option[1] != "--help":

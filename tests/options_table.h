@@ -32,7 +32,11 @@ typedef struct test_config {
     } wan;
 } test_config;
 
-static const char *const test_overlaps[] = {"none", "delayed", "eager", "carry", NULL};
+static const char *const test_overlaps[] = {[TEST_NONE] = "none",
+                                            [TEST_DELAYED] = "delayed",
+                                            [TEST_EAGER] = "eager",
+                                            [TEST_CARRY] = "carry",
+                                            NULL};
 
 static const dlxi_option test_options[] = {
     DLXI_OPTION_ROW_STRING(test_config, "name", name, "first run", "what the run is called"),

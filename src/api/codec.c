@@ -3,24 +3,26 @@
 #include <string.h>
 
 #include "codec/codec.h"
+#include "outer/sync_options.h"
 
-enum { GROUP_MAX = 1024 };
+enum { GROUP_MAX = DLXI_MAX_group };
 
-static bool in_range(int bits, int group) {
+static bool is_in_range(int bits, int group) {
     return (bits == 4 || bits == 8 || bits == 16 || bits == 32) && group >= 2 &&
            group <= GROUP_MAX && group % 2 == 0;
 }
 
 size_t dlx_codec_bound(size_t count, int bits, int group) {
-    if (!in_range(bits, group)) return 0;
+    if (!is_in_range(bits, group)) return 0;
     size_t whole = count / (size_t)group + (count % (size_t)group != 0);
     size_t bytes = dlxi_quantiser_group_bytes((dlxi_quantiser){bits, group});
     return whole > SIZE_MAX / bytes ? 0 : whole * bytes;
 }
 
-static dlx_status check(const void *dst, const void *src, int bits, int group, dlx_error *error) {
+static dlx_status arguments_check(const void *dst, const void *src, int bits, int group,
+                                  dlx_error *error) {
     if (dst == NULL || src == NULL) DLX_FAIL(error, ARGUMENT, "dlx_codec: an argument is NULL");
-    if (!in_range(bits, group))
+    if (!is_in_range(bits, group))
         DLX_FAIL(error, ARGUMENT,
                  "bits %d, group %d: bits is 4, 8, 16 or 32, group is even and 2 to %d", bits,
                  group, GROUP_MAX);
@@ -29,7 +31,7 @@ static dlx_status check(const void *dst, const void *src, int bits, int group, d
 
 dlx_status dlx_codec_encode(void *dst, const float *src, size_t count, int bits, int group,
                             dlx_error *error) {
-    DLX_TRY(check(dst, src, bits, group, error));
+    DLX_TRY(arguments_check(dst, src, bits, group, error));
     dlxi_quantiser q = {bits, group};
     size_t whole = count / (size_t)group, rest = count % (size_t)group;
     dlxi_arithmetic saved;
@@ -49,7 +51,7 @@ dlx_status dlx_codec_encode(void *dst, const float *src, size_t count, int bits,
 
 dlx_status dlx_codec_decode(float *dst, const void *src, size_t src_bytes, size_t count, int bits,
                             int group, dlx_error *error) {
-    DLX_TRY(check(dst, src, bits, group, error));
+    DLX_TRY(arguments_check(dst, src, bits, group, error));
     dlxi_quantiser q = {bits, group};
     if (src_bytes != dlx_codec_bound(count, bits, group))
         DLX_FAIL(error, DATA, "%zu bytes do not hold %zu values of %d bits; %zu would", src_bytes,

@@ -6,6 +6,8 @@
 #include "api/link_config.h"
 #include "base/clock.h"
 #include "base/memory.h"
+#include "base/sized.h"
+#include "outer/sync_options.h"
 #include "sync/coordinate.h"
 
 enum { ATTEMPTS_MAX = 5 };
@@ -16,41 +18,57 @@ struct dlx_coordinator {
     char endpoint[DLXI_ENDPOINT_BYTES];
 };
 
-dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_config *config,
-                                dlx_error *error) {
-    if (out == NULL || config == NULL)
-        DLX_FAIL(error, ARGUMENT, "dlx_coordinator_open: an argument is NULL");
-    *out = NULL;
-    if (config->size != sizeof *config)
-        DLX_FAIL(error, ARGUMENT, "size is %zu, not %zu; begin with DLX_COORDINATOR_CONFIG_INIT",
-                 config->size, sizeof *config);
-    if (config->sites < 1 || config->sites > DLXI_SITES_MAX)
-        DLX_FAIL(error, CONFIG, "sites: %u is out of range; allowed: 1 to %d", config->sites,
-                 DLXI_SITES_MAX);
+static const dlx_coordinator_config config_default = DLX_COORDINATOR_CONFIG_INIT;
+
+#define ROW(kind, field, ...)                                                                      \
+    DLXI_OPTION_FROM_ROW(dlx_coordinator_config, field, kind, field, __VA_ARGS__)
+#define MAX(kind, field, key, standard, low, high, ...) MAX_##field = (high),
+static const dlxi_option rows[] = {DLX_COORDINATOR_OPTION_TABLE(ROW)};
+enum { DLX_COORDINATOR_OPTION_TABLE(MAX) };
+_Static_assert((int)MAX_sites == (int)DLXI_SITES_MAX, "one limit");
+_Static_assert((int)MAX_timeout_ms == (int)DLXI_MAX_timeout_ms, "one limit");
+
+void dlx_coordinator_config_default(dlx_coordinator_config *config, size_t size) {
+    dlxi_sized_default(config, size, &config_default, sizeof config_default);
+}
+
+static dlx_status config_check(const dlx_coordinator_config *config, dlx_error *error) {
+    const dlxi_option_table table = {rows, sizeof rows / sizeof *rows};
+    DLX_TRY(dlxi_options_check(config, &table, false, error));
     if (config->tokens == 0)
-        DLX_FAIL(error, CONFIG, "tokens: 0 is out of range; a run ends when so many are committed");
-    if (config->timeout_ms < 1000)
-        DLX_FAIL(error, CONFIG, "timeout_ms: %u is out of range; allowed: 1000 and more",
-                 config->timeout_ms);
+        DLX_FAIL(error, CONFIG,
+                 "tokens: 0 is out of range; a run ends when this many are committed");
     if (config->shared_text != NULL && strlen(config->shared_text) > DLXI_TEXT_MAX)
         DLX_FAIL(error, CONFIG, "shared_text is longer than %d bytes", DLXI_TEXT_MAX);
+    return DLX_OK;
+}
+
+dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_config *given,
+                                dlx_error *error) {
+    if (out == NULL || given == NULL)
+        DLX_FAIL(error, ARGUMENT, "dlx_coordinator_open: an argument is NULL");
+    *out = NULL;
+    dlx_coordinator_config config = config_default;
+    DLX_TRY(dlxi_sized_read(&config, sizeof config, offsetof(dlx_coordinator_config, sites), given,
+                            "DLX_COORDINATOR_CONFIG_INIT", error));
+    DLX_TRY(config_check(&config, error));
     dlx_status status = DLX_OK;
     dlx_coordinator *c = NULL;
     DLX_TRY_OUT(DLXI_NEW(&c, 1, error));
-    c->config = *config;
-    c->at_work.log = config->log;
-    c->at_work.log_context = config->log_context;
-    c->at_work.interrupted_too = config->interrupted;
-    dlxi_coordinator_settings settings = {.sites = (uint16_t)config->sites,
-                                          .tokens_target = config->tokens,
-                                          .shared_text = config->shared_text,
-                                          .timeout_ms = config->timeout_ms,
-                                          .patience_ms = config->patience_ms,
+    c->config = config;
+    c->at_work.log = config.log;
+    c->at_work.log_context = config.log_context;
+    c->at_work.interrupted_too = config.interrupted;
+    dlxi_coordinator_settings settings = {.sites = (uint16_t)config.sites,
+                                          .tokens_target = config.tokens,
+                                          .shared_text = config.shared_text,
+                                          .timeout_ms = config.timeout_ms,
+                                          .patience_ms = config.patience_ms,
                                           .attempts_max = ATTEMPTS_MAX};
     DLX_TRY_OUT(
         dlxi_coordinator_open(&c->at_work.machine, &settings, dlxi_clock_ns() / 1000000, error));
-    DLX_TRY_OUT(dlxi_link_open_coordinator(&c->at_work.link, &config->link, config->timeout_ms,
-                                           config->log, config->log_context, c->endpoint, error));
+    DLX_TRY_OUT(dlxi_link_open_coordinator(&c->at_work.link, &config.link, config.timeout_ms,
+                                           config.log, config.log_context, c->endpoint, error));
     *out = c;
     return DLX_OK;
 out:

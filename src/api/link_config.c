@@ -39,7 +39,7 @@ static dlxi_link_settings link_settings(const dlx_link_config *config, const cha
 }
 
 /* *out ← what opens the link; NULL: the hub does. */
-static dlx_status find_opener(const opener **out, const dlx_link_config *config, dlx_error *error) {
+static dlx_status opener_find(const opener **out, const dlx_link_config *config, dlx_error *error) {
     *out = NULL;
     if (config->hub != NULL) return DLX_OK;
     if (config->coordinator == NULL)
@@ -62,7 +62,7 @@ dlx_status dlxi_link_open_site(dlxi_link **out, const dlx_link_config *config, c
                                uint16_t rank, dlx_log log, void *log_context, dlx_error *error) {
     const opener *open;
     *out = NULL;
-    DLX_TRY(find_opener(&open, config, error));
+    DLX_TRY(opener_find(&open, config, error));
     if (open == NULL) return config->hub->open_site(config->hub, out, site, rank, error);
     dlxi_link_settings settings = link_settings(config, site, log, log_context);
     return open->site(out, &settings, error);
@@ -74,7 +74,7 @@ dlx_status dlxi_link_open_coordinator(dlxi_link **out, const dlx_link_config *co
     *out = NULL;
     const opener *open;
     endpoint[0] = '\0';
-    DLX_TRY(find_opener(&open, config, error));
+    DLX_TRY(opener_find(&open, config, error));
     if (open == NULL) return config->hub->open_coordinator(config->hub, out, error);
     dlxi_link_settings settings = link_settings(config, "coordinator", log, log_context);
     settings.timeout_ms = timeout_ms;

@@ -6,6 +6,8 @@
 enum {
     DLXI_SITES_MAX = 64,
     DLXI_RANKS_MAX = 1024,     /* per site */
+    DLXI_STAGES_MAX = 256,     /* per site */
+    DLXI_THREADS_MAX = 1024,   /* per rank */
     DLXI_RUN_RANKS_MAX = 4096, /* of all sites */
     DLXI_SITE_NAME_MAX = 63,   /* characters; *_BYTES count the terminator too */
     DLXI_NAME_BYTES = DLXI_SITE_NAME_MAX + 1,

@@ -11,20 +11,6 @@
 
 const char dlxi_coordinator_name[] = "coordinator";
 
-static bool name_character(char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' ||
-           c == '_' || c == '-';
-}
-
-bool dlxi_name_valid(const char *name) {
-    size_t characters = strlen(name);
-    if (characters == 0 || characters >= DLXI_NAME_BYTES || name[0] == '.' || name[0] == '-')
-        return false;
-    for (size_t i = 0; i < characters; i++)
-        if (!name_character(name[i])) return false;
-    return true;
-}
-
 const dlxi_roster_line *dlxi_roster_by_name(const dlxi_roster *roster, const char *name) {
     for (size_t i = 0; i < roster->count; i++)
         if (strcmp(roster->lines[i].name, name) == 0) return &roster->lines[i];
@@ -66,10 +52,8 @@ static dlx_status name_parse(dlxi_roster_line *dst, const char *word, size_t cha
     if (characters < DLXI_NAME_BYTES) memcpy(dst->name, word, characters);
     if (characters >= DLXI_NAME_BYTES || strlen(dst->name) != characters ||
         !dlxi_name_valid(dst->name))
-        DLX_FAIL(error, CONFIG,
-                 "wan.roster: %s:%zu: the name '%s' is not allowed; names have 1 to %d of the "
-                 "characters A-Z a-z 0-9 . _ - and begin with a letter, digit or _",
-                 path, line, word_show(text, word, characters), DLXI_NAME_BYTES - 1);
+        DLX_FAIL(error, CONFIG, "wan.roster: %s:%zu: the name '%s' is not allowed; " DLXI_NAME_RULE,
+                 path, line, word_show(text, word, characters));
     return DLX_OK;
 }
 

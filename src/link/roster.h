@@ -11,6 +11,7 @@
 #ifndef DLXI_LINK_ROSTER_H
 #define DLXI_LINK_ROSTER_H
 
+#include "base/name.h"
 #include "link/link.h"
 
 enum { DLXI_KEY_BYTES = 32, DLXI_ROSTER_NAMES_MAX = 256, DLXI_ROSTER_BYTES_MAX = 64 * 1024 };
@@ -40,9 +41,6 @@ typedef struct dlxi_roster {
 
 /* Z85 text of exactly 40 characters to a key. */
 bool dlxi_key_decode(uint8_t key[DLXI_KEY_BYTES], const char *text);
-
-/* 1 to 63 of A–Z a–z 0–9 . _ -, not beginning with '.' or '-', since names become directories. */
-bool dlxi_name_valid(const char *name);
 
 /* `path` is only named in errors, which begin `wan.roster:`. On failure *out is undefined. */
 dlx_status dlxi_roster_parse(dlxi_roster *out, const char *text, size_t text_bytes,

@@ -265,9 +265,8 @@ static dlx_status site_open(dlxi_zmq_site *me, const dlxi_link_settings *setting
     const char *name = settings->name != NULL ? settings->name : "";
     if (!dlxi_name_valid(name) || strcmp(name, dlxi_coordinator_name) == 0)
         DLX_FAIL(error, CONFIG,
-                 "site.name: '%.80s' is not allowed; names have 1 to %d of the characters A-Z a-z "
-                 "0-9 . _ - and begin with a letter, digit or _; 'coordinator' is taken",
-                 name, DLXI_NAME_BYTES - 1);
+                 "site.name: '%.80s' is not allowed; " DLXI_NAME_RULE "; 'coordinator' is taken",
+                 name);
     DLX_TRY(dlxi_zmq_begin(&me->zmq, settings, name, false, error));
     return control_dial(me, error);
 }

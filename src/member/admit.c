@@ -2,16 +2,11 @@
 /* Who may join a run, and what is said to those who may not. */
 #include <string.h>
 
+#include "base/name.h"
 #include "options/options.h"
 #include "member/coordinator_internal.h"
 
 #define TOKENS_PER_WINDOW_MAX (UINT64_C(1) << 24)
-
-static bool name_is_valid(const char *name) {
-    size_t length =
-        strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-");
-    return length > 0 && name[length] == '\0';
-}
 
 bool dlxi_coordinator_has_no_room(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
                                   const char *proved_name, const dlxi_run_site *s,
@@ -19,9 +14,8 @@ bool dlxi_coordinator_has_no_room(char text[DLXI_REASON_MAX + 1], const dlxi_coo
     size_t size = DLXI_REASON_MAX + 1;
     if (c->welcomed)
         return snprintf(text, size, "the run has begun with %u sites; start a new run", c->count);
-    if (!name_is_valid(hello->site))
-        return snprintf(text, size, "a site's name is 1 to %d of A-Z a-z 0-9 . _ -; set --site",
-                        DLXI_SITE_NAME_MAX);
+    if (!dlxi_name_valid(hello->site))
+        return snprintf(text, size, "a site's name is not allowed; " DLXI_NAME_RULE "; set --site");
     if (proved_name[0] != '\0' && strcmp(proved_name, hello->site) != 0)
         return snprintf(text, size, "site '%s' uses the key of '%s'; set --site or wan.key",
                         hello->site, proved_name);

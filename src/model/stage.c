@@ -27,10 +27,10 @@ static dlx_status options_validate(const dlxi_model_config *config,
     DLXI_ASSERT(options->first_layer >= 0 && options->first_layer <= options->end_layer);
     DLXI_ASSERT(options->end_layer <= config->layers);
     DLXI_ASSERT(options->slots >= 1 && options->slots <= 4096);
-    if (options->batch < 1 || options->batch > 65536)
+    if (options->batch < 1 || options->batch > DLXI_MICRO_BATCH_MAX)
         DLX_FAIL(error, CONFIG,
-                 "train.micro_batch: %" PRId64 " is out of range; allowed: 1 to 65536 windows",
-                 options->batch);
+                 "train.micro_batch: %" PRId64 " is out of range; allowed: 1 to %d windows",
+                 options->batch, DLXI_MICRO_BATCH_MAX);
     if (options->length < 1 || options->length > config->context)
         DLX_FAIL(error, CONFIG,
                  "window length %" PRId64 " is out of range; allowed: 1 to model.context (%" PRId64

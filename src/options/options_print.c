@@ -7,23 +7,24 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { VALUE_BYTES = 8192, COMMENT_COLUMN = 40 };
+enum { COMMENT_COLUMN = 40 };
 
-typedef void print_option(FILE *out, const void *values, const dlxi_option_table *table, size_t i);
+typedef void table_printer(FILE *out, const void *values, const dlxi_option_table *table);
 
-/* *out ← what `print` writes for every option in turn. */
-static dlx_status print_all(char **out, const void *values, const dlxi_option_table *table,
-                            print_option *print, dlx_error *error) {
+/* *out ← what `print` writes. */
+static dlx_status text_print(char **out, const void *values, const dlxi_option_table *table,
+                             table_printer *print, dlx_error *error) {
     char *text = NULL;
     size_t text_bytes = 0;
     *out = NULL;
     FILE *stream = open_memstream(&text, &text_bytes);
-    if (stream == NULL)
-        DLX_FAIL(error, MEMORY,
-                 "out of memory: text of the options; free some memory and try again");
-    for (size_t i = 0; i < table->count; i++) print(stream, values, table, i);
-    bool failed = ferror(stream) != 0;
-    if (fclose(stream) != 0 || failed) {
+    bool failed = stream == NULL;
+    if (!failed) {
+        print(stream, values, table);
+        failed = ferror(stream) != 0;
+        failed = fclose(stream) != 0 || failed;
+    }
+    if (failed) {
         free(text);
         DLX_FAIL(error, MEMORY,
                  "out of memory: text of the options; free some memory and try again");
@@ -32,42 +33,25 @@ static dlx_status print_all(char **out, const void *values, const dlxi_option_ta
     return DLX_OK;
 }
 
-/* The bare value; strings without quotes. */
-static void print_value(FILE *out, const void *values, const dlxi_option *option) {
-    const void *field = (const char *)values + option->offset;
-    char real[DLXI_OPTION_REAL_BYTES];
-    int choice;
-    switch (option->kind) {
-    case DLXI_OPTION_INTEGER:
-        if (*(const int64_t *)field == DLXI_OPTION_AUTO_INTEGER)
-            fputs("auto", out);
-        else
-            fprintf(out, "%lld", (long long)*(const int64_t *)field);
-        break;
-    case DLXI_OPTION_REAL:
-        if (dlxi_option_is_auto(*(const double *)field)) {
-            fputs("auto", out);
-        } else {
-            dlxi_option_show_real(real, *(const double *)field);
-            fputs(real, out);
-        }
-        break;
-    case DLXI_OPTION_BOOLEAN:
-        fputs(*(const bool *)field ? "true" : "false", out);
-        break;
-    case DLXI_OPTION_STRING:
-        fwrite(field, 1, strnlen((const char *)field, option->size), out);
-        break;
-    case DLXI_OPTION_CHOICE:
-        memcpy(&choice, field, sizeof choice);
-        fputs(option->choices[choice], out);
-        break;
-    }
+/* What a string holds, or its default if values is NULL. */
+static const char *string_of(const void *values, const dlxi_option *option) {
+    return values != NULL ? (const char *)values + option->offset : option->default_text;
 }
 
-/* Text as a YAML scalar: bare where it can't be taken for anything else, in double quotes
+/* The bare value, strings without quotes; values NULL: the default. */
+static int value_print(FILE *out, const void *values, const dlxi_option *option) {
+    char number[DLXI_OPTION_VALUE_BYTES];
+    if (option->kind == DLXI_OPTION_STRING || (values == NULL && option->default_text != NULL))
+        return fprintf(out, "%s", string_of(values, option));
+    dlxi_option_show_number(number, option,
+                            values != NULL ? dlxi_option_number(values, option)
+                                           : option->default_value);
+    return fprintf(out, "%s", number);
+}
+
+/* Text as a YAML scalar: bare if it can't be taken for anything else, in double quotes
  * otherwise. Returns its width. */
-static int print_yaml_string(FILE *out, const char *text, size_t text_bytes) {
+static int yaml_string_print(FILE *out, const char *text, size_t text_bytes) {
     static const char safe[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./-";
     bool bare =
         text_bytes > 0 && text[0] != '-' && !(text_bytes == 4 && memcmp(text, "null", 4) == 0);
@@ -84,92 +68,95 @@ static int print_yaml_string(FILE *out, const char *text, size_t text_bytes) {
     return width;
 }
 
-/* ---- YAML ------------------------------------------------------------------------------------ */
+/* ---- YAML and help --------------------------------------------------------------------------- */
 
-static size_t common_section_bytes(const char *a, const char *b) {
-    size_t common = 0;
-    for (size_t i = 0; a[i] != '\0' && a[i] == b[i]; i++) {
-        if (a[i] == '.') common = i + 1;
-    }
-    return common;
+typedef void option_printer(FILE *out, const void *values, const dlxi_option *option, int depth);
+
+/* Pads from `width` to the column of comments. */
+static void comment_print(FILE *out, int width, const char *mark, const dlxi_option *option) {
+    char allowed[DLXI_OPTION_ALLOWED_BYTES];
+    dlxi_option_show_allowed(allowed, option);
+    fprintf(out, "%*s%s%s; %s\n", width < COMMENT_COLUMN - 1 ? COMMENT_COLUMN - width : 2, "", mark,
+            option->comment, allowed);
 }
 
-/* Opens the sections that option i is in and its neighbour is not; returns how deep it stands. */
-static int print_sections(FILE *out, const dlxi_option_table *table, size_t i) {
-    const char *key = table->options[i].key;
-    size_t shared = i > 0 ? common_section_bytes(table->options[i - 1].key, key) : 0;
-    int depth = 0;
-    if (i > 0 && shared == 0) fputc('\n', out);
-    size_t begin = 0;
-    for (const char *dot = strchr(key, '.'); dot != NULL; dot = strchr(dot + 1, '.')) {
-        size_t end = (size_t)(dot - key);
-        if (end >= shared)
-            fprintf(out, "%*s%.*s:\n", 2 * depth, "", (int)(end - begin), key + begin);
-        begin = end + 1;
-        depth++;
-    }
-    return depth;
-}
-
-static void print_yaml_option(FILE *out, const void *values, const dlxi_option_table *table,
-                              size_t i) {
-    const dlxi_option *option = &table->options[i];
-    int depth = print_sections(out, table, i);
+static void yaml_option_print(FILE *out, const void *values, const dlxi_option *option, int depth) {
     const char *last = strrchr(option->key, '.');
     int width = fprintf(out, "%*s%s: ", 2 * depth, "", last != NULL ? last + 1 : option->key);
     if (option->kind == DLXI_OPTION_STRING) {
-        const char *text =
-            values != NULL ? (const char *)values + option->offset : option->default_text;
-        width += print_yaml_string(out, text, strnlen(text, option->size));
-    } else if (values == NULL) {
-        width += fprintf(out, "%s", option->default_text);
+        const char *text = string_of(values, option);
+        width += yaml_string_print(out, text, strnlen(text, option->size));
     } else {
-        long before = ftell(out);
-        print_value(out, values, option);
-        width += (int)(ftell(out) - before);
+        width += value_print(out, values, option);
     }
-    char allowed[DLXI_OPTION_ALLOWED_BYTES];
-    dlxi_option_show_allowed(allowed, option);
-    fprintf(out, "%*s# %s; %s\n", width < COMMENT_COLUMN - 1 ? COMMENT_COLUMN - width : 2, "",
-            option->comment, allowed);
+    comment_print(out, width, "# ", option);
+}
+
+static void help_option_print(FILE *out, const void *values, const dlxi_option *option, int depth) {
+    (void)depth;
+    int width = fprintf(out, "  %s=", option->key);
+    comment_print(out, width + value_print(out, values, option), "", option);
+}
+
+/* The options whose key begins with `section` ("sync."), its own first, then those of the sections
+ * in it; `headings` names these. */
+static void section_print(FILE *out, const void *values, const dlxi_option_table *table,
+                          const char *section, size_t section_bytes, option_printer *print,
+                          bool headings) {
+    int depth = 0;
+    for (size_t i = 0; i < section_bytes; i++) depth += section[i] == '.';
+    for (size_t i = 0; i < table->count; i++) {
+        const dlxi_option *option = &table->options[i];
+        if (option->key[0] != '\0' && strncmp(option->key, section, section_bytes) == 0 &&
+            strchr(option->key + section_bytes, '.') == NULL)
+            print(out, values, option, depth);
+    }
+    for (size_t i = 0; i < table->count; i++) {
+        const char *key = table->options[i].key;
+        const char *dot =
+            strncmp(key, section, section_bytes) == 0 ? strchr(key + section_bytes, '.') : NULL;
+        if (dot == NULL ||
+            dlxi_option_find_section(table, key, (size_t)(dot - key)) != &table->options[i])
+            continue;
+        if (headings && depth == 0 && ftell(out) > 0) fputc('\n', out);
+        if (headings)
+            fprintf(out, "%*s%.*s:\n", 2 * depth, "", (int)(dot - key - (ptrdiff_t)section_bytes),
+                    key + section_bytes);
+        section_print(out, values, table, key, (size_t)(dot - key) + 1, print, headings);
+    }
+}
+
+static void yaml_print(FILE *out, const void *values, const dlxi_option_table *table) {
+    section_print(out, values, table, "", 0, yaml_option_print, true);
 }
 
 dlx_status dlxi_options_print_yaml(char **out, const void *values, const dlxi_option_table *table,
                                    dlx_error *error) {
-    return print_all(out, values, table, print_yaml_option, error);
+    return text_print(out, values, table, yaml_print, error);
 }
 
-/* ---- help ------------------------------------------------------------------------------------ */
-
-static void print_help_option(FILE *out, const void *values, const dlxi_option_table *table,
-                              size_t i) {
-    (void)values;
-    const dlxi_option *option = &table->options[i];
-    char allowed[DLXI_OPTION_ALLOWED_BYTES];
-    dlxi_option_show_allowed(allowed, option);
-    int width = fprintf(out, "  %s=%s", option->key, option->default_text);
-    fprintf(out, "%*s%s; %s\n", width < COMMENT_COLUMN - 1 ? COMMENT_COLUMN - width : 2, "",
-            option->comment, allowed);
+static void help_print(FILE *out, const void *values, const dlxi_option_table *table) {
+    section_print(out, values, table, "", 0, help_option_print, false);
 }
 
 dlx_status dlxi_options_print_help(char **out, const dlxi_option_table *table, dlx_error *error) {
-    return print_all(out, NULL, table, print_help_option, error);
+    return text_print(out, NULL, table, help_print, error);
 }
 
 /* ---- canonical text -------------------------------------------------------------------------- */
 
-static void print_canonical_option(FILE *out, const void *values, const dlxi_option_table *table,
-                                   size_t i) {
-    const dlxi_option *option = &table->options[i];
-    if (option->site_may_differ) return;
-    fprintf(out, "%s: ", option->key);
-    print_value(out, values, option);
-    fputc('\n', out);
+static void canonical_print(FILE *out, const void *values, const dlxi_option_table *table) {
+    for (size_t i = 0; i < table->count; i++) {
+        if (table->options[i].site_may_differ || table->options[i].key[0] == '\0') continue;
+        fprintf(out, "%s: ", table->options[i].key);
+        value_print(out, values, &table->options[i]);
+        fputc('\n', out);
+    }
 }
 
 dlx_status dlxi_options_print_canonical(char **out, const void *values,
                                         const dlxi_option_table *table, dlx_error *error) {
-    return print_all(out, values, table, print_canonical_option, error);
+    return text_print(out, values, table, canonical_print, error);
 }
 
 typedef struct line {
@@ -178,7 +165,7 @@ typedef struct line {
 } line;
 
 /* The line that begins at text[0]; all zero at the end. A line without ": " is all key. */
-static line cut_line(const char *text, size_t text_bytes) {
+static line line_cut(const char *text, size_t text_bytes) {
     line cut = {.key = text, .value = text};
     if (text == NULL || text_bytes == 0) return cut;
     const char *end = memchr(text, '\n', text_bytes);
@@ -193,7 +180,7 @@ static line cut_line(const char *text, size_t text_bytes) {
 
 static bool has_key(const char *text, size_t text_bytes, const line *wanted) {
     while (text_bytes > 0) {
-        line at = cut_line(text, text_bytes);
+        line at = line_cut(text, text_bytes);
         if (at.key_bytes == wanted->key_bytes && memcmp(at.key, wanted->key, at.key_bytes) == 0)
             return true;
         text += at.bytes;
@@ -206,7 +193,7 @@ bool dlxi_options_canonical_equal(dlxi_option_difference *out, const char *ours,
                                   const char *theirs, size_t theirs_bytes) {
     static const char absent[] = "(absent)";
     for (;;) {
-        line mine = cut_line(ours, ours_bytes), other = cut_line(theirs, theirs_bytes);
+        line mine = line_cut(ours, ours_bytes), other = line_cut(theirs, theirs_bytes);
         if (mine.bytes == 0 && other.bytes == 0) return true;
         if (mine.bytes == other.bytes && memcmp(ours, theirs, mine.bytes) == 0) {
             ours += mine.bytes, ours_bytes -= mine.bytes;
@@ -215,7 +202,7 @@ bool dlxi_options_canonical_equal(dlxi_option_difference *out, const char *ours,
         }
         bool same_key = mine.bytes > 0 && other.bytes > 0 && mine.key_bytes == other.key_bytes &&
                         memcmp(mine.key, other.key, mine.key_bytes) == 0;
-        /* different keys: the side whose key the other lacks is named; where both have both, the
+        /* different keys: the side whose key the other lacks is named; if both have both, the
          * order differs */
         bool name_mine = same_key || other.bytes == 0 ||
                          (mine.bytes > 0 && !has_key(theirs, theirs_bytes, &mine));

@@ -17,11 +17,10 @@ typedef struct loader {
     const char *name; /* of the file */
     dlx_error *error;
     yaml_parser_t parser;
-    yaml_event_t event; /* the last one read; zeroed where there is none */
-    size_t
-        /* [table.count, DEPTH_MAX+1]: where an option (slot 0) or its section of depth d (slot d)
-         * stood */
-        *first_line;
+    yaml_event_t event; /* the last one read; zeroed if there is none */
+    /* [table.count, DEPTH_MAX+1]: the line of an option (slot 0) or of its section of depth d (slot
+     * d); 0: none yet */
+    size_t *first_line;
     char path[DLXI_OPTION_KEY_BYTES];
 } loader;
 
@@ -47,7 +46,7 @@ static const char *where(const loader *l, char dst[DLXI_OPTION_SHOWN_BYTES + 24]
 #define WHERE_IT_IS(l) WHERE((l), line_of(l))
 
 /* Reads the next event into l->event, and refuses what a config has no use for. */
-static dlx_status next_event(loader *l) {
+static dlx_status event_next(loader *l) {
     yaml_event_delete(&l->event);
     if (!yaml_parser_parse(&l->parser, &l->event)) {
         memset(&l->event, 0, sizeof l->event);
@@ -81,20 +80,20 @@ static dlx_status next_event(loader *l) {
     return DLX_OK;
 }
 
-/* Notes that an option or section stands in this line; a second time is an error. */
-static dlx_status claim(loader *l, const dlxi_option *option, int slot, size_t line) {
+/* Notes that an option or section is in this line; a second time is an error. */
+static dlx_status slot_claim(loader *l, const dlxi_option *option, int slot, size_t line) {
     size_t *first =
         &l->first_line[(size_t)(option - l->table->options) * (DEPTH_MAX + 1) + (size_t)slot];
     if (*first != 0) {
-        DLX_FAIL(l->error, CONFIG, "%s: %s: given twice; it stands in line %zu already",
-                 WHERE(l, line), l->path, *first);
+        DLX_FAIL(l->error, CONFIG, "%s: %s: given twice, in line %zu too", WHERE(l, line), l->path,
+                 *first);
     }
     *first = line;
     return DLX_OK;
 }
 
 /* l->path, path_bytes of it a section's, gets the key of the current event behind a dot. */
-static dlx_status append_key(loader *l, size_t path_bytes) {
+static dlx_status key_append(loader *l, size_t path_bytes) {
     if (l->event.type != YAML_SCALAR_EVENT) {
         DLX_FAIL(l->error, CONFIG, "%s: a key must be one word, not a %s", WHERE_IT_IS(l),
                  l->event.type == YAML_SEQUENCE_START_EVENT ? "list" : "map");
@@ -109,8 +108,8 @@ static dlx_status append_key(loader *l, size_t path_bytes) {
     return DLX_OK;
 }
 
-/* The current event is the value of the option, whose key stands in key_line. */
-static dlx_status read_value(loader *l, const dlxi_option *option, size_t key_line) {
+/* The current event is the value of the option, whose key is in key_line. */
+static dlx_status value_read(loader *l, const dlxi_option *option, size_t key_line) {
     if (l->event.type != YAML_SCALAR_EVENT) {
         DLX_FAIL(l->error, CONFIG, "%s: %s: one value is expected, not a %s", WHERE_IT_IS(l),
                  l->path, l->event.type == YAML_SEQUENCE_START_EVENT ? "list" : "map");
@@ -127,14 +126,14 @@ static dlx_status read_value(loader *l, const dlxi_option *option, size_t key_li
                              l->error);
 }
 
-/* The current event opens a map whose keys are below l->path[0 … path_bytes). Recursion goes at
- * most DEPTH_MAX deep: every level's path is a section of the table. */
-static dlx_status read_map(loader *l, size_t path_bytes) {
+/* The current event opens a map whose keys are below l->path[0 … path_bytes). Recursion is at most
+ * DEPTH_MAX deep: every level's path is a section of the table. */
+static dlx_status map_read(loader *l, size_t path_bytes) {
     for (;;) {
-        DLX_TRY(next_event(l));
+        DLX_TRY(event_next(l));
         if (l->event.type == YAML_MAPPING_END_EVENT) return DLX_OK;
         size_t key_line = line_of(l);
-        DLX_TRY(append_key(l, path_bytes));
+        DLX_TRY(key_append(l, path_bytes));
         size_t bytes = strlen(l->path);
         const dlxi_option *option = dlxi_option_find(l->table, l->path, bytes);
         const dlxi_option *below = dlxi_option_find_section(l->table, l->path, bytes);
@@ -142,12 +141,13 @@ static dlx_status read_map(loader *l, size_t path_bytes) {
             return dlxi_option_fail_unknown(l->table, WHERE_IT_IS(l), l->path, bytes, l->error);
         int depth = 1;
         for (size_t i = 0; i < bytes; i++) depth += l->path[i] == '.';
-        DLX_TRY(claim(l, option != NULL ? option : below, option != NULL ? 0 : depth, key_line));
-        DLX_TRY(next_event(l));
+        DLX_TRY(
+            slot_claim(l, option != NULL ? option : below, option != NULL ? 0 : depth, key_line));
+        DLX_TRY(event_next(l));
         if (option != NULL) {
-            DLX_TRY(read_value(l, option, key_line));
+            DLX_TRY(value_read(l, option, key_line));
         } else if (l->event.type == YAML_MAPPING_START_EVENT) {
-            DLX_TRY(read_map(l, bytes));
+            DLX_TRY(map_read(l, bytes));
         } else if (l->event.type != YAML_SCALAR_EVENT ||
                    l->event.data.scalar.length > 0) { /* all commented out */
             DLX_FAIL(l->error, CONFIG,
@@ -157,18 +157,18 @@ static dlx_status read_map(loader *l, size_t path_bytes) {
     }
 }
 
-static dlx_status read_stream(loader *l) {
-    DLX_TRY(next_event(l)); /* the stream's start */
-    DLX_TRY(next_event(l));
+static dlx_status stream_read(loader *l) {
+    DLX_TRY(event_next(l)); /* the stream's start */
+    DLX_TRY(event_next(l));
     if (l->event.type == YAML_STREAM_END_EVENT) return DLX_OK; /* comments only */
-    DLX_TRY(next_event(l));
+    DLX_TRY(event_next(l));
     bool empty = l->event.type == YAML_SCALAR_EVENT && l->event.data.scalar.length == 0;
     if (!empty && l->event.type != YAML_MAPPING_START_EVENT)
         DLX_FAIL(l->error, CONFIG, "%s: a config is a map of sections, as 'run: {seed: 1}'",
                  WHERE_IT_IS(l));
-    if (!empty) DLX_TRY(read_map(l, 0));
-    DLX_TRY(next_event(l)); /* the document's end */
-    DLX_TRY(next_event(l));
+    if (!empty) DLX_TRY(map_read(l, 0));
+    DLX_TRY(event_next(l)); /* the document's end */
+    DLX_TRY(event_next(l));
     if (l->event.type != YAML_STREAM_END_EVENT)
         DLX_FAIL(l->error, CONFIG, "%s: a second document begins here; a config has one",
                  WHERE_IT_IS(l));
@@ -191,7 +191,7 @@ dlx_status dlxi_options_load_text(void *values, const dlxi_option_table *table, 
                  "out of memory: the config's parser; free some memory and try again");
     }
     yaml_parser_set_input_string(&l.parser, (const unsigned char *)text, text_bytes);
-    status = read_stream(&l);
+    status = stream_read(&l);
     yaml_event_delete(&l.event);
     yaml_parser_delete(&l.parser);
     free(l.first_line);

@@ -5,9 +5,7 @@
 #define DLXI_PIPELINE_PARTITION_H
 
 #include "model/model.h"
-#include "wire/messages.h" /* DLXI_RANKS_MAX: of a site */
-
-enum { DLXI_STAGES_MAX = 256 };
+#include "base/limits.h"
 
 typedef struct dlxi_partition {
     int stages;

@@ -4,24 +4,34 @@
 #include <string.h>
 
 #include "link/links.h"
+#include "outer/sync_options.h"
 
 enum { MICRO_BATCH_AUTO_MAX = 4 };
 
-static const char *const activations[] = {"gelu", "relu", NULL};
-static const char *const optimizers[] = {"adamw", "muon", NULL};
-static const char *const precisions[] = {"auto", "f32", "bf16", NULL};
-static const char *const overlaps[] = {"allreduce", "none", "delayed", "eager", "carry", NULL};
-static const char *const adaptations[] = {"off", "paper", "link", NULL};
-static const char *const paces[] = {"constant", "rate", NULL};
-static const char *const widths[] = {"4", "8", "16", "none", NULL};
+static const char *const activations[] = {[DLXI_GELU] = "gelu", [DLXI_RELU] = "relu", NULL};
+static const char *const optimizers[] = {
+    [DLXI_OPTIMIZER_ADAMW] = "adamw", [DLXI_OPTIMIZER_MUON] = "muon", NULL};
+static const char *const precisions[] = {[DLXI_PRECISION_AUTO] = "auto",
+                                         [DLXI_PRECISION_F32] = "f32",
+                                         [DLXI_PRECISION_BF16] = "bf16",
+                                         NULL};
+static const char *const paces[] = {
+    [DLXI_PACE_CONSTANT] = "constant", [DLXI_PACE_RATE] = "rate", NULL};
 static const char *const links[] = {DLXI_LINKS(DLXI_LINK_WORD) NULL};
-static const char *const securities[] = {"curve", "none", NULL};
+static const char *const securities[] = {
+    [DLXI_SECURITY_CURVE] = "curve", [DLXI_SECURITY_NONE] = "none", NULL};
 
 #define INTEGER(key, field, ...) DLXI_OPTION_ROW_INTEGER(dlxi_config, key, field, __VA_ARGS__)
 #define REAL(key, field, ...)    DLXI_OPTION_ROW_REAL(dlxi_config, key, field, __VA_ARGS__)
 #define BOOLEAN(key, field, ...) DLXI_OPTION_ROW_BOOLEAN(dlxi_config, key, field, __VA_ARGS__)
 #define STRING(key, field, ...)  DLXI_OPTION_ROW_STRING(dlxi_config, key, field, __VA_ARGS__)
 #define CHOICE(key, field, ...)  DLXI_OPTION_ROW_CHOICE(dlxi_config, key, field, __VA_ARGS__)
+
+#define SYNCHRONISER(kind, field, ...)                                                             \
+    DLXI_OPTION_FROM_ROW(dlxi_config, sync.field, kind, field, __VA_ARGS__)
+
+#define COORDINATOR(kind, field, ...)                                                              \
+    DLXI_OPTION_FROM_ROW(dlxi_config, coordinator.field, kind, field, __VA_ARGS__)
 
 #define LINK_TEXT(word, text) "; " #word ": " text
 
@@ -33,22 +43,25 @@ static const dlxi_option options[] = {
 
     CHOICE("model.family", model.family, dlxi_family_names, "llama",
            "gpt2 (also OPT) or llama (also Qwen)"),
-    INTEGER("model.layers", model.layers, 1, 1000, "4", "blocks"),
-    INTEGER("model.width", model.width, 2, 65536, "256",
+    INTEGER("model.layers", model.layers, 1, DLXI_LAYERS_MAX, "4", "blocks"),
+    INTEGER("model.width", model.width, 2, DLXI_WIDTH_MAX, "256",
             "of the residual stream; a multiple of heads"),
-    INTEGER("model.heads", model.heads, 1, 1024, "8", "attention heads"),
-    INTEGER("model.kv_heads", model.kv_heads, 0, 1024, "4",
+    INTEGER("model.heads", model.heads, 1, DLXI_HEADS_MAX, "8", "attention heads"),
+    INTEGER("model.kv_heads", model.kv_heads, 0, DLXI_HEADS_MAX, "4",
             "key and value heads, a divisor of heads; 0: as many as heads"),
-    INTEGER("model.mlp_width", model.mlp_width, 1, 262144, "704", "hidden width of a block's MLP"),
-    INTEGER("model.context", model.context, 2, 65536, "256", "tokens in a window"),
-    INTEGER("model.vocabulary", model.vocabulary, 2, 1e6, "256", "at least the data's"),
+    INTEGER("model.mlp_width", model.mlp_width, 1, DLXI_MLP_WIDTH_MAX, "704",
+            "hidden width of a block's MLP"),
+    INTEGER("model.context", model.context, 2, DLXI_CONTEXT_MAX, "256", "tokens in a window"),
+    INTEGER("model.vocabulary", model.vocabulary, 2, DLXI_VOCABULARY_MAX, "256",
+            "at least the data's"),
     CHOICE("model.activation", model.activation, activations, "gelu",
            "gpt2's MLP; llama has SwiGLU"),
     BOOLEAN("model.qkv_bias", model.qkv_bias, "false", "llama: biases on q, k and v, as Qwen has"),
     BOOLEAN("model.tied_head", model.tied_head, "false", "the head is the embedding table"),
-    REAL("model.rope_theta", model.rope_theta, 1, 1e9, "10000",
+    REAL("model.rope_theta", model.rope_theta, 1, (double)DLXI_ROPE_THETA_MAX, "10000",
          "llama: base of the rotary embedding"),
-    REAL("model.norm_epsilon", model.norm_epsilon, 1e-12, 1e-2, "1e-5", "added to variances"),
+    REAL("model.norm_epsilon", model.norm_epsilon, 1e-12, (double)DLXI_NORM_EPSILON_MAX, "1e-5",
+         "added to variances"),
 
     STRING("data.train", data.train, "data/kjv.train.tokens", "token file",
            .site_may_differ = true),
@@ -56,9 +69,9 @@ static const dlxi_option options[] = {
            .site_may_differ = true),
 
     REAL("train.tokens", train.tokens, 1, 1e15, "1.0e6", "of the whole run, all sites"),
-    INTEGER("train.batch", train.batch, 1, 1e6, "4", "windows a site and inner step"),
+    INTEGER("train.batch", train.batch, 1, 1e6, "4", "windows per site and inner step"),
     INTEGER(
-        "train.micro_batch", train.micro_batch, 1, 1e6, "auto",
+        "train.micro_batch", train.micro_batch, 1, DLXI_MICRO_BATCH_MAX, "auto",
         "windows at a time in a replica; auto: up to 4, and enough micro-batches for the stages",
         .allow_auto = true),
     CHOICE("train.optimizer", train.optimizer, optimizers, "muon",
@@ -72,7 +85,7 @@ static const dlxi_option options[] = {
     REAL("train.clip_norm", train.clip_norm, 0, 1e9, "1.0",
          "largest norm of all gradients together; 0: any"),
     CHOICE("train.precision", train.precision, precisions, "auto",
-           "of products; auto: bf16 where the CPU has it", .site_may_differ = true),
+           "of products; auto: bf16 if the CPU has it", .site_may_differ = true),
     CHOICE("train.backend", train.backend, dlxi_kernels_backends, "auto", "kernels",
            .site_may_differ = true),
     BOOLEAN("train.recompute", train.recompute, "false",
@@ -87,39 +100,13 @@ static const dlxi_option options[] = {
             "of each stage; batch is divided among them"),
     STRING("site.cut", site.cut, "auto",
            "layers of each stage, as 9,3; auto: so that stages take equally long"),
-    INTEGER("site.threads", site.threads, 1, 1024, "1", "of a rank", .site_may_differ = true),
+    INTEGER("site.threads", site.threads, 1, DLXI_THREADS_MAX, "1", "per rank",
+            .site_may_differ = true),
 
-    CHOICE("sync.overlap", sync.overlap, overlaps, "carry",
-           "what training does while a round's update travels"),
-    INTEGER("sync.inner_steps", sync.inner_steps, 1, 100000, "16", "H: inner steps a round"),
-    INTEGER("sync.inner_steps_min", sync.inner_steps_min, 1, 100000, "1",
-            "adaptation's lower bound of H"),
-    INTEGER("sync.inner_steps_max", sync.inner_steps_max, 0, 200000, "0",
-            "train on past H to here while an exchange is late; 0: 1.5 H"),
-    CHOICE("sync.pace", sync.pace, paces, "rate",
-           "rate: H grows as the inner learning rate falls, up to ten times"),
-    INTEGER("sync.exchange_steps", sync.exchange_steps, 0, 100000, "0",
-            "carry: apply exactly so many steps after handing out; 0: at once"),
-    REAL("sync.outer_learning_rate", sync.outer_learning_rate, 0, 10, "auto",
-         "of the outer Nesterov step", .allow_auto = true),
-    REAL("sync.outer_momentum", sync.outer_momentum, 0, 0.999, "auto", "of the outer Nesterov step",
-         .allow_auto = true),
-    CHOICE("sync.adaptation", sync.adaptation, adaptations, "paper",
-           "of rank and H: off, by spectrum (paper), by link"),
-    INTEGER("sync.compression.rank", sync.compression.rank, 0, 1024, "64",
-            "columns of the low-rank factors, where they are smaller than the matrix; 0: none"),
-    INTEGER("sync.compression.rank_min", sync.compression.rank_min, 0, 1024, "0",
-            "adaptation's lower bound; 0: a quarter of rank"),
-    INTEGER("sync.compression.rank_max", sync.compression.rank_max, 0, 1024, "0",
-            "adaptation's upper bound; 0: twice rank"),
-    CHOICE("sync.compression.bits", sync.compression.bits, widths, "4", "of a value sent"),
-    INTEGER("sync.compression.group", sync.compression.group, 2, 1024, "64",
-            "values that share a scale; even"),
-    BOOLEAN("sync.compression.error_feedback", sync.compression.error_feedback, "true",
-            "what was not sent is sent later"),
-    BOOLEAN("sync.compression.keep_unsent", sync.compression.keep_unsent, "true",
-            "none, carry: a site keeps what it has not sent yet"),
-    BOOLEAN("sync.compression.tables", sync.compression.tables, "true",
+    DLX_SYNC_OPTION_TABLE(SYNCHRONISER) DLX_COORDINATOR_OPTION_TABLE(COORDINATOR)
+        CHOICE("sync.pace", pace, paces, "rate",
+               "rate: H grows as the inner learning rate falls, up to ten times"),
+    BOOLEAN("sync.compression.tables", low_rank_tables, "true",
             "embedding and head may be low rank too"),
 
     CHOICE("wan.link", wan.link, links, "zmq",
@@ -134,11 +121,15 @@ static const dlxi_option options[] = {
            .site_may_differ = true),
     STRING("wan.roster", wan.roster, "roster.txt", "names and public keys that may join",
            .site_may_differ = true),
-    REAL("wan.timeout_s", wan.timeout_s, 1, 86400, "10", "a peer not heard of for so long is lost",
-         .site_may_differ = true),
 };
 
 const dlxi_option_table dlxi_config_table = {options, sizeof options / sizeof *options};
+
+void dlxi_config_set_defaults(dlxi_config *config) {
+    *config =
+        (dlxi_config){.sync = DLX_SYNC_CONFIG_INIT, .coordinator = DLX_COORDINATOR_CONFIG_INIT};
+    dlxi_options_set_defaults(config, &dlxi_config_table);
+}
 
 dlxi_model_config dlxi_config_model(const dlxi_config *config) {
     dlxi_model_config model = dlxi_model_config_default((dlxi_family)config->model.family);
@@ -159,17 +150,17 @@ dlxi_model_config dlxi_config_model(const dlxi_config *config) {
     return model;
 }
 
-/* The largest divisor of `windows` up to `most` that makes at least `micro_batches` of them; 0:
+/* The largest divisor of `windows` up to `max` that makes at least `micro_batches` of them; 0 if
  * there is none. */
-static int64_t largest_part(int64_t windows, int64_t most, int64_t micro_batches) {
-    for (int64_t part = most < windows ? most : windows; part >= 1; part--)
+static int64_t largest_part(int64_t windows, int64_t max, int64_t micro_batches) {
+    for (int64_t part = max < windows ? max : windows; part >= 1; part--)
         if (windows % part == 0 && windows / part >= micro_batches) return part;
     return 0;
 }
 
 /* Twice as many micro-batches as stages keep them busy two thirds of the time and more. */
 int64_t dlxi_config_micro_batch(const dlxi_config *config) {
-    if (config->train.micro_batch != DLXI_OPTION_AUTO_INTEGER) return config->train.micro_batch;
+    if (config->train.micro_batch != (int64_t)DLX_AUTO) return config->train.micro_batch;
     int64_t windows = config->train.batch / config->site.replicas, stages = config->site.stages;
     int64_t part = largest_part(windows, MICRO_BATCH_AUTO_MAX, stages > 1 ? 2 * stages : 1);
     if (part == 0) part = largest_part(windows, MICRO_BATCH_AUTO_MAX, stages);
@@ -186,16 +177,11 @@ dlx_status dlxi_config_partition(dlxi_partition *out, const dlxi_config *config,
     return dlxi_partition_balanced(out, &model, &costs, stages, error);
 }
 
-int dlxi_config_bits(const dlxi_config *config) {
-    static const int bits[] = {4, 8, 16, 32};
-    return bits[config->sync.compression.bits];
-}
-
 const char *dlxi_config_overlap_name(const dlxi_config *config) {
-    return overlaps[config->sync.overlap];
+    return dlxi_method_words[config->sync.overlap];
 }
 
-static dlx_status check_site(const dlxi_config *config, dlx_error *error) {
+static dlx_status site_check(const dlxi_config *config, dlx_error *error) {
     long long batch = config->train.batch, micro_batch = dlxi_config_micro_batch(config);
     long long stages = config->site.stages, replicas = config->site.replicas;
     dlxi_partition cut;
@@ -230,37 +216,6 @@ static dlx_status check_site(const dlxi_config *config, dlx_error *error) {
 dlx_status dlxi_config_check(const dlxi_config *config, dlx_error *error) {
     dlxi_model_config model = dlxi_config_model(config);
     DLX_TRY(dlxi_model_config_validate(&model, error));
-    DLX_TRY(check_site(config, error));
-    if (config->sync.inner_steps_min > config->sync.inner_steps)
-        DLX_FAIL(error, CONFIG,
-                 "sync.inner_steps_min: %lld is out of range; allowed: 1 to sync.inner_steps, %lld",
-                 (long long)config->sync.inner_steps_min, (long long)config->sync.inner_steps);
-    if (config->sync.inner_steps_max != 0 &&
-        config->sync.inner_steps_max < config->sync.inner_steps)
-        DLX_FAIL(error, CONFIG,
-                 "sync.inner_steps_max: %lld is out of range; allowed: 0, or sync.inner_steps, "
-                 "%lld, and more",
-                 (long long)config->sync.inner_steps_max, (long long)config->sync.inner_steps);
-    if (config->sync.exchange_steps > config->sync.inner_steps)
-        DLX_FAIL(error, CONFIG,
-                 "sync.exchange_steps: %lld is out of range; allowed: 0 to sync.inner_steps, %lld",
-                 (long long)config->sync.exchange_steps, (long long)config->sync.inner_steps);
-    if (config->sync.compression.group % 2 != 0)
-        DLX_FAIL(error, CONFIG, "sync.compression.group: %lld is odd; allowed: even, 2 to 1024",
-                 (long long)config->sync.compression.group);
-    if (config->sync.compression.rank_min > config->sync.compression.rank)
-        DLX_FAIL(error, CONFIG,
-                 "sync.compression.rank_min: %lld is out of range; allowed: 0 to "
-                 "sync.compression.rank, %lld",
-                 (long long)config->sync.compression.rank_min,
-                 (long long)config->sync.compression.rank);
-    if (config->sync.compression.rank_max != 0 &&
-        config->sync.compression.rank_max < config->sync.compression.rank)
-        DLX_FAIL(error, CONFIG,
-                 "sync.compression.rank_max: %lld is out of range; allowed: 0, or "
-                 "sync.compression.rank, %lld, "
-                 "and more",
-                 (long long)config->sync.compression.rank_max,
-                 (long long)config->sync.compression.rank);
-    return DLX_OK;
+    DLX_TRY(site_check(config, error));
+    return dlxi_sync_options_check(&config->sync, true, error);
 }

@@ -11,6 +11,7 @@
 enum { DLXI_CONFIG_PATH_BYTES = 512 };
 
 enum { DLXI_PACE_CONSTANT, DLXI_PACE_RATE };
+enum { DLXI_SECURITY_CURVE, DLXI_SECURITY_NONE };
 
 typedef struct dlxi_config {
     struct {
@@ -37,25 +38,21 @@ typedef struct dlxi_config {
         int64_t stages, replicas, threads;
         char cut[DLXI_CONFIG_PATH_BYTES];
     } site;
-    struct {
-        int overlap, adaptation, pace;
-        int64_t inner_steps, inner_steps_min, inner_steps_max, exchange_steps;
-        double outer_learning_rate, outer_momentum;
-        struct {
-            int64_t rank, rank_min, rank_max, group;
-            int bits;
-            bool error_feedback, keep_unsent, tables;
-        } compression;
-    } sync;
+    /* as generated from their tables; what is no option of these structs is the run's to fill in */
+    dlx_sync_config sync;
+    dlx_coordinator_config coordinator;
+    int pace;             /* sync.pace */
+    bool low_rank_tables; /* sync.compression.tables */
     struct {
         int link, security;
-        char coordinator[128], listen[128], key[DLXI_CONFIG_PATH_BYTES],
-            roster[DLXI_CONFIG_PATH_BYTES];
-        double timeout_s;
+        char coordinator[DLXI_ENDPOINT_BYTES], listen[DLXI_ENDPOINT_BYTES],
+            key[DLXI_CONFIG_PATH_BYTES], roster[DLXI_CONFIG_PATH_BYTES];
     } wan;
 } dlxi_config;
 
 extern const dlxi_option_table dlxi_config_table;
+
+void dlxi_config_set_defaults(dlxi_config *config);
 
 /* What options mean together: the model's shape, batches, the ranks of a site. */
 dlx_status dlxi_config_check(const dlxi_config *config, dlx_error *error);
@@ -64,7 +61,6 @@ dlxi_model_config dlxi_config_model(const dlxi_config *config);
 /* train.micro_batch, or what `auto` means */
 int64_t dlxi_config_micro_batch(const dlxi_config *config);
 dlx_status dlxi_config_partition(dlxi_partition *out, const dlxi_config *config, dlx_error *error);
-int dlxi_config_bits(const dlxi_config *config); /* 4, 8, 16, 32 */
 const char *dlxi_config_overlap_name(const dlxi_config *config);
 
 #endif

@@ -36,7 +36,7 @@ dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_optio
     dlx_status status = DLX_OK;
     dlx_coordinator *coordinator = NULL;
     collected c = {.options = options, .sites = json_array()};
-    dlx_coordinator_config settings = DLX_COORDINATOR_CONFIG_INIT;
+    dlx_coordinator_config settings = config->coordinator;
     char listen[128], path[DLXI_PATH_BYTES], *shared_text = NULL;
     json_t *merged = NULL;
     DLX_TRY_OUT(dlxi_config_check(config, error));
@@ -46,7 +46,7 @@ dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_optio
     settings.sites = options->sites;
     settings.tokens = (uint64_t)config->train.tokens;
     settings.shared_text = shared_text;
-    settings.timeout_ms = (uint32_t)(config->wan.timeout_s * 1000);
+    settings.timeout_ms = config->sync.timeout_ms;
     settings.log = on_log;
     settings.log_context = &c;
     settings.on_report = on_report;

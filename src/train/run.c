@@ -91,7 +91,7 @@ static dlx_status model_open(site_run *r, dlx_error *error) {
                                      .data = p->data,
                                      .rows = p->tensor.rows,
                                      .cols = p->tensor.cols,
-                                     .plain = table && !c->sync.compression.tables,
+                                     .plain = table && !c->low_rank_tables,
                                      .id = (uint32_t)p->tensor.id};
         r->gradients[i] = p->gradient;
     }
@@ -106,7 +106,7 @@ dlx_status dlxi_config_link(dlx_link_config *out, char listen[128], const dlxi_c
                              .coordinator =
                                  coordinator != NULL ? coordinator : config->wan.coordinator,
                              .listen_host = listen,
-                             .unencrypted = config->wan.security == 1,
+                             .unencrypted = config->wan.security == DLXI_SECURITY_NONE,
                              .key_path = config->wan.key,
                              .roster_path = config->wan.roster};
     snprintf(listen, 128, "%s", config->wan.listen);
@@ -139,7 +139,7 @@ static bool site_hangs(void *context) {
 
 static dlx_status sync_open(site_run *r, dlx_error *error) {
     const dlxi_config *c = r->config;
-    dlx_sync_config sync = DLX_SYNC_CONFIG_INIT;
+    dlx_sync_config sync = c->sync;
     char listen[128], *shared_text = NULL;
     DLX_TRY(dlxi_config_link(&sync.link, listen, c, r->options->coordinator, r->options->hub,
                              r->rank, error));
@@ -151,32 +151,15 @@ static dlx_status sync_open(site_run *r, dlx_error *error) {
     sync.gather_context = r;
     sync.shared_text = shared_text;
     sync.seed = (uint64_t)c->run.seed;
-    sync.overlap = (dlx_overlap)c->sync.overlap;
-    sync.inner_steps = (uint32_t)c->sync.inner_steps;
-    sync.inner_steps_min = (uint32_t)c->sync.inner_steps_min;
-    sync.inner_steps_max = (uint32_t)c->sync.inner_steps_max;
-    sync.exchange_steps = (uint32_t)c->sync.exchange_steps;
     /* a gradient mean has no rounds, and with short leases its windows are those of one site with
      * the whole batch */
-    if (c->sync.pace == DLXI_PACE_RATE && sync.overlap != DLX_OVERLAP_ALLREDUCE)
+    if (c->pace == DLXI_PACE_RATE && sync.overlap != DLX_OVERLAP_ALLREDUCE)
         sync.pace_max = PACE_MAX;
-    if (!dlxi_option_is_auto(c->sync.outer_learning_rate))
-        sync.outer_learning_rate = c->sync.outer_learning_rate;
-    if (!dlxi_option_is_auto(c->sync.outer_momentum)) sync.outer_momentum = c->sync.outer_momentum;
-    sync.adaptation = (dlx_adaptation)c->sync.adaptation;
-    sync.factor_rank = (int)c->sync.compression.rank;
-    sync.factor_rank_min = (int)c->sync.compression.rank_min;
-    sync.factor_rank_max = (int)c->sync.compression.rank_max;
-    sync.bits = dlxi_config_bits(c);
-    sync.group = (int)c->sync.compression.group;
-    sync.error_feedback = c->sync.compression.error_feedback;
-    sync.keep_unsent = c->sync.compression.keep_unsent;
     sync.windows = (uint64_t)r->sampler.windows;
     sync.tokens_per_window = (uint64_t)c->model.context;
     sync.data_hash = dlxi_hash(r->train_file->payload,
                                (size_t)r->train_file->count * r->train_file->token_bytes, 0);
     sync.windows_per_step = (uint32_t)c->train.batch;
-    sync.timeout_ms = (uint32_t)(c->wan.timeout_s * 1000);
     sync.log = message_send;
     sync.log_context = r;
     sync.interrupted = r->options->interrupted;
@@ -304,8 +287,7 @@ static dlx_status step_train(site_run *r, dlx_step *step, dlx_error *error) {
     double loss, norm, begun_s = dlxi_clock_s(), sync_s = 0;
     int64_t step_tokens = (int64_t)(tokens * dlx_sync_site_count(r->sync));
     float rate = dlxi_schedule_rate(&schedule, (int64_t)dlx_sync_tokens(r->sync) + step_tokens);
-    if (c->sync.pace == DLXI_PACE_RATE &&
-        dlx_sync_tokens(r->sync) >= (uint64_t)c->train.warmup_tokens)
+    if (c->pace == DLXI_PACE_RATE && dlx_sync_tokens(r->sync) >= (uint64_t)c->train.warmup_tokens)
         dlx_sync_pace(r->sync, (double)schedule.peak / (double)rate);
     DLX_TRY(dlx_sync_windows(r->sync, r->positions, (uint32_t)c->train.batch, error));
     DLX_TRY(dlxi_pipeline_accumulate(r->pipeline, r->positions, &loss, error));
@@ -438,6 +420,7 @@ static void run_end_early(site_run *r, dlx_status why, dlx_error *error) {
     size_t length = strlen(error->message);
     snprintf(error->message + length, sizeof error->message - length,
              "; it could not be saved: %.200s", not_saved.message);
+    error->status = not_saved.status; /* which nobody asked for */
 }
 
 static void joining_announce(site_run *r) {
@@ -479,6 +462,7 @@ dlx_status dlxi_train(const dlxi_config *config, const dlx_train_options *option
     if (status != DLX_OK) {
         if (r->sync != NULL && status != DLX_INTERRUPTED) dlx_sync_fail(r->sync, error->message);
         run_end_early(r, status, error);
+        status = error->status;
     }
     /* collective; a failed rank is about to end MPI */
     if (status == DLX_OK) dlxi_place_close(&r->place);

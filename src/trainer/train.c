@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "base/sized.h"
 #include "data/tokenize.h"
 #include "link/links.h"
 #include "train/run.h"
@@ -22,7 +23,7 @@ struct dlx_config {
 dlx_status dlx_config_open(dlx_config **out, dlx_error *error) {
     NOT_NULL(out);
     DLX_TRY(DLXI_NEW(out, 1, error));
-    dlxi_options_set_defaults(&(*out)->values, &dlxi_config_table);
+    dlxi_config_set_defaults(&(*out)->values);
     return DLX_OK;
 }
 
@@ -69,7 +70,7 @@ const char *dlx_config_coordinator(const dlx_config *config) {
 }
 
 bool dlx_config_encrypted(const dlx_config *config) {
-    return config->values.wan.security == 0;
+    return config->values.wan.security == DLXI_SECURITY_CURVE;
 }
 
 const char *dlx_config_link(const dlx_config *config) {
@@ -94,24 +95,37 @@ void dlx_config_rank_name(char text[64], const dlx_config *config, uint32_t job_
     snprintf(text, 64, "rank %u (stage %u, replica %u)", rank, rank / replicas, rank % replicas);
 }
 
-dlx_status dlx_train(const dlx_config *config, const dlx_train_options *options, dlx_error *error) {
-    NOT_NULL(config);
-    NOT_NULL(options);
-    NOT_NULL(options->site);
-    if (options->size != sizeof *options)
-        DLX_FAIL(error, ARGUMENT, "begin with DLX_TRAIN_OPTIONS_INIT");
-    if (options->job_sites < 1)
-        DLX_FAIL(error, ARGUMENT, "job_sites is 0; a job holds one site and more");
-    return dlxi_train(&config->values, options, error);
+static const dlx_train_options train_default = DLX_TRAIN_OPTIONS_INIT;
+static const dlx_coordinate_options coordinate_default = DLX_COORDINATE_OPTIONS_INIT;
+
+void dlx_train_options_default(dlx_train_options *options, size_t size) {
+    dlxi_sized_default(options, size, &train_default, sizeof train_default);
 }
 
-dlx_status dlx_coordinate(const dlx_config *config, const dlx_coordinate_options *options,
+void dlx_coordinate_options_default(dlx_coordinate_options *options, size_t size) {
+    dlxi_sized_default(options, size, &coordinate_default, sizeof coordinate_default);
+}
+
+dlx_status dlx_train(const dlx_config *config, const dlx_train_options *given, dlx_error *error) {
+    NOT_NULL(config);
+    NOT_NULL(given);
+    dlx_train_options options = train_default;
+    DLX_TRY(dlxi_sized_read(&options, sizeof options, offsetof(dlx_train_options, coordinator),
+                            given, "DLX_TRAIN_OPTIONS_INIT", error));
+    NOT_NULL(options.site);
+    if (options.job_sites < 1)
+        DLX_FAIL(error, ARGUMENT, "job_sites: 0 is out of range; allowed: 1 or more");
+    return dlxi_train(&config->values, &options, error);
+}
+
+dlx_status dlx_coordinate(const dlx_config *config, const dlx_coordinate_options *given,
                           dlx_error *error) {
     NOT_NULL(config);
-    NOT_NULL(options);
-    if (options->size != sizeof *options)
-        DLX_FAIL(error, ARGUMENT, "begin with DLX_COORDINATE_OPTIONS_INIT");
-    return dlxi_coordinate(&config->values, options, error);
+    NOT_NULL(given);
+    dlx_coordinate_options options = coordinate_default;
+    DLX_TRY(dlxi_sized_read(&options, sizeof options, offsetof(dlx_coordinate_options, coordinator),
+                            given, "DLX_COORDINATE_OPTIONS_INIT", error));
+    return dlxi_coordinate(&config->values, &options, error);
 }
 
 dlx_status dlx_evaluate(double *loss, uint64_t *tokens_used, const char *checkpoint,
@@ -123,12 +137,21 @@ dlx_status dlx_evaluate(double *loss, uint64_t *tokens_used, const char *checkpo
     return dlxi_evaluate(loss, tokens_used, checkpoint, data, tokens, threads, error);
 }
 
-dlx_status dlx_generate(char **text, const char *checkpoint, const dlx_generate_options *options,
+static const dlx_generate_options generate_default = DLX_GENERATE_OPTIONS_INIT;
+
+void dlx_generate_options_default(dlx_generate_options *options, size_t size) {
+    dlxi_sized_default(options, size, &generate_default, sizeof generate_default);
+}
+
+dlx_status dlx_generate(char **text, const char *checkpoint, const dlx_generate_options *given,
                         dlx_error *error) {
     NOT_NULL(text);
     NOT_NULL(checkpoint);
-    NOT_NULL(options);
-    return dlxi_generate(text, checkpoint, options, error);
+    NOT_NULL(given);
+    dlx_generate_options options = generate_default;
+    DLX_TRY(dlxi_sized_read(&options, sizeof options, offsetof(dlx_generate_options, prompt), given,
+                            "DLX_GENERATE_OPTIONS_INIT", error));
+    return dlxi_generate(text, checkpoint, &options, error);
 }
 
 dlx_status dlx_tokenize(const char *out_path, const char *in_path, uint32_t validation_every,

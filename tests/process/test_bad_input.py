@@ -53,15 +53,18 @@ class Options(Case):
         self.refused(r"^dilocox: 'lunch' is no subcommand; 'dilocox --help' lists them", "lunch")
         self.refused(r"^dilocox: launch: no option '--site'; 'dilocox launch --help' lists them", "launch", self.file, "--site", "2")
         self.refused(r"^dilocox: launch: --sites needs a value, N", "launch", self.file, "--sites")
-        self.refused(r"^dilocox: --sites: '0' is out of range; allowed: a whole number from 1 to 64", "launch", self.file,
-                     "--sites", "0")
-        self.refused(r"^dilocox: --sites: 'two' is out of range", "launch", self.file, "--sites", "two")
-        self.refused(r"^dilocox: --sites: '65' is out of range", "coordinator", self.file, "--sites", "65")
+        self.refused(r"^dilocox: launch: --sites: 0 is out of range; allowed: 1 to 64$", "launch", self.file, "--sites", "0")
+        self.refused(r"^dilocox: launch: --sites: 'two' is not a whole number; allowed: 1 to 64$", "launch", self.file,
+                     "--sites", "two")
+        self.refused(r"^dilocox: coordinator: --sites: 65 is out of range", "coordinator", self.file, "--sites=65")
+        self.refused(r"^dilocox: launch: --stages: 257 is out of range; allowed: 0 to 256", "launch", self.file, "--stages", "257")
+        self.refused(r"^dilocox: eval: --tokens: '1x' is not a number; allowed: 0 to 1e\+15", "eval", "w", "--tokens", "1x")
+        self.refused(r"^dilocox: config: --set: given more than 128 times", "config", *["--set", "train.batch=4"] * 129)
         self.refused(r"^dilocox: launch: an argument is missing; 'dilocox launch --help' shows the use", "launch")
         self.refused(r"^dilocox: launch: 'more' is one argument too many", "launch", self.file, "more")
         self.refused(r"^dilocox: train: --site NAME is needed", "train", self.file)
         self.refused(r"^dilocox: eval: --data FILE is needed", "eval", self.path("weights"))
-        self.refused(r"^dilocox: bench: 'gpu' is none; there are model, codec and stages", "bench", "gpu")
+        self.refused(r"^dilocox: bench: unknown benchmark 'gpu'; choose model, codec or stages", "bench", "gpu")
         self.refused(r"^dilocox: launch: --set .*no '='|--set inner_steps: no '=' in it", "launch", self.file, "--set", "inner_steps")
 
     def test_no_subcommand_shows_help(self):
@@ -73,6 +76,11 @@ class Options(Case):
             shown = self.call(name, "--help")
             self.assertTrue(shown.text("stdout").startswith(f"dilocox {name} "), shown.everything())
             self.assertEqual(shown.text("stderr"), "")
+            self.assertRegex(shown.text("stdout"), r"\n  [A-Z]+ +\S.*\n")  # its positional arguments
+        shown = self.call("launch", "--help").text("stdout")
+        for pattern in (r"CONFIG +the run's options", "--run-dir DIR", "--set KEY=VALUE", r"--sites N +how many sites "
+                        r"\(1 to 64; 2 unless given\)", "--stages S", "--replicas R", "--help"):
+            self.assertRegex(shown, r"\n  " + pattern)
 
     def test_printed_defaults_load_back(self):
         defaults = self.call("config", "--defaults").text("stdout")
@@ -106,6 +114,10 @@ class Files(Case):
     def weights(self):
         self.call(*self.launch("--set", "train.tokens=1"))
         return self.path("run", "weights")
+
+    def test_no_mpirun(self):
+        self.refused(r"^dilocox: site-1 failed: mpirun: No such file or directory; install openmpi-bin$", "launch", self.file,
+                     "--set", "model.layers=2", "--stages", 2, "--set", "train.micro_batch=1", code=1, env={"PATH": "/none"})
 
     def test_vocabulary_too_small(self):
         self.refused(r"data\.train: '.*data\.train\.tokens' has a vocabulary of 256, the model one of 100; set "
@@ -203,7 +215,7 @@ class Keys(Case):
     def test_who_is_who(self):
         self.refused(r"^dilocox: wan\.key: '.*a\.key' is not the key that '.*roster\.txt' gives 'b'", *self.site(name="b"))
         self.refused(r"^dilocox: wan\.key: '.*a\.key' is the key that '.*roster\.txt' gives 'a', not 'c'", *self.site(name="c"))
-        self.refused(r"^dilocox: site\.name: 'a b' is not allowed; names have 1 to 63 of the characters", *self.site(name="a b"))
+        self.refused(r"^dilocox: site: 'a b' is not allowed; names have 1 to 63 of the characters", *self.site(name="a b"))
         self.refused(r"'coordinator' is taken", *self.site(name="coordinator"))
 
     def test_not_on_the_roster(self):

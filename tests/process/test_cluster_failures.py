@@ -102,7 +102,7 @@ class ClusterFailures(Case):
             self.rounds(self.path("run", name), 2)
         run.signal(signal.SIGINT)
         self.assertEqual(run.wait(), 1)
-        self.assertIn("dilocox: interrupted; what there is lies in " + self.path("run"), run.text("stderr"))
+        self.assertIn("dilocox: interrupted; partial results are in " + self.path("run"), run.text("stderr"))
         self.wait_until_nothing_is_left()
         for name in ("site-1", "site-2"):
             self.assertEqual(summary(self.path("run", name))["status"], "interrupted")

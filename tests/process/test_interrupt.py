@@ -43,7 +43,7 @@ class Interrupt(Case):
         self.write("run/summary.json", "{}")  # of an earlier run
         run = self.started(*more)
         self.assertEqual(self.interrupted(run, number), 1)
-        self.assertIn("dilocox: interrupted; what there is lies in " + self.path("run"), run.text("stderr"))
+        self.assertIn("dilocox: interrupted; partial results are in " + self.path("run"), run.text("stderr"))
         self.assert_nothing_left()
         self.check_saved()
 

@@ -13,8 +13,10 @@ in_process *in_process_new(void) {
     in_process *p = calloc(1, sizeof *p);
     if (p == NULL) abort();
     p->coordinator = (dlx_coordinator_config)DLX_COORDINATOR_CONFIG_INIT;
-    for (size_t i = 0; i < IN_PROCESS_SITES_MAX; i++)
+    for (size_t i = 0; i < IN_PROCESS_SITES_MAX; i++) {
         p->site[i].config = (dlx_sync_config)DLX_SYNC_CONFIG_INIT;
+        p->site[i].config.adaptation = DLX_ADAPTATION_OFF;
+    }
     return p;
 }
 

@@ -3,6 +3,7 @@
  * comparison of two sites. */
 #include "../options_table.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,7 +52,7 @@ static void test_defaults_are_set(void **state) {
     assert_true(config.train.tokens == 1000000.0 && config.train.learning_rate == 0.002);
     assert_int_equal(config.train.batch, 8);
     assert_int_equal(config.sync.overlap, TEST_CARRY);
-    assert_true(dlxi_option_is_auto(config.sync.outer_momentum));
+    assert_true(config.sync.outer_momentum == DLX_AUTO);
     assert_true(config.sync.compression.error_feedback);
     assert_int_equal(config.sync.patience, -1);
     assert_string_equal(config.wan.key, "");
@@ -72,7 +73,7 @@ static void test_file_sets_what_it_names(void **state) {
     assert_int_equal(config.run.seed, 1000000);
     assert_int_equal(config.sync.overlap, TEST_NONE);
     assert_true(config.sync.outer_momentum == 0.5);
-    assert_true(config.sync.compression.rank == DLXI_OPTION_AUTO_INTEGER);
+    assert_true(config.sync.compression.rank == (int64_t)DLX_AUTO);
     assert_false(config.sync.compression.error_feedback);
     assert_int_equal(config.sync.patience, 3);
     assert_true(config.train.tokens == 2500.0 && config.train.learning_rate == 1e-4);
@@ -166,10 +167,10 @@ static void test_keys_are_refused(void **state) {
     REFUSED("\"\": 5", "1: unknown key ''; 'dilocox config --defaults' prints all keys");
     REFUSED("? [a]\n: 5", "1: a key must be one word, not a list");
     REFUSED("? {a: 1}\n: 5", "1: a key must be one word, not a map");
-    REFUSED("name: a\n\nname: b\n", "3: name: given twice; it stands in line 1 already");
+    REFUSED("name: a\n\nname: b\n", "3: name: given twice, in line 1 too");
     REFUSED("sync:\n  overlap: none\nsync.overlap: carry\n",
-            "3: sync.overlap: given twice; it stands in line 2 already");
-    REFUSED("run: {seed: 1}\nrun: {dir: a}\n", "2: run: given twice; it stands in line 1 already");
+            "3: sync.overlap: given twice, in line 2 too");
+    REFUSED("run: {seed: 1}\nrun: {dir: a}\n", "2: run: given twice, in line 1 too");
 }
 
 static void test_long_keys_are_cut(void **state) {
@@ -368,10 +369,10 @@ static void test_yaml_of_defaults(void **state) {
         "  overlap: carry                        # while it travels; none, delayed, eager, carry\n"
         "  inner_steps: 25                       # a round; 1 to 100000\n"
         "  outer_momentum: auto                  # of Nesterov's step; 0 to 0.999, or auto\n"
+        "  patience: -1                          # rounds; -5 to 5\n"
         "  compression:\n"
         "    rank: 16                            # of a factor; 1 to 4096, or auto\n"
         "    error_feedback: true                # keep what was lost; true, false\n"
-        "  patience: -1                          # rounds; -5 to 5\n"
         "\n"
         "wan:\n"
         "  key: \"\"                               # file of the site's key; text of up to 23 "
@@ -403,8 +404,8 @@ static void test_yaml_of_values(void **state) {
         test_config config = defaults();
         snprintf(config.name, sizeof config.name, "%s", names[i]);
         config.train.learning_rate = 0.1 + 1e-15 * (double)i; /* needs 17 digits */
-        config.sync.outer_momentum = i % 2 == 0 ? DLXI_OPTION_AUTO : 1.0 / 3.0;
-        config.sync.compression.rank = DLXI_OPTION_AUTO_INTEGER;
+        config.sync.outer_momentum = i % 2 == 0 ? DLX_AUTO : 1.0 / 3.0;
+        config.sync.compression.rank = (int64_t)DLX_AUTO;
         config.run.seed = 999999999999999;
         char *yaml;
         assert_int_equal(dlxi_options_print_yaml(&yaml, &config, &test_table, NULL), DLX_OK);
@@ -484,6 +485,146 @@ static void test_canonical_comparison(void **state) {
     expect_difference("a: 1\n", "a: 12\n", "a", "1", "12");
 }
 
+/* ---- fields of every kind and width ---------------------------------------------------------- */
+
+typedef struct wide {
+    int64_t wide;
+    int narrow, bits;
+    uint32_t count, ms, later_ms;
+    double share;
+    bool flag;
+    const char *file, *more[3];
+} wide;
+
+static const char *const bit_words[] = {"4", "8", "none", NULL};
+static const int bit_values[] = {4, 8, 32};
+
+/* Sections in pieces: their options are printed together. */
+static const dlxi_option wide_options[] = {
+    DLXI_OPTION_ROW_INTEGER(wide, "a.wide", wide, 0, 1e15, "auto", "wide", .allow_auto = true),
+    DLXI_OPTION_ROW_INTEGER(wide, "b.c.narrow", narrow, -3, 3, NULL, "narrow", .default_value = -2),
+    DLXI_OPTION_ROW_CHOICE(wide, "a.bits", bits, bit_words, NULL, "bits", .default_value = 32,
+                           .values = bit_values),
+    DLXI_OPTION_ROW_INTEGER(wide, "b.count", count, 0, 3e9 - 1e9, NULL, "count",
+                            .default_value = 7),
+    {.key = "a.timeout_s",
+     .field = "ms",
+     .kind = DLXI_OPTION_SECONDS,
+     .offset = offsetof(wide, ms),
+     .size = sizeof(uint32_t),
+     .is_unsigned = true,
+     .min = 500,
+     .max = 86400000,
+     .default_value = 10000,
+     .comment = "time"},
+    DLXI_OPTION_ROW_REAL(wide, "b.c.share", share, 0, 1, NULL, "share", .allow_auto = true,
+                         .default_value = DLX_AUTO),
+    DLXI_OPTION_ROW_BOOLEAN(wide, "flag", flag, NULL, "flag", .default_value = true),
+};
+static const dlxi_option_table wide_table = {wide_options,
+                                             sizeof wide_options / sizeof *wide_options};
+
+static wide wide_defaults(void) {
+    wide values;
+    memset(&values, 0xA5, sizeof values);
+    dlxi_options_set_defaults(&values, &wide_table);
+    return values;
+}
+
+static void test_fields_of_every_width(void **state) {
+    (void)state;
+    wide values = wide_defaults();
+    assert_true(values.wide == (int64_t)DLX_AUTO && values.narrow == -2 && values.bits == 32);
+    assert_true(values.count == 7 && values.ms == 10000 && values.share == DLX_AUTO && values.flag);
+    const char *yaml = "a: {wide: 1e15, bits: 8, timeout_s: 1.001}\nflag: false\n"
+                       "b: {c: {narrow: -3, share: 0.25}, count: 2000000000}\n";
+    assert_int_equal(dlxi_options_load_text(&values, &wide_table, "x", yaml, strlen(yaml), NULL),
+                     DLX_OK);
+    assert_true(values.wide == 1000000000000000 && values.narrow == -3 && values.bits == 8);
+    assert_true(values.count == 2000000000 && values.ms == 1001 && values.share == 0.25);
+    assert_false(values.flag);
+    char *text;
+    assert_int_equal(dlxi_options_print_canonical(&text, &values, &wide_table, NULL), DLX_OK);
+    assert_string_equal(text, "a.wide: 1000000000000000\nb.c.narrow: -3\na.bits: 8\nb.count: "
+                              "2000000000\na.timeout_s: 1.001\nb.c.share: 0.25\nflag: false\n");
+    free(text);
+    assert_int_equal(dlxi_options_print_yaml(&text, NULL, &wide_table, NULL), DLX_OK);
+    assert_string_equal(text, "flag: true                              # flag; true, false\n"
+                              "\n"
+                              "a:\n"
+                              "  wide: auto                            # wide; 0 to "
+                              "1000000000000000, or auto\n"
+                              "  bits: none                            # bits; 4, 8, none\n"
+                              "  timeout_s: 10                         # time; 0.5 to 86400\n"
+                              "\n"
+                              "b:\n"
+                              "  count: 7                              # count; 0 to 2000000000\n"
+                              "  c:\n"
+                              "    narrow: -2                          # narrow; -3 to 3\n"
+                              "    share: auto                         # share; 0 to 1, or auto\n");
+    wide again = values;
+    assert_int_equal(dlxi_options_load_text(&again, &wide_table, "x", text, strlen(text), NULL),
+                     DLX_OK);
+    free(text);
+    wide fresh = wide_defaults();
+    assert_true(again.wide == fresh.wide && again.narrow == fresh.narrow &&
+                again.bits == fresh.bits && again.count == fresh.count && again.ms == fresh.ms &&
+                again.share == fresh.share && again.flag == fresh.flag);
+}
+
+static void test_values_of_a_caller(void **state) {
+    (void)state;
+    dlx_error error;
+#define REFUSED_OF(by_key, expected, ...)                                                          \
+    do {                                                                                           \
+        wide values = wide_defaults();                                                             \
+        assert_int_equal(dlxi_options_check(&values, &wide_table, by_key, NULL), DLX_OK);          \
+        __VA_ARGS__;                                                                               \
+        assert_int_equal(dlxi_options_check(&values, &wide_table, by_key, &error), DLX_CONFIG);    \
+        assert_string_equal(error.message, expected);                                              \
+    } while (0)
+    REFUSED_OF(false, "narrow: -4 is out of range; allowed: -3 to 3", values.narrow = -4);
+    REFUSED_OF(true, "b.c.narrow: 4 is out of range; allowed: -3 to 3", values.narrow = 4);
+    REFUSED_OF(false, "count: 4294967295 is out of range; allowed: 0 to 2000000000",
+               values.count = UINT32_MAX);
+    REFUSED_OF(false, "bits: 5 is out of range; allowed: 4, 8, 32", values.bits = 5);
+    REFUSED_OF(false, "bits: -1 is out of range; allowed: 4, 8, 32", values.bits = -1);
+    REFUSED_OF(false, "bits: 33 is out of range; allowed: 4, 8, 32", values.bits = 33);
+    REFUSED_OF(false, "ms: 499 is out of range; allowed: 500 to 86400000", values.ms = 499);
+    REFUSED_OF(false, "share: nan is out of range; allowed: 0 to 1, or DLX_AUTO",
+               values.share = (double)NAN);
+    REFUSED_OF(false, "share: -0.5 is out of range; allowed: 0 to 1, or DLX_AUTO",
+               values.share = -0.5);
+    REFUSED_OF(false, "wide: -2 is out of range; allowed: 0 to 1e+15, or DLX_AUTO",
+               values.wide = -2);
+#undef REFUSED_OF
+}
+
+static void test_flags(void **state) {
+    (void)state;
+    static const dlxi_option options[] = {
+        DLXI_OPTION_ROW_POINTER(wide, "--file", file, "FILE", "a file"),
+        DLXI_OPTION_ROW_LIST(wide, "--more", more, "TEXT", "may be given often"),
+    };
+    static const dlxi_option_table table = {options, 2};
+    wide values;
+    dlx_error error;
+    memset(&values, 0xA5, sizeof values);
+    dlxi_options_set_defaults(&values, &table);
+    assert_null(values.file);
+    assert_null(values.more[0]);
+    static const char text[] = "line\nline";
+    assert_int_equal(dlxi_option_parse(&values, &options[0], "", text, sizeof text - 1, NULL),
+                     DLX_OK);
+    assert_ptr_equal(values.file, text);
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(dlxi_option_parse(&values, &options[1], "", text + i, 1, NULL), DLX_OK);
+    assert_ptr_equal(values.more[1], text + 1);
+    assert_null(values.more[2]);
+    assert_int_equal(dlxi_option_parse(&values, &options[1], "eval", text, 1, &error), DLX_CONFIG);
+    assert_string_equal(error.message, "eval: --more: given more than 2 times");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_defaults_are_set),
@@ -502,6 +643,9 @@ int main(void) {
         cmocka_unit_test(test_help),
         cmocka_unit_test(test_canonical_text),
         cmocka_unit_test(test_canonical_comparison),
+        cmocka_unit_test(test_fields_of_every_width),
+        cmocka_unit_test(test_values_of_a_caller),
+        cmocka_unit_test(test_flags),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

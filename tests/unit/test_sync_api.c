@@ -53,9 +53,13 @@ static void sync_configs_are_checked(void **state) {
         __VA_ARGS__;                                                                               \
         open_fails(&config, &tensor, 1, DLX_CONFIG, message);                                      \
     } while (0)
-    REFUSED("site: a name of 1 to 63 characters is needed", config.site = NULL);
-    REFUSED("site: a name of 1 to 63 characters is needed", config.site = "");
-    REFUSED("site: a name of 1 to 63 characters is needed",
+#define RULE                                                                                       \
+    "' is not allowed; names have 1 to 63 of the characters A-Z a-z 0-9 . _ - and begin with a "   \
+    "letter, digit or _"
+    REFUSED("site: '" RULE, config.site = NULL);
+    REFUSED("site: '" RULE, config.site = "");
+    REFUSED("site: '.paris" RULE, config.site = ".paris");
+    REFUSED("site: '0123456789012345678901234567890123456789012345678901234567890123" RULE,
             config.site = "0123456789012345678901234567890123456789012345678901234567890123");
     REFUSED("ranks: 0 is out of range; allowed: 1 to 1024", config.ranks = 0);
     REFUSED("ranks: 1025 is out of range; allowed: 1 to 1024", config.ranks = 1025);
@@ -64,21 +68,25 @@ static void sync_configs_are_checked(void **state) {
     REFUSED("inner_steps: 0 is out of range; allowed: 1 to 100000", config.inner_steps = 0);
     REFUSED("inner_steps: 100001 is out of range; allowed: 1 to 100000",
             config.inner_steps = 100001);
-    REFUSED("inner_steps_min: 26 is out of range; allowed: 1 to 25", config.inner_steps_min = 26);
-    REFUSED("inner_steps_max: 24 is out of range; allowed: 25 to 200000",
+    REFUSED("inner_steps_min: 26 is out of range; allowed: 1 to inner_steps, 25",
+            config.inner_steps_min = 26);
+    REFUSED("inner_steps_max: 24 is out of range; allowed: 0, or inner_steps, 25, to 200000",
             config.inner_steps_max = 24);
-    REFUSED("exchange_steps: 26 is out of range; allowed: 0 to 25", config.exchange_steps = 26);
-    REFUSED("outer_learning_rate: 11 is out of range; allowed: 0 to 10",
+    REFUSED("exchange_steps: 26 is out of range; allowed: 0 to inner_steps, 25",
+            config.exchange_steps = 26);
+    REFUSED("outer_learning_rate: 11 is out of range; allowed: 0 to 10, or DLX_AUTO",
             config.outer_learning_rate = 11);
-    REFUSED("outer_learning_rate: nan is out of range; allowed: 0 to 10",
+    REFUSED("outer_learning_rate: nan is out of range; allowed: 0 to 10, or DLX_AUTO",
             config.outer_learning_rate = (double)NAN);
-    REFUSED("outer_momentum: 1 is out of range; allowed: 0 to 0.999", config.outer_momentum = 1);
-    REFUSED("outer_momentum: -0.5 is out of range; allowed: 0 to 0.999",
+    REFUSED("outer_momentum: 1 is out of range; allowed: 0 to 0.999, or DLX_AUTO",
+            config.outer_momentum = 1);
+    REFUSED("outer_momentum: -0.5 is out of range; allowed: 0 to 0.999, or DLX_AUTO",
             config.outer_momentum = -0.5);
     REFUSED("factor_rank: 1025 is out of range; allowed: 0 to 1024", config.factor_rank = 1025);
     REFUSED("factor_rank: -1 is out of range; allowed: 0 to 1024", config.factor_rank = -1);
-    REFUSED("factor_rank_min: 17 is out of range; allowed: 1 to 16", config.factor_rank_min = 17);
-    REFUSED("factor_rank_max: 15 is out of range; allowed: 16 to 1024",
+    REFUSED("factor_rank_min: 17 is out of range; allowed: 0 to factor_rank, 16",
+            config.factor_rank_min = 17);
+    REFUSED("factor_rank_max: 15 is out of range; allowed: 0, or factor_rank, 16, to 1024",
             config.factor_rank_max = 15);
     REFUSED("bits: 5 is out of range; allowed: 4, 8, 16, 32", config.bits = 5);
     REFUSED("group: 63 is odd; allowed: even, 2 to 1024", config.group = 63);
@@ -86,14 +94,14 @@ static void sync_configs_are_checked(void **state) {
     REFUSED("timeout_ms: 999 is out of range; allowed: 1000 to 86400000", config.timeout_ms = 999);
     REFUSED("pace_max: 0.5 is out of range; allowed: 1 to 100", config.pace_max = 0.5);
     REFUSED("windows_per_step: 0 is out of range; allowed: 1 to 1000000", config.windows = 10);
-    REFUSED("overlap: 5 is out of range; allowed: 0 to 4", config.overlap = (dlx_overlap)5);
-    REFUSED("adaptation: 3 is out of range; allowed: 0 to 2",
+    REFUSED("overlap: 5 is out of range; allowed: 0, 1, 2, 3, 4", config.overlap = (dlx_overlap)5);
+    REFUSED("adaptation: 3 is out of range; allowed: 0, 1, 2",
             config.adaptation = (dlx_adaptation)3);
     /* a lease is counted in 32 bits */
-    REFUSED("windows_per_step: 1000000 with up to 150000 inner steps a round is more than a lease "
-            "holds; allowed: up "
-            "to 28633",
-            config.windows = 10, config.windows_per_step = 1000000, config.inner_steps = 100000);
+    REFUSED(
+        "windows_per_step: 1000000 with up to 150000 inner steps per round is more than a lease "
+        "holds; allowed: up to 28633",
+        config.windows = 10, config.windows_per_step = 1000000, config.inner_steps = 100000);
 #undef REFUSED
     dlx_sync_config config = good_config();
     char *text = malloc(65537);
@@ -123,7 +131,7 @@ static void sync_arguments_are_checked(void **state) {
     descending[0].id = descending[1].id = 3;
     descending[1].name = "q";
     open_fails(&config, descending, 2, DLX_ARGUMENT,
-               "tensor q: id 3 after id 3; where a site has several ranks, ids ascend");
+               "tensor q: id 3 after id 3; if a site has several ranks, ids ascend");
     config.ranks = 1;
     tensor.name = "";
     open_fails(&config, &tensor, 1, DLX_ARGUMENT, "tensor 0 has no name or no data");
@@ -132,14 +140,20 @@ static void sync_arguments_are_checked(void **state) {
     open_fails(&config, &tensor, 1, DLX_ARGUMENT, "tensor 0 has no name or no data");
     tensor = good_tensor();
     tensor.rows = 0;
-    open_fails(&config, &tensor, 1, DLX_ARGUMENT,
-               "tensor p: 0 × 2 is no shape; rows and cols are 1 and more");
+    open_fails(
+        &config, &tensor, 1, DLX_ARGUMENT,
+        "tensor p: invalid shape 0 × 2; rows and cols must be at least 1, and their product at "
+        "most 2^32");
     tensor.rows = INT64_MAX;
-    open_fails(&config, &tensor, 1, DLX_ARGUMENT,
-               "tensor p: 9223372036854775807 × 2 is no shape; rows and cols are 1 and more");
+    open_fails(
+        &config, &tensor, 1, DLX_ARGUMENT,
+        "tensor p: invalid shape 9223372036854775807 × 2; rows and cols must be at least 1, and "
+        "their product at most 2^32");
     tensor = good_tensor();
     tensor.memory = (dlx_memory)1;
-    open_fails(&config, &tensor, 1, DLX_ARGUMENT, "tensor p is in the caller's memory: set fetch and store of the config");
+    open_fails(&config, &tensor, 1, DLX_ARGUMENT,
+               "tensor p is in the caller's memory: "
+               "set fetch and store of the config");
     tensor = good_tensor();
     open_fails(&config, &tensor, 1, DLX_ARGUMENT,
                "link.coordinator is NULL; give \"host:port\", or a hub for threads of one process");
@@ -148,8 +162,9 @@ static void sync_arguments_are_checked(void **state) {
                "link.key_path and link.roster_path are needed; make them with dlx_key_generate");
     config.size = 4;
     char expected[128];
-    snprintf(expected, sizeof expected, "size is 4, not %zu; begin with DLX_SYNC_CONFIG_INIT",
-             sizeof config);
+    snprintf(expected, sizeof expected,
+             "size is 4; allowed: %zu or more, here %zu; begin with DLX_SYNC_CONFIG_INIT",
+             offsetof(dlx_sync_config, overlap), sizeof config);
     open_fails(&config, &tensor, 1, DLX_ARGUMENT, expected);
     dlx_sync_close(NULL);
     sync = NULL;
@@ -193,9 +208,9 @@ static void coordinators_are_checked(void **state) {
     } while (0)
     REFUSED(DLX_CONFIG, "sites: 0 is out of range; allowed: 1 to 64", config.sites = 0);
     REFUSED(DLX_CONFIG, "sites: 65 is out of range; allowed: 1 to 64", config.sites = 65);
-    REFUSED(DLX_CONFIG, "tokens: 0 is out of range; a run ends when so many are committed",
+    REFUSED(DLX_CONFIG, "tokens: 0 is out of range; a run ends when this many are committed",
             config.tokens = 0);
-    REFUSED(DLX_CONFIG, "timeout_ms: 10 is out of range; allowed: 1000 and more",
+    REFUSED(DLX_CONFIG, "timeout_ms: 10 is out of range; allowed: 1000 to 86400000",
             config.timeout_ms = 10);
     REFUSED(DLX_ARGUMENT,
             "link.coordinator is NULL; give \"host:port\", or a hub for threads of one process",
@@ -205,8 +220,8 @@ static void coordinators_are_checked(void **state) {
                 .coordinator = "127.0.0.1:0", .unencrypted = true, .name = "mem"}));
     char expected[128];
     snprintf(expected, sizeof expected,
-             "size is 0, not %zu; begin with DLX_COORDINATOR_CONFIG_INIT",
-             sizeof(dlx_coordinator_config));
+             "size is 0; allowed: %zu or more, here %zu; begin with DLX_COORDINATOR_CONFIG_INIT",
+             offsetof(dlx_coordinator_config, sites), sizeof(dlx_coordinator_config));
     REFUSED(DLX_ARGUMENT, expected, config.size = 0);
 #undef REFUSED
     dlx_error error;
@@ -217,6 +232,104 @@ static void coordinators_are_checked(void **state) {
     assert_int_equal(dlx_hub_open(NULL, &error), DLX_ARGUMENT);
     assert_string_equal(error.message, "dlx_hub_open: out is NULL");
     dlx_hub_close(NULL);
+}
+
+/* ---- structs of older and newer callers ------------------------------------------------------ */
+
+/* Without their last fields, which hold what is refused if it is read. */
+static void shorter_structs_run(void **state) {
+    (void)state;
+    in_process *p = in_process_new();
+    float parameters[2][4] = {{0}};
+    dlx_tensor tensors[2];
+    p->coordinator.size = offsetof(dlx_coordinator_config, timeout_ms);
+    p->coordinator.timeout_ms = 1;
+    for (size_t i = 0; i < 2; i++) {
+        tensors[i] = (dlx_tensor){.name = "p", .data = parameters[i], .rows = 2, .cols = 2};
+        p->site[i].tensors = &tensors[i];
+        p->site[i].tensor_count = 1;
+        p->site[i].tokens_per_step = 1;
+        p->site[i].config.inner_steps = 1;
+        p->site[i].config.adaptation = DLX_ADAPTATION_PAPER; /* the default */
+    }
+    p->site[0].config.size = offsetof(dlx_sync_config, timeout_ms);
+    p->site[0].config.timeout_ms = 1;
+    p->site[1].config.size = offsetof(dlx_sync_config, exchange_steps);
+    p->site[1].config.exchange_steps = 1000000;
+    p->site[1].config.factor_rank = -1;
+    assert_true(in_process_run(p, 2, 20));
+    for (size_t i = 0; i < 2; i++)
+        if (p->site[i].status != DLX_OK) fail_msg("site %zu: %s", i, p->site[i].error.message);
+    assert_int_equal(p->status, DLX_OK);
+    free(p);
+}
+
+static void longer_structs_are_read(void **state) {
+    (void)state;
+    dlx_error error;
+    dlx_tensor tensor = good_tensor();
+    struct {
+        dlx_sync_config known;
+        uint64_t later;
+    } site = {.known = good_config()};
+    site.known.size = sizeof site;
+    open_fails(&site.known, &tensor, 0, DLX_ARGUMENT, "there are no tensors to synchronise");
+    site.later = 1;
+    char expected[256];
+    snprintf(expected, sizeof expected,
+             "size is %zu, and byte %zu is set, which this library, with a size of %zu, does not "
+             "know; use a newer library, or leave new members at their defaults",
+             sizeof site, sizeof site.known, sizeof site.known);
+    open_fails(&site.known, &tensor, 0, DLX_ARGUMENT, expected);
+
+    struct {
+        dlx_coordinator_config known;
+        uint64_t later;
+    } run = {.known = DLX_COORDINATOR_CONFIG_INIT};
+    dlx_coordinator *coordinator;
+    run.known.size = sizeof run;
+    assert_int_equal(dlx_coordinator_open(&coordinator, &run.known, &error), DLX_CONFIG);
+    assert_string_equal(error.message,
+                        "tokens: 0 is out of range; a run ends when this many are committed");
+    run.later = 1;
+    assert_int_equal(dlx_coordinator_open(&coordinator, &run.known, &error), DLX_ARGUMENT);
+}
+
+/* Field by field: the padding of a macro's struct is nobody's. */
+#define SAME_DEFAULT(kind, field, ...) assert_true(by_function.field == by_macro.field);
+
+static void defaults_are_the_same(void **state) {
+    (void)state;
+    {
+        dlx_sync_config by_function, by_macro = DLX_SYNC_CONFIG_INIT;
+        memset(&by_function, 0xA5, sizeof by_function);
+        dlx_sync_config_default(&by_function, sizeof by_function);
+        DLX_SYNC_OPTION_TABLE(SAME_DEFAULT)
+        assert_true(by_function.size == sizeof by_function && by_function.ranks == 1 &&
+                    by_function.seed == 1 && by_function.pace_max == 1);
+        assert_true(by_function.site == NULL && by_function.link.hub == NULL &&
+                    by_function.interrupted == NULL && by_function.windows == 0);
+    }
+    {
+        dlx_coordinator_config by_function, by_macro = DLX_COORDINATOR_CONFIG_INIT;
+        memset(&by_function, 0xA5, sizeof by_function);
+        dlx_coordinator_config_default(&by_function, sizeof by_function);
+        DLX_COORDINATOR_OPTION_TABLE(SAME_DEFAULT)
+        assert_true(by_function.size == sizeof by_function && by_function.tokens == 0 &&
+                    by_function.shared_text == NULL);
+    }
+}
+
+/* No option lies in the padding of a struct that ends with the one before. */
+static void options_have_eight_bytes_each(void **state) {
+    (void)state;
+#define AT(kind, field, ...)                                                                       \
+    assert_int_equal(offsetof(dlx_sync_config, field), at);                                        \
+    at += 8;
+    size_t at = offsetof(dlx_sync_config, overlap);
+    DLX_SYNC_OPTION_TABLE(AT)
+    assert_int_equal(sizeof(dlx_sync_config), at);
+#undef AT
 }
 
 /* ---- codec ----------------------------------------------------------------------------------- */
@@ -354,6 +467,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sync_configs_are_checked), cmocka_unit_test(sync_arguments_are_checked),
         cmocka_unit_test(nobody_answers),           cmocka_unit_test(coordinators_are_checked),
+        cmocka_unit_test(shorter_structs_run),      cmocka_unit_test(longer_structs_are_read),
+        cmocka_unit_test(defaults_are_the_same),    cmocka_unit_test(options_have_eight_bytes_each),
         cmocka_unit_test(the_codec_is_checked),     cmocka_unit_test(leases_and_reports),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* dilocox coordinator: rendezvous, leases and commits of a run whose sites are processes. */
+#include "cli.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <sys/prctl.h>
+
+typedef struct coordinator_arguments {
+    config_arguments config;
+    const char *listen;
+    uint32_t sites;
+    bool for_launcher;
+} coordinator_arguments;
+
+static coordinator_arguments given;
+
+static const dlxi_option rows[] = {
+    CONFIG_ROWS(coordinator_arguments),
+    DLXI_OPTION_ROW_INTEGER(coordinator_arguments, "--sites", sites, 1, DLXI_SITES_MAX, "2",
+                            "how many sites take part", .value_name = "N"),
+    DLXI_OPTION_ROW_POINTER(coordinator_arguments, "--listen", listen, "HOST:PORT",
+                            "instead of wan.coordinator; port 0: any free one"),
+    DLXI_OPTION_ROW_BOOLEAN(coordinator_arguments, "--for-launcher", for_launcher, "false",
+                            "print progress and errors for dilocox launch to read"),
+};
+
+static void on_listening(void *context, const char *endpoint) {
+    (void)context;
+    printf("listening %s\n", endpoint);
+    fflush(stdout);
+}
+
+static void on_event(void *context, const dlx_event *event) {
+    (void)context;
+    if (event->kind != DLX_EVENT_MESSAGE) return;
+    printf("%s%s\n", given.for_launcher ? "text coordinator " : "", event->text);
+    fflush(stdout);
+}
+
+static int run(void) {
+    if (given.for_launcher) speak_to_launcher();
+    dlx_config *config = config_load(&given.config);
+    if (config == NULL) return EXIT_USE;
+    if (given.for_launcher) prctl(PR_SET_PDEATHSIG, SIGTERM); /* launch takes it with it */
+    interrupts_catch(false);
+    if (dlx_config_one_job(config) || dlx_config_in_process(config)) {
+        fail_use("coordinator: wan.link is %s, whose coordinator is part of launch or train "
+                 "--sites; set zmq",
+                 dlx_config_link(config));
+        dlx_config_close(&config);
+        return EXIT_USE;
+    }
+    dlx_error error;
+    dlx_coordinate_options options = DLX_COORDINATE_OPTIONS_INIT;
+    options.sites = given.sites;
+    options.coordinator = given.listen;
+    options.on_listening = on_listening;
+    options.on_event = on_event;
+    options.interrupted = &interrupted;
+    dlx_status status = dlx_coordinate(config, &options, &error);
+    int exit_code = status == DLX_OK ? EXIT_DONE : fail_with(&error);
+    if (status == DLX_OK && !given.for_launcher) results_print(config);
+    dlx_config_close(&config);
+    return exit_code;
+}
+
+const command coordinator_command = {
+    .name = "coordinator",
+    .use = "CONFIG --sites N",
+    .summary = "rendezvous, leases and commits of a run",
+    .arguments = COMMAND_TABLE(rows),
+    .needed = 1,
+    .values = &given,
+    .run = run,
+};

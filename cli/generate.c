@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* dilocox generate: text from saved weights. */
+#include "cli.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+typedef struct generate_arguments {
+    const char *checkpoint, *prompt;
+    uint32_t tokens, top_k;
+    double temperature;
+    int64_t seed;
+    int threads;
+} generate_arguments;
+
+static generate_arguments given;
+
+static const dlxi_option rows[] = {
+    DLXI_OPTION_ROW_POINTER(generate_arguments, "checkpoint", checkpoint, "CHECKPOINT",
+                            "a directory of weights: RUN_DIR/weights after a run"),
+    DLXI_OPTION_ROW_POINTER(generate_arguments, "--prompt", prompt, "TEXT",
+                            "what comes first; a new line unless given"),
+    DLXI_OPTION_ROW_INTEGER(generate_arguments, "--tokens", tokens, 1, 1e6, "200",
+                            "how many to write", .value_name = "N"),
+    DLXI_OPTION_ROW_REAL(generate_arguments, "--temperature", temperature, 0, 100, "0.8",
+                         "0: always the likeliest", .value_name = "X"),
+    DLXI_OPTION_ROW_INTEGER(generate_arguments, "--top-k", top_k, 0, 1e6, "40",
+                            "draw among this many; 0: all", .value_name = "N"),
+    DLXI_OPTION_ROW_INTEGER(generate_arguments, "--seed", seed, 0, 1e15, "1", "of the draw",
+                            .value_name = "N"),
+    DLXI_OPTION_ROW_INTEGER(generate_arguments, "--threads", threads, 1, DLXI_THREADS_MAX, "1",
+                            "of the computation", .value_name = "N"),
+};
+
+static int run(void) {
+    const dlx_generate_options options = {
+        .size = sizeof options,
+        .prompt = given.prompt,
+        .tokens = given.tokens,
+        .temperature = given.temperature,
+        .top_k = given.top_k,
+        .seed = (uint64_t)given.seed,
+        .threads = given.threads,
+    };
+    dlx_error error;
+    char *text;
+    if (dlx_generate(&text, given.checkpoint, &options, &error) != DLX_OK) return fail_with(&error);
+    printf("%s\n", text);
+    free(text);
+    return EXIT_DONE;
+}
+
+const command generate_command = {
+    .name = "generate",
+    .use = "CHECKPOINT --prompt TEXT",
+    .summary = "text from saved weights",
+    .arguments = COMMAND_TABLE(rows),
+    .needed = 1,
+    .values = &given,
+    .run = run,
+};

@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Interrupts, and errors: for a person, or for `dilocox launch`. */
+#include "cli.h"
+
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <unistd.h>
+
+volatile sig_atomic_t interrupted;
+
+void interrupt(void) {
+#if defined(__GNUC__) || defined(__clang__)
+    __atomic_store_n(&interrupted, 1, __ATOMIC_RELAXED);
+#else
+    interrupted = 1;
+#endif
+}
+
+bool is_interrupted(void) {
+#if defined(__GNUC__) || defined(__clang__)
+    return __atomic_load_n(&interrupted, __ATOMIC_RELAXED);
+#else
+    return interrupted;
+#endif
+}
+
+/* A launcher may signal a rank and its parent, which passes the signal on: the second one is no
+ * second request. And a launcher kills what does not end. */
+static bool launcher_signals;
+
+static void on_signal(int number) {
+    if (is_interrupted() && !launcher_signals) _exit(128 + number);
+    interrupt();
+}
+
+void interrupts_catch(bool by_launcher) {
+    launcher_signals = by_launcher;
+    struct sigaction action = {.sa_handler = on_signal};
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    /* what mpirun passes on to its ranks without ending them soon after */
+    sigaction(SIGUSR1, &action, NULL);
+    signal(SIGPIPE, SIG_IGN);
+}
+
+/* ---- messages -------------------------------------------------------------------------------- */
+
+static bool to_launcher;
+
+void speak_to_launcher(void) {
+    to_launcher = true;
+}
+
+void failure_say(dlx_status status, const char *text) {
+    if (to_launcher)
+        printf("failed %d %s\n", (int)status, text);
+    else
+        fprintf(stderr, "dilocox: %s\n", text);
+    fflush(NULL);
+}
+
+void killed_say(const char *text) {
+    if (to_launcher)
+        printf("killed %s\n", text);
+    else
+        fprintf(stderr, "dilocox: %s\n", text);
+    fflush(NULL);
+}
+
+int exit_code_of(const dlx_error *error) {
+    return dlx_status_class_of(error->status) == DLX_CLASS_CALLER ? EXIT_USE : EXIT_FAILED;
+}
+
+int fail_with(const dlx_error *error) {
+    /* no message: another rank of the job has it */
+    if (error->message[0] != '\0') failure_say(error->status, error->message);
+    return exit_code_of(error);
+}
+
+int fail_use(const char *format, ...) {
+    if (launched_rank() > 0) return EXIT_USE; /* the first of a job's ranks prints it */
+    char text[sizeof((dlx_error *)NULL)->message];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    failure_say(DLX_ARGUMENT, text);
+    return EXIT_USE;
+}
+
+bool is_consequence(dlx_status status) {
+    return status == DLX_INTERRUPTED || status == DLX_PEER_LOST || status == DLX_TIMEOUT;
+}

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* base: which names sites may have, and public structs of older and newer callers. */
+#include "base/name.h"
+#include "base/sized.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <cmocka.h>
+
+static void names(void **state) {
+    (void)state;
+    static const char *const good[] = {
+        "a",
+        "Z",
+        "0",
+        "_",
+        "a.b-c_D9",
+        "_-.",
+        "0123456789-0123456789-0123456789-0123456789-0123456789-01234567"};
+    static const char *const bad[] = {
+        NULL,
+        "",
+        ".",
+        "..",
+        ".a",
+        "-",
+        "-a",
+        "a b",
+        "a/b",
+        "a\n",
+        "a\x1b",
+        "d\xc3\xa9",
+        "0123456789-0123456789-0123456789-0123456789-0123456789-012345678"};
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) assert_true(dlxi_name_valid(good[i]));
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) assert_false(dlxi_name_valid(bad[i]));
+    assert_int_equal(strlen(good[6]), 63);
+    assert_int_equal(strlen(bad[12]), 64);
+}
+
+typedef struct grown {
+    size_t size;
+    int needed, optional;
+    double last;
+} grown;
+
+enum { OLDEST = offsetof(grown, optional) };
+
+static const grown standard = {sizeof(grown), 0, 7, 0.5};
+
+static void sizes(void **state) {
+    (void)state;
+    dlx_error error;
+    grown full = standard;
+    struct {
+        grown known;
+        unsigned char more[8];
+    } given = {{0}, {0}};
+    given.known = (grown){OLDEST, 3, 4, 1.5};
+    assert_int_equal(dlxi_sized_read(&full, sizeof full, OLDEST, &given, "INIT", &error), DLX_OK);
+    assert_true(full.size == sizeof full && full.needed == 3);
+    assert_true(full.optional == 7 && full.last == 0.5); /* not the caller's: it has none */
+
+    given.known.size = offsetof(grown, last);
+    assert_int_equal(dlxi_sized_read(&full, sizeof full, OLDEST, &given, "INIT", &error), DLX_OK);
+    assert_true(full.optional == 4 && full.last == 0.5);
+
+    given.known.size = sizeof given;
+    assert_int_equal(dlxi_sized_read(&full, sizeof full, OLDEST, &given, "INIT", &error), DLX_OK);
+    assert_true(full.size == sizeof full && full.last == 1.5);
+
+    char message[512];
+    given.more[7] = 1;
+    assert_int_equal(dlxi_sized_read(&full, sizeof full, OLDEST, &given, "INIT", &error),
+                     DLX_ARGUMENT);
+    snprintf(message, sizeof message,
+             "size is %zu, and byte %zu is set, which this library, with a size of %zu, does not "
+             "know; use a newer library, or leave new members at their defaults",
+             sizeof given, sizeof given - 1, sizeof full);
+    assert_string_equal(error.message, message);
+
+    given.known.size = OLDEST - 1;
+    assert_int_equal(dlxi_sized_read(&full, sizeof full, OLDEST, &given, "INIT", &error),
+                     DLX_ARGUMENT);
+    snprintf(message, sizeof message, "size is %d; allowed: %d or more, here %zu; begin with INIT",
+             OLDEST - 1, OLDEST, sizeof full);
+    assert_string_equal(error.message, message);
+}
+
+static void defaults(void **state) {
+    (void)state;
+    struct {
+        grown known;
+        unsigned char more[8], beyond;
+    } given;
+    memset(&given, 0xA5, sizeof given);
+    dlxi_sized_default(&given, offsetof(grown, last), &standard, sizeof standard);
+    assert_true(given.known.size == offsetof(grown, last) && given.known.optional == 7);
+    assert_int_equal(((unsigned char *)&given.known.last)[0], 0xA5); /* not the caller's */
+
+    size_t larger = sizeof(grown) + sizeof given.more;
+    dlxi_sized_default(&given, larger, &standard, sizeof standard);
+    assert_true(given.known.size == larger && given.known.last == 0.5);
+    for (size_t i = 0; i < sizeof given.more; i++) assert_int_equal(given.more[i], 0);
+    assert_int_equal(given.beyond, 0xA5);
+
+    dlxi_sized_default(&given, sizeof(size_t) - 1, &standard, sizeof standard);
+    assert_int_equal(given.known.size, larger);
+    dlxi_sized_default(NULL, larger, &standard, sizeof standard);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(names),
+        cmocka_unit_test(sizes),
+        cmocka_unit_test(defaults),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
