@@ -72,7 +72,7 @@ struct dlxi_engine {
     void *keepalive_context;
 };
 
-/* ---- open and close ---------------------------------------------------------------------------- */
+/* ---- open and close -------------------------------------------------------------------------- */
 
 static void busy_keepalive(void *context) {
     dlxi_engine *e = context;
@@ -138,7 +138,7 @@ void dlxi_engine_set_keepalive(dlxi_engine *e, void (*keepalive)(void *context),
     e->keepalive_context = context;
 }
 
-/* ---- outcomes ---------------------------------------------------------------------------------- */
+/* ---- outcomes -------------------------------------------------------------------------------- */
 
 static void state_return(dlxi_engine *e) {
     DLXI_ASSERT(e->outcome.state == NULL);
@@ -186,7 +186,7 @@ static void text_set(dlxi_engine *e, const char *text) {
     e->in_trouble = true;
 }
 
-/* ---- trouble ----------------------------------------------------------------------------------- */
+/* ---- trouble --------------------------------------------------------------------------------- */
 
 static bool is_under_way(const dlxi_engine *e) {
     return dlxi_exchange_trip(e->exchange) >= 0;
@@ -225,7 +225,7 @@ static void exchange_result(dlxi_engine *e, dlx_status status, const dlx_error *
         engine_fail(e, error);
 }
 
-/* ---- joining ----------------------------------------------------------------------------------- */
+/* ---- joining --------------------------------------------------------------------------------- */
 
 static bool is_other(const dlxi_engine *e, uint16_t site) {
     return site < e->site->count && site != e->site->index;
@@ -265,7 +265,8 @@ static void anchor_ask(dlxi_engine *e) {
     e->ways[e->anchor_from].greeted_ms = e->now_ms - GREET_MS;
 }
 
-/* Pieces come in order: one that was here before is a repetition, one beyond the next shows a loss. */
+/* Pieces come in order: one that was here before is a repetition, one beyond the next shows a loss.
+ */
 static void on_anchor(dlxi_engine *e, const dlxi_frame *frame) {
     dlx_error error;
     dlxi_state_piece next = {0};
@@ -312,7 +313,7 @@ static void ways_begin(dlxi_engine *e) {
     if (w->members[w->site].needs_anchor) anchor_ask(e);
 }
 
-/* ---- frames of other sites --------------------------------------------------------------------- */
+/* ---- frames of other sites ------------------------------------------------------------------- */
 
 /* One more data frame of the attempt that it says. */
 static void frame_count(way *v, const dlxi_frame *frame) {
@@ -398,7 +399,7 @@ static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
     }
 }
 
-/* ---- rounds ------------------------------------------------------------------------------------ */
+/* ---- rounds ---------------------------------------------------------------------------------- */
 
 /* A way that has been silent is made anew before the attempt's first frame, so that none of them
  * waits in a connection that is dead. */
@@ -506,7 +507,7 @@ static void act(dlxi_engine *e, dlxi_site_action action) {
     }
 }
 
-/* ---- events ------------------------------------------------------------------------------------ */
+/* ---- events ---------------------------------------------------------------------------------- */
 
 static void engine_check(const dlxi_engine *e) {
     const dlxi_site *s = e->site;
@@ -565,7 +566,7 @@ void dlxi_engine_on_link_failure(dlxi_engine *e, const dlx_error *why) {
     if (!e->outcome.ended) engine_fail(e, why);
 }
 
-/* ---- time -------------------------------------------------------------------------------------- */
+/* ---- time ------------------------------------------------------------------------------------ */
 
 static void linking_judge(dlxi_engine *e) {
     if (e->anchor_missing > 0 &&
@@ -627,7 +628,7 @@ void dlxi_engine_keep_alive(dlxi_engine *e, int64_t now_ms) {
     dlxi_site_keep_alive(e->site, now_ms);
 }
 
-/* ---- actions ----------------------------------------------------------------------------------- */
+/* ---- actions --------------------------------------------------------------------------------- */
 
 static bool next_listen(dlxi_engine *e, dlxi_engine_action *a) {
     const dlxi_welcome *w = &e->site->welcome;

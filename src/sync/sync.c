@@ -50,7 +50,7 @@ static bool is_interrupted(const dlx_sync *s) {
     return s->interrupted || dlxi_flag_is_set(s->settings.interrupted);
 }
 
-/* ---- requests and outcomes --------------------------------------------------------------------- */
+/* ---- requests and outcomes ------------------------------------------------------------------- */
 
 static void ask(dlx_sync *s, const dlxi_request *request) {
     dlxi_mailbox_ask(&s->mailbox, request);
@@ -121,7 +121,7 @@ static dlx_status wait_for(dlx_sync *s, const bool *flag, double *waited_s, dlx_
     DLX_FAIL(error, STATE, "the run is over");
 }
 
-/* ---- open and close ---------------------------------------------------------------------------- */
+/* ---- open and close -------------------------------------------------------------------------- */
 
 static void statistics_begin(dlx_sync *s) {
     dlx_statistics *st = &s->statistics;
@@ -255,7 +255,7 @@ void dlxi_sync_close(dlx_sync **sync) {
     *sync = NULL;
 }
 
-/* ---- steps ------------------------------------------------------------------------------------- */
+/* ---- steps ----------------------------------------------------------------------------------- */
 
 /* H of the next round, the same on all ranks: they are at the same step, and none has an exchange
  * under way. */
@@ -441,7 +441,7 @@ dlx_status dlxi_sync_gradients(dlx_sync *s, float *const *gradients, uint64_t to
     return DLX_OK;
 }
 
-/* ---- windows, reports -------------------------------------------------------------------------- */
+/* ---- windows, reports ------------------------------------------------------------------------ */
 
 dlx_status dlxi_sync_windows(dlx_sync *s, uint64_t *positions, uint32_t count, dlx_error *error) {
     const dlxi_lease *lease = &s->leases[s->round.number % LEASES];
@@ -475,7 +475,7 @@ void dlxi_sync_pace(dlx_sync *s, double factor) {
     s->pace = fmin(fmax(factor, 0.01), s->settings.pace_max);
 }
 
-/* ---- what a caller may ask --------------------------------------------------------------------- */
+/* ---- what a caller may ask ------------------------------------------------------------------- */
 
 uint64_t dlxi_sync_tokens(const dlx_sync *s) {
     double share = s->run_share > 0 ? s->run_share : s->last.site_count; /* at first: all equal */
