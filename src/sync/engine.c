@@ -14,6 +14,7 @@ enum {
     GREET_MS = 1000,
     PAUSE_MS = 1000,  /* a longer gap between ticks is this process's own, and nobody's silence */
     RESULT_MS = 1000, /* a missing result is judged so much later: who sends it may wait itself */
+    ANCHOR_FROM = 0,  /* the site whose θ starts the run */
     PIECE_GROUP = 64, /* values per "group" of an ANCHOR frame */
     PIECE_VALUES = DLXI_FRAME_PAYLOAD_MAX / (int)sizeof(float) / PIECE_GROUP * PIECE_GROUP
 };
@@ -55,7 +56,6 @@ struct dlxi_engine {
     uint64_t sent_round;          /* the attempt that way.sent counts */
     uint32_t sent_attempt;
     dlxi_endpoints *listening;       /* while listen is asked for */
-    uint16_t anchor_from;            /* the site whose θ is awaited */
     uint32_t anchor_transfer;        /* that was asked for last; 0: none */
     uint64_t anchor_missing;         /* values */
     dlxi_state_cursor anchor_cursor; /* of the next piece */
@@ -261,8 +261,8 @@ static void anchor_ask(dlxi_engine *e) {
     e->anchor_transfer++;
     e->anchor_cursor = (dlxi_state_cursor){0};
     e->anchor_missing = dlxi_state_piece_values(e->state, 1u << DLXI_STATE_ANCHOR);
-    e->ways[e->anchor_from].moved_ms = e->now_ms;
-    e->ways[e->anchor_from].greeted_ms = e->now_ms - GREET_MS;
+    e->ways[ANCHOR_FROM].moved_ms = e->now_ms;
+    e->ways[ANCHOR_FROM].greeted_ms = e->now_ms - GREET_MS;
 }
 
 /* Pieces come in order: one that was here before is a repetition, one beyond the next shows a loss.
@@ -272,7 +272,7 @@ static void on_anchor(dlxi_engine *e, const dlxi_frame *frame) {
     dlxi_state_piece next = {0};
     dlxi_state_cursor cursor = e->anchor_cursor;
     if (!e->linking || e->anchor_missing == 0 || frame->attempt != e->anchor_transfer ||
-        frame->site != e->anchor_from ||
+        frame->site != ANCHOR_FROM ||
         !dlxi_state_next_piece(e->state, 1u << DLXI_STATE_ANCHOR, &cursor, PIECE_VALUES, &next))
         return;
     dlxi_state_piece piece = {.field = DLXI_STATE_ANCHOR,
@@ -290,7 +290,7 @@ static void on_anchor(dlxi_engine *e, const dlxi_frame *frame) {
         engine_fail(e, &error);
     } else if (is_next) {
         e->anchor_cursor = cursor;
-        e->ways[e->anchor_from].moved_ms = e->now_ms;
+        e->ways[ANCHOR_FROM].moved_ms = e->now_ms;
         e->anchor_missing -= piece.count;
         if (e->anchor_missing == 0) dlxi_state_rehash(e->state);
     } else if (later) {
@@ -302,7 +302,6 @@ static void ways_begin(dlxi_engine *e) {
     const dlxi_welcome *w = &e->site->welcome;
     e->linking = true;
     e->told_ms = e->now_ms;
-    e->anchor_from = w->anchor_source;
     for (uint16_t i = 0; i < e->site->count; i++) {
         way *v = &e->ways[i];
         v->last_seen_ms = v->moved_ms = e->now_ms;
@@ -345,7 +344,7 @@ static void on_greeting(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) 
         v->sent = 0;
     }
     if (!frames_were_lost(v, frame)) return;
-    if (frame->round == 0 && e->linking && from == e->anchor_from &&
+    if (frame->round == 0 && e->linking && from == ANCHOR_FROM &&
         frame->attempt == e->anchor_transfer && e->anchor_missing > 0) {
         anchor_ask(e);
     } else if (is_under_way(e) && frame->round == e->site->round &&
@@ -570,7 +569,7 @@ void dlxi_engine_on_link_failure(dlxi_engine *e, const dlx_error *why) {
 
 static void linking_judge(dlxi_engine *e) {
     if (e->anchor_missing > 0 &&
-        e->now_ms - e->ways[e->anchor_from].moved_ms >= e->settings.timeout_ms)
+        e->now_ms - e->ways[ANCHOR_FROM].moved_ms >= e->settings.timeout_ms)
         anchor_ask(e);
     if (e->now_ms - e->told_ms < e->settings.timeout_ms) return;
     e->told_ms = e->now_ms;
@@ -683,7 +682,7 @@ static bool greeting_make(const dlxi_engine *e, uint16_t to, dlxi_frame *frame) 
                           .rank = e->settings.rank,
                           .trip = (uint16_t)says,
                           .offset_groups = v->sent,
-                          .count_groups = to == e->anchor_from ? e->anchor_transfer : 0};
+                          .count_groups = to == ANCHOR_FROM ? e->anchor_transfer : 0};
     return true;
 }
 
@@ -692,7 +691,7 @@ static bool anchor_make(const dlxi_engine *e, uint16_t to, dlxi_frame *frame) {
     const way *v = &e->ways[to];
     dlxi_state_piece piece;
     dlxi_state_cursor cursor = v->cursor;
-    if (!e->linking || v->transfer == 0 || v->anchored || e->anchor_from != e->site->index ||
+    if (!e->linking || v->transfer == 0 || v->anchored || ANCHOR_FROM != e->site->index ||
         !dlxi_state_next_piece(e->state, 1u << DLXI_STATE_ANCHOR, &cursor, PIECE_VALUES, &piece))
         return false;
     *frame = (dlxi_frame){.kind = DLXI_FRAME_ANCHOR,

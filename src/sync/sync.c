@@ -12,7 +12,7 @@
 #include "base/panic.h"
 #include "member/lease.h"
 #include "outer/round.h"
-#include "sync/agree.h"
+#include "sync/consensus.h"
 #include "sync/pump.h"
 
 enum { TICK_MS = 100, LEASES = 4 };
@@ -28,7 +28,7 @@ struct dlx_sync {
     dlxi_link *link;
     dlxi_mailbox mailbox;
     dlxi_pump pump;
-    dlxi_agreement agreement; /* with the other ranks of this site */
+    dlxi_consensus consensus; /* with the other ranks of this site */
     dlxi_round round;
     double outside_since_s;  /* when the last call returned */
     double round_step_s;     /* time spent outside, i.e. training, in the present round */
@@ -195,7 +195,7 @@ dlx_status dlxi_sync_open(dlx_sync **out, const dlxi_sync_settings *settings, dl
     DLX_TRY_OUT(
         dlxi_local_open(&s->local, &settings->state, &settings->memory, tensors, count, error));
     DLX_TRY_OUT(dlxi_local_read(s->local, s->state, error));
-    DLX_TRY_OUT(dlxi_agreement_open(&s->agreement, settings->rank, settings->ranks,
+    DLX_TRY_OUT(dlxi_consensus_open(&s->consensus, settings->rank, settings->ranks,
                                     settings->gather, settings->gather_context, error));
     DLX_TRY_OUT(engine_open(s, error));
     s->settings.shared_text = NULL; /* borrowed for hello only */
@@ -248,7 +248,7 @@ void dlxi_sync_close(dlx_sync **sync) {
     dlxi_state_close(&s->state);
     dlxi_local_close(&s->local);
     dlxi_link_close(&s->link);
-    dlxi_agreement_close(&s->agreement);
+    dlxi_consensus_close(&s->consensus);
     dlxi_mailbox_close(&s->mailbox);
     pthread_mutex_destroy(&s->statistics_mutex);
     free(s);
@@ -264,9 +264,9 @@ static dlx_status next_inner_steps(dlx_sync *s, uint32_t *inner_steps, dlx_error
     *inner_steps = own.inner_steps;
     if (s->settings.ranks == 1 || own.kind == DLX_ADAPTATION_OFF) return DLX_OK;
     if (s->state->count == 0) own.inner_steps = own.inner_steps_min; /* it needs no time at all */
-    return dlxi_agree_on_inner_steps(&s->agreement, inner_steps, &own,
-                                     dlxi_state_adapt_sums(s->state), s->settings.state.factor_rank,
-                                     error);
+    return dlxi_consensus_inner_steps(&s->consensus, inner_steps, &own,
+                                      dlxi_state_adapt_sums(s->state),
+                                      s->settings.state.factor_rank, error);
 }
 
 /* The round's M is in place: the state is the engine's from here to the commit. */
@@ -319,7 +319,7 @@ static dlx_status check(dlx_sync *s, bool *committed, bool *finished, dlx_error 
     if (s->settings.ranks > 1) {
         dlx_error agreed; /* for a gather that fails without a word */
         dlxi_error_set(&agreed, DLX_SYSTEM, "the ranks of this site can't reach each other");
-        dlx_status status = dlxi_agree_on_state(&s->agreement, committed, &failure, &agreed);
+        dlx_status status = dlxi_consensus_state(&s->consensus, committed, &failure, &agreed);
         if (status != DLX_OK && failure.status == DLX_OK) {
             failure = agreed;
             failure.status = status;
