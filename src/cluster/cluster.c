@@ -125,7 +125,7 @@ static int speaker_find(const int *statuses, int ranks) {
     return 0;
 }
 
-bool dlxi_cluster_agree_on_failure(dlxi_cluster *cluster, dlx_error *error, int wait_ms) {
+bool dlxi_cluster_all_failed(dlxi_cluster *cluster, dlx_error *error, int wait_ms) {
     if (cluster->ranks == 1) return true;
     struct {
         int own, all[];

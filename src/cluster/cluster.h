@@ -29,13 +29,13 @@ void dlxi_cluster_abort(dlxi_cluster *cluster, int exit_code);
  * the job can end in order (dlxi_cluster_close); one rank, with a cause of its own if any has one,
  * keeps its message, and on all others it is empty. False: the others go on, and the caller ends
  * them (dlxi_cluster_abort). */
-bool dlxi_cluster_agree_on_failure(dlxi_cluster *cluster, dlx_error *error, int wait_ms);
+bool dlxi_cluster_all_failed(dlxi_cluster *cluster, dlx_error *error, int wait_ms);
 
 /* ---- a rank's coordinates -------------------------------------------------------------------- */
 
 /* Ranks of a site: rank = stage · replicas + replica. Of a job with several sites: site · ranks +
  * rank. */
-typedef struct dlxi_place {
+typedef struct dlxi_grid {
     int site, sites; /* of the job */
     int rank, ranks; /* of the site */
     int stage, stages, replica, replicas;
@@ -45,22 +45,22 @@ typedef struct dlxi_place {
     /* first stage's replicas, then the last's; MPI_COMM_NULL on other ranks, and if there is one
      * stage */
     MPI_Comm ends;
-} dlxi_place;
+} dlxi_grid;
 
 /* Collective over the job. DLX_CONFIG, on all ranks, if the job's ranks are not sites × stages ×
  * replicas. On success *out is the caller's. */
-dlx_status dlxi_place_open(dlxi_place **out, dlxi_cluster *cluster, int sites, int stages,
-                           int replicas, dlx_error *error);
+dlx_status dlxi_grid_open(dlxi_grid **out, dlxi_cluster *cluster, int sites, int stages,
+                          int replicas, dlx_error *error);
 /* Collective over the site; takes NULL. */
-void dlxi_place_close(dlxi_place **place);
+void dlxi_grid_close(dlxi_grid **grid);
 
 /* all[ranks][bytes] ← own[bytes] of each rank of the site, in order. Collective; blocks, asleep. */
-dlx_status dlxi_place_gather(dlxi_place *place, void *all, const void *own, size_t bytes,
-                             dlx_error *error);
+dlx_status dlxi_grid_gather(dlxi_grid *grid, void *all, const void *own, size_t bytes,
+                            dlx_error *error);
 /* values[count] ← their sums over the site's ranks, added in order of rank: the same bits on every
  * rank. Collective. */
-dlx_status dlxi_place_sum(dlxi_place *place, double *values, int count, dlx_error *error);
-dlx_status dlxi_place_barrier(dlxi_place *place, dlx_error *error);
+dlx_status dlxi_grid_sum(dlxi_grid *grid, double *values, int count, dlx_error *error);
+dlx_status dlxi_grid_barrier(dlxi_grid *grid, dlx_error *error);
 
 /* ---- for callers of MPI ---------------------------------------------------------------------- */
 
@@ -71,7 +71,7 @@ dlx_status dlxi_mpi_check(int code, const char *what, dlx_error *error);
 dlx_status dlxi_mpi_wait(MPI_Request *requests, int count, double *waited_s, dlx_error *error);
 /* Cancellation: all waits of the calling thread ask twice a second, and if the answer is true they
  * end with DLX_PEER_LOST, for ranks that will not arrive. NULL: never. */
-void dlxi_mpi_give_up_when(bool (*give_up)(void *context), void *context);
+void dlxi_mpi_cancel_when(bool (*cancel)(void *context), void *context);
 /* Between two tests: yields at first, then sleeps longer and longer, up to 0.5 ms. `idle` counts,
  * from 0. */
 void dlxi_mpi_idle(int *idle);

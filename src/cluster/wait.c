@@ -49,12 +49,12 @@ void dlxi_mpi_idle(int *idle) {
     dlxi_mpi_pause(pause_ns);
 }
 
-static _Thread_local bool (*give_up_asked)(void *context);
-static _Thread_local void *give_up_context;
+static _Thread_local bool (*cancel_asked)(void *context);
+static _Thread_local void *cancel_context;
 
-void dlxi_mpi_give_up_when(bool (*give_up)(void *context), void *context) {
-    give_up_asked = give_up;
-    give_up_context = context;
+void dlxi_mpi_cancel_when(bool (*cancel)(void *context), void *context) {
+    cancel_asked = cancel;
+    cancel_context = context;
 }
 
 dlx_status dlxi_mpi_wait(MPI_Request *requests, int count, double *waited_s, dlx_error *error) {
@@ -68,9 +68,9 @@ dlx_status dlxi_mpi_wait(MPI_Request *requests, int count, double *waited_s, dlx
         code = MPI_Test(&requests[i], &done, MPI_STATUS_IGNORE);
         if (code != MPI_SUCCESS || done) continue;
         dlxi_mpi_idle(&idle);
-        if (give_up_asked != NULL && dlxi_clock_ns() - asked_ns > ASK_NS) {
+        if (cancel_asked != NULL && dlxi_clock_ns() - asked_ns > ASK_NS) {
             asked_ns = dlxi_clock_ns();
-            if (give_up_asked(give_up_context))
+            if (cancel_asked(cancel_context))
                 DLX_FAIL(error, PEER_LOST,
                          "the run has ended, and other ranks of this site do not go on");
         }

@@ -55,7 +55,7 @@ void dlxi_coordinator_close(dlxi_coordinator **coordinator) {
     *coordinator = NULL;
 }
 
-/* ---- what it says ------------------------------------------------------------------------------ */
+/* ---- what it says ---------------------------------------------------------------------------- */
 
 dlxi_label dlxi_label_of(const dlxi_run_site *s, const dlxi_run_rank *p) {
     return dlxi_label_for(s->name, (uint16_t)(p - s->ranks), s->rank_count);
@@ -135,7 +135,7 @@ void dlxi_coordinator_fail_memory(dlxi_coordinator *c) {
     dlxi_coordinator_fail(c, DLX_MEMORY, NULL, "the coordinator ran out of memory");
 }
 
-/* ---- who speaks -------------------------------------------------------------------------------- */
+/* ---- who speaks ------------------------------------------------------------------------------ */
 
 static bool peers_grow(dlxi_coordinator *c, uint32_t peer) {
     if (peer < c->peer_room) return true;
@@ -234,7 +234,7 @@ void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *n
     dispatch(c, s, p, frame);
 }
 
-/* ---- time -------------------------------------------------------------------------------------- */
+/* ---- time ------------------------------------------------------------------------------------ */
 
 /* The first rank of the site that has been silent for too long, or NULL. */
 static const dlxi_run_rank *silent_rank(const dlxi_coordinator *c, const dlxi_run_site *s,
@@ -291,7 +291,7 @@ void dlxi_coordinator_on_tick(dlxi_coordinator *c, int64_t now_ms) {
     }
 }
 
-/* ---- what it is -------------------------------------------------------------------------------- */
+/* ---- what it is ------------------------------------------------------------------------------ */
 
 void dlxi_coordinator_check(const dlxi_coordinator *c) {
     uint32_t listening = 0, ready = 0, staged = 0, reported = 0, finished = 0;

@@ -10,7 +10,8 @@
 
 enum { DLXI_COORDINATOR_LEASES = 3 /* rounds t, t+1, t+2 */ };
 
-/* One rank of a site: it joins, submits and stages by itself; a round counts for all or for none. */
+/* One rank of a site: it joins, submits and stages by itself; a round counts for all or for none.
+ */
 typedef struct dlxi_run_rank {
     bool joined; /* it said hello */
     bool listening, ready, staged, reported, finished;

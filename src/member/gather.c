@@ -26,7 +26,7 @@ static int by_name(const void *a, const void *b) {
     return strcmp(((const dlxi_run_site *)a)->name, ((const dlxi_run_site *)b)->name);
 }
 
-/* ---- welcome ----------------------------------------------------------------------------------- */
+/* ---- welcome --------------------------------------------------------------------------------- */
 
 void dlxi_gather_welcome_rank(dlxi_coordinator *c, uint16_t site, uint16_t rank) {
     dlxi_run_rank *p = &c->sites[site].ranks[rank];
@@ -58,7 +58,7 @@ static void welcome(dlxi_coordinator *c) {
         for (uint16_t r = 0; r < c->sites[i].rank_count; r++) dlxi_gather_welcome_rank(c, i, r);
 }
 
-/* ---- join, leave ------------------------------------------------------------------------------- */
+/* ---- join, leave ----------------------------------------------------------------------------- */
 
 /* Its place is free for another; the settings of one that has left bind nobody. */
 void dlxi_gather_leave(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_rank *culprit,
@@ -165,7 +165,7 @@ void dlxi_gather_on_hello(dlxi_coordinator *c, uint32_t peer, const char *name, 
     if (complete == c->settings.sites) welcome(c);
 }
 
-/* ---- where sites listen ------------------------------------------------------------------------ */
+/* ---- where sites listen ---------------------------------------------------------------------- */
 
 /* Rank r of a site learns where rank r of the others waits for it. */
 void dlxi_gather_peers_of_rank(dlxi_coordinator *c, uint16_t site, uint16_t rank) {

@@ -27,7 +27,7 @@ void dlxi_rounds_grant(dlxi_coordinator *c, uint64_t round) {
     }
 }
 
-/* ---- begin ------------------------------------------------------------------------------------- */
+/* ---- begin ----------------------------------------------------------------------------------- */
 
 /* The view of rank r: its own measurements of the exchange, and the step of the site's slowest
  * rank, which all wait for. */
@@ -144,7 +144,7 @@ void dlxi_rounds_on_ready(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *
         begin(c);
 }
 
-/* ---- trouble ----------------------------------------------------------------------------------- */
+/* ---- trouble --------------------------------------------------------------------------------- */
 
 /* Of the attempt that is under way; between attempts and rounds there is none. */
 static bool frame_is_current(const dlxi_coordinator *c, const dlxi_frame *frame) {
@@ -215,7 +215,7 @@ void dlxi_rounds_on_abort(dlxi_coordinator *c, const dlxi_frame *frame, const ch
     }
 }
 
-/* ---- commit ------------------------------------------------------------------------------------ */
+/* ---- commit ---------------------------------------------------------------------------------- */
 
 /* The last committed round, to one rank. */
 static void put_commit(dlxi_coordinator *c, uint16_t site, uint16_t rank) {
@@ -273,7 +273,7 @@ void dlxi_rounds_on_staged(dlxi_coordinator *c, dlxi_run_rank *p, const dlxi_fra
         attempt_abort(c, "the sites received different results", true);
 }
 
-/* ---- the end ----------------------------------------------------------------------------------- */
+/* ---- the end --------------------------------------------------------------------------------- */
 
 void dlxi_rounds_on_report(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p,
                            const char *text) {
@@ -297,7 +297,7 @@ void dlxi_rounds_on_finished(dlxi_coordinator *c, dlxi_run_rank *p) {
     if (++c->finished_count == c->rank_count) c->phase = DLXI_COORDINATOR_DONE;
 }
 
-/* ---- levels ------------------------------------------------------------------------------------ */
+/* ---- levels ---------------------------------------------------------------------------------- */
 
 void dlxi_rounds_answer(dlxi_coordinator *c, uint16_t site, uint16_t rank, const dlxi_frame *frame,
                         int64_t now_ms) {

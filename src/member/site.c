@@ -74,7 +74,7 @@ static dlxi_site_action site_end(dlxi_site *s, dlx_status status, const char *te
     return DLXI_SITE_ENDED;
 }
 
-/* ---- frames ------------------------------------------------------------------------------------ */
+/* ---- frames ---------------------------------------------------------------------------------- */
 
 static dlxi_site_action on_welcome(dlxi_site *s) {
     if (s->phase != DLXI_SITE_JOINING) return DLXI_SITE_NOTHING;
@@ -171,7 +171,7 @@ dlxi_site_action dlxi_site_on_frame(dlxi_site *s, const dlxi_frame *frame, int64
     }
 }
 
-/* ---- time -------------------------------------------------------------------------------------- */
+/* ---- time ------------------------------------------------------------------------------------ */
 
 void dlxi_site_keep_alive(dlxi_site *s, int64_t now_ms) {
     if (s->phase == DLXI_SITE_DONE || now_ms - s->pinged_ms < PING_MS) return;
@@ -198,7 +198,7 @@ dlxi_site_action dlxi_site_on_tick(dlxi_site *s, int64_t now_ms) {
     return s->phase == DLXI_SITE_DONE ? DLXI_SITE_ENDED : DLXI_SITE_NOTHING;
 }
 
-/* ---- what the site did ------------------------------------------------------------------------- */
+/* ---- what the site did ----------------------------------------------------------------------- */
 
 void dlxi_site_on_listening(dlxi_site *s, const dlxi_endpoints *endpoints) {
     DLXI_ASSERT(s->phase == DLXI_SITE_LISTENING);

@@ -6,7 +6,8 @@
  *   anything → DONE on stop, on the coordinator's silence, or on the site's own failure
  *
  * A message that waits for an answer (hello, listening, ready, staged, abort, report) is repeated
- * twice a second until the answer is here, so that none is lost for good when a connection breaks. */
+ * twice a second until the answer is here, so that none is lost for good when a connection breaks.
+ */
 #ifndef DLXI_MEMBER_SITE_H
 #define DLXI_MEMBER_SITE_H
 

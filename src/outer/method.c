@@ -5,7 +5,7 @@
 #include <math.h>
 #include <string.h>
 
-/* ---- linear models: state (θ, v, pseudo-gradient in flight d, local start s) ------------------- */
+/* ---- linear models: state (θ, v, pseudo-gradient in flight d, local start s) ----------------- */
 
 enum { ANCHOR, VELOCITY, FLYING, START };
 
@@ -65,7 +65,7 @@ static dlxi_modes carry_modes(double eta, double mu, double c, int sites, double
     return (dlxi_modes){.mean = dlxi_spectral_radius(a), .disagreement = (1 - late) * early};
 }
 
-/* ---- arithmetic -------------------------------------------------------------------------------- */
+/* ---- arithmetic ------------------------------------------------------------------------------ */
 
 /* M ← (from − p) + e */
 static void error_accumulate(float *restrict error, const float *restrict from,
@@ -119,7 +119,7 @@ static void carry_apply(const dlxi_chunk *c, dlxi_coefficients by) {
     }
 }
 
-/* ---- the table --------------------------------------------------------------------------------- */
+/* ---- the table ------------------------------------------------------------------------------- */
 
 /* X(overlap, word, …): docs/convergence.md has the measurements behind the defaults. */
 #define METHODS(X)                                                                                 \

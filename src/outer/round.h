@@ -26,7 +26,7 @@ typedef enum dlxi_round_action {
     DLXI_ROUND_WAIT, /* for the commit */
     DLXI_ROUND_APPLY,
     DLXI_ROUND_SUBMIT,
-    DLXI_ROUND_SUBMIT_AND_APPLY /* delayed, eager: the pseudo-gradient is taken first, then the update applied */
+    DLXI_ROUND_SUBMIT_AND_APPLY /* at a boundary: the pseudo-gradient is taken first */
 } dlxi_round_action;
 
 /* What to do now, given whether the outstanding round is committed. Call until it says TRAIN. */

@@ -38,15 +38,15 @@ static void inbox_open(inbox *in, float **memory, int64_t floats, int from, int 
     for (int i = 0; i < 2; i++, *memory += floats) in->buffer[i] = *memory;
 }
 
-dlx_status dlxi_neighbours_open(dlxi_neighbours **out, const dlxi_place *place, int64_t floats,
+dlx_status dlxi_neighbours_open(dlxi_neighbours **out, const dlxi_grid *grid, int64_t floats,
                                 int slots, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_neighbours *x = NULL;
     *out = NULL;
-    DLXI_ASSERT(place->stages > 1 && floats >= 1 && floats <= INT_MAX && slots >= 1);
+    DLXI_ASSERT(grid->stages > 1 && floats >= 1 && floats <= INT_MAX && slots >= 1);
     DLX_TRY(DLXI_NEW(&x, 1, error));
-    bool first = place->stage == 0, last = place->stage == place->stages - 1;
-    *x = (dlxi_neighbours){.pipe = place->pipe, .stage = place->stage, .floats = floats};
+    bool first = grid->stage == 0, last = grid->stage == grid->stages - 1;
+    *x = (dlxi_neighbours){.pipe = grid->pipe, .stage = grid->stage, .floats = floats};
     for (int i = 0; i < 2; i++)
         x->forward.request[i] = x->backward.request[i] = x->d_input_sent[i] = MPI_REQUEST_NULL;
     DLX_TRY_OUT(DLXI_NEW(&x->output_sent, slots, error));
@@ -54,10 +54,10 @@ dlx_status dlxi_neighbours_open(dlxi_neighbours **out, const dlxi_place *place, 
     DLX_TRY_OUT(DLXI_NEW(&x->memory, floats * 2 * ((first ? 0 : 2) + (last ? 0 : 1)), error));
     float *memory = x->memory;
     if (!first) {
-        inbox_open(&x->forward, &memory, floats, place->stage - 1, TAG_FORWARD);
+        inbox_open(&x->forward, &memory, floats, grid->stage - 1, TAG_FORWARD);
         for (int i = 0; i < 2; i++, memory += floats) x->d_input[i] = memory;
     }
-    if (!last) inbox_open(&x->backward, &memory, floats, place->stage + 1, TAG_BACKWARD);
+    if (!last) inbox_open(&x->backward, &memory, floats, grid->stage + 1, TAG_BACKWARD);
     *out = x;
     return DLX_OK;
 out:

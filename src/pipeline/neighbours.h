@@ -15,9 +15,9 @@
 
 typedef struct dlxi_neighbours dlxi_neighbours;
 
-/* floats: N·C of a full micro-batch, 1 to INT_MAX. slots: of the stage. `place` is borrowed and
+/* floats: N·C of a full micro-batch, 1 to INT_MAX. slots: of the stage. `grid` is borrowed and
  * has more than one stage. */
-dlx_status dlxi_neighbours_open(dlxi_neighbours **out, const dlxi_place *place, int64_t floats,
+dlx_status dlxi_neighbours_open(dlxi_neighbours **out, const dlxi_grid *grid, int64_t floats,
                                 int slots, dlx_error *error);
 void dlxi_neighbours_close(dlxi_neighbours **neighbours); /* takes NULL */
 /* Messages are in flight: after a failure MPI may still use this memory and the stage's. */

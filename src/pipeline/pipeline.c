@@ -106,9 +106,9 @@ static dlx_status parts_open(dlxi_pipeline *p, dlxi_kernels *kernels, dlx_error 
     DLX_TRY(owned_find(p, error));
     if (p->stages > 1)
         DLX_TRY(
-            dlxi_neighbours_open(&p->neighbours, o->place, N * p->config.width, p->slots, error));
-    if (o->place != NULL) {
-        DLX_TRY(dlxi_reduce_open(&p->reduce, o->place, p->stage, p->shard_map, error));
+            dlxi_neighbours_open(&p->neighbours, o->grid, N * p->config.width, p->slots, error));
+    if (o->grid != NULL) {
+        DLX_TRY(dlxi_reduce_open(&p->reduce, o->grid, p->stage, p->shard_map, error));
         dlxi_stage_on_gradients(p->stage, on_gradients, p);
     }
     if (!p->is_first && !p->is_last) return DLX_OK;
@@ -124,11 +124,11 @@ dlx_status dlxi_pipeline_open(dlxi_pipeline **out, const dlxi_model_config *conf
     *out = NULL;
     DLX_TRY(DLXI_NEW(&p, 1, error));
     *p = (dlxi_pipeline){.config = *config, .options = *options, .stages = 1, .replicas = 1};
-    if (options->place != NULL) {
-        p->index = options->place->stage;
-        p->stages = options->place->stages;
-        p->replica = options->place->replica;
-        p->replicas = options->place->replicas;
+    if (options->grid != NULL) {
+        p->index = options->grid->stage;
+        p->stages = options->grid->stages;
+        p->replica = options->grid->replica;
+        p->replicas = options->grid->replicas;
     }
     p->is_first = p->index == 0;
     p->is_last = p->index == p->stages - 1;
@@ -185,7 +185,7 @@ static void windows_read(dlxi_pipeline *p, const uint64_t *positions, int64_t mi
 }
 
 static dlx_status interrupt_check(const dlxi_pipeline *p, dlx_error *error) {
-    if (p->options.place != NULL || !dlxi_flag_is_set(p->options.interrupted)) return DLX_OK;
+    if (p->options.grid != NULL || !dlxi_flag_is_set(p->options.interrupted)) return DLX_OK;
     DLX_FAIL(error, INTERRUPTED, "interrupted");
 }
 
@@ -256,17 +256,17 @@ static void idle_count(dlxi_pipeline *p, double since_s) {
 }
 
 dlx_status dlxi_pipeline_sum(dlxi_pipeline *p, double *values, int count, dlx_error *error) {
-    if (p->options.place == NULL) return DLX_OK;
+    if (p->options.grid == NULL) return DLX_OK;
     double begun_s = dlxi_clock_s();
-    dlx_status status = dlxi_place_sum(p->options.place, values, count, error);
+    dlx_status status = dlxi_grid_sum(p->options.grid, values, count, error);
     idle_count(p, begun_s);
     return status;
 }
 
 dlx_status dlxi_pipeline_barrier(dlxi_pipeline *p, dlx_error *error) {
-    if (p->options.place == NULL) return DLX_OK;
+    if (p->options.grid == NULL) return DLX_OK;
     double begun_s = dlxi_clock_s();
-    dlx_status status = dlxi_place_barrier(p->options.place, error);
+    dlx_status status = dlxi_grid_barrier(p->options.grid, error);
     idle_count(p, begun_s);
     return status;
 }
@@ -320,7 +320,7 @@ dlx_status dlxi_pipeline_evaluate(dlxi_pipeline *p, const dlxi_token_file *valid
     DLX_TRY(dlxi_validation_open(&reader, validation, p->config.context, tokens_max,
                                  index + stride * p->replica, stride * p->replicas, error));
     DLX_TRY(validation_evaluate(p, &reader, sums, error));
-    if (p->options.place != NULL) DLX_TRY(dlxi_place_sum(p->options.place, sums, 2, error));
+    if (p->options.grid != NULL) DLX_TRY(dlxi_grid_sum(p->options.grid, sums, 2, error));
     if (!isfinite(sums[0]))
         DLX_FAIL(error, NUMERIC, "the validation loss is not finite; try a lower learning rate");
     *loss_sum = sums[0];

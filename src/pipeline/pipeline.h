@@ -9,7 +9,7 @@
  *   optimiser, dlx_sync_step, on owned tensors
  *   share_parameters  owners → holders
  *
- * One rank (place NULL) calls no MPI. Calls are collective over the site unless said; one thread.
+ * One rank (grid NULL) calls no MPI. Calls are collective over the site unless said; one thread.
  */
 #ifndef DLXI_PIPELINE_PIPELINE_H
 #define DLXI_PIPELINE_PIPELINE_H
@@ -21,7 +21,7 @@
 typedef struct dlxi_pipeline dlxi_pipeline;
 
 typedef struct dlxi_pipeline_options {
-    dlxi_place *place; /* borrowed; NULL: one rank */
+    dlxi_grid *grid; /* borrowed; NULL: one rank */
     dlxi_partition partition;
     /* windows per site and step, and per pass; replicas · micro_batch divides batch */
     int64_t batch, micro_batch;

@@ -50,24 +50,22 @@ struct dlxi_reduce {
 
 /* ---- open and close -------------------------------------------------------------------------- */
 
-static void groups_open(dlxi_reduce *r, const dlxi_place *place) {
-    bool at_end = place->stages > 1 && (place->stage == 0 || place->stage == place->stages - 1);
+static void groups_open(dlxi_reduce *r, const dlxi_grid *grid) {
+    bool at_end = grid->stages > 1 && (grid->stage == 0 || grid->stage == grid->stages - 1);
     r->groups[GROUP_REPLICAS] =
-        (group){.holders = place->stage_replicas, .rank = place->replica, .ranks = place->replicas};
-    r->groups[GROUP_ENDS] =
-        (group){.holders = place->ends,
-                .rank = place->replica + (place->stage > 0 ? place->replicas : 0),
-                .ranks = at_end ? 2 * place->replicas : 1};
+        (group){.holders = grid->stage_replicas, .rank = grid->replica, .ranks = grid->replicas};
+    r->groups[GROUP_ENDS] = (group){.holders = grid->ends,
+                                    .rank = grid->replica + (grid->stage > 0 ? grid->replicas : 0),
+                                    .ranks = at_end ? 2 * grid->replicas : 1};
     for (int g = 0; g < GROUPS; g++)
         for (int slot = 0; slot < SLOTS_MAX; slot++) r->groups[g].request[slot] = MPI_REQUEST_NULL;
 }
 
 static message message_describe(const dlxi_parameter *parameter, const dlxi_model_config *config,
-                                const dlxi_place *place, int owner) {
+                                const dlxi_grid *grid, int owner) {
     const dlxi_tensor *tensor = &parameter->tensor;
-    bool at_both_ends = tensor->in_embedding && tensor->in_head && place->stages > 1;
-    int replica = owner % place->replicas,
-        of_last = owner / place->replicas > 0 ? place->replicas : 0;
+    bool at_both_ends = tensor->in_embedding && tensor->in_head && grid->stages > 1;
+    int replica = owner % grid->replicas, of_last = owner / grid->replicas > 0 ? grid->replicas : 0;
     message m = {.group = at_both_ends ? GROUP_ENDS : GROUP_REPLICAS,
                  .owner = at_both_ends ? of_last + replica : replica,
                  .layer = tensor->layer,
@@ -84,7 +82,7 @@ static bool message_joins(const message *last, const message *next) {
 }
 
 /* Returns the number of messages, and fills r->messages unless it is NULL. */
-static int64_t messages_list(dlxi_reduce *r, const dlxi_place *place, dlxi_stage *stage,
+static int64_t messages_list(dlxi_reduce *r, const dlxi_grid *grid, dlxi_stage *stage,
                              const int *shard_map) {
     int64_t parameter_count, count = 0;
     const dlxi_parameter *parameter = dlxi_stage_parameters(stage, &parameter_count);
@@ -92,7 +90,7 @@ static int64_t messages_list(dlxi_reduce *r, const dlxi_place *place, dlxi_stage
     message last = {0};
     for (int64_t i = 0; i < parameter_count; i++) {
         message next =
-            message_describe(&parameter[i], config, place, shard_map[parameter[i].tensor.id]);
+            message_describe(&parameter[i], config, grid, shard_map[parameter[i].tensor.id]);
         if (r->groups[next.group].ranks == 1) continue;
         if (count > 0 && message_joins(&last, &next)) {
             last.count = (next.data - last.data) + next.count;
@@ -129,16 +127,16 @@ static dlx_status buffers_open(dlxi_reduce *r, dlx_error *error) {
     return DLX_OK;
 }
 
-dlx_status dlxi_reduce_open(dlxi_reduce **out, const dlxi_place *place, dlxi_stage *stage,
+dlx_status dlxi_reduce_open(dlxi_reduce **out, const dlxi_grid *grid, dlxi_stage *stage,
                             const int *shard_map, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_reduce *r = NULL;
     *out = NULL;
     DLX_TRY(DLXI_NEW(&r, 1, error));
-    groups_open(r, place);
-    r->count = messages_list(r, place, stage, shard_map);
+    groups_open(r, grid);
+    r->count = messages_list(r, grid, stage, shard_map);
     DLX_TRY_OUT(DLXI_NEW(&r->messages, r->count, error));
-    messages_list(r, place, stage, shard_map);
+    messages_list(r, grid, stage, shard_map);
     DLX_TRY_OUT(buffers_open(r, error));
     *out = r;
     return DLX_OK;

@@ -10,8 +10,8 @@
 
 typedef struct dlxi_reduce dlxi_reduce;
 
-/* shard_map: as dlxi_shard_map_fill's. `place` and `stage` are borrowed. Not collective. */
-dlx_status dlxi_reduce_open(dlxi_reduce **out, const dlxi_place *place, dlxi_stage *stage,
+/* shard_map: as dlxi_shard_map_fill's. `grid` and `stage` are borrowed. Not collective. */
+dlx_status dlxi_reduce_open(dlxi_reduce **out, const dlxi_grid *grid, dlxi_stage *stage,
                             const int *shard_map, dlx_error *error);
 void dlxi_reduce_close(dlxi_reduce **reduce); /* takes NULL */
 

@@ -58,8 +58,8 @@ void dlxi_allreduce_advance(dlxi_allreduce *a, uint32_t to);
 dlx_status dlxi_allreduce_on_frame(dlxi_allreduce *a, uint32_t from, const dlxi_frame *frame,
                                    dlx_error *error);
 
-/* What is still to come from member `from`: its contribution, which waits for nobody, or its result,
- * which waits for others'. */
+/* What is still to come from member `from`: its contribution, which waits for nobody, or its
+ * result, which waits for others'. */
 typedef enum dlxi_awaited {
     DLXI_AWAITED_NOTHING,
     DLXI_AWAITED_RESULT,

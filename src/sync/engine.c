@@ -14,6 +14,7 @@ enum {
     GREET_MS = 1000,
     PAUSE_MS = 1000,  /* a longer gap between ticks is this process's own, and nobody's silence */
     RESULT_MS = 1000, /* a missing result is judged so much later: who sends it may wait itself */
+    ANCHOR_FROM = 0,  /* the site whose θ starts the run */
     PIECE_GROUP = 64, /* values per "group" of an ANCHOR frame */
     PIECE_VALUES = DLXI_FRAME_PAYLOAD_MAX / (int)sizeof(float) / PIECE_GROUP * PIECE_GROUP
 };
@@ -55,7 +56,6 @@ struct dlxi_engine {
     uint64_t sent_round;          /* the attempt that way.sent counts */
     uint32_t sent_attempt;
     dlxi_endpoints *listening;       /* while listen is asked for */
-    uint16_t anchor_from;            /* the site whose θ is awaited */
     uint32_t anchor_transfer;        /* that was asked for last; 0: none */
     uint64_t anchor_missing;         /* values */
     dlxi_state_cursor anchor_cursor; /* of the next piece */
@@ -72,7 +72,7 @@ struct dlxi_engine {
     void *keepalive_context;
 };
 
-/* ---- open and close ---------------------------------------------------------------------------- */
+/* ---- open and close -------------------------------------------------------------------------- */
 
 static void busy_keepalive(void *context) {
     dlxi_engine *e = context;
@@ -138,7 +138,7 @@ void dlxi_engine_set_keepalive(dlxi_engine *e, void (*keepalive)(void *context),
     e->keepalive_context = context;
 }
 
-/* ---- outcomes ---------------------------------------------------------------------------------- */
+/* ---- outcomes -------------------------------------------------------------------------------- */
 
 static void state_return(dlxi_engine *e) {
     DLXI_ASSERT(e->outcome.state == NULL);
@@ -186,7 +186,7 @@ static void text_set(dlxi_engine *e, const char *text) {
     e->in_trouble = true;
 }
 
-/* ---- trouble ----------------------------------------------------------------------------------- */
+/* ---- trouble --------------------------------------------------------------------------------- */
 
 static bool is_under_way(const dlxi_engine *e) {
     return dlxi_exchange_trip(e->exchange) >= 0;
@@ -225,7 +225,7 @@ static void exchange_result(dlxi_engine *e, dlx_status status, const dlx_error *
         engine_fail(e, error);
 }
 
-/* ---- joining ----------------------------------------------------------------------------------- */
+/* ---- joining --------------------------------------------------------------------------------- */
 
 static bool is_other(const dlxi_engine *e, uint16_t site) {
     return site < e->site->count && site != e->site->index;
@@ -261,17 +261,18 @@ static void anchor_ask(dlxi_engine *e) {
     e->anchor_transfer++;
     e->anchor_cursor = (dlxi_state_cursor){0};
     e->anchor_missing = dlxi_state_piece_values(e->state, 1u << DLXI_STATE_ANCHOR);
-    e->ways[e->anchor_from].moved_ms = e->now_ms;
-    e->ways[e->anchor_from].greeted_ms = e->now_ms - GREET_MS;
+    e->ways[ANCHOR_FROM].moved_ms = e->now_ms;
+    e->ways[ANCHOR_FROM].greeted_ms = e->now_ms - GREET_MS;
 }
 
-/* Pieces come in order: one that was here before is a repetition, one beyond the next shows a loss. */
+/* Pieces come in order: one that was here before is a repetition, one beyond the next shows a loss.
+ */
 static void on_anchor(dlxi_engine *e, const dlxi_frame *frame) {
     dlx_error error;
     dlxi_state_piece next = {0};
     dlxi_state_cursor cursor = e->anchor_cursor;
     if (!e->linking || e->anchor_missing == 0 || frame->attempt != e->anchor_transfer ||
-        frame->site != e->anchor_from ||
+        frame->site != ANCHOR_FROM ||
         !dlxi_state_next_piece(e->state, 1u << DLXI_STATE_ANCHOR, &cursor, PIECE_VALUES, &next))
         return;
     dlxi_state_piece piece = {.field = DLXI_STATE_ANCHOR,
@@ -289,7 +290,7 @@ static void on_anchor(dlxi_engine *e, const dlxi_frame *frame) {
         engine_fail(e, &error);
     } else if (is_next) {
         e->anchor_cursor = cursor;
-        e->ways[e->anchor_from].moved_ms = e->now_ms;
+        e->ways[ANCHOR_FROM].moved_ms = e->now_ms;
         e->anchor_missing -= piece.count;
         if (e->anchor_missing == 0) dlxi_state_rehash(e->state);
     } else if (later) {
@@ -301,7 +302,6 @@ static void ways_begin(dlxi_engine *e) {
     const dlxi_welcome *w = &e->site->welcome;
     e->linking = true;
     e->told_ms = e->now_ms;
-    e->anchor_from = w->anchor_source;
     for (uint16_t i = 0; i < e->site->count; i++) {
         way *v = &e->ways[i];
         v->last_seen_ms = v->moved_ms = e->now_ms;
@@ -312,7 +312,7 @@ static void ways_begin(dlxi_engine *e) {
     if (w->members[w->site].needs_anchor) anchor_ask(e);
 }
 
-/* ---- frames of other sites --------------------------------------------------------------------- */
+/* ---- frames of other sites ------------------------------------------------------------------- */
 
 /* One more data frame of the attempt that it says. */
 static void frame_count(way *v, const dlxi_frame *frame) {
@@ -344,7 +344,7 @@ static void on_greeting(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) 
         v->sent = 0;
     }
     if (!frames_were_lost(v, frame)) return;
-    if (frame->round == 0 && e->linking && from == e->anchor_from &&
+    if (frame->round == 0 && e->linking && from == ANCHOR_FROM &&
         frame->attempt == e->anchor_transfer && e->anchor_missing > 0) {
         anchor_ask(e);
     } else if (is_under_way(e) && frame->round == e->site->round &&
@@ -398,7 +398,7 @@ static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
     }
 }
 
-/* ---- rounds ------------------------------------------------------------------------------------ */
+/* ---- rounds ---------------------------------------------------------------------------------- */
 
 /* A way that has been silent is made anew before the attempt's first frame, so that none of them
  * waits in a connection that is dead. */
@@ -506,7 +506,7 @@ static void act(dlxi_engine *e, dlxi_site_action action) {
     }
 }
 
-/* ---- events ------------------------------------------------------------------------------------ */
+/* ---- events ---------------------------------------------------------------------------------- */
 
 static void engine_check(const dlxi_engine *e) {
     const dlxi_site *s = e->site;
@@ -565,11 +565,11 @@ void dlxi_engine_on_link_failure(dlxi_engine *e, const dlx_error *why) {
     if (!e->outcome.ended) engine_fail(e, why);
 }
 
-/* ---- time -------------------------------------------------------------------------------------- */
+/* ---- time ------------------------------------------------------------------------------------ */
 
 static void linking_judge(dlxi_engine *e) {
     if (e->anchor_missing > 0 &&
-        e->now_ms - e->ways[e->anchor_from].moved_ms >= e->settings.timeout_ms)
+        e->now_ms - e->ways[ANCHOR_FROM].moved_ms >= e->settings.timeout_ms)
         anchor_ask(e);
     if (e->now_ms - e->told_ms < e->settings.timeout_ms) return;
     e->told_ms = e->now_ms;
@@ -627,7 +627,7 @@ void dlxi_engine_keep_alive(dlxi_engine *e, int64_t now_ms) {
     dlxi_site_keep_alive(e->site, now_ms);
 }
 
-/* ---- actions ----------------------------------------------------------------------------------- */
+/* ---- actions --------------------------------------------------------------------------------- */
 
 static bool next_listen(dlxi_engine *e, dlxi_engine_action *a) {
     const dlxi_welcome *w = &e->site->welcome;
@@ -682,7 +682,7 @@ static bool greeting_make(const dlxi_engine *e, uint16_t to, dlxi_frame *frame) 
                           .rank = e->settings.rank,
                           .trip = (uint16_t)says,
                           .offset_groups = v->sent,
-                          .count_groups = to == e->anchor_from ? e->anchor_transfer : 0};
+                          .count_groups = to == ANCHOR_FROM ? e->anchor_transfer : 0};
     return true;
 }
 
@@ -691,7 +691,7 @@ static bool anchor_make(const dlxi_engine *e, uint16_t to, dlxi_frame *frame) {
     const way *v = &e->ways[to];
     dlxi_state_piece piece;
     dlxi_state_cursor cursor = v->cursor;
-    if (!e->linking || v->transfer == 0 || v->anchored || e->anchor_from != e->site->index ||
+    if (!e->linking || v->transfer == 0 || v->anchored || ANCHOR_FROM != e->site->index ||
         !dlxi_state_next_piece(e->state, 1u << DLXI_STATE_ANCHOR, &cursor, PIECE_VALUES, &piece))
         return false;
     *frame = (dlxi_frame){.kind = DLXI_FRAME_ANCHOR,

@@ -11,10 +11,10 @@
  * engine has none, and does nothing that needs one.
  *
  * Ways. Each pair of sites exchanges GREETING frames: every quarter of a second while one waits for
- * the other, else every second. A greeting says whether the other side's were received, and how many
- * data frames of the present attempt went before it; so silence, and frames that a broken connection
- * swallowed, are noticed by the pair itself. An attempt that makes no progress for timeout_ms is
- * given up with the pair's name, and begun again from the same M. */
+ * the other, else every second. A greeting says whether the other side's were received, and how
+ * many data frames of the present attempt went before it; so silence, and frames that a broken
+ * connection swallowed, are noticed by the pair itself. An attempt that makes no progress for
+ * timeout_ms is given up with the pair's name, and begun again from the same M. */
 #ifndef DLXI_SYNC_ENGINE_H
 #define DLXI_SYNC_ENGINE_H
 

@@ -58,7 +58,7 @@ struct dlxi_exchange {
 
 static const uint16_t NOWHERE = UINT16_MAX;
 
-/* ---- layout: each trip's flat vector, tensors ascending ---------------------------------------- */
+/* ---- layout: each trip's flat vector, tensors ascending -------------------------------------- */
 
 /* Values of tensor t in a trip's flat vector. */
 static size_t tensor_values_in(const dlxi_state *s, const dlxi_state_tensor *t, int trip,
@@ -168,7 +168,7 @@ void dlxi_exchange_close(dlxi_exchange **exchange) {
     *exchange = NULL;
 }
 
-/* ---- begin ------------------------------------------------------------------------------------- */
+/* ---- begin ----------------------------------------------------------------------------------- */
 
 static dlx_status early_replay(dlxi_exchange *x, dlx_error *error);
 
@@ -269,7 +269,7 @@ void dlxi_exchange_abort(dlxi_exchange *x) {
     x->phase = IDLE;
 }
 
-/* ---- frames ------------------------------------------------------------------------------------ */
+/* ---- frames ---------------------------------------------------------------------------------- */
 
 int dlxi_exchange_trip(const dlxi_exchange *x) {
     return x->phase == UNDER_WAY ? x->trip : -1;
@@ -374,7 +374,7 @@ static dlx_status early_replay(dlxi_exchange *x, dlx_error *error) {
     return status;
 }
 
-/* ---- between trips ----------------------------------------------------------------------------- */
+/* ---- between trips --------------------------------------------------------------------------- */
 
 /* P̂ ← orthonormalised sums; Q ← Mᵀ P̂. */
 static dlx_status projections_begin(dlxi_exchange *x, const dlxi_state *s, dlx_error *error) {
@@ -466,7 +466,7 @@ uint64_t dlxi_exchange_staged_hash(const dlxi_exchange *x) {
     return hash;
 }
 
-/* ---- commit ------------------------------------------------------------------------------------ */
+/* ---- commit ---------------------------------------------------------------------------------- */
 
 static void own_row(const part *p, const dlxi_state *s, const dlxi_state_tensor *t, float *dst,
                     int64_t row) {

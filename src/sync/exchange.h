@@ -26,8 +26,8 @@ void dlxi_exchange_close(dlxi_exchange **exchange);
 /* Called between tensors of long computations, so that the owner can send keepalives. */
 void dlxi_exchange_set_keepalive(dlxi_exchange *x, void (*keepalive)(void *context), void *context);
 
-/* Starts an attempt of state's M with the view's members, of which `site` is one; an earlier attempt
- * is dropped. A state without tensors is staged at once. DLX_NUMERIC: M is not finite. */
+/* Starts an attempt of state's M with the view's members, of which `site` is one; an earlier
+ * attempt is dropped. A state without tensors is staged at once. DLX_NUMERIC: M is not finite. */
 dlx_status dlxi_exchange_begin(dlxi_exchange *x, const dlxi_state *state, const dlxi_view *view,
                                uint16_t site, uint32_t term, uint64_t round, uint32_t attempt,
                                dlx_error *error);
@@ -53,7 +53,8 @@ bool dlxi_exchange_is_staged(const dlxi_exchange *x);
 /* What an attempt still lacks from a site. */
 dlxi_awaited dlxi_exchange_awaits(const dlxi_exchange *x, uint16_t site);
 
-/* e, v, θ and the bases of a staged attempt; then ranks and H for the rounds to come. Can't fail. */
+/* e, v, θ and the bases of a staged attempt; then ranks and H for the rounds to come. Can't fail.
+ */
 void dlxi_exchange_commit(dlxi_exchange *x, dlxi_state *state);
 
 /* This site's weight in the last view. */

@@ -28,7 +28,7 @@ struct dlxi_local {
     size_t count;
 };
 
-/* ---- 16 bits ----------------------------------------------------------------------------------- */
+/* ---- 16 bits --------------------------------------------------------------------------------- */
 
 static float bf16_to_f32(uint16_t x) {
     return dlxi_float_of((uint32_t)x << 16);
@@ -60,7 +60,7 @@ static void values_narrow(uint16_t *dst, const float *src, dlx_dtype dtype, int6
     for (int64_t k = 0; k < count; k++) dst[k] = value_narrow(src[k], dtype);
 }
 
-/* ---- open and close ---------------------------------------------------------------------------- */
+/* ---- open and close -------------------------------------------------------------------------- */
 
 static bool is_narrow(const local_tensor *t) {
     return t->dtype != DLX_F32;
@@ -117,7 +117,7 @@ void dlxi_local_close(dlxi_local **local) {
     *local = NULL;
 }
 
-/* ---- chunks ------------------------------------------------------------------------------------ */
+/* ---- chunks ---------------------------------------------------------------------------------- */
 
 /* p in place, where it can be. */
 static float *tensor_in_place(const local_tensor *t) {
@@ -183,7 +183,7 @@ static dlx_status pass_run(pass *how, dlxi_local *l, dlxi_state *s, dlx_error *e
     return DLX_OK;
 }
 
-/* ---- the events of a round --------------------------------------------------------------------- */
+/* ---- the events of a round ------------------------------------------------------------------- */
 
 static void chunk_restart(dlxi_chunk *c, const float *from) {
     if (c->start != NULL) memcpy(c->start, from, (size_t)c->count * sizeof *from);

@@ -16,7 +16,7 @@ int64_t dlxi_state_stride(const dlxi_state *s, int64_t length) {
     return dlxi_factor_stride(length, s->settings.quantiser.group);
 }
 
-/* ---- the list of fields ------------------------------------------------------------------------ */
+/* ---- the list of fields ---------------------------------------------------------------------- */
 
 /* Values of a field in memory: of a basis all columns that it may ever have. */
 static int64_t field_capacity(const dlxi_state *s, const dlxi_state_tensor *t, int field) {
@@ -87,7 +87,7 @@ static bool run_unpack(dlxi_state *s, const int32_t *numbers) {
     return true;
 }
 
-/* ---- open and close ---------------------------------------------------------------------------- */
+/* ---- open and close -------------------------------------------------------------------------- */
 
 /* The most columns for which two factors are smaller than the matrix. */
 static int rank_limit(int64_t rows, int64_t cols) {
@@ -162,7 +162,7 @@ void dlxi_state_close(dlxi_state **state) {
     *state = NULL;
 }
 
-/* ---- what it says of itself -------------------------------------------------------------------- */
+/* ---- what it says of itself ------------------------------------------------------------------ */
 
 void dlxi_state_rehash(dlxi_state *s) {
     for (size_t i = 0; i < s->count; i++) {
@@ -235,7 +235,7 @@ dlxi_adapt_sums dlxi_state_adapt_sums(const dlxi_state *s) {
     return sums;
 }
 
-/* ---- pieces ------------------------------------------------------------------------------------ */
+/* ---- pieces ---------------------------------------------------------------------------------- */
 
 static bool piece_fill(const dlxi_state *s, dlxi_state_cursor *cursor, uint32_t count_max,
                        dlxi_state_piece *piece) {

@@ -83,7 +83,7 @@ uint64_t dlxi_state_exchange_bytes(const dlxi_state *state, int factor_rank);
 /* Σ over the low-rank tensors, for H and the mean rank. */
 dlxi_adapt_sums dlxi_state_adapt_sums(const dlxi_state *state);
 
-/* ---- pieces ------------------------------------------------------------------------------------ */
+/* ---- pieces ---------------------------------------------------------------------------------- */
 
 typedef enum dlxi_state_field {
     DLXI_STATE_ANCHOR,

@@ -12,7 +12,7 @@
 #include "base/panic.h"
 #include "member/lease.h"
 #include "outer/round.h"
-#include "sync/agree.h"
+#include "sync/consensus.h"
 #include "sync/pump.h"
 
 enum { TICK_MS = 100, LEASES = 4 };
@@ -28,7 +28,7 @@ struct dlx_sync {
     dlxi_link *link;
     dlxi_mailbox mailbox;
     dlxi_pump pump;
-    dlxi_agreement agreement; /* with the other ranks of this site */
+    dlxi_consensus consensus; /* with the other ranks of this site */
     dlxi_round round;
     double outside_since_s;  /* when the last call returned */
     double round_step_s;     /* time spent outside, i.e. training, in the present round */
@@ -50,7 +50,7 @@ static bool is_interrupted(const dlx_sync *s) {
     return s->interrupted || dlxi_flag_is_set(s->settings.interrupted);
 }
 
-/* ---- requests and outcomes --------------------------------------------------------------------- */
+/* ---- requests and outcomes ------------------------------------------------------------------- */
 
 static void ask(dlx_sync *s, const dlxi_request *request) {
     dlxi_mailbox_ask(&s->mailbox, request);
@@ -121,7 +121,7 @@ static dlx_status wait_for(dlx_sync *s, const bool *flag, double *waited_s, dlx_
     DLX_FAIL(error, STATE, "the run is over");
 }
 
-/* ---- open and close ---------------------------------------------------------------------------- */
+/* ---- open and close -------------------------------------------------------------------------- */
 
 static void statistics_begin(dlx_sync *s) {
     dlx_statistics *st = &s->statistics;
@@ -195,7 +195,7 @@ dlx_status dlxi_sync_open(dlx_sync **out, const dlxi_sync_settings *settings, dl
     DLX_TRY_OUT(
         dlxi_local_open(&s->local, &settings->state, &settings->memory, tensors, count, error));
     DLX_TRY_OUT(dlxi_local_read(s->local, s->state, error));
-    DLX_TRY_OUT(dlxi_agreement_open(&s->agreement, settings->rank, settings->ranks,
+    DLX_TRY_OUT(dlxi_consensus_open(&s->consensus, settings->rank, settings->ranks,
                                     settings->gather, settings->gather_context, error));
     DLX_TRY_OUT(engine_open(s, error));
     s->settings.shared_text = NULL; /* borrowed for hello only */
@@ -248,14 +248,14 @@ void dlxi_sync_close(dlx_sync **sync) {
     dlxi_state_close(&s->state);
     dlxi_local_close(&s->local);
     dlxi_link_close(&s->link);
-    dlxi_agreement_close(&s->agreement);
+    dlxi_consensus_close(&s->consensus);
     dlxi_mailbox_close(&s->mailbox);
     pthread_mutex_destroy(&s->statistics_mutex);
     free(s);
     *sync = NULL;
 }
 
-/* ---- steps ------------------------------------------------------------------------------------- */
+/* ---- steps ----------------------------------------------------------------------------------- */
 
 /* H of the next round, the same on all ranks: they are at the same step, and none has an exchange
  * under way. */
@@ -264,9 +264,9 @@ static dlx_status next_inner_steps(dlx_sync *s, uint32_t *inner_steps, dlx_error
     *inner_steps = own.inner_steps;
     if (s->settings.ranks == 1 || own.kind == DLX_ADAPTATION_OFF) return DLX_OK;
     if (s->state->count == 0) own.inner_steps = own.inner_steps_min; /* it needs no time at all */
-    return dlxi_agree_on_inner_steps(&s->agreement, inner_steps, &own,
-                                     dlxi_state_adapt_sums(s->state), s->settings.state.factor_rank,
-                                     error);
+    return dlxi_consensus_inner_steps(&s->consensus, inner_steps, &own,
+                                      dlxi_state_adapt_sums(s->state),
+                                      s->settings.state.factor_rank, error);
 }
 
 /* The round's M is in place: the state is the engine's from here to the commit. */
@@ -319,7 +319,7 @@ static dlx_status check(dlx_sync *s, bool *committed, bool *finished, dlx_error 
     if (s->settings.ranks > 1) {
         dlx_error agreed; /* for a gather that fails without a word */
         dlxi_error_set(&agreed, DLX_SYSTEM, "the ranks of this site can't reach each other");
-        dlx_status status = dlxi_agree_on_state(&s->agreement, committed, &failure, &agreed);
+        dlx_status status = dlxi_consensus_state(&s->consensus, committed, &failure, &agreed);
         if (status != DLX_OK && failure.status == DLX_OK) {
             failure = agreed;
             failure.status = status;
@@ -441,7 +441,7 @@ dlx_status dlxi_sync_gradients(dlx_sync *s, float *const *gradients, uint64_t to
     return DLX_OK;
 }
 
-/* ---- windows, reports -------------------------------------------------------------------------- */
+/* ---- windows, reports ------------------------------------------------------------------------ */
 
 dlx_status dlxi_sync_windows(dlx_sync *s, uint64_t *positions, uint32_t count, dlx_error *error) {
     const dlxi_lease *lease = &s->leases[s->round.number % LEASES];
@@ -475,7 +475,7 @@ void dlxi_sync_pace(dlx_sync *s, double factor) {
     s->pace = fmin(fmax(factor, 0.01), s->settings.pace_max);
 }
 
-/* ---- what a caller may ask --------------------------------------------------------------------- */
+/* ---- what a caller may ask ------------------------------------------------------------------- */
 
 uint64_t dlxi_sync_tokens(const dlx_sync *s) {
     double share = s->run_share > 0 ? s->run_share : s->last.site_count; /* at first: all equal */

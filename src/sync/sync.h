@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The training thread's side of a run: what dlx_sync does behind its arguments' checks. It owns the
- * parameters (local.h) and, between commit and submit, the state (state.h); a pump (pump.h) runs the
- * engine meanwhile. */
+ * parameters (local.h) and, between commit and submit, the state (state.h); a pump (pump.h) runs
+ * the engine meanwhile. */
 #ifndef DLXI_SYNC_SYNC_H
 #define DLXI_SYNC_SYNC_H
 
@@ -21,7 +21,7 @@ typedef struct dlxi_sync_settings {
     uint32_t lease_windows;
     double pace_max;
     const volatile sig_atomic_t *interrupted; /* may be NULL */
-    dlx_log log;                      /* may be NULL */
+    dlx_log log;                              /* may be NULL */
     void *log_context;
 } dlxi_sync_settings;
 

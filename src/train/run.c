@@ -53,10 +53,10 @@ static dlx_status place_open(site_run *r, dlx_error *error) {
                  "site.stages %lld × site.replicas %lld: start a site of %lld ranks with MPI: "
                  "mpirun -n %lld dilocox train …",
                  stages, replicas, stages * replicas, stages * replicas);
-    DLX_TRY(dlxi_place_open(&r->place, cluster, (int)r->options->job_sites, (int)stages,
-                            (int)replicas, error));
-    r->rank = r->place->rank;
-    r->ranks = r->place->ranks;
+    DLX_TRY(dlxi_grid_open(&r->grid, cluster, (int)r->options->job_sites, (int)stages,
+                           (int)replicas, error));
+    r->rank = r->grid->rank;
+    r->ranks = r->grid->ranks;
     return DLX_OK;
 }
 
@@ -68,7 +68,7 @@ static dlx_status model_open(site_run *r, dlx_error *error) {
     optimizer.weight_decay = (float)c->train.weight_decay;
     optimizer.clip_norm = (float)c->train.clip_norm;
     DLX_TRY(dlxi_config_partition(&r->partition, c, error));
-    dlxi_pipeline_options pipeline = {.place = r->ranks > 1 ? r->place : NULL,
+    dlxi_pipeline_options pipeline = {.grid = r->ranks > 1 ? r->grid : NULL,
                                       .partition = r->partition,
                                       .batch = c->train.batch,
                                       .micro_batch = dlxi_config_micro_batch(c),
@@ -167,7 +167,7 @@ static dlx_status sync_open(site_run *r, dlx_error *error) {
         dlx_sync_open(&r->sync, &sync, r->tensors, (size_t)r->parameter_count, error);
     free(shared_text);
     if (status != DLX_OK) return status;
-    if (r->ranks > 1) dlxi_mpi_give_up_when(site_hangs, r);
+    if (r->ranks > 1) dlxi_mpi_cancel_when(site_hangs, r);
     DLX_TRY(dlxi_pipeline_share_parameters(r->pipeline, error));
     return dlxi_run_collect(r, error);
 }
@@ -184,7 +184,7 @@ static dlx_status results_open(site_run *r, dlx_error *error) {
 }
 
 static void run_close(site_run *r) {
-    dlxi_mpi_give_up_when(NULL, NULL);
+    dlxi_mpi_cancel_when(NULL, NULL);
     dlx_sync_close(&r->sync);
     dlxi_metrics_close(&r->metrics);
     free(r->reports);
@@ -415,7 +415,7 @@ static void run_end_early(site_run *r, dlx_status why, dlx_error *error) {
                      cause.message);
         return;
     }
-    dlxi_mpi_give_up_when(NULL, NULL); /* saving may take longer */
+    dlxi_mpi_cancel_when(NULL, NULL); /* saving may take longer */
     if (partial_results_save(r, why, &not_saved) == DLX_OK) return;
     size_t length = strlen(error->message);
     snprintf(error->message + length, sizeof error->message - length,
@@ -465,7 +465,7 @@ dlx_status dlxi_train(const dlxi_config *config, const dlx_train_options *option
         status = error->status;
     }
     /* collective; a failed rank is about to end MPI */
-    if (status == DLX_OK) dlxi_place_close(&r->place);
+    if (status == DLX_OK) dlxi_grid_close(&r->grid);
     run_close(r);
     free(r);
     return status;

@@ -20,7 +20,7 @@ typedef struct site_run {
     const dlxi_config *config;
     const dlx_train_options *options;
     char directory[DLXI_PATH_BYTES]; /* the site's: run.dir/NAME */
-    dlxi_place *place;               /* NULL: the site has one rank */
+    dlxi_grid *grid;                 /* NULL: the site has one rank */
     int rank, ranks;                 /* of the site; 0 of 1 */
 
     dlxi_token_file *train_file, *validation_file;

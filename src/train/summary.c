@@ -13,7 +13,7 @@
 
 dlx_status dlxi_run_gather(void *run, void *all, const void *own, size_t bytes, dlx_error *error) {
     const site_run *r = run;
-    if (r->ranks > 1) return dlxi_place_gather(r->place, all, own, bytes, error);
+    if (r->ranks > 1) return dlxi_grid_gather(r->grid, all, own, bytes, error);
     memcpy(all, own, bytes);
     return DLX_OK;
 }
@@ -185,7 +185,7 @@ out:
 static dlx_status part_save(site_run *r, const char *path, const dlxi_model_config *model,
                             dlx_error *error) {
     dlx_status status = DLX_OK;
-    int stage = r->place->stage, *parts = NULL;
+    int stage = r->grid->stage, *parts = NULL;
     int64_t count, held = 0, all = dlxi_model_tensor_count(model);
     const dlxi_parameter *parameter =
         dlxi_stage_parameters(dlxi_pipeline_stage(r->pipeline), &count);
@@ -199,16 +199,16 @@ static dlx_status part_save(site_run *r, const char *path, const dlxi_model_conf
     }
     for (int64_t i = 0; i < count; i++)
         if (parts[parameter[i].tensor.id] == stage) own[held++] = parameter[i];
-    bool writes = r->place->replica == 0;
+    bool writes = r->grid->replica == 0;
     if (writes)
         DLX_TRY_OUT(dlxi_checkpoint_part_begin(&part, path, model, own, held, stage,
                                                r->partition.stages, error));
-    DLX_TRY_OUT(dlxi_place_barrier(r->place, error));
+    DLX_TRY_OUT(dlxi_grid_barrier(r->grid, error));
     if (writes) DLX_TRY_OUT(dlxi_checkpoint_part_commit(part, error));
-    DLX_TRY_OUT(dlxi_place_barrier(r->place, error));
+    DLX_TRY_OUT(dlxi_grid_barrier(r->grid, error));
     if (r->rank == 0)
         DLX_TRY_OUT(dlxi_checkpoint_finish(path, model, parts, r->partition.stages, error));
-    DLX_TRY_OUT(dlxi_place_barrier(r->place, error));
+    DLX_TRY_OUT(dlxi_grid_barrier(r->grid, error));
 out:
     dlxi_checkpoint_part_close(&part);
     free(parts);
@@ -225,5 +225,5 @@ dlx_status dlxi_run_save(site_run *r, const char *directory, dlx_error *error) {
     const dlxi_parameter *parameter =
         dlxi_stage_parameters(dlxi_pipeline_stage(r->pipeline), &count);
     if (r->rank == 0) DLX_TRY(dlxi_checkpoint_save(path, &model, parameter, count, error));
-    return r->ranks > 1 ? dlxi_place_barrier(r->place, error) : DLX_OK;
+    return r->ranks > 1 ? dlxi_grid_barrier(r->grid, error) : DLX_OK;
 }

@@ -26,8 +26,7 @@ uint32_t dlx_cluster_ranks(const dlx_cluster *cluster) {
 }
 
 bool dlx_cluster_all_failed(dlx_cluster *cluster, dlx_error *error, uint32_t wait_ms) {
-    return dlxi_cluster_agree_on_failure(cluster, error,
-                                         wait_ms > INT_MAX ? INT_MAX : (int)wait_ms);
+    return dlxi_cluster_all_failed(cluster, error, wait_ms > INT_MAX ? INT_MAX : (int)wait_ms);
 }
 
 void dlx_cluster_abort(dlx_cluster *cluster, int exit_code) {

@@ -7,7 +7,8 @@
  *   4  u16 version           24 u32 attempt        38 u16 reserved, 0
  *   6  u16 kind              28 u16 site (sender)  40 u32 offset_groups
  *   8  u32 payload_bytes     30 u16 rank (sender)  44 u32 count_groups
- *  12  u32 term              32 u32 tensor         48 u64 XXH3 of bytes 0..47, seeded with the payload's XXH3
+ *  12  u32 term              32 u32 tensor         48 u64 XXH3 of bytes 0..47, seeded with
+ *                                                         the payload's XXH3
  *
  * Values for one tensor travel in frames keyed by its id, so that both ends need not cut the model
  * alike. */

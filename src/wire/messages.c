@@ -78,9 +78,8 @@ static void hello_fields(fields *f, dlxi_hello *m) {
 static void welcome_fields(fields *f, dlxi_welcome *m) {
     field_u16(f, &m->site);
     field_count(f, &m->sites, DLXI_SITES_MAX);
-    field_u16(f, &m->anchor_source);
     field_u64(f, &m->tokens_target);
-    if (m->site >= m->sites || m->anchor_source >= m->sites) f->out_of_range = true;
+    if (m->site >= m->sites) f->out_of_range = true;
     for (uint16_t i = 0; i < m->sites; i++) {
         field_string(f, m->members[i].name, DLXI_SITE_NAME_MAX);
         field_string(f, m->members[i].public_key, DLXI_KEY_TEXT_MAX);

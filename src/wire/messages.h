@@ -34,7 +34,6 @@ typedef struct dlxi_hello {
 /* coordinator → site: the run. */
 typedef struct dlxi_welcome {
     uint16_t site, sites;
-    uint16_t anchor_source; /* the site whose θ starts the run */
     uint64_t tokens_target;
     struct {
         char name[DLXI_SITE_NAME_MAX + 1];

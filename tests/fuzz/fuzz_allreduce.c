@@ -5,7 +5,8 @@
  *
  * Input: 4 bytes (members, me, bits, layout), then frames of 20 bytes and a payload each:
  *   0 u8 kind, 0 contribution or 1 result   1 u8 from   2 u16 payload bytes   4 u32 tensor
- *   8 u32 offset_groups   12 u32 count_groups   16 u32, which is added to term, round, attempt, trip, site and rank
+ *   8 u32 offset_groups   12 u32 count_groups
+ *   16 u32, which is added to term, round, attempt, trip, site and rank
  */
 #include "replay.h"
 

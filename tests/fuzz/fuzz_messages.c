@@ -23,7 +23,6 @@ static void check(const dlxi_message *m) {
     case DLXI_FRAME_WELCOME:
         DLXI_ASSERT(m->as.welcome.sites <= DLXI_SITES_MAX &&
                     m->as.welcome.site < m->as.welcome.sites);
-        DLXI_ASSERT(m->as.welcome.anchor_source < m->as.welcome.sites);
         check_lease(&m->as.welcome.leases[0]);
         check_lease(&m->as.welcome.leases[1]);
         break;

@@ -48,89 +48,88 @@ static void members(char text[8], MPI_Comm communicator) {
 #define MEMBERS(field)                                                                             \
     do {                                                                                           \
         char text_[8];                                                                             \
-        members(text_, place->field);                                                              \
+        members(text_, grid->field);                                                               \
         CHECK(strcmp(text_, l->field[cluster->rank]) == 0,                                         \
               "%d x %d x %d: ranks of " #field " are '%s', not '%s'", l->sites, l->stages,         \
               l->replicas, text_, l->field[cluster->rank]);                                        \
     } while (0)
 
 static void a_place_knows_its_neighbours(const layout *l) {
-    dlxi_place *place = NULL;
-    MUST(dlxi_place_open(&place, cluster, l->sites, l->stages, l->replicas, &error));
-    EQUAL(place->ranks, l->stages * l->replicas);
-    EQUAL(((place->site * l->stages + place->stage) * l->replicas + place->replica), cluster->rank);
-    EQUAL(place->site * place->ranks + place->rank, cluster->rank);
-    CHECK(place->stage < l->stages && place->replica < l->replicas && place->site < l->sites,
+    dlxi_grid *grid = NULL;
+    MUST(dlxi_grid_open(&grid, cluster, l->sites, l->stages, l->replicas, &error));
+    EQUAL(grid->ranks, l->stages * l->replicas);
+    EQUAL(((grid->site * l->stages + grid->stage) * l->replicas + grid->replica), cluster->rank);
+    EQUAL(grid->site * grid->ranks + grid->rank, cluster->rank);
+    CHECK(grid->stage < l->stages && grid->replica < l->replicas && grid->site < l->sites,
           "out of its bounds");
     MEMBERS(all);
     MEMBERS(pipe);
     MEMBERS(stage_replicas);
     MEMBERS(ends);
-    dlxi_place_close(&place);
-    CHECK(place == NULL, "not nulled");
+    dlxi_grid_close(&grid);
+    CHECK(grid == NULL, "not nulled");
 }
 
 static void a_wrong_number_of_ranks_is_refused(void) {
-    static dlxi_place any;
-    dlxi_place *place = &any;
+    static dlxi_grid any;
+    dlxi_grid *grid = &any;
     char expected[256];
     const char *s = cluster->ranks == 1 ? "" : "s";
     snprintf(expected, sizeof expected,
              "this job has %d rank%s; site.stages 3 × site.replicas 3 needs 9: start it with "
              "mpirun -n 9, or srun --mpi=pmix -n 9",
              cluster->ranks, s);
-    EQUAL(dlxi_place_open(&place, cluster, 1, 3, 3, &error), DLX_CONFIG);
-    CHECK(place == NULL && strcmp(error.message, expected) == 0, "%s", error.message);
+    EQUAL(dlxi_grid_open(&grid, cluster, 1, 3, 3, &error), DLX_CONFIG);
+    CHECK(grid == NULL && strcmp(error.message, expected) == 0, "%s", error.message);
     snprintf(expected, sizeof expected,
              "this job has %d rank%s; --sites 2 × site.stages 7 × site.replicas 1 needs 14: start "
              "it with mpirun -n 14, or srun --mpi=pmix -n 14",
              cluster->ranks, s);
-    EQUAL(dlxi_place_open(&place, cluster, 2, 7, 1, &error), DLX_CONFIG);
+    EQUAL(dlxi_grid_open(&grid, cluster, 2, 7, 1, &error), DLX_CONFIG);
     CHECK(strcmp(error.message, expected) == 0, "%s", error.message);
-    EQUAL(dlxi_place_open(&place, cluster, 0, 1, 1, &error), DLX_CONFIG);
-    EQUAL(dlxi_place_open(&place, cluster, 1 << 30, 1 << 30, 16, &error), DLX_CONFIG);
+    EQUAL(dlxi_grid_open(&grid, cluster, 0, 1, 1, &error), DLX_CONFIG);
+    EQUAL(dlxi_grid_open(&grid, cluster, 1 << 30, 1 << 30, 16, &error), DLX_CONFIG);
 }
 
 /* ---- collective operations ------------------------------------------------------------------- */
 
-static void ranks_gather_in_order(dlxi_place *place) {
-    unsigned char own[3] = {(unsigned char)place->rank, 77,
-                            (unsigned char)(place->rank * place->rank)};
+static void ranks_gather_in_order(dlxi_grid *grid) {
+    unsigned char own[3] = {(unsigned char)grid->rank, 77,
+                            (unsigned char)(grid->rank * grid->rank)};
     unsigned char all[6 * 3 + 1];
     memset(all, 0xEE, sizeof all);
-    MUST(dlxi_place_gather(place, all, own, sizeof own, &error));
-    for (int r = 0; r < place->ranks; r++) {
+    MUST(dlxi_grid_gather(grid, all, own, sizeof own, &error));
+    for (int r = 0; r < grid->ranks; r++) {
         EQUAL(all[3 * r], r);
         EQUAL(all[3 * r + 1], 77);
         EQUAL(all[3 * r + 2], r * r);
     }
-    EQUAL(all[3 * place->ranks], 0xEE);
+    EQUAL(all[3 * grid->ranks], 0xEE);
 }
 
 /* Numbers whose sum depends on the order. */
-static void sums_are_the_same_bits_everywhere(dlxi_place *place) {
+static void sums_are_the_same_bits_everywhere(dlxi_grid *grid) {
     static const double summands[6] = {1e16, 1.0, -1e16, 0.1, 3e-17, 1.0 / 3};
     double expected = summands[0], backwards = 0;
-    for (int r = 1; r < place->ranks; r++) expected += summands[r];
-    for (int r = place->ranks - 1; r >= 0; r--) backwards += summands[r];
-    CHECK(place->ranks == 1 || expected != backwards, "the order of these numbers does not matter");
-    double values[2] = {summands[place->rank], 1};
-    MUST(dlxi_place_sum(place, values, 2, &error));
+    for (int r = 1; r < grid->ranks; r++) expected += summands[r];
+    for (int r = grid->ranks - 1; r >= 0; r--) backwards += summands[r];
+    CHECK(grid->ranks == 1 || expected != backwards, "the order of these numbers does not matter");
+    double values[2] = {summands[grid->rank], 1};
+    MUST(dlxi_grid_sum(grid, values, 2, &error));
     CHECK(memcmp(&values[0], &expected, sizeof expected) == 0, "sum %a, not %a", values[0],
           expected);
-    EQUAL(values[1], place->ranks);
+    EQUAL(values[1], grid->ranks);
 }
 
-static void a_wait_takes_many_requests_and_none(dlxi_place *place) {
+static void a_wait_takes_many_requests_and_none(dlxi_grid *grid) {
     enum { MANY = 5 };
     int sent[MANY], got[MANY];
     MPI_Request requests[2 * MANY + 1];
-    int to = (place->rank + 1) % place->ranks,
-        from = (place->rank + place->ranks - 1) % place->ranks;
+    int to = (grid->rank + 1) % grid->ranks, from = (grid->rank + grid->ranks - 1) % grid->ranks;
     for (int i = 0; i < MANY; i++) {
-        sent[i] = 100 * place->rank + i;
-        MPI_Irecv(&got[i], 1, MPI_INT, from, i, place->all, &requests[i]);
-        MPI_Isend(&sent[i], 1, MPI_INT, to, i, place->all, &requests[MANY + i]);
+        sent[i] = 100 * grid->rank + i;
+        MPI_Irecv(&got[i], 1, MPI_INT, from, i, grid->all, &requests[i]);
+        MPI_Isend(&sent[i], 1, MPI_INT, to, i, grid->all, &requests[MANY + i]);
     }
     requests[2 * MANY] = MPI_REQUEST_NULL;
     double waited_s = 1;
@@ -138,7 +137,7 @@ static void a_wait_takes_many_requests_and_none(dlxi_place *place) {
     CHECK(waited_s > 1, "no time has passed");
     for (int i = 0; i < MANY; i++) EQUAL(got[i], 100 * from + i);
     MUST(dlxi_mpi_wait(NULL, 0, NULL, &error));
-    EQUAL(dlxi_mpi_check(MPI_Send(sent, 1, MPI_INT, place->ranks, 0, place->all), "sending nowhere",
+    EQUAL(dlxi_mpi_check(MPI_Send(sent, 1, MPI_INT, grid->ranks, 0, grid->all), "sending nowhere",
                          &error),
           DLX_SYSTEM);
     CHECK(strstr(error.message, "MPI: sending nowhere: ") != NULL &&
@@ -151,7 +150,7 @@ static void a_wait_takes_many_requests_and_none(dlxi_place *place) {
 static void expect_message_on(const dlx_status *statuses, int with_message) {
     error = (dlx_error){.status = statuses[cluster->rank]};
     snprintf(error.message, sizeof error.message, "rank %d failed", cluster->rank);
-    CHECK(dlxi_cluster_agree_on_failure(cluster, &error, 60000), "not all failed");
+    CHECK(dlxi_cluster_all_failed(cluster, &error, 60000), "not all failed");
     EQUAL(error.message[0] != '\0', cluster->rank == with_message);
 }
 
@@ -165,14 +164,14 @@ static void one_rank_keeps_its_message(void) {
 }
 
 /* The last rank fails alone; the others fail only after it has given up. */
-static void a_rank_that_fails_alone_learns_so(dlxi_place *place) {
+static void a_rank_that_fails_alone_learns_so(dlxi_grid *grid) {
     bool alone = cluster->rank == cluster->ranks - 1;
     error = (dlx_error){.status = DLX_DATA, .message = "alone"};
     if (cluster->ranks > 1 && alone)
-        CHECK(!dlxi_cluster_agree_on_failure(cluster, &error, 50), "the others have not failed");
+        CHECK(!dlxi_cluster_all_failed(cluster, &error, 50), "the others have not failed");
     CHECK(strcmp(error.message, "alone") == 0, "message lost");
-    MUST(dlxi_place_barrier(place, &error));
-    if (cluster->ranks > 1 && !alone) (void)dlxi_cluster_agree_on_failure(cluster, &error, 60000);
+    MUST(dlxi_grid_barrier(grid, &error));
+    if (cluster->ranks > 1 && !alone) (void)dlxi_cluster_all_failed(cluster, &error, 60000);
 }
 
 /* ---- an MPI without threads ------------------------------------------------------------------ */
@@ -204,14 +203,14 @@ int main(int argc, char **argv) {
     }
     CHECK(layouts_tried != 0, "no layout has %d ranks", cluster->ranks);
     a_wrong_number_of_ranks_is_refused();
-    dlxi_place *place;
-    MUST(dlxi_place_open(&place, cluster, 1, cluster->ranks, 1, &error));
-    ranks_gather_in_order(place);
-    sums_are_the_same_bits_everywhere(place);
-    a_wait_takes_many_requests_and_none(place);
+    dlxi_grid *grid;
+    MUST(dlxi_grid_open(&grid, cluster, 1, cluster->ranks, 1, &error));
+    ranks_gather_in_order(grid);
+    sums_are_the_same_bits_everywhere(grid);
+    a_wait_takes_many_requests_and_none(grid);
     one_rank_keeps_its_message();
-    a_rank_that_fails_alone_learns_so(place);
-    dlxi_place_close(&place);
+    a_rank_that_fails_alone_learns_so(grid);
+    dlxi_grid_close(&grid);
     dlxi_cluster_close(&cluster);
     CHECK(cluster == NULL, "not nulled");
     return 0;

@@ -31,7 +31,7 @@ enum { HEADER = DLXI_FRAME_HEADER_BYTES, PAYLOAD_MAX = DLXI_FRAME_PAYLOAD_MAX, F
 
 static dlx_hub *hub;
 static dlxi_link *site;
-static dlxi_place *place;
+static dlxi_grid *grid;
 static uint32_t own_index;
 
 static int rank_of(uint32_t index) {
@@ -54,7 +54,7 @@ static dlx_status receive(dlxi_link *link, int64_t timeout_ms, uint32_t *from, d
 }
 
 static void barrier(void) {
-    MUST(dlxi_place_barrier(place, &error));
+    MUST(dlxi_grid_barrier(grid, &error));
 }
 
 /* ---- the coordinator's thread ---------------------------------------------------------------- */
@@ -124,11 +124,11 @@ static void coordinator_pause(coordinator *c, bool paused) {
 static atomic_bool trained_enough;
 
 static void *train(void *context) {
-    dlxi_place *own = context;
+    dlxi_grid *own = context;
     dlx_error trouble;
     for (long step = 0;; step++) {
         double values[2] = {(double)(step + own->rank), atomic_load(&trained_enough) ? 1 : 0};
-        dlx_status status = dlxi_place_sum(own, values, 2, &trouble);
+        dlx_status status = dlxi_grid_sum(own, values, 2, &trouble);
         CHECK(status == DLX_OK, "training: %s", trouble.message);
         EQUAL(values[0], RANKS * step + RANKS * (RANKS - 1) / 2);
         if (values[1] == RANKS) return NULL;
@@ -156,7 +156,7 @@ static void sites_join(void) {
     char own[SITES][DLXI_ENDPOINT_BYTES] = {{0}}, all[RANKS][SITES][DLXI_ENDPOINT_BYTES];
     for (uint32_t i = 0; i < SITES; i++)
         if (i != own_index) MUST(site->op->listen(site, own_index, i, "oslo", "", own[i], &error));
-    MUST(dlxi_place_gather(place, all, own, sizeof own, &error));
+    MUST(dlxi_grid_gather(grid, all, own, sizeof own, &error));
     EQUAL(send_to(site, own_index == 0, DLXI_FRAME_GREETING, 0, NULL, 0), DLX_STATE);
     static const char *const wrong[] = {
         "", "mpi:", "mpi:6", "mpi:-1", "mpi:1x", "tcp:2", "mpi:99999999999999999999"};
@@ -428,14 +428,14 @@ int main(void) {
     MUST(dlxi_cluster_open(&cluster, &error));
     EQUAL(cluster->ranks, RANKS);
     own_index = (uint32_t)(SITES - 1 - cluster->rank / SITE_RANKS);
-    MUST(dlxi_place_open(&place, cluster, 1, 1, RANKS, &error));
-    dlxi_place *training_place;
-    MUST(dlxi_place_open(&training_place, cluster, 1, 1, RANKS, &error));
+    MUST(dlxi_grid_open(&grid, cluster, 1, 1, RANKS, &error));
+    dlxi_grid *training_grid;
+    MUST(dlxi_grid_open(&training_grid, cluster, 1, 1, RANKS, &error));
     opening_is_checked();
     coordinator c;
     if (cluster->rank == 0) coordinator_start(&c);
     pthread_t training;
-    CHECK(pthread_create(&training, NULL, train, training_place) == 0, "no thread");
+    CHECK(pthread_create(&training, NULL, train, training_grid) == 0, "no thread");
     sites_join();
     large_frames_travel_in_order();
     a_full_queue_refuses_until_there_is_room();
@@ -446,8 +446,8 @@ int main(void) {
     closing_waits_for_nobody(&c);
     atomic_store(&trained_enough, true);
     pthread_join(training, NULL);
-    dlxi_place_close(&training_place);
-    dlxi_place_close(&place);
+    dlxi_grid_close(&training_grid);
+    dlxi_grid_close(&grid);
     dlxi_cluster_close(&cluster);
     return 0;
 }

@@ -26,7 +26,7 @@ enum {
     RANKS_MAX = 8
 };
 
-static dlxi_place *place; /* NULL: one rank */
+static dlxi_grid *grid; /* NULL: one rank */
 
 /* ---- scenarios ------------------------------------------------------------------------------- */
 
@@ -105,7 +105,7 @@ static void world_open(world *w, const scenario *sc, int stages, int replicas) {
     MUST(dlxi_sampler_open(&w->sampler, &w->train, T, 5, &error));
     MUST(dlxi_kernels_open(&w->kernels, sc->backend, DLXI_PRECISION_F32, 1, &error));
     MUST(dlxi_kernels_open(&w->whole_kernels, sc->backend, DLXI_PRECISION_F32, 1, &error));
-    dlxi_pipeline_options options = {.place = place,
+    dlxi_pipeline_options options = {.grid = grid,
                                      .batch = batch_of(w),
                                      .micro_batch = MICRO_BATCH,
                                      .recompute = sc->recompute,
@@ -117,7 +117,7 @@ static void world_open(world *w, const scenario *sc, int stages, int replicas) {
     MUST(dlxi_pipeline_open(&w->pipeline, &w->config, &options, w->kernels, &error));
     dlxi_stage_options whole = dlxi_stage_options_whole(&w->config, MICRO_BATCH, T, 7);
     MUST(dlxi_stage_open(&w->whole, &w->config, &whole, w->whole_kernels, &error));
-    int index = place == NULL ? 0 : place->stage;
+    int index = grid == NULL ? 0 : grid->stage;
     const dlxi_stage_options *opened = dlxi_stage_opened_with(dlxi_pipeline_stage(w->pipeline));
     int slots = opened->slots;
     CHECK(opened->recompute == sc->recompute && opened->training, "the stage has other options");
@@ -178,10 +178,10 @@ static void check_owned(world *w, int step) {
 }
 
 static void gather(void *all, const void *own, size_t bytes) {
-    if (place == NULL)
+    if (grid == NULL)
         memcpy(all, own, bytes);
     else
-        MUST(dlxi_place_gather(place, all, own, bytes, &error));
+        MUST(dlxi_grid_gather(grid, all, own, bytes, &error));
 }
 
 /* Each tensor has one owner, and the same bits on all its holders, close to the whole model's. */
@@ -250,9 +250,9 @@ static void step_take(world *w, int step) {
     CHECK(batch <= 64, "too large a batch for this test");
     for (int64_t i = 0; i < batch; i++) positions[i] = (uint64_t)(step * batch + i);
     MUST(dlxi_pipeline_accumulate(w->pipeline, positions, &loss, &error));
-    if (place != NULL) {
-        CHECK(place->stage == place->stages - 1 || loss == 0, "a stage without a head has a loss");
-        MUST(dlxi_place_sum(place, &loss, 1, &error));
+    if (grid != NULL) {
+        CHECK(grid->stage == grid->stages - 1 || loss == 0, "a stage without a head has a loss");
+        MUST(dlxi_grid_sum(grid, &loss, 1, &error));
     }
     whole_loss = whole_accumulate(w, positions);
     CHECK(fabs(loss - whole_loss) < 1e-5 * whole_loss, "%s: step %d: loss %.9g, whole %.9g",
@@ -336,12 +336,12 @@ static void run_scenario(const scenario *sc, int stages, int replicas) {
     CHECK(times.step_s > 0 && times.idle_s >= 0 && times.reduce_s >= 0 && times.share_s >= 0 &&
               times.idle_s + times.reduce_s < times.step_s,
           "times: %g %g %g %g", times.step_s, times.idle_s, times.reduce_s, times.share_s);
-    if (place == NULL) {
+    if (grid == NULL) {
         check_interrupt(&w);
         check_refusals(&w);
     }
     world_close(&w);
-    if (place == NULL || place->rank == 0) printf("ok %s\n", sc->name);
+    if (grid == NULL || grid->rank == 0) printf("ok %s\n", sc->name);
 }
 
 int main(int argc, char **argv) {
@@ -352,11 +352,11 @@ int main(int argc, char **argv) {
     }
     if (stages * replicas > 1) {
         MUST(dlxi_cluster_open(&cluster, &error));
-        MUST(dlxi_place_open(&place, cluster, 1, stages, replicas, &error));
+        MUST(dlxi_grid_open(&grid, cluster, 1, stages, replicas, &error));
     }
     for (size_t i = 0; i < sizeof scenarios / sizeof *scenarios; i++)
         run_scenario(&scenarios[i], stages, replicas);
-    dlxi_place_close(&place);
+    dlxi_grid_close(&grid);
     dlxi_cluster_close(&cluster);
     return 0;
 }

@@ -5,7 +5,8 @@
  * run without trouble, and one with a crash ends for everybody.
  *
  *   sim_run [--seed S] [--runs N] [--verbose]     seeds S … S + N − 1
- *   sim_run --fault F …                            with planted fault F (a build with -DDLXI_FAULTS) */
+ *   sim_run --fault F …                           with planted fault F (a build with
+ *                                                 -DDLXI_FAULTS) */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -56,7 +57,7 @@ static bool verbose;
         }                                                                                          \
     } while (0)
 
-/* ---- the world --------------------------------------------------------------------------------- */
+/* ---- the world ------------------------------------------------------------------------------- */
 
 typedef struct packet {
     struct packet *next; /* by time of arrival */
@@ -117,7 +118,7 @@ static uint16_t site_of(const world *w, uint16_t node) {
     return node / w->ranks;
 }
 
-/* ---- links ------------------------------------------------------------------------------------- */
+/* ---- links ----------------------------------------------------------------------------------- */
 
 static bool is_cut(const world *w, uint16_t from, uint16_t to) {
     if (from == COORDINATOR || to == COORDINATOR || w->t.cut_a == w->t.cut_b) return false;
@@ -170,7 +171,7 @@ static void link_reset(world *w, uint16_t a, uint16_t b) {
     }
 }
 
-/* ---- training ---------------------------------------------------------------------------------- */
+/* ---- training -------------------------------------------------------------------------------- */
 
 static void check_replicas(world *w, uint16_t i) {
     const dlxi_state *s = w->peer[i].state;
@@ -235,8 +236,8 @@ static void outcome_take(world *w, uint16_t i) {
     p->attempts = o.attempts;
 }
 
-/* A pair that was cut for long, while a round could not do without it, is named on the coordinator's
- * terminal. */
+/* A pair that was cut for long, while a round could not do without it, is named on the
+ * coordinator's terminal. */
 static void line_note(world *w, const char *line) {
     char pair[2][64];
     for (int i = 0; i < 2; i++)
@@ -255,7 +256,7 @@ static void check_named(const world *w) {
           t->cut_a, t->cut_b);
 }
 
-/* ---- the pumps --------------------------------------------------------------------------------- */
+/* ---- the pumps ------------------------------------------------------------------------------- */
 
 static bool actions_perform(world *w, uint16_t i) {
     peer *p = &w->peer[i];
@@ -342,7 +343,7 @@ static void deliver(world *w) {
     free(p);
 }
 
-/* ---- a run ------------------------------------------------------------------------------------- */
+/* ---- a run ----------------------------------------------------------------------------------- */
 
 static dlxi_state_settings settings_of_seed(void) {
     static const dlx_overlap overlaps[] = {DLX_OVERLAP_NONE, DLX_OVERLAP_CARRY,

@@ -80,7 +80,8 @@ typedef struct in_process_seat {
 dlx_status in_process_gather(void *seat, void *all, const void *own, size_t bytes,
                              dlx_error *error);
 
-/* Everything zeroed, every config at its INIT but for adaptation, which is off. Free with free(). */
+/* Everything zeroed, every config at its INIT but for adaptation, which is off. Free with free().
+ */
 in_process *in_process_new(void);
 
 /* Runs sites 0 … count−1 to their end; false where threads or the hub could not be had. */

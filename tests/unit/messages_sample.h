@@ -42,7 +42,6 @@ static inline void sample_message(dlxi_message *message, dlxi_frame_kind kind) {
         dlxi_welcome *m = &message->as.welcome;
         *m = (dlxi_welcome){.site = 1,
                             .sites = 2,
-                            .anchor_source = 1,
                             .tokens_target = 1234567890123,
                             .leases = {sample_lease(1), sample_lease(2)}};
         strcpy(m->members[0].name, "paris");

@@ -25,8 +25,8 @@ static dlxi_modes modes_of(dlx_overlap overlap, double eta, double mu, double c,
     return dlxi_method_of(overlap)->modes(eta, mu, c, sites, exchange_share);
 }
 
-/* The table of docs/design.md. `eager` restarts from the common θ, which holds this site's last share
- * already. */
+/* The table of docs/design.md. `eager` restarts from the common θ, which holds this site's last
+ * share already. */
 static void the_stability_table(void **state) {
     (void)state;
     static const dlx_overlap overlaps[4] = {DLX_OVERLAP_NONE, DLX_OVERLAP_DELAYED,

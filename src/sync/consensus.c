@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "sync/agree.h"
+#include "sync/consensus.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -19,21 +19,21 @@ typedef struct adapt_block {
     uint64_t inner_steps;
 } adapt_block;
 
-dlx_status dlxi_agreement_open(dlxi_agreement *a, uint16_t rank, uint16_t ranks, dlx_gather gather,
+dlx_status dlxi_consensus_open(dlxi_consensus *a, uint16_t rank, uint16_t ranks, dlx_gather gather,
                                void *context, dlx_error *error) {
-    *a = (dlxi_agreement){.rank = rank, .ranks = ranks, .gather = gather, .context = context};
+    *a = (dlxi_consensus){.rank = rank, .ranks = ranks, .gather = gather, .context = context};
     size_t bytes =
         sizeof(state_block) > sizeof(adapt_block) ? sizeof(state_block) : sizeof(adapt_block);
     return dlxi_alloc(&a->all, ranks, bytes, "what the ranks of a site tell each other", error);
 }
 
-void dlxi_agreement_close(dlxi_agreement *a) {
+void dlxi_consensus_close(dlxi_consensus *a) {
     free(a->all);
     a->all = NULL;
 }
 
-dlx_status dlxi_agree_on_state(dlxi_agreement *a, bool *committed, const dlx_error *own,
-                               dlx_error *error) {
+dlx_status dlxi_consensus_state(dlxi_consensus *a, bool *committed, const dlx_error *own,
+                                dlx_error *error) {
     state_block mine, *all = a->all;
     memset(&mine, 0, sizeof mine); /* its padding travels too */
     mine.status = own->status;
@@ -75,9 +75,9 @@ dlx_status dlxi_agree_on_state(dlxi_agreement *a, bool *committed, const dlx_err
     return DLX_OK;
 }
 
-dlx_status dlxi_agree_on_inner_steps(dlxi_agreement *a, uint32_t *inner_steps,
-                                     const dlxi_adapt *adapt, dlxi_adapt_sums own,
-                                     int factor_rank_first, dlx_error *error) {
+dlx_status dlxi_consensus_inner_steps(dlxi_consensus *a, uint32_t *inner_steps,
+                                      const dlxi_adapt *adapt, dlxi_adapt_sums own,
+                                      int factor_rank_first, dlx_error *error) {
     adapt_block mine, *all = a->all;
     memset(&mine, 0, sizeof mine);
     mine.sums = own;

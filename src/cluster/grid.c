@@ -40,14 +40,14 @@ static dlx_status communicator_split(MPI_Comm *out, MPI_Comm from, int colour, d
                           error);
 }
 
-dlx_status dlxi_place_open(dlxi_place **out, dlxi_cluster *cluster, int sites, int stages,
-                           int replicas, dlx_error *error) {
+dlx_status dlxi_grid_open(dlxi_grid **out, dlxi_cluster *cluster, int sites, int stages,
+                          int replicas, dlx_error *error) {
     *out = NULL;
     DLX_TRY(ranks_check(cluster, sites, stages, replicas, error));
-    dlxi_place *place = NULL;
-    DLX_TRY(DLXI_NEW(&place, 1, error));
+    dlxi_grid *grid = NULL;
+    DLX_TRY(DLXI_NEW(&grid, 1, error));
     int ranks = stages * replicas, rank = cluster->rank % ranks;
-    *place = (dlxi_place){
+    *grid = (dlxi_grid){
         .site = cluster->rank / ranks,
         .sites = sites,
         .rank = rank,
@@ -61,18 +61,17 @@ dlx_status dlxi_place_open(dlxi_place **out, dlxi_cluster *cluster, int sites, i
         .stage_replicas = MPI_COMM_NULL,
         .ends = MPI_COMM_NULL,
     };
-    bool at_end = stages > 1 && (place->stage == 0 || place->stage == stages - 1);
-    dlx_status status = communicator_split(&place->all, cluster->job, place->site, error);
+    bool at_end = stages > 1 && (grid->stage == 0 || grid->stage == stages - 1);
+    dlx_status status = communicator_split(&grid->all, cluster->job, grid->site, error);
+    if (status == DLX_OK) status = communicator_split(&grid->pipe, grid->all, grid->replica, error);
     if (status == DLX_OK)
-        status = communicator_split(&place->pipe, place->all, place->replica, error);
+        status = communicator_split(&grid->stage_replicas, grid->all, grid->stage, error);
     if (status == DLX_OK)
-        status = communicator_split(&place->stage_replicas, place->all, place->stage, error);
+        status = communicator_split(&grid->ends, grid->all, at_end ? 0 : MPI_UNDEFINED, error);
     if (status == DLX_OK)
-        status = communicator_split(&place->ends, place->all, at_end ? 0 : MPI_UNDEFINED, error);
-    if (status == DLX_OK)
-        *out = place;
+        *out = grid;
     else
-        dlxi_place_close(&place);
+        dlxi_grid_close(&grid);
     return status;
 }
 
@@ -80,47 +79,46 @@ static void communicator_free(MPI_Comm *communicator) {
     if (*communicator != MPI_COMM_NULL) MPI_Comm_free(communicator);
 }
 
-void dlxi_place_close(dlxi_place **place) {
-    if (place == NULL || *place == NULL) return;
-    communicator_free(&(*place)->ends);
-    communicator_free(&(*place)->stage_replicas);
-    communicator_free(&(*place)->pipe);
-    communicator_free(&(*place)->all);
-    free(*place);
-    *place = NULL;
+void dlxi_grid_close(dlxi_grid **grid) {
+    if (grid == NULL || *grid == NULL) return;
+    communicator_free(&(*grid)->ends);
+    communicator_free(&(*grid)->stage_replicas);
+    communicator_free(&(*grid)->pipe);
+    communicator_free(&(*grid)->all);
+    free(*grid);
+    *grid = NULL;
 }
 
 /* ---- collective operations ------------------------------------------------------------------- */
 
-dlx_status dlxi_place_gather(dlxi_place *place, void *all, const void *own, size_t bytes,
-                             dlx_error *error) {
+dlx_status dlxi_grid_gather(dlxi_grid *grid, void *all, const void *own, size_t bytes,
+                            dlx_error *error) {
     if (bytes > INT_MAX)
         DLX_FAIL(error, ARGUMENT, "gathering %zu bytes from each rank; allowed are 0 to %d", bytes,
                  INT_MAX);
     MPI_Request request = MPI_REQUEST_NULL;
     int code =
-        MPI_Iallgather(own, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, place->all, &request);
+        MPI_Iallgather(own, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, grid->all, &request);
     DLX_TRY(dlxi_mpi_check(code, "gathering from a site's ranks", error));
     return dlxi_mpi_wait(&request, 1, NULL, error);
 }
 
-dlx_status dlxi_place_sum(dlxi_place *place, double *values, int count, dlx_error *error) {
+dlx_status dlxi_grid_sum(dlxi_grid *grid, double *values, int count, dlx_error *error) {
     double *all = NULL; /* [ranks][count] */
-    DLX_TRY(DLXI_NEW(&all, (size_t)place->ranks * (size_t)count, error));
-    dlx_status status =
-        dlxi_place_gather(place, all, values, (size_t)count * sizeof *values, error);
+    DLX_TRY(DLXI_NEW(&all, (size_t)grid->ranks * (size_t)count, error));
+    dlx_status status = dlxi_grid_gather(grid, all, values, (size_t)count * sizeof *values, error);
     for (int i = 0; status == DLX_OK && i < count; i++) {
         double sum = all[i];
-        for (int r = 1; r < place->ranks; r++) sum += all[(size_t)r * (size_t)count + (size_t)i];
+        for (int r = 1; r < grid->ranks; r++) sum += all[(size_t)r * (size_t)count + (size_t)i];
         values[i] = sum;
     }
     free(all);
     return status;
 }
 
-dlx_status dlxi_place_barrier(dlxi_place *place, dlx_error *error) {
+dlx_status dlxi_grid_barrier(dlxi_grid *grid, dlx_error *error) {
     MPI_Request request = MPI_REQUEST_NULL;
     DLX_TRY(
-        dlxi_mpi_check(MPI_Ibarrier(place->all, &request), "a barrier of a site's ranks", error));
+        dlxi_mpi_check(MPI_Ibarrier(grid->all, &request), "a barrier of a site's ranks", error));
     return dlxi_mpi_wait(&request, 1, NULL, error);
 }

@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The member room: a site's state machine, fed by hand, and beside a coordinator. */
+#include "member_world.h"
+
+#include "member/site.h"
+
+typedef struct lone {
+    dlxi_site *s;
+    dlxi_outbox coordinator;
+    dlxi_message *message;
+} lone;
+
+static lone lone_open(void) {
+    lone l = {.message = calloc(1, sizeof(dlxi_message))};
+    dlxi_hello *hello = calloc(1, sizeof *hello);
+    *hello = (dlxi_hello){.site = "a", .ranks = 1};
+    assert_int_equal(dlxi_site_open(&l.s, hello, TIMEOUT_MS, 0, NULL), DLX_OK);
+    free(hello);
+    return l;
+}
+
+static void lone_close(lone *l) {
+    dlxi_site_close(&l->s);
+    dlxi_outbox_clear(&l->coordinator);
+    free(l->message);
+}
+
+static dlxi_site_action tell(lone *l, dlxi_frame_kind kind, uint32_t term, uint64_t round,
+                             uint32_t attempt, int64_t now) {
+    l->message->kind = kind;
+    dlxi_frame header = {
+        .term = term, .round = round, .attempt = attempt, .site = DLXI_SITE_COORDINATOR};
+    assert_int_equal(dlxi_outbox_put(&l->coordinator, 0, header, l->message, NULL), DLX_OK);
+    dlxi_site_action action =
+        dlxi_site_on_frame(l->s, &dlxi_outbox_peek(&l->coordinator)->frame, now);
+    dlxi_outbox_drop(&l->coordinator);
+    return action;
+}
+
+static void welcome_lone(lone *l) {
+    l->message->as.welcome = (dlxi_welcome){.site = 0, .sites = 1, .tokens_target = 10};
+    assert_int_equal(tell(l, DLXI_FRAME_WELCOME, 4, 1, 0, 0), DLXI_SITE_LISTEN);
+    l->message->as.endpoints = (dlxi_endpoints){.sites = 1};
+    assert_int_equal(tell(l, DLXI_FRAME_PEERS, 4, 1, 0, 0), DLXI_SITE_CONNECT);
+}
+
+static void submit_lone(lone *l) {
+    const dlxi_ready message = {.tokens = 5};
+    dlxi_site_on_ready(l->s, &message);
+}
+
+static dlxi_site_action begin_lone(lone *l, uint32_t term, uint64_t round, uint32_t attempt) {
+    l->message->as.view = (dlxi_view){.members = 1, .member = {{.tokens = 5}}};
+    return tell(l, DLXI_FRAME_BEGIN, term, round, attempt, 0);
+}
+
+static dlxi_site_action commit_lone(lone *l, uint64_t round, uint32_t attempt) {
+    l->message->as.commit = (dlxi_commit){.committed_tokens = 5};
+    return tell(l, DLXI_FRAME_COMMIT, 4, round, attempt, 0);
+}
+
+static void a_site_follows_its_coordinator(void **state) {
+    (void)state;
+    lone l = lone_open();
+    assert_int_equal(dlxi_outbox_peek(&l.s->outbox)->frame.kind, DLXI_FRAME_HELLO);
+    assert_int_equal(begin_lone(&l, 4, 1, 1), DLXI_SITE_NOTHING); /* not yet running */
+    welcome_lone(&l);
+    submit_lone(&l);
+    assert_int_equal(begin_lone(&l, 4, 2, 1), DLXI_SITE_NOTHING); /* another round */
+    assert_int_equal(begin_lone(&l, 4, 1, 1), DLXI_SITE_BEGIN);
+    assert_int_equal(begin_lone(&l, 4, 1, 1), DLXI_SITE_NOTHING); /* twice */
+    l.message->as.reason = (dlxi_reason){.status = DLX_ABORTED};
+    assert_int_equal(tell(&l, DLXI_FRAME_ABORT, 4, 1, 1, 0), DLXI_SITE_ABORT);
+    assert_int_equal(begin_lone(&l, 4, 1, 2), DLXI_SITE_BEGIN);
+    assert_int_equal(begin_lone(&l, 4, 1, 1), DLXI_SITE_NOTHING); /* stale */
+    l.message->as.reason = (dlxi_reason){.status = DLX_ABORTED};
+    assert_int_equal(tell(&l, DLXI_FRAME_ABORT, 4, 1, 1, 0), DLXI_SITE_NOTHING);
+    dlxi_site_on_staged(l.s, 3);
+    assert_int_equal(commit_lone(&l, 1, 1), DLXI_SITE_NOTHING); /* of the attempt that is over */
+    assert_int_equal(commit_lone(&l, 1, 2), DLXI_SITE_COMMIT);
+    assert_int_equal(l.s->round, 2);
+    assert_int_equal(commit_lone(&l, 1, 2), DLXI_SITE_NOTHING); /* twice */
+    submit_lone(&l);
+    assert_int_equal(begin_lone(&l, 3, 2, 1), DLXI_SITE_NOTHING); /* a lower term */
+    assert_int_equal(begin_lone(&l, 5, 2, 1), DLXI_SITE_BEGIN);
+    assert_int_equal(l.s->term, 5);
+    assert_int_equal(tell(&l, DLXI_FRAME_FINISHED, 5, 2, 1, 0), DLXI_SITE_ENDED);
+    assert_int_equal(l.s->result.status, DLX_OK);
+    lone_close(&l);
+}
+
+static void a_commit_that_was_not_staged_ends_the_site(void **state) {
+    (void)state;
+    lone l = lone_open();
+    welcome_lone(&l);
+    submit_lone(&l);
+    begin_lone(&l, 4, 1, 1);
+    assert_int_equal(commit_lone(&l, 1, 1), DLXI_SITE_ENDED);
+    assert_int_equal(l.s->result.status, DLX_DATA);
+    lone_close(&l);
+}
+
+/* What was staged before an abort is void: the exchange has dropped it. */
+static void an_abort_takes_staging_back(void **state) {
+    (void)state;
+    lone l = lone_open();
+    welcome_lone(&l);
+    submit_lone(&l);
+    begin_lone(&l, 4, 1, 1);
+    dlxi_site_on_staged(l.s, 3);
+    l.message->as.reason = (dlxi_reason){.status = DLX_ABORTED};
+    assert_int_equal(tell(&l, DLXI_FRAME_ABORT, 4, 1, 1, 0), DLXI_SITE_ABORT);
+    assert_int_not_equal(commit_lone(&l, 1, 1), DLXI_SITE_COMMIT);
+    lone_close(&l);
+}
+
+/* How often the site says `kind` in `seconds` of ticks, while the coordinator pings. */
+static int says(lone *l, dlxi_frame_kind kind, int64_t from_ms, int seconds) {
+    int count = 0;
+    for (int64_t now = from_ms; now < from_ms + seconds * 1000; now += 100) {
+        tell(l, DLXI_FRAME_PING, 4, 1, 0, now);
+        assert_int_equal(dlxi_site_on_tick(l->s, now), DLXI_SITE_NOTHING);
+        for (const dlxi_outbox_item *item; (item = dlxi_outbox_peek(&l->s->outbox)) != NULL;) {
+            count += item->frame.kind == kind;
+            dlxi_outbox_drop(&l->s->outbox);
+        }
+    }
+    return count;
+}
+
+/* What waits for an answer is said again twice a second, and no more once the answer is here. */
+static void a_site_repeats_what_waits_for_an_answer(void **state) {
+    (void)state;
+    lone l = lone_open();
+    welcome_lone(&l);
+    assert_int_equal(says(&l, DLXI_FRAME_HELLO, 0, 3), 1);
+    submit_lone(&l);
+    assert_int_equal(says(&l, DLXI_FRAME_READY, 3000, 3), 1 + 6);
+    begin_lone(&l, 4, 1, 1);
+    assert_int_equal(says(&l, DLXI_FRAME_READY, 6000, 3), 0);
+    dlxi_site_on_staged(l.s, 3);
+    assert_int_equal(says(&l, DLXI_FRAME_STAGED, 9000, 3), 1 + 6);
+    assert_int_equal(commit_lone(&l, 1, 1), DLXI_SITE_COMMIT);
+    assert_int_equal(says(&l, DLXI_FRAME_STAGED, 12000, 3), 0);
+    lone_close(&l);
+}
+
+static void the_reason_of_a_stop_reaches_the_caller(void **state) {
+    (void)state;
+    lone l = lone_open();
+    l.message->as.reason = (dlxi_reason){.status = DLX_REFUSED, .text = "no room"};
+    assert_int_equal(tell(&l, DLXI_FRAME_STOP, 1, 1, 0, 0), DLXI_SITE_ENDED);
+    assert_int_equal(l.s->result.status, DLX_REFUSED);
+    assert_string_equal(l.s->result.message, "no room");
+    lone_close(&l);
+}
+
+static void a_silent_coordinator_ends_the_site(void **state) {
+    (void)state;
+    lone l = lone_open();
+    for (int64_t now = 0; now <= TIMEOUT_MS; now += 500)
+        assert_int_equal(dlxi_site_on_tick(l.s, now), DLXI_SITE_NOTHING);
+    assert_int_equal(dlxi_site_on_tick(l.s, TIMEOUT_MS + 1), DLXI_SITE_ENDED);
+    assert_int_equal(l.s->result.status, DLX_TIMEOUT);
+    assert_string_equal(
+        l.s->result.message,
+        "no coordinator answers; check wan.coordinator, wan.key and the roster, and that it runs");
+    lone_close(&l);
+    l = lone_open();
+    welcome_lone(&l);
+    /* a pause of this process is not the coordinator's silence */
+    assert_int_equal(dlxi_site_on_tick(l.s, 9 * TIMEOUT_MS), DLXI_SITE_NOTHING);
+    for (int64_t now = 9 * TIMEOUT_MS; now <= 10 * TIMEOUT_MS; now += 500)
+        assert_int_equal(dlxi_site_on_tick(l.s, now), DLXI_SITE_NOTHING);
+    assert_int_equal(dlxi_site_on_tick(l.s, 10 * TIMEOUT_MS + 1), DLXI_SITE_ENDED);
+    assert_string_equal(l.s->result.message, "the coordinator has fallen silent");
+    lone_close(&l);
+}
+
+/* At the shortest timeout that the interface allows, with ticks every 100 ms, a coordinator and
+ * sites that only ping each other never lose one another. */
+static void pings_keep_an_idle_run_alive(void **state) {
+    (void)state;
+    enum { SHORTEST_MS = 1000, TICK_MS = 100 };
+    world *w = world_open(1, 1000, NULL);
+    join(w, 0, "b");
+    listen_all(w, 1);
+    lone l = lone_open();
+    l.s->timeout_ms = SHORTEST_MS;
+    welcome_lone(&l);
+    while (dlxi_outbox_peek(&l.s->outbox) != NULL) dlxi_outbox_drop(&l.s->outbox);
+    int64_t last_seen_ms = w->now_ms, said_ms = w->now_ms;
+    for (int64_t now = 0; now < 20000; now += TICK_MS) {
+        assert_int_equal(dlxi_site_on_tick(l.s, now), DLXI_SITE_NOTHING);
+        dlxi_coordinator_on_tick(w->c, w->now_ms + now);
+        const dlxi_outbox_item *item;
+        while ((item = dlxi_outbox_peek(&l.s->outbox)) != NULL) {
+            assert_int_equal(item->frame.kind, DLXI_FRAME_PING);
+            dlxi_frame frame = item->frame;
+            frame.term = 1;
+            dlxi_coordinator_on_frame(w->c, 0, "", "", &frame, w->now_ms + now);
+            assert_true(w->now_ms + now - said_ms < SHORTEST_MS - TICK_MS);
+            said_ms = w->now_ms + now;
+            dlxi_outbox_drop(&l.s->outbox);
+        }
+        while ((item = dlxi_outbox_peek(dlxi_coordinator_outbox(w->c))) != NULL) {
+            assert_int_equal(item->frame.kind, DLXI_FRAME_PING);
+            dlxi_frame frame = item->frame;
+            frame.term = 4;
+            assert_int_equal(dlxi_site_on_frame(l.s, &frame, now), DLXI_SITE_NOTHING);
+            assert_true(w->now_ms + now - last_seen_ms < SHORTEST_MS - TICK_MS);
+            last_seen_ms = w->now_ms + now;
+            dlxi_outbox_drop(dlxi_coordinator_outbox(w->c));
+        }
+    }
+    assert_true(last_seen_ms > w->now_ms + 19000 && said_ms > w->now_ms + 19000);
+    lone_close(&l);
+    world_close(w);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_site_follows_its_coordinator),
+        cmocka_unit_test(a_commit_that_was_not_staged_ends_the_site),
+        cmocka_unit_test(an_abort_takes_staging_back),
+        cmocka_unit_test(a_site_repeats_what_waits_for_an_answer),
+        cmocka_unit_test(the_reason_of_a_stop_reaches_the_caller),
+        cmocka_unit_test(a_silent_coordinator_ends_the_site),
+        cmocka_unit_test(pings_keep_an_idle_run_alive),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
