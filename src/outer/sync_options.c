@@ -17,9 +17,10 @@ const int dlxi_bits_values[] = {4, 8, 16, 32};
 _Static_assert(COUNT_OF(dlxi_adaptation_words) == DLX_ADAPTATION_LINK + 2, "a word for each");
 _Static_assert(COUNT_OF(dlxi_bits_words) == COUNT_OF(dlxi_bits_values) + 1, "a word for each");
 
-#define ROW(kind, field, ...)   DLXI_OPTION_FROM_ROW(dlx_sync_config, field, kind, field, __VA_ARGS__)
-#define INDEX(kind, field, ...) OPTION_##field,
+#define ROW(kind, field, ...) DLXI_OPTION_FROM_ROW(dlx_sync_config, field, kind, field, __VA_ARGS__)
 static const dlxi_option rows[] = {DLX_SYNC_OPTION_TABLE(ROW)};
+
+#define INDEX(kind, field, ...) OPTION_##field,
 enum { DLX_SYNC_OPTION_TABLE(INDEX) };
 
 /* option ≤ bound; or at_least: option is 0, or ≥ bound. */

@@ -102,8 +102,7 @@ static void what_is_out_of_range_is_refused(void **state) {
     refused(b, DLXI_FRAME_WELCOME, 0, 2, 2); /* site 2 of 2 */
     refused(b, DLXI_FRAME_WELCOME, 2, 65, 2);
     refused(b, DLXI_FRAME_WELCOME, 2, 0, 2);
-    refused(b, DLXI_FRAME_WELCOME, 4, 2, 2);          /* θ of site 2 of 2 */
-    refused(b, DLXI_FRAME_WELCOME, 14 + 7 + 2, 2, 1); /* a bool of 2 */
+    refused(b, DLXI_FRAME_WELCOME, 12 + 7 + 2, 2, 1); /* a bool of 2 */
     refused(b, DLXI_FRAME_PEERS, 0, 65, 2);
     refused(b, DLXI_FRAME_BEGIN, 0, 0, 2); /* nobody */
     refused(b, DLXI_FRAME_BEGIN, 0, 65, 2);
