@@ -19,7 +19,6 @@ _Static_assert(COUNT_OF(dlxi_bits_words) == COUNT_OF(dlxi_bits_values) + 1, "a w
 
 #define ROW(kind, field, ...) DLXI_OPTION_FROM_ROW(dlx_sync_config, field, kind, field, __VA_ARGS__)
 static const dlxi_option rows[] = {DLX_SYNC_OPTION_TABLE(ROW)};
-
 #define INDEX(kind, field, ...) OPTION_##field,
 enum { DLX_SYNC_OPTION_TABLE(INDEX) };
 
