@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "outer/sync_options.h"
 
+#include <math.h>
+
 #include "base/hash.h"
 #include "codec/codec.h"
 
@@ -88,6 +90,10 @@ dlx_sync_config dlxi_sync_options_resolve(const dlx_sync_config *config) {
         c.adaptation = DLX_ADAPTATION_OFF;
     }
     return c;
+}
+
+uint32_t dlxi_sync_options_round_steps_max(const dlx_sync_config *resolved) {
+    return (uint32_t)ceil(resolved->inner_steps_max * resolved->pace_max);
 }
 
 uint64_t dlxi_sync_options_hash(const dlx_sync_config *config) {
