@@ -57,14 +57,14 @@ struct dlxi_engine {
     bool control_blocked;         /* the link had no room */
     uint64_t sent_round;          /* the attempt that way.sent counts */
     uint32_t sent_attempt;
-    dlxi_endpoints *listening;       /* while listen is asked for */
-    uint32_t anchor_transfer;        /* that was asked for last; 0: none */
-    uint64_t anchor_missing;         /* values */
-    dlxi_state_cursor anchor_cursor; /* of the next piece */
+    dlxi_endpoints *listening;                    /* while listen is asked for */
+    uint32_t anchor_transfer;                     /* that was asked for last; 0: none */
+    uint64_t anchor_missing;                      /* values */
+    dlxi_state_cursor anchor_cursor;              /* of the next piece */
     int64_t now_ms, ticked_ms, told_ms, moved_ms; /* moved_ms: something of the attempt */
-    uint64_t reconnect;      /* bit i: the way to site i is to be made anew */
-    int64_t begun_ms;        /* of the attempt */
-    uint64_t exchange_bytes; /* of the attempt */
+    uint64_t reconnect;                           /* bit i: the way to site i is to be made anew */
+    int64_t begun_ms;                             /* of the attempt */
+    uint64_t exchange_bytes;                      /* of the attempt */
     dlxi_outcome outcome;
     bool has_news;
     char text[DLXI_REASON_MAX + 1]; /* a line to log; "": none */
@@ -452,6 +452,8 @@ static void round_commit(dlxi_engine *e) {
     }
     o->weight = dlxi_exchange_weight(e->exchange);
     o->exchange_bytes = e->exchange_bytes;
+    int64_t took_ms = e->now_ms - e->begun_ms;
+    o->exchange_ns = (uint64_t)(took_ms > 0 ? took_ms : 1) * 1000000; /* 0 is none */
     if (e->in_trouble)
         snprintf(e->text, sizeof e->text, "round %llu committed", (unsigned long long)s->round - 1);
     e->in_trouble = false;
