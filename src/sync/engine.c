@@ -202,7 +202,6 @@ static const char *name_of(const dlxi_engine *e, uint16_t site) {
 /* Gives up the attempt, if one is under way, and tells the coordinator. What is staged is promised,
  * and can't be given up. */
 static void trouble_report(dlxi_engine *e, const char *why) {
-    if (e->site->staged) return;
     dlxi_exchange_abort(e->exchange);
     e->begins = false;
     dlxi_site_on_trouble(e->site, why);
@@ -218,14 +217,14 @@ static void trouble_of_way(dlxi_engine *e, uint16_t from, int64_t silent_ms) {
     trouble_report(e, text);
 }
 
-/* A malformed frame ends the attempt, not the run: the next one starts from M, which is untouched.
- * Other failures end the run. */
+/* A malformed frame ends the attempt, if one is under way, and not the run: the next one starts
+ * from M, which is untouched. Other failures end the run. */
 static void exchange_result(dlxi_engine *e, dlx_status status, const dlx_error *error) {
     if (status == DLX_OK) return;
-    if (status == DLX_DATA && !e->site->staged)
-        trouble_report(e, error->message);
-    else if (status != DLX_DATA)
+    if (status != DLX_DATA)
         engine_fail(e, error);
+    else if (e->begins || is_under_way(e))
+        trouble_report(e, error->message);
 }
 
 /* ---- joining --------------------------------------------------------------------------------- */
@@ -424,7 +423,6 @@ static void attempt_begin(dlxi_engine *e) {
     dlx_error error;
     const dlxi_site *s = e->site;
     DLXI_ASSERT(e->state != NULL && s->submitted && s->attempt > 0 && !s->staged);
-    e->begins = false;
     e->begun_ms = e->now_ms;
     e->exchange_bytes = dlxi_state_exchange_bytes(e->state, 0);
     e->sent_round = s->round;
@@ -434,6 +432,7 @@ static void attempt_begin(dlxi_engine *e) {
                     dlxi_exchange_begin(e->exchange, e->state, &s->view, s->index, s->term,
                                         s->round, s->attempt, &error),
                     &error);
+    e->begins = false;
 }
 
 static void round_commit(dlxi_engine *e) {
@@ -499,8 +498,10 @@ static void act(dlxi_engine *e, dlxi_site_action action) {
         e->begins = true;
         break;
     case DLXI_SITE_ABORT:
-        dlxi_exchange_abort(e->exchange);
-        e->begins = false;
+        if (e->site->attempt > 0) { /* else what is staged waits for its commit */
+            dlxi_exchange_abort(e->exchange);
+            e->begins = false;
+        }
         if (e->site->incoming.as.reason.text[0] != '\0')
             text_set(e, e->site->incoming.as.reason.text);
         break;

@@ -43,10 +43,46 @@ static void an_exchange_is_timed(void **state) {
     lone_close(l);
 }
 
+/* Between the COMMIT and the work that it asks for, nothing may take the staged exchange away. */
+
+static void a_late_abort_keeps_a_commit(void **state) {
+    (void)state;
+    lone *l = committing_lone(3);
+    l->speech.scratch.as.reason = (dlxi_reason){.status = DLX_ABORTED, .text = "another site"};
+    lone_tell(l, DLXI_FRAME_ABORT, 2, 0);
+    check_committed(l);
+}
+
+static void frames_of_rounds_far_away_keep_a_commit(void **state) {
+    (void)state;
+    lone *l = committing_lone(3);
+    dlxi_frame frame = {.kind = DLXI_FRAME_RESULT, .term = 1, .round = 9, .attempt = 1, .site = 1};
+    lone_hear(l, 1, frame);
+    assert_int_equal(l->sent[DLXI_FRAME_ABORT], 0); /* there is nothing to give up */
+    check_committed(l);
+}
+
+static void more_frames_than_a_round_holds_keep_a_commit(void **state) {
+    (void)state;
+    static uint8_t payload[DLXI_FRAME_PAYLOAD_MAX];
+    lone *l = committing_lone(3);
+    dlxi_frame frame = {.kind = DLXI_FRAME_RESULT,
+                        .term = 1,
+                        .round = 2,
+                        .attempt = 1,
+                        .site = 1,
+                        .payload_bytes = sizeof payload,
+                        .payload = payload};
+    for (int i = 0; i < 100; i++) lone_hear(l, 1, frame);
+    check_committed(l);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(an_exchange_is_timed),
+        cmocka_unit_test(a_late_abort_keeps_a_commit),
+        cmocka_unit_test(frames_of_rounds_far_away_keep_a_commit),
+        cmocka_unit_test(more_frames_than_a_round_holds_keep_a_commit),
     };
-    (void)check_committed;
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
