@@ -152,20 +152,13 @@ static void state_return(dlxi_engine *e) {
 }
 
 /* The run is over for this rank: everything goes back. */
-static void engine_end(dlxi_engine *e, const dlx_error *why) {
-    if (e->outcome.ended) return;
+static void engine_end(dlxi_engine *e) {
     e->outcome.ended = e->has_news = true;
-    if (why != NULL) e->outcome.failure = *why;
+    e->outcome.failure = e->site->result;
     e->linking = e->begins = e->commits = false;
     e->reconnect = 0;
     dlxi_exchange_abort(e->exchange);
     if (e->state != NULL) state_return(e);
-}
-
-/* This rank can't go on: the coordinator is told, and through it the others. */
-static void engine_fail(dlxi_engine *e, const dlx_error *why) {
-    dlxi_site_fail(e->site, why);
-    engine_end(e, why);
 }
 
 bool dlxi_engine_outcome(dlxi_engine *e, dlxi_outcome *outcome) {
@@ -222,7 +215,7 @@ static void trouble_of_way(dlxi_engine *e, uint16_t from, int64_t silent_ms) {
 static void exchange_result(dlxi_engine *e, dlx_status status, const dlx_error *error) {
     if (status == DLX_OK) return;
     if (status != DLX_DATA)
-        engine_fail(e, error);
+        dlxi_site_fail(e->site, error);
     else if (e->begins || is_under_way(e))
         trouble_report(e, error->message);
 }
@@ -289,7 +282,7 @@ static void on_anchor(dlxi_engine *e, const dlxi_frame *frame) {
                     dlxi_state_restore(e->state, &piece, &error) != DLX_OK)) {
         dlxi_error_set(&error, DLX_DATA,
                        "site %u sent starting parameters that do not fit this model", frame->site);
-        engine_fail(e, &error);
+        dlxi_site_fail(e->site, &error);
     } else if (is_next) {
         e->anchor_cursor = cursor;
         e->ways[ANCHOR_FROM].moved_ms = e->now_ms;
@@ -381,7 +374,7 @@ static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
                        "rank %u of site %u sent as rank %u of site %u; check wan.listen: each rank "
                        "needs ports of its own",
                        frame->rank, frame->site, e->rank, from);
-        engine_fail(e, &error);
+        dlxi_site_fail(e->site, &error);
         return;
     }
     way_is_heard(e, from);
@@ -463,7 +456,7 @@ static void round_commit(dlxi_engine *e) {
 static void exchange_poll(dlxi_engine *e) {
     dlx_error error;
     bool staged = false;
-    if (e->state == NULL || e->outcome.ended) return;
+    if (e->state == NULL) return;
     if (e->begins) attempt_begin(e);
     if (e->state != NULL && is_under_way(e))
         exchange_result(e, dlxi_exchange_poll(e->exchange, e->state, &staged, &error), &error);
@@ -509,8 +502,6 @@ static void act(dlxi_engine *e, dlxi_site_action action) {
         e->commits = true;
         break;
     case DLXI_SITE_ENDED:
-        engine_end(e, e->site->result.status != DLX_OK ? &e->site->result : NULL);
-        break;
     case DLXI_SITE_NOTHING:
         break;
     }
@@ -531,6 +522,14 @@ static void engine_check(const dlxi_engine *e) {
         DLXI_ASSERT(e->ways[i].last_seen_ms <= e->now_ms && e->ways[i].moved_ms <= e->now_ms);
 }
 
+/* After every event; one in the middle of a computation leaves it to the event that computes. */
+static void engine_settle(dlxi_engine *e) {
+    if (e->busy) return;
+    if (e->site->phase == DLXI_SITE_DONE && !e->outcome.ended) engine_end(e);
+    join_if_linked(e);
+    engine_check(e);
+}
+
 void dlxi_engine_on_frame(dlxi_engine *e, uint32_t peer, const dlxi_frame *frame, int64_t now_ms) {
     DLXI_ASSERT(now_ms >= e->now_ms);
     e->now_ms = now_ms;
@@ -539,8 +538,7 @@ void dlxi_engine_on_frame(dlxi_engine *e, uint32_t peer, const dlxi_frame *frame
         act(e, dlxi_site_on_frame(e->site, frame, now_ms));
     else if (e->site->phase == DLXI_SITE_RUNNING && peer < e->site->count && peer != e->site->index)
         on_data(e, (uint16_t)peer, frame);
-    join_if_linked(e);
-    engine_check(e);
+    engine_settle(e);
 }
 
 void dlxi_engine_on_request(dlxi_engine *e, dlxi_request *r, int64_t now_ms) {
@@ -562,7 +560,7 @@ void dlxi_engine_on_request(dlxi_engine *e, dlxi_request *r, int64_t now_ms) {
     if (r->recalls && e->state != NULL) e->recalled = true;
     if (r->closes && !e->outcome.ended) {
         if (r->why.status != DLX_OK) dlxi_site_fail(e->site, &r->why);
-        engine_end(e, r->why.status != DLX_OK ? &r->why : NULL);
+        engine_end(e);
     }
 }
 
@@ -572,7 +570,8 @@ void dlxi_engine_on_room(dlxi_engine *e) {
 }
 
 void dlxi_engine_on_link_failure(dlxi_engine *e, const dlx_error *why) {
-    if (!e->outcome.ended) engine_fail(e, why);
+    dlxi_site_fail(e->site, why);
+    engine_settle(e);
 }
 
 /* ---- time ------------------------------------------------------------------------------------ */
@@ -624,13 +623,11 @@ void dlxi_engine_on_tick(dlxi_engine *e, int64_t now_ms) {
     }
     if (gap_ms > PAUSE_MS) e->moved_ms = now_ms;
     act(e, dlxi_site_on_tick(e->site, now_ms));
-    if (e->outcome.ended) return;
-    exchange_poll(e);
+    if (e->site->phase != DLXI_SITE_DONE) exchange_poll(e);
     if (e->linking) linking_judge(e);
     if (is_under_way(e)) attempt_judge(e);
     if (e->recalled && e->state != NULL && !e->linking) state_return(e);
-    join_if_linked(e);
-    engine_check(e);
+    engine_settle(e);
 }
 
 void dlxi_engine_keep_alive(dlxi_engine *e, int64_t now_ms) {
@@ -804,5 +801,5 @@ void dlxi_engine_done(dlxi_engine *e, const dlxi_engine_action *a, dlx_status st
     default:
         break;
     }
-    engine_check(e);
+    engine_settle(e);
 }

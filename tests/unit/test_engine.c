@@ -77,12 +77,45 @@ static void more_frames_than_a_round_holds_keep_a_commit(void **state) {
     check_committed(l);
 }
 
+/* ---- failures of this rank ------------------------------------------------------------------- */
+
+/* The link breaks while the commit is computed: the round counts, then the rank ends. */
+static void a_link_that_breaks_in_a_commit_ends_the_rank_after_it(void **state) {
+    (void)state;
+    lone *l = committing_lone(3);
+    l->link = DLX_SYSTEM;
+    l->busy_ms = 300;
+    lone_turn(l, 1);
+    assert_int_equal(l->refused, DLXI_FRAME_FAILED); /* the last that it tried */
+    assert_true(l->last.committed && l->last.ended);
+    assert_int_equal(l->state->rounds, 1);
+    assert_int_equal(l->last.failure.status, DLX_SYSTEM);
+    lone_close(l);
+}
+
+static void a_link_that_breaks_in_a_projection_ends_the_rank_after_it(void **state) {
+    (void)state;
+    const dlx_sync_config config = lone_config();
+    lone *l = lone_open(&config, LONE_TENSORS);
+    lone_join(l, 0, 3);
+    lone_submit(l);
+    lone_begin(l, 1, 1, 0, 1);
+    l->link = DLX_SYSTEM;
+    l->busy_ms = 300;
+    lone_turn(l, 1);
+    assert_true(l->last.ended && !l->last.committed);
+    assert_int_equal(l->last.failure.status, DLX_SYSTEM);
+    lone_close(l);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(an_exchange_is_timed),
         cmocka_unit_test(a_late_abort_keeps_a_commit),
         cmocka_unit_test(frames_of_rounds_far_away_keep_a_commit),
         cmocka_unit_test(more_frames_than_a_round_holds_keep_a_commit),
+        cmocka_unit_test(a_link_that_breaks_in_a_commit_ends_the_rank_after_it),
+        cmocka_unit_test(a_link_that_breaks_in_a_projection_ends_the_rank_after_it),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
