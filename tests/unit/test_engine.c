@@ -77,6 +77,13 @@ static void more_frames_than_a_round_holds_keep_a_commit(void **state) {
     check_committed(l);
 }
 
+static int mallocs_to_fail;
+void *__real_malloc(size_t bytes);
+void *__wrap_malloc(size_t bytes);
+void *__wrap_malloc(size_t bytes) {
+    return mallocs_to_fail > 0 && mallocs_to_fail-- > 0 ? NULL : __real_malloc(bytes);
+}
+
 /* ---- failures of this rank ------------------------------------------------------------------- */
 
 /* The link breaks while the commit is computed: the round counts, then the rank ends. */
@@ -108,6 +115,20 @@ static void a_link_that_breaks_in_a_projection_ends_the_rank_after_it(void **sta
     lone_close(l);
 }
 
+static void a_rank_without_memory_for_a_message_ends(void **state) {
+    (void)state;
+    const dlx_sync_config config = lone_config();
+    lone *l = lone_open(&config, LONE_TENSORS);
+    lone_join(l, 0, 3);
+    mallocs_to_fail = 1;
+    lone_submit(l);
+    assert_int_equal(mallocs_to_fail, 0);
+    lone_turn(l, 1);
+    assert_true(l->last.ended);
+    assert_int_equal(l->last.failure.status, DLX_MEMORY);
+    lone_close(l);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(an_exchange_is_timed),
@@ -116,6 +137,7 @@ int main(void) {
         cmocka_unit_test(more_frames_than_a_round_holds_keep_a_commit),
         cmocka_unit_test(a_link_that_breaks_in_a_commit_ends_the_rank_after_it),
         cmocka_unit_test(a_link_that_breaks_in_a_projection_ends_the_rank_after_it),
+        cmocka_unit_test(a_rank_without_memory_for_a_message_ends),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
