@@ -139,6 +139,8 @@ static dlxi_site_action on_stop(dlxi_site *s) {
 
 /* The coordinator waits for the answer, so that a site whose FINISHED was lost can ask again. */
 static dlxi_site_action on_finished(dlxi_site *s) {
+    if (!s->reported)
+        return site_end(s, DLX_DATA, "the coordinator ended the run before this site's report");
     site_put(s, DLXI_FRAME_FINISHED);
     return site_end(s, DLX_OK, "");
 }
@@ -240,6 +242,7 @@ void dlxi_site_on_trouble(dlxi_site *s, const char *why) {
 
 void dlxi_site_on_report(dlxi_site *s, const char *text) {
     if (s->phase == DLXI_SITE_DONE) return;
+    s->reported = true;
     dlxi_text_copy(s->outbox.scratch.as.report.text, sizeof s->outbox.scratch.as.report.text, text);
     site_put_standing(s, DLXI_FRAME_REPORT);
 }
