@@ -101,8 +101,11 @@ static dlxi_site_action on_begin(dlxi_site *s, const dlxi_frame *frame) {
     if (!s->submitted)
         return site_end(s, DLX_DATA,
                         "the coordinator began a round that this site has not submitted");
+    const dlxi_view *view = &s->incoming.as.view;
+    if (view->member[view->members - 1].site >= s->count)
+        return site_end(s, DLX_DATA, "the coordinator's view has a site that the run has not");
     standing_drop(s);
-    s->view = s->incoming.as.view;
+    s->view = *view;
     s->attempt = frame->attempt;
     s->staged = false;
     return DLXI_SITE_BEGIN;

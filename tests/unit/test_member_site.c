@@ -104,6 +104,18 @@ static void a_commit_that_was_not_staged_ends_the_site(void **state) {
     lone_close(&l);
 }
 
+/* Nobody would ever send what the attempt waits for. */
+static void a_view_of_unknown_sites_ends_the_site(void **state) {
+    (void)state;
+    lone l = lone_open();
+    welcome_lone(&l);
+    submit_lone(&l);
+    l.message->as.view = (dlxi_view){.members = 2, .member = {{.tokens = 5}, {1, .tokens = 5}}};
+    assert_int_equal(tell(&l, DLXI_FRAME_BEGIN, 4, 1, 1, 0), DLXI_SITE_ENDED);
+    assert_int_equal(l.s->result.status, DLX_DATA);
+    lone_close(&l);
+}
+
 /* Else ranks that wait for a commit would wait for ever. */
 static void a_run_that_finishes_too_early_fails(void **state) {
     (void)state;
@@ -244,6 +256,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_site_follows_its_coordinator),
         cmocka_unit_test(a_commit_that_was_not_staged_ends_the_site),
+        cmocka_unit_test(a_view_of_unknown_sites_ends_the_site),
         cmocka_unit_test(a_run_that_finishes_too_early_fails),
         cmocka_unit_test(an_abort_takes_staging_back),
         cmocka_unit_test(a_site_repeats_what_waits_for_an_answer),
