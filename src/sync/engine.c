@@ -368,12 +368,13 @@ static void way_is_heard(dlxi_engine *e, uint16_t from) {
 
 static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
     dlx_error error;
+    dlx_status status;
     way *v = &e->ways[from];
     if (frame->site != from || frame->rank != e->rank) {
         dlxi_error_set(&error, DLX_DATA,
-                       "rank %u of site %u sent as rank %u of site %u; check wan.listen: each rank "
-                       "needs ports of its own",
-                       frame->rank, frame->site, e->rank, from);
+                       "site '%s' sent as rank %u of site %u, not as rank %u of site %u; check "
+                       "wan.listen: each rank needs ports of its own",
+                       name_of(e, from), frame->rank, frame->site, e->rank, from);
         dlxi_site_fail(e->site, &error);
         return;
     }
@@ -390,7 +391,9 @@ static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
     case DLXI_FRAME_RESULT:
         frame_count(v, frame);
         way_moved(e, from);
-        exchange_result(e, dlxi_exchange_on_frame(e->exchange, frame, &error), &error);
+        status = dlxi_exchange_on_frame(e->exchange, frame, &error);
+        if (status == DLX_DATA) dlxi_error_prefix(&error, "from site '%s': ", name_of(e, from));
+        exchange_result(e, status, &error);
         break;
     default:
         break;

@@ -77,6 +77,46 @@ static void more_frames_than_a_round_holds_keep_a_commit(void **state) {
     check_committed(l);
 }
 
+/* ---- what another site sends ----------------------------------------------------------------- */
+
+static lone *exchanging_lone(void) {
+    const dlx_sync_config config = lone_config();
+    lone *l = lone_open(&config, LONE_TENSORS);
+    lone_join(l, 0, 3);
+    lone_submit(l);
+    lone_begin(l, 1, 1, 0, 3);
+    lone_turn(l, 1);
+    assert_int_equal(l->sent[DLXI_FRAME_STAGED], 0);
+    return l;
+}
+
+static void a_malformed_frame_ends_the_attempt_and_names_its_sender(void **state) {
+    (void)state;
+    lone *l = exchanging_lone();
+    dlxi_frame frame = {
+        .kind = DLXI_FRAME_RESULT, .term = 1, .round = 1, .attempt = 1, .site = 2, .tensor = 99};
+    for (int i = 0; i < 5; i++) lone_hear(l, 2, frame);
+    lone_turn(l, 1);
+    assert_int_equal(l->sent[DLXI_FRAME_ABORT], 1);
+    assert_string_equal(l->said.as.reason.text,
+                        "from site '02': site 2: tensor 99 is not part of this exchange");
+    assert_false(l->last.ended);
+    lone_close(l);
+}
+
+static void a_site_that_sends_as_another_is_named(void **state) {
+    (void)state;
+    lone *l = exchanging_lone();
+    lone_hear(l, 2, (dlxi_frame){.kind = DLXI_FRAME_GREETING, .term = 1, .site = 1});
+    lone_turn(l, 1);
+    assert_true(l->last.ended);
+    assert_int_equal(l->said.kind, DLXI_FRAME_FAILED);
+    assert_string_equal(l->said.as.reason.text,
+                        "site '02' sent as rank 0 of site 1, not as rank 0 of site 2; check "
+                        "wan.listen: each rank needs ports of its own");
+    lone_close(l);
+}
+
 static int mallocs_to_fail;
 void *__real_malloc(size_t bytes);
 void *__wrap_malloc(size_t bytes);
@@ -135,6 +175,8 @@ int main(void) {
         cmocka_unit_test(a_late_abort_keeps_a_commit),
         cmocka_unit_test(frames_of_rounds_far_away_keep_a_commit),
         cmocka_unit_test(more_frames_than_a_round_holds_keep_a_commit),
+        cmocka_unit_test(a_malformed_frame_ends_the_attempt_and_names_its_sender),
+        cmocka_unit_test(a_site_that_sends_as_another_is_named),
         cmocka_unit_test(a_link_that_breaks_in_a_commit_ends_the_rank_after_it),
         cmocka_unit_test(a_link_that_breaks_in_a_projection_ends_the_rank_after_it),
         cmocka_unit_test(a_rank_without_memory_for_a_message_ends),
