@@ -580,8 +580,11 @@ void dlxi_engine_on_link_failure(dlxi_engine *e, const dlx_error *why) {
 /* ---- time ------------------------------------------------------------------------------------ */
 
 static void linking_judge(dlxi_engine *e) {
-    if (e->anchor_missing > 0 && e->now_ms - e->ways[ANCHOR_FROM].moved_ms >= e->timeout_ms)
+    int64_t still_ms = e->now_ms - e->ways[ANCHOR_FROM].moved_ms;
+    if (e->anchor_missing > 0 && still_ms >= e->timeout_ms) {
+        trouble_of_way(e, ANCHOR_FROM, still_ms);
         anchor_ask(e);
+    }
     if (e->now_ms - e->told_ms < e->timeout_ms) return;
     e->told_ms = e->now_ms;
     for (uint16_t i = 0; i < e->site->count; i++) {

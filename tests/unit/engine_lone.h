@@ -141,13 +141,15 @@ static inline void lone_greet(lone *l, uint16_t from) {
               (dlxi_frame){.kind = DLXI_FRAME_GREETING, .term = 1, .site = from, .trip = 3});
 }
 
-static inline void lone_welcome(lone *l, uint16_t index, uint16_t sites) {
+/* `elsewhere`: its θ is not the run's. */
+static inline void lone_welcome(lone *l, uint16_t index, uint16_t sites, bool elsewhere) {
     dlxi_welcome *w = &l->speech.scratch.as.welcome;
     *w = (dlxi_welcome){.site = index, .sites = sites, .tokens_target = 1000};
     for (uint16_t i = 0; i < sites; i++) {
         w->members[i].name[0] = (char)('0' + i / 10);
         w->members[i].name[1] = (char)('0' + i % 10);
     }
+    w->members[index].needs_anchor = elsewhere;
     lone_tell(l, DLXI_FRAME_WELCOME, 1, 0);
     lone_turn(l, 1);
     l->speech.scratch.as.endpoints = (dlxi_endpoints){.sites = sites};
@@ -156,7 +158,7 @@ static inline void lone_welcome(lone *l, uint16_t index, uint16_t sites) {
 }
 
 static inline void lone_join(lone *l, uint16_t index, uint16_t sites) {
-    lone_welcome(l, index, sites);
+    lone_welcome(l, index, sites, false);
     for (uint16_t i = 0; i < sites; i++)
         if (i != index) lone_greet(l, i);
     lone_turn(l, 1);

@@ -77,6 +77,25 @@ static void more_frames_than_a_round_holds_keep_a_commit(void **state) {
     check_committed(l);
 }
 
+/* ---- joining --------------------------------------------------------------------------------- */
+
+/* As where small frames pass and large ones do not. */
+static void a_missing_anchor_is_reported(void **state) {
+    (void)state;
+    const dlx_sync_config config = lone_config();
+    lone *l = lone_open(&config, LONE_TENSORS);
+    lone_welcome(l, 1, 3, true);
+    for (int i = 0; i < 5 * LONE_TIMEOUT_MS / 500; i++) {
+        lone_tell(l, DLXI_FRAME_PING, 1, 0);
+        lone_greet(l, 0);
+        lone_greet(l, 2);
+        lone_turn(l, 500);
+    }
+    assert_false(l->last.joined);
+    assert_in_range(l->sent[DLXI_FRAME_ABORT], 3, 5);
+    lone_close(l);
+}
+
 /* ---- what another site sends ----------------------------------------------------------------- */
 
 static lone *exchanging_lone(void) {
@@ -175,6 +194,7 @@ int main(void) {
         cmocka_unit_test(a_late_abort_keeps_a_commit),
         cmocka_unit_test(frames_of_rounds_far_away_keep_a_commit),
         cmocka_unit_test(more_frames_than_a_round_holds_keep_a_commit),
+        cmocka_unit_test(a_missing_anchor_is_reported),
         cmocka_unit_test(a_malformed_frame_ends_the_attempt_and_names_its_sender),
         cmocka_unit_test(a_site_that_sends_as_another_is_named),
         cmocka_unit_test(a_link_that_breaks_in_a_commit_ends_the_rank_after_it),
