@@ -620,6 +620,54 @@ static void pace_lengthens_the_rounds_that_follow(void **state) {
     free(p);
 }
 
+typedef struct watched {
+    dlx_sync *sync;
+    atomic_bool over, asked;
+    bool fails, goes_back;
+    uint64_t rounds;
+} watched;
+
+/* Any thread may ask how a run is. */
+static void *watch(void *context) {
+    watched *w = context;
+    for (bool last = false; !last;) {
+        last = w->over;
+        dlx_statistics st;
+        dlx_error error;
+        dlx_sync_statistics(w->sync, &st);
+        w->fails = w->fails || dlx_sync_failure(w->sync, &error) != DLX_OK;
+        w->goes_back = w->goes_back || st.rounds < w->rounds;
+        w->rounds = st.rounds;
+        w->asked = true;
+    }
+    return NULL;
+}
+
+static dlx_status train_watched(in_process_site *site) {
+    watched w = {.sync = site->sync};
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, watch, &w) != 0) abort();
+    while (!w.asked) sched_yield();
+    dlx_status status = in_process_train(site);
+    w.over = true;
+    pthread_join(thread, NULL);
+    return w.fails || w.goes_back || w.rounds == 0 ? DLX_STATE : status;
+}
+
+static void any_thread_may_ask_how_a_run_is(void **state) {
+    (void)state;
+    in_process *p = in_process_new();
+    lengths l[2];
+    set_up_lengths(p, l, 2);
+    for (size_t i = 0; i < 2; i++) {
+        p->site[i].tokens_per_step = 1;
+        p->site[i].script = train_watched;
+    }
+    assert_true(in_process_run(p, 2, 2 * 4 * 8));
+    assert_ended_well(p, 2);
+    free(p);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sites_of_unequal_size_end_together),
@@ -633,6 +681,7 @@ int main(void) {
         cmocka_unit_test(the_baselines_anchor_is_what_was_trained),
         cmocka_unit_test(all_start_where_the_first_does),
         cmocka_unit_test(an_interrupt_ends_a_wait),
+        cmocka_unit_test(any_thread_may_ask_how_a_run_is),
         cmocka_unit_test(who_leaves_is_named),
         cmocka_unit_test(parameters_that_are_not_finite_end_the_run),
         cmocka_unit_test(a_site_with_another_config_is_refused),
