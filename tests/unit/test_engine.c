@@ -96,6 +96,30 @@ static void a_missing_anchor_is_reported(void **state) {
     lone_close(l);
 }
 
+static void the_most_sites_reach_each_other(void **state) {
+    (void)state;
+    const dlx_sync_config config = lone_config();
+    lone *l = lone_open(&config, LONE_TENSORS, 0);
+    lone_welcome(l, 0, DLXI_SITES_MAX, false);
+    lone_turn(l, LONE_TIMEOUT_MS / 2);
+    lone_tell(l, DLXI_FRAME_PING, 1, 0);
+    lone_turn(l, LONE_TIMEOUT_MS / 2);
+    lone_turn(l, LONE_TIMEOUT_MS / 4);
+    assert_int_equal(l->reconnects, DLXI_SITES_MAX - 1);
+    assert_int_equal(l->reconnected, DLXI_SITES_MAX - 1);
+    for (uint16_t i = 1; i < DLXI_SITES_MAX; i++) {
+        assert_false(l->last.joined);
+        lone_greet(l, i);
+    }
+    lone_turn(l, 1);
+    assert_true(l->last.joined);
+    lone_submit(l);
+    lone_begin(l, 1, 1, 0, DLXI_SITES_MAX);
+    lone_turn(l, 1);
+    assert_in_range(l->sent[DLXI_FRAME_CONTRIBUTION], 1, 4 * DLXI_SITES_MAX);
+    lone_close(l);
+}
+
 /* ---- what another site sends ----------------------------------------------------------------- */
 
 static lone *exchanging_lone(void) {
@@ -195,6 +219,7 @@ int main(void) {
         cmocka_unit_test(frames_of_rounds_far_away_keep_a_commit),
         cmocka_unit_test(more_frames_than_a_round_holds_keep_a_commit),
         cmocka_unit_test(a_missing_anchor_is_reported),
+        cmocka_unit_test(the_most_sites_reach_each_other),
         cmocka_unit_test(a_malformed_frame_ends_the_attempt_and_names_its_sender),
         cmocka_unit_test(a_site_that_sends_as_another_is_named),
         cmocka_unit_test(a_link_that_breaks_in_a_commit_ends_the_rank_after_it),
