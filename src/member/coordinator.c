@@ -86,7 +86,8 @@ dlxi_message *dlxi_coordinator_compose(dlxi_coordinator *c, dlxi_frame_kind kind
     return &c->outbox.scratch;
 }
 
-static dlx_status put(dlxi_coordinator *c, uint32_t peer, uint64_t round, uint32_t attempt) {
+static dlx_status message_put(dlxi_coordinator *c, uint32_t peer, uint64_t round,
+                              uint32_t attempt) {
     dlxi_frame header = {
         .term = c->term, .round = round, .attempt = attempt, .site = DLXI_SITE_COORDINATOR};
     return dlxi_outbox_put(&c->outbox, peer, header, &c->outbox.scratch, NULL);
@@ -94,7 +95,7 @@ static dlx_status put(dlxi_coordinator *c, uint32_t peer, uint64_t round, uint32
 
 void dlxi_coordinator_put(dlxi_coordinator *c, dlxi_run_rank *p, uint64_t round, uint32_t attempt) {
     if (c->outbox.scratch.kind != DLXI_FRAME_PING) p->answered_ms = c->now_ms;
-    if (put(c, p->peer, round, attempt) != DLX_OK) dlxi_coordinator_fail_memory(c);
+    if (message_put(c, p->peer, round, attempt) != DLX_OK) dlxi_coordinator_fail_memory(c);
 }
 
 void dlxi_coordinator_put_all(dlxi_coordinator *c) {
@@ -109,7 +110,8 @@ void dlxi_coordinator_put_reason(dlxi_coordinator *c, uint32_t peer, dlxi_frame_
     dlxi_reason *reason = &dlxi_coordinator_compose(c, kind)->as.reason;
     reason->status = (uint16_t)status;
     dlxi_text_copy(reason->text, sizeof reason->text, text);
-    (void)put(c, peer, c->round, c->attempt); /* a peer that gets none notices the silence */
+    /* a peer that gets none notices the silence */
+    (void)message_put(c, peer, c->round, c->attempt);
 }
 
 void dlxi_coordinator_fail(dlxi_coordinator *c, dlx_status status, const char *name,
@@ -172,8 +174,8 @@ static void on_failed(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_rank
         dlxi_gather_leave(c, s, p, status, text);
 }
 
-static void dispatch(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p,
-                     const dlxi_frame *frame) {
+static void frame_dispatch(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p,
+                           const dlxi_frame *frame) {
     const dlxi_message *m = &c->incoming;
     switch (frame->kind) {
     case DLXI_FRAME_LISTENING:
@@ -231,14 +233,14 @@ void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *n
         return;
     }
     dlxi_rounds_answer(c, from.site, from.rank, frame, now_ms);
-    dispatch(c, s, p, frame);
+    frame_dispatch(c, s, p, frame);
 }
 
 /* ---- time ------------------------------------------------------------------------------------ */
 
 /* The first rank of the site that has been silent for too long, or NULL. */
-static const dlxi_run_rank *silent_rank(const dlxi_coordinator *c, const dlxi_run_site *s,
-                                        int64_t now_ms) {
+static const dlxi_run_rank *silent_rank_find(const dlxi_coordinator *c, const dlxi_run_site *s,
+                                             int64_t now_ms) {
     for (uint16_t r = 0; r < s->rank_count; r++) {
         const dlxi_run_rank *p = &s->ranks[r];
         if (p->joined && !p->finished && now_ms - p->last_seen_ms > c->settings.timeout_ms)
@@ -259,7 +261,7 @@ static void pause_forgive(dlxi_coordinator *c, int64_t now_ms) {
 static void silence_judge(dlxi_coordinator *c, int64_t now_ms) {
     for (uint16_t i = 0; i < c->count && c->phase < DLXI_COORDINATOR_CLOSING;) {
         dlxi_run_site *s = &c->sites[i];
-        const dlxi_run_rank *silent = silent_rank(c, s, now_ms);
+        const dlxi_run_rank *silent = silent_rank_find(c, s, now_ms);
         if (silent == NULL) {
             i++;
             continue;
