@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The coordinator as a whole: its life, its messages, and which part of it a frame or the time is
- * for. */
+/* The coordinator as a whole: open and close, messages, dispatch of frames, time. */
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +10,7 @@
 
 enum {
     PING_MS = 250,   /* well below the shortest timeout, 1 s */
-    PAUSE_MS = 1000, /* a longer gap between ticks is this process's own, and nobody's silence */
+    PAUSE_MS = 1000, /* a longer gap between ticks is this process's own pause, not a silence */
     PEERS_MAX = 1 << 20
 };
 
@@ -55,7 +54,7 @@ void dlxi_coordinator_close(dlxi_coordinator **coordinator) {
     *coordinator = NULL;
 }
 
-/* ---- what it says ---------------------------------------------------------------------------- */
+/* ---- messages and log ------------------------------------------------------------------------ */
 
 dlxi_label dlxi_label_of(const dlxi_run_site *s, const dlxi_run_rank *p) {
     return dlxi_label_for(s->name, (uint16_t)(p - s->ranks), s->rank_count);
@@ -110,7 +109,7 @@ void dlxi_coordinator_put_reason(dlxi_coordinator *c, uint32_t peer, dlxi_frame_
     dlxi_reason *reason = &dlxi_coordinator_compose(c, kind)->as.reason;
     reason->status = (uint16_t)status;
     dlxi_text_copy(reason->text, sizeof reason->text, text);
-    /* a peer that gets none notices the silence */
+    /* a peer that does not get it notices the silence */
     (void)message_put(c, peer, c->round, c->attempt);
 }
 
@@ -137,7 +136,7 @@ void dlxi_coordinator_fail_memory(dlxi_coordinator *c) {
     dlxi_coordinator_fail(c, DLX_MEMORY, NULL, "the coordinator ran out of memory");
 }
 
-/* ---- who speaks ------------------------------------------------------------------------------ */
+/* ---- frames ---------------------------------------------------------------------------------- */
 
 static bool peers_grow(dlxi_coordinator *c, uint32_t peer) {
     if (peer < c->peer_room) return true;
@@ -200,7 +199,7 @@ static void frame_dispatch(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank 
         dlxi_rounds_on_finished(c, p);
         break;
     default:
-        break; /* a ping was enough; the rest is not for a coordinator */
+        break; /* PING: its header was enough; others are not for a coordinator */
     }
 }
 
@@ -293,7 +292,7 @@ void dlxi_coordinator_on_tick(dlxi_coordinator *c, int64_t now_ms) {
     }
 }
 
-/* ---- what it is ------------------------------------------------------------------------------ */
+/* ---- state ----------------------------------------------------------------------------------- */
 
 void dlxi_coordinator_check(const dlxi_coordinator *c) {
     uint32_t listening = 0, ready = 0, staged = 0, reported = 0, finished = 0;

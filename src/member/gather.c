@@ -6,7 +6,7 @@
 #include "base/memory.h"
 #include "member/coordinator_internal.h"
 
-/* For so long a refused site's ranks still come; later ones are of another try. */
+/* A refused site's other ranks come within this time; later ones belong to another try. */
 enum { REFUSED_MS = 3000 };
 
 static dlxi_run_site *site_find(dlxi_coordinator *c, const char *name) {
@@ -60,7 +60,7 @@ static void sites_welcome(dlxi_coordinator *c) {
 
 /* ---- join, leave ----------------------------------------------------------------------------- */
 
-/* Its place is free for another; the settings of one that has left bind nobody. */
+/* Its place is free again; the settings of a site that has left count no more. */
 void dlxi_gather_leave(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_rank *culprit,
                        dlx_status status, const char *text) {
     for (uint16_t r = 0; r < s->rank_count; r++) {
@@ -77,7 +77,7 @@ void dlxi_gather_leave(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_ran
     c->shared_text = NULL;
 }
 
-/* Whether a rank of this site was refused a short time ago, and this one not yet answered. */
+/* Whether a rank of this site was refused a short time ago, and this one has no answer yet. */
 static bool site_was_refused(dlxi_coordinator *c, const dlxi_hello *hello, int64_t now_ms) {
     dlxi_refused_site *r = &c->refused;
     bool same =
@@ -167,7 +167,7 @@ void dlxi_gather_on_hello(dlxi_coordinator *c, uint32_t peer, const char *name, 
 
 /* ---- where sites listen ---------------------------------------------------------------------- */
 
-/* Rank r of a site learns where rank r of the others waits for it. */
+/* Rank r of a site gets the endpoints of rank r of the others. */
 void dlxi_gather_peers_of_rank(dlxi_coordinator *c, uint16_t site, uint16_t rank) {
     dlxi_endpoints *e = &dlxi_coordinator_compose(c, DLXI_FRAME_PEERS)->as.endpoints;
     e->sites = c->count;

@@ -8,8 +8,7 @@
 #include "base/panic.h"
 
 /* Free ranges below the cursor, ascending, disjoint and not adjacent; everything from the cursor on
- * is free. When the list is full the smallest gain is given up: a range that does not fit is not
- * trained on. */
+ * is free. A range that does not fit into the full list is not trained on. */
 enum { FREE_MAX = 4096 };
 
 struct dlxi_ledger {

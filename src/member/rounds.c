@@ -11,9 +11,9 @@
 #include "member/coordinator_internal.h"
 
 enum {
-    ANSWER_MS = 250, /* between two copies of what a rank lacks; it asks half as often */
+    ANSWER_MS = 250, /* at least, between two messages that a rank lacked */
     TELL_MS = 1000,
-    RETRY_MS = 250, /* between attempts, from the fourth of a round on */
+    RETRY_MS = 250, /* between the begins of attempts, after RETRIES_AT_ONCE */
     RETRIES_AT_ONCE = 3
 };
 
@@ -106,7 +106,7 @@ static uint64_t site_count_tokens(const dlxi_coordinator *c, dlxi_run_site *s) {
     return s->tokens;
 }
 
-/* Ends the run if the rank's word can't be taken. */
+/* Ends the run if the message is not valid. */
 static bool ready_is_valid(dlxi_coordinator *c, const dlxi_run_site *s, const dlxi_run_rank *p,
                            uint64_t round, const dlxi_ready *ready) {
     dlxi_label label = dlxi_label_of(s, p);
@@ -136,7 +136,7 @@ void dlxi_rounds_on_ready(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *
     if (++c->ready_count < c->rank_count || !round_is_consistent(c)) return;
     uint64_t tokens = 0;
     for (uint16_t i = 0; i < c->count; i++) tokens += site_count_tokens(c, &c->sites[i]);
-    c->trouble.since_ms = 0; /* of joining: all are here */
+    c->trouble.since_ms = 0; /* of joining, which is over */
     if (tokens == 0)
         dlxi_coordinator_fail(c, DLX_DATA, NULL, "no site trained on any token in round %llu",
                               (unsigned long long)round);
@@ -158,8 +158,8 @@ static uint64_t cause_hash(const char *why) {
     return dlxi_hash(why, end != NULL ? (size_t)(end - why) : strlen(why), 0);
 }
 
-/* Counts the report, and says what of it operators are told: each cause at first, and again each
- * time that the trouble has lasted twice as long. */
+/* Counts the report. Returns it if it is to be shown, else "": each cause is shown at first, and
+ * again each time that the trouble has lasted twice as long. */
 static const char *trouble_note(dlxi_coordinator *c, const char *why) {
     dlxi_trouble *t = &c->trouble;
     if (t->since_ms == 0) {
@@ -297,7 +297,7 @@ void dlxi_rounds_on_finished(dlxi_coordinator *c, dlxi_run_rank *p) {
     if (++c->finished_count == c->rank_count) c->phase = DLXI_COORDINATOR_DONE;
 }
 
-/* ---- levels ---------------------------------------------------------------------------------- */
+/* ---- what a rank lacks ----------------------------------------------------------------------- */
 
 void dlxi_rounds_answer(dlxi_coordinator *c, uint16_t site, uint16_t rank, const dlxi_frame *frame,
                         int64_t now_ms) {
@@ -324,7 +324,7 @@ void dlxi_rounds_on_tick(dlxi_coordinator *c, int64_t now_ms) {
     if (c->phase != DLXI_COORDINATOR_RUNNING) return;
     if (c->begin_waits && now_ms - c->begun_ms >= RETRY_MS) attempt_begin(c);
     if (t->since_ms == 0) return;
-    /* sites that did not reach each other at first, and say so no more */
+    /* sites that did not reach each other at first, and have not reported it since */
     if (c->attempt == 0 && now_ms - t->seen_ms > 3 * (int64_t)c->settings.timeout_ms)
         *t = (dlxi_trouble){0};
     else if (now_ms - t->since_ms >= c->settings.patience_ms)

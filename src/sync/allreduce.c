@@ -1,15 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The flat quantised AllReduce (allreduce.h): cutting a vector into blocks, and one site's side of
- * the two trips.
+/* The flat quantised AllReduce (allreduce.h): the partition into blocks, and one site's side of the
+ * two trips.
  *
- * Positions are counted in groups over all segments in order. For every other member there are four
- * cursors, all only ever moving forward: what of its block was sent to it, what of the own block
- * came from it, what of the own result was sent to it, and what of its result came. Frames of one
- * member arrive in the order sent, so that whatever does not begin at the cursor is a gap, a
- * repetition, or made up.
+ * Positions are in groups, over all segments in order. Per other member there are four cursors,
+ * which only move forward: of its block sent to it, of the own block received from it, of the own
+ * result sent to it, and of its result received. Frames of one member arrive in the order sent, so
+ * one that does not begin at the cursor is a gap, a repetition, or invalid.
  *
- * Memory is three vectors of codes: own, result, and what the other members contributed to the own
- * block; the weighted sum itself is never kept, and worked out again for the residual. */
+ * Memory is three vectors of codes: own, result, and the other members' contributions to the own
+ * block. The weighted sum is not kept, but computed again for the residual. */
 #include "sync/allreduce.h"
 
 #include "base/fault.h"
@@ -85,7 +84,7 @@ static size_t segment_at(const dlxi_allreduce *a, uint64_t position) {
     return low;
 }
 
-/* segment_count where there is no such tensor. */
+/* segment_count if there is no such tensor. */
 static size_t segment_find(const dlxi_allreduce *a, uint32_t tensor) {
     size_t low = 0, high = a->segment_count;
     while (low < high) {
@@ -98,9 +97,8 @@ static size_t segment_find(const dlxi_allreduce *a, uint32_t tensor) {
     return low < a->segment_count && a->segments[low].tensor == tensor ? low : a->segment_count;
 }
 
-/* Blocks are equal in bytes as they travel, a header for each segment included, since many small
- * tensors in one block would otherwise make its owner send more than the others. Limits depend on
- * nothing that differs between members. */
+/* Blocks are equal in bytes sent, a header per segment included: otherwise the owner of a block of
+ * many small tensors would send more than the others. Every member computes the same limits. */
 static void blocks_partition(dlxi_allreduce *a) {
     uint64_t cost = total_groups(a) * a->group_bytes + a->segment_count * DLXI_FRAME_HEADER_BYTES;
     uint64_t before = 0; /* cost of the segments before s */
@@ -255,8 +253,8 @@ static size_t tile_groups(const dlxi_allreduce *a, uint64_t position, uint64_t e
     return end - position < most ? (size_t)(end - position) : most;
 }
 
-/* Fills the own result up to `end`, which every member has contributed. a->summed moves only where
- * all of it worked. */
+/* Fills the own result up to `end`, which every member has contributed. On failure a->summed stays.
+ */
 static dlx_status result_extend(dlxi_allreduce *a, uint64_t end, dlx_error *error) {
     float tile[TILE_VALUES];
     for (uint64_t position = a->summed; position < end;) {
@@ -324,7 +322,7 @@ void dlxi_allreduce_advance(dlxi_allreduce *a, uint32_t to) {
 
 /* ---- frames in ------------------------------------------------------------------------------- */
 
-/* Whether the frame belongs to this exchange and comes from who it says. */
+/* Whether the frame belongs to this exchange and comes from the member that it names. */
 static dlx_status origin_check(const dlxi_allreduce *a, uint32_t from, const dlxi_frame *frame,
                                dlx_error *error) {
     if (a->members == 0) DLX_FAIL(error, DATA, "a frame for an AllReduce, but none is under way");
@@ -376,7 +374,7 @@ static dlx_status range_check(const dlxi_allreduce *a, const dlxi_frame *frame, 
     return DLX_OK;
 }
 
-/* Up to where every other member has contributed to the own block. */
+/* Where the shortest of the other members' contributions ends. */
 static uint64_t contributed_end(const dlxi_allreduce *a) {
     uint64_t least = a->peers[a->me].end;
     for (uint32_t m = 0; m < a->members; m++)

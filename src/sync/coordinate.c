@@ -10,7 +10,7 @@ static int64_t now_ms(void) {
     return dlxi_clock_ns() / 1000000;
 }
 
-/* A peer that is gone loses what was for it. */
+/* Messages for a lost peer are dropped. */
 static bool item_send(void *context, const dlxi_outbox_item *item) {
     dlxi_coordinate *c = context;
     return c->link->op->send(c->link, item->to, &item->frame, NULL) != DLX_AGAIN;
@@ -23,7 +23,7 @@ static void machine_flush(dlxi_coordinate *c) {
     dlxi_outbox_flush(dlxi_coordinator_outbox(c->machine), item_send, c);
 }
 
-/* Waits for a frame and takes all that are there, before anyone is found silent. */
+/* Waits for a frame and takes all that have arrived, before silence is judged. */
 static dlx_status frames_receive(dlxi_coordinate *c, dlx_error *error) {
     uint32_t peer;
     dlxi_frame frame;

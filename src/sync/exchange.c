@@ -10,7 +10,7 @@
 #include "outer/step.h"
 #include "sync/allreduce.h"
 
-/* A frame that came before its trip did. */
+/* A frame that arrived before its trip began. */
 typedef struct early {
     struct early *next;
     dlxi_frame frame;
@@ -22,7 +22,7 @@ typedef enum phase { IDLE, UNDER_WAY, STAGED } phase;
 /* The AllReduces of an attempt; STATISTICS runs beside the two others. */
 enum { FACTORS, PROJECTIONS, STATISTICS, TRIPS };
 
-/* What one tensor's exchange has beyond its state. */
+/* What the exchange keeps per tensor. */
 typedef struct part {
     int columns;          /* of the factors of this attempt */
     float *p_hat;         /* [columns_max, stride(rows)], orthonormal */
@@ -113,7 +113,7 @@ dlx_status dlxi_exchange_open(dlxi_exchange **out, const dlxi_state *s, uint16_t
         DLX_TRY_OUT(dlxi_allreduce_open(&x->trips[trip], error));
         DLX_TRY_OUT(DLXI_NEW(&x->flat[trip], x->flat_values[trip], error));
         DLX_TRY_OUT(DLXI_NEW(&x->own[trip], x->flat_values[trip], error));
-        /* no more than two whole exchanges of f32 can be under way at once */
+        /* at most two whole exchanges of f32 are under way at once */
         if (x->flat_values[trip] > 0)
             x->early_bytes_max += 8 * x->flat_values[trip] * sizeof(float) + (1 << 20);
     }
@@ -501,8 +501,7 @@ static void statistics_commit(const part *p, dlxi_state_tensor *t) {
     memset(t->error, 0, (size_t)values * sizeof(float));
 }
 
-/* The next basis: the present one turned by what was just learnt; columns that died, and new ones,
- * start from noise. */
+/* The next basis: Q̂, orthonormalised; dead columns are drawn at random. */
 static void basis_turn(dlxi_exchange *x, const part *p, dlxi_state *s, dlxi_state_tensor *t) {
     int group = s->settings.quantiser.group;
     int64_t stride = dlxi_state_stride(s, t->cols);

@@ -21,9 +21,9 @@ typedef struct dlxi_state_settings {
     bool keep_unsent; /* if the method may */
     uint64_t seed;
     int factor_rank;    /* r of the low-rank factors; 0: none */
-    bool ids_given;     /* tensors carry their ids; otherwise an id is the place in the array */
+    bool ids_given;     /* by the tensors; else a tensor's id is its index */
     dlxi_adapt adapt;   /* H of the first round is inner_steps_first */
-    uint64_t same_hash; /* of what replicas must set alike */
+    uint64_t same_hash; /* of the settings that replicas share */
 } dlxi_state_settings;
 
 /* Values are [rows, cols], row-major, unless said. */
@@ -59,7 +59,7 @@ dlx_status dlxi_state_open(dlxi_state **out, const dlxi_state_settings *settings
                            const dlx_tensor *tensors, size_t count, dlx_error *error);
 void dlxi_state_close(dlxi_state **state);
 
-/* Statistics travel plain: they are few, and a mean of them should be one. */
+/* Statistics are sent as f32: they are few, and their mean should be exact. */
 static inline dlxi_quantiser dlxi_statistics_quantiser(dlxi_quantiser q) {
     return (dlxi_quantiser){32, q.group};
 }
@@ -72,7 +72,7 @@ dlxi_state_tensor *dlxi_state_find(const dlxi_state *state, uint32_t id);
 uint64_t dlxi_state_tensors_hash(const dlxi_state *state);
 /* Sets every anchor_hash after θ was written. */
 void dlxi_state_rehash(dlxi_state *state);
-/* Of all θ: a sum over tensors, so that it does not depend on how a model is cut into shards. */
+/* Of all θ: a sum over tensors, so that it does not depend on the shard map. */
 uint64_t dlxi_state_anchor_hash(const dlxi_state *state);
 
 /* Values of a factor whose vectors have `length` elements, per column. */
