@@ -101,6 +101,8 @@ extern volatile sig_atomic_t interrupted;
 void interrupt(void); /* sets it, from any thread or a handler */
 bool is_interrupted(void);
 void interrupts_catch(bool by_launcher);
+/* In this thread and those that it starts; a child process inherits it. */
+void interrupts_block(bool block);
 
 /* ---- progress -------------------------------------------------------------------------------- */
 

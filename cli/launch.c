@@ -190,6 +190,7 @@ static bool child_start(launch *l, child *c) {
     if (c->pid == 0) {
         /* the terminal's Ctrl-C reaches the launcher alone, which passes it on once */
         setpgid(0, 0);
+        interrupts_block(false);
         dup2(ends[0][1], STDOUT_FILENO);
         dup2(ends[1][1], STDERR_FILENO);
         if (c->by_mpirun) {
@@ -347,8 +348,8 @@ static void children_end(launch *l, int number, int job_grace_ms) {
     while (running_count(l) > 0) pipes_poll(l, 50);
 }
 
-static int failure_report(const launch *l) {
-    const child *c = &l->children[l->failed];
+/* Why a child ended. */
+static void failure_print(const child *c) {
     const char *why = c->reason[0] != '\0' ? c->reason : c->noise;
     if (WIFSIGNALED(c->status) && c->reason[0] == '\0')
         fprintf(stderr, "dilocox: %s was ended by signal %d (%s)%s%s\n", c->name,
@@ -357,8 +358,13 @@ static int failure_report(const launch *l) {
     else
         fprintf(stderr, "dilocox: %s failed: %s\n", c->name,
                 why[0] != '\0' ? why : "it gave no reason");
-    bool use = WIFEXITED(c->status) && WEXITSTATUS(c->status) == EXIT_USE;
-    return use ? EXIT_USE : EXIT_FAILED;
+}
+
+/* Not by a signal of this program's. */
+static bool has_crashed(const child *c) {
+    if (c->by_mpirun || !WIFSIGNALED(c->status)) return false;
+    int number = WTERMSIG(c->status);
+    return number != SIGINT && number != SIGTERM && number != SIGKILL;
 }
 
 static bool children_start(launch *l) {
@@ -385,15 +391,18 @@ static int children_run(launch *l) {
         children_end(l, SIGINT, INT_MAX);
         display_close(l->display);
         for (int i = 0; i < l->count; i++)
-            if (l->children[i].has_cause)
-                fprintf(stderr, "dilocox: %s: %s\n", l->children[i].name, l->children[i].reason);
+            if (l->children[i].has_cause || has_crashed(&l->children[i]))
+                failure_print(&l->children[i]);
         return interruption_print(l->config);
     }
     if (l->failed >= 0) {
         children_wait(l, 500); /* the coordinator notifies the others first */
         children_end(l, SIGTERM, JOB_GRACE_MS);
         display_close(l->display);
-        return failure_report(l);
+        const child *c = &l->children[l->failed];
+        failure_print(c);
+        bool use = WIFEXITED(c->status) && WEXITSTATUS(c->status) == EXIT_USE;
+        return use ? EXIT_USE : EXIT_FAILED;
     }
     display_close(l->display);
     return results_print(l->config);

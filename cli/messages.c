@@ -2,6 +2,7 @@
 /* Interrupts, and errors: for a person, or for `dilocox launch`. */
 #include "cli.h"
 
+#include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -34,14 +35,36 @@ static void on_signal(int number) {
     interrupt();
 }
 
+static const int caught[] = {SIGINT, SIGTERM,
+                             /* mpirun passes it on to its ranks without ending them soon after */
+                             SIGUSR1};
+
+void interrupts_block(bool block) {
+    sigset_t signals;
+    sigemptyset(&signals);
+    for (size_t i = 0; i < sizeof caught / sizeof *caught; i++) sigaddset(&signals, caught[i]);
+    pthread_sigmask(block ? SIG_BLOCK : SIG_UNBLOCK, &signals, NULL);
+}
+
+static void *signals_take(void *unused) {
+    interrupts_block(false);
+    for (;;) pause();
+    return unused;
+}
+
+/* Handlers run on a thread of their own: on some virtual machines a thread that one interrupts
+ * loses its vector registers, and training crashes. */
 void interrupts_catch(bool by_launcher) {
+    pthread_t thread;
     launcher_signals = by_launcher;
     struct sigaction action = {.sa_handler = on_signal};
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-    /* what mpirun passes on to its ranks without ending them soon after */
-    sigaction(SIGUSR1, &action, NULL);
+    for (size_t i = 0; i < sizeof caught / sizeof *caught; i++) sigaction(caught[i], &action, NULL);
     signal(SIGPIPE, SIG_IGN);
+    interrupts_block(true);
+    if (pthread_create(&thread, NULL, signals_take, NULL) == 0)
+        pthread_detach(thread);
+    else
+        interrupts_block(false);
 }
 
 /* ---- messages -------------------------------------------------------------------------------- */

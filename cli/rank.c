@@ -47,6 +47,7 @@ static void signal_report(const dlx_config *config, const char *site, int number
 }
 
 void rank_watch(const config_arguments *from, const char *site) {
+    interrupts_block(true); /* until each of the two has its handlers */
     pid_t parent = getpid(), child = fork();
     if (child < 0) return; /* unwatched, then */
     if (child == 0) {
@@ -59,6 +60,7 @@ void rank_watch(const config_arguments *from, const char *site) {
     struct sigaction action = {.sa_handler = signal_pass, .sa_flags = SA_RESTART};
     static const int passed[] = {SIGINT, SIGTERM, SIGUSR1, SIGHUP};
     for (size_t i = 0; i < sizeof passed / sizeof *passed; i++) sigaction(passed[i], &action, NULL);
+    interrupts_block(false);
     int status;
     pid_t got;
     do got = waitpid(child, &status, 0);

@@ -179,8 +179,8 @@ static int run(void) {
             "train: --sites makes a job with a coordinator of its own; leave --coordinator out");
     bool launched = launched_rank() >= 0;
     if (given.for_launcher) prctl(PR_SET_PDEATHSIG, SIGTERM); /* launch takes its sites with it */
-    interrupts_catch(launched);
     if (launched) rank_watch(&given.config, given.site);
+    interrupts_catch(launched);
     dlx_error error;
     dlx_cluster *cluster = NULL;
     dlx_config *config = NULL;

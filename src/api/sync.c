@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* dlx_sync: validate, translate, delegate. */
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -25,11 +24,6 @@ void dlx_sync_config_default(dlx_sync_config *config, size_t size) {
     dlxi_sized_default(config, size, &config_default, sizeof config_default);
 }
 
-/* Inner steps of the longest round, if it is paced. */
-static uint32_t round_steps_max(const dlx_sync_config *resolved) {
-    return (uint32_t)ceil(resolved->inner_steps_max * resolved->pace_max);
-}
-
 static dlx_status config_check(const dlx_sync_config *config, dlx_error *error) {
     if (!dlxi_name_valid(config->site))
         DLX_FAIL(error, CONFIG, "site: '%.80s' is not allowed; " DLXI_NAME_RULE,
@@ -43,7 +37,7 @@ static dlx_status config_check(const dlx_sync_config *config, dlx_error *error) 
     if (config->windows > 0) {
         IN_RANGE(windows_per_step, 1, 1000000);
         const dlx_sync_config resolved = dlxi_sync_options_resolve(config);
-        uint32_t steps = round_steps_max(&resolved);
+        uint32_t steps = dlxi_sync_options_round_steps_max(&resolved);
         if (config->windows_per_step > UINT32_MAX / steps)
             DLX_FAIL(error, CONFIG,
                      "windows_per_step: %u with up to %u inner steps per round is more than a "
@@ -115,27 +109,6 @@ static void instability_warn(const dlx_sync_config *resolved) {
     resolved->log(resolved->log_context, line);
 }
 
-static dlxi_state_settings state_settings(const dlx_sync_config *resolved) {
-    return (dlxi_state_settings){
-        .overlap = resolved->overlap,
-        .learning_rate = (float)resolved->outer_learning_rate,
-        .momentum = (float)resolved->outer_momentum,
-        .quantiser = {resolved->bits, resolved->group},
-        .error_feedback = resolved->error_feedback,
-        .keep_unsent = resolved->keep_unsent,
-        .seed = resolved->seed,
-        .ids_given = resolved->ranks > 1,
-        .factor_rank = resolved->factor_rank,
-        .adapt = {.kind = resolved->adaptation,
-                  .factor_rank_min = resolved->factor_rank_min,
-                  .factor_rank_max = resolved->factor_rank_max,
-                  .inner_steps_first = resolved->inner_steps,
-                  .inner_steps_min = resolved->inner_steps_min,
-                  .inner_steps = resolved->inner_steps},
-        .same_hash = dlxi_sync_options_hash(resolved),
-    };
-}
-
 dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *given, const dlx_tensor *tensors,
                          size_t tensor_count, dlx_error *error) {
     if (out == NULL || given == NULL)
@@ -149,34 +122,10 @@ dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *given, const dlx
     DLX_TRY(tensors_check(&config, tensors, tensor_count, error));
     config = dlxi_sync_options_resolve(&config);
     instability_warn(&config);
-    dlxi_sync_settings settings = {.state = state_settings(&config),
-                                   .rank = config.rank,
-                                   .ranks = config.ranks,
-                                   .gather = config.gather,
-                                   .gather_context = config.gather_context,
-                                   .shared_text = config.shared_text,
-                                   .inner_steps_max = config.inner_steps_max,
-                                   .exchange_steps = config.exchange_steps,
-                                   .timeout_ms = config.timeout_ms,
-                                   .windows = config.windows,
-                                   .tokens_per_window = config.tokens_per_window,
-                                   .data_hash = config.data_hash,
-                                   .lease_windows =
-                                       round_steps_max(&config) * config.windows_per_step,
-                                   .pace_max = config.pace_max,
-                                   .interrupted = config.interrupted,
-                                   .log = config.log,
-                                   .log_context = config.log_context,
-                                   .memory = {.fetch = config.fetch,
-                                              .store = config.store,
-                                              .context = config.memory_context,
-                                              .staging = config.staging,
-                                              .staging_bytes = config.staging_bytes}};
-    snprintf(settings.site, sizeof settings.site, "%s", config.site);
     dlxi_link *link;
     DLX_TRY(dlxi_link_open_site(&link, &config.link, config.site, config.rank, config.log,
                                 config.log_context, error));
-    return dlxi_sync_open(out, &settings, link, tensors, tensor_count, error);
+    return dlxi_sync_open(out, &config, link, tensors, tensor_count, error);
 }
 
 dlx_status dlx_sync_step(dlx_sync *sync, uint64_t tokens, dlx_step *step, dlx_error *error) {

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "outer/sync_options.h"
 
+#include <math.h>
+
 #include "base/hash.h"
 #include "codec/codec.h"
 
@@ -19,7 +21,6 @@ _Static_assert(COUNT_OF(dlxi_bits_words) == COUNT_OF(dlxi_bits_values) + 1, "a w
 
 #define ROW(kind, field, ...) DLXI_OPTION_FROM_ROW(dlx_sync_config, field, kind, field, __VA_ARGS__)
 static const dlxi_option rows[] = {DLX_SYNC_OPTION_TABLE(ROW)};
-
 #define INDEX(kind, field, ...) OPTION_##field,
 enum { DLX_SYNC_OPTION_TABLE(INDEX) };
 
@@ -89,6 +90,10 @@ dlx_sync_config dlxi_sync_options_resolve(const dlx_sync_config *config) {
         c.adaptation = DLX_ADAPTATION_OFF;
     }
     return c;
+}
+
+uint32_t dlxi_sync_options_round_steps_max(const dlx_sync_config *resolved) {
+    return (uint32_t)ceil(resolved->inner_steps_max * resolved->pace_max);
 }
 
 uint64_t dlxi_sync_options_hash(const dlx_sync_config *config) {

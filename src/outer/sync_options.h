@@ -53,6 +53,9 @@ dlx_status dlxi_sync_options_check(const dlx_sync_config *config, bool by_key, d
  * with. */
 dlx_sync_config dlxi_sync_options_resolve(const dlx_sync_config *config);
 
+/* Inner steps of the longest round that these values allow. */
+uint32_t dlxi_sync_options_round_steps_max(const dlx_sync_config *resolved);
+
 /* Of the values in use that all sites must share, the seed included. */
 uint64_t dlxi_sync_options_hash(const dlx_sync_config *config);
 

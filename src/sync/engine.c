@@ -42,7 +42,9 @@ typedef struct way {
 } way;
 
 struct dlxi_engine {
-    dlxi_engine_settings settings;
+    char name[DLXI_NAME_BYTES]; /* of this site */
+    uint16_t rank;
+    int64_t timeout_ms;
     dlxi_site *site;
     dlxi_exchange *exchange;
     dlxi_state *state; /* NULL while the training thread has it */
@@ -82,40 +84,41 @@ static void busy_keepalive(void *context) {
     e->busy = false;
 }
 
-static dlx_status site_open(dlxi_engine *e, dlx_error *error) {
-    const dlxi_engine_settings *settings = &e->settings;
+static dlx_status site_open(dlxi_engine *e, const dlx_sync_config *options, dlx_error *error) {
     dlxi_hello *hello;
     DLX_TRY(DLXI_NEW(&hello, 1, error));
-    dlxi_text_copy(hello->site, sizeof hello->site, settings->site);
-    hello->rank = settings->rank;
-    hello->ranks = settings->ranks;
+    dlxi_text_copy(hello->site, sizeof hello->site, e->name);
+    hello->rank = options->rank;
+    hello->ranks = options->ranks;
     hello->tensors_hash = dlxi_state_tensors_hash(e->state);
     hello->anchor_hash = dlxi_state_anchor_hash(e->state);
-    hello->windows = settings->windows;
-    hello->tokens_per_window = settings->tokens_per_window;
-    hello->data_hash = settings->data_hash;
-    hello->lease_windows = settings->lease_windows;
-    if (settings->shared_text != NULL)
-        dlxi_text_copy(hello->shared_text, sizeof hello->shared_text, settings->shared_text);
-    dlx_status status = dlxi_site_open(&e->site, hello, settings->timeout_ms, e->now_ms, error);
+    hello->windows = options->windows;
+    hello->tokens_per_window = options->tokens_per_window;
+    hello->data_hash = options->data_hash;
+    hello->lease_windows =
+        dlxi_sync_options_round_steps_max(&e->state->options) * options->windows_per_step;
+    if (options->shared_text != NULL)
+        dlxi_text_copy(hello->shared_text, sizeof hello->shared_text, options->shared_text);
+    dlx_status status = dlxi_site_open(&e->site, hello, options->timeout_ms, e->now_ms, error);
     free(hello);
     return status;
 }
 
-dlx_status dlxi_engine_open(dlxi_engine **out, const dlxi_engine_settings *settings,
-                            dlxi_state *state, int64_t now_ms, dlx_error *error) {
+dlx_status dlxi_engine_open(dlxi_engine **out, const dlx_sync_config *options, dlxi_state *state,
+                            int64_t now_ms, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_engine *e = NULL;
     *out = NULL;
     DLX_TRY_OUT(DLXI_NEW(&e, 1, error));
-    e->settings = *settings;
+    dlxi_text_copy(e->name, sizeof e->name, options->site);
+    e->rank = options->rank;
+    e->timeout_ms = options->timeout_ms;
     e->state = state;
     e->now_ms = e->ticked_ms = now_ms;
     DLX_TRY_OUT(DLXI_NEW(&e->listening, 1, error));
-    DLX_TRY_OUT(dlxi_exchange_open(&e->exchange, state, settings->rank, error));
+    DLX_TRY_OUT(dlxi_exchange_open(&e->exchange, state, options->rank, error));
     dlxi_exchange_set_keepalive(e->exchange, busy_keepalive, e);
-    DLX_TRY_OUT(site_open(e, error));
-    e->settings.shared_text = NULL;
+    DLX_TRY_OUT(site_open(e, options, error));
     *out = e;
     return DLX_OK;
 out:
@@ -210,7 +213,7 @@ static void trouble_of_way(dlxi_engine *e, uint16_t from, int64_t silent_ms) {
     snprintf(text, sizeof text,
              "no data from site '%s' to site '%s' (%s) for %lld s: check wan.listen and the "
              "firewall; trying again",
-             name_of(e, from), e->settings.site, e->ways[from].endpoint,
+             name_of(e, from), e->name, e->ways[from].endpoint,
              (long long)(silent_ms + 500) / 1000);
     trouble_report(e, text);
 }
@@ -351,7 +354,7 @@ static void on_greeting(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) 
         char text[DLXI_REASON_MAX + 1];
         snprintf(text, sizeof text,
                  "frames from site '%s' to site '%s' were lost: the connection broke; trying again",
-                 name_of(e, from), e->settings.site);
+                 name_of(e, from), e->name);
         trouble_report(e, text);
     }
 }
@@ -369,11 +372,11 @@ static void way_is_heard(dlxi_engine *e, uint16_t from) {
 static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
     dlx_error error;
     way *v = &e->ways[from];
-    if (frame->site != from || frame->rank != e->settings.rank) {
+    if (frame->site != from || frame->rank != e->rank) {
         dlxi_error_set(&error, DLX_DATA,
                        "rank %u of site %u sent as rank %u of site %u; check wan.listen: each rank "
                        "needs ports of its own",
-                       frame->rank, frame->site, e->settings.rank, from);
+                       frame->rank, frame->site, e->rank, from);
         engine_fail(e, &error);
         return;
     }
@@ -407,7 +410,7 @@ static void ways_reset(dlxi_engine *e) {
         if (!DLXI_PLANTED(9)) v->sent = 0;
         v->moved_ms = e->now_ms;
         v->greeted_ms = e->now_ms - GREET_MS;
-        if (is_other(e, i) && e->now_ms - v->last_seen_ms >= e->settings.timeout_ms / 2 + GREET_MS)
+        if (is_other(e, i) && e->now_ms - v->last_seen_ms >= e->timeout_ms / 2 + GREET_MS)
             e->reconnect |= UINT64_C(1) << i;
     }
 }
@@ -567,15 +570,14 @@ void dlxi_engine_on_link_failure(dlxi_engine *e, const dlx_error *why) {
 /* ---- time ------------------------------------------------------------------------------------ */
 
 static void linking_judge(dlxi_engine *e) {
-    if (e->anchor_missing > 0 &&
-        e->now_ms - e->ways[ANCHOR_FROM].moved_ms >= e->settings.timeout_ms)
+    if (e->anchor_missing > 0 && e->now_ms - e->ways[ANCHOR_FROM].moved_ms >= e->timeout_ms)
         anchor_ask(e);
-    if (e->now_ms - e->told_ms < e->settings.timeout_ms) return;
+    if (e->now_ms - e->told_ms < e->timeout_ms) return;
     e->told_ms = e->now_ms;
     for (uint16_t i = 0; i < e->site->count; i++) {
         const way *v = &e->ways[i];
         int64_t silent_ms = e->now_ms - v->last_seen_ms;
-        bool silent = silent_ms >= e->settings.timeout_ms;
+        bool silent = silent_ms >= e->timeout_ms;
         if (!is_other(e, i) || (v->heard && v->hears && !silent)) continue;
         e->reconnect |= UINT64_C(1) << i;
         if (silent) trouble_of_way(e, i, silent_ms);
@@ -592,10 +594,10 @@ static void attempt_judge(dlxi_engine *e) {
             int64_t late_ms = awaited == DLXI_AWAITED_RESULT ? RESULT_MS : 0;
             /* contributions first: a site that lacks them has no result to send */
             if (awaited != (pass == 0 ? DLXI_AWAITED_CONTRIBUTION : DLXI_AWAITED_RESULT) ||
-                still_ms < e->settings.timeout_ms + late_ms)
+                still_ms < e->timeout_ms + late_ms)
                 continue;
             int64_t silent_ms = e->now_ms - v->last_seen_ms;
-            e->ways[i].silent = silent_ms >= e->settings.timeout_ms;
+            e->ways[i].silent = silent_ms >= e->timeout_ms;
             trouble_of_way(e, i, silent_ms > still_ms ? silent_ms : still_ms);
             return;
         }
@@ -678,7 +680,7 @@ static bool greeting_make(const dlxi_engine *e, uint16_t to, dlxi_frame *frame) 
                           .round = started ? e->sent_round : 0,
                           .attempt = started ? e->sent_attempt : v->transfer,
                           .site = e->site->index,
-                          .rank = e->settings.rank,
+                          .rank = e->rank,
                           .trip = (uint16_t)says,
                           .offset_groups = v->sent,
                           .count_groups = to == ANCHOR_FROM ? e->anchor_transfer : 0};
@@ -697,7 +699,7 @@ static bool anchor_make(const dlxi_engine *e, uint16_t to, dlxi_frame *frame) {
                           .term = e->site->term,
                           .attempt = v->transfer,
                           .site = e->site->index,
-                          .rank = e->settings.rank,
+                          .rank = e->rank,
                           .tensor = piece.tensor,
                           .offset_groups = (uint32_t)(piece.first / PIECE_GROUP),
                           .count_groups = (piece.count + PIECE_GROUP - 1) / PIECE_GROUP,

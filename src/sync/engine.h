@@ -23,15 +23,6 @@
 
 typedef struct dlxi_engine dlxi_engine;
 
-typedef struct dlxi_engine_settings {
-    char site[DLXI_NAME_BYTES];
-    uint16_t rank, ranks;
-    const char *shared_text; /* copied; may be NULL */
-    uint32_t timeout_ms;
-    uint64_t windows, tokens_per_window, data_hash;
-    uint32_t lease_windows;
-} dlxi_engine_settings;
-
 /* What the training thread wants: everything since the last request. */
 typedef struct dlxi_request {
     dlxi_state *state; /* handed over, or NULL */
@@ -77,9 +68,9 @@ typedef struct dlxi_engine_action {
     char endpoint[DLXI_ENDPOINT_BYTES];
 } dlxi_engine_action;
 
-/* `state` is lent; on failure it stays the caller's. */
-dlx_status dlxi_engine_open(dlxi_engine **out, const dlxi_engine_settings *settings,
-                            dlxi_state *state, int64_t now_ms, dlx_error *error);
+/* `options` are read now, and `state` is lent; on failure too it stays the caller's. */
+dlx_status dlxi_engine_open(dlxi_engine **out, const dlx_sync_config *options, dlxi_state *state,
+                            int64_t now_ms, dlx_error *error);
 /* Does not close a state that is still lent: dlxi_engine_outcome first. */
 void dlxi_engine_close(dlxi_engine **engine);
 

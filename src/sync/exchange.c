@@ -173,8 +173,8 @@ void dlxi_exchange_close(dlxi_exchange **exchange) {
 static dlx_status early_replay(dlxi_exchange *x, dlx_error *error);
 
 static dlx_status trip_begin(dlxi_exchange *x, const dlxi_state *s, int trip, dlx_error *error) {
-    dlxi_quantiser quantiser = trip == STATISTICS ? dlxi_statistics_quantiser(s->settings.quantiser)
-                                                  : s->settings.quantiser;
+    dlxi_quantiser quantiser =
+        trip == STATISTICS ? dlxi_statistics_quantiser(s->quantiser) : s->quantiser;
     size_t segments = 0;
     for (size_t i = 0; i < x->count; i++) {
         const dlxi_state_tensor *t = &s->tensors[i];
@@ -234,7 +234,7 @@ static void values_lay_out(dlxi_exchange *x, const dlxi_state *s) {
         if (DLXI_PLANTED(3)) t->error[0] *= 1.5f; /* M, before the commit */
         if (t->low_rank) {
             dlxi_project_rows(values, t->error, t->basis, t->rows, t->cols, p->columns,
-                              s->settings.quantiser.group);
+                              s->quantiser.group);
         } else {
             size_t count = (size_t)dlxi_state_tensor_values(t);
             memcpy(values, t->error, count * sizeof(float));
@@ -378,7 +378,7 @@ static dlx_status early_replay(dlxi_exchange *x, dlx_error *error) {
 
 /* P̂ ← orthonormalised sums; Q ← Mᵀ P̂. */
 static dlx_status projections_begin(dlxi_exchange *x, const dlxi_state *s, dlx_error *error) {
-    int group = s->settings.quantiser.group;
+    int group = s->quantiser.group;
     const float *factors = x->flat[FACTORS];
     float *at = x->flat[PROJECTIONS];
     dlxi_arithmetic saved;
@@ -472,7 +472,7 @@ static void own_row_expand(const part *p, const dlxi_state *s, const dlxi_state_
                            float *dst, int64_t row) {
     if (t->low_rank)
         dlxi_expand_row(dst, p->p_hat, p->q_own, row, t->rows, t->cols, p->columns,
-                        s->settings.quantiser.group);
+                        s->quantiser.group);
     else
         memcpy(dst, p->own + row * t->cols, (size_t)t->cols * sizeof(float));
 }
@@ -484,13 +484,13 @@ static void tensor_commit(dlxi_exchange *x, const part *p, dlxi_state *s, dlxi_s
         int64_t at = row * t->cols;
         own_row_expand(p, s, t, expanded, row);
         for (int64_t k = 0; k < t->cols; k++)
-            t->error[at + k] = s->settings.error_feedback ? t->error[at + k] - expanded[k] : 0.0f;
+            t->error[at + k] = s->options.error_feedback ? t->error[at + k] - expanded[k] : 0.0f;
         const float *update = t->low_rank ? expanded : p->update + at;
         if (t->low_rank)
             dlxi_expand_row(expanded, p->p_hat, p->q_hat, row, t->rows, t->cols, p->columns,
-                            s->settings.quantiser.group);
+                            s->quantiser.group);
         dlxi_outer_step(t->anchor + at, t->velocity + at, update, t->cols,
-                        s->settings.learning_rate, s->settings.momentum);
+                        (float)s->options.outer_learning_rate, (float)s->options.outer_momentum);
     }
 }
 
@@ -503,7 +503,7 @@ static void statistics_commit(const part *p, dlxi_state_tensor *t) {
 
 /* The next basis: Q̂, orthonormalised; dead columns are drawn at random. */
 static void basis_turn(dlxi_exchange *x, const part *p, dlxi_state *s, dlxi_state_tensor *t) {
-    int group = s->settings.quantiser.group;
+    int group = s->quantiser.group;
     int64_t stride = dlxi_state_stride(s, t->cols);
     if (s->adapt.kind == DLX_ADAPTATION_PAPER) {
         double *values = x->spectrum;
@@ -516,7 +516,7 @@ static void basis_turn(dlxi_exchange *x, const part *p, dlxi_state *s, dlxi_stat
         bool dead = true;
         for (int64_t i = 0; i < t->cols && dead; i++) dead = column[i] == 0.0f;
         if (dead)
-            dlxi_basis_fill(t->basis, t->cols, k, k + 1, group, s->settings.seed, t->id, x->round);
+            dlxi_basis_fill(t->basis, t->cols, k, k + 1, group, s->options.seed, t->id, x->round);
     }
 }
 
@@ -543,8 +543,8 @@ static void state_adapt(dlxi_exchange *x, dlxi_state *s) {
         if (!t->low_rank) continue;
         int columns = dlxi_adapt_columns(a, &t->adapt);
         if (columns > t->basis_columns)
-            dlxi_basis_fill(t->basis, t->cols, t->basis_columns, columns,
-                            s->settings.quantiser.group, s->settings.seed, t->id, x->round);
+            dlxi_basis_fill(t->basis, t->cols, t->basis_columns, columns, s->quantiser.group,
+                            s->options.seed, t->id, x->round);
         t->basis_columns = columns;
     }
 }

@@ -21,9 +21,11 @@ struct dlxi_local {
     const dlxi_method *method;
     bool keep_unsent;
     float outer_gain; /* η (1+μ) */
-    dlxi_local_memory memory;
+    dlx_fetch fetch;
+    dlx_store store;
+    void *memory_context;
+    float *staging, *own_staging;
     size_t staging_values;
-    float *own_staging;
     local_tensor *tensors;
     size_t count;
 };
@@ -76,17 +78,19 @@ static dlx_status tensor_open(const dlxi_local *l, local_tensor *t, const dlx_te
     return keeps ? DLXI_NEW(&t->start, t->count, error) : DLX_OK;
 }
 
-dlx_status dlxi_local_open(dlxi_local **out, const dlxi_state_settings *settings,
-                           const dlxi_local_memory *memory, const dlx_tensor *tensors, size_t count,
-                           dlx_error *error) {
+dlx_status dlxi_local_open(dlxi_local **out, const dlx_sync_config *options,
+                           const dlx_tensor *tensors, size_t count, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_local *l = NULL;
     *out = NULL;
     DLX_TRY_OUT(DLXI_NEW(&l, 1, error));
-    l->method = dlxi_method_of(settings->overlap);
-    l->keep_unsent = settings->keep_unsent && l->method->keeps_unsent;
-    l->outer_gain = settings->learning_rate * (1.0f + settings->momentum);
-    l->memory = *memory;
+    l->method = dlxi_method_of(options->overlap);
+    l->keep_unsent = options->keep_unsent && l->method->keeps_unsent;
+    l->outer_gain = (float)options->outer_learning_rate * (1.0f + (float)options->outer_momentum);
+    l->fetch = options->fetch;
+    l->store = options->store;
+    l->memory_context = options->memory_context;
+    l->staging = options->staging;
     DLX_TRY_OUT(DLXI_NEW(&l->tensors, count, error));
     bool staged = false;
     for (size_t i = 0; i < count; i++) {
@@ -95,10 +99,10 @@ dlx_status dlxi_local_open(dlxi_local **out, const dlxi_state_settings *settings
         staged = staged || l->tensors[i].data == NULL || is_narrow(&l->tensors[i]);
     }
     l->staging_values =
-        memory->staging != NULL ? memory->staging_bytes / sizeof(float) : STAGING_VALUES;
-    if (staged && memory->staging == NULL) {
+        l->staging != NULL ? options->staging_bytes / sizeof(float) : STAGING_VALUES;
+    if (staged && l->staging == NULL) {
         DLX_TRY_OUT(DLXI_NEW(&l->own_staging, l->staging_values, error));
-        l->memory.staging = l->own_staging;
+        l->staging = l->own_staging;
     }
     *out = l;
     return DLX_OK;
@@ -127,7 +131,7 @@ static float *tensor_in_place(const local_tensor *t) {
 static dlx_status chunk_fetch(const dlxi_local *l, size_t i, int64_t first, int64_t count,
                               float *dst, dlx_error *error) {
     const local_tensor *t = &l->tensors[i];
-    if (t->data == NULL) return l->memory.fetch(l->memory.context, i, first, count, dst, error);
+    if (t->data == NULL) return l->fetch(l->memory_context, i, first, count, dst, error);
     values_widen(dst, (const uint16_t *)t->data + first, t->dtype, count);
     return DLX_OK;
 }
@@ -146,7 +150,7 @@ static dlx_status chunk_store(const dlxi_local *l, size_t i, int64_t first, dlxi
                               dlx_error *error) {
     const local_tensor *t = &l->tensors[i];
     if (is_narrow(t)) chunk_round(c, t->dtype);
-    if (t->data == NULL) return l->memory.store(l->memory.context, i, first, c->count, c->p, error);
+    if (t->data == NULL) return l->store(l->memory_context, i, first, c->count, c->p, error);
     values_narrow((uint16_t *)t->data + first, c->p, t->dtype, c->count);
     return DLX_OK;
 }
@@ -169,7 +173,7 @@ static dlx_status pass_run(pass *how, dlxi_local *l, dlxi_state *s, dlx_error *e
         int64_t most = in_place != NULL ? values : (int64_t)l->staging_values;
         for (int64_t first = 0; first < values; first += most) {
             float *start = l->tensors[i].start;
-            dlxi_chunk chunk = {.p = in_place != NULL ? in_place : l->memory.staging,
+            dlxi_chunk chunk = {.p = in_place != NULL ? in_place : l->staging,
                                 .start = start != NULL ? start + first : NULL,
                                 .anchor = t->anchor + first,
                                 .error = t->error + first,

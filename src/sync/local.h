@@ -10,20 +10,12 @@
 
 #include "sync/state.h"
 
-typedef struct dlxi_local_memory {
-    dlx_fetch fetch;
-    dlx_store store;
-    void *context;
-    float *staging; /* NULL: one of the library's own */
-    size_t staging_bytes;
-} dlxi_local_memory;
-
 typedef struct dlxi_local dlxi_local;
 
-/* Copies the descriptions of the tensors; their data stays the caller's, and is not read yet. */
-dlx_status dlxi_local_open(dlxi_local **out, const dlxi_state_settings *settings,
-                           const dlxi_local_memory *memory, const dlx_tensor *tensors, size_t count,
-                           dlx_error *error);
+/* `options` are resolved. Copies the descriptions of the tensors; their data stays the caller's,
+ * and is not read yet. */
+dlx_status dlxi_local_open(dlxi_local **out, const dlx_sync_config *options,
+                           const dlx_tensor *tensors, size_t count, dlx_error *error);
 void dlxi_local_close(dlxi_local **local);
 
 /* θ, start ← p, and θ's hashes: how a run starts, and how one of gradient means ends. */

@@ -13,7 +13,7 @@ int64_t dlxi_state_tensor_values(const dlxi_state_tensor *t) {
 }
 
 int64_t dlxi_state_stride(const dlxi_state *s, int64_t length) {
-    return dlxi_factor_stride(length, s->settings.quantiser.group);
+    return dlxi_factor_stride(length, s->quantiser.group);
 }
 
 /* ---- the list of fields ---------------------------------------------------------------------- */
@@ -96,8 +96,8 @@ static int rank_limit(int64_t rows, int64_t cols) {
 }
 
 static void tensor_plan_factors(const dlxi_state *s, dlxi_state_tensor *t) {
-    const dlxi_adapt *adapt = &s->settings.adapt;
-    int limit = rank_limit(t->rows, t->cols), first = s->settings.factor_rank;
+    const dlxi_adapt *adapt = &s->adapt;
+    int limit = rank_limit(t->rows, t->cols), first = s->options.factor_rank;
     t->adapt = (dlxi_adapt_tensor){.parameters = t->rows * t->cols,
                                    .factor_rank_first = first,
                                    .factor_rank = first,
@@ -110,7 +110,7 @@ static void tensor_plan_factors(const dlxi_state *s, dlxi_state_tensor *t) {
 
 static dlx_status tensor_open(const dlxi_state *s, dlxi_state_tensor *t, const dlx_tensor *from,
                               uint32_t id, dlx_error *error) {
-    int rank = s->settings.factor_rank;
+    int rank = s->options.factor_rank;
     *t = (dlxi_state_tensor){.id = id, .rows = from->rows, .cols = from->cols, .kind = from->kind};
     if ((t->name = strdup(from->name)) == NULL)
         DLX_FAIL(error, MEMORY, "out of memory for the name of a tensor");
@@ -122,25 +122,31 @@ static dlx_status tensor_open(const dlxi_state *s, dlxi_state_tensor *t, const d
         if (values > 0) DLX_TRY(DLXI_NEW(field_place(t, field), values, error));
     }
     if (t->low_rank)
-        dlxi_basis_fill(t->basis, t->cols, 0, t->basis_columns, s->settings.quantiser.group,
-                        s->settings.seed, t->id, 0);
+        dlxi_basis_fill(t->basis, t->cols, 0, t->basis_columns, s->quantiser.group, s->options.seed,
+                        t->id, 0);
     return DLX_OK;
 }
 
-dlx_status dlxi_state_open(dlxi_state **out, const dlxi_state_settings *settings,
+dlx_status dlxi_state_open(dlxi_state **out, const dlx_sync_config *options,
                            const dlx_tensor *tensors, size_t count, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_state *s = NULL;
     *out = NULL;
     DLX_TRY_OUT(DLXI_NEW(&s, 1, error));
-    s->settings = *settings;
-    s->method = dlxi_method_of(settings->overlap);
-    s->adapt = settings->adapt;
+    s->options = dlxi_sync_options_resolve(options);
+    s->method = dlxi_method_of(s->options.overlap);
+    s->quantiser = (dlxi_quantiser){s->options.bits, s->options.group};
+    s->adapt = (dlxi_adapt){.kind = s->options.adaptation,
+                            .factor_rank_min = s->options.factor_rank_min,
+                            .factor_rank_max = s->options.factor_rank_max,
+                            .inner_steps_first = s->options.inner_steps,
+                            .inner_steps_min = s->options.inner_steps_min,
+                            .inner_steps = s->options.inner_steps};
     DLX_TRY_OUT(DLXI_NEW(&s->tensors, count, error));
     for (size_t i = 0; i < count; i++) {
         s->count = i + 1;
         DLX_TRY_OUT(tensor_open(s, &s->tensors[i], &tensors[i],
-                                settings->ids_given ? tensors[i].id : (uint32_t)i, error));
+                                s->options.ranks > 1 ? tensors[i].id : (uint32_t)i, error));
     }
     *out = s;
     return DLX_OK;
@@ -191,7 +197,7 @@ dlxi_state_tensor *dlxi_state_find(const dlxi_state *s, uint32_t id) {
 }
 
 uint64_t dlxi_state_tensors_hash(const dlxi_state *s) {
-    uint64_t sum = s->settings.same_hash;
+    uint64_t sum = dlxi_sync_options_hash(&s->options);
     for (size_t i = 0; i < s->count; i++) {
         const dlxi_state_tensor *t = &s->tensors[i];
         uint64_t shape[5] = {t->id, (uint64_t)t->rows, (uint64_t)t->cols, t->low_rank, t->kind};
@@ -207,7 +213,7 @@ int64_t dlxi_state_parameters(const dlxi_state *s) {
 }
 
 uint64_t dlxi_state_exchange_bytes(const dlxi_state *s, int factor_rank) {
-    const dlxi_quantiser q = s->settings.quantiser;
+    const dlxi_quantiser q = s->quantiser;
     uint64_t bytes = 0;
     for (size_t i = 0; i < s->count; i++) {
         const dlxi_state_tensor *t = &s->tensors[i];

@@ -10,21 +10,7 @@
 
 #include "codec/codec.h"
 #include "outer/adapt.h"
-#include "outer/method.h"
-
-/* Settings that hold for a run. */
-typedef struct dlxi_state_settings {
-    dlx_overlap overlap;
-    float learning_rate, momentum; /* of the outer step */
-    dlxi_quantiser quantiser;
-    bool error_feedback;
-    bool keep_unsent; /* if the method may */
-    uint64_t seed;
-    int factor_rank;    /* r of the low-rank factors; 0: none */
-    bool ids_given;     /* by the tensors; else a tensor's id is its index */
-    dlxi_adapt adapt;   /* H of the first round is inner_steps_first */
-    uint64_t same_hash; /* of the settings that replicas share */
-} dlxi_state_settings;
+#include "outer/sync_options.h"
 
 /* Values are [rows, cols], row-major, unless said. */
 typedef struct dlxi_state_tensor {
@@ -44,7 +30,8 @@ typedef struct dlxi_state_tensor {
 } dlxi_state_tensor;
 
 typedef struct dlxi_state {
-    dlxi_state_settings settings;
+    dlx_sync_config options; /* resolved; what it points to may be gone */
+    dlxi_quantiser quantiser;
     const dlxi_method *method;
     dlxi_state_tensor *tensors; /* [count], ids ascending */
     size_t count;
@@ -55,7 +42,7 @@ typedef struct dlxi_state {
 
 /* θ is zero until it is set; everything else is as a run starts. *out is the caller's. A rank may
  * have no tensors; of `tensors` only names, shapes, ids and kinds are used. */
-dlx_status dlxi_state_open(dlxi_state **out, const dlxi_state_settings *settings,
+dlx_status dlxi_state_open(dlxi_state **out, const dlx_sync_config *options,
                            const dlx_tensor *tensors, size_t count, dlx_error *error);
 void dlxi_state_close(dlxi_state **state);
 

@@ -20,7 +20,7 @@ enum { TICK_MS = 100, LEASES = 4 };
 static const char left_early[] = "it left before the run's end";
 
 struct dlx_sync {
-    dlxi_sync_settings settings;
+    dlx_sync_config options; /* resolved */
     const dlxi_method *method;
     dlxi_local *local;
     dlxi_state *state; /* NULL while the engine has it */
@@ -47,7 +47,7 @@ struct dlx_sync {
 };
 
 static bool is_interrupted(const dlx_sync *s) {
-    return s->interrupted || dlxi_flag_is_set(s->settings.interrupted);
+    return s->interrupted || dlxi_flag_is_set(s->options.interrupted);
 }
 
 /* ---- requests and outcomes ------------------------------------------------------------------- */
@@ -126,8 +126,8 @@ static dlx_status wait_for(dlx_sync *s, const bool *flag, double *waited_s, dlx_
 static void statistics_begin(dlx_sync *s) {
     dlx_statistics *st = &s->statistics;
     st->raw_bytes = (uint64_t)dlxi_state_parameters(s->state) * sizeof(float);
-    st->outer_learning_rate = (double)s->settings.state.learning_rate;
-    st->outer_momentum = (double)s->settings.state.momentum;
+    st->outer_learning_rate = s->options.outer_learning_rate;
+    st->outer_momentum = s->options.outer_momentum;
     st->inner_steps = s->round.inner_steps;
     st->anchor_hash = dlxi_state_anchor_hash(s->state);
     for (size_t i = 0; i < s->state->count; i++) {
@@ -136,21 +136,7 @@ static void statistics_begin(dlx_sync *s) {
         st->plain_tensors += !t->low_rank;
         if (t->low_rank) st->low_rank_parameters += (uint64_t)dlxi_state_tensor_values(t);
     }
-    st->factor_rank_mean = st->low_rank_tensors > 0 ? s->settings.state.factor_rank : 0;
-}
-
-static dlx_status engine_open(dlx_sync *s, dlx_error *error) {
-    const dlxi_sync_settings *from = &s->settings;
-    dlxi_engine_settings settings = {.rank = from->rank,
-                                     .ranks = from->ranks,
-                                     .shared_text = from->shared_text,
-                                     .timeout_ms = from->timeout_ms,
-                                     .windows = from->windows,
-                                     .tokens_per_window = from->tokens_per_window,
-                                     .data_hash = from->data_hash,
-                                     .lease_windows = from->lease_windows};
-    dlxi_text_copy(settings.site, sizeof settings.site, from->site);
-    return dlxi_engine_open(&s->engine, &settings, s->state, dlxi_clock_ns() / 1000000, error);
+    st->factor_rank_mean = st->low_rank_tensors > 0 ? s->options.factor_rank : 0;
 }
 
 /* Hands the state to the exchange thread, and waits until every site has joined. */
@@ -159,8 +145,8 @@ static dlx_status join(dlx_sync *s, dlx_error *error) {
     s->pump = (dlxi_pump){.engine = s->engine,
                           .link = s->link,
                           .mailbox = &s->mailbox,
-                          .log = s->settings.rank == 0 ? s->settings.log : NULL,
-                          .log_context = s->settings.log_context};
+                          .log = s->options.rank == 0 ? s->options.log : NULL,
+                          .log_context = s->options.log_context};
     DLX_TRY(dlxi_pump_start(&s->pump, error));
     s->state = NULL;
     DLX_TRY(wait_for(s, &s->last.joined, NULL, error));
@@ -169,7 +155,7 @@ static dlx_status join(dlx_sync *s, dlx_error *error) {
     return dlxi_local_apply(s->local, s->state, true, 0, error);
 }
 
-dlx_status dlxi_sync_open(dlx_sync **out, const dlxi_sync_settings *settings, dlxi_link *link,
+dlx_status dlxi_sync_open(dlx_sync **out, const dlx_sync_config *options, dlxi_link *link,
                           const dlx_tensor *tensors, size_t count, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlx_sync *s = NULL;
@@ -183,22 +169,21 @@ dlx_status dlxi_sync_open(dlx_sync **out, const dlxi_sync_settings *settings, dl
     }
     pthread_mutex_init(&s->statistics_mutex, NULL);
     s->link = link;
-    s->settings = *settings;
-    s->method = dlxi_method_of(settings->state.overlap);
+    s->options = *options;
+    s->method = dlxi_method_of(options->overlap);
     s->pace = 1;
     s->round = (dlxi_round){.when = s->method->when,
-                            .inner_steps = settings->state.adapt.inner_steps,
-                            .inner_steps_max = settings->inner_steps_max,
-                            .exchange_steps = settings->exchange_steps,
+                            .inner_steps = options->inner_steps,
+                            .inner_steps_max = options->inner_steps_max,
+                            .exchange_steps = options->exchange_steps,
                             .number = 1};
-    DLX_TRY_OUT(dlxi_state_open(&s->state, &settings->state, tensors, count, error));
-    DLX_TRY_OUT(
-        dlxi_local_open(&s->local, &settings->state, &settings->memory, tensors, count, error));
+    DLX_TRY_OUT(dlxi_state_open(&s->state, options, tensors, count, error));
+    DLX_TRY_OUT(dlxi_local_open(&s->local, options, tensors, count, error));
     DLX_TRY_OUT(dlxi_local_read(s->local, s->state, error));
-    DLX_TRY_OUT(dlxi_consensus_open(&s->consensus, settings->rank, settings->ranks,
-                                    settings->gather, settings->gather_context, error));
-    DLX_TRY_OUT(engine_open(s, error));
-    s->settings.shared_text = NULL; /* borrowed for hello only */
+    DLX_TRY_OUT(dlxi_consensus_open(&s->consensus, options->rank, options->ranks, options->gather,
+                                    options->gather_context, error));
+    DLX_TRY_OUT(dlxi_engine_open(&s->engine, options, s->state, dlxi_clock_ns() / 1000000, error));
+    s->options.site = s->options.shared_text = NULL; /* the caller's, and read by now */
     statistics_begin(s);
     DLX_TRY_OUT(join(s, error));
     s->outside_since_s = dlxi_clock_s();
@@ -262,11 +247,11 @@ void dlxi_sync_close(dlx_sync **sync) {
 static dlx_status next_inner_steps(dlx_sync *s, uint32_t *inner_steps, dlx_error *error) {
     dlxi_adapt own = s->state->adapt;
     *inner_steps = own.inner_steps;
-    if (s->settings.ranks == 1 || own.kind == DLX_ADAPTATION_OFF) return DLX_OK;
+    if (s->options.ranks == 1 || own.kind == DLX_ADAPTATION_OFF) return DLX_OK;
     if (s->state->count == 0) own.inner_steps = own.inner_steps_min; /* it exchanges nothing */
     return dlxi_consensus_inner_steps(&s->consensus, inner_steps, &own,
-                                      dlxi_state_adapt_sums(s->state),
-                                      s->settings.state.factor_rank, error);
+                                      dlxi_state_adapt_sums(s->state), s->options.factor_rank,
+                                      error);
 }
 
 /* The round's M is in place: the state is the engine's from here to the commit. */
@@ -286,7 +271,7 @@ static dlx_status submit_to_engine(dlx_sync *s, double norm, dlx_error *error) {
     s->round_step_s = 0;
     double inner_steps = fmax(1, round(s->pace * next));
     s->round.inner_steps_max =
-        (uint32_t)fmax(inner_steps, round(s->pace * s->settings.inner_steps_max));
+        (uint32_t)fmax(inner_steps, round(s->pace * s->options.inner_steps_max));
     dlxi_round_on_submitted(&s->round, (uint32_t)inner_steps);
     pthread_mutex_lock(&s->statistics_mutex);
     s->statistics.update_norm = norm;
@@ -316,7 +301,7 @@ static dlx_status check(dlx_sync *s, bool *committed, bool *finished, dlx_error 
     *committed = s->last.committed;
     if (dlxi_mailbox_failure(&s->mailbox, &failure) == DLX_OK && is_interrupted(s))
         dlxi_error_set(&failure, DLX_INTERRUPTED, "interrupted");
-    if (s->settings.ranks > 1) {
+    if (s->options.ranks > 1) {
         dlx_error agreed; /* for a gather that fails without a message */
         dlxi_error_set(&agreed, DLX_SYSTEM, "the ranks of this site can't reach each other");
         dlx_status status = dlxi_consensus_state(&s->consensus, committed, &failure, &agreed);
@@ -332,7 +317,7 @@ static dlx_status check(dlx_sync *s, bool *committed, bool *finished, dlx_error 
 }
 
 static dlx_status wait_for_commit(dlx_sync *s, double *waited_s, dlx_error *error) {
-    if (s->settings.ranks == 1) return wait_for(s, &s->last.committed, waited_s, error);
+    if (s->options.ranks == 1) return wait_for(s, &s->last.committed, waited_s, error);
     double start_s = dlxi_clock_s();
     dlx_status status = DLX_OK;
     /* in ticks, so that a rank that can't go on soon tells the others */
@@ -472,7 +457,7 @@ dlx_status dlxi_sync_report(dlx_sync *s, const char *text, dlx_error *error) {
 
 void dlxi_sync_pace(dlx_sync *s, double factor) {
     if (isnan(factor)) factor = 1;
-    s->pace = fmin(fmax(factor, 0.01), s->settings.pace_max);
+    s->pace = fmin(fmax(factor, 0.01), s->options.pace_max);
 }
 
 /* ---- queries --------------------------------------------------------------------------------- */

@@ -8,26 +8,9 @@
 #include "link/link.h"
 #include "sync/local.h"
 
-typedef struct dlxi_sync_settings {
-    dlxi_state_settings state;
-    dlxi_local_memory memory;
-    char site[DLXI_NAME_BYTES];
-    uint16_t rank, ranks; /* of the site */
-    dlx_gather gather;
-    void *gather_context;
-    const char *shared_text;
-    uint32_t inner_steps_max, exchange_steps, timeout_ms;
-    uint64_t windows, tokens_per_window, data_hash;
-    uint32_t lease_windows;
-    double pace_max;
-    const volatile sig_atomic_t *interrupted; /* may be NULL */
-    dlx_log log;                              /* may be NULL */
-    void *log_context;
-} dlxi_sync_settings;
-
-/* As the dlx_sync_* of the same name, arguments checked before. Takes the link over, on failure
- * too. */
-dlx_status dlxi_sync_open(dlx_sync **out, const dlxi_sync_settings *settings, dlxi_link *link,
+/* As the dlx_sync_* of the same name, arguments checked before and options resolved. Takes the link
+ * over, on failure too. */
+dlx_status dlxi_sync_open(dlx_sync **out, const dlx_sync_config *options, dlxi_link *link,
                           const dlx_tensor *tensors, size_t count, dlx_error *error);
 dlx_status dlxi_sync_step(dlx_sync *s, uint64_t tokens, dlx_step *step, dlx_error *error);
 dlx_status dlxi_sync_gradients(dlx_sync *s, float *const *gradients, uint64_t tokens,

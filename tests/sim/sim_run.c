@@ -345,46 +345,50 @@ static void deliver(world *w) {
 
 /* ---- a run ----------------------------------------------------------------------------------- */
 
-static dlxi_state_settings settings_of_seed(void) {
+static dlx_sync_config config_of(const world *w, uint16_t i) {
     static const dlx_overlap overlaps[] = {DLX_OVERLAP_NONE, DLX_OVERLAP_CARRY,
                                            DLX_OVERLAP_DELAYED};
-    return (dlxi_state_settings){
-        .overlap = overlaps[seed % 3],
-        .learning_rate = 0.7f,
-        .momentum = 0.9f,
-        .quantiser = {seed % 5 == 0 ? 32 : 4, 16},
-        .error_feedback = true,
-        .keep_unsent = seed % 7 != 0,
-        .seed = 3,
-        .factor_rank = 4,
-        .adapt = {.kind = seed % 2 == 0 ? DLX_ADAPTATION_PAPER : DLX_ADAPTATION_OFF,
-                  .factor_rank_min = 1,
-                  .factor_rank_max = 8,
-                  .inner_steps_first = 10,
-                  .inner_steps_min = 1,
-                  .inner_steps = 10}};
+    static const char *const names[SITES_MAX] = {"a", "b", "c"};
+    dlx_sync_config config = DLX_SYNC_CONFIG_INIT;
+    config.site = names[site_of(w, i)];
+    config.rank = i % w->ranks;
+    config.ranks = w->ranks;
+    config.timeout_ms = TIMEOUT_MS;
+    config.overlap = overlaps[seed % 3];
+    config.outer_learning_rate = 0.7;
+    config.outer_momentum = 0.9;
+    config.bits = seed % 5 == 0 ? 32 : 4;
+    config.group = 16;
+    config.keep_unsent = seed % 7 != 0;
+    config.seed = 3;
+    config.factor_rank = 4;
+    config.factor_rank_min = 1;
+    config.factor_rank_max = 8;
+    config.adaptation = seed % 2 == 0 ? DLX_ADAPTATION_PAPER : DLX_ADAPTATION_OFF;
+    return dlxi_sync_options_resolve(&config);
 }
 
 static void peer_open(world *w, uint16_t i) {
     peer *p = &w->peer[i];
     const dlx_tensor tensors[TENSORS] = {
         {.name = "matrix", .data = p->p, .rows = ROWS, .cols = COLS},
-        {.name = "small", .data = p->p + ROWS * COLS, .rows = 6, .cols = 5, .kind = DLX_STATISTICS},
-        {.name = "bias", .data = p->p + ROWS * COLS + 30, .rows = 1, .cols = 33}};
-    dlxi_state_settings settings = settings_of_seed();
-    const dlxi_local_memory memory = {0};
+        {.name = "small",
+         .data = p->p + ROWS * COLS,
+         .rows = 6,
+         .cols = 5,
+         .id = 1,
+         .kind = DLX_STATISTICS},
+        {.name = "bias", .data = p->p + ROWS * COLS + 30, .rows = 1, .cols = 33, .id = 2}};
+    const dlx_sync_config config = config_of(w, i);
     bool elsewhere = w->t.starts_elsewhere && site_of(w, i) == w->sites - 1;
     for (int k = 0; k < PARAMETERS; k++)
         p->p[k] = (float)(k % 17) * 0.125f - 1.0f + (elsewhere ? 3.0f : 0.0f);
-    dlxi_engine_settings engine = {
-        .rank = i % w->ranks, .ranks = w->ranks, .timeout_ms = TIMEOUT_MS};
-    engine.site[0] = (char)('a' + site_of(w, i));
     p->pump_at_ms = (int64_t)draw(w, 100);
     p->train_at_ms = p->return_at_ms = -1;
-    CHECK(dlxi_state_open(&p->state, &settings, tensors, TENSORS, NULL) == DLX_OK &&
-              dlxi_local_open(&p->local, &settings, &memory, tensors, TENSORS, NULL) == DLX_OK &&
+    CHECK(dlxi_state_open(&p->state, &config, tensors, TENSORS, NULL) == DLX_OK &&
+              dlxi_local_open(&p->local, &config, tensors, TENSORS, NULL) == DLX_OK &&
               dlxi_local_read(p->local, p->state, NULL) == DLX_OK &&
-              dlxi_engine_open(&p->engine, &engine, p->state, 0, NULL) == DLX_OK,
+              dlxi_engine_open(&p->engine, &config, p->state, 0, NULL) == DLX_OK,
           "open");
     p->state = NULL;
     keepalives[i] = (keepalive_of){w, i};

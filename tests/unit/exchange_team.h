@@ -41,24 +41,25 @@ typedef struct team {
     dlxi_frame_kind hold_kind;
 } team;
 
-static inline dlxi_state_settings team_settings(int bits, int factor_rank) {
-    return (dlxi_state_settings){.overlap = DLX_OVERLAP_NONE,
-                                 .learning_rate = 0.7f,
-                                 .momentum = 0.9f,
-                                 .quantiser = {bits, 16},
-                                 .error_feedback = true,
-                                 .seed = 3,
-                                 .factor_rank = factor_rank,
-                                 .adapt = {.kind = DLX_ADAPTATION_OFF,
-                                           .factor_rank_min = 1,
-                                           .factor_rank_max = 8,
-                                           .inner_steps_first = 10,
-                                           .inner_steps_min = 1,
-                                           .inner_steps = 10}};
+static inline dlx_sync_config team_settings(int bits, int factor_rank) {
+    dlx_sync_config config = DLX_SYNC_CONFIG_INIT;
+    config.overlap = DLX_OVERLAP_NONE;
+    config.outer_learning_rate = 0.7;
+    config.outer_momentum = 0.9;
+    config.bits = bits;
+    config.group = 16;
+    config.keep_unsent = false;
+    config.seed = 3;
+    config.factor_rank = factor_rank;
+    config.factor_rank_min = 1;
+    config.factor_rank_max = 8;
+    config.adaptation = DLX_ADAPTATION_OFF;
+    config.inner_steps = 10;
+    return config;
 }
 
 /* A matrix with factors, one too small for them, and a bias. */
-static inline team *team_open(uint16_t members, const dlxi_state_settings *settings) {
+static inline team *team_open(uint16_t members, const dlx_sync_config *settings) {
     team *t = calloc(1, sizeof *t);
     assert_non_null(t);
     t->members = members;
@@ -71,11 +72,10 @@ static inline team *team_open(uint16_t members, const dlxi_state_settings *setti
             {.name = "bias", .data = t->p[i] + MATRIX + 30, .rows = 1, .cols = 33},
         };
         for (int k = 0; k < TEAM_PARAMETERS; k++) t->p[i][k] = (float)(k % 17) * 0.125f - 1.0f;
-        const dlxi_local_memory memory = {0};
         assert_int_equal(dlxi_state_open(&t->state[i], settings, tensors, TEAM_TENSORS, NULL),
                          DLX_OK);
-        assert_int_equal(
-            dlxi_local_open(&t->local[i], settings, &memory, tensors, TEAM_TENSORS, NULL), DLX_OK);
+        assert_int_equal(dlxi_local_open(&t->local[i], settings, tensors, TEAM_TENSORS, NULL),
+                         DLX_OK);
         assert_int_equal(dlxi_local_read(t->local[i], t->state[i], NULL), DLX_OK);
         assert_int_equal(dlxi_exchange_open(&t->exchange[i], t->state[i], 0, NULL), DLX_OK);
         t->view.member[i].site = (uint16_t)(2 * i + 1); /* sites are not positions */

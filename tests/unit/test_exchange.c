@@ -34,7 +34,7 @@ static void a_rank_that_suffices_gives_the_mean(void **state) {
     (void)state;
     for (uint16_t members = 2; members <= 3; members++)
         for (int rank = 2 * members; rank <= 2 * members + 3; rank += 3) {
-            dlxi_state_settings settings = team_settings(32, rank);
+            dlx_sync_config settings = team_settings(32, rank);
             team *t = team_open(members, &settings);
             static float start[TEAM_MAX][TEAM_PARAMETERS];
             memcpy(start, t->p, sizeof start);
@@ -69,13 +69,13 @@ static void a_rank_that_suffices_gives_the_mean(void **state) {
  * rendezvous: it compares this. */
 static void settings_are_part_of_the_tensors_hash(void **state) {
     (void)state;
-    dlxi_state_settings settings = team_settings(4, 4);
+    dlx_sync_config settings = team_settings(4, 4);
     team *t = team_open(1, &settings);
     uint64_t plain = dlxi_state_tensors_hash(t->state[0]);
     team_close(t);
     for (int which = 0; which < 2; which++) {
-        dlxi_state_settings other = settings;
-        other.same_hash = (uint64_t)which;
+        dlx_sync_config other = settings;
+        other.seed += (uint64_t)which;
         t = team_open(1, &other);
         assert_int_equal(dlxi_state_tensors_hash(t->state[0]) == plain, which == 0);
         team_close(t);
@@ -156,8 +156,8 @@ static void an_aborted_attempt_leaves_no_trace(void **state) {
         {4, DLX_ADAPTATION_OFF}, {4, DLX_ADAPTATION_PAPER}, {32, DLX_ADAPTATION_OFF}};
     for (size_t kind = 0; kind < 3; kind++)
         for (uint16_t members = 2; members <= 3; members++) {
-            dlxi_state_settings settings = team_settings(kinds[kind][0], 4);
-            settings.adapt.kind = (dlx_adaptation)kinds[kind][1];
+            dlx_sync_config settings = team_settings(kinds[kind][0], 4);
+            settings.adaptation = (dlx_adaptation)kinds[kind][1];
             team *calm = team_open(members, &settings), *tried = team_open(members, &settings);
             for (uint64_t round = 1; round <= 4; round++) {
                 train(calm, round);
@@ -193,7 +193,7 @@ static void an_aborted_attempt_leaves_no_trace(void **state) {
 
 /* Runs the same round in a calm team; the hash that all must end with. */
 static uint64_t calm_hash(uint16_t members, uint64_t rounds) {
-    dlxi_state_settings settings = team_settings(4, 4);
+    dlx_sync_config settings = team_settings(4, 4);
     team *t = team_open(members, &settings);
     for (uint64_t round = 1; round <= rounds; round++) {
         train(t, round);
@@ -207,7 +207,7 @@ static uint64_t calm_hash(uint16_t members, uint64_t rounds) {
 /* Member 1 lacks a result of the first trip, while member 2 has all and goes on to the second. */
 static void the_next_trip_may_come_early(void **state) {
     (void)state;
-    dlxi_state_settings settings = team_settings(4, 4);
+    dlx_sync_config settings = team_settings(4, 4);
     team *t = team_open(3, &settings);
     train(t, 1);
     team_submit(t);
@@ -230,7 +230,7 @@ static void the_next_trip_may_come_early(void **state) {
 static void the_next_attempt_may_come_early(void **state) {
     (void)state;
     for (uint16_t members = 2; members <= 3; members++) {
-        dlxi_state_settings settings = team_settings(4, 4);
+        dlx_sync_config settings = team_settings(4, 4);
         team *t = team_open(members, &settings);
         train(t, 1);
         team_submit(t);
@@ -259,7 +259,7 @@ static void the_next_attempt_may_come_early(void **state) {
 
 static void the_next_round_may_come_early(void **state) {
     (void)state;
-    dlxi_state_settings settings = team_settings(4, 4);
+    dlx_sync_config settings = team_settings(4, 4);
     team *t = team_open(2, &settings);
     train(t, 1);
     team_round(t, 1);
@@ -290,7 +290,7 @@ static dlxi_frame frame_of(const team *t, uint16_t from, uint64_t round, uint32_
 static void a_flood_is_bounded(void **state) {
     (void)state;
     static const uint8_t payload[60000];
-    dlxi_state_settings settings = team_settings(4, 4);
+    dlx_sync_config settings = team_settings(4, 4);
     team *t = team_open(2, &settings);
     train(t, 1);
     team_submit(t);
@@ -328,7 +328,7 @@ static void a_flood_is_bounded(void **state) {
 static void strangers_and_lower_terms(void **state) {
     (void)state;
     static const uint8_t payload[64];
-    dlxi_state_settings settings = team_settings(4, 4);
+    dlx_sync_config settings = team_settings(4, 4);
     team *t = team_open(2, &settings);
     train(t, 1);
     team_submit(t);
@@ -354,7 +354,7 @@ static void strangers_and_lower_terms(void **state) {
 static void what_is_not_finite_is_not_sent(void **state) {
     (void)state;
     for (int where = 0; where < 2; where++) {
-        dlxi_state_settings settings = team_settings(4, 4);
+        dlx_sync_config settings = team_settings(4, 4);
         team *t = team_open(2, &settings);
         t->p[0][where == 0 ? 5 : MATRIX + 3] = (float)INFINITY;
         team_submit(t);
@@ -387,9 +387,9 @@ static void error_feedback_conserves(void **state) {
     (void)state;
     enum { ROUNDS = 30 };
     for (int variant = 0; variant < 4; variant++) {
-        dlxi_state_settings settings = team_settings(4, 4);
-        settings.momentum = 0; /* v is Δ */
-        settings.adapt.kind = variant % 2 == 0 ? DLX_ADAPTATION_OFF : DLX_ADAPTATION_PAPER;
+        dlx_sync_config settings = team_settings(4, 4);
+        settings.outer_momentum = 0; /* v is Δ */
+        settings.adaptation = variant % 2 == 0 ? DLX_ADAPTATION_OFF : DLX_ADAPTATION_PAPER;
         settings.keep_unsent = variant >= 2;
         team *t = team_open(3, &settings);
         static double updates[TEAM_PARAMETERS], means[TEAM_PARAMETERS], off[TEAM_PARAMETERS],
@@ -425,7 +425,7 @@ static void what_is_unsent_is_kept(void **state) {
     (void)state;
     for (int kept = 0; kept < 2; kept++)
         for (int carried = 0; carried < 2; carried++) {
-            dlxi_state_settings settings = team_settings(4, 4);
+            dlx_sync_config settings = team_settings(4, 4);
             settings.overlap = carried == 1 ? DLX_OVERLAP_CARRY : DLX_OVERLAP_NONE;
             settings.keep_unsent = kept == 1;
             team *t = team_open(2, &settings);
@@ -467,8 +467,8 @@ static void what_is_unsent_is_kept(void **state) {
 /* ‖e‖ of the worst site after each round, for sites that pull apart for ever: δ_i = −(c_i + noise),
  * Σ w_i c_i = 0. Feedback against Δ (e ← M − Δ) is simulated by overwriting e after each commit. */
 static void pull_apart(double *norms, int rounds, bool against_update, bool smooth) {
-    dlxi_state_settings settings = team_settings(4, 4);
-    settings.momentum = 0;
+    dlx_sync_config settings = team_settings(4, 4);
+    settings.outer_momentum = 0;
     team *t = team_open(3, &settings);
     static float messages[TEAM_MAX][TEAM_PARAMETERS];
     for (int round = 1; round <= rounds; round++) {

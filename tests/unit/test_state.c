@@ -57,8 +57,8 @@ static void train(team *t, uint64_t round) {
 }
 
 static team *team_after_rounds(dlx_adaptation adaptation) {
-    dlxi_state_settings settings = team_settings(4, 4);
-    settings.adapt.kind = adaptation;
+    dlx_sync_config settings = team_settings(4, 4);
+    settings.adaptation = adaptation;
     team *t = team_open(2, &settings);
     for (uint64_t round = 1; round <= ROUNDS; round++) {
         train(t, round);
@@ -73,8 +73,8 @@ static void restored_state_is_the_same_to_the_bit(void **state) {
     for (int adaptation = DLX_ADAPTATION_OFF; adaptation <= DLX_ADAPTATION_PAPER; adaptation++)
         for (size_t size = 0; size < 3; size++) {
             team *t = team_after_rounds((dlx_adaptation)adaptation);
-            dlxi_state_settings settings = team_settings(4, 4);
-            settings.adapt.kind = (dlx_adaptation)adaptation;
+            dlx_sync_config settings = team_settings(4, 4);
+            settings.adaptation = (dlx_adaptation)adaptation;
             team *fresh = team_open(2, &settings);
             for (uint16_t i = 0; i < 2; i++) {
                 write_pieces(t->state[i], DLXI_STATE_ALL, sizes[size]);
