@@ -57,7 +57,7 @@ enum { DLXI_TROUBLE_CAUSES = 8 };
 typedef struct dlxi_trouble {
     int64_t since_ms; /* 0: none */
     int64_t seen_ms;  /* when it was last reported */
-    int64_t told_ms;  /* since when `told` holds causes */
+    int64_t told_ms;  /* `told` has the causes shown since then */
     uint64_t told[DLXI_TROUBLE_CAUSES];
     uint32_t told_count;
     uint32_t attempts;              /* that failed */

@@ -25,7 +25,7 @@ dlx_status dlxi_consensus_state(dlxi_consensus *a, bool *committed, const dlx_er
                                 dlx_error *error);
 
 /* *inner_steps ← H of the next round, from what each rank's tensors say. paper: of all tensors of
- * the model, whoever holds them; link: the largest that any rank's exchange needs. Blocks. */
+ * the model, on any rank; link: the largest that any rank's exchange needs. Blocks. */
 dlx_status dlxi_consensus_inner_steps(dlxi_consensus *a, uint32_t *inner_steps,
                                       const dlxi_adapt *adapt, dlxi_adapt_sums own,
                                       int factor_rank_first, dlx_error *error);

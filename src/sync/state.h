@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Outer state: what replicas share and a site must not lose, for the tensors that one rank
  * synchronises (its shard). One value with one owner: the training thread, or from submit to commit
- * the engine. Whoever holds the pointer may read and write all of it; nobody else may.
+ * the engine. Its owner alone has the pointer, and may read and write all of it.
  *
  * One list of fields (state.c) drives allocation, release, hashing, and the pieces in which a state
  * is written and restored: to a site that starts elsewhere, to a file, to another process. */
@@ -30,7 +30,7 @@ typedef struct dlxi_state_tensor {
 } dlxi_state_tensor;
 
 typedef struct dlxi_state {
-    dlx_sync_config options; /* resolved; what it points to may be gone */
+    dlx_sync_config options; /* resolved; its pointers are not to be used */
     dlxi_quantiser quantiser;
     const dlxi_method *method;
     dlxi_state_tensor *tensors; /* [count], ids ascending */
