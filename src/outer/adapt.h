@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Adaptation of rank and H: one decision, computed alike on every site from what all of them know.
+/* Adaptation of rank and H: one decision, computed the same on every site from what all of them know.
  * Pure. */
 #ifndef DLXI_OUTER_ADAPT_H
 #define DLXI_OUTER_ADAPT_H

@@ -57,14 +57,14 @@ struct dlxi_engine {
     bool control_blocked;         /* the link had no room */
     uint64_t sent_round;          /* the attempt that way.sent counts */
     uint32_t sent_attempt;
-    dlxi_endpoints *listening;       /* while listen is asked for */
-    uint32_t anchor_transfer;        /* that was asked for last; 0: none */
-    uint64_t anchor_missing;         /* values */
-    dlxi_state_cursor anchor_cursor; /* of the next piece */
-    int64_t now_ms, ticked_ms, told_ms;
-    uint64_t reconnect;      /* bit i: make the connection to site i anew */
-    int64_t begun_ms;        /* of the attempt */
-    uint64_t exchange_bytes; /* of the attempt */
+    dlxi_endpoints *listening;                    /* while listen is asked for */
+    uint32_t anchor_transfer;                     /* that was asked for last; 0: none */
+    uint64_t anchor_missing;                      /* values */
+    dlxi_state_cursor anchor_cursor;              /* of the next piece */
+    int64_t now_ms, ticked_ms, told_ms, moved_ms; /* moved_ms: anything of the attempt */
+    uint64_t reconnect;                           /* bit i: make the connection to site i anew */
+    int64_t begun_ms;                             /* of the attempt */
+    uint64_t exchange_bytes;                      /* of the attempt */
     dlxi_outcome outcome;
     bool has_news;
     char text[DLXI_REASON_MAX + 1]; /* a line to log; "": none */
@@ -316,6 +316,10 @@ static void ways_begin(dlxi_engine *e) {
 
 /* ---- frames of other sites ------------------------------------------------------------------- */
 
+static void way_moved(dlxi_engine *e, uint16_t from) {
+    e->ways[from].moved_ms = e->moved_ms = e->now_ms;
+}
+
 /* Counts a data frame of the attempt that it names. */
 static void frame_count(way *v, const dlxi_frame *frame) {
     if (v->received_round != frame->round || v->received_attempt != frame->attempt) {
@@ -339,7 +343,7 @@ static void on_greeting(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) 
     v->heard = true;
     v->hears = v->hears || (frame->trip & GREETING_HEARD) != 0;
     v->anchored = v->anchored || (frame->trip & GREETING_ANCHOR) != 0;
-    if ((frame->trip & GREETING_BUSY) != 0) v->moved_ms = e->now_ms;
+    if ((frame->trip & GREETING_BUSY) != 0) way_moved(e, from);
     if (frame->count_groups > v->transfer) { /* asks for θ, from its beginning */
         v->transfer = frame->count_groups;
         v->cursor = (dlxi_state_cursor){0};
@@ -392,7 +396,7 @@ static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
     case DLXI_FRAME_CONTRIBUTION:
     case DLXI_FRAME_RESULT:
         frame_count(v, frame);
-        v->moved_ms = e->now_ms;
+        way_moved(e, from);
         exchange_result(e, dlxi_exchange_on_frame(e->exchange, frame, &error), &error);
         break;
     default:
@@ -408,7 +412,7 @@ static void ways_reset(dlxi_engine *e) {
     for (uint16_t i = 0; i < e->site->count; i++) {
         way *v = &e->ways[i];
         if (!DLXI_PLANTED(9)) v->sent = 0;
-        v->moved_ms = e->now_ms;
+        way_moved(e, i);
         v->greeted_ms = e->now_ms - GREET_MS;
         if (is_other(e, i) && e->now_ms - v->last_seen_ms >= e->timeout_ms / 2 + GREET_MS)
             e->reconnect |= UINT64_C(1) << i;
@@ -584,8 +588,9 @@ static void linking_judge(dlxi_engine *e) {
     }
 }
 
-/* Reports the way that holds the attempt up, if one does. */
+/* If nothing of the attempt moves, on no way: reports the way that holds it up. */
 static void attempt_judge(dlxi_engine *e) {
+    if (e->now_ms - e->moved_ms < e->timeout_ms) return;
     for (int pass = 0; pass < 2 && is_under_way(e) && !DLXI_PLANTED(6); pass++)
         for (uint16_t i = 0; i < e->site->count; i++) {
             const way *v = &e->ways[i];
@@ -613,6 +618,7 @@ void dlxi_engine_on_tick(dlxi_engine *e, int64_t now_ms) {
         v->last_seen_ms = v->last_seen_ms + gap_ms < now_ms ? v->last_seen_ms + gap_ms : now_ms;
         v->moved_ms = v->moved_ms + gap_ms < now_ms ? v->moved_ms + gap_ms : now_ms;
     }
+    if (gap_ms > PAUSE_MS) e->moved_ms = now_ms;
     act(e, dlxi_site_on_tick(e->site, now_ms));
     if (e->outcome.ended) return;
     exchange_poll(e);
@@ -755,6 +761,7 @@ static void data_done(dlxi_engine *e, const dlxi_engine_action *a, bool sent) {
     }
     default:
         dlxi_exchange_advance(e->exchange, (uint16_t)a->peer);
+        e->moved_ms = e->now_ms;
         v->sent++;
     }
 }
