@@ -366,6 +366,11 @@ DLX_API dlx_status dlx_sync_gradients(dlx_sync *sync, float *const *gradients, u
 DLX_API dlx_status dlx_sync_windows(dlx_sync *sync, uint64_t *positions, uint32_t count,
                                     dlx_error *error);
 
+/* The window, 0 … windows − 1, at a position of the global order: each epoch of `windows` positions
+ * has every window once, in an order that depends on seed and epoch; the trainer's, with run.seed.
+ * 0 if there are no windows. Never fails; any thread. */
+DLX_API uint64_t dlx_window(uint64_t position, uint64_t windows, uint64_t seed);
+
 /* Tokens that schedules should follow: committed ones, and this site's uncommitted ones times what
  * the whole run trains meanwhile (by the last round's weights). */
 DLX_API uint64_t dlx_sync_tokens(const dlx_sync *sync);
