@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The coordinator as a whole: its life, its messages, and which part of it a frame or the time is
- * for. */
+/* The coordinator as a whole: open and close, messages, dispatch of frames, time. */
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +10,7 @@
 
 enum {
     PING_MS = 250,   /* well below the shortest timeout, 1 s */
-    PAUSE_MS = 1000, /* a longer gap between ticks is this process's own, and nobody's silence */
+    PAUSE_MS = 1000, /* a longer gap between ticks is this process's own pause, not a silence */
     PEERS_MAX = 1 << 20
 };
 
@@ -55,7 +54,7 @@ void dlxi_coordinator_close(dlxi_coordinator **coordinator) {
     *coordinator = NULL;
 }
 
-/* ---- what it says ---------------------------------------------------------------------------- */
+/* ---- messages and log ------------------------------------------------------------------------ */
 
 dlxi_label dlxi_label_of(const dlxi_run_site *s, const dlxi_run_rank *p) {
     return dlxi_label_for(s->name, (uint16_t)(p - s->ranks), s->rank_count);
@@ -86,7 +85,8 @@ dlxi_message *dlxi_coordinator_compose(dlxi_coordinator *c, dlxi_frame_kind kind
     return &c->outbox.scratch;
 }
 
-static dlx_status put(dlxi_coordinator *c, uint32_t peer, uint64_t round, uint32_t attempt) {
+static dlx_status message_put(dlxi_coordinator *c, uint32_t peer, uint64_t round,
+                              uint32_t attempt) {
     dlxi_frame header = {
         .term = c->term, .round = round, .attempt = attempt, .site = DLXI_SITE_COORDINATOR};
     return dlxi_outbox_put(&c->outbox, peer, header, &c->outbox.scratch, NULL);
@@ -94,7 +94,7 @@ static dlx_status put(dlxi_coordinator *c, uint32_t peer, uint64_t round, uint32
 
 void dlxi_coordinator_put(dlxi_coordinator *c, dlxi_run_rank *p, uint64_t round, uint32_t attempt) {
     if (c->outbox.scratch.kind != DLXI_FRAME_PING) p->answered_ms = c->now_ms;
-    if (put(c, p->peer, round, attempt) != DLX_OK) dlxi_coordinator_fail_memory(c);
+    if (message_put(c, p->peer, round, attempt) != DLX_OK) dlxi_coordinator_fail_memory(c);
 }
 
 void dlxi_coordinator_put_all(dlxi_coordinator *c) {
@@ -109,7 +109,8 @@ void dlxi_coordinator_put_reason(dlxi_coordinator *c, uint32_t peer, dlxi_frame_
     dlxi_reason *reason = &dlxi_coordinator_compose(c, kind)->as.reason;
     reason->status = (uint16_t)status;
     dlxi_text_copy(reason->text, sizeof reason->text, text);
-    (void)put(c, peer, c->round, c->attempt); /* a peer that gets none notices the silence */
+    /* a peer that does not get it notices the silence */
+    (void)message_put(c, peer, c->round, c->attempt);
 }
 
 void dlxi_coordinator_fail(dlxi_coordinator *c, dlx_status status, const char *name,
@@ -135,7 +136,7 @@ void dlxi_coordinator_fail_memory(dlxi_coordinator *c) {
     dlxi_coordinator_fail(c, DLX_MEMORY, NULL, "the coordinator ran out of memory");
 }
 
-/* ---- who speaks ------------------------------------------------------------------------------ */
+/* ---- frames ---------------------------------------------------------------------------------- */
 
 static bool peers_grow(dlxi_coordinator *c, uint32_t peer) {
     if (peer < c->peer_room) return true;
@@ -172,8 +173,8 @@ static void on_failed(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_rank
         dlxi_gather_leave(c, s, p, status, text);
 }
 
-static void dispatch(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p,
-                     const dlxi_frame *frame) {
+static void frame_dispatch(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p,
+                           const dlxi_frame *frame) {
     const dlxi_message *m = &c->incoming;
     switch (frame->kind) {
     case DLXI_FRAME_LISTENING:
@@ -198,7 +199,7 @@ static void dispatch(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p,
         dlxi_rounds_on_finished(c, p);
         break;
     default:
-        break; /* a ping was enough; the rest is not for a coordinator */
+        break; /* PING: its header was enough; others are not for a coordinator */
     }
 }
 
@@ -231,14 +232,14 @@ void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *n
         return;
     }
     dlxi_rounds_answer(c, from.site, from.rank, frame, now_ms);
-    dispatch(c, s, p, frame);
+    frame_dispatch(c, s, p, frame);
 }
 
 /* ---- time ------------------------------------------------------------------------------------ */
 
 /* The first rank of the site that has been silent for too long, or NULL. */
-static const dlxi_run_rank *silent_rank(const dlxi_coordinator *c, const dlxi_run_site *s,
-                                        int64_t now_ms) {
+static const dlxi_run_rank *silent_rank_find(const dlxi_coordinator *c, const dlxi_run_site *s,
+                                             int64_t now_ms) {
     for (uint16_t r = 0; r < s->rank_count; r++) {
         const dlxi_run_rank *p = &s->ranks[r];
         if (p->joined && !p->finished && now_ms - p->last_seen_ms > c->settings.timeout_ms)
@@ -259,7 +260,7 @@ static void pause_forgive(dlxi_coordinator *c, int64_t now_ms) {
 static void silence_judge(dlxi_coordinator *c, int64_t now_ms) {
     for (uint16_t i = 0; i < c->count && c->phase < DLXI_COORDINATOR_CLOSING;) {
         dlxi_run_site *s = &c->sites[i];
-        const dlxi_run_rank *silent = silent_rank(c, s, now_ms);
+        const dlxi_run_rank *silent = silent_rank_find(c, s, now_ms);
         if (silent == NULL) {
             i++;
             continue;
@@ -291,7 +292,7 @@ void dlxi_coordinator_on_tick(dlxi_coordinator *c, int64_t now_ms) {
     }
 }
 
-/* ---- what it is ------------------------------------------------------------------------------ */
+/* ---- state ----------------------------------------------------------------------------------- */
 
 void dlxi_coordinator_check(const dlxi_coordinator *c) {
     uint32_t listening = 0, ready = 0, staged = 0, reported = 0, finished = 0;

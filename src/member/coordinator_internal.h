@@ -18,7 +18,7 @@ typedef struct dlxi_run_rank {
     uint32_t peer;
     uint64_t tensors_hash, anchor_hash;
     int64_t last_seen_ms;
-    int64_t answered_ms; /* when it was last sent a message that it may have lacked */
+    int64_t answered_ms; /* when it was last sent a message that it lacked */
     /* where it listens, [sites]; from listening on */
     char (*endpoints)[DLXI_ENDPOINT_BYTES];
     dlxi_ready round_ready;
@@ -38,13 +38,13 @@ typedef struct dlxi_run_site {
     char *report;                               /* its rank 0's */
 } dlxi_run_site;
 
-/* The last site of several ranks that was refused: its ranks come one by one, and all get the same
+/* The last site of several ranks that was refused: its ranks come one by one, and get the same
  * answer. */
 typedef struct dlxi_refused_site {
     char name[DLXI_NAME_BYTES]; /* "": none */
     char text[DLXI_REASON_MAX + 1];
     int64_t until_ms;
-    bool answered[DLXI_RANKS_MAX]; /* one that comes again is of another try */
+    bool answered[DLXI_RANKS_MAX]; /* one that comes again belongs to another try */
 } dlxi_refused_site;
 
 /* Which rank a peer is. */
@@ -57,11 +57,11 @@ enum { DLXI_TROUBLE_CAUSES = 8 };
 typedef struct dlxi_trouble {
     int64_t since_ms; /* 0: none */
     int64_t seen_ms;  /* when it was last reported */
-    int64_t told_ms;  /* since when `told` holds causes */
+    int64_t told_ms;  /* `told` has the causes shown since then */
     uint64_t told[DLXI_TROUBLE_CAUSES];
     uint32_t told_count;
     uint32_t attempts;              /* that failed */
-    uint32_t differing;             /* … since results differed */
+    uint32_t differing;             /* of them, because results differed */
     char text[DLXI_REASON_MAX + 1]; /* the last report */
 } dlxi_trouble;
 
@@ -95,7 +95,7 @@ struct dlxi_coordinator {
     uint32_t log_first, log_count;
 };
 
-/* "site 'paris'", or "site 'paris' (rank 3)" where a site has several. */
+/* "site 'paris'", or "site 'paris' (rank 3)" if it has several. */
 typedef struct dlxi_label {
     char text[DLXI_SITE_NAME_MAX + 32];
 } dlxi_label;
@@ -116,7 +116,7 @@ static inline bool dlxi_run_site_is_complete(const dlxi_run_site *s) {
 /* ---- coordinator.c ---- */
 
 dlxi_label dlxi_label_of(const dlxi_run_site *s, const dlxi_run_rank *p);
-/* A line for the operator; the oldest gives way if too many wait. */
+/* A line for the operator; the oldest is dropped if too many wait. */
 void dlxi_coordinator_log(dlxi_coordinator *c, const char *format, ...) DLXI_PRINTF(2, 3);
 /* The message to fill in before one of the puts. */
 dlxi_message *dlxi_coordinator_compose(dlxi_coordinator *c, dlxi_frame_kind kind);
@@ -128,9 +128,9 @@ void dlxi_coordinator_put_reason(dlxi_coordinator *c, uint32_t peer, dlxi_frame_
                                  dlx_status status, const char *text);
 void dlxi_coordinator_fail_memory(dlxi_coordinator *c);
 void dlxi_run_site_release(dlxi_run_site *s);
-/* After sites changed places. */
+/* After sites were reordered. */
 void dlxi_coordinator_index_peers(dlxi_coordinator *c);
-/* Recounts what is kept as counts. */
+/* Asserts that all counts equal a recount. */
 void dlxi_coordinator_check(const dlxi_coordinator *c);
 
 /* ---- gather.c: rendezvous ---- */

@@ -11,7 +11,7 @@
 enum {
     PING_MS = 250, /* well below the shortest timeout, 1 s */
     REPEAT_MS = 500,
-    PAUSE_MS = 1000 /* a longer gap between ticks is this process's own, and nobody's silence */
+    PAUSE_MS = 1000 /* a longer gap between ticks is this process's own pause, not a silence */
 };
 
 static void site_put(dlxi_site *s, dlxi_frame_kind kind) {
@@ -137,7 +137,7 @@ static dlxi_site_action on_stop(dlxi_site *s) {
     return site_end(s, status == DLX_OK ? DLX_PEER_LOST : status, s->incoming.as.reason.text);
 }
 
-/* The coordinator waits for the answer, so that a site whose FINISHED was lost can ask again. */
+/* The coordinator waits for the answer: a site whose FINISHED was lost can report again. */
 static dlxi_site_action on_finished(dlxi_site *s) {
     site_put(s, DLXI_FRAME_FINISHED);
     return site_end(s, DLX_OK, "");
@@ -192,7 +192,7 @@ dlxi_site_action dlxi_site_on_tick(dlxi_site *s, int64_t now_ms) {
                             : "the coordinator has fallen silent");
     if (s->standing != NULL && now_ms - s->stood_ms >= REPEAT_MS && !DLXI_PLANTED(4)) {
         s->stood_ms = now_ms;
-        (void)dlxi_outbox_repeat(&s->outbox, s->standing, NULL); /* or a second later */
+        (void)dlxi_outbox_repeat(&s->outbox, s->standing, NULL); /* or at the next time */
     }
     dlxi_site_keep_alive(s, now_ms);
     return s->phase == DLXI_SITE_DONE ? DLXI_SITE_ENDED : DLXI_SITE_NOTHING;

@@ -12,8 +12,8 @@
 enum {
     GREET_SOON_MS = 250,
     GREET_MS = 1000,
-    PAUSE_MS = 1000,  /* a longer gap between ticks is this process's own, and nobody's silence */
-    RESULT_MS = 1000, /* a missing result is judged so much later: who sends it may wait itself */
+    PAUSE_MS = 1000,  /* a longer gap between ticks is this process's own pause, not a silence */
+    RESULT_MS = 1000, /* a missing result is judged this much later: its owner may be waiting */
     ANCHOR_FROM = 0,  /* the site whose θ starts the run */
     PIECE_GROUP = 64, /* values per "group" of an ANCHOR frame */
     PIECE_VALUES = DLXI_FRAME_PAYLOAD_MAX / (int)sizeof(float) / PIECE_GROUP * PIECE_GROUP
@@ -21,21 +21,20 @@ enum {
 
 /* In the `trip` of a GREETING. */
 enum {
-    GREETING_HEARD = 1,  /* yours were received */
+    GREETING_HEARD = 1,  /* your greetings were received */
     GREETING_ANCHOR = 2, /* my θ is complete */
-    GREETING_BUSY = 4    /* I compute for the present attempt */
+    GREETING_BUSY = 4    /* I am in a long computation */
 };
 
-/* The way to another site. Frames of one attempt are counted at both ends; the starting anchor is
- * attempt `transfer` of round 0. */
+/* The way to another site. The starting anchor counts as attempt `transfer` of round 0. */
 typedef struct way {
-    char endpoint[DLXI_ENDPOINT_BYTES]; /* where whichever of the two binds is reached */
-    bool heard, hears, anchored;        /* its greetings; it says so of ours; its θ is complete */
+    char endpoint[DLXI_ENDPOINT_BYTES]; /* of the side that listens */
+    bool heard, hears, anchored;        /* its greetings; it has ours; its θ is complete */
     bool blocked;                       /* the link had no room */
-    bool silent;                        /* and said so */
+    bool silent;                        /* and reported so */
     int64_t last_seen_ms, greeted_ms, moved_ms;
     uint32_t sent, received; /* data frames of the present attempt */
-    uint64_t received_round; /* of which `received` counts */
+    uint64_t received_round; /* the attempt that `received` counts */
     uint32_t received_attempt;
     uint32_t transfer;        /* asked for by the other side; 0: none */
     dlxi_state_cursor cursor; /* of that transfer */
@@ -57,14 +56,14 @@ struct dlxi_engine {
     bool control_blocked;         /* the link had no room */
     uint64_t sent_round;          /* the attempt that way.sent counts */
     uint32_t sent_attempt;
-    dlxi_endpoints *listening;       /* while listen is asked for */
-    uint32_t anchor_transfer;        /* that was asked for last; 0: none */
-    uint64_t anchor_missing;         /* values */
-    dlxi_state_cursor anchor_cursor; /* of the next piece */
-    int64_t now_ms, ticked_ms, told_ms;
-    uint64_t reconnect;      /* bit i: the way to site i is to be made anew */
-    int64_t begun_ms;        /* of the attempt */
-    uint64_t exchange_bytes; /* of the attempt */
+    dlxi_endpoints *listening;                    /* while listen is asked for */
+    uint32_t anchor_transfer;                     /* that was asked for last; 0: none */
+    uint64_t anchor_missing;                      /* values */
+    dlxi_state_cursor anchor_cursor;              /* of the next piece */
+    int64_t now_ms, ticked_ms, told_ms, moved_ms; /* moved_ms: anything of the attempt */
+    uint64_t reconnect;                           /* bit i: make the connection to site i anew */
+    int64_t begun_ms;                             /* of the attempt */
+    uint64_t exchange_bytes;                      /* of the attempt */
     dlxi_outcome outcome;
     bool has_news;
     char text[DLXI_REASON_MAX + 1]; /* a line to log; "": none */
@@ -151,7 +150,7 @@ static void state_return(dlxi_engine *e) {
     e->has_news = true;
 }
 
-/* The run is over for this rank: everything goes back. */
+/* The run is over for this rank: the state goes back. */
 static void engine_end(dlxi_engine *e, const dlx_error *why) {
     if (e->outcome.ended) return;
     e->outcome.ended = e->has_news = true;
@@ -162,7 +161,7 @@ static void engine_end(dlxi_engine *e, const dlx_error *why) {
     if (e->state != NULL) state_return(e);
 }
 
-/* This rank can't go on: the coordinator is told, and through it the others. */
+/* This rank can't go on: notifies the coordinator, and through it the others. */
 static void engine_fail(dlxi_engine *e, const dlx_error *why) {
     dlxi_site_fail(e->site, why);
     engine_end(e, why);
@@ -199,8 +198,7 @@ static const char *name_of(const dlxi_engine *e, uint16_t site) {
     return e->site->welcome.members[site].name;
 }
 
-/* Gives up the attempt, if one is under way, and tells the coordinator. What is staged is promised,
- * and can't be given up. */
+/* Drops the attempt and notifies the coordinator. What is staged is promised, and stays. */
 static void trouble_report(dlxi_engine *e, const char *why) {
     if (e->site->staged) return;
     dlxi_exchange_abort(e->exchange);
@@ -218,8 +216,7 @@ static void trouble_of_way(dlxi_engine *e, uint16_t from, int64_t silent_ms) {
     trouble_report(e, text);
 }
 
-/* A malformed frame ends the attempt, not the run: the next one starts from M, which is untouched.
- * Other failures end the run. */
+/* A malformed frame ends the attempt, which starts again from M; other failures end the run. */
 static void exchange_result(dlxi_engine *e, dlx_status status, const dlx_error *error) {
     if (status == DLX_OK) return;
     if (status == DLX_DATA && !e->site->staged)
@@ -234,7 +231,7 @@ static bool is_other(const dlxi_engine *e, uint16_t site) {
     return site < e->site->count && site != e->site->index;
 }
 
-/* All ways carry frames in both directions, and θ is where it is wanted. */
+/* All ways carry frames in both directions, and all sites have the same θ. */
 static bool ways_are_linked(const dlxi_engine *e) {
     if (e->anchor_missing > 0) return false;
     for (uint16_t i = 0; i < e->site->count; i++)
@@ -268,8 +265,7 @@ static void anchor_ask(dlxi_engine *e) {
     e->ways[ANCHOR_FROM].greeted_ms = e->now_ms - GREET_MS;
 }
 
-/* Pieces come in order: one that was here before is a repetition, one beyond the next shows a loss.
- */
+/* Pieces come in order: an earlier one is a repetition, one after the next shows a loss. */
 static void on_anchor(dlxi_engine *e, const dlxi_frame *frame) {
     dlx_error error;
     dlxi_state_piece next = {0};
@@ -317,7 +313,11 @@ static void ways_begin(dlxi_engine *e) {
 
 /* ---- frames of other sites ------------------------------------------------------------------- */
 
-/* One more data frame of the attempt that it says. */
+static void way_moved(dlxi_engine *e, uint16_t from) {
+    e->ways[from].moved_ms = e->moved_ms = e->now_ms;
+}
+
+/* Counts a data frame of the attempt that it names. */
 static void frame_count(way *v, const dlxi_frame *frame) {
     if (v->received_round != frame->round || v->received_attempt != frame->attempt) {
         v->received_round = frame->round;
@@ -327,7 +327,7 @@ static void frame_count(way *v, const dlxi_frame *frame) {
     v->received++;
 }
 
-/* Whether frames that went before this greeting did not arrive. */
+/* Whether frames that were sent before this greeting did not arrive. */
 static bool frames_were_lost(const way *v, const dlxi_frame *greeting) {
     uint32_t sent = greeting->offset_groups;
     bool same = v->received_round == greeting->round && v->received_attempt == greeting->attempt;
@@ -336,12 +336,12 @@ static bool frames_were_lost(const way *v, const dlxi_frame *greeting) {
 
 static void on_greeting(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
     way *v = &e->ways[from];
-    if (!v->heard) v->greeted_ms = e->now_ms - GREET_MS; /* it waits for this side's word */
+    if (!v->heard) v->greeted_ms = e->now_ms - GREET_MS; /* it waits for an answer */
     v->heard = true;
     v->hears = v->hears || (frame->trip & GREETING_HEARD) != 0;
     v->anchored = v->anchored || (frame->trip & GREETING_ANCHOR) != 0;
-    if ((frame->trip & GREETING_BUSY) != 0) v->moved_ms = e->now_ms;
-    if (frame->count_groups > v->transfer) { /* wants θ, from the start */
+    if ((frame->trip & GREETING_BUSY) != 0) way_moved(e, from);
+    if (frame->count_groups > v->transfer) { /* asks for θ, from its beginning */
         v->transfer = frame->count_groups;
         v->cursor = (dlxi_state_cursor){0};
         v->sent = 0;
@@ -393,7 +393,7 @@ static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
     case DLXI_FRAME_CONTRIBUTION:
     case DLXI_FRAME_RESULT:
         frame_count(v, frame);
-        v->moved_ms = e->now_ms;
+        way_moved(e, from);
         exchange_result(e, dlxi_exchange_on_frame(e->exchange, frame, &error), &error);
         break;
     default:
@@ -403,13 +403,12 @@ static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
 
 /* ---- rounds ---------------------------------------------------------------------------------- */
 
-/* A way that has been silent is made anew before the attempt's first frame, so that none of them
- * waits in a connection that is dead. */
+/* Silent connections are made anew, so that no frame of the attempt waits in a dead one. */
 static void ways_reset(dlxi_engine *e) {
     for (uint16_t i = 0; i < e->site->count; i++) {
         way *v = &e->ways[i];
         if (!DLXI_PLANTED(9)) v->sent = 0;
-        v->moved_ms = e->now_ms;
+        way_moved(e, i);
         v->greeted_ms = e->now_ms - GREET_MS;
         if (is_other(e, i) && e->now_ms - v->last_seen_ms >= e->timeout_ms / 2 + GREET_MS)
             e->reconnect |= UINT64_C(1) << i;
@@ -454,7 +453,7 @@ static void round_commit(dlxi_engine *e) {
     state_return(e);
 }
 
-/* Goes on with the exchange as far as it can without another frame. */
+/* Continues the exchange as far as it can without another frame. */
 static void exchange_poll(dlxi_engine *e) {
     dlx_error error;
     bool staged = false;
@@ -467,7 +466,7 @@ static void exchange_poll(dlxi_engine *e) {
     if (e->commits && e->state != NULL) round_commit(e);
 }
 
-/* Past this site's own number; to the coordinator once all others are listened for. */
+/* Skips this site's own number; reports to the coordinator after the last. */
 static void listen_advance(dlxi_engine *e) {
     if (e->listened == e->site->index) e->listened++;
     if (e->listened == e->site->count) dlxi_site_on_listening(e->site, e->listening);
@@ -585,15 +584,16 @@ static void linking_judge(dlxi_engine *e) {
     }
 }
 
-/* The way that holds the attempt up, if one does. */
+/* If nothing of the attempt moves, on no way: reports the way that holds it up. */
 static void attempt_judge(dlxi_engine *e) {
+    if (e->now_ms - e->moved_ms < e->timeout_ms) return;
     for (int pass = 0; pass < 2 && is_under_way(e) && !DLXI_PLANTED(6); pass++)
         for (uint16_t i = 0; i < e->site->count; i++) {
             const way *v = &e->ways[i];
             dlxi_awaited awaited = dlxi_exchange_awaits(e->exchange, i);
             int64_t still_ms = e->now_ms - v->moved_ms;
             int64_t late_ms = awaited == DLXI_AWAITED_RESULT ? RESULT_MS : 0;
-            /* a contribution that is missing explains a result that is */
+            /* contributions first: a site that lacks them has no result to send */
             if (awaited != (pass == 0 ? DLXI_AWAITED_CONTRIBUTION : DLXI_AWAITED_RESULT) ||
                 still_ms < e->timeout_ms + late_ms)
                 continue;
@@ -614,6 +614,7 @@ void dlxi_engine_on_tick(dlxi_engine *e, int64_t now_ms) {
         v->last_seen_ms = v->last_seen_ms + gap_ms < now_ms ? v->last_seen_ms + gap_ms : now_ms;
         v->moved_ms = v->moved_ms + gap_ms < now_ms ? v->moved_ms + gap_ms : now_ms;
     }
+    if (gap_ms > PAUSE_MS) e->moved_ms = now_ms;
     act(e, dlxi_site_on_tick(e->site, now_ms));
     if (e->outcome.ended) return;
     exchange_poll(e);
@@ -756,6 +757,7 @@ static void data_done(dlxi_engine *e, const dlxi_engine_action *a, bool sent) {
     }
     default:
         dlxi_exchange_advance(e->exchange, (uint16_t)a->peer);
+        e->moved_ms = e->now_ms;
         v->sent++;
     }
 }
@@ -771,7 +773,7 @@ void dlxi_engine_done(dlxi_engine *e, const dlxi_engine_action *a, dlx_status st
     if (control) {
         if (status == DLX_AGAIN)
             e->control_blocked = true;
-        else /* a coordinator that is lost shows in its silence */
+        else /* a lost coordinator is noticed by its silence */
             dlxi_outbox_drop(&e->site->outbox);
     }
     if (!ok && !waits) {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* One rank's part in the exchange of a round: projections, the AllReduces, and what a commit does
- * to the state. Pure: it owns no link, thread or clock, and no state; who owns the state lends it
- * to each call that needs it.
+ * to the state. Pure: it owns no link, thread or clock, and no state: the state's owner lends it to
+ * each call that needs it.
  *
  *   begin → trip 0: P factors of low-rank tensors, the rest whole → trip 1: Q factors → staged →
  *   commit | abort → begin
