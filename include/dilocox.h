@@ -166,8 +166,8 @@ typedef enum dlx_kind {
  * only. */
 typedef struct dlx_tensor {
     const char *name; /* unique in the array, not empty; copied at open */
-    /* [rows, cols] of `dtype`, aligned to its 4 or 2 bytes: the caller's until close. Not used if
-     * the memory is the caller's */
+    /* [rows, cols] of `dtype`, aligned to its 4 or 2 bytes; must stay until close. Not used if the
+     * memory is the caller's */
     void *data;
     int64_t rows, cols; /* at least 1; a vector has rows = 1; rows · cols is at most 2^32 */
     dlx_memory memory;
@@ -358,8 +358,8 @@ typedef struct dlx_sync_config {
      * such a tensor is there. NULL: the library's own, and staging_bytes is not read */
     float *staging;
     size_t staging_bytes;
-    /* sizeof(dlx_tensor), as DLX_SYNC_CONFIG_INIT sets it; missing members are zero. 0, as
-     * dlx_sync_config_default leaves it: that of version 0.2 */
+    /* sizeof(dlx_tensor); members that it has no room for are zero. DLX_SYNC_CONFIG_INIT sets it;
+     * set it after dlx_sync_config_default, which leaves 0: that of version 0.2 */
     size_t tensor_bytes;
     DLX_SYNC_OPTION_TABLE(DLX_OPTION_FIELD)
 } dlx_sync_config;
@@ -382,9 +382,9 @@ typedef struct dlx_sync dlx_sync;
  * rank; one of several ranks may have none. If one rank of a site fails to open, the caller ends
  * the others. Starts a thread, the exchange thread.
  *
- * Blocks, for other sites without a deadline of its own: the coordinator has one
+ * Blocks. The wait for other sites has no deadline of its own: the coordinator has one
  * (dlx_coordinator_config.patience_ms) for sites that do not reach each other, and
- * config->interrupted ends the wait. DLX_ARGUMENT, DLX_CONFIG: what is wrong is in the message;
+ * config->interrupted ends it. DLX_ARGUMENT, DLX_CONFIG: what is wrong is in the message;
  * DLX_REFUSED: the coordinator's reason; DLX_TIMEOUT: no message from the coordinator for
  * config->timeout_ms; DLX_PEER_LOST: a site left or does not reach another; DLX_INTERRUPTED;
  * DLX_SYSTEM; DLX_DATA: a malformed message; DLX_STATE: a hub has no room. Parameters may have
@@ -458,8 +458,8 @@ DLX_API uint32_t dlx_sync_site_index(const dlx_sync *sync);
 DLX_API uint32_t dlx_sync_site_count(const dlx_sync *sync);
 
 /* The anchor is θ of the last commit that this rank knows; with allreduce it is the parameters. The
- * three functions work after a failure too. They block while the exchange thread is in the middle
- * of a computation. A callback's status.
+ * three functions work after a failure too, and block while the exchange thread is in the middle of
+ * a computation. They return a callback's status.
  *
  * take_anchor: parameters ← anchor, dropping the progress since: for saving a run that ended early.
  * *rounds, which may be NULL, ← the rounds committed in it: ranks of a site may learn of the last
@@ -471,7 +471,7 @@ DLX_API dlx_status dlx_sync_anchor(dlx_sync *sync, float *const *dst, dlx_error 
  * among ranks. */
 DLX_API dlx_status dlx_sync_anchor_hashes(dlx_sync *sync, uint64_t *dst, dlx_error *error);
 
-/* Of this rank, since it was opened; but for bytes on the link, as of its last call. */
+/* Of this rank, since it was opened. All but the bytes at the link are as of its last call. */
 typedef struct dlx_statistics {
     size_t size;
     uint64_t rounds;                             /* committed */
@@ -542,7 +542,8 @@ typedef struct dlx_coordinator_config {
     const char *shared_text;
     dlx_log log; /* may be NULL */
     void *log_context;
-    /* A site's report, of a run that ended well, in order of names. May be NULL. */
+    /* a site's report, at the run's end: in order of names, of the sites that sent one; may be
+     * NULL */
     void (*on_report)(void *context, const char *site, const char *text);
     void *report_context;
     /* may be NULL. Not 0: as dlx_coordinator_interrupt, which another thread calls instead */

@@ -29,6 +29,7 @@ int main(void) {
 
     dlx_sync_config config;
     dlx_sync_config_default(&config, sizeof config);
+    config.tensor_bytes = sizeof(dlx_tensor);
     printf("H %u, %d bits\n", (unsigned)config.inner_steps, config.bits);
 
     float values[100], decoded[100];

@@ -166,7 +166,7 @@ static device *devices_run(dlx_overlap overlap, dlx_dtype dtype, bool behind, bo
         site->config.memory_context = d;
         if (behind) {
             site->config.staging = staging[i];
-            site->config.staging_bytes = sizeof staging[i];
+            site->config.staging_bytes = i == 0 ? sizeof staging[i] : 7; /* one value */
         }
         site->tensors = d->tensors;
         site->tensor_count = TENSORS;
