@@ -27,8 +27,7 @@ enum {
     GREETING_BUSY = 4    /* I am in a long computation */
 };
 
-/* The way to another site. Frames of one attempt are counted at both ends; the starting anchor is
- * attempt `transfer` of round 0. */
+/* The way to another site. The starting anchor counts as attempt `transfer` of round 0. */
 typedef struct way {
     char endpoint[DLXI_ENDPOINT_BYTES]; /* of the side that listens */
     bool heard, hears, anchored;        /* its greetings; it has ours; its θ is complete */
@@ -194,8 +193,7 @@ static const char *name_of(const dlxi_engine *e, uint16_t site) {
     return e->site->welcome.members[site].name;
 }
 
-/* Drops the attempt, if one is under way, and notifies the coordinator. What is staged is promised,
- * and stays. */
+/* Drops the attempt and notifies the coordinator. What is staged is promised, and stays. */
 static void trouble_report(dlxi_engine *e, const char *why) {
     if (e->site->staged) return;
     dlxi_exchange_abort(e->exchange);
@@ -221,8 +219,8 @@ static void trouble_of_loss(dlxi_engine *e, uint16_t from) {
     trouble_report(e, text);
 }
 
-/* A malformed frame or a gap ends the attempt, not the run: the next one starts from M, which is
- * untouched. Other failures end the run. */
+/* A malformed frame or a gap ends the attempt, which starts again from M; other failures end the
+ * run. */
 static void exchange_result(dlxi_engine *e, dlx_status status, const dlx_error *error) {
     if (status == DLX_DATA || status == DLX_PEER_LOST)
         trouble_report(e, error->message);
@@ -405,8 +403,7 @@ static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
 
 /* ---- rounds ---------------------------------------------------------------------------------- */
 
-/* A silent connection is made anew before the attempt's first frame, so that no frame waits in a
- * dead one. */
+/* Silent connections are made anew, so that no frame of the attempt waits in a dead one. */
 static void ways_reset(dlxi_engine *e) {
     for (uint16_t i = 0; i < e->site->count; i++) {
         way *v = &e->ways[i];

@@ -377,9 +377,6 @@ static dlx_status proceed(dlx_sync *s, dlx_step *step, dlx_error *error) {
 }
 
 dlx_status dlxi_sync_step(dlx_sync *s, uint64_t tokens, dlx_step *step, dlx_error *error) {
-    dlx_step unwanted;
-    if (step == NULL) step = &unwanted;
-    *step = (dlx_step){0};
     dlx_status status = DLX_OK;
     if (!s->method->averages_gradients) {
         if (s->finished) DLX_FAIL(error, STATE, "the run is finished");
@@ -411,6 +408,7 @@ dlx_status dlxi_sync_gradients(dlx_sync *s, float *const *gradients, uint64_t to
     for (size_t i = 0; i < s->state->count; i++) {
         const dlxi_state_tensor *t = &s->state->tensors[i];
         int64_t values = dlxi_state_tensor_values(t);
+        if (gradients[i] == NULL) DLX_FAIL(error, ARGUMENT, "gradients[%zu] is NULL", i);
         memcpy(t->error, gradients[i], (size_t)values * sizeof(float));
         for (int64_t k = 0; k < values; k++) sum += (double)t->error[k] * (double)t->error[k];
     }
@@ -505,7 +503,10 @@ dlx_status dlxi_sync_anchor(dlx_sync *s, float *const *dst, dlx_error *error) {
     dlx_status status = state_borrow(s, &lent, error);
     for (size_t i = 0; status == DLX_OK && i < s->state->count; i++) {
         const dlxi_state_tensor *t = &s->state->tensors[i];
-        memcpy(dst[i], t->anchor, (size_t)dlxi_state_tensor_values(t) * sizeof(float));
+        if (dst[i] != NULL)
+            memcpy(dst[i], t->anchor, (size_t)dlxi_state_tensor_values(t) * sizeof(float));
+        else
+            status = dlxi_error_set(error, DLX_ARGUMENT, "dst[%zu] is NULL", i);
     }
     state_give_back(s, lent);
     return status;
