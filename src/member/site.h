@@ -44,6 +44,7 @@ typedef struct dlxi_site {
     dlxi_view view;
     dlxi_commit commit;
     bool submitted, staged; /* the round; the present attempt */
+    bool reported;
     dlxi_outbox outbox;
     dlxi_outbox_item *standing; /* repeated until it is answered; NULL: nothing waits */
     int64_t stood_ms;           /* when it was last sent */
