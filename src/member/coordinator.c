@@ -60,23 +60,11 @@ dlxi_label dlxi_label_of(const dlxi_run_site *s, const dlxi_run_rank *p) {
     return dlxi_label_for(s->name, (uint16_t)(p - s->ranks), s->rank_count);
 }
 
-void dlxi_coordinator_log(dlxi_coordinator *c, const char *format, ...) {
-    if (c->log_count == DLXI_COORDINATOR_LOG_LINES) {
-        c->log_first = (c->log_first + 1) % DLXI_COORDINATOR_LOG_LINES;
-        c->log_count--;
-    }
-    uint32_t at = (c->log_first + c->log_count++) % DLXI_COORDINATOR_LOG_LINES;
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(c->log[at], sizeof c->log[at], format, arguments);
-    va_end(arguments);
-}
-
 bool dlxi_coordinator_pop_log(dlxi_coordinator *c, char *text, size_t text_bytes) {
-    if (c->log_count == 0) return false;
-    dlxi_text_copy(text, text_bytes, c->log[c->log_first]);
-    c->log_first = (c->log_first + 1) % DLXI_COORDINATOR_LOG_LINES;
-    c->log_count--;
+    const char *line = dlxi_lines_peek(&c->log);
+    if (line == NULL) return false;
+    dlxi_text_copy(text, text_bytes, line);
+    dlxi_lines_drop(&c->log);
     return true;
 }
 
@@ -87,8 +75,11 @@ dlxi_message *dlxi_coordinator_compose(dlxi_coordinator *c, dlxi_frame_kind kind
 
 static dlx_status message_put(dlxi_coordinator *c, uint32_t peer, uint64_t round,
                               uint32_t attempt) {
-    dlxi_frame header = {
-        .term = c->term, .round = round, .attempt = attempt, .site = DLXI_SITE_COORDINATOR};
+    dlxi_frame header = {.term = c->term,
+                         .round = round,
+                         .attempt = attempt,
+                         .site = DLXI_SITE_COORDINATOR,
+                         .trip = dlxi_coordinator_is_linked(c)};
     return dlxi_outbox_put(&c->outbox, peer, header, &c->outbox.scratch, NULL);
 }
 
@@ -237,6 +228,7 @@ void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *n
         dlxi_gather_on_hello(c, peer, name, key, &c->incoming.as.hello, now_ms);
         return;
     }
+    dlxi_gather_on_linked(c, p, frame->trip != 0);
     dlxi_rounds_answer(c, from.site, from.rank, frame, now_ms);
     frame_dispatch(c, s, p, frame);
 }
@@ -298,7 +290,7 @@ void dlxi_coordinator_on_tick(dlxi_coordinator *c, int64_t now_ms) {
 /* ---- state ----------------------------------------------------------------------------------- */
 
 void dlxi_coordinator_check(const dlxi_coordinator *c) {
-    uint32_t listening = 0, ready = 0, staged = 0, reported = 0, finished = 0;
+    uint32_t listening = 0, linked = 0, ready = 0, staged = 0, reported = 0, finished = 0;
     for (uint16_t i = 0; i < c->count; i++) {
         const dlxi_run_site *s = &c->sites[i];
         uint16_t joined = 0;
@@ -306,6 +298,7 @@ void dlxi_coordinator_check(const dlxi_coordinator *c) {
             const dlxi_run_rank *p = &s->ranks[r];
             joined = (uint16_t)(joined + p->joined);
             listening += p->listening;
+            linked += p->linked;
             ready += p->ready;
             staged += p->staged;
             reported += p->reported;
@@ -316,7 +309,8 @@ void dlxi_coordinator_check(const dlxi_coordinator *c) {
         DLXI_ASSERT(joined == s->joined);
         DLXI_ASSERT(!c->welcomed || dlxi_run_site_is_complete(s));
     }
-    DLXI_ASSERT(listening == c->listening_count && ready == c->ready_count);
+    DLXI_ASSERT(listening == c->listening_count && linked == c->linked_count);
+    DLXI_ASSERT(ready == c->ready_count);
     DLXI_ASSERT(staged == c->staged_count && reported == c->reported_count);
     DLXI_ASSERT(finished == c->finished_count);
     DLXI_ASSERT(c->phase != DLXI_COORDINATOR_GATHERING || c->round == 1);

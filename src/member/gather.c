@@ -116,7 +116,7 @@ static bool hello_is_refused(char text[DLXI_REASON_MAX + 1], dlxi_coordinator *c
         site_refuse(c, s, hello, text, now_ms);
         refused = true;
     }
-    if (refused) dlxi_coordinator_log(c, "refused a site: %s", text);
+    if (refused) dlxi_lines_add(&c->log, "refused a site: %s", text);
     return refused;
 }
 
@@ -161,7 +161,7 @@ void dlxi_gather_on_hello(dlxi_coordinator *c, uint32_t peer, const char *name, 
     dlxi_coordinator_index_peers(c);
     if (!dlxi_run_site_is_complete(s)) return;
     uint16_t complete = complete_sites_count(c);
-    dlxi_coordinator_log(c, "site '%s' joined, %u of %u", s->name, complete, c->settings.sites);
+    dlxi_lines_add(&c->log, "site '%s' connected, %u of %u", s->name, complete, c->settings.sites);
     if (complete == c->settings.sites) sites_welcome(c);
 }
 
@@ -191,4 +191,21 @@ void dlxi_gather_on_listening(dlxi_coordinator *c, dlxi_run_rank *p,
     c->phase = DLXI_COORDINATOR_RUNNING;
     for (uint16_t i = 0; i < c->count; i++)
         for (uint16_t r = 0; r < c->sites[i].rank_count; r++) dlxi_gather_peers_of_rank(c, i, r);
+}
+
+/* ---- whether they reach each other ----------------------------------------------------------- */
+
+void dlxi_gather_on_linked(dlxi_coordinator *c, dlxi_run_rank *p, bool linked) {
+    bool joining = c->phase == DLXI_COORDINATOR_RUNNING && c->round == 1 && c->attempt == 0;
+    if (!joining || p->linked == linked) return;
+    p->linked = linked;
+    if (linked)
+        c->linked_count++;
+    else
+        c->linked_count--;
+    if (!dlxi_coordinator_is_linked(c)) return;
+    c->trouble = (dlxi_trouble){0};
+    if (c->count > 1) dlxi_lines_add(&c->log, "all sites reach each other");
+    (void)dlxi_coordinator_compose(c, DLXI_FRAME_PING);
+    dlxi_coordinator_put_all(c);
 }

@@ -13,6 +13,7 @@
 enum {
     ANSWER_MS = 250, /* at least, between two messages that a rank lacked */
     TELL_MS = 1000,
+    LOSS_PAUSE_MS = 10000,
     RETRY_MS = 250, /* between the begins of attempts, after RETRIES_AT_ONCE */
     RETRIES_AT_ONCE = 3
 };
@@ -152,45 +153,61 @@ static bool frame_is_current(const dlxi_coordinator *c, const dlxi_frame *frame)
            frame->round == c->round && frame->attempt == c->attempt;
 }
 
-/* Of a report's cause: reports of one cause may differ in how long it has lasted. */
-static uint64_t cause_hash(const char *why) {
-    const char *end = strstr(why, " for ");
-    return dlxi_hash(why, end != NULL ? (size_t)(end - why) : strlen(why), 0);
+/* Reports of one cause may differ in the order of a pair's sites, and in how long it has lasted. */
+static uint64_t cause_hash(const char *why, const char *duration) {
+    const char *end = duration != NULL ? duration : why + strlen(why);
+    uint64_t sum = 0;
+    for (size_t bytes; why < end; why += bytes + 1) {
+        bytes = strcspn(why, " ");
+        sum += dlxi_hash(why, bytes, 0);
+    }
+    return sum;
 }
 
-/* Counts the report. Returns it if it is to be shown, else "": each cause is shown at first, and
- * again each time that the trouble has lasted twice as long. */
-static const char *trouble_note(dlxi_coordinator *c, const char *why) {
+/* Whether terminals show this report: a cause at first, and again each time that the trouble has
+ * lasted twice as long. A loss that is made good at once is shown at most every LOSS_PAUSE_MS. */
+static bool cause_is_due(dlxi_coordinator *c, const char *why, int64_t now_ms) {
+    const char *duration = strstr(why, " for ");
+    const uint64_t cause = cause_hash(why, duration);
+    const int64_t since_ms = c->trouble.since_ms;
+    dlxi_told *told = c->told; /* of this cause, or the oldest */
+    for (dlxi_told *t = c->told; t < c->told + DLXI_TOLD_MAX && told->cause != cause; t++)
+        if (t->cause == cause || t->at_ms < told->at_ms) told = t;
+    bool known = told->cause == cause, in_this_trouble = told->at_ms >= since_ms, due;
+    if (!known)
+        due = !in_this_trouble; /* else there are too many to show */
+    else if (in_this_trouble)
+        due = now_ms - since_ms >= 2 * (told->at_ms - since_ms) + TELL_MS;
+    else
+        due = duration != NULL || now_ms - told->at_ms >= LOSS_PAUSE_MS;
+    if (due) *told = (dlxi_told){cause, now_ms};
+    return due;
+}
+
+/* Counts the report. True: terminals show it. */
+static bool trouble_note(dlxi_coordinator *c, const char *why) {
     dlxi_trouble *t = &c->trouble;
-    if (t->since_ms == 0) {
-        *t = (dlxi_trouble){.since_ms = c->now_ms != 0 ? c->now_ms : 1};
-        t->told_ms = t->since_ms;
-    }
-    t->seen_ms = c->now_ms;
+    int64_t now_ms = c->now_ms != 0 ? c->now_ms : 1; /* 0 is none */
+    if (t->since_ms == 0) *t = (dlxi_trouble){.since_ms = now_ms};
     t->attempts++;
     dlxi_text_copy(t->text, sizeof t->text, why);
-    if (c->now_ms - t->since_ms >= 2 * (t->told_ms - t->since_ms) + TELL_MS) {
-        t->told_ms = c->now_ms;
-        t->told_count = 0;
-    }
-    uint64_t cause = cause_hash(why);
-    for (uint32_t i = 0; i < t->told_count; i++)
-        if (t->told[i] == cause) return "";
-    if (t->told_count == DLXI_TROUBLE_CAUSES) return "";
-    t->told[t->told_count++] = cause;
-    dlxi_coordinator_log(c, "round %llu: %s", (unsigned long long)c->round, why);
-    return why;
+    if (!cause_is_due(c, why, now_ms)) return false;
+    t->told = true;
+    dlxi_lines_add(&c->log, "%s; trying again", why);
+    return true;
 }
 
-static void abort_put(dlxi_coordinator *c, const char *why) {
+static void abort_put(dlxi_coordinator *c, bool tells) {
     dlxi_reason *reason = &dlxi_coordinator_compose(c, DLXI_FRAME_ABORT)->as.reason;
-    reason->status = DLX_ABORTED;
-    dlxi_text_copy(reason->text, sizeof reason->text, why);
+    *reason = (dlxi_reason){.status = DLX_ABORTED};
+    if (tells)
+        snprintf(reason->text, sizeof reason->text, "%.*s; trying again", DLXI_REASON_MAX - 16,
+                 c->trouble.text);
     dlxi_coordinator_put_all(c);
 }
 
 static void attempt_abort(dlxi_coordinator *c, const char *why, bool differing) {
-    const char *told = trouble_note(c, why);
+    bool told = trouble_note(c, why);
     if (differing && ++c->trouble.differing >= c->settings.attempts_max) {
         dlxi_coordinator_fail(c, DLX_DIVERGED, NULL, "round %llu failed %u times, last: %s",
                               (unsigned long long)c->round, c->attempt, why);
@@ -210,8 +227,7 @@ void dlxi_rounds_on_abort(dlxi_coordinator *c, const dlxi_frame *frame, const ch
         attempt_abort(c, why, false);
     } else if (c->phase == DLXI_COORDINATOR_RUNNING && frame->round == c->round &&
                frame->attempt == 0 && c->attempt == 0) { /* sites that do not reach each other */
-        const char *told = trouble_note(c, why);
-        if (told[0] != '\0') abort_put(c, told);
+        if (trouble_note(c, why)) abort_put(c, true);
     }
 }
 
@@ -238,10 +254,11 @@ static void round_commit(dlxi_coordinator *c) {
     c->ready_count = c->staged_count = 0;
     c->committed_last = c->committed_tokens >= c->settings.tokens_target;
     dlxi_rounds_grant(c, c->round + 2);
-    if (c->trouble.since_ms != 0)
-        dlxi_coordinator_log(c, "round %llu committed after %u failed attempts in %.1f s",
-                             (unsigned long long)c->round, c->trouble.attempts,
-                             (double)(c->now_ms - c->trouble.since_ms) / 1000);
+    if (c->trouble.told)
+        dlxi_lines_add(&c->log, "round %llu committed after %u failed attempt%s in %.1f s",
+                       (unsigned long long)c->round, c->trouble.attempts,
+                       c->trouble.attempts == 1 ? "" : "s",
+                       (double)(c->now_ms - c->trouble.since_ms) / 1000);
     c->trouble = (dlxi_trouble){0};
     c->committed_attempt = c->attempt;
     c->round++;
@@ -326,16 +343,13 @@ void dlxi_rounds_answer(dlxi_coordinator *c, uint16_t site, uint16_t rank, const
 }
 
 void dlxi_rounds_on_tick(dlxi_coordinator *c, int64_t now_ms) {
-    dlxi_trouble *t = &c->trouble;
+    const dlxi_trouble *t = &c->trouble;
+    char what[32] = "joining";
     if (c->phase != DLXI_COORDINATOR_RUNNING) return;
     if (c->begin_waits && now_ms - c->begun_ms >= RETRY_MS) attempt_begin(c);
-    if (t->since_ms == 0) return;
-    /* sites that did not reach each other at first, and have not reported it since */
-    if (c->attempt == 0 && now_ms - t->seen_ms > 3 * (int64_t)c->settings.timeout_ms)
-        *t = (dlxi_trouble){0};
-    else if (now_ms - t->since_ms >= c->settings.patience_ms)
-        dlxi_coordinator_fail(c, DLX_PEER_LOST, NULL,
-                              "round %llu did not commit for %lld s (wan.patience_s); last: %s",
-                              (unsigned long long)c->round,
-                              (long long)(now_ms - t->since_ms) / 1000, t->text);
+    if (t->since_ms == 0 || now_ms - t->since_ms < c->settings.patience_ms) return;
+    if (c->attempt > 0) snprintf(what, sizeof what, "round %llu", (unsigned long long)c->round);
+    dlxi_coordinator_fail(c, DLX_PEER_LOST, NULL,
+                          "gave up on %s after %lld s of trouble (wan.patience_s); last: %s", what,
+                          (long long)(now_ms - t->since_ms) / 1000, t->text);
 }

@@ -15,8 +15,11 @@ enum {
 };
 
 static void site_put(dlxi_site *s, dlxi_frame_kind kind) {
-    dlxi_frame header = {
-        .term = s->term, .round = s->round, .attempt = s->attempt, .rank = s->hello.rank};
+    dlxi_frame header = {.term = s->term,
+                         .round = s->round,
+                         .attempt = s->attempt,
+                         .rank = s->hello.rank,
+                         .trip = s->linked};
     header.site = s->phase == DLXI_SITE_JOINING ? DLXI_SITE_NONE : s->index;
     s->outbox.scratch.kind = kind;
     dlx_error error;
@@ -156,6 +159,7 @@ dlxi_site_action dlxi_site_on_frame(dlxi_site *s, const dlxi_frame *frame, int64
             "the coordinator sent a malformed message; check that all run the same version");
     s->term = frame->term;
     s->last_seen_ms = now_ms;
+    s->all_linked = s->all_linked || frame->trip != 0;
     switch (frame->kind) {
     case DLXI_FRAME_WELCOME:
         return on_welcome(s);
@@ -209,6 +213,13 @@ void dlxi_site_on_listening(dlxi_site *s, const dlxi_endpoints *endpoints) {
     DLXI_ASSERT(s->phase == DLXI_SITE_LISTENING);
     s->outbox.scratch.as.endpoints = *endpoints;
     site_put_standing(s, DLXI_FRAME_LISTENING);
+}
+
+void dlxi_site_set_linked(dlxi_site *s, bool linked) {
+    if (s->phase == DLXI_SITE_DONE || s->linked == linked) return;
+    DLXI_ASSERT(s->phase == DLXI_SITE_RUNNING);
+    s->linked = linked;
+    site_put(s, DLXI_FRAME_PING);
 }
 
 void dlxi_site_on_ready(dlxi_site *s, const dlxi_ready *ready) {

@@ -43,6 +43,8 @@ typedef struct dlxi_site {
     dlxi_endpoints peers;
     dlxi_view view;
     dlxi_commit commit;
+    bool linked;            /* this rank and its counterparts exchange frames */
+    bool all_linked;        /* so do those of all pairs of sites, as the coordinator says */
     bool submitted, staged; /* the round; the present attempt */
     bool reported;
     dlxi_outbox outbox;
@@ -63,6 +65,8 @@ void dlxi_site_keep_alive(dlxi_site *s, int64_t now_ms);
 /* As keep_alive; repeats what waits for an answer; judges the coordinator's silence. */
 dlxi_site_action dlxi_site_on_tick(dlxi_site *s, int64_t now_ms);
 void dlxi_site_on_listening(dlxi_site *s, const dlxi_endpoints *endpoints);
+/* While the rank joins. */
+void dlxi_site_set_linked(dlxi_site *s, bool linked);
 void dlxi_site_on_ready(dlxi_site *s, const dlxi_ready *ready);
 void dlxi_site_on_staged(dlxi_site *s, uint64_t hash);
 /* The present attempt (before the first: a way to another site) makes no progress here. Notifies

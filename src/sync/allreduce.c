@@ -364,10 +364,13 @@ static dlx_status range_check(const dlxi_allreduce *a, const dlxi_frame *frame, 
                  "site %u, tensor %u: groups %llu to %llu are not the block of site %u",
                  frame->site, frame->tensor, (unsigned long long)offset,
                  (unsigned long long)(offset + count), owner->site);
-    if (position != cursor && !DLXI_PLANTED(8))
-        DLX_FAIL(error, DATA, "site %u, tensor %u: groups from %llu on came %s", frame->site,
-                 frame->tensor, (unsigned long long)offset,
-                 position < cursor ? "twice" : "out of order");
+    if (DLXI_PLANTED(8)) cursor = position;
+    if (position > cursor)
+        DLX_FAIL(error, PEER_LOST, "frames of site %u were lost: tensor %u goes on at group %llu",
+                 frame->site, frame->tensor, (unsigned long long)offset);
+    if (position < cursor)
+        DLX_FAIL(error, DATA, "site %u, tensor %u: groups from %llu on came twice", frame->site,
+                 frame->tensor, (unsigned long long)offset);
     if (!dlxi_codes_valid(frame->payload, (size_t)count, a->quantiser))
         DLX_FAIL(error, DATA, "site %u, tensor %u: a scale or value is not finite", frame->site,
                  frame->tensor);

@@ -51,8 +51,8 @@ bool dlxi_allreduce_peek(dlxi_allreduce *a, uint32_t to, dlxi_frame *frame);
 void dlxi_allreduce_advance(dlxi_allreduce *a, uint32_t to);
 
 /* Takes a CONTRIBUTION or RESULT frame of this term, round, attempt and trip from member `from`;
- * refuses (DLX_DATA) what is out of order, of a tensor or range that this exchange does not have,
- * sent twice, from the wrong owner, or not finite. Nothing changes on refusal. */
+ * refuses what follows a gap (DLX_PEER_LOST), is of a tensor or range that this exchange does not
+ * have, sent twice, from the wrong owner, or not finite (DLX_DATA). Nothing changes on refusal. */
 dlx_status dlxi_allreduce_on_frame(dlxi_allreduce *a, uint32_t from, const dlxi_frame *frame,
                                    dlx_error *error);
 

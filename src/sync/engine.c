@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/fault.h"
+#include "base/lines.h"
 #include "base/memory.h"
 #include "base/panic.h"
 
@@ -31,7 +32,6 @@ typedef struct way {
     char endpoint[DLXI_ENDPOINT_BYTES]; /* of the side that listens */
     bool heard, hears, anchored;        /* its greetings; it has ours; its θ is complete */
     bool blocked;                       /* the link had no room */
-    bool silent;                        /* and reported so */
     int64_t last_seen_ms, greeted_ms, moved_ms;
     uint32_t sent, received; /* data frames of the present attempt */
     uint64_t received_round; /* the attempt that `received` counts */
@@ -66,9 +66,9 @@ struct dlxi_engine {
     uint64_t exchange_bytes;                      /* of the attempt */
     dlxi_outcome outcome;
     bool has_news;
-    char text[DLXI_REASON_MAX + 1]; /* a line to log; "": none */
-    bool in_trouble;                /* logged for the present round */
-    bool busy;                      /* in the middle of a long computation */
+    dlxi_lines lines;
+    bool in_trouble; /* logged for the present round */
+    bool busy;       /* in the middle of a long computation */
     void (*keepalive)(void *context);
     void *keepalive_context;
 };
@@ -176,11 +176,6 @@ bool dlxi_engine_is_over(const dlxi_engine *e) {
     return e->outcome.ended && dlxi_outbox_peek(&e->site->outbox) == NULL;
 }
 
-static void text_set(dlxi_engine *e, const char *text) {
-    dlxi_text_copy(e->text, sizeof e->text, text);
-    e->in_trouble = true;
-}
-
 /* ---- trouble --------------------------------------------------------------------------------- */
 
 static bool is_under_way(const dlxi_engine *e) {
@@ -202,17 +197,25 @@ static void trouble_of_way(dlxi_engine *e, uint16_t from, int64_t silent_ms) {
     char text[DLXI_REASON_MAX + 1];
     snprintf(text, sizeof text,
              "no data from site '%s' to site '%s' (%s) for %lld s: check wan.listen and the "
-             "firewall; trying again",
+             "firewall",
              name_of(e, from), e->name, e->ways[from].endpoint,
              (long long)(silent_ms + 500) / 1000);
     trouble_report(e, text);
 }
 
-/* A malformed frame ends the attempt, if one is under way, which starts again from M; other failures
- * end the run. */
+static void trouble_of_loss(dlxi_engine *e, uint16_t from) {
+    char text[DLXI_REASON_MAX + 1];
+    snprintf(text, sizeof text,
+             "frames from site '%s' to site '%s' were lost: the connection broke", name_of(e, from),
+             e->name);
+    trouble_report(e, text);
+}
+
+/* A malformed frame or a gap ends the attempt, if one is under way, which starts again from M; other
+ * failures end the run. */
 static void exchange_result(dlxi_engine *e, dlx_status status, const dlx_error *error) {
     if (status == DLX_OK) return;
-    if (status != DLX_DATA)
+    if (status != DLX_DATA && status != DLX_PEER_LOST)
         dlxi_site_fail(e->site, error);
     else if (e->begins || is_under_way(e))
         trouble_report(e, error->message);
@@ -224,17 +227,25 @@ static bool is_other(const dlxi_engine *e, uint16_t site) {
     return site < e->site->count && site != e->site->index;
 }
 
-/* All ways carry frames in both directions, and all sites have the same θ. */
-static bool ways_are_linked(const dlxi_engine *e) {
-    if (e->anchor_missing > 0) return false;
-    for (uint16_t i = 0; i < e->site->count; i++)
-        if (is_other(e, i) && !(e->ways[i].heard && e->ways[i].hears && e->ways[i].anchored))
-            return false;
-    return true;
+static bool way_is_silent(const dlxi_engine *e, uint16_t site) {
+    return e->now_ms - e->ways[site].last_seen_ms >= e->timeout_ms;
 }
 
+/* It carries frames in both directions. */
+static bool way_is_linked(const dlxi_engine *e, uint16_t site) {
+    const way *v = &e->ways[site];
+    return !is_other(e, site) || (v->heard && v->hears && !way_is_silent(e, site));
+}
+
+/* Once all pairs of sites are linked, and have the same θ as this one. */
 static void join_if_linked(dlxi_engine *e) {
-    if (!e->linking || !ways_are_linked(e)) return;
+    bool linked = true, anchored = e->anchor_missing == 0;
+    for (uint16_t i = 0; i < e->site->count; i++) {
+        linked = linked && way_is_linked(e, i);
+        anchored = anchored && (!is_other(e, i) || e->ways[i].anchored);
+    }
+    if (e->linking) dlxi_site_set_linked(e->site, linked);
+    if (!e->linking || !e->site->all_linked || !anchored) return;
     const dlxi_welcome *w = &e->site->welcome;
     e->linking = false;
     dlxi_outcome *o = &e->outcome;
@@ -243,7 +254,6 @@ static void join_if_linked(dlxi_engine *e) {
     o->site_count = w->sites;
     o->tokens_target = w->tokens_target;
     memcpy(o->leases, w->leases, sizeof o->leases);
-    if (e->in_trouble) dlxi_text_copy(e->text, sizeof e->text, "all sites reach each other now");
     e->in_trouble = false;
     state_return(e);
 }
@@ -345,22 +355,8 @@ static void on_greeting(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) 
         anchor_ask(e);
     } else if (is_under_way(e) && frame->round == e->site->round &&
                frame->attempt == e->site->attempt) {
-        char text[DLXI_REASON_MAX + 1];
-        snprintf(text, sizeof text,
-                 "frames from site '%s' to site '%s' were lost: the connection broke; trying again",
-                 name_of(e, from), e->name);
-        trouble_report(e, text);
+        trouble_of_loss(e, from);
     }
-}
-
-static void way_is_heard(dlxi_engine *e, uint16_t from) {
-    way *v = &e->ways[from];
-    if (v->silent) {
-        snprintf(e->text, sizeof e->text, "data from site '%s' again, after %.1f s",
-                 name_of(e, from), (double)(e->now_ms - v->last_seen_ms) / 1000);
-        v->silent = false;
-    }
-    v->last_seen_ms = e->now_ms;
 }
 
 static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
@@ -375,7 +371,7 @@ static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
         dlxi_site_fail(e->site, &error);
         return;
     }
-    way_is_heard(e, from);
+    v->last_seen_ms = e->now_ms;
     switch (frame->kind) {
     case DLXI_FRAME_GREETING:
         on_greeting(e, from, frame);
@@ -390,7 +386,10 @@ static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
         way_moved(e, from);
         status = dlxi_exchange_on_frame(e->exchange, frame, &error);
         if (status == DLX_DATA) dlxi_error_prefix(&error, "from site '%s': ", name_of(e, from));
-        exchange_result(e, status, &error);
+        if (status == DLX_PEER_LOST && is_under_way(e))
+            trouble_of_loss(e, from);
+        else
+            exchange_result(e, status, &error);
         break;
     default:
         break;
@@ -446,7 +445,7 @@ static void round_commit(dlxi_engine *e) {
     int64_t took_ms = e->now_ms - e->begun_ms;
     o->exchange_ns = (uint64_t)(took_ms > 0 ? took_ms : 1) * 1000000; /* 0 is none */
     if (e->in_trouble)
-        snprintf(e->text, sizeof e->text, "round %llu committed", (unsigned long long)s->round - 1);
+        dlxi_lines_add(&e->lines, "round %llu committed", (unsigned long long)s->round - 1);
     e->in_trouble = false;
     state_return(e);
 }
@@ -494,8 +493,9 @@ static void act(dlxi_engine *e, dlxi_site_action action) {
             dlxi_exchange_abort(e->exchange);
             e->begins = false;
         }
-        if (e->site->incoming.as.reason.text[0] != '\0')
-            text_set(e, e->site->incoming.as.reason.text);
+        if (e->site->incoming.as.reason.text[0] == '\0') break;
+        dlxi_lines_add(&e->lines, "%s", e->site->incoming.as.reason.text);
+        e->in_trouble = true;
         break;
     case DLXI_SITE_COMMIT:
         e->commits = true;
@@ -584,12 +584,9 @@ static void linking_judge(dlxi_engine *e) {
     if (e->now_ms - e->told_ms < e->timeout_ms) return;
     e->told_ms = e->now_ms;
     for (uint16_t i = 0; i < e->site->count; i++) {
-        const way *v = &e->ways[i];
-        int64_t silent_ms = e->now_ms - v->last_seen_ms;
-        bool silent = silent_ms >= e->timeout_ms;
-        if (!is_other(e, i) || (v->heard && v->hears && !silent)) continue;
+        if (way_is_linked(e, i)) continue;
         e->reconnect |= UINT64_C(1) << i;
-        if (silent) trouble_of_way(e, i, silent_ms);
+        if (way_is_silent(e, i)) trouble_of_way(e, i, e->now_ms - e->ways[i].last_seen_ms);
     }
 }
 
@@ -607,7 +604,6 @@ static void attempt_judge(dlxi_engine *e) {
                 still_ms < e->timeout_ms + late_ms)
                 continue;
             int64_t silent_ms = e->now_ms - v->last_seen_ms;
-            e->ways[i].silent = silent_ms >= e->timeout_ms;
             trouble_of_way(e, i, silent_ms > still_ms ? silent_ms : still_ms);
             return;
         }
@@ -736,8 +732,9 @@ static bool next_data(dlxi_engine *e, dlxi_engine_action *a) {
 bool dlxi_engine_next(dlxi_engine *e, dlxi_engine_action *a, int64_t now_ms) {
     DLXI_ASSERT(now_ms >= e->now_ms);
     e->now_ms = now_ms;
-    if (e->text[0] != '\0') {
-        *a = (dlxi_engine_action){.kind = DLXI_ENGINE_LOG, .text = e->text};
+    const char *line = dlxi_lines_peek(&e->lines);
+    if (line != NULL) {
+        *a = (dlxi_engine_action){.kind = DLXI_ENGINE_LOG, .text = line};
         return true;
     }
     a->endpoint[0] = '\0';
@@ -774,7 +771,7 @@ void dlxi_engine_done(dlxi_engine *e, const dlxi_engine_action *a, dlx_status st
     bool ok = status == DLX_OK, waits = status == DLX_AGAIN || status == DLX_PEER_LOST;
     bool control = a->kind == DLXI_ENGINE_SEND && a->peer == DLXI_SITE_COORDINATOR;
     if (a->kind == DLXI_ENGINE_LOG) {
-        e->text[0] = '\0';
+        dlxi_lines_drop(&e->lines);
         return;
     }
     if (control) {

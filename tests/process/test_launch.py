@@ -13,7 +13,7 @@ import termios
 from harness import Case, DILOCOX, SMALL, events, main, summary
 
 SUMMARY_FIELDS = {
-    "version": int, "overlap": str, "sites": int, "stages": int, "replicas": int, "steps": int, "rounds": int,
+    "version": int, "overlap": str, "sites": int, "stages": int, "replicas": int, "steps": int, "rounds": int, "attempts": int,
     "tokens": int, "val_loss": float, "val_loss_initial": float, "wall_s": float, "tokens_per_s": float,
     "peak_rss_bytes": int, "compute_s": float, "wait_s": float, "utilization": float, "wan_bytes_sent": int,
     "wan_bytes_received": int, "allreduce_bytes_equivalent": int, "compression_ratio": float, "codec_ratio": float,
