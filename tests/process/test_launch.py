@@ -177,6 +177,8 @@ class Launch(Case):
         self.assertGreaterEqual(len(blocks), 2, said)
         self.assertIn(b"\x1b[2A", blocks)
         self.assertEqual(said.count(b"\x1b[?7l"), len(blocks))
+        # a text that erases the block is followed by the block
+        self.assertEqual(set(re.findall(rb"\x1b\[2A\x1b\[J[^\x1b]*(.{5})", said, re.DOTALL)), {b"\x1b[?7l"}, said)
 
     def test_one_site_alone(self):
         self.call("launch", self.file, "--sites", 1, "--set", "wan.security=none")
