@@ -211,8 +211,8 @@ static void trouble_of_loss(dlxi_engine *e, uint16_t from) {
     trouble_report(e, text);
 }
 
-/* A malformed frame or a gap ends the attempt, if one is under way, which starts again from M; other
- * failures end the run. */
+/* A malformed frame or a gap ends the attempt, if one is under way, which starts again from M;
+ * other failures end the run. */
 static void exchange_result(dlxi_engine *e, dlx_status status, const dlx_error *error) {
     if (status == DLX_OK) return;
     if (status != DLX_DATA && status != DLX_PEER_LOST)
