@@ -133,8 +133,7 @@ static bool peers_grow(dlxi_coordinator *c, uint32_t peer) {
     if (peer < c->peer_room) return true;
     uint32_t room = c->peer_room == 0 ? 64 : c->peer_room;
     while (room <= peer) room *= 2;
-    dlxi_run_peer *grown =
-        peer < PEERS_MAX ? realloc(c->peers, (size_t)room * sizeof *grown) : NULL;
+    dlxi_run_peer *grown = realloc(c->peers, (size_t)room * sizeof *grown);
     if (grown == NULL) return false;
     for (uint32_t i = c->peer_room; i < room; i++) grown[i].site = DLXI_SITE_NONE;
     c->peers = grown;
@@ -151,6 +150,15 @@ void dlxi_coordinator_index_peers(dlxi_coordinator *c) {
         }
 }
 
+/* The run fails by this site; before it has begun, it goes on without. */
+static void site_lose(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_rank *culprit,
+                      dlx_status status, const char *text) {
+    if (c->welcomed)
+        dlxi_coordinator_fail(c, status, s->name, "%s", text);
+    else
+        dlxi_gather_leave(c, s, culprit, status, text);
+}
+
 static void on_failed(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_rank *p,
                       const dlxi_reason *reason) {
     bool known = reason->status != DLX_OK && reason->status <= DLX_DIVERGED;
@@ -158,10 +166,7 @@ static void on_failed(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_rank
     char text[DLXI_REASON_MAX + sizeof(dlxi_label) + 16]; /* cut where it is sent */
     snprintf(text, sizeof text, "%s failed: %s", dlxi_label_of(s, p).text, reason->text);
     if (c->phase == DLXI_COORDINATOR_CLOSING) return; /* it has reported */
-    if (c->welcomed)
-        dlxi_coordinator_fail(c, status, s->name, "%s", text);
-    else
-        dlxi_gather_leave(c, s, p, status, text);
+    site_lose(c, s, p, status, text);
 }
 
 static void frame_dispatch(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p,
@@ -196,9 +201,9 @@ static void frame_dispatch(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank 
 
 void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *name,
                                const char *key, const dlxi_frame *frame, int64_t now_ms) {
-    if (c->phase == DLXI_COORDINATOR_DONE) return;
+    if (c->phase == DLXI_COORDINATOR_DONE || peer >= PEERS_MAX) return;
     if (!peers_grow(c, peer)) {
-        if (peer < PEERS_MAX) dlxi_coordinator_fail_memory(c);
+        dlxi_coordinator_fail_memory(c);
         return;
     }
     c->now_ms = now_ms;
@@ -213,9 +218,10 @@ void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *n
         if (frame->term != c->term && !(frame->term == 0 && !p->listening)) return;
     }
     if (dlxi_message_decode(&c->incoming, frame, NULL) != DLX_OK) {
-        if (known)
-            dlxi_coordinator_fail(c, DLX_DATA, s->name, "%s sent a malformed message",
-                                  dlxi_label_of(s, p).text);
+        char text[sizeof(dlxi_label) + 32];
+        if (!known) return;
+        snprintf(text, sizeof text, "%s sent a malformed message", dlxi_label_of(s, p).text);
+        site_lose(c, s, NULL, DLX_DATA, text);
         return;
     }
     if (!known) {
@@ -260,10 +266,7 @@ static void silence_judge(dlxi_coordinator *c, int64_t now_ms) {
         char text[DLXI_REASON_MAX + 1];
         snprintf(text, sizeof text, "no message from %s for %lld ms", dlxi_label_of(s, silent).text,
                  (long long)(now_ms - silent->last_seen_ms));
-        if (c->welcomed)
-            dlxi_coordinator_fail(c, DLX_PEER_LOST, s->name, "%s", text);
-        else
-            dlxi_gather_leave(c, s, silent, DLX_PEER_LOST, text);
+        site_lose(c, s, silent, DLX_PEER_LOST, text);
     }
 }
 

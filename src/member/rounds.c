@@ -269,12 +269,13 @@ static void round_commit(dlxi_coordinator *c) {
         c->phase = DLXI_COORDINATOR_ENDING;
 }
 
-static bool staged_is_same(const dlxi_coordinator *c) {
-    bool same = true;
+/* A site that staged something else than the first one, or NULL. */
+static const dlxi_run_site *site_differing(const dlxi_coordinator *c) {
     for (uint16_t i = 0; i < c->count; i++)
         for (uint16_t r = 0; r < c->sites[i].rank_count; r++)
-            same = same && c->sites[i].ranks[r].staged_hash == c->sites[0].ranks[r].staged_hash;
-    return same;
+            if (c->sites[i].ranks[r].staged_hash != c->sites[0].ranks[r].staged_hash)
+                return &c->sites[i];
+    return NULL;
 }
 
 void dlxi_rounds_on_staged(dlxi_coordinator *c, dlxi_run_rank *p, const dlxi_frame *frame,
@@ -284,10 +285,15 @@ void dlxi_rounds_on_staged(dlxi_coordinator *c, dlxi_run_rank *p, const dlxi_fra
     if (!p->staged) c->staged_count++;
     p->staged = true;
     if (c->staged_count < c->rank_count) return;
-    if (staged_is_same(c))
+    const dlxi_run_site *other = site_differing(c);
+    char text[DLXI_REASON_MAX + 1];
+    if (other == NULL) {
         round_commit(c);
-    else
-        attempt_abort(c, "the sites received different results", true);
+        return;
+    }
+    snprintf(text, sizeof text, "sites '%s' and '%s' received different results", c->sites[0].name,
+             other->name);
+    attempt_abort(c, text, true);
 }
 
 /* ---- the end --------------------------------------------------------------------------------- */

@@ -104,8 +104,11 @@ static dlxi_site_action on_begin(dlxi_site *s, const dlxi_frame *frame) {
     if (!s->submitted)
         return site_end(s, DLX_DATA,
                         "the coordinator began a round that this site has not submitted");
+    const dlxi_view *view = &s->incoming.as.view;
+    if (view->member[view->members - 1].site >= s->count)
+        return site_end(s, DLX_DATA, "the coordinator's view has a site that the run has not");
     standing_drop(s);
-    s->view = s->incoming.as.view;
+    s->view = *view;
     s->attempt = frame->attempt;
     s->staged = false;
     return DLXI_SITE_BEGIN;
@@ -142,6 +145,8 @@ static dlxi_site_action on_stop(dlxi_site *s) {
 
 /* The coordinator waits for the answer: a site whose FINISHED was lost can report again. */
 static dlxi_site_action on_finished(dlxi_site *s) {
+    if (!s->reported)
+        return site_end(s, DLX_DATA, "the coordinator ended the run before this site's report");
     site_put(s, DLXI_FRAME_FINISHED);
     return site_end(s, DLX_OK, "");
 }
@@ -251,6 +256,7 @@ void dlxi_site_on_trouble(dlxi_site *s, const char *why) {
 
 void dlxi_site_on_report(dlxi_site *s, const char *text) {
     if (s->phase == DLXI_SITE_DONE) return;
+    s->reported = true;
     dlxi_text_copy(s->outbox.scratch.as.report.text, sizeof s->outbox.scratch.as.report.text, text);
     site_put_standing(s, DLXI_FRAME_REPORT);
 }

@@ -46,6 +46,7 @@ typedef struct dlxi_site {
     bool linked;            /* this rank and its counterparts exchange frames */
     bool all_linked;        /* so do those of all pairs of sites, as the coordinator says */
     bool submitted, staged; /* the round; the present attempt */
+    bool reported;
     dlxi_outbox outbox;
     dlxi_outbox_item *standing; /* repeated until it is answered; NULL: nothing waits */
     int64_t stood_ms;           /* when it was last sent */

@@ -151,20 +151,13 @@ static void state_return(dlxi_engine *e) {
 }
 
 /* The run is over for this rank: the state goes back. */
-static void engine_end(dlxi_engine *e, const dlx_error *why) {
-    if (e->outcome.ended) return;
+static void engine_end(dlxi_engine *e) {
     e->outcome.ended = e->has_news = true;
-    if (why != NULL) e->outcome.failure = *why;
+    e->outcome.failure = e->site->result;
     e->linking = e->begins = e->commits = false;
     e->reconnect = 0;
     dlxi_exchange_abort(e->exchange);
     if (e->state != NULL) state_return(e);
-}
-
-/* This rank can't go on: notifies the coordinator, and through it the others. */
-static void engine_fail(dlxi_engine *e, const dlx_error *why) {
-    dlxi_site_fail(e->site, why);
-    engine_end(e, why);
 }
 
 bool dlxi_engine_outcome(dlxi_engine *e, dlxi_outcome *outcome) {
@@ -195,7 +188,6 @@ static const char *name_of(const dlxi_engine *e, uint16_t site) {
 
 /* Drops the attempt and notifies the coordinator. What is staged is promised, and stays. */
 static void trouble_report(dlxi_engine *e, const char *why) {
-    if (e->site->staged) return;
     dlxi_exchange_abort(e->exchange);
     e->begins = false;
     dlxi_site_on_trouble(e->site, why);
@@ -219,13 +211,14 @@ static void trouble_of_loss(dlxi_engine *e, uint16_t from) {
     trouble_report(e, text);
 }
 
-/* A malformed frame or a gap ends the attempt, which starts again from M; other failures end the
- * run. */
+/* A malformed frame or a gap ends the attempt, if one is under way, which starts again from M;
+ * other failures end the run. */
 static void exchange_result(dlxi_engine *e, dlx_status status, const dlx_error *error) {
-    if (status == DLX_DATA || status == DLX_PEER_LOST)
+    if (status == DLX_OK) return;
+    if (status != DLX_DATA && status != DLX_PEER_LOST)
+        dlxi_site_fail(e->site, error);
+    else if (e->begins || is_under_way(e))
         trouble_report(e, error->message);
-    else if (status != DLX_OK)
-        engine_fail(e, error);
 }
 
 /* ---- joining --------------------------------------------------------------------------------- */
@@ -296,7 +289,7 @@ static void on_anchor(dlxi_engine *e, const dlxi_frame *frame) {
                     dlxi_state_restore(e->state, &piece, &error) != DLX_OK)) {
         dlxi_error_set(&error, DLX_DATA,
                        "site %u sent starting parameters that do not fit this model", frame->site);
-        engine_fail(e, &error);
+        dlxi_site_fail(e->site, &error);
     } else if (is_next) {
         e->anchor_cursor = cursor;
         e->ways[ANCHOR_FROM].moved_ms = e->now_ms;
@@ -368,13 +361,14 @@ static void on_greeting(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) 
 
 static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
     dlx_error error;
+    dlx_status status;
     way *v = &e->ways[from];
     if (frame->site != from || frame->rank != e->rank) {
         dlxi_error_set(&error, DLX_DATA,
-                       "rank %u of site %u sent as rank %u of site %u; check wan.listen: each rank "
-                       "needs ports of its own",
-                       frame->rank, frame->site, e->rank, from);
-        engine_fail(e, &error);
+                       "site '%s' sent as rank %u of site %u, not as rank %u of site %u; check "
+                       "wan.listen: each rank needs ports of its own",
+                       name_of(e, from), frame->rank, frame->site, e->rank, from);
+        dlxi_site_fail(e->site, &error);
         return;
     }
     v->last_seen_ms = e->now_ms;
@@ -390,8 +384,9 @@ static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
     case DLXI_FRAME_RESULT:
         frame_count(v, frame);
         way_moved(e, from);
-        dlx_status status = dlxi_exchange_on_frame(e->exchange, frame, &error);
-        if (status == DLX_PEER_LOST)
+        status = dlxi_exchange_on_frame(e->exchange, frame, &error);
+        if (status == DLX_DATA) dlxi_error_prefix(&error, "from site '%s': ", name_of(e, from));
+        if (status == DLX_PEER_LOST && is_under_way(e))
             trouble_of_loss(e, from);
         else
             exchange_result(e, status, &error);
@@ -419,7 +414,6 @@ static void attempt_begin(dlxi_engine *e) {
     dlx_error error;
     const dlxi_site *s = e->site;
     DLXI_ASSERT(e->state != NULL && s->submitted && s->attempt > 0 && !s->staged);
-    e->begins = false;
     e->begun_ms = e->now_ms;
     e->exchange_bytes = dlxi_state_exchange_bytes(e->state, 0);
     e->sent_round = s->round;
@@ -429,6 +423,7 @@ static void attempt_begin(dlxi_engine *e) {
                     dlxi_exchange_begin(e->exchange, e->state, &s->view, s->index, s->term,
                                         s->round, s->attempt, &error),
                     &error);
+    e->begins = false;
 }
 
 static void round_commit(dlxi_engine *e) {
@@ -447,6 +442,8 @@ static void round_commit(dlxi_engine *e) {
     }
     o->weight = dlxi_exchange_weight(e->exchange);
     o->exchange_bytes = e->exchange_bytes;
+    int64_t took_ms = e->now_ms - e->begun_ms;
+    o->exchange_ns = (uint64_t)(took_ms > 0 ? took_ms : 1) * 1000000; /* 0 is none */
     if (e->in_trouble)
         dlxi_lines_add(&e->lines, "round %llu committed", (unsigned long long)s->round - 1);
     e->in_trouble = false;
@@ -457,7 +454,7 @@ static void round_commit(dlxi_engine *e) {
 static void exchange_poll(dlxi_engine *e) {
     dlx_error error;
     bool staged = false;
-    if (e->state == NULL || e->outcome.ended) return;
+    if (e->state == NULL) return;
     if (e->begins) attempt_begin(e);
     if (e->state != NULL && is_under_way(e))
         exchange_result(e, dlxi_exchange_poll(e->exchange, e->state, &staged, &error), &error);
@@ -492,8 +489,10 @@ static void act(dlxi_engine *e, dlxi_site_action action) {
         e->begins = true;
         break;
     case DLXI_SITE_ABORT:
-        dlxi_exchange_abort(e->exchange);
-        e->begins = false;
+        if (e->site->attempt > 0) { /* else what is staged waits for its commit */
+            dlxi_exchange_abort(e->exchange);
+            e->begins = false;
+        }
         if (e->site->incoming.as.reason.text[0] == '\0') break;
         dlxi_lines_add(&e->lines, "%s", e->site->incoming.as.reason.text);
         e->in_trouble = true;
@@ -502,8 +501,6 @@ static void act(dlxi_engine *e, dlxi_site_action action) {
         e->commits = true;
         break;
     case DLXI_SITE_ENDED:
-        engine_end(e, e->site->result.status != DLX_OK ? &e->site->result : NULL);
-        break;
     case DLXI_SITE_NOTHING:
         break;
     }
@@ -524,6 +521,14 @@ static void engine_check(const dlxi_engine *e) {
         DLXI_ASSERT(e->ways[i].last_seen_ms <= e->now_ms && e->ways[i].moved_ms <= e->now_ms);
 }
 
+/* After every event; one in the middle of a computation leaves it to the event that computes. */
+static void engine_settle(dlxi_engine *e) {
+    if (e->busy) return;
+    if (e->site->phase == DLXI_SITE_DONE && !e->outcome.ended) engine_end(e);
+    join_if_linked(e);
+    engine_check(e);
+}
+
 void dlxi_engine_on_frame(dlxi_engine *e, uint32_t peer, const dlxi_frame *frame, int64_t now_ms) {
     DLXI_ASSERT(now_ms >= e->now_ms);
     e->now_ms = now_ms;
@@ -532,8 +537,7 @@ void dlxi_engine_on_frame(dlxi_engine *e, uint32_t peer, const dlxi_frame *frame
         act(e, dlxi_site_on_frame(e->site, frame, now_ms));
     else if (e->site->phase == DLXI_SITE_RUNNING && peer < e->site->count && peer != e->site->index)
         on_data(e, (uint16_t)peer, frame);
-    join_if_linked(e);
-    engine_check(e);
+    engine_settle(e);
 }
 
 void dlxi_engine_on_request(dlxi_engine *e, dlxi_request *r, int64_t now_ms) {
@@ -555,7 +559,7 @@ void dlxi_engine_on_request(dlxi_engine *e, dlxi_request *r, int64_t now_ms) {
     if (r->recalls && e->state != NULL) e->recalled = true;
     if (r->closes && !e->outcome.ended) {
         if (r->why.status != DLX_OK) dlxi_site_fail(e->site, &r->why);
-        engine_end(e, r->why.status != DLX_OK ? &r->why : NULL);
+        engine_end(e);
     }
 }
 
@@ -565,14 +569,18 @@ void dlxi_engine_on_room(dlxi_engine *e) {
 }
 
 void dlxi_engine_on_link_failure(dlxi_engine *e, const dlx_error *why) {
-    if (!e->outcome.ended) engine_fail(e, why);
+    dlxi_site_fail(e->site, why);
+    engine_settle(e);
 }
 
 /* ---- time ------------------------------------------------------------------------------------ */
 
 static void linking_judge(dlxi_engine *e) {
-    if (e->anchor_missing > 0 && e->now_ms - e->ways[ANCHOR_FROM].moved_ms >= e->timeout_ms)
+    int64_t still_ms = e->now_ms - e->ways[ANCHOR_FROM].moved_ms;
+    if (e->anchor_missing > 0 && still_ms >= e->timeout_ms) {
+        trouble_of_way(e, ANCHOR_FROM, still_ms);
         anchor_ask(e);
+    }
     if (e->now_ms - e->told_ms < e->timeout_ms) return;
     e->told_ms = e->now_ms;
     for (uint16_t i = 0; i < e->site->count; i++) {
@@ -613,13 +621,11 @@ void dlxi_engine_on_tick(dlxi_engine *e, int64_t now_ms) {
     }
     if (gap_ms > PAUSE_MS) e->moved_ms = now_ms;
     act(e, dlxi_site_on_tick(e->site, now_ms));
-    if (e->outcome.ended) return;
-    exchange_poll(e);
+    if (e->site->phase != DLXI_SITE_DONE) exchange_poll(e);
     if (e->linking) linking_judge(e);
     if (is_under_way(e)) attempt_judge(e);
     if (e->recalled && e->state != NULL && !e->linking) state_return(e);
-    join_if_linked(e);
-    engine_check(e);
+    engine_settle(e);
 }
 
 void dlxi_engine_keep_alive(dlxi_engine *e, int64_t now_ms) {
@@ -794,5 +800,5 @@ void dlxi_engine_done(dlxi_engine *e, const dlxi_engine_action *a, dlx_status st
     default:
         break;
     }
-    engine_check(e);
+    engine_settle(e);
 }

@@ -51,7 +51,7 @@ struct dlxi_exchange {
     float *row, *basis_scratch; /* [widest row]; [columns_max · stride] of the largest */
     double *spectrum;           /* [columns_max + columns_max²] of the largest */
     early *early_first, **early_last;
-    size_t early_bytes, early_bytes_max;
+    size_t early_bytes[DLXI_SITES_MAX], early_bytes_max; /* by sender; of one */
     void (*keepalive)(void *context);
     void *keepalive_context;
 };
@@ -113,7 +113,7 @@ dlx_status dlxi_exchange_open(dlxi_exchange **out, const dlxi_state *s, uint16_t
         DLX_TRY_OUT(dlxi_allreduce_open(&x->trips[trip], error));
         DLX_TRY_OUT(DLXI_NEW(&x->flat[trip], x->flat_values[trip], error));
         DLX_TRY_OUT(DLXI_NEW(&x->own[trip], x->flat_values[trip], error));
-        /* at most two whole exchanges of f32 are under way at once */
+        /* a site sends no more than this attempt and the next one, of f32 */
         if (x->flat_values[trip] > 0)
             x->early_bytes_max += 8 * x->flat_values[trip] * sizeof(float) + (1 << 20);
     }
@@ -140,8 +140,6 @@ static void early_drop(dlxi_exchange *x) {
         free(x->early_first);
         x->early_first = next;
     }
-    x->early_last = &x->early_first;
-    x->early_bytes = 0;
 }
 
 void dlxi_exchange_close(dlxi_exchange **exchange) {
@@ -330,7 +328,7 @@ static dlx_status frame_take(dlxi_exchange *x, const dlxi_frame *frame, dlx_erro
 
 static dlx_status early_keep(dlxi_exchange *x, const dlxi_frame *frame, dlx_error *error) {
     size_t bytes = sizeof(early) + frame->payload_bytes;
-    if (bytes > x->early_bytes_max - x->early_bytes)
+    if (frame->site >= DLXI_SITES_MAX || bytes > x->early_bytes_max - x->early_bytes[frame->site])
         DLX_FAIL(error, DATA, "site %u sends more than this round holds", frame->site);
     early *e = malloc(bytes);
     if (e == NULL)
@@ -341,7 +339,7 @@ static dlx_status early_keep(dlxi_exchange *x, const dlxi_frame *frame, dlx_erro
     memcpy(e->payload, frame->payload, frame->payload_bytes);
     *x->early_last = e;
     x->early_last = &e->next;
-    x->early_bytes += bytes;
+    x->early_bytes[frame->site] += bytes;
     return DLX_OK;
 }
 
@@ -367,7 +365,7 @@ static dlx_status early_replay(dlxi_exchange *x, dlx_error *error) {
         }
         if (order == 0 && status == DLX_OK) status = frame_take(x, &e->frame, error);
         *link = e->next;
-        x->early_bytes -= sizeof(early) + e->frame.payload_bytes;
+        x->early_bytes[e->frame.site] -= sizeof(early) + e->frame.payload_bytes;
         free(e);
     }
     x->early_last = link;

@@ -291,7 +291,7 @@ static void a_flood_is_bounded(void **state) {
     (void)state;
     static const uint8_t payload[60000];
     dlx_sync_config settings = team_settings(4, 4);
-    team *t = team_open(2, &settings);
+    team *t = team_open(3, &settings);
     train(t, 1);
     team_submit(t);
     team_begin(t, 1, 1);
@@ -311,17 +311,20 @@ static void a_flood_is_bounded(void **state) {
     assert_int_equal(status, DLX_DATA);
     assert_string_equal(error.message, "site 1 sends more than this round holds");
     assert_in_range(kept, sizeof payload, 3 << 20);
+    /* nor is another site refused for it */
+    dlxi_frame frame = frame_of(t, 2, 1, 2, payload, sizeof payload);
+    assert_int_equal(dlxi_exchange_on_frame(t->exchange[1], &frame, &error), DLX_OK);
     /* the attempt under way is not harmed, and the flood is gone with the attempt that it claimed
      * to be of */
     assert_true(team_move(t));
-    for (uint16_t i = 0; i < 2; i++) dlxi_exchange_abort(t->exchange[i]);
+    for (uint16_t i = 0; i < 3; i++) dlxi_exchange_abort(t->exchange[i]);
     dlx_status replayed = dlxi_exchange_begin(t->exchange[1], t->state[1], &t->view,
                                               t->view.member[1].site, 1, 1, 2, &error);
     assert_int_equal(replayed, DLX_DATA);
     team_begin(t, 1, 3);
     assert_true(team_move(t));
     team_commit(t);
-    assert_true(dlxi_state_anchor_hash(t->state[1]) == calm_hash(2, 1));
+    assert_true(dlxi_state_anchor_hash(t->state[1]) == calm_hash(3, 1));
     team_close(t);
 }
 

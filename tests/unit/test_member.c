@@ -249,7 +249,29 @@ static void results_that_keep_differing_end_the_run(void **state) {
     for (uint32_t attempt = 1; attempt <= 3; attempt++)
         for (uint32_t peer = 0; peer < 2; peer++) stage(w, peer, 1, attempt, peer);
     assert_stopped(w, 2, DLX_DIVERGED,
-                   "round 1 failed 3 times, last: the sites received different results");
+                   "round 1 failed 3 times, last: sites 'a' and 'b' received different results");
+    world_close(w);
+}
+
+/* A frame that is no message ends the run, or before it has begun its sender's part. */
+static void malformed_messages_name_their_sender(void **state) {
+    (void)state;
+    world *w = world_open(2, 1000, NULL);
+    const dlxi_frame nonsense = {.kind = DLXI_FRAME_READY, .term = 1, .round = 1};
+    dlxi_coordinator_on_frame(w->c, UINT32_MAX, "", "", &nonsense, w->now_ms);
+    join(w, 0, "b");
+    dlxi_coordinator_on_frame(w->c, 0, "", "", &nonsense, w->now_ms);
+    drain(w);
+    assert_int_equal(w->last[0]->kind, DLXI_FRAME_STOP);
+    assert_string_equal(w->last[0]->as.reason.text, "site 'b' sent a malformed message");
+    assert_int_equal(dlxi_coordinator_phase_of(w->c), DLXI_COORDINATOR_GATHERING);
+    join(w, 1, "a");
+    join(w, 2, "b");
+    assert_int_equal(w->last[1]->kind, DLXI_FRAME_WELCOME);
+    dlxi_coordinator_on_frame(w->c, 2, "", "", &nonsense, w->now_ms);
+    drain(w);
+    assert_int_equal(dlxi_coordinator_phase_of(w->c), DLXI_COORDINATOR_DONE);
+    assert_string_equal(w->last[1]->as.reason.text, "site 'b' sent a malformed message");
     world_close(w);
 }
 
@@ -679,6 +701,7 @@ int main(void) {
         cmocka_unit_test(staged_hashes_that_differ_are_repeated),
         cmocka_unit_test(nothing_counts_between_rounds),
         cmocka_unit_test(results_that_keep_differing_end_the_run),
+        cmocka_unit_test(malformed_messages_name_their_sender),
         cmocka_unit_test(a_round_in_trouble_is_tried_until_the_patience_is_over),
         cmocka_unit_test(a_commit_ends_the_trouble),
         cmocka_unit_test(what_was_lost_is_sent_again),

@@ -84,7 +84,11 @@ static void a_site_follows_its_coordinator(void **state) {
     assert_int_equal(begin_lone(&l, 3, 2, 1), DLXI_SITE_NOTHING); /* a lower term */
     assert_int_equal(begin_lone(&l, 5, 2, 1), DLXI_SITE_BEGIN);
     assert_int_equal(l.s->term, 5);
-    assert_int_equal(tell(&l, DLXI_FRAME_FINISHED, 5, 2, 1, 0), DLXI_SITE_ENDED);
+    dlxi_site_on_staged(l.s, 3);
+    l.message->as.commit = (dlxi_commit){.committed_tokens = 10, .finished = true};
+    assert_int_equal(tell(&l, DLXI_FRAME_COMMIT, 5, 2, 1, 0), DLXI_SITE_COMMIT);
+    dlxi_site_on_report(l.s, "done");
+    assert_int_equal(tell(&l, DLXI_FRAME_FINISHED, 5, 3, 0, 0), DLXI_SITE_ENDED);
     assert_int_equal(l.s->result.status, DLX_OK);
     lone_close(&l);
 }
@@ -96,6 +100,36 @@ static void a_commit_that_was_not_staged_ends_the_site(void **state) {
     submit_lone(&l);
     begin_lone(&l, 4, 1, 1);
     assert_int_equal(commit_lone(&l, 1, 1), DLXI_SITE_ENDED);
+    assert_int_equal(l.s->result.status, DLX_DATA);
+    lone_close(&l);
+}
+
+/* Nobody would ever send what the attempt waits for. */
+static void a_view_of_unknown_sites_ends_the_site(void **state) {
+    (void)state;
+    lone l = lone_open();
+    welcome_lone(&l);
+    submit_lone(&l);
+    l.message->as.view = (dlxi_view){.members = 2, .member = {{.tokens = 5}, {1, .tokens = 5}}};
+    assert_int_equal(tell(&l, DLXI_FRAME_BEGIN, 4, 1, 1, 0), DLXI_SITE_ENDED);
+    assert_int_equal(l.s->result.status, DLX_DATA);
+    lone_close(&l);
+}
+
+/* Else ranks that wait for a commit would wait for ever. */
+static void a_run_that_finishes_too_early_fails(void **state) {
+    (void)state;
+    lone l = lone_open();
+    assert_int_equal(tell(&l, DLXI_FRAME_FINISHED, 4, 1, 0, 0), DLXI_SITE_ENDED);
+    assert_int_equal(l.s->result.status, DLX_DATA);
+    lone_close(&l);
+    l = lone_open();
+    welcome_lone(&l);
+    submit_lone(&l);
+    begin_lone(&l, 4, 1, 1);
+    dlxi_site_on_staged(l.s, 3);
+    assert_int_equal(commit_lone(&l, 1, 1), DLXI_SITE_COMMIT);
+    assert_int_equal(tell(&l, DLXI_FRAME_FINISHED, 4, 2, 0, 0), DLXI_SITE_ENDED);
     assert_int_equal(l.s->result.status, DLX_DATA);
     lone_close(&l);
 }
@@ -222,6 +256,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_site_follows_its_coordinator),
         cmocka_unit_test(a_commit_that_was_not_staged_ends_the_site),
+        cmocka_unit_test(a_view_of_unknown_sites_ends_the_site),
+        cmocka_unit_test(a_run_that_finishes_too_early_fails),
         cmocka_unit_test(an_abort_takes_staging_back),
         cmocka_unit_test(a_site_repeats_what_waits_for_an_answer),
         cmocka_unit_test(the_reason_of_a_stop_reaches_the_caller),

@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The engine alone: what a coordinator, another site, a link or the system may do at an awkward
+ * moment, and what must not come of it. */
+#include "engine_lone.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <cmocka.h>
+
+/* A round of this site alone, up to the frame that commits it. */
+static lone *committing_lone(uint16_t sites) {
+    const dlx_sync_config config = lone_config();
+    lone *l = lone_open(&config, LONE_TENSORS);
+    lone_join(l, 0, sites);
+    assert_true(l->last.joined);
+    lone_submit(l);
+    lone_begin(l, 1, 1, 0, 1);
+    lone_turn(l, 1);
+    assert_int_equal(l->sent[DLXI_FRAME_STAGED], 1);
+    l->now_ms += 40;
+    lone_commit(l, 1, 1);
+    return l;
+}
+
+static void check_committed(lone *l) {
+    lone_turn(l, 1);
+    assert_true(l->last.committed && !l->last.ended);
+    assert_int_equal(l->state->rounds, 1);
+    lone_close(l);
+}
+
+static void an_exchange_is_timed(void **state) {
+    (void)state;
+    lone *l = committing_lone(3);
+    lone_turn(l, 2);
+    assert_true(l->last.committed);
+    assert_int_equal(l->last.exchange_ns, 42000000); /* from the turn after BEGIN */
+    lone_submit(l);                                  /* the coordinator is told with the next one */
+    lone_turn(l, 1);
+    assert_int_equal(l->said.kind, DLXI_FRAME_READY);
+    assert_int_equal(l->said.as.ready.exchange_ns, 42000000);
+    lone_close(l);
+}
+
+/* Between the COMMIT and the work that it asks for, nothing may take the staged exchange away. */
+
+static void a_late_abort_keeps_a_commit(void **state) {
+    (void)state;
+    lone *l = committing_lone(3);
+    l->speech.scratch.as.reason = (dlxi_reason){.status = DLX_ABORTED, .text = "another site"};
+    lone_tell(l, DLXI_FRAME_ABORT, 2, 0);
+    check_committed(l);
+}
+
+static void frames_of_rounds_far_away_keep_a_commit(void **state) {
+    (void)state;
+    lone *l = committing_lone(3);
+    dlxi_frame frame = {.kind = DLXI_FRAME_RESULT, .term = 1, .round = 9, .attempt = 1, .site = 1};
+    lone_hear(l, 1, frame);
+    assert_int_equal(l->sent[DLXI_FRAME_ABORT], 0); /* there is nothing to give up */
+    check_committed(l);
+}
+
+static void more_frames_than_a_round_holds_keep_a_commit(void **state) {
+    (void)state;
+    static uint8_t payload[DLXI_FRAME_PAYLOAD_MAX];
+    lone *l = committing_lone(3);
+    dlxi_frame frame = {.kind = DLXI_FRAME_RESULT,
+                        .term = 1,
+                        .round = 2,
+                        .attempt = 1,
+                        .site = 1,
+                        .payload_bytes = sizeof payload,
+                        .payload = payload};
+    for (int i = 0; i < 100; i++) lone_hear(l, 1, frame);
+    check_committed(l);
+}
+
+/* ---- joining --------------------------------------------------------------------------------- */
+
+/* As where small frames pass and large ones do not. */
+static void a_missing_anchor_is_reported(void **state) {
+    (void)state;
+    const dlx_sync_config config = lone_config();
+    lone *l = lone_open(&config, LONE_TENSORS);
+    lone_welcome(l, 1, 3, true);
+    for (int i = 0; i < 5 * LONE_TIMEOUT_MS / 500; i++) {
+        lone_tell(l, DLXI_FRAME_PING, 1, 0);
+        lone_greet(l, 0);
+        lone_greet(l, 2);
+        lone_turn(l, 500);
+    }
+    assert_false(l->last.joined);
+    assert_in_range(l->sent[DLXI_FRAME_ABORT], 3, 5);
+    lone_close(l);
+}
+
+/* ---- what another site sends ----------------------------------------------------------------- */
+
+static lone *exchanging_lone(void) {
+    const dlx_sync_config config = lone_config();
+    lone *l = lone_open(&config, LONE_TENSORS);
+    lone_join(l, 0, 3);
+    lone_submit(l);
+    lone_begin(l, 1, 1, 0, 3);
+    lone_turn(l, 1);
+    assert_int_equal(l->sent[DLXI_FRAME_STAGED], 0);
+    return l;
+}
+
+static void a_malformed_frame_ends_the_attempt_and_names_its_sender(void **state) {
+    (void)state;
+    lone *l = exchanging_lone();
+    dlxi_frame frame = {
+        .kind = DLXI_FRAME_RESULT, .term = 1, .round = 1, .attempt = 1, .site = 2, .tensor = 99};
+    for (int i = 0; i < 5; i++) lone_hear(l, 2, frame);
+    lone_turn(l, 1);
+    assert_int_equal(l->sent[DLXI_FRAME_ABORT], 1);
+    assert_string_equal(l->said.as.reason.text,
+                        "from site '02': site 2: tensor 99 is not part of this exchange");
+    assert_false(l->last.ended);
+    lone_close(l);
+}
+
+static void a_site_that_sends_as_another_is_named(void **state) {
+    (void)state;
+    lone *l = exchanging_lone();
+    lone_hear(l, 2, (dlxi_frame){.kind = DLXI_FRAME_GREETING, .term = 1, .site = 1});
+    lone_turn(l, 1);
+    assert_true(l->last.ended);
+    assert_int_equal(l->said.kind, DLXI_FRAME_FAILED);
+    assert_string_equal(l->said.as.reason.text,
+                        "site '02' sent as rank 0 of site 1, not as rank 0 of site 2; check "
+                        "wan.listen: each rank needs ports of its own");
+    lone_close(l);
+}
+
+static int mallocs_to_fail;
+void *__real_malloc(size_t bytes);
+void *__wrap_malloc(size_t bytes);
+void *__wrap_malloc(size_t bytes) {
+    return mallocs_to_fail > 0 && mallocs_to_fail-- > 0 ? NULL : __real_malloc(bytes);
+}
+
+/* ---- failures of this rank ------------------------------------------------------------------- */
+
+/* The link breaks while the commit is computed: the round counts, then the rank ends. */
+static void a_link_that_breaks_in_a_commit_ends_the_rank_after_it(void **state) {
+    (void)state;
+    lone *l = committing_lone(3);
+    l->link = DLX_SYSTEM;
+    l->busy_ms = 300;
+    lone_turn(l, 1);
+    assert_int_equal(l->refused, DLXI_FRAME_FAILED); /* the last that it tried */
+    assert_true(l->last.committed && l->last.ended);
+    assert_int_equal(l->state->rounds, 1);
+    assert_int_equal(l->last.failure.status, DLX_SYSTEM);
+    lone_close(l);
+}
+
+static void a_link_that_breaks_in_a_projection_ends_the_rank_after_it(void **state) {
+    (void)state;
+    const dlx_sync_config config = lone_config();
+    lone *l = lone_open(&config, LONE_TENSORS);
+    lone_join(l, 0, 3);
+    lone_submit(l);
+    lone_begin(l, 1, 1, 0, 1);
+    l->link = DLX_SYSTEM;
+    l->busy_ms = 300;
+    lone_turn(l, 1);
+    assert_true(l->last.ended && !l->last.committed);
+    assert_int_equal(l->last.failure.status, DLX_SYSTEM);
+    lone_close(l);
+}
+
+static void a_rank_without_memory_for_a_message_ends(void **state) {
+    (void)state;
+    const dlx_sync_config config = lone_config();
+    lone *l = lone_open(&config, LONE_TENSORS);
+    lone_join(l, 0, 3);
+    mallocs_to_fail = 1;
+    lone_submit(l);
+    assert_int_equal(mallocs_to_fail, 0);
+    lone_turn(l, 1);
+    assert_true(l->last.ended);
+    assert_int_equal(l->last.failure.status, DLX_MEMORY);
+    lone_close(l);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(an_exchange_is_timed),
+        cmocka_unit_test(a_late_abort_keeps_a_commit),
+        cmocka_unit_test(frames_of_rounds_far_away_keep_a_commit),
+        cmocka_unit_test(more_frames_than_a_round_holds_keep_a_commit),
+        cmocka_unit_test(a_missing_anchor_is_reported),
+        cmocka_unit_test(a_malformed_frame_ends_the_attempt_and_names_its_sender),
+        cmocka_unit_test(a_site_that_sends_as_another_is_named),
+        cmocka_unit_test(a_link_that_breaks_in_a_commit_ends_the_rank_after_it),
+        cmocka_unit_test(a_link_that_breaks_in_a_projection_ends_the_rank_after_it),
+        cmocka_unit_test(a_rank_without_memory_for_a_message_ends),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
