@@ -14,7 +14,7 @@ enum {
     GREET_SOON_MS = 250,
     GREET_MS = 1000,
     PAUSE_MS = 1000,  /* a longer gap between ticks is this process's own pause, not a silence */
-    RESULT_MS = 1000, /* a missing result is judged this much later: its owner may be waiting */
+    RESULT_MS = 1000, /* a missing result is judged this much later if its owner may be waiting */
     ANCHOR_FROM = 0,  /* the site whose θ starts the run */
     PIECE_GROUP = 64, /* values per "group" of an ANCHOR frame */
     PIECE_VALUES = DLXI_FRAME_PAYLOAD_MAX / (int)sizeof(float) / PIECE_GROUP * PIECE_GROUP
@@ -203,14 +203,6 @@ static void trouble_of_way(dlxi_engine *e, uint16_t from, int64_t silent_ms) {
     trouble_report(e, text);
 }
 
-static void trouble_of_loss(dlxi_engine *e, uint16_t from) {
-    char text[DLXI_REASON_MAX + 1];
-    snprintf(text, sizeof text,
-             "frames from site '%s' to site '%s' were lost: the connection broke", name_of(e, from),
-             e->name);
-    trouble_report(e, text);
-}
-
 /* A malformed frame or a gap ends the attempt, if one is under way, which starts again from M;
  * other failures end the run. */
 static void exchange_result(dlxi_engine *e, dlx_status status, const dlx_error *error) {
@@ -337,7 +329,8 @@ static bool frames_were_lost(const way *v, const dlxi_frame *greeting) {
     return sent > (same ? v->received : 0);
 }
 
-static void on_greeting(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
+/* DLX_PEER_LOST: frames of the attempt did not arrive. */
+static dlx_status on_greeting(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
     way *v = &e->ways[from];
     if (!v->heard) v->greeted_ms = e->now_ms - GREET_MS; /* it waits for an answer */
     v->heard = true;
@@ -349,19 +342,18 @@ static void on_greeting(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) 
         v->cursor = (dlxi_state_cursor){0};
         v->sent = 0;
     }
-    if (!frames_were_lost(v, frame)) return;
+    if (!frames_were_lost(v, frame)) return DLX_OK;
+    if (is_under_way(e) && frame->round == e->site->round && frame->attempt == e->site->attempt)
+        return DLX_PEER_LOST;
     if (frame->round == 0 && e->linking && from == ANCHOR_FROM &&
-        frame->attempt == e->anchor_transfer && e->anchor_missing > 0) {
+        frame->attempt == e->anchor_transfer && e->anchor_missing > 0)
         anchor_ask(e);
-    } else if (is_under_way(e) && frame->round == e->site->round &&
-               frame->attempt == e->site->attempt) {
-        trouble_of_loss(e, from);
-    }
+    return DLX_OK;
 }
 
 static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
     dlx_error error;
-    dlx_status status;
+    dlx_status status = DLX_OK;
     way *v = &e->ways[from];
     if (frame->site != from || frame->rank != e->rank) {
         dlxi_error_set(&error, DLX_DATA,
@@ -374,7 +366,7 @@ static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
     v->last_seen_ms = e->now_ms;
     switch (frame->kind) {
     case DLXI_FRAME_GREETING:
-        on_greeting(e, from, frame);
+        status = on_greeting(e, from, frame);
         break;
     case DLXI_FRAME_ANCHOR:
         frame_count(v, frame);
@@ -386,14 +378,15 @@ static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
         way_moved(e, from);
         status = dlxi_exchange_on_frame(e->exchange, frame, &error);
         if (status == DLX_DATA) dlxi_error_prefix(&error, "from site '%s': ", name_of(e, from));
-        if (status == DLX_PEER_LOST && is_under_way(e))
-            trouble_of_loss(e, from);
-        else
-            exchange_result(e, status, &error);
         break;
     default:
         break;
     }
+    if (status == DLX_PEER_LOST)
+        dlxi_error_set(&error, status,
+                       "frames from site '%s' to site '%s' were lost: the connection broke",
+                       name_of(e, from), e->name);
+    exchange_result(e, status, &error);
 }
 
 /* ---- rounds ---------------------------------------------------------------------------------- */
@@ -597,13 +590,13 @@ static void attempt_judge(dlxi_engine *e) {
         for (uint16_t i = 0; i < e->site->count; i++) {
             const way *v = &e->ways[i];
             dlxi_awaited awaited = dlxi_exchange_awaits(e->exchange, i);
-            int64_t still_ms = e->now_ms - v->moved_ms;
-            int64_t late_ms = awaited == DLXI_AWAITED_RESULT ? RESULT_MS : 0;
+            int64_t still_ms = e->now_ms - v->moved_ms, silent_ms = e->now_ms - v->last_seen_ms;
+            bool may_wait = awaited == DLXI_AWAITED_RESULT && silent_ms < e->timeout_ms;
+            int64_t late_ms = may_wait ? RESULT_MS : 0;
             /* contributions first: a site that lacks them has no result to send */
             if (awaited != (pass == 0 ? DLXI_AWAITED_CONTRIBUTION : DLXI_AWAITED_RESULT) ||
                 still_ms < e->timeout_ms + late_ms)
                 continue;
-            int64_t silent_ms = e->now_ms - v->last_seen_ms;
             trouble_of_way(e, i, silent_ms > still_ms ? silent_ms : still_ms);
             return;
         }
