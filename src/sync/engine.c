@@ -14,7 +14,6 @@ enum {
     GREET_SOON_MS = 250,
     GREET_MS = 1000,
     PAUSE_MS = 1000,  /* a longer gap between ticks is this process's own pause, not a silence */
-    RESULT_MS = 1000, /* a missing result is judged this much later if its owner may be waiting */
     ANCHOR_FROM = 0,  /* the site whose θ starts the run */
     PIECE_GROUP = 64, /* values per "group" of an ANCHOR frame */
     PIECE_VALUES = DLXI_FRAME_PAYLOAD_MAX / (int)sizeof(float) / PIECE_GROUP * PIECE_GROUP
@@ -280,7 +279,8 @@ static void on_anchor(dlxi_engine *e, const dlxi_frame *frame) {
     if (is_next && (piece.count != next.count || frame->payload_bytes % sizeof(float) != 0 ||
                     dlxi_state_restore(e->state, &piece, &error) != DLX_OK)) {
         dlxi_error_set(&error, DLX_DATA,
-                       "site %u sent starting parameters that do not fit this model", frame->site);
+                       "site '%s' sent starting parameters that do not fit this model",
+                       name_of(e, ANCHOR_FROM));
         dlxi_site_fail(e->site, &error);
     } else if (is_next) {
         e->anchor_cursor = cursor;
@@ -583,23 +583,24 @@ static void linking_judge(dlxi_engine *e) {
     }
 }
 
-/* If nothing of the attempt moves, on no way: reports the way that holds it up. */
+/* If nothing of the attempt moves here, on no way: the way that holds it up. One that is silent;
+ * else, later, one whose contribution is missing, else one whose result is: who owes it may itself
+ * wait for another way that is silent, and report that. */
 static void attempt_judge(dlxi_engine *e) {
-    if (e->now_ms - e->moved_ms < e->timeout_ms) return;
-    for (int pass = 0; pass < 2 && is_under_way(e) && !DLXI_PLANTED(6); pass++)
-        for (uint16_t i = 0; i < e->site->count; i++) {
-            const way *v = &e->ways[i];
-            dlxi_awaited awaited = dlxi_exchange_awaits(e->exchange, i);
-            int64_t still_ms = e->now_ms - v->moved_ms, silent_ms = e->now_ms - v->last_seen_ms;
-            bool may_wait = awaited == DLXI_AWAITED_RESULT && silent_ms < e->timeout_ms;
-            int64_t late_ms = may_wait ? RESULT_MS : 0;
-            /* contributions first: a site that lacks them has no result to send */
-            if (awaited != (pass == 0 ? DLXI_AWAITED_CONTRIBUTION : DLXI_AWAITED_RESULT) ||
-                still_ms < e->timeout_ms + late_ms)
-                continue;
-            trouble_of_way(e, i, silent_ms > still_ms ? silent_ms : still_ms);
-            return;
-        }
+    enum { SILENT = DLXI_AWAITED_CONTRIBUTION + 1 };
+    int64_t still_ms = e->now_ms - e->moved_ms;
+    int worst = DLXI_AWAITED_NOTHING;
+    uint16_t from = 0;
+    for (uint16_t i = 0; i < e->site->count && !DLXI_PLANTED(6); i++) {
+        int one = (int)dlxi_exchange_awaits(e->exchange, i);
+        bool silent = e->now_ms - e->ways[i].last_seen_ms >= e->timeout_ms;
+        if (one != DLXI_AWAITED_NOTHING && silent) one = SILENT;
+        if (one > worst) worst = one, from = i;
+    }
+    if (worst == DLXI_AWAITED_NOTHING || still_ms < e->timeout_ms * (worst == SILENT ? 1 : 2))
+        return;
+    int64_t silent_ms = e->now_ms - e->ways[from].last_seen_ms;
+    trouble_of_way(e, from, silent_ms > still_ms ? silent_ms : still_ms);
 }
 
 void dlxi_engine_on_tick(dlxi_engine *e, int64_t now_ms) {
