@@ -618,7 +618,7 @@ void dlxi_engine_on_tick(dlxi_engine *e, int64_t now_ms) {
     if (e->site->phase != DLXI_SITE_DONE) exchange_poll(e);
     if (e->linking) linking_judge(e);
     if (is_under_way(e)) attempt_judge(e);
-    if (e->recalled && e->state != NULL && !e->linking) state_return(e);
+    if (e->recalled && e->state != NULL) state_return(e);
     engine_settle(e);
 }
 

@@ -18,11 +18,14 @@ enum {
     LONE_ACTIONS_MAX = 5000 /* in a row: more never end */
 };
 
-typedef struct lone {
+typedef struct lone lone;
+struct lone {
     dlxi_engine *engine;
     dlxi_state *state; /* NULL while the engine has it */
     int64_t now_ms;
-    dlx_status link;           /* what a send returns */
+    dlx_status link;                                                  /* what a send returns */
+    void (*on_send)(lone *l, uint32_t peer, const dlxi_frame *frame); /* if taken; may be NULL */
+    void *context;
     int64_t busy_ms;           /* time that passes between two tensors of a computation */
     uint32_t sent[LONE_KINDS]; /* frames that the link took, by kind */
     dlxi_frame_kind refused;   /* the last frame that it did not take; 0: none */
@@ -31,7 +34,7 @@ typedef struct lone {
     dlxi_outcome last;                       /* flags are kept */
     dlxi_outbox speech;                      /* encodes what the coordinator says */
     dlxi_message said;                       /* the last one to the coordinator */
-} lone;
+};
 
 static inline void lone_actions(lone *l) {
     dlxi_engine_action a;
@@ -44,6 +47,7 @@ static inline void lone_actions(lone *l) {
             DLXI_ASSERT((int)a.frame.kind < LONE_KINDS);
             if (a.peer == DLXI_SITE_COORDINATOR)
                 DLXI_ASSERT(dlxi_message_decode(&l->said, &a.frame, NULL) == DLX_OK);
+            if (status == DLX_OK && l->on_send != NULL) l->on_send(l, a.peer, &a.frame);
             if (status == DLX_OK)
                 l->sent[a.frame.kind]++;
             else
@@ -71,8 +75,8 @@ static inline void lone_keepalive(void *context) {
     lone_actions(l);
 }
 
-/* The first `tensors` of three. */
-static inline lone *lone_open(const dlx_sync_config *config, size_t tensors) {
+/* The first `tensors` of three; all of θ is `start`. */
+static inline lone *lone_open(const dlx_sync_config *config, size_t tensors, float start) {
     static const dlx_tensor all[LONE_TENSORS] = {
         {.name = "matrix", .rows = 12, .cols = 20},
         {.name = "bias", .rows = 1, .cols = 33, .id = 1},
@@ -80,6 +84,9 @@ static inline lone *lone_open(const dlx_sync_config *config, size_t tensors) {
     lone *l = calloc(1, sizeof *l);
     DLXI_ASSERT(l != NULL);
     DLXI_ASSERT(dlxi_state_open(&l->state, config, all, tensors, NULL) == DLX_OK);
+    for (size_t i = 0; i < tensors; i++)
+        for (int64_t k = 0; k < dlxi_state_tensor_values(&l->state->tensors[i]); k++)
+            l->state->tensors[i].anchor[k] = start;
     dlxi_state_rehash(l->state);
     DLXI_ASSERT(dlxi_engine_open(&l->engine, config, l->state, 0, NULL) == DLX_OK);
     dlxi_engine_set_keepalive(l->engine, lone_keepalive, l);
@@ -168,7 +175,10 @@ static inline void lone_join(lone *l, uint16_t index, uint16_t sites) {
 }
 
 static inline void lone_submit(lone *l) {
-    dlxi_request r = {.state = l->state, .submits = true, .ready = {.tokens = 10, .norm = 1}};
+    dlxi_request r = {.state = l->state, .submits = true};
+    r.ready = (dlxi_ready){.tokens = 10, .windows_used = 2, .norm = 1, .step_ns = 1000};
+    if (!l->state->method->averages_gradients)
+        r.ready.anchor_hash = dlxi_state_anchor_hash(l->state);
     l->state = NULL;
     dlxi_engine_on_request(l->engine, &r, l->now_ms);
 }

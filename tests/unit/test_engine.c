@@ -11,7 +11,7 @@
 /* A round of this site alone, up to the frame that commits it. */
 static lone *committing_lone(uint16_t sites) {
     const dlx_sync_config config = lone_config();
-    lone *l = lone_open(&config, LONE_TENSORS);
+    lone *l = lone_open(&config, LONE_TENSORS, 0);
     lone_join(l, 0, sites);
     assert_true(l->last.joined);
     lone_submit(l);
@@ -83,7 +83,7 @@ static void more_frames_than_a_round_holds_keep_a_commit(void **state) {
 static void a_missing_anchor_is_reported(void **state) {
     (void)state;
     const dlx_sync_config config = lone_config();
-    lone *l = lone_open(&config, LONE_TENSORS);
+    lone *l = lone_open(&config, LONE_TENSORS, 0);
     lone_welcome(l, 1, 3, true);
     for (int i = 0; i < 5 * LONE_TIMEOUT_MS / 500; i++) {
         lone_tell(l, DLXI_FRAME_PING, 1, 0);
@@ -100,7 +100,7 @@ static void a_missing_anchor_is_reported(void **state) {
 
 static lone *exchanging_lone(void) {
     const dlx_sync_config config = lone_config();
-    lone *l = lone_open(&config, LONE_TENSORS);
+    lone *l = lone_open(&config, LONE_TENSORS, 0);
     lone_join(l, 0, 3);
     lone_submit(l);
     lone_begin(l, 1, 1, 0, 3);
@@ -183,7 +183,7 @@ static void a_link_that_breaks_in_a_commit_ends_the_rank_after_it(void **state) 
 static void a_link_that_breaks_in_a_projection_ends_the_rank_after_it(void **state) {
     (void)state;
     const dlx_sync_config config = lone_config();
-    lone *l = lone_open(&config, LONE_TENSORS);
+    lone *l = lone_open(&config, LONE_TENSORS, 0);
     lone_join(l, 0, 3);
     lone_submit(l);
     lone_begin(l, 1, 1, 0, 1);
@@ -198,7 +198,7 @@ static void a_link_that_breaks_in_a_projection_ends_the_rank_after_it(void **sta
 static void a_rank_without_memory_for_a_message_ends(void **state) {
     (void)state;
     const dlx_sync_config config = lone_config();
-    lone *l = lone_open(&config, LONE_TENSORS);
+    lone *l = lone_open(&config, LONE_TENSORS, 0);
     lone_join(l, 0, 3);
     mallocs_to_fail = 1;
     lone_submit(l);
