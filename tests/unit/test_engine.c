@@ -141,7 +141,7 @@ static void silent_sites_are_named_within_the_timeout(void **state) {
     (void)state;
     const dlx_sync_config config = lone_config();
     for (uint16_t index = 0; index < 3; index++) {
-        lone *l = lone_open(&config, 1); /* too few groups for three owners */
+        lone *l = lone_open(&config, 1, 0); /* too few groups for three owners */
         lone_join(l, index, 3);
         lone_submit(l);
         lone_begin(l, 1, 1, 0, 3);
