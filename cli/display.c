@@ -101,12 +101,14 @@ void display_step(display *d, int site, const char *line) {
 void display_text(display *d, const char *site, const char *text) {
     if (d == NULL) return;
     pthread_mutex_lock(&d->mutex);
+    bool was_drawn = d->drawn;
     lines_erase(d);
     if (site != NULL)
         printf("%-*s  %s\n", d->name_width, site, text);
     else
         printf("%s\n", text);
     fflush(stdout);
+    if (was_drawn) lines_draw(d); /* the next step may take as long as an outage */
     pthread_mutex_unlock(&d->mutex);
 }
 

@@ -51,7 +51,7 @@ static void *site(void *context) {
     config.inner_steps = 10;
     dlx_tensor tensor = {.name = "weights", .data = mine->weights, .rows = 1, .cols = FEATURES};
     dlx_sync *sync = NULL;
-    dlx_step step = {0};
+    dlx_step step = DLX_STEP_INIT;
     mine->status = dlx_sync_open(&sync, &config, &tensor, 1, &mine->error);
     while (mine->status == DLX_OK && !step.finished) {
         mine->loss = descend(mine->weights, x);

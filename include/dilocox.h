@@ -8,17 +8,41 @@
  *   dlx_coordinator   the run's rendezvous, leases and commits; one per run, in any process
  *   dlx_hub           joins sites and a coordinator that are threads of a process (the `mem` link)
  *
- * Conventions. Functions return a dlx_status and, where one is given, fill the caller's dlx_error.
- * On failure nothing is handed over: what the caller owned it still owns, and every *out is NULL.
- * `*_close(&p)` takes NULL and half-built objects, joins their threads, and sets p to NULL. The
- * library does not print, exit, or install signal handlers. Sizes are in the unit that ends the
- * name. Arrays are row-major. Calls on one object come from one thread at a time unless said, block
- * only where said, and return DLX_ARGUMENT for a NULL that must not be one.
+ * Conventions
  *
- * A struct that begins with `size` grows at its end. Begin with its DLX_*_INIT macro, or from
- * another language with its *_default function. Members that the caller's header lacks have their
- * defaults; members that the library lacks must be zero, or it returns DLX_ARGUMENT, naming both
- * sizes. */
+ * Statuses. A function that can fail returns a dlx_status and, if it has an `error` that is not
+ * NULL, fills it on failure. Besides the statuses named with it, it may return DLX_ARGUMENT, for a
+ * NULL that must not be one, and DLX_MEMORY. Other functions do nothing for such a NULL, and return
+ * 0, false or NULL.
+ *
+ * Ownership. Arguments are borrowed during the call, unless said. On failure nothing is handed
+ * over: *out is NULL, and the caller owns what it owned. `*_close(&p)` takes NULL and a NULL p,
+ * joins the object's threads, and sets p to NULL; it is the only way to free an object.
+ *
+ * Threads. Calls on one object come from one thread at a time, but for functions of "any thread",
+ * which may run beside any call on the object except its close. Objects are independent of each
+ * other. A function blocks only if it says so.
+ *
+ * Callbacks. They come inside a call of the library, on the calling thread, and may themselves call
+ * only functions of any thread on the same object. `log` alone comes on other threads too: see
+ * dlx_log.
+ *
+ * Values. A name's ending is its unit: _bytes, _ms, _s (seconds); `tokens`, `windows` and `values`
+ * are counts. Arrays are row-major. Texts are UTF-8 and end with a zero byte.
+ *
+ * The library does not print, exit or install signal handlers. It aborts on a bug of its own only.
+ *
+ * Binary interface. A program keeps running with newer libraries of the same soname:
+ *
+ *   - A struct that begins with `size`, the caller's sizeof, grows at its end. Begin with its
+ *     DLX_*_INIT macro; from another language zero it and set `size`, or use its *_default
+ *     function. Members that are read and that the caller's header lacks have their defaults;
+ *     members that the library lacks must be zero, or it returns DLX_ARGUMENT and names both sizes.
+ *     Of a struct that is filled in, the library writes what `size` has room for and leaves the
+ *     rest.
+ *   - dlx_tensor grows too, by dlx_sync_config.tensor_bytes. Other structs stay as they are.
+ *   - The number of an enumerator never changes; new ones go behind the last. An enum is 4 bytes.
+ */
 #ifndef DILOCOX_H
 #define DILOCOX_H
 
@@ -61,8 +85,8 @@ DLX_API uint32_t dlx_version_number(void);
 
 /* ---- statuses -------------------------------------------------------------------------------- */
 
-/* X(code, class, text). The class says what to do: retry the call, go on in another view, give up,
- * or mend the caller. */
+/* X(code, class, text), numbered from 0. The class says what to do: retry the call, go on in
+ * another view, give up, or mend the caller. */
 #define DLX_STATUS_TABLE(X)                                                                        \
     X(OK, DLX_CLASS_NONE, "done")                                                                  \
     X(AGAIN, DLX_CLASS_RETRY, "would block; try again")                                            \
@@ -87,23 +111,24 @@ typedef enum dlx_status {
 } dlx_status;
 
 typedef enum dlx_status_class {
-    DLX_CLASS_NONE,
-    DLX_CLASS_RETRY,
-    DLX_CLASS_VIEW_CHANGED,
-    DLX_CLASS_FATAL,
-    DLX_CLASS_CALLER
+    DLX_CLASS_NONE = 0,
+    DLX_CLASS_RETRY = 1,
+    DLX_CLASS_VIEW_CHANGED = 2,
+    DLX_CLASS_FATAL = 3,
+    DLX_CLASS_CALLER = 4
 } dlx_status_class;
 
 /* What went wrong, for a person. Owned by the caller; any function may overwrite it. */
 typedef struct dlx_error {
     dlx_status status;
-    int system_errno;  /* 0 where no system call failed */
-    int64_t round;     /* -1 where no round is concerned */
-    char site[64];     /* empty where no site is concerned */
+    int system_errno;  /* 0 if no system call failed */
+    int64_t round;     /* -1 if no round is concerned */
+    char site[64];     /* empty if no site is concerned */
     char message[512]; /* one sentence and a hint */
 } dlx_error;
 
-/* Both return static text or a class; never fail; any thread. */
+/* Static text, for any number; the class of an unknown status is DLX_CLASS_CALLER. Never fail; any
+ * thread. */
 DLX_API const char *dlx_status_text(dlx_status status);
 DLX_API dlx_status_class dlx_status_class_of(dlx_status status);
 
@@ -111,51 +136,63 @@ DLX_API dlx_status_class dlx_status_class_of(dlx_status status);
 
 /* What training does while a round's pseudo-gradients travel (docs/algorithm.md). */
 typedef enum dlx_overlap {
-    DLX_OVERLAP_ALLREDUCE, /* the baseline: a gradient mean every inner step, no outer step */
-    DLX_OVERLAP_NONE,      /* wait for it (DiLoCo) */
-    DLX_OVERLAP_DELAYED,   /* apply it a round later (DiLoCoX) */
-    DLX_OVERLAP_EAGER,     /* as delayed, with this site's own share at once (arXiv 2502.12996) */
-    DLX_OVERLAP_CARRY /* apply it as soon as it is there, on top of the progress made meanwhile */
+    DLX_OVERLAP_ALLREDUCE = 0, /* the baseline: a gradient mean every inner step, no outer step */
+    DLX_OVERLAP_NONE = 1,      /* wait for it (DiLoCo) */
+    DLX_OVERLAP_DELAYED = 2,   /* apply it a round later (DiLoCoX) */
+    DLX_OVERLAP_EAGER = 3,     /* as delayed, with this site's own share at once (2502.12996) */
+    DLX_OVERLAP_CARRY = 4      /* apply it on arrival, on top of the progress made meanwhile */
 } dlx_overlap;
 
 typedef enum dlx_adaptation {
-    DLX_ADAPTATION_OFF,
-    DLX_ADAPTATION_PAPER, /* rank follows the update's spectrum, H follows the rank */
-    DLX_ADAPTATION_LINK   /* rank and H as the slowest member's link allows */
+    DLX_ADAPTATION_OFF = 0,
+    DLX_ADAPTATION_PAPER = 1, /* rank follows the update's spectrum, H follows the rank */
+    DLX_ADAPTATION_LINK = 2   /* rank and H as the slowest member's link allows */
 } dlx_adaptation;
 
-/* Where a tensor's data is: in this process, or behind the config's fetch and store. */
-typedef enum dlx_memory { DLX_MEMORY_HOST, DLX_MEMORY_CALLER } dlx_memory;
+/* Where a tensor's values are: in this process, or behind the config's fetch and store. */
+typedef enum dlx_memory { DLX_MEMORY_HOST = 0, DLX_MEMORY_CALLER = 1 } dlx_memory;
 
-typedef enum dlx_dtype { DLX_F32, DLX_BF16, DLX_F16 } dlx_dtype;
+/* IEEE binary32, bfloat16, IEEE binary16. */
+typedef enum dlx_dtype { DLX_F32 = 0, DLX_BF16 = 1, DLX_F16 = 2 } dlx_dtype;
 
 typedef enum dlx_kind {
-    DLX_TRAINED,
-    DLX_STATISTICS /* averaged at each outer step, but not trained: no momentum, nothing carried */
+    DLX_TRAINED = 0,
+    /* as of batch normalisation: p ← the sites' mean, weighted by tokens and sent in f32, at each
+     * outer step; no momentum, no residual. Not with overlap allreduce */
+    DLX_STATISTICS = 1
 } dlx_kind;
 
-/* A named tensor, rows × cols, row-major; a vector has rows = 1. `data` stays the caller's, and is
- * read and written inside calls of dlx_sync only. */
+/* A named tensor p of rows × cols values. It is read and written inside calls on its dlx_sync
+ * only. */
 typedef struct dlx_tensor {
-    const char *name; /* unique; copied */
-    void *data;       /* of `dtype`; not used if memory is the caller's */
-    int64_t rows, cols;
+    const char *name; /* unique in the array, not empty; copied at open */
+    /* [rows, cols] of `dtype`, aligned to its 4 or 2 bytes; must stay until close. Not used if the
+     * memory is the caller's */
+    void *data;
+    int64_t rows, cols; /* at least 1; a vector has rows = 1; rows · cols is at most 2^32 */
     dlx_memory memory;
     bool plain; /* never low rank, whatever its shape: quantised whole */
-    /* its place in the whole model, if a site has several ranks: ascending, and unique over the
-     * ranks. With one rank it is the place in the array, and this is not read */
+    /* its place in the whole model if a site has several ranks: ascending in the array, unique over
+     * the ranks. With one rank the index in the array is used instead */
     uint32_t id;
-    /* of 16 bits: what is written is rounded to nearest, and rounding is no training: it enters no
-     * pseudo-gradient. Anchor, momentum and error are kept in f32, so that small updates add up */
+    /* of 16 bits: what is written is rounded to nearest even, and rounding is no training: it
+     * enters no pseudo-gradient. Anchor, momentum and residual are f32, so small updates add up */
     dlx_dtype dtype;
     dlx_kind kind;
 } dlx_tensor;
 
-/* dst[count] ← values first … first + count − 1 of tensors[tensor], as f32; and the way back (of 16
- * bits: already rounded to them). Called on the thread that called dlx_sync, inside its call: at
- * open, when a pseudo-gradient is submitted, when an update is applied, and for an anchor that is
- * taken; at no other time. Each tensor in order, in chunks of at most `staging_bytes`. What is not
- * DLX_OK ends that call with it. */
+/* fetch: dst[count] ← values first … first + count − 1 of tensors[tensor], as f32. store: the way
+ * back; of 16 bits the values are already rounded to them. At these times and no others, each
+ * tensor in order, in ascending chunks of at most staging_bytes:
+ *
+ *   dlx_sync_open          fetch; then store if the run starts from other parameters
+ *   a step that submits    fetch; and store if it applies in the same pass
+ *   a step that applies    store; after fetch, unless overlap is none or the run is finished
+ *   dlx_sync_take_anchor   store
+ *   overlap allreduce      fetch: at open, at the run's end, and for each call about the anchor
+ *
+ * `error` may be NULL; fill it on failure. What is not DLX_OK ends the library's call with that
+ * status, after which the dlx_sync can only be closed. */
 typedef dlx_status (*dlx_fetch)(void *context, size_t tensor, int64_t first, int64_t count,
                                 float *dst, dlx_error *error);
 typedef dlx_status (*dlx_store)(void *context, size_t tensor, int64_t first, int64_t count,
@@ -165,21 +202,29 @@ typedef struct dlx_hub dlx_hub;
 
 /* Where the other sites are: a hub in this process, or addresses. */
 typedef struct dlx_link_config {
-    dlx_hub *hub;            /* NULL: a link between processes, as follows */
-    const char *name;        /* of that link; NULL: "zmq" */
-    const char *coordinator; /* "host:port"; a coordinator may ask for port 0 */
-    /* where peers reach this site; NULL or "": the address that reaches the coordinator */
+    dlx_hub *hub;     /* must outlive the link. NULL: a link between processes, as follows */
+    const char *name; /* of that link; NULL: "zmq" */
+    /* "host:port" or "[IPv6]:port"; a coordinator may ask for port 0: any free one */
+    const char *coordinator;
+    /* a site's: where peers reach it; NULL or "": the address that reaches the coordinator */
     const char *listen_host;
-    uint16_t listen_port; /* first of a range of one port a site; 0: any free ones */
-    bool unencrypted;     /* loopback only */
+    uint16_t listen_port; /* the first of a range of one port per site; 0: any free ones */
+    bool unencrypted;     /* allowed on loopback addresses only */
+    /* needed unless unencrypted: this process's key file (dlx_key_generate), and the public keys
+     * that may join, "name key" per line, the coordinator's under `coordinator` */
     const char *key_path, *roster_path;
 } dlx_link_config;
 
+/* A line for who watches the run: no newline, valid during the call. It comes on the thread in
+ * dlx_sync_open or dlx_coordinator_run, until close also on the exchange thread of a dlx_sync (of
+ * rank 0; lines about its connections on every rank), and with encryption on the thread that admits
+ * keys: from several at once. */
 typedef void (*dlx_log)(void *context, const char *line);
 
-/* all[ranks][bytes] ← own[bytes] of each rank of this site, in order of rank. Every rank of the
- * site makes the same calls in the same order, inside its dlx_sync_step and dlx_sync_gradients.
- * MPI_Allgather is one. */
+/* all[ranks][bytes] ← own[bytes] of each rank of this site, in order of rank; blocks until all of
+ * them call it. Every rank of the site makes the same calls in the same order, inside its
+ * dlx_sync_step and dlx_sync_gradients. MPI_Allgather is one. `error` may be NULL; what is not
+ * DLX_OK ends the call with it. */
 typedef dlx_status (*dlx_gather)(void *context, void *all, const void *own, size_t bytes,
                                  dlx_error *error);
 
@@ -275,207 +320,284 @@ typedef dlx_status (*dlx_gather)(void *context, void *all, const void *own, size
 
 /* ---- one site -------------------------------------------------------------------------------- */
 
+/* Texts and the tensors' array are borrowed during dlx_sync_open; callbacks and their contexts, the
+ * flag, the hub and staging must stay until close. */
 typedef struct dlx_sync_config {
     size_t size;
     const char *site; /* its name: 1 to 63 of A–Z a–z 0–9 . _ -, not beginning with . or - */
     /* within the site; 0 of 1. Each rank opens the tensors that it alone synchronises, and
-     * exchanges them with the ranks of the same number elsewhere; 1 to 1024 */
+     * exchanges them with the ranks of the same number elsewhere; ranks is 1 to 1024 */
     uint16_t rank, ranks;
     /* needed if ranks > 1: all ranks submit, apply, fail and are interrupted at the same step */
     dlx_gather gather;
     void *gather_context;
     dlx_link_config link;
     uint64_t seed; /* of the low-rank bases; equal on all sites */
-    /* settings that all sites must share, "key: value\n" per line; the coordinator refuses a site
-     * that differs, naming the key. NULL: none */
+    /* settings that all sites must share, "key: value\n" per line, at most 65535 bytes; the
+     * coordinator refuses a site that differs, naming the key. NULL: none */
     const char *shared_text;
     /* the largest factor that dlx_sync_pace will be given, 1 to 100; sizes the leases */
     double pace_max;
-    uint64_t windows, tokens_per_window; /* of the training data; 0: this run uses no leases */
-    uint64_t data_hash;                  /* equal on all sites */
-    uint32_t windows_per_step;           /* 1 to 1000000 if there are windows; sizes the leases */
-    dlx_log log;
+    /* of the training data, equal on all sites; 0 windows: this run uses no leases */
+    uint64_t windows, tokens_per_window;
+    uint64_t data_hash; /* whatever identifies the data; equal on all sites */
+    /* 1 to 1000000 if there are windows, and times the inner steps of the longest round less than
+     * 2^32; sizes the leases */
+    uint32_t windows_per_step;
+    dlx_log log; /* may be NULL */
     void *log_context;
-    /* may be NULL; as dlx_sync_interrupt, for a signal handler (from another thread call that
-     * function instead); must outlive the sync */
+    /* may be NULL. Not 0: as dlx_sync_interrupt, which another thread calls instead of setting
+     * this; also while dlx_sync_open waits */
     const volatile sig_atomic_t *interrupted;
-    /* for tensors of the caller's memory; staging: f32 values for a chunk to pass through, so that
-     * a caller can copy ahead; NULL: the library's own */
+    /* needed if a tensor's memory is the caller's */
     dlx_fetch fetch;
     dlx_store store;
     void *memory_context;
+    /* f32 values that chunks of those tensors, and of tensors of 16 bits, pass through: `dst` and
+     * `src` of the callbacks are its beginning, so a caller can copy ahead. At least 4 bytes, if
+     * such a tensor is there. NULL: the library's own, and staging_bytes is not read */
     float *staging;
     size_t staging_bytes;
+    /* sizeof(dlx_tensor); members that it has no room for are zero. DLX_SYNC_CONFIG_INIT sets it;
+     * set it after dlx_sync_config_default, which leaves 0: that of version 0.2 */
+    size_t tensor_bytes;
     DLX_SYNC_OPTION_TABLE(DLX_OPTION_FIELD)
 } dlx_sync_config;
 
 #define DLX_SYNC_CONFIG_INIT                                                                       \
     {                                                                                              \
         .size = sizeof(dlx_sync_config), .ranks = 1, .seed = 1, .pace_max = 1,                     \
-        DLX_SYNC_OPTION_TABLE(DLX_OPTION_DEFAULT)                                                  \
+        .tensor_bytes = sizeof(dlx_tensor), DLX_SYNC_OPTION_TABLE(DLX_OPTION_DEFAULT)              \
     }
 
-/* *config ← the defaults of DLX_SYNC_CONFIG_INIT. size: of the caller's struct; nothing behind it
- * is written. Never fails; any thread. */
+/* *config ← the defaults of DLX_SYNC_CONFIG_INIT, but for tensor_bytes. size: of the caller's
+ * struct; nothing behind it is written. Never fails; any thread. */
 DLX_API void dlx_sync_config_default(dlx_sync_config *config, size_t size);
 
 typedef struct dlx_sync dlx_sync;
 
-/* Opens a site: joins the run at the coordinator, waits (blocks) until every site is there with all
- * its ranks, and takes over the run's starting parameters where they differ from the first site's:
- * `tensors[i].data` may change. All sites give the same tensors in the same order, rank by rank;
- * one of several ranks may have none. Where one rank of a site fails to open, the caller ends the
- * others. Starts one thread. DLX_ARGUMENT, DLX_CONFIG: what is wrong is in error->message;
- * DLX_REFUSED: the coordinator's reason; DLX_PEER_LOST; DLX_TIMEOUT: no coordinator within
- * config->timeout_ms. */
+/* Opens a site: joins the run at the coordinator, waits until every site has joined with all its
+ * ranks and each pair of sites has exchanged a frame, and takes over the starting parameters of the
+ * first site by name if its own differ. All sites give the same tensors in the same order, rank by
+ * rank; one of several ranks may have none. If one rank of a site fails to open, the caller ends
+ * the others. Starts a thread, the exchange thread.
+ *
+ * Blocks. The wait for other sites has no deadline of its own: the coordinator has one
+ * (dlx_coordinator_config.patience_ms) for sites that do not reach each other, and
+ * config->interrupted ends it. DLX_ARGUMENT, DLX_CONFIG: what is wrong is in the message;
+ * DLX_REFUSED: the coordinator's reason; DLX_TIMEOUT: no message from the coordinator for
+ * config->timeout_ms; DLX_PEER_LOST: a site left or does not reach another; DLX_INTERRUPTED;
+ * DLX_SYSTEM; DLX_DATA: a malformed message; DLX_STATE: a hub has no room. Parameters may have
+ * changed on failure. */
 DLX_API dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config,
                                  const dlx_tensor *tensors, size_t tensor_count, dlx_error *error);
 
+/* What a step did, and where the site stands after it. */
 typedef struct dlx_step {
-    bool submitted;  /* a round ended: its pseudo-gradient is on its way */
-    bool applied;    /* an outer step changed the parameters */
-    bool finished;   /* the run's tokens are committed; the parameters are the final anchor */
-    double waited_s; /* time spent in this call waiting for others */
-    uint64_t round;  /* the present round, from 1 */
-    uint32_t inner_steps, step_in_round;
-    uint32_t exchange_steps; /* where applied: inner steps since the hand-out of what was applied */
+    size_t size;
+    bool submitted; /* a round ended: its pseudo-gradient is on its way */
+    bool applied;   /* an outer step changed the parameters */
+    bool finished;  /* the run's tokens are committed; the parameters are the final anchor */
+    /* if applied: inner steps since the submission of what was applied; else 0 */
+    uint32_t exchange_steps;
+    uint32_t inner_steps;   /* H of the present round */
+    uint32_t step_in_round; /* inner steps done of it */
+    uint64_t round;         /* the present one, from 1 */
+    double waited_s;        /* time that this call waited for other sites */
 } dlx_step;
 
-/* After every inner step that trained on `tokens` tokens: the site's, so that all its ranks give
- * the same. Parameters may be replaced. Blocks only where the overlap waits, and where a site has
- * several ranks until all of them are here. A failure or an interrupt of one rank is returned by
- * all of them in the same step. `step` may be NULL. One thread at a time. DLX_NUMERIC: a parameter
- * is no longer finite; DLX_PEER_LOST; DLX_DIVERGED; DLX_INTERRUPTED after dlx_sync_interrupt. After
- * a failure only interrupt, anchor, statistics and close may be called. */
+#define DLX_STEP_INIT                                                                              \
+    { .size = sizeof(dlx_step) }
+
+/* Call after every inner step, which trained on `tokens` tokens: the site's, so all its ranks give
+ * the same (0 is allowed; at most 2^48 per round; not used with allreduce). Parameters may be
+ * replaced. Blocks if the overlap waits, without a deadline of its own (the coordinator's
+ * patience_ms is one), and in a site of several ranks until all of them call it. A failure or an
+ * interrupt of one rank is returned by all of them in the same step.
+ *
+ * `step` may be NULL, and is filled in on failure too. Once finished, one more step is DLX_STATE.
+ * DLX_NUMERIC: a parameter of some site is not finite; DLX_PEER_LOST: a site left, is silent, or a
+ * round did not commit in the coordinator's patience_ms; DLX_TIMEOUT: the coordinator is silent;
+ * DLX_DIVERGED; DLX_DATA; DLX_SYSTEM; DLX_INTERRUPTED; a callback's status, or that of another site
+ * that failed. After a failure the run is over for this site: the anchor, getters, functions of
+ * any thread, and close are what may still be called. */
 DLX_API dlx_status dlx_sync_step(dlx_sync *sync, uint64_t tokens, dlx_step *step, dlx_error *error);
 
-/* Rounds that begin from now on last `factor` times H inner steps, factor 0.01 to pace_max: where
- * the inner learning rate is low, sites drift apart slowly and may go on for longer. All sites give
- * the same factor at the same tokens. */
+/* Rounds that begin from now on last `factor` times H inner steps: while the inner learning rate is
+ * low, sites drift apart slowly and may go on for longer. A factor outside 0.01 … pace_max is the
+ * nearer of them, NaN is 1. All sites give the same factor at the same tokens. */
 DLX_API void dlx_sync_pace(dlx_sync *sync, double factor);
 
-/* Overlap `allreduce` only, before the inner optimiser's step: replaces gradients[i], of
- * tensors[i]'s shape, by the mean over all sites, weighted by tokens. Blocks. waited_s may be NULL.
- */
+/* Overlap `allreduce` only, before the inner optimiser's step: replaces gradients[i], f32 of
+ * tensors[i]'s shape whatever its dtype, by the mean over all sites, weighted by tokens. Blocks as
+ * dlx_sync_step does, until all sites call it. waited_s may be NULL. Statuses as dlx_sync_step, on
+ * which gradients are unchanged; DLX_STATE: another overlap, or the run is finished. The
+ * dlx_sync_step after the last one says that it is. */
 DLX_API dlx_status dlx_sync_gradients(dlx_sync *sync, float *const *gradients, uint64_t tokens,
                                       double *waited_s, dlx_error *error);
 
-/* The next `count` positions of this site's lease on the global order of training windows. All
- * ranks of a site have the same lease and take the same positions from it. DLX_STATE where the
- * lease has fewer left, or the run has none. */
+/* positions[count] ← the next of this site's lease for the present round, on a global order of
+ * training windows without end: dlx_window turns a position into a window. A lease is as long as
+ * the longest round; what a round leaves unused is leased again. All ranks of a site have the same
+ * lease and take the same positions from it. DLX_STATE: the lease has fewer left, or the run has
+ * none; nothing is taken. */
 DLX_API dlx_status dlx_sync_windows(dlx_sync *sync, uint64_t *positions, uint32_t count,
                                     dlx_error *error);
 
-/* Tokens that schedules should follow: committed ones, and this site's uncommitted ones times what
- * the whole run trains meanwhile (by the last round's weights). */
+/* The window, 0 … windows − 1, at a position of the global order: each epoch of `windows` positions
+ * has every window once, in an order that depends on seed and epoch; the trainer's, with run.seed.
+ * 0 if there are no windows. Never fails; any thread. */
+DLX_API uint64_t dlx_window(uint64_t position, uint64_t windows, uint64_t seed);
+
+/* tokens: what schedules should follow: committed ones, and this site's uncommitted ones times what
+ * the whole run trains meanwhile (by the last round's weights). tokens_target: the coordinator's.
+ * site_index: 0 … site_count − 1, by name. */
 DLX_API uint64_t dlx_sync_tokens(const dlx_sync *sync);
 DLX_API uint64_t dlx_sync_tokens_target(const dlx_sync *sync);
 DLX_API uint32_t dlx_sync_site_index(const dlx_sync *sync);
 DLX_API uint32_t dlx_sync_site_count(const dlx_sync *sync);
 
-/* Copies the anchor, θ of the last commit, to the parameters: for saving after an interrupted run.
- * Returns how many rounds are committed in it: ranks of a site may have heard of the last commit at
- * different times, and call again. */
+/* The anchor is θ of the last commit that this rank knows; with allreduce it is the parameters. The
+ * three functions work after a failure too, and block while the exchange thread is in the middle of
+ * a computation. They return a callback's status.
+ *
+ * take_anchor: parameters ← anchor, dropping the progress since: for saving a run that ended early.
+ * *rounds, which may be NULL, ← the rounds committed in it: ranks of a site may learn of the last
+ * commit at different times, and call again. */
 DLX_API dlx_status dlx_sync_take_anchor(dlx_sync *sync, uint64_t *rounds, dlx_error *error);
-/* Copies the anchor to dst[i], of tensors[i]'s shape, without touching the parameters: for
- * evaluation during a run. */
+/* dst[i] ← the anchor, f32 of tensors[i]'s shape; parameters stay: for evaluation during a run. */
 DLX_API dlx_status dlx_sync_anchor(dlx_sync *sync, float *const *dst, dlx_error *error);
-/* dst[i] ← a hash of tensors[i]'s anchor and id: the same on all sites, however the model is cut
- * into ranks. */
+/* dst[i] ← a hash of tensors[i]'s anchor and id: the same on all sites, however the model is split
+ * among ranks. */
 DLX_API dlx_status dlx_sync_anchor_hashes(dlx_sync *sync, uint64_t *dst, dlx_error *error);
 
+/* Of this rank, since it was opened. All but the bytes at the link are as of its last call. */
 typedef struct dlx_statistics {
-    uint64_t rounds;   /* committed */
-    uint64_t attempts; /* begun; more than rounds where one was repeated */
-    uint64_t committed_tokens;
+    size_t size;
+    uint64_t rounds;                             /* committed */
+    uint64_t attempts;                           /* begun; more than rounds if one was repeated */
+    uint64_t committed_tokens;                   /* of the run */
     uint64_t wan_bytes_sent, wan_bytes_received; /* at the link, framing included */
-    /* payload of one whole vector in the last exchange: C */
-    uint64_t round_bytes;
+    uint64_t round_bytes;   /* C: payload of one whole vector in the last exchange */
     uint64_t raw_bytes;     /* the same in f32 without compression */
     uint64_t payload_bytes; /* Σ over rounds of C */
-    /* last exchange, from the view's arrival to the commit's end */
-    double exchange_s;
+    double exchange_s;      /* last exchange, from the view's arrival to the commit's end */
     double exchange_total_s;
     double factor_rank_mean;                    /* over the low-rank tensors, by parameters */
-    double update_norm;                         /* of the last M handed out */
-    double outer_learning_rate, outer_momentum; /* as resolved */
-    uint32_t inner_steps;
-    uint64_t anchor_hash;
-    uint64_t low_rank_tensors, plain_tensors, low_rank_parameters;
+    double update_norm;                         /* ‖M‖, or of gradients, as last submitted */
+    double outer_learning_rate, outer_momentum; /* in use: DLX_AUTO is resolved */
+    uint32_t inner_steps;                       /* H of the present round */
+    uint64_t anchor_hash;                       /* the sum of dlx_sync_anchor_hashes */
+    uint64_t low_rank_tensors, plain_tensors;   /* plain: all others */
+    uint64_t low_rank_parameters;               /* values of the former */
 } dlx_statistics;
 
-DLX_API void dlx_sync_statistics(dlx_sync *sync, dlx_statistics *out); /* any thread */
+#define DLX_STATISTICS_INIT                                                                        \
+    { .size = sizeof(dlx_statistics) }
 
-/* Makes present and later calls return DLX_INTERRUPTED. Any thread; async-signal-safe. */
+/* Any thread. */
+DLX_API dlx_status dlx_sync_statistics(dlx_sync *sync, dlx_statistics *statistics,
+                                       dlx_error *error);
+
+/* Makes dlx_sync_step, dlx_sync_gradients and dlx_sync_report return DLX_INTERRUPTED, now and
+ * later; one that waits does so within 0.1 s. Any thread; async-signal-safe. */
 DLX_API void dlx_sync_interrupt(dlx_sync *sync);
 
-/* Tells the coordinator that this site is through, with a report of at most 64 KiB of text, and
- * waits until all sites are, or the run has failed. Call once, after `finished`, on every rank; the
- * text of rank 0 is the site's. */
+/* Tells the coordinator that this site is through, with a report of at most 65535 bytes, and blocks
+ * until all sites are, or the run has failed. Call once, after `finished`, on every rank; the text
+ * of rank 0 is the site's. DLX_STATE: not finished, or reported before; DLX_TIMEOUT: no message
+ * from the coordinator for timeout_ms; DLX_PEER_LOST; DLX_INTERRUPTED. */
 DLX_API dlx_status dlx_sync_report(dlx_sync *sync, const char *text, dlx_error *error);
 
-/* After `finished` without a report: reports an empty one. Before: leaves, and the run fails for
- * the others. `reason` of leaving may be NULL. */
-DLX_API void dlx_sync_close(dlx_sync **sync);
+/* The run has failed here, before `finished`: the next step returns DLX_PEER_LOST with this reason,
+ * and close gives it to the coordinator, and so to the other sites, cut to 400 bytes. NULL: it left
+ * before the run's end. The first failure counts. Any thread. */
 DLX_API void dlx_sync_fail(dlx_sync *sync, const char *reason);
-/* DLX_OK while the run goes on; else what ended it, which the next dlx_sync_step will return. Any
- * thread. */
+/* DLX_OK while the run goes on, and after it ended well; else what ended it, which the next
+ * dlx_sync_step will return. Any thread. */
 DLX_API dlx_status dlx_sync_failure(dlx_sync *sync, dlx_error *error);
+
+/* Leaves the run. Unless it is finished, it fails for the other sites with what failed here, or
+ * because this site left. Blocks:
+ *
+ *   finished, without a report   first as dlx_sync_report with "": until all sites have reported,
+ *                                or no message came from the coordinator for timeout_ms, or an
+ *                                interrupt
+ *   always                       for the piece of computation that the exchange thread is at, up to
+ *                                1 s for its last messages to be sent, and with links between
+ *                                processes up to 1 s for them to leave this machine */
+DLX_API void dlx_sync_close(dlx_sync **sync);
 
 /* ---- coordinator ----------------------------------------------------------------------------- */
 
 typedef struct dlx_coordinator dlx_coordinator;
 
+/* Texts are borrowed during dlx_coordinator_open; callbacks and their contexts, the flag and the
+ * hub must stay until close. */
 typedef struct dlx_coordinator_config {
     size_t size;
     dlx_link_config link;
-    uint64_t tokens;         /* the run ends when this many are committed; 1 or more */
-    const char *shared_text; /* compared with every site's; NULL: the first site's is */
-    dlx_log log;
+    uint64_t tokens; /* the run ends when this many are committed; 1 or more */
+    /* compared with every site's, at most 65535 bytes; NULL: with the first site's */
+    const char *shared_text;
+    dlx_log log; /* may be NULL */
     void *log_context;
-    /* A site's report; called on the thread in dlx_coordinator_run. May be NULL. */
+    /* a site's report, at the run's end: in order of names, of the sites that sent one; may be
+     * NULL */
     void (*on_report)(void *context, const char *site, const char *text);
     void *report_context;
-    const volatile sig_atomic_t *interrupted; /* as in dlx_sync_config */
+    /* may be NULL. Not 0: as dlx_coordinator_interrupt, which another thread calls instead */
+    const volatile sig_atomic_t *interrupted;
     DLX_COORDINATOR_OPTION_TABLE(DLX_OPTION_FIELD)
 } dlx_coordinator_config;
 
 #define DLX_COORDINATOR_CONFIG_INIT                                                                \
     { .size = sizeof(dlx_coordinator_config), DLX_COORDINATOR_OPTION_TABLE(DLX_OPTION_DEFAULT) }
 
-/* As dlx_sync_config_default. */
+/* *config ← the defaults of DLX_COORDINATOR_CONFIG_INIT. size: of the caller's struct; nothing
+ * behind it is written. Never fails; any thread. */
 DLX_API void dlx_coordinator_config_default(dlx_coordinator_config *config, size_t size);
 
+/* Listens, so that sites can connect from now on. DLX_CONFIG, DLX_ARGUMENT, DLX_SYSTEM; DLX_STATE:
+ * the hub has a coordinator, or no room. */
 DLX_API dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_config *config,
                                         dlx_error *error);
-/* "host:port" in use; valid until close. */
+/* "host:port" in use, "" on a hub; valid until close. Any thread. */
 DLX_API const char *dlx_coordinator_endpoint(const dlx_coordinator *coordinator);
-/* Blocks until every site has reported (DLX_OK), the run failed (the first cause, naming the site),
- * or dlx_coordinator_interrupt. */
+/* Runs the run; call once. Blocks until every site has reported (DLX_OK), the run failed (the first
+ * cause, naming the site), or an interrupt (DLX_INTERRUPTED), and up to timeout_ms more for the
+ * sites' last answers. It waits for sites to join without a deadline. */
 DLX_API dlx_status dlx_coordinator_run(dlx_coordinator *coordinator, dlx_error *error);
-/* any thread; async-signal-safe */
+/* Ends the run as failed: dlx_coordinator_run tells the sites and returns, within 1.1 s. Any
+ * thread; async-signal-safe. */
 DLX_API void dlx_coordinator_interrupt(dlx_coordinator *coordinator);
+/* Blocks up to 1 s, with links between processes, for the last messages to leave this machine. */
 DLX_API void dlx_coordinator_close(dlx_coordinator **coordinator);
 
 /* ---- mem link, keys -------------------------------------------------------------------------- */
 
+/* For a coordinator and sites, or ranks of sites, that are threads of this process. DLX_SYSTEM. Any
+ * thread may open endpoints on it. */
 DLX_API dlx_status dlx_hub_open(dlx_hub **out, dlx_error *error);
-DLX_API void dlx_hub_close(dlx_hub **hub); /* after every sync and coordinator on it */
+/* Close every dlx_sync and dlx_coordinator on it before: otherwise the process aborts. */
+DLX_API void dlx_hub_close(dlx_hub **hub);
 
-/* Writes a new key pair to `path` (mode 0600; never overwrites) and the public half to public_text.
- */
+/* Writes a new key pair to `path` (mode 0600; never overwrites) and the public half, 40 characters,
+ * to public_text. DLX_CONFIG: the file exists; DLX_SYSTEM. Any thread. */
 DLX_API dlx_status dlx_key_generate(const char *path, char public_text[41], dlx_error *error);
 
 /* ---- tier 3: the quantiser by itself --------------------------------------------------------- */
 
-/* Bytes that `count` values take; 0 where bits or group are out of range. The last group is padded
- * with zeros. */
+/* Bytes that `count` values take: groups of `group` values (even, 2 to 1024) of `bits` bits (4, 8,
+ * 16 or 32), the last one padded with zeros. 0 if bits or group are out of range, or the bytes are
+ * too many. Never fails; any thread. */
 DLX_API size_t dlx_codec_bound(size_t count, int bits, int group);
-/* dst has dlx_codec_bound bytes. DLX_NUMERIC where a value is not finite. Any thread. */
+/* dst[dlx_codec_bound] ← src[count]. DLX_NUMERIC: a value is not finite, or too large for these
+ * bits; DLX_ARGUMENT: bits or group. dst is undefined on failure. Any thread. */
 DLX_API dlx_status dlx_codec_encode(void *dst, const float *src, size_t count, int bits, int group,
                                     dlx_error *error);
-/* src has src_bytes, which must be the bound. DLX_DATA where it is not, or holds what is not
- * finite. */
+/* dst[count] ← src[src_bytes]. DLX_DATA: src_bytes is not the bound, or a value or scale is not
+ * finite; DLX_ARGUMENT: bits or group. dst is unchanged on failure. Any thread. */
 DLX_API dlx_status dlx_codec_decode(float *dst, const void *src, size_t src_bytes, size_t count,
                                     int bits, int group, dlx_error *error);
 

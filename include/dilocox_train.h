@@ -2,9 +2,7 @@
 /* dilocox, tier 2: the native trainer. It loads a config, trains a site of a run, coordinates a
  * run, evaluates, generates and measures.
  *
- * Conventions are those of dilocox.h. Besides the statuses named below, a function that takes an
- * `error` returns DLX_ARGUMENT for a NULL that must not be one, and DLX_MEMORY. A struct that
- * begins with `size` is set with its DLX_*_INIT macro, or filled in by the library. */
+ * Conventions are those of dilocox.h. */
 #ifndef DILOCOX_TRAIN_H
 #define DILOCOX_TRAIN_H
 
@@ -39,7 +37,7 @@ DLX_API dlx_status dlx_config_print(char **text, const dlx_config *config, dlx_e
 /* *text ← one line per option: key, default, allowed values, meaning; free with free(). */
 DLX_API dlx_status dlx_config_help(char **text, dlx_error *error);
 
-/* These need a config and do not fail. Texts are the config's, and valid until it changes. */
+/* Never fail. Texts are the config's, and valid until it changes. */
 DLX_API const char *dlx_config_run_dir(const dlx_config *config);     /* run.dir */
 DLX_API const char *dlx_config_coordinator(const dlx_config *config); /* wan.coordinator */
 DLX_API bool dlx_config_encrypted(const dlx_config *config);          /* wan.security: curve */
@@ -72,7 +70,8 @@ DLX_API uint32_t dlx_cluster_ranks(const dlx_cluster *cluster);
  * others' messages are empty. False: some go on, and the caller calls dlx_cluster_abort. The ranks
  * of a site fail together; in a job of several sites another site may still be saving. */
 DLX_API bool dlx_cluster_all_failed(dlx_cluster *cluster, dlx_error *error, uint32_t wait_ms);
-/* Ends all processes of the job at once with this exit code. Does not return. Any thread. */
+/* Ends all processes of the job at once with this exit code. Does not return; needs a cluster. Any
+ * thread. */
 DLX_API void dlx_cluster_abort(dlx_cluster *cluster, int exit_code);
 /* Connects sites and a coordinator that are ranks of one job, as many ranks per site as the config
  * says, by wan.link, or `mpi` if that is a link of processes or threads. The coordinator is a
@@ -84,16 +83,16 @@ DLX_API dlx_status dlx_cluster_hub(dlx_hub **out, dlx_cluster *cluster, const dl
 /* ---- a run ----------------------------------------------------------------------------------- */
 
 typedef enum dlx_event_kind {
-    DLX_EVENT_MESSAGE, /* text: a warning or a notice */
-    DLX_EVENT_JOINED,  /* all sites have joined: sites */
-    DLX_EVENT_STEP,    /* an inner step is done: the fields from step to left_s */
+    DLX_EVENT_MESSAGE = 0, /* text: a warning or a notice */
+    DLX_EVENT_JOINED = 1,  /* all sites have joined: sites */
+    DLX_EVENT_STEP = 2,    /* an inner step is done: the fields from step to left_s */
     /* loss of this site's validation windows, at the "start" or "end" (text); step */
-    DLX_EVENT_EVALUATED
+    DLX_EVENT_EVALUATED = 3
 } dlx_event_kind;
 
 /* Fields that a kind does not use are 0. */
 typedef struct dlx_event {
-    size_t size;
+    size_t size; /* the library's: a program reads what is below it */
     dlx_event_kind kind;
     const char *site, *text;        /* valid during the call */
     uint32_t sites;                 /* of the run */
@@ -110,7 +109,8 @@ typedef struct dlx_event {
     double left_s;           /* estimated time to the end of the run */
 } dlx_event;
 
-/* Must not call back into the run. */
+/* On the calling thread of dlx_train or dlx_coordinate; messages also on other threads, as dlx_log,
+ * and from several at once. It must not call back into the run. */
 typedef void (*dlx_on_event)(void *context, const dlx_event *event);
 
 /* Pointers are borrowed during the call. */
@@ -121,8 +121,7 @@ typedef struct dlx_train_options {
     dlx_hub *hub;            /* for wan.link mem and mpi; NULL: zmq */
     dlx_cluster *cluster;    /* needed if a site has several ranks, each of which calls dlx_train */
     uint32_t job_sites;      /* sites in the cluster's job, equally many ranks each, in order */
-    /* may be NULL; called on the calling thread, messages also on others; on rank 0 of a site */
-    dlx_on_event on_event;
+    dlx_on_event on_event;   /* may be NULL; on rank 0 of a site */
     void *context;
     const volatile sig_atomic_t *interrupted; /* may be NULL; set by a signal handler to stop */
 } dlx_train_options;
@@ -150,7 +149,7 @@ typedef struct dlx_coordinate_options {
     const char *coordinator; /* "host:port" to listen on; NULL: the config's */
     dlx_hub *hub;            /* as in dlx_train_options */
     void (*on_listening)(void *context, const char *endpoint); /* may be NULL; called once */
-    dlx_on_event on_event; /* may be NULL; messages only, on the calling thread */
+    dlx_on_event on_event;                                     /* may be NULL; messages only */
     void *context;
     const volatile sig_atomic_t *interrupted; /* may be NULL; set by a signal handler to stop */
 } dlx_coordinate_options;

@@ -19,9 +19,7 @@ size_t dlx_codec_bound(size_t count, int bits, int group) {
     return whole > SIZE_MAX / bytes ? 0 : whole * bytes;
 }
 
-static dlx_status arguments_check(const void *dst, const void *src, int bits, int group,
-                                  dlx_error *error) {
-    if (dst == NULL || src == NULL) DLX_FAIL(error, ARGUMENT, "dlx_codec: an argument is NULL");
+static dlx_status range_check(int bits, int group, dlx_error *error) {
     if (!is_in_range(bits, group))
         DLX_FAIL(error, ARGUMENT,
                  "bits %d, group %d: bits is 4, 8, 16 or 32, group is even and 2 to %d", bits,
@@ -31,7 +29,9 @@ static dlx_status arguments_check(const void *dst, const void *src, int bits, in
 
 dlx_status dlx_codec_encode(void *dst, const float *src, size_t count, int bits, int group,
                             dlx_error *error) {
-    DLX_TRY(arguments_check(dst, src, bits, group, error));
+    DLXI_NOT_NULL(dst);
+    DLXI_NOT_NULL(src);
+    DLX_TRY(range_check(bits, group, error));
     dlxi_quantiser q = {bits, group};
     size_t whole = count / (size_t)group, rest = count % (size_t)group;
     dlxi_arithmetic saved;
@@ -51,7 +51,9 @@ dlx_status dlx_codec_encode(void *dst, const float *src, size_t count, int bits,
 
 dlx_status dlx_codec_decode(float *dst, const void *src, size_t src_bytes, size_t count, int bits,
                             int group, dlx_error *error) {
-    DLX_TRY(arguments_check(dst, src, bits, group, error));
+    DLXI_NOT_NULL(dst);
+    DLXI_NOT_NULL(src);
+    DLX_TRY(range_check(bits, group, error));
     dlxi_quantiser q = {bits, group};
     if (src_bytes != dlx_codec_bound(count, bits, group))
         DLX_FAIL(error, DATA, "%zu bytes do not hold %zu values of %d bits; %zu would", src_bytes,

@@ -43,32 +43,32 @@ static dlx_status config_check(const dlx_coordinator_config *config, dlx_error *
     return DLX_OK;
 }
 
-dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_config *given,
+dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_config *config,
                                 dlx_error *error) {
-    if (out == NULL || given == NULL)
-        DLX_FAIL(error, ARGUMENT, "dlx_coordinator_open: an argument is NULL");
+    DLXI_NOT_NULL(out);
     *out = NULL;
-    dlx_coordinator_config config = config_default;
-    DLX_TRY(dlxi_sized_read(&config, sizeof config, offsetof(dlx_coordinator_config, sites), given,
+    DLXI_NOT_NULL(config);
+    dlx_coordinator_config own = config_default;
+    DLX_TRY(dlxi_sized_read(&own, sizeof own, offsetof(dlx_coordinator_config, sites), config,
                             "DLX_COORDINATOR_CONFIG_INIT", error));
-    DLX_TRY(config_check(&config, error));
+    DLX_TRY(config_check(&own, error));
     dlx_status status = DLX_OK;
     dlx_coordinator *c = NULL;
     DLX_TRY_OUT(DLXI_NEW(&c, 1, error));
-    c->config = config;
-    c->at_work.log = config.log;
-    c->at_work.log_context = config.log_context;
-    c->at_work.interrupted_too = config.interrupted;
-    dlxi_coordinator_settings settings = {.sites = (uint16_t)config.sites,
-                                          .tokens_target = config.tokens,
-                                          .shared_text = config.shared_text,
-                                          .timeout_ms = config.timeout_ms,
-                                          .patience_ms = config.patience_ms,
+    c->config = own;
+    c->at_work.log = own.log;
+    c->at_work.log_context = own.log_context;
+    c->at_work.interrupted_too = own.interrupted;
+    dlxi_coordinator_settings settings = {.sites = (uint16_t)own.sites,
+                                          .tokens_target = own.tokens,
+                                          .shared_text = own.shared_text,
+                                          .timeout_ms = own.timeout_ms,
+                                          .patience_ms = own.patience_ms,
                                           .attempts_max = ATTEMPTS_MAX};
     DLX_TRY_OUT(
         dlxi_coordinator_open(&c->at_work.machine, &settings, dlxi_clock_ns() / 1000000, error));
-    DLX_TRY_OUT(dlxi_link_open_coordinator(&c->at_work.link, &config.link, config.timeout_ms,
-                                           config.log, config.log_context, c->endpoint, error));
+    DLX_TRY_OUT(dlxi_link_open_coordinator(&c->at_work.link, &own.link, own.timeout_ms, own.log,
+                                           own.log_context, c->endpoint, error));
     *out = c;
     return DLX_OK;
 out:
@@ -77,15 +77,18 @@ out:
 }
 
 const char *dlx_coordinator_endpoint(const dlx_coordinator *c) {
-    return c->endpoint;
+    return c != NULL ? c->endpoint : NULL;
 }
 
-dlx_status dlx_coordinator_run(dlx_coordinator *c, dlx_error *error) {
-    return dlxi_coordinate_run(&c->at_work, c->config.on_report, c->config.report_context, error);
+dlx_status dlx_coordinator_run(dlx_coordinator *coordinator, dlx_error *error) {
+    DLXI_NOT_NULL(coordinator);
+    const dlx_coordinator_config *config = &coordinator->config;
+    return dlxi_coordinate_run(&coordinator->at_work, config->on_report, config->report_context,
+                               error);
 }
 
 void dlx_coordinator_interrupt(dlx_coordinator *c) {
-    c->at_work.interrupted = true;
+    if (c != NULL) c->at_work.interrupted = true;
 }
 
 void dlx_coordinator_close(dlx_coordinator **coordinator) {

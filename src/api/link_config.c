@@ -16,7 +16,7 @@ static const opener openers[] = {DLXI_LINKS_OF_PROCESSES(OPENER)};
 dlx_status dlx_hub_open(dlx_hub **out, dlx_error *error) {
     enum { QUEUE_FRAMES = 64 };
 #define HUB_OPEN(word, text) dlxi_##word##_hub_open
-    if (out == NULL) DLX_FAIL(error, ARGUMENT, "dlx_hub_open: out is NULL");
+    DLXI_NOT_NULL(out);
     return (DLXI_LINKS_OF_THREADS(HUB_OPEN))(out, QUEUE_FRAMES, error);
 }
 
@@ -82,7 +82,7 @@ dlx_status dlxi_link_open_coordinator(dlxi_link **out, const dlx_link_config *co
 }
 
 dlx_status dlx_key_generate(const char *path, char public_text[41], dlx_error *error) {
-    if (path == NULL || public_text == NULL)
-        DLX_FAIL(error, ARGUMENT, "dlx_key_generate: an argument is NULL");
+    DLXI_NOT_NULL(path);
+    DLXI_NOT_NULL(public_text);
     return dlxi_key_generate(path, public_text, error);
 }

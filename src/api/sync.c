@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* dlx_sync: validate, translate, delegate. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "api/link_config.h"
+#include "base/memory.h"
 #include "base/name.h"
 #include "base/sized.h"
 #include "outer/sync_options.h"
@@ -18,10 +20,19 @@
                      in_range_value_, (double)(low), (double)(high));                              \
     } while (0)
 
+enum {
+    /* to the end of `kind`, and the padding behind it */
+    TENSOR_BYTES_0_2 =
+        (offsetof(dlx_tensor, kind) / _Alignof(dlx_tensor) + 1) * _Alignof(dlx_tensor),
+    TENSOR_VALUES_MAX_BITS = SIZE_MAX > UINT32_MAX ? 32 : 28 /* a size_t counts their bytes */
+};
+
 static const dlx_sync_config config_default = DLX_SYNC_CONFIG_INIT;
 
 void dlx_sync_config_default(dlx_sync_config *config, size_t size) {
-    dlxi_sized_default(config, size, &config_default, sizeof config_default);
+    dlx_sync_config standard = config_default;
+    standard.tensor_bytes = 0; /* what the caller's is, only its compiler knows */
+    dlxi_sized_default(config, size, &standard, sizeof standard);
 }
 
 static dlx_status config_check(const dlx_sync_config *config, dlx_error *error) {
@@ -49,36 +60,61 @@ static dlx_status config_check(const dlx_sync_config *config, dlx_error *error) 
     return DLX_OK;
 }
 
+/* *own ← the caller's array, whose elements may be shorter or longer than this library's. */
+static dlx_status tensors_read(dlx_tensor **own, const dlx_sync_config *config,
+                               const dlx_tensor *tensors, size_t count, dlx_error *error) {
+    const size_t bytes = config->tensor_bytes != 0 ? config->tensor_bytes : TENSOR_BYTES_0_2;
+    if (bytes < offsetof(dlx_tensor, memory))
+        DLX_FAIL(error, ARGUMENT,
+                 "tensor_bytes: %zu is out of range; allowed: 0, or sizeof(dlx_tensor), here %zu",
+                 bytes, sizeof(dlx_tensor));
+    DLX_TRY(DLXI_NEW(own, count, error));
+    for (size_t i = 0; i < count; i++) {
+        const unsigned char *tensor = (const unsigned char *)tensors + i * bytes;
+        dlx_status status = dlxi_sized_copy(&(*own)[i], sizeof(dlx_tensor), tensor, bytes, error);
+        if (status == DLX_OK) continue;
+        dlxi_error_prefix(error, "tensor %zu: ", i);
+        return status;
+    }
+    return DLX_OK;
+}
+
+static dlx_status tensor_check(const dlx_sync_config *config, const dlx_tensor *t,
+                               dlx_error *error) {
+    if (t->rows < 1 || t->cols < 1 || t->rows > (INT64_C(1) << TENSOR_VALUES_MAX_BITS) / t->cols)
+        DLX_FAIL(error, ARGUMENT,
+                 "tensor %s: invalid shape %lld × %lld; rows and cols must be at least 1, and "
+                 "their product at most 2^%d",
+                 t->name, (long long)t->rows, (long long)t->cols, TENSOR_VALUES_MAX_BITS);
+    if ((unsigned)t->memory > DLX_MEMORY_CALLER || (unsigned)t->dtype > DLX_F16 ||
+        (unsigned)t->kind > DLX_STATISTICS)
+        DLX_FAIL(error, ARGUMENT, "tensor %s: memory %d, dtype %d or kind %d is unknown", t->name,
+                 (int)t->memory, (int)t->dtype, (int)t->kind);
+    if (t->memory == DLX_MEMORY_CALLER && (config->fetch == NULL || config->store == NULL))
+        DLX_FAIL(error, ARGUMENT,
+                 "tensor %s is in the caller's memory: set fetch and store of the config", t->name);
+    bool staged = t->memory == DLX_MEMORY_CALLER || t->dtype != DLX_F32;
+    if (staged && config->staging != NULL && config->staging_bytes < sizeof(float))
+        DLX_FAIL(error, ARGUMENT,
+                 "staging_bytes: %zu is out of range; allowed: %zu or more, for tensor %s",
+                 config->staging_bytes, sizeof(float), t->name);
+    if (config->overlap == DLX_OVERLAP_ALLREDUCE && t->kind == DLX_STATISTICS)
+        DLX_FAIL(error, ARGUMENT, "tensor %s: allreduce has no statistics; leave it out", t->name);
+    return DLX_OK;
+}
+
 /* One of several ranks may have none. */
 static dlx_status tensors_check(const dlx_sync_config *config, const dlx_tensor *tensors,
                                 size_t count, dlx_error *error) {
-    const uint16_t ranks = config->ranks;
-    if (tensors == NULL || count == 0) {
-        if (ranks > 1 && count == 0) return DLX_OK;
+    if (count == 0 && config->ranks == 1)
         DLX_FAIL(error, ARGUMENT, "there are no tensors to synchronise");
-    }
     for (size_t i = 0; i < count; i++) {
         const dlx_tensor *t = &tensors[i];
         if (t->name == NULL || t->name[0] == '\0' ||
             (t->memory == DLX_MEMORY_HOST && t->data == NULL))
             DLX_FAIL(error, ARGUMENT, "tensor %zu has no name or no data", i);
-        if (t->rows < 1 || t->cols < 1 || t->rows > INT64_MAX / 8 / t->cols ||
-            t->rows * t->cols > (INT64_C(1) << 32))
-            DLX_FAIL(error, ARGUMENT,
-                     "tensor %s: invalid shape %lld × %lld; rows and cols must be at least 1, and "
-                     "their product at most 2^32",
-                     t->name, (long long)t->rows, (long long)t->cols);
-        if (t->memory > DLX_MEMORY_CALLER || t->dtype > DLX_F16 || t->kind > DLX_STATISTICS)
-            DLX_FAIL(error, ARGUMENT, "tensor %s: memory %d, dtype %d or kind %d is unknown",
-                     t->name, (int)t->memory, (int)t->dtype, (int)t->kind);
-        if (t->memory == DLX_MEMORY_CALLER && (config->fetch == NULL || config->store == NULL))
-            DLX_FAIL(error, ARGUMENT,
-                     "tensor %s is in the caller's memory: set fetch and store of the config",
-                     t->name);
-        if (config->overlap == DLX_OVERLAP_ALLREDUCE && t->kind == DLX_STATISTICS)
-            DLX_FAIL(error, ARGUMENT, "tensor %s: allreduce has no statistics; leave it out",
-                     t->name);
-        if (ranks > 1 && i > 0 && t->id <= tensors[i - 1].id)
+        DLX_TRY(tensor_check(config, t, error));
+        if (config->ranks > 1 && i > 0 && t->id <= tensors[i - 1].id)
             DLX_FAIL(error, ARGUMENT,
                      "tensor %s: id %u after id %u; if a site has several ranks, ids ascend",
                      t->name, t->id, tensors[i - 1].id);
@@ -109,102 +145,122 @@ static void instability_warn(const dlx_sync_config *resolved) {
     resolved->log(resolved->log_context, line);
 }
 
-dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *given, const dlx_tensor *tensors,
+dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config, const dlx_tensor *tensors,
                          size_t tensor_count, dlx_error *error) {
-    if (out == NULL || given == NULL)
-        DLX_FAIL(error, ARGUMENT, "dlx_sync_open: an argument is NULL");
-    *out = NULL;
-    dlx_sync_config config = config_default;
-    /* a caller of any size has all before the options */
-    DLX_TRY(dlxi_sized_read(&config, sizeof config, offsetof(dlx_sync_config, overlap), given,
-                            "DLX_SYNC_CONFIG_INIT", error));
-    DLX_TRY(config_check(&config, error));
-    DLX_TRY(tensors_check(&config, tensors, tensor_count, error));
-    config = dlxi_sync_options_resolve(&config);
-    instability_warn(&config);
+    dlx_status status = DLX_OK;
+    dlx_sync_config options = config_default;
+    dlx_tensor *own = NULL;
     dlxi_link *link;
-    DLX_TRY(dlxi_link_open_site(&link, &config.link, config.site, config.rank, config.log,
-                                config.log_context, error));
-    return dlxi_sync_open(out, &config, link, tensors, tensor_count, error);
+    DLXI_NOT_NULL(out);
+    *out = NULL;
+    DLXI_NOT_NULL(config);
+    /* a caller of any size has all before the options */
+    DLX_TRY(dlxi_sized_read(&options, sizeof options, offsetof(dlx_sync_config, overlap), config,
+                            "DLX_SYNC_CONFIG_INIT", error));
+    DLX_TRY(config_check(&options, error));
+    if (tensors == NULL) tensor_count = 0;
+    DLX_TRY_OUT(tensors_read(&own, &options, tensors, tensor_count, error));
+    DLX_TRY_OUT(tensors_check(&options, own, tensor_count, error));
+    options = dlxi_sync_options_resolve(&options);
+    instability_warn(&options);
+    DLX_TRY_OUT(dlxi_link_open_site(&link, &options.link, options.site, options.rank, options.log,
+                                    options.log_context, error));
+    status = dlxi_sync_open(out, &options, link, own, tensor_count, error);
+out:
+    free(own);
+    return status;
 }
 
 dlx_status dlx_sync_step(dlx_sync *sync, uint64_t tokens, dlx_step *step, dlx_error *error) {
-    if (sync == NULL) DLX_FAIL(error, ARGUMENT, "dlx_sync_step: sync is NULL");
-    return dlxi_sync_step(sync, tokens, step, error);
+    dlx_step done = {0};
+    DLXI_NOT_NULL(sync);
+    if (step != NULL)
+        DLX_TRY(dlxi_sized_check(step, offsetof(dlx_step, exchange_steps), sizeof done,
+                                 "DLX_STEP_INIT", error));
+    dlx_status status = dlxi_sync_step(sync, tokens, &done, error);
+    if (step != NULL) dlxi_sized_write(step, &done, sizeof done);
+    return status;
 }
 
 dlx_status dlx_sync_gradients(dlx_sync *sync, float *const *gradients, uint64_t tokens,
                               double *waited_s, dlx_error *error) {
-    if (sync == NULL || gradients == NULL)
-        DLX_FAIL(error, ARGUMENT, "dlx_sync_gradients: an argument is NULL");
+    DLXI_NOT_NULL(sync);
+    DLXI_NOT_NULL(gradients);
     return dlxi_sync_gradients(sync, gradients, tokens, waited_s, error);
 }
 
 dlx_status dlx_sync_windows(dlx_sync *sync, uint64_t *positions, uint32_t count, dlx_error *error) {
-    if (sync == NULL || positions == NULL)
-        DLX_FAIL(error, ARGUMENT, "dlx_sync_windows: an argument is NULL");
+    DLXI_NOT_NULL(sync);
+    DLXI_NOT_NULL(positions);
     return dlxi_sync_windows(sync, positions, count, error);
 }
 
 dlx_status dlx_sync_report(dlx_sync *sync, const char *text, dlx_error *error) {
-    if (sync == NULL || text == NULL || strlen(text) > DLXI_TEXT_MAX)
-        DLX_FAIL(error, ARGUMENT,
-                 "dlx_sync_report: an argument is NULL, or the text longer than %d bytes",
-                 DLXI_TEXT_MAX);
+    DLXI_NOT_NULL(sync);
+    DLXI_NOT_NULL(text);
+    if (strlen(text) > DLXI_TEXT_MAX)
+        DLX_FAIL(error, ARGUMENT, "dlx_sync_report: text is longer than %d bytes", DLXI_TEXT_MAX);
     return dlxi_sync_report(sync, text, error);
 }
 
 void dlx_sync_pace(dlx_sync *sync, double factor) {
-    dlxi_sync_pace(sync, factor);
+    if (sync != NULL) dlxi_sync_pace(sync, factor);
 }
 
 uint64_t dlx_sync_tokens(const dlx_sync *sync) {
-    return dlxi_sync_tokens(sync);
+    return sync != NULL ? dlxi_sync_tokens(sync) : 0;
 }
 
 uint64_t dlx_sync_tokens_target(const dlx_sync *sync) {
-    return dlxi_sync_tokens_target(sync);
+    return sync != NULL ? dlxi_sync_tokens_target(sync) : 0;
 }
 
 uint32_t dlx_sync_site_index(const dlx_sync *sync) {
-    return dlxi_sync_site_index(sync);
+    return sync != NULL ? dlxi_sync_site_index(sync) : 0;
 }
 
 uint32_t dlx_sync_site_count(const dlx_sync *sync) {
-    return dlxi_sync_site_count(sync);
+    return sync != NULL ? dlxi_sync_site_count(sync) : 0;
 }
 
 dlx_status dlx_sync_take_anchor(dlx_sync *sync, uint64_t *rounds, dlx_error *error) {
-    if (sync == NULL) DLX_FAIL(error, ARGUMENT, "dlx_sync_take_anchor: sync is NULL");
+    DLXI_NOT_NULL(sync);
     return dlxi_sync_take_anchor(sync, rounds, error);
 }
 
 dlx_status dlx_sync_anchor(dlx_sync *sync, float *const *dst, dlx_error *error) {
-    if (sync == NULL || dst == NULL)
-        DLX_FAIL(error, ARGUMENT, "dlx_sync_anchor: an argument is NULL");
+    DLXI_NOT_NULL(sync);
+    DLXI_NOT_NULL(dst);
     return dlxi_sync_anchor(sync, dst, error);
 }
 
 dlx_status dlx_sync_anchor_hashes(dlx_sync *sync, uint64_t *dst, dlx_error *error) {
-    if (sync == NULL || dst == NULL)
-        DLX_FAIL(error, ARGUMENT, "dlx_sync_anchor_hashes: an argument is NULL");
+    DLXI_NOT_NULL(sync);
+    DLXI_NOT_NULL(dst);
     return dlxi_sync_anchor_hashes(sync, dst, error);
 }
 
-void dlx_sync_statistics(dlx_sync *sync, dlx_statistics *out) {
-    dlxi_sync_statistics(sync, out);
+dlx_status dlx_sync_statistics(dlx_sync *sync, dlx_statistics *statistics, dlx_error *error) {
+    dlx_statistics now;
+    DLXI_NOT_NULL(sync);
+    DLXI_NOT_NULL(statistics);
+    DLX_TRY(dlxi_sized_check(statistics, offsetof(dlx_statistics, attempts), sizeof now,
+                             "DLX_STATISTICS_INIT", error));
+    dlxi_sync_statistics(sync, &now);
+    dlxi_sized_write(statistics, &now, sizeof now);
+    return DLX_OK;
 }
 
 void dlx_sync_interrupt(dlx_sync *sync) {
-    dlxi_sync_interrupt(sync);
+    if (sync != NULL) dlxi_sync_interrupt(sync);
 }
 
 void dlx_sync_fail(dlx_sync *sync, const char *reason) {
-    dlxi_sync_fail(sync, reason);
+    if (sync != NULL) dlxi_sync_fail(sync, reason);
 }
 
 dlx_status dlx_sync_failure(dlx_sync *sync, dlx_error *error) {
-    if (sync == NULL) DLX_FAIL(error, ARGUMENT, "dlx_sync_failure: sync is NULL");
+    DLXI_NOT_NULL(sync);
     return dlxi_sync_failure(sync, error);
 }
 

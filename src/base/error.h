@@ -25,6 +25,12 @@ void dlxi_text_copy(char *dst, size_t dst_bytes, const char *src);
 #define DLX_FAIL(error, code, ...)                                                                 \
     return (void)dlxi_error_set((error), DLX_##code, __VA_ARGS__), DLX_##code
 
+/* For public functions, which have an `error`: names the function and the argument. */
+#define DLXI_NOT_NULL(pointer)                                                                     \
+    do {                                                                                           \
+        if ((pointer) == NULL) DLX_FAIL(error, ARGUMENT, "%s: %s is NULL", __func__, #pointer);    \
+    } while (0)
+
 #define DLX_TRY(call)                                                                              \
     do {                                                                                           \
         dlx_status dlx_try_status_ = (call);                                                       \

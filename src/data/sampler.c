@@ -3,28 +3,6 @@
 #include "data/sampler.h"
 #include "base/memory.h"
 #include "base/panic.h"
-#include "base/rng.h"
-
-uint64_t dlxi_permute(uint64_t index, uint64_t n, uint64_t seed, uint64_t epoch) {
-    enum { ROUNDS = 8 };
-    static const uint64_t stream = 0x77696E646F7773; /* "windows": not another use of the seed */
-    DLXI_ASSERT(n >= 1 && index < n);
-    unsigned half_bits = 1;
-    while (half_bits < 32 && (n - 1) >> 2 * half_bits != 0) half_bits++;
-    uint64_t mask = (UINT64_C(1) << half_bits) - 1, key = dlxi_rng_u64(seed, stream, epoch);
-    /* The network permutes 0 … 4^half_bits − 1, fewer than 4n. Following its cycle to the next
-     * point below n permutes 0 … n−1, in less than 4 steps on average. */
-    do {
-        uint64_t left = index >> half_bits, right = index & mask;
-        for (uint64_t round = 0; round < ROUNDS; round++) {
-            uint64_t swapped = left ^ (dlxi_rng_u64(key, round, right) & mask);
-            left = right;
-            right = swapped;
-        }
-        index = left << half_bits | right;
-    } while (index >= n);
-    return index;
-}
 
 /* (tokens − 1) / T: the last target of a window is the first input of the next. */
 static dlx_status windows_count(int64_t *windows, const dlxi_token_file *file, int64_t context,
@@ -54,8 +32,7 @@ dlx_status dlxi_sampler_open(dlxi_sampler *out, const dlxi_token_file *file, int
 }
 
 int64_t dlxi_sampler_window(const dlxi_sampler *sampler, int64_t position) {
-    uint64_t n = (uint64_t)sampler->windows, p = (uint64_t)position;
-    return (int64_t)dlxi_permute(p % n, n, sampler->seed, p / n);
+    return (int64_t)dlx_window((uint64_t)position, (uint64_t)sampler->windows, sampler->seed);
 }
 
 void dlxi_sampler_batch(uint32_t *tokens, uint32_t *targets, const dlxi_sampler *sampler,

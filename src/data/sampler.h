@@ -6,11 +6,6 @@
 
 #include "data/token_file.h"
 
-/* Where a permutation of 0 … n−1 keyed by (seed, epoch) maps index < n: a Feistel network on the
- * next even number of bits, repeated until the result is below n (Black & Rogaway 2002, "Ciphers
- * with arbitrary finite domains"). Integers only: equal on every machine. */
-uint64_t dlxi_permute(uint64_t index, uint64_t n, uint64_t seed, uint64_t epoch);
-
 /* Borrows the file. Nothing to close; threads may share it. */
 typedef struct dlxi_sampler {
     const dlxi_token_file *file;
@@ -23,8 +18,7 @@ typedef struct dlxi_sampler {
 dlx_status dlxi_sampler_open(dlxi_sampler *out, const dlxi_token_file *file, int64_t context,
                              uint64_t seed, dlx_error *error);
 
-/* The window at position p of the run: index p mod windows of epoch p / windows, so any p gives a
- * window of the file. */
+/* The window at a position of the run, by dlx_window; any position gives one of the file. */
 int64_t dlxi_sampler_window(const dlxi_sampler *sampler, int64_t position);
 
 /* tokens[count,T], targets[count,T] ← the windows at positions[count]. */

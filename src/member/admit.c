@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Who may join a run, and what is said to those who may not. */
+/* Admission: which site may join a run, and the reason that a refused one gets. */
 #include <string.h>
 
 #include "base/name.h"
@@ -33,7 +33,7 @@ bool dlxi_coordinator_has_no_room(char text[DLXI_REASON_MAX + 1], const dlxi_coo
     return false;
 }
 
-/* … as one of its site's ranks. */
+/* Why this rank does not fit its site; or false. */
 static bool mismatch_of_rank(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
                              const dlxi_run_site *s, const dlxi_hello *hello) {
     size_t size = DLXI_REASON_MAX + 1;
@@ -64,7 +64,7 @@ static bool mismatch_of_rank(char text[DLXI_REASON_MAX + 1], const dlxi_coordina
     return false;
 }
 
-/* Why this rank's settings are other ones than the run's, naming both sites; or false. */
+/* Why this rank's settings differ from the run's, naming both sites; or false. */
 static bool mismatch_of_settings(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
                                  const dlxi_run_site *s, const dlxi_hello *hello) {
     size_t size = DLXI_REASON_MAX + 1;
@@ -91,7 +91,7 @@ static bool mismatch_of_settings(char text[DLXI_REASON_MAX + 1], const dlxi_coor
                     d.key, d.theirs, hello->site, d.ours, c->sites[0].name);
 }
 
-/* Why this rank has other tensors or data than its like elsewhere, naming both sites; or false. */
+/* Why this rank's tensors or data differ from its counterparts', naming both sites; or false. */
 static bool mismatch_of_model(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
                               const dlxi_run_site *s, const dlxi_hello *hello) {
     size_t size = DLXI_REASON_MAX + 1;

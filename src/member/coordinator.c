@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The coordinator as a whole: its life, its messages, and which part of it a frame or the time is
- * for. */
+/* The coordinator as a whole: open and close, messages, dispatch of frames, time. */
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +10,7 @@
 
 enum {
     PING_MS = 250,   /* well below the shortest timeout, 1 s */
-    PAUSE_MS = 1000, /* a longer gap between ticks is this process's own, and nobody's silence */
+    PAUSE_MS = 1000, /* a longer gap between ticks is this process's own pause, not a silence */
     PEERS_MAX = 1 << 20
 };
 
@@ -55,29 +54,17 @@ void dlxi_coordinator_close(dlxi_coordinator **coordinator) {
     *coordinator = NULL;
 }
 
-/* ---- what it says ---------------------------------------------------------------------------- */
+/* ---- messages and log ------------------------------------------------------------------------ */
 
 dlxi_label dlxi_label_of(const dlxi_run_site *s, const dlxi_run_rank *p) {
     return dlxi_label_for(s->name, (uint16_t)(p - s->ranks), s->rank_count);
 }
 
-void dlxi_coordinator_log(dlxi_coordinator *c, const char *format, ...) {
-    if (c->log_count == DLXI_COORDINATOR_LOG_LINES) {
-        c->log_first = (c->log_first + 1) % DLXI_COORDINATOR_LOG_LINES;
-        c->log_count--;
-    }
-    uint32_t at = (c->log_first + c->log_count++) % DLXI_COORDINATOR_LOG_LINES;
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(c->log[at], sizeof c->log[at], format, arguments);
-    va_end(arguments);
-}
-
 bool dlxi_coordinator_pop_log(dlxi_coordinator *c, char *text, size_t text_bytes) {
-    if (c->log_count == 0) return false;
-    dlxi_text_copy(text, text_bytes, c->log[c->log_first]);
-    c->log_first = (c->log_first + 1) % DLXI_COORDINATOR_LOG_LINES;
-    c->log_count--;
+    const char *line = dlxi_lines_peek(&c->log);
+    if (line == NULL) return false;
+    dlxi_text_copy(text, text_bytes, line);
+    dlxi_lines_drop(&c->log);
     return true;
 }
 
@@ -86,15 +73,19 @@ dlxi_message *dlxi_coordinator_compose(dlxi_coordinator *c, dlxi_frame_kind kind
     return &c->outbox.scratch;
 }
 
-static dlx_status put(dlxi_coordinator *c, uint32_t peer, uint64_t round, uint32_t attempt) {
-    dlxi_frame header = {
-        .term = c->term, .round = round, .attempt = attempt, .site = DLXI_SITE_COORDINATOR};
+static dlx_status message_put(dlxi_coordinator *c, uint32_t peer, uint64_t round,
+                              uint32_t attempt) {
+    dlxi_frame header = {.term = c->term,
+                         .round = round,
+                         .attempt = attempt,
+                         .site = DLXI_SITE_COORDINATOR,
+                         .trip = dlxi_coordinator_is_linked(c)};
     return dlxi_outbox_put(&c->outbox, peer, header, &c->outbox.scratch, NULL);
 }
 
 void dlxi_coordinator_put(dlxi_coordinator *c, dlxi_run_rank *p, uint64_t round, uint32_t attempt) {
     if (c->outbox.scratch.kind != DLXI_FRAME_PING) p->answered_ms = c->now_ms;
-    if (put(c, p->peer, round, attempt) != DLX_OK) dlxi_coordinator_fail_memory(c);
+    if (message_put(c, p->peer, round, attempt) != DLX_OK) dlxi_coordinator_fail_memory(c);
 }
 
 void dlxi_coordinator_put_all(dlxi_coordinator *c) {
@@ -109,7 +100,8 @@ void dlxi_coordinator_put_reason(dlxi_coordinator *c, uint32_t peer, dlxi_frame_
     dlxi_reason *reason = &dlxi_coordinator_compose(c, kind)->as.reason;
     reason->status = (uint16_t)status;
     dlxi_text_copy(reason->text, sizeof reason->text, text);
-    (void)put(c, peer, c->round, c->attempt); /* a peer that gets none notices the silence */
+    /* a peer that does not get it notices the silence */
+    (void)message_put(c, peer, c->round, c->attempt);
 }
 
 void dlxi_coordinator_fail(dlxi_coordinator *c, dlx_status status, const char *name,
@@ -135,7 +127,7 @@ void dlxi_coordinator_fail_memory(dlxi_coordinator *c) {
     dlxi_coordinator_fail(c, DLX_MEMORY, NULL, "the coordinator ran out of memory");
 }
 
-/* ---- who speaks ------------------------------------------------------------------------------ */
+/* ---- frames ---------------------------------------------------------------------------------- */
 
 static bool peers_grow(dlxi_coordinator *c, uint32_t peer) {
     if (peer < c->peer_room) return true;
@@ -177,8 +169,8 @@ static void on_failed(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_rank
     site_lose(c, s, p, status, text);
 }
 
-static void dispatch(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p,
-                     const dlxi_frame *frame) {
+static void frame_dispatch(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p,
+                           const dlxi_frame *frame) {
     const dlxi_message *m = &c->incoming;
     switch (frame->kind) {
     case DLXI_FRAME_LISTENING:
@@ -203,7 +195,7 @@ static void dispatch(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p,
         dlxi_rounds_on_finished(c, p);
         break;
     default:
-        break; /* a ping was enough; the rest is not for a coordinator */
+        break; /* PING: its header was enough; others are not for a coordinator */
     }
 }
 
@@ -236,15 +228,16 @@ void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *n
         dlxi_gather_on_hello(c, peer, name, key, &c->incoming.as.hello, now_ms);
         return;
     }
+    dlxi_gather_on_linked(c, p, frame->trip != 0);
     dlxi_rounds_answer(c, from.site, from.rank, frame, now_ms);
-    dispatch(c, s, p, frame);
+    frame_dispatch(c, s, p, frame);
 }
 
 /* ---- time ------------------------------------------------------------------------------------ */
 
 /* The first rank of the site that has been silent for too long, or NULL. */
-static const dlxi_run_rank *silent_rank(const dlxi_coordinator *c, const dlxi_run_site *s,
-                                        int64_t now_ms) {
+static const dlxi_run_rank *silent_rank_find(const dlxi_coordinator *c, const dlxi_run_site *s,
+                                             int64_t now_ms) {
     for (uint16_t r = 0; r < s->rank_count; r++) {
         const dlxi_run_rank *p = &s->ranks[r];
         if (p->joined && !p->finished && now_ms - p->last_seen_ms > c->settings.timeout_ms)
@@ -265,7 +258,7 @@ static void pause_forgive(dlxi_coordinator *c, int64_t now_ms) {
 static void silence_judge(dlxi_coordinator *c, int64_t now_ms) {
     for (uint16_t i = 0; i < c->count && c->phase < DLXI_COORDINATOR_CLOSING;) {
         dlxi_run_site *s = &c->sites[i];
-        const dlxi_run_rank *silent = silent_rank(c, s, now_ms);
+        const dlxi_run_rank *silent = silent_rank_find(c, s, now_ms);
         if (silent == NULL) {
             i++;
             continue;
@@ -294,10 +287,10 @@ void dlxi_coordinator_on_tick(dlxi_coordinator *c, int64_t now_ms) {
     }
 }
 
-/* ---- what it is ------------------------------------------------------------------------------ */
+/* ---- state ----------------------------------------------------------------------------------- */
 
 void dlxi_coordinator_check(const dlxi_coordinator *c) {
-    uint32_t listening = 0, ready = 0, staged = 0, reported = 0, finished = 0;
+    uint32_t listening = 0, linked = 0, ready = 0, staged = 0, reported = 0, finished = 0;
     for (uint16_t i = 0; i < c->count; i++) {
         const dlxi_run_site *s = &c->sites[i];
         uint16_t joined = 0;
@@ -305,6 +298,7 @@ void dlxi_coordinator_check(const dlxi_coordinator *c) {
             const dlxi_run_rank *p = &s->ranks[r];
             joined = (uint16_t)(joined + p->joined);
             listening += p->listening;
+            linked += p->linked;
             ready += p->ready;
             staged += p->staged;
             reported += p->reported;
@@ -315,7 +309,8 @@ void dlxi_coordinator_check(const dlxi_coordinator *c) {
         DLXI_ASSERT(joined == s->joined);
         DLXI_ASSERT(!c->welcomed || dlxi_run_site_is_complete(s));
     }
-    DLXI_ASSERT(listening == c->listening_count && ready == c->ready_count);
+    DLXI_ASSERT(listening == c->listening_count && linked == c->linked_count);
+    DLXI_ASSERT(ready == c->ready_count);
     DLXI_ASSERT(staged == c->staged_count && reported == c->reported_count);
     DLXI_ASSERT(finished == c->finished_count);
     DLXI_ASSERT(c->phase != DLXI_COORDINATOR_GATHERING || c->round == 1);

@@ -11,7 +11,7 @@
  *
  * A site takes part with all of its ranks or not at all. What has to be the same on all sites is
  * compared between ranks of the same number. A rank whose frames show that it lacks a message gets
- * that message again, at most four times a second; ranks repeat what waits for an answer. */
+ * it again, at most four times per second; ranks repeat what waits for an answer. */
 #ifndef DLXI_MEMBER_COORDINATOR_H
 #define DLXI_MEMBER_COORDINATOR_H
 
@@ -49,8 +49,7 @@ void dlxi_coordinator_on_tick(dlxi_coordinator *c, int64_t now_ms);
 void dlxi_coordinator_fail(dlxi_coordinator *c, dlx_status status, const char *site,
                            const char *format, ...) DLXI_PRINTF(4, 5);
 
-/* The oldest line for the operator that was not taken yet: who joined, who was refused, what fails.
- */
+/* Takes the oldest line for the operator: sites joined or refused, and failures. */
 bool dlxi_coordinator_pop_log(dlxi_coordinator *c, char *text, size_t text_bytes);
 
 /* Frames to send, oldest first; `to` is a link's peer number. */

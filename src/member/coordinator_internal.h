@@ -5,6 +5,7 @@
 
 #include <stdio.h>
 
+#include "base/lines.h"
 #include "member/coordinator.h"
 #include "member/lease.h"
 
@@ -14,11 +15,11 @@ enum { DLXI_COORDINATOR_LEASES = 3 /* rounds t, t+1, t+2 */ };
  */
 typedef struct dlxi_run_rank {
     bool joined; /* it said hello */
-    bool listening, ready, staged, reported, finished;
+    bool listening, linked, ready, staged, reported, finished;
     uint32_t peer;
     uint64_t tensors_hash, anchor_hash;
     int64_t last_seen_ms;
-    int64_t answered_ms; /* when it was last sent a message that it may have lacked */
+    int64_t answered_ms; /* when it was last sent a message that it lacked */
     /* where it listens, [sites]; from listening on */
     char (*endpoints)[DLXI_ENDPOINT_BYTES];
     dlxi_ready round_ready;
@@ -38,13 +39,13 @@ typedef struct dlxi_run_site {
     char *report;                               /* its rank 0's */
 } dlxi_run_site;
 
-/* The last site of several ranks that was refused: its ranks come one by one, and all get the same
+/* The last site of several ranks that was refused: its ranks come one by one, and get the same
  * answer. */
 typedef struct dlxi_refused_site {
     char name[DLXI_NAME_BYTES]; /* "": none */
     char text[DLXI_REASON_MAX + 1];
     int64_t until_ms;
-    bool answered[DLXI_RANKS_MAX]; /* one that comes again is of another try */
+    bool answered[DLXI_RANKS_MAX]; /* one that comes again belongs to another try */
 } dlxi_refused_site;
 
 /* Which rank a peer is. */
@@ -52,20 +53,21 @@ typedef struct dlxi_run_peer {
     uint16_t site, rank; /* site DLXI_SITE_NONE: none of this run */
 } dlxi_run_peer;
 
-/* A round that does not commit. */
-enum { DLXI_TROUBLE_CAUSES = 8 };
+/* A round that does not commit, or sites that do not reach each other. */
 typedef struct dlxi_trouble {
-    int64_t since_ms; /* 0: none */
-    int64_t seen_ms;  /* when it was last reported */
-    int64_t told_ms;  /* since when `told` holds causes */
-    uint64_t told[DLXI_TROUBLE_CAUSES];
-    uint32_t told_count;
+    int64_t since_ms;               /* 0: none */
+    bool told;                      /* terminals show it */
     uint32_t attempts;              /* that failed */
-    uint32_t differing;             /* … since results differed */
+    uint32_t differing;             /* of them, because results differed */
     char text[DLXI_REASON_MAX + 1]; /* the last report */
 } dlxi_trouble;
 
-enum { DLXI_COORDINATOR_LOG_LINES = 16, DLXI_COORDINATOR_LOG_BYTES = DLXI_REASON_MAX + 112 };
+/* A cause of trouble, of this round or an earlier one, and when terminals last showed it. */
+enum { DLXI_TOLD_MAX = 8 };
+typedef struct dlxi_told {
+    uint64_t cause;
+    int64_t at_ms;
+} dlxi_told;
 
 struct dlxi_coordinator {
     dlxi_coordinator_settings settings;
@@ -83,19 +85,20 @@ struct dlxi_coordinator {
     uint16_t count; /* sites, with all of their ranks or some */
     dlxi_run_site sites[DLXI_SITES_MAX];
     uint32_t rank_count; /* of all sites, once welcomed */
-    uint32_t listening_count, ready_count, staged_count, reported_count, finished_count;
+    uint32_t listening_count, linked_count, ready_count, staged_count, reported_count,
+        finished_count;
     dlxi_run_peer *peers; /* [peer_room], by the link's number */
     uint32_t peer_room;
     dlxi_trouble trouble;
+    dlxi_told told[DLXI_TOLD_MAX];
     dlxi_refused_site refused;
     dlxi_ledger *ledger;
     dlxi_outbox outbox;
     dlxi_message incoming;
-    char log[DLXI_COORDINATOR_LOG_LINES][DLXI_COORDINATOR_LOG_BYTES];
-    uint32_t log_first, log_count;
+    dlxi_lines log; /* for the operator */
 };
 
-/* "site 'paris'", or "site 'paris' (rank 3)" where a site has several. */
+/* "site 'paris'", or "site 'paris' (rank 3)" if it has several. */
 typedef struct dlxi_label {
     char text[DLXI_SITE_NAME_MAX + 32];
 } dlxi_label;
@@ -113,11 +116,14 @@ static inline bool dlxi_run_site_is_complete(const dlxi_run_site *s) {
     return s->joined == s->rank_count;
 }
 
+/* Whether every pair of sites has exchanged frames, both ways. */
+static inline bool dlxi_coordinator_is_linked(const dlxi_coordinator *c) {
+    return c->rank_count > 0 && c->linked_count == c->rank_count;
+}
+
 /* ---- coordinator.c ---- */
 
 dlxi_label dlxi_label_of(const dlxi_run_site *s, const dlxi_run_rank *p);
-/* A line for the operator; the oldest gives way if too many wait. */
-void dlxi_coordinator_log(dlxi_coordinator *c, const char *format, ...) DLXI_PRINTF(2, 3);
 /* The message to fill in before one of the puts. */
 dlxi_message *dlxi_coordinator_compose(dlxi_coordinator *c, dlxi_frame_kind kind);
 /* To one rank, of the given round and attempt. A message that can't be queued ends the run. */
@@ -128,9 +134,9 @@ void dlxi_coordinator_put_reason(dlxi_coordinator *c, uint32_t peer, dlxi_frame_
                                  dlx_status status, const char *text);
 void dlxi_coordinator_fail_memory(dlxi_coordinator *c);
 void dlxi_run_site_release(dlxi_run_site *s);
-/* After sites changed places. */
+/* After sites were reordered. */
 void dlxi_coordinator_index_peers(dlxi_coordinator *c);
-/* Recounts what is kept as counts. */
+/* Asserts that all counts equal a recount. */
 void dlxi_coordinator_check(const dlxi_coordinator *c);
 
 /* ---- gather.c: rendezvous ---- */
@@ -139,6 +145,8 @@ void dlxi_gather_on_hello(dlxi_coordinator *c, uint32_t peer, const char *name, 
                           const dlxi_hello *hello, int64_t now_ms);
 void dlxi_gather_on_listening(dlxi_coordinator *c, dlxi_run_rank *p,
                               const dlxi_endpoints *endpoints);
+/* Whether this rank and its counterparts exchange frames. */
+void dlxi_gather_on_linked(dlxi_coordinator *c, dlxi_run_rank *p, bool linked);
 /* The site leaves before the run has begun; its other ranks are notified. `culprit` may be NULL. */
 void dlxi_gather_leave(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_rank *culprit,
                        dlx_status status, const char *text);

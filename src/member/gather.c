@@ -6,23 +6,23 @@
 #include "base/memory.h"
 #include "member/coordinator_internal.h"
 
-/* For so long a refused site's ranks still come; later ones are of another try. */
+/* A refused site's other ranks come within this time; later ones belong to another try. */
 enum { REFUSED_MS = 3000 };
 
-static dlxi_run_site *site_by_name(dlxi_coordinator *c, const char *name) {
+static dlxi_run_site *site_find(dlxi_coordinator *c, const char *name) {
     for (uint16_t i = 0; i < c->count; i++)
         if (strcmp(c->sites[i].name, name) == 0) return &c->sites[i];
     return NULL;
 }
 
-static uint16_t complete_count(const dlxi_coordinator *c) {
+static uint16_t complete_sites_count(const dlxi_coordinator *c) {
     uint16_t count = 0;
     for (uint16_t i = 0; i < c->count; i++)
         count = (uint16_t)(count + dlxi_run_site_is_complete(&c->sites[i]));
     return count;
 }
 
-static int by_name(const void *a, const void *b) {
+static int sites_compare(const void *a, const void *b) {
     return strcmp(((const dlxi_run_site *)a)->name, ((const dlxi_run_site *)b)->name);
 }
 
@@ -47,8 +47,8 @@ void dlxi_gather_welcome_rank(dlxi_coordinator *c, uint16_t site, uint16_t rank)
 /* Sites are numbered by name, not by arrival, so that a run repeats; a round is granted to all
  * before the next one, so that one step of D sites uses the windows that one site with D times the
  * batch would. */
-static void welcome(dlxi_coordinator *c) {
-    qsort(c->sites, c->count, sizeof *c->sites, by_name);
+static void sites_welcome(dlxi_coordinator *c) {
+    qsort(c->sites, c->count, sizeof *c->sites, sites_compare);
     dlxi_coordinator_index_peers(c);
     dlxi_rounds_grant(c, 1);
     dlxi_rounds_grant(c, 2);
@@ -60,7 +60,7 @@ static void welcome(dlxi_coordinator *c) {
 
 /* ---- join, leave ----------------------------------------------------------------------------- */
 
-/* Its place is free for another; the settings of one that has left bind nobody. */
+/* Its place is free again; the settings of a site that has left count no more. */
 void dlxi_gather_leave(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_rank *culprit,
                        dlx_status status, const char *text) {
     for (uint16_t r = 0; r < s->rank_count; r++) {
@@ -77,8 +77,8 @@ void dlxi_gather_leave(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_ran
     c->shared_text = NULL;
 }
 
-/* Whether a rank of this site was refused a short time ago, and this one not yet answered. */
-static bool was_refused(dlxi_coordinator *c, const dlxi_hello *hello, int64_t now_ms) {
+/* Whether a rank of this site was refused a short time ago, and this one has no answer yet. */
+static bool site_was_refused(dlxi_coordinator *c, const dlxi_hello *hello, int64_t now_ms) {
     dlxi_refused_site *r = &c->refused;
     bool same =
         strcmp(r->name, hello->site) == 0 && now_ms < r->until_ms && hello->rank < DLXI_RANKS_MAX;
@@ -104,11 +104,11 @@ static void site_refuse(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_hello 
 }
 
 /* Returns true and writes the reason if this hello can't join. It is logged once per site. */
-static bool hello_refused(char text[DLXI_REASON_MAX + 1], dlxi_coordinator *c,
-                          const char *proved_name, const dlxi_hello *hello, int64_t now_ms) {
-    dlxi_run_site *s = site_by_name(c, hello->site);
+static bool hello_is_refused(char text[DLXI_REASON_MAX + 1], dlxi_coordinator *c,
+                             const char *proved_name, const dlxi_hello *hello, int64_t now_ms) {
+    dlxi_run_site *s = site_find(c, hello->site);
     bool refused = dlxi_coordinator_has_no_room(text, c, proved_name, s, hello);
-    if (!refused && was_refused(c, hello, now_ms)) {
+    if (!refused && site_was_refused(c, hello, now_ms)) {
         dlxi_text_copy(text, DLXI_REASON_MAX + 1, c->refused.text);
         return true;
     }
@@ -116,7 +116,7 @@ static bool hello_refused(char text[DLXI_REASON_MAX + 1], dlxi_coordinator *c,
         site_refuse(c, s, hello, text, now_ms);
         refused = true;
     }
-    if (refused) dlxi_coordinator_log(c, "refused a site: %s", text);
+    if (refused) dlxi_lines_add(&c->log, "refused a site: %s", text);
     return refused;
 }
 
@@ -141,11 +141,11 @@ static dlxi_run_site *site_enter(dlxi_coordinator *c, const dlxi_hello *hello, c
 void dlxi_gather_on_hello(dlxi_coordinator *c, uint32_t peer, const char *name, const char *key,
                           const dlxi_hello *hello, int64_t now_ms) {
     char text[DLXI_REASON_MAX + 1];
-    if (hello_refused(text, c, name, hello, now_ms)) {
+    if (hello_is_refused(text, c, name, hello, now_ms)) {
         dlxi_coordinator_put_reason(c, peer, DLXI_FRAME_STOP, DLX_REFUSED, text);
         return;
     }
-    dlxi_run_site *s = site_by_name(c, hello->site);
+    dlxi_run_site *s = site_find(c, hello->site);
     if (s == NULL) s = site_enter(c, hello, key);
     if (s == NULL) {
         dlxi_coordinator_fail_memory(c);
@@ -160,14 +160,14 @@ void dlxi_gather_on_hello(dlxi_coordinator *c, uint32_t peer, const char *name, 
     s->joined++;
     dlxi_coordinator_index_peers(c);
     if (!dlxi_run_site_is_complete(s)) return;
-    uint16_t complete = complete_count(c);
-    dlxi_coordinator_log(c, "site '%s' joined, %u of %u", s->name, complete, c->settings.sites);
-    if (complete == c->settings.sites) welcome(c);
+    uint16_t complete = complete_sites_count(c);
+    dlxi_lines_add(&c->log, "site '%s' connected, %u of %u", s->name, complete, c->settings.sites);
+    if (complete == c->settings.sites) sites_welcome(c);
 }
 
 /* ---- where sites listen ---------------------------------------------------------------------- */
 
-/* Rank r of a site learns where rank r of the others waits for it. */
+/* Rank r of a site gets the endpoints of rank r of the others. */
 void dlxi_gather_peers_of_rank(dlxi_coordinator *c, uint16_t site, uint16_t rank) {
     dlxi_endpoints *e = &dlxi_coordinator_compose(c, DLXI_FRAME_PEERS)->as.endpoints;
     e->sites = c->count;
@@ -191,4 +191,21 @@ void dlxi_gather_on_listening(dlxi_coordinator *c, dlxi_run_rank *p,
     c->phase = DLXI_COORDINATOR_RUNNING;
     for (uint16_t i = 0; i < c->count; i++)
         for (uint16_t r = 0; r < c->sites[i].rank_count; r++) dlxi_gather_peers_of_rank(c, i, r);
+}
+
+/* ---- whether they reach each other ----------------------------------------------------------- */
+
+void dlxi_gather_on_linked(dlxi_coordinator *c, dlxi_run_rank *p, bool linked) {
+    bool joining = c->phase == DLXI_COORDINATOR_RUNNING && c->round == 1 && c->attempt == 0;
+    if (!joining || p->linked == linked) return;
+    p->linked = linked;
+    if (linked)
+        c->linked_count++;
+    else
+        c->linked_count--;
+    if (!dlxi_coordinator_is_linked(c)) return;
+    c->trouble = (dlxi_trouble){0};
+    if (c->count > 1) dlxi_lines_add(&c->log, "all sites reach each other");
+    (void)dlxi_coordinator_compose(c, DLXI_FRAME_PING);
+    dlxi_coordinator_put_all(c);
 }

@@ -8,8 +8,7 @@
 #include "base/panic.h"
 
 /* Free ranges below the cursor, ascending, disjoint and not adjacent; everything from the cursor on
- * is free. When the list is full the smallest gain is given up: a range that does not fit is not
- * trained on. */
+ * is free. A range that does not fit into the full list is not trained on. */
 enum { FREE_MAX = 4096 };
 
 struct dlxi_ledger {
@@ -27,13 +26,13 @@ void dlxi_ledger_close(dlxi_ledger **ledger) {
     *ledger = NULL;
 }
 
-static void remove_free(dlxi_ledger *ledger, size_t at) {
+static void free_range_remove(dlxi_ledger *ledger, size_t at) {
     ledger->free_count--;
     memmove(&ledger->free[at], &ledger->free[at + 1],
             (ledger->free_count - at) * sizeof *ledger->free);
 }
 
-static void release(dlxi_ledger *ledger, uint64_t first, uint32_t count) {
+static void range_release(dlxi_ledger *ledger, uint64_t first, uint32_t count) {
     size_t at = 0;
     while (at < ledger->free_count && ledger->free[at].first < first) at++;
     dlxi_range *before = at > 0 ? &ledger->free[at - 1] : NULL;
@@ -46,7 +45,7 @@ static void release(dlxi_ledger *ledger, uint64_t first, uint32_t count) {
         before->count += count;
         if (joins_after && before->count <= UINT32_MAX - after->count) {
             before->count += after->count;
-            remove_free(ledger, at);
+            free_range_remove(ledger, at);
         }
     } else if (joins_after) {
         after->first = first;
@@ -71,7 +70,7 @@ void dlxi_ledger_grant(dlxi_ledger *ledger, dlxi_lease *lease, uint64_t round, u
         windows -= count;
         from->first += count;
         from->count -= count;
-        if (from->count == 0) remove_free(ledger, 0);
+        if (from->count == 0) free_range_remove(ledger, 0);
     }
     if (windows > 0) {
         lease->ranges[lease->range_count++] = (dlxi_range){ledger->cursor, windows};
@@ -84,7 +83,7 @@ void dlxi_ledger_settle(dlxi_ledger *ledger, const dlxi_lease *lease, uint32_t u
         dlxi_range range = lease->ranges[i];
         uint32_t taken = range.count < used ? range.count : used;
         used -= taken;
-        if (taken < range.count) release(ledger, range.first + taken, range.count - taken);
+        if (taken < range.count) range_release(ledger, range.first + taken, range.count - taken);
     }
 }
 

@@ -11,7 +11,7 @@ typedef struct dlxi_ledger dlxi_ledger;
 dlx_status dlxi_ledger_open(dlxi_ledger **out, dlx_error *error);
 void dlxi_ledger_close(dlxi_ledger **ledger);
 
-/* The lowest free positions, `windows` of them (fewer where the lease's ranges run out), for one
+/* The lowest free positions, `windows` of them (fewer if the lease's ranges run out), for one
  * round of one site. */
 void dlxi_ledger_grant(dlxi_ledger *ledger, dlxi_lease *lease, uint64_t round, uint32_t windows);
 

@@ -33,8 +33,8 @@ dlxi_outbox_item *dlxi_outbox_item_copy(const dlxi_outbox_item *item);
 const dlxi_outbox_item *dlxi_outbox_peek(const dlxi_outbox *outbox);
 void dlxi_outbox_drop(dlxi_outbox *outbox);
 /* Gives every item to `send`, oldest first; what it takes (true) is dropped. A peer that has not
- * taken one is given no more this time, so that its messages keep their order and nobody else waits
- * for it. */
+ * taken one gets no more this time: its messages keep their order, and no other peer waits for it.
+ */
 void dlxi_outbox_flush(dlxi_outbox *outbox,
                        bool (*send)(void *context, const dlxi_outbox_item *item), void *context);
 void dlxi_outbox_clear(dlxi_outbox *outbox);

@@ -11,9 +11,10 @@
 #include "member/coordinator_internal.h"
 
 enum {
-    ANSWER_MS = 250, /* between two copies of what a rank lacks; it asks half as often */
+    ANSWER_MS = 250, /* at least, between two messages that a rank lacked */
     TELL_MS = 1000,
-    RETRY_MS = 250, /* between attempts, from the fourth of a round on */
+    LOSS_PAUSE_MS = 10000,
+    RETRY_MS = 250, /* between the begins of attempts, after RETRIES_AT_ONCE */
     RETRIES_AT_ONCE = 3
 };
 
@@ -31,7 +32,7 @@ void dlxi_rounds_grant(dlxi_coordinator *c, uint64_t round) {
 
 /* The view of rank r: its own measurements of the exchange, and the step of the site's slowest
  * rank, which all wait for. */
-static void view_of_rank(dlxi_view *view, const dlxi_coordinator *c, uint16_t rank) {
+static void view_fill(dlxi_view *view, const dlxi_coordinator *c, uint16_t rank) {
     view->members = c->count;
     for (uint16_t i = 0; i < c->count; i++) {
         const dlxi_run_site *s = &c->sites[i];
@@ -47,14 +48,14 @@ static void view_of_rank(dlxi_view *view, const dlxi_coordinator *c, uint16_t ra
     }
 }
 
-static void begin(dlxi_coordinator *c) {
+static void attempt_begin(dlxi_coordinator *c) {
     DLXI_ASSERT(c->phase == DLXI_COORDINATOR_RUNNING && c->ready_count == c->rank_count);
     c->attempt++;
     c->staged_count = 0;
     c->begin_waits = false;
     c->begun_ms = c->now_ms;
     for (uint16_t r = 0; r < c->sites[0].rank_count; r++) {
-        view_of_rank(&dlxi_coordinator_compose(c, DLXI_FRAME_BEGIN)->as.view, c, r);
+        view_fill(&dlxi_coordinator_compose(c, DLXI_FRAME_BEGIN)->as.view, c, r);
         for (uint16_t i = 0; i < c->count; i++) {
             c->sites[i].ranks[r].staged = false;
             dlxi_coordinator_put(c, &c->sites[i].ranks[r], c->round, c->attempt);
@@ -64,7 +65,7 @@ static void begin(dlxi_coordinator *c) {
 
 /* Whether all that submitted have the same anchor, and all ranks of a site the same tokens; ends
  * the run if not. */
-static bool round_consistent(dlxi_coordinator *c) {
+static bool round_is_consistent(dlxi_coordinator *c) {
     for (uint16_t i = 0; i < c->count; i++) {
         const dlxi_run_site *s = &c->sites[i];
         const dlxi_ready *first = &s->ranks[0].round_ready;
@@ -106,7 +107,7 @@ static uint64_t site_count_tokens(const dlxi_coordinator *c, dlxi_run_site *s) {
     return s->tokens;
 }
 
-/* Ends the run if the rank's word can't be taken. */
+/* Ends the run if the message is not valid. */
 static bool ready_is_valid(dlxi_coordinator *c, const dlxi_run_site *s, const dlxi_run_rank *p,
                            uint64_t round, const dlxi_ready *ready) {
     dlxi_label label = dlxi_label_of(s, p);
@@ -133,15 +134,15 @@ void dlxi_rounds_on_ready(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *
     if (!ready_is_valid(c, s, p, round, ready)) return;
     p->ready = true;
     p->round_ready = *ready;
-    if (++c->ready_count < c->rank_count || !round_consistent(c)) return;
+    if (++c->ready_count < c->rank_count || !round_is_consistent(c)) return;
     uint64_t tokens = 0;
     for (uint16_t i = 0; i < c->count; i++) tokens += site_count_tokens(c, &c->sites[i]);
-    c->trouble.since_ms = 0; /* of joining: all are here */
+    c->trouble.since_ms = 0; /* of joining, which is over */
     if (tokens == 0)
         dlxi_coordinator_fail(c, DLX_DATA, NULL, "no site trained on any token in round %llu",
                               (unsigned long long)round);
     else
-        begin(c);
+        attempt_begin(c);
 }
 
 /* ---- trouble --------------------------------------------------------------------------------- */
@@ -152,45 +153,61 @@ static bool frame_is_current(const dlxi_coordinator *c, const dlxi_frame *frame)
            frame->round == c->round && frame->attempt == c->attempt;
 }
 
-/* Of a report's cause: reports of one cause may differ in how long it has lasted. */
-static uint64_t cause_of(const char *why) {
-    const char *end = strstr(why, " for ");
-    return dlxi_hash(why, end != NULL ? (size_t)(end - why) : strlen(why), 0);
+/* Reports of one cause may differ in the order of a pair's sites, and in how long it has lasted. */
+static uint64_t cause_hash(const char *why, const char *duration) {
+    const char *end = duration != NULL ? duration : why + strlen(why);
+    uint64_t sum = 0;
+    for (size_t bytes; why < end; why += bytes + 1) {
+        bytes = strcspn(why, " ");
+        sum += dlxi_hash(why, bytes, 0);
+    }
+    return sum;
 }
 
-/* Counts the report, and says what of it operators are told: each cause at first, and again each
- * time that the trouble has lasted twice as long. */
-static const char *trouble_note(dlxi_coordinator *c, const char *why) {
+/* Whether terminals show this report: a cause at first, and again each time that the trouble has
+ * lasted twice as long. A loss that is made good at once is shown at most every LOSS_PAUSE_MS. */
+static bool cause_is_due(dlxi_coordinator *c, const char *why, int64_t now_ms) {
+    const char *duration = strstr(why, " for ");
+    const uint64_t cause = cause_hash(why, duration);
+    const int64_t since_ms = c->trouble.since_ms;
+    dlxi_told *told = c->told; /* of this cause, or the oldest */
+    for (dlxi_told *t = c->told; t < c->told + DLXI_TOLD_MAX && told->cause != cause; t++)
+        if (t->cause == cause || t->at_ms < told->at_ms) told = t;
+    bool known = told->cause == cause, in_this_trouble = told->at_ms >= since_ms, due;
+    if (!known)
+        due = !in_this_trouble; /* else there are too many to show */
+    else if (in_this_trouble)
+        due = now_ms - since_ms >= 2 * (told->at_ms - since_ms) + TELL_MS;
+    else
+        due = duration != NULL || now_ms - told->at_ms >= LOSS_PAUSE_MS;
+    if (due) *told = (dlxi_told){cause, now_ms};
+    return due;
+}
+
+/* Counts the report. True: terminals show it. */
+static bool trouble_note(dlxi_coordinator *c, const char *why) {
     dlxi_trouble *t = &c->trouble;
-    if (t->since_ms == 0) {
-        *t = (dlxi_trouble){.since_ms = c->now_ms != 0 ? c->now_ms : 1};
-        t->told_ms = t->since_ms;
-    }
-    t->seen_ms = c->now_ms;
+    int64_t now_ms = c->now_ms != 0 ? c->now_ms : 1; /* 0 is none */
+    if (t->since_ms == 0) *t = (dlxi_trouble){.since_ms = now_ms};
     t->attempts++;
     dlxi_text_copy(t->text, sizeof t->text, why);
-    if (c->now_ms - t->since_ms >= 2 * (t->told_ms - t->since_ms) + TELL_MS) {
-        t->told_ms = c->now_ms;
-        t->told_count = 0;
-    }
-    uint64_t cause = cause_of(why);
-    for (uint32_t i = 0; i < t->told_count; i++)
-        if (t->told[i] == cause) return "";
-    if (t->told_count == DLXI_TROUBLE_CAUSES) return "";
-    t->told[t->told_count++] = cause;
-    dlxi_coordinator_log(c, "round %llu: %s", (unsigned long long)c->round, why);
-    return why;
+    if (!cause_is_due(c, why, now_ms)) return false;
+    t->told = true;
+    dlxi_lines_add(&c->log, "%s; trying again", why);
+    return true;
 }
 
-static void put_abort(dlxi_coordinator *c, const char *why) {
+static void abort_put(dlxi_coordinator *c, bool tells) {
     dlxi_reason *reason = &dlxi_coordinator_compose(c, DLXI_FRAME_ABORT)->as.reason;
-    reason->status = DLX_ABORTED;
-    dlxi_text_copy(reason->text, sizeof reason->text, why);
+    *reason = (dlxi_reason){.status = DLX_ABORTED};
+    if (tells)
+        snprintf(reason->text, sizeof reason->text, "%.*s; trying again", DLXI_REASON_MAX - 16,
+                 c->trouble.text);
     dlxi_coordinator_put_all(c);
 }
 
 static void attempt_abort(dlxi_coordinator *c, const char *why, bool differing) {
-    const char *told = trouble_note(c, why);
+    bool told = trouble_note(c, why);
     if (differing && ++c->trouble.differing >= c->settings.attempts_max) {
         dlxi_coordinator_fail(c, DLX_DIVERGED, NULL, "round %llu failed %u times, last: %s",
                               (unsigned long long)c->round, c->attempt, why);
@@ -199,10 +216,10 @@ static void attempt_abort(dlxi_coordinator *c, const char *why, bool differing) 
     for (uint16_t i = 0; i < c->count; i++)
         for (uint16_t r = 0; r < c->sites[i].rank_count; r++) c->sites[i].ranks[r].staged = false;
     c->staged_count = 0;
-    put_abort(c, told);
+    abort_put(c, told);
     if (c->phase != DLXI_COORDINATOR_RUNNING) return;
     c->begin_waits = c->trouble.attempts > RETRIES_AT_ONCE;
-    if (!c->begin_waits) begin(c);
+    if (!c->begin_waits) attempt_begin(c);
 }
 
 void dlxi_rounds_on_abort(dlxi_coordinator *c, const dlxi_frame *frame, const char *why) {
@@ -210,15 +227,14 @@ void dlxi_rounds_on_abort(dlxi_coordinator *c, const dlxi_frame *frame, const ch
         attempt_abort(c, why, false);
     } else if (c->phase == DLXI_COORDINATOR_RUNNING && frame->round == c->round &&
                frame->attempt == 0 && c->attempt == 0) { /* sites that do not reach each other */
-        const char *told = trouble_note(c, why);
-        if (told[0] != '\0') put_abort(c, told);
+        if (trouble_note(c, why)) abort_put(c, true);
     }
 }
 
 /* ---- commit ---------------------------------------------------------------------------------- */
 
 /* The last committed round, to one rank. */
-static void put_commit(dlxi_coordinator *c, uint16_t site, uint16_t rank) {
+static void commit_put(dlxi_coordinator *c, uint16_t site, uint16_t rank) {
     dlxi_run_site *s = &c->sites[site];
     dlxi_commit *m = &dlxi_coordinator_compose(c, DLXI_FRAME_COMMIT)->as.commit;
     m->committed_tokens = c->committed_tokens;
@@ -227,7 +243,7 @@ static void put_commit(dlxi_coordinator *c, uint16_t site, uint16_t rank) {
     dlxi_coordinator_put(c, &s->ranks[rank], c->round - 1, c->committed_attempt);
 }
 
-static void commit(dlxi_coordinator *c) {
+static void round_commit(dlxi_coordinator *c) {
     for (uint16_t i = 0; i < c->count; i++) {
         dlxi_run_site *s = &c->sites[i];
         c->committed_tokens += s->tokens;
@@ -238,16 +254,17 @@ static void commit(dlxi_coordinator *c) {
     c->ready_count = c->staged_count = 0;
     c->committed_last = c->committed_tokens >= c->settings.tokens_target;
     dlxi_rounds_grant(c, c->round + 2);
-    if (c->trouble.since_ms != 0)
-        dlxi_coordinator_log(c, "round %llu committed after %u failed attempts in %.1f s",
-                             (unsigned long long)c->round, c->trouble.attempts,
-                             (double)(c->now_ms - c->trouble.since_ms) / 1000);
+    if (c->trouble.told)
+        dlxi_lines_add(&c->log, "round %llu committed after %u failed attempt%s in %.1f s",
+                       (unsigned long long)c->round, c->trouble.attempts,
+                       c->trouble.attempts == 1 ? "" : "s",
+                       (double)(c->now_ms - c->trouble.since_ms) / 1000);
     c->trouble = (dlxi_trouble){0};
     c->committed_attempt = c->attempt;
     c->round++;
     c->attempt = 0;
     for (uint16_t i = 0; i < c->count; i++)
-        for (uint16_t r = 0; r < c->sites[i].rank_count; r++) put_commit(c, i, r);
+        for (uint16_t r = 0; r < c->sites[i].rank_count; r++) commit_put(c, i, r);
     if (c->committed_last && c->phase == DLXI_COORDINATOR_RUNNING)
         c->phase = DLXI_COORDINATOR_ENDING;
 }
@@ -271,7 +288,7 @@ void dlxi_rounds_on_staged(dlxi_coordinator *c, dlxi_run_rank *p, const dlxi_fra
     const dlxi_run_site *other = site_differing(c);
     char text[DLXI_REASON_MAX + 1];
     if (other == NULL) {
-        commit(c);
+        round_commit(c);
         return;
     }
     snprintf(text, sizeof text, "sites '%s' and '%s' received different results", c->sites[0].name,
@@ -303,7 +320,7 @@ void dlxi_rounds_on_finished(dlxi_coordinator *c, dlxi_run_rank *p) {
     if (++c->finished_count == c->rank_count) c->phase = DLXI_COORDINATOR_DONE;
 }
 
-/* ---- levels ---------------------------------------------------------------------------------- */
+/* ---- what a rank lacks ----------------------------------------------------------------------- */
 
 void dlxi_rounds_answer(dlxi_coordinator *c, uint16_t site, uint16_t rank, const dlxi_frame *frame,
                         int64_t now_ms) {
@@ -314,10 +331,10 @@ void dlxi_rounds_answer(dlxi_coordinator *c, uint16_t site, uint16_t rank, const
     } else if (frame->kind == DLXI_FRAME_LISTENING && c->phase >= DLXI_COORDINATOR_RUNNING) {
         dlxi_gather_peers_of_rank(c, site, rank);
     } else if (c->round > 1 && frame->round + 1 == c->round) {
-        put_commit(c, site, rank);
+        commit_put(c, site, rank);
     } else if (c->phase == DLXI_COORDINATOR_RUNNING && frame->round == c->round &&
                !c->begin_waits && frame->attempt < c->attempt) {
-        view_of_rank(&dlxi_coordinator_compose(c, DLXI_FRAME_BEGIN)->as.view, c, rank);
+        view_fill(&dlxi_coordinator_compose(c, DLXI_FRAME_BEGIN)->as.view, c, rank);
         dlxi_coordinator_put(c, p, c->round, c->attempt);
     } else if (c->phase == DLXI_COORDINATOR_CLOSING && frame->kind == DLXI_FRAME_REPORT) {
         (void)dlxi_coordinator_compose(c, DLXI_FRAME_FINISHED);
@@ -326,16 +343,13 @@ void dlxi_rounds_answer(dlxi_coordinator *c, uint16_t site, uint16_t rank, const
 }
 
 void dlxi_rounds_on_tick(dlxi_coordinator *c, int64_t now_ms) {
-    dlxi_trouble *t = &c->trouble;
+    const dlxi_trouble *t = &c->trouble;
+    char what[32] = "joining";
     if (c->phase != DLXI_COORDINATOR_RUNNING) return;
-    if (c->begin_waits && now_ms - c->begun_ms >= RETRY_MS) begin(c);
-    if (t->since_ms == 0) return;
-    /* sites that did not reach each other at first, and say so no more */
-    if (c->attempt == 0 && now_ms - t->seen_ms > 3 * (int64_t)c->settings.timeout_ms)
-        *t = (dlxi_trouble){0};
-    else if (now_ms - t->since_ms >= c->settings.patience_ms)
-        dlxi_coordinator_fail(c, DLX_PEER_LOST, NULL,
-                              "round %llu did not commit for %lld s (wan.patience_s); last: %s",
-                              (unsigned long long)c->round,
-                              (long long)(now_ms - t->since_ms) / 1000, t->text);
+    if (c->begin_waits && now_ms - c->begun_ms >= RETRY_MS) attempt_begin(c);
+    if (t->since_ms == 0 || now_ms - t->since_ms < c->settings.patience_ms) return;
+    if (c->attempt > 0) snprintf(what, sizeof what, "round %llu", (unsigned long long)c->round);
+    dlxi_coordinator_fail(c, DLX_PEER_LOST, NULL,
+                          "gave up on %s after %lld s of trouble (wan.patience_s); last: %s", what,
+                          (long long)(now_ms - t->since_ms) / 1000, t->text);
 }

@@ -11,12 +11,15 @@
 enum {
     PING_MS = 250, /* well below the shortest timeout, 1 s */
     REPEAT_MS = 500,
-    PAUSE_MS = 1000 /* a longer gap between ticks is this process's own, and nobody's silence */
+    PAUSE_MS = 1000 /* a longer gap between ticks is this process's own pause, not a silence */
 };
 
 static void site_put(dlxi_site *s, dlxi_frame_kind kind) {
-    dlxi_frame header = {
-        .term = s->term, .round = s->round, .attempt = s->attempt, .rank = s->hello.rank};
+    dlxi_frame header = {.term = s->term,
+                         .round = s->round,
+                         .attempt = s->attempt,
+                         .rank = s->hello.rank,
+                         .trip = s->linked};
     header.site = s->phase == DLXI_SITE_JOINING ? DLXI_SITE_NONE : s->index;
     s->outbox.scratch.kind = kind;
     dlx_error error;
@@ -140,7 +143,7 @@ static dlxi_site_action on_stop(dlxi_site *s) {
     return site_end(s, status == DLX_OK ? DLX_PEER_LOST : status, s->incoming.as.reason.text);
 }
 
-/* The coordinator waits for the answer, so that a site whose FINISHED was lost can ask again. */
+/* The coordinator waits for the answer: a site whose FINISHED was lost can report again. */
 static dlxi_site_action on_finished(dlxi_site *s) {
     if (!s->reported)
         return site_end(s, DLX_DATA, "the coordinator ended the run before this site's report");
@@ -156,6 +159,7 @@ dlxi_site_action dlxi_site_on_frame(dlxi_site *s, const dlxi_frame *frame, int64
             "the coordinator sent a malformed message; check that all run the same version");
     s->term = frame->term;
     s->last_seen_ms = now_ms;
+    s->all_linked = s->all_linked || frame->trip != 0;
     switch (frame->kind) {
     case DLXI_FRAME_WELCOME:
         return on_welcome(s);
@@ -197,7 +201,7 @@ dlxi_site_action dlxi_site_on_tick(dlxi_site *s, int64_t now_ms) {
                             : "the coordinator has fallen silent");
     if (s->standing != NULL && now_ms - s->stood_ms >= REPEAT_MS && !DLXI_PLANTED(4)) {
         s->stood_ms = now_ms;
-        (void)dlxi_outbox_repeat(&s->outbox, s->standing, NULL); /* or a second later */
+        (void)dlxi_outbox_repeat(&s->outbox, s->standing, NULL); /* or at the next time */
     }
     dlxi_site_keep_alive(s, now_ms);
     return s->phase == DLXI_SITE_DONE ? DLXI_SITE_ENDED : DLXI_SITE_NOTHING;
@@ -209,6 +213,13 @@ void dlxi_site_on_listening(dlxi_site *s, const dlxi_endpoints *endpoints) {
     DLXI_ASSERT(s->phase == DLXI_SITE_LISTENING);
     s->outbox.scratch.as.endpoints = *endpoints;
     site_put_standing(s, DLXI_FRAME_LISTENING);
+}
+
+void dlxi_site_set_linked(dlxi_site *s, bool linked) {
+    if (s->phase == DLXI_SITE_DONE || s->linked == linked) return;
+    DLXI_ASSERT(s->phase == DLXI_SITE_RUNNING);
+    s->linked = linked;
+    site_put(s, DLXI_FRAME_PING);
 }
 
 void dlxi_site_on_ready(dlxi_site *s, const dlxi_ready *ready) {

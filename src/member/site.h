@@ -6,8 +6,7 @@
  *   anything → DONE on stop, on the coordinator's silence, or on the site's own failure
  *
  * A message that waits for an answer (hello, listening, ready, staged, abort, report) is repeated
- * twice a second until the answer is here, so that none is lost for good when a connection breaks.
- */
+ * twice per second until it is answered, so that a connection that breaks loses none for good. */
 #ifndef DLXI_MEMBER_SITE_H
 #define DLXI_MEMBER_SITE_H
 
@@ -26,7 +25,7 @@ typedef enum dlxi_site_action {
     DLXI_SITE_LISTEN,  /* prepare for welcome's members, then on_listening */
     DLXI_SITE_CONNECT, /* to peers */
     DLXI_SITE_BEGIN,   /* start attempt `attempt` of round `round` with `view` */
-    DLXI_SITE_ABORT,   /* drop the attempt, if there is one; `reason` may have something to say */
+    DLXI_SITE_ABORT,   /* drop the attempt, if there is one; `incoming` may have a text to show */
     DLXI_SITE_COMMIT,  /* apply it: `commit` */
     DLXI_SITE_ENDED    /* phase is DONE: all reported, or `result` */
 } dlxi_site_action;
@@ -44,6 +43,8 @@ typedef struct dlxi_site {
     dlxi_endpoints peers;
     dlxi_view view;
     dlxi_commit commit;
+    bool linked;            /* this rank and its counterparts exchange frames */
+    bool all_linked;        /* so do those of all pairs of sites, as the coordinator says */
     bool submitted, staged; /* the round; the present attempt */
     bool reported;
     dlxi_outbox outbox;
@@ -59,18 +60,20 @@ void dlxi_site_close(dlxi_site **site);
 
 /* A control frame from the coordinator. */
 dlxi_site_action dlxi_site_on_frame(dlxi_site *s, const dlxi_frame *frame, int64_t now_ms);
-/* Pings if it is time; for the middle of a long computation, when nothing was received. */
+/* Pings if it is time; for the middle of a long computation, where nothing is received. */
 void dlxi_site_keep_alive(dlxi_site *s, int64_t now_ms);
 /* As keep_alive; repeats what waits for an answer; judges the coordinator's silence. */
 dlxi_site_action dlxi_site_on_tick(dlxi_site *s, int64_t now_ms);
 void dlxi_site_on_listening(dlxi_site *s, const dlxi_endpoints *endpoints);
+/* While the rank joins. */
+void dlxi_site_set_linked(dlxi_site *s, bool linked);
 void dlxi_site_on_ready(dlxi_site *s, const dlxi_ready *ready);
 void dlxi_site_on_staged(dlxi_site *s, uint64_t hash);
-/* The present attempt (before the first: the way to the other sites) makes no progress here. Tells
- * the coordinator why; it aborts the attempt and begins another. */
+/* The present attempt (before the first: a way to another site) makes no progress here. Notifies
+ * the coordinator, which aborts the attempt and begins another. */
 void dlxi_site_on_trouble(dlxi_site *s, const char *why);
 void dlxi_site_on_report(dlxi_site *s, const char *text);
-/* This site is out: tells the coordinator why; phase is DONE. */
+/* This site fails: notifies the coordinator; phase is DONE. */
 void dlxi_site_fail(dlxi_site *s, const dlx_error *why);
 
 #endif

@@ -116,10 +116,10 @@ dlx_status dlxi_model_config_validate(const dlxi_model_config *config, dlx_error
                  "model.heads (%" PRId64 ")",
                  config->kv_heads, dlxi_family_names[config->family], config->heads);
     }
-    if (!(config->norm_epsilon > 0.0f && config->norm_epsilon <= DLXI_NORM_EPSILON_MAX)) {
+    if (!(config->norm_epsilon > 0.0f && config->norm_epsilon <= (float)DLXI_NORM_EPSILON_MAX)) {
         DLX_FAIL(error, CONFIG,
                  "model.norm_epsilon: %g is out of range; allowed: above 0, to %g; 1e-5 is usual",
-                 (double)config->norm_epsilon, (double)DLXI_NORM_EPSILON_MAX);
+                 (double)config->norm_epsilon, DLXI_NORM_EPSILON_MAX);
     }
     if (!parts->learned_positions &&
         !(config->rope_theta >= 1.0f && config->rope_theta <= DLXI_ROPE_THETA_MAX)) {

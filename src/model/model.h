@@ -35,7 +35,7 @@ enum {
     DLXI_VOCABULARY_MAX = 16777216,
     DLXI_MICRO_BATCH_MAX = 65536 /* windows */
 };
-#define DLXI_NORM_EPSILON_MAX 0.1f
+#define DLXI_NORM_EPSILON_MAX 0.1
 #define DLXI_ROPE_THETA_MAX   1e9f
 
 typedef struct dlxi_model_config {

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Adaptation of rank and H: one decision, computed alike on every site from what all of them know.
- * Pure. */
+/* Adaptation of rank and H: one decision, the same on every site, from what all know. Pure. */
 #ifndef DLXI_OUTER_ADAPT_H
 #define DLXI_OUTER_ADAPT_H
 

@@ -14,7 +14,7 @@ dlxi_round_action dlxi_round_next(const dlxi_round *round, bool committed) {
                                                                       : round->inner_steps;
             if (due != 0 && round->steps_since >= due) return apply_or_wait(committed);
         }
-        /* nothing of this round to hand out, and no more to train: only the flush is left */
+        /* nothing to submit and no more to train: only the flush is left */
         if (round->ending && round->steps == 0) return apply_or_wait(committed);
     }
     bool boundary = round->steps >= round->inner_steps || (round->ending && round->steps > 0);

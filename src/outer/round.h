@@ -16,8 +16,8 @@ typedef struct dlxi_round {
     uint64_t number;      /* of the present round, from 1 */
     uint32_t steps;       /* done in the present round */
     uint32_t steps_since; /* done since the last hand-out */
-    bool outstanding;     /* a pseudo-gradient is handed out and its update not yet applied */
-    /* the run's tokens are trained: hand out what there is, apply it, and stop */
+    bool outstanding;     /* a pseudo-gradient is submitted and its update not yet applied */
+    /* the run's tokens are trained: submit the rest, apply it, and stop */
     bool ending;
 } dlxi_round;
 

@@ -61,7 +61,7 @@ dlx_status dlxi_sync_options_check(const dlx_sync_config *config, bool by_key, d
     return DLX_OK;
 }
 
-/* Rounded alike on all sites, whatever mode the caller's thread is in. */
+/* Rounded the same on all sites, in any rounding mode of the caller's thread. */
 static double float_round(double value) {
     const volatile double exact = value; /* volatile: rounded here, not earlier or later */
     dlxi_arithmetic saved;

@@ -1,15 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The flat quantised AllReduce (allreduce.h): cutting a vector into blocks, and one site's side of
- * the two trips.
+/* The flat quantised AllReduce (allreduce.h): the partition into blocks, and one site's side of the
+ * two trips.
  *
- * Positions are counted in groups over all segments in order. For every other member there are four
- * cursors, all only ever moving forward: what of its block was sent to it, what of the own block
- * came from it, what of the own result was sent to it, and what of its result came. Frames of one
- * member arrive in the order sent, so that whatever does not begin at the cursor is a gap, a
- * repetition, or made up.
+ * Positions are in groups, over all segments in order. Per other member there are four cursors,
+ * which only move forward: of its block sent to it, of the own block received from it, of the own
+ * result sent to it, and of its result received. Frames of one member arrive in the order sent, so
+ * one that does not begin at the cursor is a gap, a repetition, or invalid.
  *
- * Memory is three vectors of codes: own, result, and what the other members contributed to the own
- * block; the weighted sum itself is never kept, and worked out again for the residual. */
+ * Memory is three vectors of codes: own, result, and the other members' contributions to the own
+ * block. The weighted sum is not kept, but computed again for the residual. */
 #include "sync/allreduce.h"
 
 #include "base/fault.h"
@@ -85,8 +84,8 @@ static size_t segment_at(const dlxi_allreduce *a, uint64_t position) {
     return low;
 }
 
-/* segment_count where there is no such tensor. */
-static size_t segment_of(const dlxi_allreduce *a, uint32_t tensor) {
+/* segment_count if there is no such tensor. */
+static size_t segment_find(const dlxi_allreduce *a, uint32_t tensor) {
     size_t low = 0, high = a->segment_count;
     while (low < high) {
         size_t middle = low + (high - low) / 2;
@@ -98,10 +97,9 @@ static size_t segment_of(const dlxi_allreduce *a, uint32_t tensor) {
     return low < a->segment_count && a->segments[low].tensor == tensor ? low : a->segment_count;
 }
 
-/* Blocks are equal in bytes as they travel, a header for each segment included, since many small
- * tensors in one block would otherwise make its owner send more than the others. Limits depend on
- * nothing that differs between members. */
-static void cut_blocks(dlxi_allreduce *a) {
+/* Blocks are equal in bytes sent, a header per segment included: otherwise the owner of a block of
+ * many small tensors would send more than the others. Every member computes the same limits. */
+static void blocks_partition(dlxi_allreduce *a) {
     uint64_t cost = total_groups(a) * a->group_bytes + a->segment_count * DLXI_FRAME_HEADER_BYTES;
     uint64_t before = 0; /* cost of the segments before s */
     size_t s = 0;
@@ -125,7 +123,7 @@ static void cut_blocks(dlxi_allreduce *a) {
 
 /* ---- begin ----------------------------------------------------------------------------------- */
 
-static dlx_status check_settings(const dlxi_allreduce_begin *b, dlx_error *error) {
+static dlx_status settings_check(const dlxi_allreduce_begin *b, dlx_error *error) {
     if (b->members < 1 || b->members > DLXI_SITES_MAX || b->me >= b->members)
         DLX_FAIL(error, ARGUMENT, "AllReduce: member %u of %u; 1 to %d members can take part",
                  b->me, b->members, DLXI_SITES_MAX);
@@ -147,8 +145,8 @@ static dlx_status check_settings(const dlxi_allreduce_begin *b, dlx_error *error
 }
 
 /* Contents are not kept. */
-static dlx_status grow(uint8_t **buffer, size_t *capacity, uint64_t groups, size_t group_bytes,
-                       dlx_error *error) {
+static dlx_status codes_grow(uint8_t **buffer, size_t *capacity, uint64_t groups,
+                             size_t group_bytes, dlx_error *error) {
     if (groups > SIZE_MAX / group_bytes)
         DLX_FAIL(error, MEMORY, "out of memory: AllReduce of %llu groups",
                  (unsigned long long)groups);
@@ -162,7 +160,7 @@ static dlx_status grow(uint8_t **buffer, size_t *capacity, uint64_t groups, size
     return DLX_OK;
 }
 
-static dlx_status copy_segments(dlxi_allreduce *a, const dlxi_allreduce_begin *b,
+static dlx_status segments_copy(dlxi_allreduce *a, const dlxi_allreduce_begin *b,
                                 dlx_error *error) {
     if (b->segment_count > a->segment_capacity) {
         free(a->segments);
@@ -182,10 +180,11 @@ static dlx_status copy_segments(dlxi_allreduce *a, const dlxi_allreduce_begin *b
     return DLX_OK;
 }
 
-static dlx_status sum_up_to(dlxi_allreduce *a, uint64_t end, dlx_error *error);
+static dlx_status result_extend(dlxi_allreduce *a, uint64_t end, dlx_error *error);
 
-static dlx_status set_up(dlxi_allreduce *a, const dlxi_allreduce_begin *b, dlx_error *error) {
-    DLX_TRY(copy_segments(a, b, error));
+static dlx_status exchange_set_up(dlxi_allreduce *a, const dlxi_allreduce_begin *b,
+                                  dlx_error *error) {
+    DLX_TRY(segments_copy(a, b, error));
     a->quantiser = b->quantiser;
     a->group_bytes = dlxi_quantiser_group_bytes(b->quantiser);
     a->members = b->members;
@@ -196,7 +195,7 @@ static dlx_status set_up(dlxi_allreduce *a, const dlxi_allreduce_begin *b, dlx_e
     a->trip = b->trip;
     a->rank = b->rank;
     memset(a->peers, 0, sizeof a->peers);
-    cut_blocks(a);
+    blocks_partition(a);
     peer *mine = &a->peers[a->me];
     for (uint32_t m = 0; m < a->members; m++) {
         peer *p = &a->peers[m];
@@ -206,17 +205,17 @@ static dlx_status set_up(dlxi_allreduce *a, const dlxi_allreduce_begin *b, dlx_e
         p->result_sent = p->contribution_received = mine->begin;
     }
     a->summed = mine->begin;
-    DLX_TRY(grow(&a->own, &a->own_capacity, total_groups(a), a->group_bytes, error));
-    DLX_TRY(grow(&a->result, &a->result_capacity, total_groups(a), a->group_bytes, error));
-    return grow(&a->contributions, &a->contributions_capacity,
-                block_groups(mine) * (a->members - 1), a->group_bytes, error);
+    DLX_TRY(codes_grow(&a->own, &a->own_capacity, total_groups(a), a->group_bytes, error));
+    DLX_TRY(codes_grow(&a->result, &a->result_capacity, total_groups(a), a->group_bytes, error));
+    return codes_grow(&a->contributions, &a->contributions_capacity,
+                      block_groups(mine) * (a->members - 1), a->group_bytes, error);
 }
 
 dlx_status dlxi_allreduce_begin_with(dlxi_allreduce *a, const dlxi_allreduce_begin *settings,
                                      const float *values, dlx_error *error) {
     a->members = 0; /* nothing under way until all of it stands */
-    DLX_TRY(check_settings(settings, error));
-    dlx_status status = set_up(a, settings, error);
+    DLX_TRY(settings_check(settings, error));
+    dlx_status status = exchange_set_up(a, settings, error);
     if (status == DLX_OK &&
         dlxi_quantise(a->own, values, (size_t)total_groups(a), a->quantiser) != DLX_OK)
         status =
@@ -224,7 +223,7 @@ dlx_status dlxi_allreduce_begin_with(dlxi_allreduce *a, const dlxi_allreduce_beg
                            "round %llu: a pseudo-gradient is not finite or too large for %d bits; "
                            "lower train.learning_rate or set train.clip_norm",
                            (unsigned long long)a->round, a->quantiser.bits);
-    if (status == DLX_OK && a->members == 1) status = sum_up_to(a, total_groups(a), error);
+    if (status == DLX_OK && a->members == 1) status = result_extend(a, total_groups(a), error);
     if (status != DLX_OK) a->members = 0;
     return status;
 }
@@ -232,7 +231,7 @@ dlx_status dlxi_allreduce_begin_with(dlxi_allreduce *a, const dlxi_allreduce_beg
 /* ---- the owner's sum ------------------------------------------------------------------------- */
 
 /* Codes of member m for `position` in the own block. */
-static uint8_t *contribution(const dlxi_allreduce *a, uint32_t m, uint64_t position) {
+static uint8_t *contribution_at(const dlxi_allreduce *a, uint32_t m, uint64_t position) {
     const peer *mine = &a->peers[a->me];
     if (m == a->me) return a->own + position * a->group_bytes;
     uint64_t row = m < a->me ? m : m - 1;
@@ -241,10 +240,11 @@ static uint8_t *contribution(const dlxi_allreduce *a, uint32_t m, uint64_t posit
 
 /* dst[count · group] = Σ_m weight_m · dequantised contribution of m, from zero, in the order of the
  * members. */
-static void weighted_sum(const dlxi_allreduce *a, float *dst, uint64_t position, size_t count) {
+static void contributions_sum(const dlxi_allreduce *a, float *dst, uint64_t position,
+                              size_t count) {
     memset(dst, 0, count * (size_t)a->quantiser.group * sizeof *dst);
     for (uint32_t m = 0; m < a->members; m++)
-        dlxi_dequantise_add(dst, contribution(a, m, position), a->peers[m].weight, count,
+        dlxi_dequantise_add(dst, contribution_at(a, m, position), a->peers[m].weight, count,
                             a->quantiser);
 }
 
@@ -253,13 +253,13 @@ static size_t tile_groups(const dlxi_allreduce *a, uint64_t position, uint64_t e
     return end - position < most ? (size_t)(end - position) : most;
 }
 
-/* Fills the own result up to `end`, which every member has contributed. a->summed moves only where
- * all of it worked. */
-static dlx_status sum_up_to(dlxi_allreduce *a, uint64_t end, dlx_error *error) {
+/* Fills the own result up to `end`, which every member has contributed. On failure a->summed stays.
+ */
+static dlx_status result_extend(dlxi_allreduce *a, uint64_t end, dlx_error *error) {
     float tile[TILE_VALUES];
     for (uint64_t position = a->summed; position < end;) {
         size_t count = tile_groups(a, position, end);
-        weighted_sum(a, tile, position, count);
+        contributions_sum(a, tile, position, count);
         if (dlxi_quantise(a->result + position * a->group_bytes, tile, count, a->quantiser) !=
             DLX_OK)
             DLX_FAIL(error, NUMERIC,
@@ -322,8 +322,8 @@ void dlxi_allreduce_advance(dlxi_allreduce *a, uint32_t to) {
 
 /* ---- frames in ------------------------------------------------------------------------------- */
 
-/* Whether the frame belongs to this exchange and comes from who it says. */
-static dlx_status check_origin(const dlxi_allreduce *a, uint32_t from, const dlxi_frame *frame,
+/* Whether the frame belongs to this exchange and comes from the member that it names. */
+static dlx_status origin_check(const dlxi_allreduce *a, uint32_t from, const dlxi_frame *frame,
                                dlx_error *error) {
     if (a->members == 0) DLX_FAIL(error, DATA, "a frame for an AllReduce, but none is under way");
     if (frame->kind != DLXI_FRAME_CONTRIBUTION && frame->kind != DLXI_FRAME_RESULT)
@@ -344,9 +344,9 @@ static dlx_status check_origin(const dlxi_allreduce *a, uint32_t from, const dlx
 
 /* Whether it holds exactly what comes next from this member: groups [cursor, …) within the owner's
  * block. */
-static dlx_status check_range(const dlxi_allreduce *a, const dlxi_frame *frame, const peer *owner,
+static dlx_status range_check(const dlxi_allreduce *a, const dlxi_frame *frame, const peer *owner,
                               uint64_t cursor, dlx_error *error) {
-    size_t segment = segment_of(a, frame->tensor);
+    size_t segment = segment_find(a, frame->tensor);
     if (segment == a->segment_count)
         DLX_FAIL(error, DATA, "site %u: tensor %u is not part of this exchange", frame->site,
                  frame->tensor);
@@ -364,18 +364,21 @@ static dlx_status check_range(const dlxi_allreduce *a, const dlxi_frame *frame, 
                  "site %u, tensor %u: groups %llu to %llu are not the block of site %u",
                  frame->site, frame->tensor, (unsigned long long)offset,
                  (unsigned long long)(offset + count), owner->site);
-    if (position != cursor && !DLXI_PLANTED(8))
-        DLX_FAIL(error, DATA, "site %u, tensor %u: groups from %llu on came %s", frame->site,
-                 frame->tensor, (unsigned long long)offset,
-                 position < cursor ? "twice" : "out of order");
+    if (DLXI_PLANTED(8)) cursor = position;
+    if (position > cursor)
+        DLX_FAIL(error, PEER_LOST, "frames of site %u were lost: tensor %u goes on at group %llu",
+                 frame->site, frame->tensor, (unsigned long long)offset);
+    if (position < cursor)
+        DLX_FAIL(error, DATA, "site %u, tensor %u: groups from %llu on came twice", frame->site,
+                 frame->tensor, (unsigned long long)offset);
     if (!dlxi_codes_valid(frame->payload, (size_t)count, a->quantiser))
         DLX_FAIL(error, DATA, "site %u, tensor %u: a scale or value is not finite", frame->site,
                  frame->tensor);
     return DLX_OK;
 }
 
-/* Up to where every other member has contributed to the own block. */
-static uint64_t contributed(const dlxi_allreduce *a) {
+/* Where the shortest of the other members' contributions ends. */
+static uint64_t contributed_end(const dlxi_allreduce *a) {
     uint64_t least = a->peers[a->me].end;
     for (uint32_t m = 0; m < a->members; m++)
         if (m != a->me && a->peers[m].contribution_received < least)
@@ -385,17 +388,17 @@ static uint64_t contributed(const dlxi_allreduce *a) {
 
 dlx_status dlxi_allreduce_on_frame(dlxi_allreduce *a, uint32_t from, const dlxi_frame *frame,
                                    dlx_error *error) {
-    DLX_TRY(check_origin(a, from, frame, error));
+    DLX_TRY(origin_check(a, from, frame, error));
     peer *p = &a->peers[from];
     bool contributes = frame->kind == DLXI_FRAME_CONTRIBUTION;
     uint64_t *cursor = contributes ? &p->contribution_received : &p->result_received;
-    DLX_TRY(check_range(a, frame, contributes ? &a->peers[a->me] : p, *cursor, error));
+    DLX_TRY(range_check(a, frame, contributes ? &a->peers[a->me] : p, *cursor, error));
     uint8_t *dst =
-        contributes ? contribution(a, from, *cursor) : a->result + *cursor * a->group_bytes;
+        contributes ? contribution_at(a, from, *cursor) : a->result + *cursor * a->group_bytes;
     memcpy(dst, frame->payload, frame->payload_bytes);
     *cursor += frame->count_groups;
     if (!contributes) return DLX_OK;
-    dlx_status status = sum_up_to(a, contributed(a), error);
+    dlx_status status = result_extend(a, contributed_end(a), error);
     if (status != DLX_OK) *cursor -= frame->count_groups;
     return status;
 }
@@ -439,7 +442,7 @@ void dlxi_allreduce_add_residual(const dlxi_allreduce *a, float *dst, float scal
     float tile[TILE_VALUES];
     for (uint64_t position = mine->begin; position < mine->end;) {
         size_t count = tile_groups(a, position, mine->end);
-        weighted_sum(a, tile, position, count);
+        contributions_sum(a, tile, position, count);
         dlxi_dequantise_add(tile, a->result + position * a->group_bytes, -1.0f, count,
                             a->quantiser);
         float *into = dst + position * group;

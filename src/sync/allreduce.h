@@ -1,15 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The flat quantised AllReduce: a weighted sum over D sites in two one-way trips, at 2·C·(D−1)/D
- * bytes sent a site.
+/* The flat quantised AllReduce: a weighted sum over D sites in two one-way trips; a site
+ * sends 2·C·(D−1)/D bytes.
  *
- * A flat vector is a list of segments (one a tensor, or a tensor's factor), each a whole number of
- * groups; all groups of all segments are cut into D equal blocks, block b owned by the b-th member.
- * Everyone sends each owner its block, quantised; the owner adds the dequantised blocks with their
+ * A flat vector is a list of segments (one per tensor, or per factor of one), each a whole number
+ * of groups. All groups are partitioned into D blocks of equal bytes; member b owns block b. Each
+ * member sends each owner its block, quantised; the owner adds the dequantised blocks with their
  * weights in the order of the members, quantises the sum and sends it to all. The sum is the same
- * to the bit on every member, whoever owns what.
+ * to the bit on every member.
  *
- * Pure: no I/O, no clock, no thread. The caller moves frames: while (next_frame(peer)) send;
- * on_frame(received). */
+ * Pure: no I/O, no clock, no thread. The caller moves frames: peek, send, advance; and on_frame. */
 #ifndef DLXI_SYNC_ALLREDUCE_H
 #define DLXI_SYNC_ALLREDUCE_H
 
@@ -40,26 +39,25 @@ typedef struct dlxi_allreduce_begin {
     uint16_t trip, rank;
 } dlxi_allreduce_begin;
 
-/* Starts over: quantises values[Σ groups · group] (not kept). DLX_NUMERIC where a value is not
- * finite. Any earlier exchange is forgotten. */
+/* Starts over: quantises values[Σ groups · group] (not kept). DLX_NUMERIC if a value is not
+ * finite. Drops an earlier exchange. */
 dlx_status dlxi_allreduce_begin_with(dlxi_allreduce *a, const dlxi_allreduce_begin *settings,
                                      const float *values, dlx_error *error);
 
-/* The next frame for member `to` (≠ me) that is ready and not yet taken; false if there is none
- * now. The payload stays valid until the next begin. A frame holds groups of one tensor, at most
- * DLXI_FRAME_PAYLOAD_MAX bytes. `peek` does not take it; `advance` does (after the link accepted
- * it). */
+/* peek: the next frame for member `to` (≠ me), or false if none is ready. It has groups of one
+ * tensor, at most DLXI_FRAME_PAYLOAD_MAX bytes; its payload is valid until the next begin. advance:
+ * the link accepted it. */
 bool dlxi_allreduce_peek(dlxi_allreduce *a, uint32_t to, dlxi_frame *frame);
 void dlxi_allreduce_advance(dlxi_allreduce *a, uint32_t to);
 
 /* Takes a CONTRIBUTION or RESULT frame of this term, round, attempt and trip from member `from`;
- * refuses (DLX_DATA) what is out of order, of a tensor or range that this exchange does not have,
- * sent twice, from the wrong owner, or not finite. Nothing changes on refusal. */
+ * refuses what follows a gap (DLX_PEER_LOST), is of a tensor or range that this exchange does not
+ * have, sent twice, from the wrong owner, or not finite (DLX_DATA). Nothing changes on refusal. */
 dlx_status dlxi_allreduce_on_frame(dlxi_allreduce *a, uint32_t from, const dlxi_frame *frame,
                                    dlx_error *error);
 
-/* What is still to come from member `from`: its contribution, which waits for nobody, or its
- * result, which waits for others'. */
+/* What is missing from member `from`: its contribution, which it can send at once, or its result,
+ * which needs all contributions. */
 typedef enum dlxi_awaited {
     DLXI_AWAITED_NOTHING,
     DLXI_AWAITED_RESULT,

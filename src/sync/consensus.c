@@ -35,7 +35,7 @@ void dlxi_consensus_close(dlxi_consensus *a) {
 dlx_status dlxi_consensus_state(dlxi_consensus *a, bool *committed, const dlx_error *own,
                                 dlx_error *error) {
     state_block mine, *all = a->all;
-    memset(&mine, 0, sizeof mine); /* its padding travels too */
+    memset(&mine, 0, sizeof mine); /* padding is sent, too */
     mine.status = own->status;
     mine.committed = *committed;
     if (own->status != DLX_OK) {
@@ -44,7 +44,7 @@ dlx_status dlxi_consensus_state(dlxi_consensus *a, bool *committed, const dlx_er
         dlxi_text_copy(mine.text, sizeof mine.text, own->message);
     }
     dlx_status status = a->gather(a->context, all, &mine, sizeof mine, error);
-    if (status != DLX_OK && own->status != DLX_OK) { /* whatever became of telling it */
+    if (status != DLX_OK && own->status != DLX_OK) { /* its own counts, sent or not */
         if (error != NULL) *error = *own;
         return own->status;
     }
@@ -54,15 +54,14 @@ dlx_status dlxi_consensus_state(dlxi_consensus *a, bool *committed, const dlx_er
         *committed = *committed && b->committed != 0;
         if (b->status == DLX_OK) continue;
         b->text[sizeof b->text - 1] = b->site[sizeof b->site - 1] = '\0';
-        /* the first one's on all ranks, so that what they do next is one thing */
+        /* the first one's on all ranks, so that all do the same next */
         status = b->status <= DLX_DIVERGED ? (dlx_status)b->status : DLX_PEER_LOST;
         if (own->status != DLX_OK) {
             if (error != NULL) *error = *own;
             if (error != NULL) error->status = status;
             return status;
         }
-        if (status ==
-            DLX_TIMEOUT) /* the coordinator's silence, which this rank is about to hear too */
+        if (status == DLX_TIMEOUT) /* the coordinator is silent for this rank, too */
             dlxi_error_set(error, status, "%s", b->text);
         else
             dlxi_error_set(error, status, "rank %u of this site: %s", r, b->text);

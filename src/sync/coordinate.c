@@ -10,21 +10,21 @@ static int64_t now_ms(void) {
     return dlxi_clock_ns() / 1000000;
 }
 
-/* A peer that is gone loses what was for it. */
-static bool send_item(void *context, const dlxi_outbox_item *item) {
+/* Messages for a lost peer are dropped. */
+static bool item_send(void *context, const dlxi_outbox_item *item) {
     dlxi_coordinate *c = context;
     return c->link->op->send(c->link, item->to, &item->frame, NULL) != DLX_AGAIN;
 }
 
-static void flush(dlxi_coordinate *c) {
+static void machine_flush(dlxi_coordinate *c) {
     char line[512];
     while (dlxi_coordinator_pop_log(c->machine, line, sizeof line))
         if (c->log != NULL) c->log(c->log_context, line);
-    dlxi_outbox_flush(dlxi_coordinator_outbox(c->machine), send_item, c);
+    dlxi_outbox_flush(dlxi_coordinator_outbox(c->machine), item_send, c);
 }
 
-/* Waits for a frame and takes all that are there, before anyone is found silent. */
-static dlx_status receive_all(dlxi_coordinate *c, dlx_error *error) {
+/* Waits for a frame and takes all that have arrived, before silence is judged. */
+static dlx_status frames_receive(dlxi_coordinate *c, dlx_error *error) {
     uint32_t peer;
     dlxi_frame frame;
     int64_t wait_ms = TICK_MS;
@@ -43,8 +43,8 @@ dlx_status dlxi_coordinate_run(dlxi_coordinate *c,
                                void (*on_report)(void *context, const char *site, const char *text),
                                void *context, dlx_error *error) {
     while (dlxi_coordinator_phase_of(c->machine) != DLXI_COORDINATOR_DONE) {
-        flush(c);
-        dlx_status status = receive_all(c, error);
+        machine_flush(c);
+        dlx_status status = frames_receive(c, error);
         if (c->interrupted || dlxi_flag_is_set(c->interrupted_too))
             dlxi_coordinator_fail(c->machine, DLX_INTERRUPTED, NULL,
                                   "the coordinator was interrupted");
@@ -53,9 +53,9 @@ dlx_status dlxi_coordinate_run(dlxi_coordinate *c,
         dlxi_coordinator_on_tick(c->machine, now_ms());
     }
     int64_t deadline_ms = now_ms() + SHUTDOWN_MS;
-    for (flush(c);
+    for (machine_flush(c);
          dlxi_outbox_peek(dlxi_coordinator_outbox(c->machine)) != NULL && now_ms() < deadline_ms;
-         flush(c)) {
+         machine_flush(c)) {
         uint32_t peer;
         dlxi_frame frame;
         (void)c->link->op->receive(c->link, 10, &peer, &frame, NULL);

@@ -6,13 +6,14 @@
 #include <string.h>
 
 #include "base/fault.h"
+#include "base/lines.h"
 #include "base/memory.h"
 #include "base/panic.h"
 
 enum {
     GREET_SOON_MS = 250,
     GREET_MS = 1000,
-    PAUSE_MS = 1000,  /* a longer gap between ticks is this process's own, and nobody's silence */
+    PAUSE_MS = 1000,  /* a longer gap between ticks is this process's own pause, not a silence */
     ANCHOR_FROM = 0,  /* the site whose θ starts the run */
     PIECE_GROUP = 64, /* values per "group" of an ANCHOR frame */
     PIECE_VALUES = DLXI_FRAME_PAYLOAD_MAX / (int)sizeof(float) / PIECE_GROUP * PIECE_GROUP
@@ -20,21 +21,19 @@ enum {
 
 /* In the `trip` of a GREETING. */
 enum {
-    GREETING_HEARD = 1,  /* yours were received */
+    GREETING_HEARD = 1,  /* your greetings were received */
     GREETING_ANCHOR = 2, /* my θ is complete */
-    GREETING_BUSY = 4    /* I compute for the present attempt */
+    GREETING_BUSY = 4    /* I am in a long computation */
 };
 
-/* The way to another site. Frames of one attempt are counted at both ends; the starting anchor is
- * attempt `transfer` of round 0. */
+/* The way to another site. The starting anchor counts as attempt `transfer` of round 0. */
 typedef struct way {
-    char endpoint[DLXI_ENDPOINT_BYTES]; /* where whichever of the two binds is reached */
-    bool heard, hears, anchored;        /* its greetings; it says so of ours; its θ is complete */
+    char endpoint[DLXI_ENDPOINT_BYTES]; /* of the side that listens */
+    bool heard, hears, anchored;        /* its greetings; it has ours; its θ is complete */
     bool blocked;                       /* the link had no room */
-    bool silent;                        /* and said so */
     int64_t last_seen_ms, greeted_ms, moved_ms;
     uint32_t sent, received; /* data frames of the present attempt */
-    uint64_t received_round; /* of which `received` counts */
+    uint64_t received_round; /* the attempt that `received` counts */
     uint32_t received_attempt;
     uint32_t transfer;        /* asked for by the other side; 0: none */
     dlxi_state_cursor cursor; /* of that transfer */
@@ -60,15 +59,15 @@ struct dlxi_engine {
     uint32_t anchor_transfer;                     /* that was asked for last; 0: none */
     uint64_t anchor_missing;                      /* values */
     dlxi_state_cursor anchor_cursor;              /* of the next piece */
-    int64_t now_ms, ticked_ms, told_ms, moved_ms; /* moved_ms: something of the attempt */
-    uint64_t reconnect;                           /* bit i: the way to site i is to be made anew */
+    int64_t now_ms, ticked_ms, told_ms, moved_ms; /* moved_ms: anything of the attempt */
+    uint64_t reconnect;                           /* bit i: make the connection to site i anew */
     int64_t begun_ms;                             /* of the attempt */
     uint64_t exchange_bytes;                      /* of the attempt */
     dlxi_outcome outcome;
     bool has_news;
-    char text[DLXI_REASON_MAX + 1]; /* a line to log; "": none */
-    bool in_trouble;                /* logged for the present round */
-    bool busy;                      /* in the middle of a long computation */
+    dlxi_lines lines;
+    bool in_trouble; /* logged for the present round */
+    bool busy;       /* in the middle of a long computation */
     void (*keepalive)(void *context);
     void *keepalive_context;
 };
@@ -150,7 +149,7 @@ static void state_return(dlxi_engine *e) {
     e->has_news = true;
 }
 
-/* The run is over for this rank: everything goes back. */
+/* The run is over for this rank: the state goes back. */
 static void engine_end(dlxi_engine *e) {
     e->outcome.ended = e->has_news = true;
     e->outcome.failure = e->site->result;
@@ -176,11 +175,6 @@ bool dlxi_engine_is_over(const dlxi_engine *e) {
     return e->outcome.ended && dlxi_outbox_peek(&e->site->outbox) == NULL;
 }
 
-static void text_set(dlxi_engine *e, const char *text) {
-    dlxi_text_copy(e->text, sizeof e->text, text);
-    e->in_trouble = true;
-}
-
 /* ---- trouble --------------------------------------------------------------------------------- */
 
 static bool is_under_way(const dlxi_engine *e) {
@@ -191,8 +185,7 @@ static const char *name_of(const dlxi_engine *e, uint16_t site) {
     return e->site->welcome.members[site].name;
 }
 
-/* Gives up the attempt, if one is under way, and tells the coordinator. What is staged is promised,
- * and can't be given up. */
+/* Drops the attempt and notifies the coordinator. What is staged is promised, and stays. */
 static void trouble_report(dlxi_engine *e, const char *why) {
     dlxi_exchange_abort(e->exchange);
     e->begins = false;
@@ -203,17 +196,17 @@ static void trouble_of_way(dlxi_engine *e, uint16_t from, int64_t silent_ms) {
     char text[DLXI_REASON_MAX + 1];
     snprintf(text, sizeof text,
              "no data from site '%s' to site '%s' (%s) for %lld s: check wan.listen and the "
-             "firewall; trying again",
+             "firewall",
              name_of(e, from), e->name, e->ways[from].endpoint,
              (long long)(silent_ms + 500) / 1000);
     trouble_report(e, text);
 }
 
-/* A malformed frame ends the attempt, if one is under way, and not the run: the next one starts
- * from M, which is untouched. Other failures end the run. */
+/* A malformed frame or a gap ends the attempt, if one is under way, which starts again from M;
+ * other failures end the run. */
 static void exchange_result(dlxi_engine *e, dlx_status status, const dlx_error *error) {
     if (status == DLX_OK) return;
-    if (status != DLX_DATA)
+    if (status != DLX_DATA && status != DLX_PEER_LOST)
         dlxi_site_fail(e->site, error);
     else if (e->begins || is_under_way(e))
         trouble_report(e, error->message);
@@ -225,17 +218,25 @@ static bool is_other(const dlxi_engine *e, uint16_t site) {
     return site < e->site->count && site != e->site->index;
 }
 
-/* All ways carry frames in both directions, and θ is where it is wanted. */
-static bool ways_are_linked(const dlxi_engine *e) {
-    if (e->anchor_missing > 0) return false;
-    for (uint16_t i = 0; i < e->site->count; i++)
-        if (is_other(e, i) && !(e->ways[i].heard && e->ways[i].hears && e->ways[i].anchored))
-            return false;
-    return true;
+static bool way_is_silent(const dlxi_engine *e, uint16_t site) {
+    return e->now_ms - e->ways[site].last_seen_ms >= e->timeout_ms;
 }
 
+/* It carries frames in both directions. */
+static bool way_is_linked(const dlxi_engine *e, uint16_t site) {
+    const way *v = &e->ways[site];
+    return !is_other(e, site) || (v->heard && v->hears && !way_is_silent(e, site));
+}
+
+/* Once all pairs of sites are linked, and have the same θ as this one. */
 static void join_if_linked(dlxi_engine *e) {
-    if (!e->linking || !ways_are_linked(e)) return;
+    bool linked = true, anchored = e->anchor_missing == 0;
+    for (uint16_t i = 0; i < e->site->count; i++) {
+        linked = linked && way_is_linked(e, i);
+        anchored = anchored && (!is_other(e, i) || e->ways[i].anchored);
+    }
+    if (e->linking) dlxi_site_set_linked(e->site, linked);
+    if (!e->linking || !e->site->all_linked || !anchored) return;
     const dlxi_welcome *w = &e->site->welcome;
     e->linking = false;
     dlxi_outcome *o = &e->outcome;
@@ -244,7 +245,6 @@ static void join_if_linked(dlxi_engine *e) {
     o->site_count = w->sites;
     o->tokens_target = w->tokens_target;
     memcpy(o->leases, w->leases, sizeof o->leases);
-    if (e->in_trouble) dlxi_text_copy(e->text, sizeof e->text, "all sites reach each other now");
     e->in_trouble = false;
     state_return(e);
 }
@@ -259,8 +259,7 @@ static void anchor_ask(dlxi_engine *e) {
     e->ways[ANCHOR_FROM].greeted_ms = e->now_ms - GREET_MS;
 }
 
-/* Pieces come in order: one that was here before is a repetition, one beyond the next shows a loss.
- */
+/* Pieces come in order: an earlier one is a repetition, one after the next shows a loss. */
 static void on_anchor(dlxi_engine *e, const dlxi_frame *frame) {
     dlx_error error;
     dlxi_state_piece next = {0};
@@ -313,7 +312,7 @@ static void way_moved(dlxi_engine *e, uint16_t from) {
     e->ways[from].moved_ms = e->moved_ms = e->now_ms;
 }
 
-/* One more data frame of the attempt that it says. */
+/* Counts a data frame of the attempt that it names. */
 static void frame_count(way *v, const dlxi_frame *frame) {
     if (v->received_round != frame->round || v->received_attempt != frame->attempt) {
         v->received_round = frame->round;
@@ -323,52 +322,38 @@ static void frame_count(way *v, const dlxi_frame *frame) {
     v->received++;
 }
 
-/* Whether frames that went before this greeting did not arrive. */
+/* Whether frames that were sent before this greeting did not arrive. */
 static bool frames_were_lost(const way *v, const dlxi_frame *greeting) {
     uint32_t sent = greeting->offset_groups;
     bool same = v->received_round == greeting->round && v->received_attempt == greeting->attempt;
     return sent > (same ? v->received : 0);
 }
 
-static void on_greeting(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
+/* DLX_PEER_LOST: frames of the attempt did not arrive. */
+static dlx_status on_greeting(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
     way *v = &e->ways[from];
-    if (!v->heard) v->greeted_ms = e->now_ms - GREET_MS; /* it waits for this side's word */
+    if (!v->heard) v->greeted_ms = e->now_ms - GREET_MS; /* it waits for an answer */
     v->heard = true;
     v->hears = v->hears || (frame->trip & GREETING_HEARD) != 0;
     v->anchored = v->anchored || (frame->trip & GREETING_ANCHOR) != 0;
     if ((frame->trip & GREETING_BUSY) != 0) way_moved(e, from);
-    if (frame->count_groups > v->transfer) { /* wants θ, from the start */
+    if (frame->count_groups > v->transfer) { /* asks for θ, from its beginning */
         v->transfer = frame->count_groups;
         v->cursor = (dlxi_state_cursor){0};
         v->sent = 0;
     }
-    if (!frames_were_lost(v, frame)) return;
+    if (!frames_were_lost(v, frame)) return DLX_OK;
+    if (is_under_way(e) && frame->round == e->site->round && frame->attempt == e->site->attempt)
+        return DLX_PEER_LOST;
     if (frame->round == 0 && e->linking && from == ANCHOR_FROM &&
-        frame->attempt == e->anchor_transfer && e->anchor_missing > 0) {
+        frame->attempt == e->anchor_transfer && e->anchor_missing > 0)
         anchor_ask(e);
-    } else if (is_under_way(e) && frame->round == e->site->round &&
-               frame->attempt == e->site->attempt) {
-        char text[DLXI_REASON_MAX + 1];
-        snprintf(text, sizeof text,
-                 "frames from site '%s' to site '%s' were lost: the connection broke; trying again",
-                 name_of(e, from), e->name);
-        trouble_report(e, text);
-    }
-}
-
-static void way_is_heard(dlxi_engine *e, uint16_t from) {
-    way *v = &e->ways[from];
-    if (v->silent) {
-        snprintf(e->text, sizeof e->text, "data from site '%s' again, after %.1f s",
-                 name_of(e, from), (double)(e->now_ms - v->last_seen_ms) / 1000);
-        v->silent = false;
-    }
-    v->last_seen_ms = e->now_ms;
+    return DLX_OK;
 }
 
 static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
     dlx_error error;
-    dlx_status status;
+    dlx_status status = DLX_OK;
     way *v = &e->ways[from];
     if (frame->site != from || frame->rank != e->rank) {
         dlxi_error_set(&error, DLX_DATA,
@@ -378,10 +363,10 @@ static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
         dlxi_site_fail(e->site, &error);
         return;
     }
-    way_is_heard(e, from);
+    v->last_seen_ms = e->now_ms;
     switch (frame->kind) {
     case DLXI_FRAME_GREETING:
-        on_greeting(e, from, frame);
+        status = on_greeting(e, from, frame);
         break;
     case DLXI_FRAME_ANCHOR:
         frame_count(v, frame);
@@ -393,17 +378,20 @@ static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
         way_moved(e, from);
         status = dlxi_exchange_on_frame(e->exchange, frame, &error);
         if (status == DLX_DATA) dlxi_error_prefix(&error, "from site '%s': ", name_of(e, from));
-        exchange_result(e, status, &error);
         break;
     default:
         break;
     }
+    if (status == DLX_PEER_LOST)
+        dlxi_error_set(&error, status,
+                       "frames from site '%s' to site '%s' were lost: the connection broke",
+                       name_of(e, from), e->name);
+    exchange_result(e, status, &error);
 }
 
 /* ---- rounds ---------------------------------------------------------------------------------- */
 
-/* A way that has been silent is made anew before the attempt's first frame, so that none of them
- * waits in a connection that is dead. */
+/* Silent connections are made anew, so that no frame of the attempt waits in a dead one. */
 static void ways_reset(dlxi_engine *e) {
     for (uint16_t i = 0; i < e->site->count; i++) {
         way *v = &e->ways[i];
@@ -450,12 +438,12 @@ static void round_commit(dlxi_engine *e) {
     int64_t took_ms = e->now_ms - e->begun_ms;
     o->exchange_ns = (uint64_t)(took_ms > 0 ? took_ms : 1) * 1000000; /* 0 is none */
     if (e->in_trouble)
-        snprintf(e->text, sizeof e->text, "round %llu committed", (unsigned long long)s->round - 1);
+        dlxi_lines_add(&e->lines, "round %llu committed", (unsigned long long)s->round - 1);
     e->in_trouble = false;
     state_return(e);
 }
 
-/* Goes on with the exchange as far as it can without another frame. */
+/* Continues the exchange as far as it can without another frame. */
 static void exchange_poll(dlxi_engine *e) {
     dlx_error error;
     bool staged = false;
@@ -468,7 +456,7 @@ static void exchange_poll(dlxi_engine *e) {
     if (e->commits && e->state != NULL) round_commit(e);
 }
 
-/* Past this site's own number; to the coordinator once all others are listened for. */
+/* Skips this site's own number; reports to the coordinator after the last. */
 static void listen_advance(dlxi_engine *e) {
     if (e->listened == e->site->index) e->listened++;
     if (e->listened == e->site->count) dlxi_site_on_listening(e->site, e->listening);
@@ -498,8 +486,9 @@ static void act(dlxi_engine *e, dlxi_site_action action) {
             dlxi_exchange_abort(e->exchange);
             e->begins = false;
         }
-        if (e->site->incoming.as.reason.text[0] != '\0')
-            text_set(e, e->site->incoming.as.reason.text);
+        if (e->site->incoming.as.reason.text[0] == '\0') break;
+        dlxi_lines_add(&e->lines, "%s", e->site->incoming.as.reason.text);
+        e->in_trouble = true;
         break;
     case DLXI_SITE_COMMIT:
         e->commits = true;
@@ -588,12 +577,9 @@ static void linking_judge(dlxi_engine *e) {
     if (e->now_ms - e->told_ms < e->timeout_ms) return;
     e->told_ms = e->now_ms;
     for (uint16_t i = 0; i < e->site->count; i++) {
-        const way *v = &e->ways[i];
-        int64_t silent_ms = e->now_ms - v->last_seen_ms;
-        bool silent = silent_ms >= e->timeout_ms;
-        if (!is_other(e, i) || (v->heard && v->hears && !silent)) continue;
+        if (way_is_linked(e, i)) continue;
         e->reconnect |= UINT64_C(1) << i;
-        if (silent) trouble_of_way(e, i, silent_ms);
+        if (way_is_silent(e, i)) trouble_of_way(e, i, e->now_ms - e->ways[i].last_seen_ms);
     }
 }
 
@@ -614,7 +600,6 @@ static void attempt_judge(dlxi_engine *e) {
     if (worst == DLXI_AWAITED_NOTHING || still_ms < e->timeout_ms * (worst == SILENT ? 1 : 2))
         return;
     int64_t silent_ms = e->now_ms - e->ways[from].last_seen_ms;
-    e->ways[from].silent = worst == SILENT;
     trouble_of_way(e, from, silent_ms > still_ms ? silent_ms : still_ms);
 }
 
@@ -741,8 +726,9 @@ static bool next_data(dlxi_engine *e, dlxi_engine_action *a) {
 bool dlxi_engine_next(dlxi_engine *e, dlxi_engine_action *a, int64_t now_ms) {
     DLXI_ASSERT(now_ms >= e->now_ms);
     e->now_ms = now_ms;
-    if (e->text[0] != '\0') {
-        *a = (dlxi_engine_action){.kind = DLXI_ENGINE_LOG, .text = e->text};
+    const char *line = dlxi_lines_peek(&e->lines);
+    if (line != NULL) {
+        *a = (dlxi_engine_action){.kind = DLXI_ENGINE_LOG, .text = line};
         return true;
     }
     a->endpoint[0] = '\0';
@@ -779,13 +765,13 @@ void dlxi_engine_done(dlxi_engine *e, const dlxi_engine_action *a, dlx_status st
     bool ok = status == DLX_OK, waits = status == DLX_AGAIN || status == DLX_PEER_LOST;
     bool control = a->kind == DLXI_ENGINE_SEND && a->peer == DLXI_SITE_COORDINATOR;
     if (a->kind == DLXI_ENGINE_LOG) {
-        e->text[0] = '\0';
+        dlxi_lines_drop(&e->lines);
         return;
     }
     if (control) {
         if (status == DLX_AGAIN)
             e->control_blocked = true;
-        else /* a coordinator that is lost shows in its silence */
+        else /* a lost coordinator is noticed by its silence */
             dlxi_outbox_drop(&e->site->outbox);
     }
     if (!ok && !waits) {

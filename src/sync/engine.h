@@ -1,20 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* One rank's side of a run as one pure machine: membership (member/site.h), the ways to the other
  * sites, the starting anchor, and the exchange of each round. In: frames, requests, time. Out:
- * actions, one at a time, and one outcome. It owns no socket, thread or clock, and every deadline.
+ * actions, one at a time, and one outcome. It owns every deadline, but no socket, thread or clock.
  *
  *   open → hello … → LISTEN, CONNECT → greetings on every way, θ to sites that start elsewhere
  *   → outcome.joined → request.submits … BEGIN, frames, COMMIT → outcome.committed → …
  *   → request.report → outcome.ended
  *
- * The state is lent to the engine: at open, until joined; and from submit to commit. In between the
- * engine has none, and does nothing that needs one.
+ * The state is lent to the engine: at open, until joined; and from submit to commit. The training
+ * thread may recall it meanwhile; the engine then waits for it where it needs it.
  *
- * Ways. Each pair of sites exchanges GREETING frames: every quarter of a second while one waits for
- * the other, else every second. A greeting says whether the other side's were received, and how
- * many data frames of the present attempt went before it; so silence, and frames that a broken
- * connection swallowed, are noticed by the pair itself. An attempt that makes no progress for
- * timeout_ms is given up with the pair's name, and begun again from the same M. */
+ * Ways. Each pair of sites exchanges GREETING frames: four per second while sites join, an attempt
+ * is under way or the sender computes, else one. A greeting says whether the other side's were
+ * received, and how many data frames of the present attempt were sent before it. So the pair itself
+ * notices silence, and frames that a broken connection lost. An attempt without progress for
+ * timeout_ms is aborted, naming the pair, and begun again from the same M. */
 #ifndef DLXI_SYNC_ENGINE_H
 #define DLXI_SYNC_ENGINE_H
 
@@ -28,13 +28,13 @@ typedef struct dlxi_request {
     dlxi_state *state; /* handed over, or NULL */
     bool submits;      /* state's M, with `ready` */
     dlxi_ready ready;  /* exchange_* are the engine's to fill in */
-    bool recalls;      /* the state is wanted back as soon as it is not being exchanged */
+    bool recalls;      /* the training thread needs the state for a while */
     char *report;      /* handed over, or NULL */
-    bool closes;       /* the engine ends; `why` unless its status is DLX_OK: tells the others */
+    bool closes;       /* the engine ends; the others get `why` unless its status is DLX_OK */
     dlx_error why;
 } dlxi_request;
 
-/* What has come of it: everything since the last outcome. */
+/* What the training thread gets: everything since the last outcome. */
 typedef struct dlxi_outcome {
     bool joined, committed, ended;
     dlxi_state *state; /* handed back, or NULL */
@@ -57,7 +57,7 @@ typedef enum dlxi_engine_action_kind {
     DLXI_ENGINE_LISTEN,    /* for site `peer`, as link.h's listen: fills in `endpoint` */
     DLXI_ENGINE_CONNECT,   /* to site `peer` at `endpoint` */
     DLXI_ENGINE_RECONNECT, /* to site `peer` */
-    DLXI_ENGINE_LOG        /* `text`, for who watches the run */
+    DLXI_ENGINE_LOG        /* `text`, for the operator */
 } dlxi_engine_action_kind;
 
 typedef struct dlxi_engine_action {
@@ -85,7 +85,7 @@ void dlxi_engine_on_request(dlxi_engine *e, dlxi_request *request, int64_t now_m
 void dlxi_engine_on_room(dlxi_engine *e);
 /* The link itself failed. */
 void dlxi_engine_on_link_failure(dlxi_engine *e, const dlx_error *why);
-/* After all frames that have arrived: goes on with the exchange, judges deadlines. */
+/* After all frames that have arrived: continues the exchange, judges deadlines. */
 void dlxi_engine_on_tick(dlxi_engine *e, int64_t now_ms);
 /* In the middle of a long computation. */
 void dlxi_engine_keep_alive(dlxi_engine *e, int64_t now_ms);
@@ -96,9 +96,9 @@ bool dlxi_engine_next(dlxi_engine *e, dlxi_engine_action *action, int64_t now_ms
 void dlxi_engine_done(dlxi_engine *e, const dlxi_engine_action *action, dlx_status status,
                       const dlx_error *error);
 
-/* Takes the outcome; false if nothing has come since the last. */
+/* Takes the outcome; false if nothing has happened since the last. */
 bool dlxi_engine_outcome(dlxi_engine *e, dlxi_outcome *outcome);
-/* Nothing more will come, and nothing waits to be sent to the coordinator. */
+/* It has ended, and nothing waits to be sent to the coordinator. */
 bool dlxi_engine_is_over(const dlxi_engine *e);
 
 #endif

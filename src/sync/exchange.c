@@ -10,7 +10,7 @@
 #include "outer/step.h"
 #include "sync/allreduce.h"
 
-/* A frame that came before its trip did. */
+/* A frame that arrived before its trip began. */
 typedef struct early {
     struct early *next;
     dlxi_frame frame;
@@ -22,7 +22,7 @@ typedef enum phase { IDLE, UNDER_WAY, STAGED } phase;
 /* The AllReduces of an attempt; STATISTICS runs beside the two others. */
 enum { FACTORS, PROJECTIONS, STATISTICS, TRIPS };
 
-/* What one tensor's exchange has beyond its state. */
+/* What the exchange keeps per tensor. */
 typedef struct part {
     int columns;          /* of the factors of this attempt */
     float *p_hat;         /* [columns_max, stride(rows)], orthonormal */
@@ -130,7 +130,7 @@ void dlxi_exchange_set_keepalive(dlxi_exchange *x, void (*keepalive)(void *conte
     x->keepalive_context = context;
 }
 
-static void keepalive(const dlxi_exchange *x) {
+static void keepalive_call(const dlxi_exchange *x) {
     if (x->keepalive != NULL) x->keepalive(x->keepalive_context);
 }
 
@@ -241,7 +241,7 @@ static void values_lay_out(dlxi_exchange *x, const dlxi_state *s) {
             p->own = x->own[trip] + at[trip];
         }
         at[trip] += room;
-        keepalive(x);
+        keepalive_call(x);
     }
 }
 
@@ -393,7 +393,7 @@ static dlx_status projections_begin(dlxi_exchange *x, const dlxi_state *s, dlx_e
             at += tensor_values_in(s, t, PROJECTIONS, p->columns);
         }
         factors += values;
-        keepalive(x);
+        keepalive_call(x);
     }
     DLX_TRY(trip_begin(x, s, PROJECTIONS, error));
     x->trip = PROJECTIONS;
@@ -466,8 +466,8 @@ uint64_t dlxi_exchange_staged_hash(const dlxi_exchange *x) {
 
 /* ---- commit ---------------------------------------------------------------------------------- */
 
-static void own_row(const part *p, const dlxi_state *s, const dlxi_state_tensor *t, float *dst,
-                    int64_t row) {
+static void own_row_expand(const part *p, const dlxi_state *s, const dlxi_state_tensor *t,
+                           float *dst, int64_t row) {
     if (t->low_rank)
         dlxi_expand_row(dst, p->p_hat, p->q_own, row, t->rows, t->cols, p->columns,
                         s->quantiser.group);
@@ -480,7 +480,7 @@ static void tensor_commit(dlxi_exchange *x, const part *p, dlxi_state *s, dlxi_s
     float *expanded = x->row;
     for (int64_t row = 0; row < t->rows; row++) {
         int64_t at = row * t->cols;
-        own_row(p, s, t, expanded, row);
+        own_row_expand(p, s, t, expanded, row);
         for (int64_t k = 0; k < t->cols; k++)
             t->error[at + k] = s->options.error_feedback ? t->error[at + k] - expanded[k] : 0.0f;
         const float *update = t->low_rank ? expanded : p->update + at;
@@ -499,8 +499,7 @@ static void statistics_commit(const part *p, dlxi_state_tensor *t) {
     memset(t->error, 0, (size_t)values * sizeof(float));
 }
 
-/* The next basis: the present one turned by what was just learnt; columns that died, and new ones,
- * start from noise. */
+/* The next basis: Q̂, orthonormalised; dead columns are drawn at random. */
 static void basis_turn(dlxi_exchange *x, const part *p, dlxi_state *s, dlxi_state_tensor *t) {
     int group = s->quantiser.group;
     int64_t stride = dlxi_state_stride(s, t->cols);
@@ -559,7 +558,7 @@ static void tensors_commit(dlxi_exchange *x, dlxi_state *s) {
         else
             tensor_commit(x, &x->parts[i], s, t);
         if (t->low_rank) basis_turn(x, &x->parts[i], s, t);
-        keepalive(x);
+        keepalive_call(x);
     }
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* One rank's part in the exchange of a round: projections, the AllReduces, and what a commit does
- * to the state. Pure: it owns no link, thread or clock, and no state; who owns the state lends it
- * to each call that needs it.
+ * to the state. Pure: it owns no link, thread or clock, and no state: the state's owner lends it to
+ * each call that needs it.
  *
  *   begin → trip 0: P factors of low-rank tensors, the rest whole → trip 1: Q factors → staged →
  *   commit | abort → begin
@@ -38,8 +38,8 @@ bool dlxi_exchange_peek(dlxi_exchange *x, uint16_t site, dlxi_frame *frame);
 void dlxi_exchange_advance(dlxi_exchange *x, uint16_t site);
 
 /* A contribution or result from another site. Frames of attempts and trips to come are kept
- * (bounded) until then; those of past ones are dropped. DLX_DATA: malformed or out of order; the
- * attempt can't go on. */
+ * (bounded) until then; those of past ones are dropped. DLX_DATA: it is malformed; DLX_PEER_LOST:
+ * frames before it were lost. The attempt can't go on. */
 dlx_status dlxi_exchange_on_frame(dlxi_exchange *x, const dlxi_frame *frame, dlx_error *error);
 
 /* Goes on to the next trip once the present one is done. *staged is true when the last one is. */

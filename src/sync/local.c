@@ -123,7 +123,7 @@ void dlxi_local_close(dlxi_local **local) {
 
 /* ---- chunks ---------------------------------------------------------------------------------- */
 
-/* p in place, where it can be. */
+/* p itself, if it is f32 in this process's memory; else NULL. */
 static float *tensor_in_place(const local_tensor *t) {
     return t->data != NULL && !is_narrow(t) ? t->data : NULL;
 }
@@ -206,7 +206,7 @@ static void chunk_submit(pass *how, const dlxi_local *l, const dlxi_state_tensor
                          dlxi_chunk *c) {
     if (t->kind == DLX_TRAINED)
         l->method->submit(c, how->by);
-    else /* a mean of statistics: no error is kept, and none is started from */
+    else /* statistics: no residual */
         for (int64_t k = 0; k < c->count; k++) c->error[k] = c->anchor[k] - c->p[k];
     for (int64_t k = 0; k < c->count; k++) how->sum += (double)c->error[k] * (double)c->error[k];
     if (how->applies)

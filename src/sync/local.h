@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The training thread's part of a round: the caller's parameters p, and start, where local training
- * began. Reads and writes p in chunks, wherever it lives and whatever it is made of.
+ * began. Reads and writes p in chunks.
  *
  * p may be f32, bf16 or f16, in this process's memory or behind the caller's fetch and store. What
  * is rounded on its way back is rounded before start is set, so that a pseudo-gradient counts
@@ -12,13 +12,13 @@
 
 typedef struct dlxi_local dlxi_local;
 
-/* `options` are resolved. Copies what the tensors say, but not their data, which stays the
- * caller's. Reads no parameter. */
+/* `options` are resolved. Copies the descriptions of the tensors; their data stays the caller's,
+ * and is not read yet. */
 dlx_status dlxi_local_open(dlxi_local **out, const dlx_sync_config *options,
                            const dlx_tensor *tensors, size_t count, dlx_error *error);
 void dlxi_local_close(dlxi_local **local);
 
-/* θ, start ← p, and θ's hashes: how a run starts, and how one of means of gradients ends. */
+/* θ, start ← p, and θ's hashes: how a run starts, and how one of gradient means ends. */
 dlx_status dlxi_local_read(dlxi_local *local, dlxi_state *state, dlx_error *error);
 
 /* M ← δ + e, *norm ← ‖M‖; then p, start ← by method if `applies` (a committed update at the same

@@ -45,8 +45,7 @@ static void keepalive(void *context) {
     (void)actions_perform(p);
 }
 
-/* Everything that has arrived, before anyone is found silent; but no peer may keep this thread to
- * itself. */
+/* Takes what has arrived, before silence is judged; bounded, so that no peer holds this thread. */
 static void frames_receive(dlxi_pump *p) {
     int64_t wait_ms = TICK_MS;
     for (int i = 0; i < FRAMES_AT_ONCE; i++) {

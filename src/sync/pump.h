@@ -21,8 +21,8 @@ typedef struct dlxi_pump {
 
 /* Borrows everything until dlxi_pump_join. The engine and the link are the thread's until then. */
 dlx_status dlxi_pump_start(dlxi_pump *pump, dlx_error *error);
-/* After a request that closes: waits until the engine's last messages were sent, 1 s at most. Takes
- * one that was not started. */
+/* After a request that closes: waits until the engine's last messages are sent, 1 s at most. Takes
+ * a pump that was not started. */
 void dlxi_pump_join(dlxi_pump *pump);
 
 #endif

@@ -43,7 +43,7 @@ static float **field_place(dlxi_state_tensor *t, int field) {
     return places[field];
 }
 
-/* Values that count now. */
+/* Values in use. */
 static int64_t field_values(const dlxi_state *s, const dlxi_state_tensor *t, int field) {
     if (field == DLXI_STATE_BASIS && t->low_rank)
         return t->basis_columns * dlxi_state_stride(s, t->cols);
@@ -89,7 +89,7 @@ static bool run_unpack(dlxi_state *s, const int32_t *numbers) {
 
 /* ---- open and close -------------------------------------------------------------------------- */
 
-/* The most columns for which two factors are smaller than the matrix. */
+/* The largest number of columns for which two factors are smaller than the matrix. */
 static int rank_limit(int64_t rows, int64_t cols) {
     int64_t limit = (rows * cols - 1) / (rows + cols);
     return (int)(limit < 1024 ? limit : 1024);
@@ -168,7 +168,7 @@ void dlxi_state_close(dlxi_state **state) {
     *state = NULL;
 }
 
-/* ---- what it says of itself ------------------------------------------------------------------ */
+/* ---- hashes and sizes ------------------------------------------------------------------------ */
 
 void dlxi_state_rehash(dlxi_state *s) {
     for (size_t i = 0; i < s->count; i++) {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Outer state: what replicas share and a site must not lose, for the tensors that one rank
  * synchronises (its shard). One value with one owner: the training thread, or from submit to commit
- * the engine. Whoever holds the pointer may read and write all of it; nobody else may.
+ * the engine. Its owner alone has the pointer, and may read and write all of it.
  *
  * One list of fields (state.c) drives allocation, release, hashing, and the pieces in which a state
  * is written and restored: to a site that starts elsewhere, to a file, to another process. */
@@ -30,7 +30,7 @@ typedef struct dlxi_state_tensor {
 } dlxi_state_tensor;
 
 typedef struct dlxi_state {
-    dlx_sync_config options; /* resolved; what it points to may be gone */
+    dlx_sync_config options; /* resolved; its pointers are not to be used */
     dlxi_quantiser quantiser;
     const dlxi_method *method;
     dlxi_state_tensor *tensors; /* [count], ids ascending */
@@ -46,7 +46,7 @@ dlx_status dlxi_state_open(dlxi_state **out, const dlx_sync_config *options,
                            const dlx_tensor *tensors, size_t count, dlx_error *error);
 void dlxi_state_close(dlxi_state **state);
 
-/* Statistics travel plain: they are few, and a mean of them should be one. */
+/* Statistics are sent as f32: they are few, and their mean should be exact. */
 static inline dlxi_quantiser dlxi_statistics_quantiser(dlxi_quantiser q) {
     return (dlxi_quantiser){32, q.group};
 }
@@ -59,7 +59,7 @@ dlxi_state_tensor *dlxi_state_find(const dlxi_state *state, uint32_t id);
 uint64_t dlxi_state_tensors_hash(const dlxi_state *state);
 /* Sets every anchor_hash after θ was written. */
 void dlxi_state_rehash(dlxi_state *state);
-/* Of all θ: a sum over tensors, so that it does not depend on how a model is cut into shards. */
+/* Of all θ: a sum over tensors, so that it does not depend on the shard map. */
 uint64_t dlxi_state_anchor_hash(const dlxi_state *state);
 
 /* Values of a factor whose vectors have `length` elements, per column. */

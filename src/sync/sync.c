@@ -37,9 +37,9 @@ struct dlx_sync {
     uint64_t applied_tokens; /* committed, as of the last apply */
     double run_share;        /* the run's tokens to one of this site's, as of the last apply */
     uint64_t windows_taken;  /* of the present round's lease */
-    double pace;             /* rounds from now on last so many times H */
+    double pace;             /* factor of H, for rounds from now on */
     bool finished, reported;
-    dlxi_outcome last;         /* what has come so far: the newest of each kind */
+    dlxi_outcome last;         /* the newest of each kind so far */
     dlxi_lease leases[LEASES]; /* of round n at n mod LEASES */
     atomic_bool interrupted;
     pthread_mutex_t statistics_mutex;
@@ -77,7 +77,7 @@ static void statistics_of_commit(dlx_sync *s, const dlxi_outcome *o) {
     pthread_mutex_unlock(&s->statistics_mutex);
 }
 
-/* Takes what has come, waiting for it if wait_ms > 0. */
+/* Takes the outcome, if one arrives within wait_ms. */
 static void outcome_take(dlx_sync *s, int wait_ms) {
     dlxi_outcome o;
     if (!dlxi_mailbox_take(&s->mailbox, &o, wait_ms)) return;
@@ -139,7 +139,7 @@ static void statistics_begin(dlx_sync *s) {
     st->factor_rank_mean = st->low_rank_tensors > 0 ? s->options.factor_rank : 0;
 }
 
-/* Hands the state to the exchange thread, and waits until every site is there. */
+/* Hands the state to the exchange thread, and waits until every site has joined. */
 static dlx_status join(dlx_sync *s, dlx_error *error) {
     uint64_t own_hash = dlxi_state_anchor_hash(s->state);
     s->pump = (dlxi_pump){.engine = s->engine,
@@ -194,7 +194,7 @@ out:
     return status;
 }
 
-/* What the others are told, unless the run has failed already. */
+/* The others get this reason, unless the run has failed already. */
 static void leave(dlx_sync *s, dlx_status status, const char *reason) {
     dlx_error why;
     dlxi_error_set(&why, status, "%s", reason);
@@ -209,7 +209,7 @@ dlx_status dlxi_sync_failure(dlx_sync *s, dlx_error *error) {
     return dlxi_mailbox_failure(&s->mailbox, error);
 }
 
-/* The engine ends, and everything that was handed over comes back. */
+/* The engine ends, and a state that was handed over comes back. */
 static void engine_stop(dlx_sync *s) {
     dlxi_request request = {.closes = true};
     (void)dlxi_mailbox_failure(&s->mailbox, &request.why);
@@ -248,7 +248,7 @@ static dlx_status next_inner_steps(dlx_sync *s, uint32_t *inner_steps, dlx_error
     dlxi_adapt own = s->state->adapt;
     *inner_steps = own.inner_steps;
     if (s->options.ranks == 1 || own.kind == DLX_ADAPTATION_OFF) return DLX_OK;
-    if (s->state->count == 0) own.inner_steps = own.inner_steps_min; /* it needs no time at all */
+    if (s->state->count == 0) own.inner_steps = own.inner_steps_min; /* it exchanges nothing */
     return dlxi_consensus_inner_steps(&s->consensus, inner_steps, &own,
                                       dlxi_state_adapt_sums(s->state), s->options.factor_rank,
                                       error);
@@ -302,7 +302,7 @@ static dlx_status check(dlx_sync *s, bool *committed, bool *finished, dlx_error 
     if (dlxi_mailbox_failure(&s->mailbox, &failure) == DLX_OK && is_interrupted(s))
         dlxi_error_set(&failure, DLX_INTERRUPTED, "interrupted");
     if (s->options.ranks > 1) {
-        dlx_error agreed; /* for a gather that fails without a word */
+        dlx_error agreed; /* for a gather that fails without a message */
         dlxi_error_set(&agreed, DLX_SYSTEM, "the ranks of this site can't reach each other");
         dlx_status status = dlxi_consensus_state(&s->consensus, committed, &failure, &agreed);
         if (status != DLX_OK && failure.status == DLX_OK) {
@@ -320,7 +320,7 @@ static dlx_status wait_for_commit(dlx_sync *s, double *waited_s, dlx_error *erro
     if (s->options.ranks == 1) return wait_for(s, &s->last.committed, waited_s, error);
     double start_s = dlxi_clock_s();
     dlx_status status = DLX_OK;
-    /* in ticks, so that a rank which can't go on never waits long to say so */
+    /* in ticks, so that a rank that can't go on soon tells the others */
     for (bool committed = false, finished; status == DLX_OK && !committed;) {
         if (!s->last.committed && !s->last.ended && !is_interrupted(s)) outcome_take(s, TICK_MS);
         status = check(s, &committed, &finished, error);
@@ -377,9 +377,6 @@ static dlx_status proceed(dlx_sync *s, dlx_step *step, dlx_error *error) {
 }
 
 dlx_status dlxi_sync_step(dlx_sync *s, uint64_t tokens, dlx_step *step, dlx_error *error) {
-    dlx_step unwanted;
-    if (step == NULL) step = &unwanted;
-    *step = (dlx_step){0};
     dlx_status status = DLX_OK;
     if (!s->method->averages_gradients) {
         if (s->finished) DLX_FAIL(error, STATE, "the run is finished");
@@ -411,6 +408,7 @@ dlx_status dlxi_sync_gradients(dlx_sync *s, float *const *gradients, uint64_t to
     for (size_t i = 0; i < s->state->count; i++) {
         const dlxi_state_tensor *t = &s->state->tensors[i];
         int64_t values = dlxi_state_tensor_values(t);
+        if (gradients[i] == NULL) DLX_FAIL(error, ARGUMENT, "gradients[%zu] is NULL", i);
         memcpy(t->error, gradients[i], (size_t)values * sizeof(float));
         for (int64_t k = 0; k < values; k++) sum += (double)t->error[k] * (double)t->error[k];
     }
@@ -460,7 +458,7 @@ void dlxi_sync_pace(dlx_sync *s, double factor) {
     s->pace = fmin(fmax(factor, 0.01), s->options.pace_max);
 }
 
-/* ---- what a caller may ask ------------------------------------------------------------------- */
+/* ---- queries --------------------------------------------------------------------------------- */
 
 uint64_t dlxi_sync_tokens(const dlx_sync *s) {
     double share = s->run_share > 0 ? s->run_share : s->last.site_count; /* at first: all equal */
@@ -505,7 +503,10 @@ dlx_status dlxi_sync_anchor(dlx_sync *s, float *const *dst, dlx_error *error) {
     dlx_status status = state_borrow(s, &lent, error);
     for (size_t i = 0; status == DLX_OK && i < s->state->count; i++) {
         const dlxi_state_tensor *t = &s->state->tensors[i];
-        memcpy(dst[i], t->anchor, (size_t)dlxi_state_tensor_values(t) * sizeof(float));
+        if (dst[i] != NULL)
+            memcpy(dst[i], t->anchor, (size_t)dlxi_state_tensor_values(t) * sizeof(float));
+        else
+            status = dlxi_error_set(error, DLX_ARGUMENT, "dst[%zu] is NULL", i);
     }
     state_give_back(s, lent);
     return status;

@@ -8,10 +8,11 @@
 #include "link/link.h"
 #include "sync/local.h"
 
-/* As the dlx_sync_* of the same name, arguments checked before and options resolved. Takes the link
- * over, on failure too. */
+/* As the dlx_sync_* of the same name: arguments are checked and options resolved, and structs are
+ * this library's. Takes the link over, on failure too. */
 dlx_status dlxi_sync_open(dlx_sync **out, const dlx_sync_config *options, dlxi_link *link,
                           const dlx_tensor *tensors, size_t count, dlx_error *error);
+/* `step` is zeroed. */
 dlx_status dlxi_sync_step(dlx_sync *s, uint64_t tokens, dlx_step *step, dlx_error *error);
 dlx_status dlxi_sync_gradients(dlx_sync *s, float *const *gradients, uint64_t tokens,
                                double *waited_s, dlx_error *error);

@@ -60,7 +60,7 @@ static const dlxi_option options[] = {
     BOOLEAN("model.tied_head", model.tied_head, "false", "the head is the embedding table"),
     REAL("model.rope_theta", model.rope_theta, 1, (double)DLXI_ROPE_THETA_MAX, "10000",
          "llama: base of the rotary embedding"),
-    REAL("model.norm_epsilon", model.norm_epsilon, 1e-12, (double)DLXI_NORM_EPSILON_MAX, "1e-5",
+    REAL("model.norm_epsilon", model.norm_epsilon, 1e-12, DLXI_NORM_EPSILON_MAX, "1e-5",
          "added to variances"),
 
     STRING("data.train", data.train, "data/kjv.train.tokens", "token file",

@@ -131,6 +131,7 @@ json_t *dlxi_summary_merge(const json_t *sites) {
         {"parameters", common(sites, "parameters")},
         {"steps", integer(largest(sites, "steps"))},
         {"rounds", integer(largest(sites, "rounds"))},
+        {"attempts", integer(largest(sites, "attempts"))},
         {"tokens", integer(largest(sites, "tokens"))},
         {"val_loss", ratio(sum(sites, "val_loss_sum"), val_tokens)},
         {"val_loss_initial", ratio(sum(sites, "val_loss_initial_sum"), val_tokens)},

@@ -432,7 +432,7 @@ static void joining_announce(site_run *r) {
 }
 
 static dlx_status site_train(site_run *r, dlx_error *error) {
-    dlx_step step = {0};
+    dlx_step step = DLX_STEP_INIT;
     DLX_TRY(place_open(r, error));
     DLX_TRY(results_open(r, error));
     DLX_TRY(data_open(r, error));

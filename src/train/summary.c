@@ -21,11 +21,12 @@ dlx_status dlxi_run_gather(void *run, void *all, const void *own, size_t bytes, 
 /* ---- statistics ------------------------------------------------------------------------------ */
 
 static dlxi_rank_report report_make(site_run *r) {
-    dlxi_rank_report report = {.times = dlxi_pipeline_times_of(r->pipeline)};
+    dlxi_rank_report report = {.statistics = DLX_STATISTICS_INIT,
+                               .times = dlxi_pipeline_times_of(r->pipeline)};
     struct rusage usage = {0};
     getrusage(RUSAGE_SELF, &usage);
     report.peak_rss_bytes = (int64_t)usage.ru_maxrss * 1024;
-    dlx_sync_statistics(r->sync, &report.statistics);
+    (void)dlx_sync_statistics(r->sync, &report.statistics, NULL); /* no argument is wrong */
     int64_t count;
     const dlxi_parameter *held = dlxi_stage_parameters(dlxi_pipeline_stage(r->pipeline), &count);
     for (int64_t i = 0; i < count; i++) report.stage_parameters += held[i].count;

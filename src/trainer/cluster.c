@@ -9,7 +9,7 @@
 #include "link/links.h"
 
 dlx_status dlx_cluster_open(dlx_cluster **out, dlx_error *error) {
-    if (out == NULL) DLX_FAIL(error, ARGUMENT, "dlx_cluster_open: out is NULL");
+    DLXI_NOT_NULL(out);
     return dlxi_cluster_open(out, error);
 }
 
@@ -18,14 +18,15 @@ void dlx_cluster_close(dlx_cluster **cluster) {
 }
 
 uint32_t dlx_cluster_rank(const dlx_cluster *cluster) {
-    return (uint32_t)cluster->rank;
+    return cluster != NULL ? (uint32_t)cluster->rank : 0;
 }
 
 uint32_t dlx_cluster_ranks(const dlx_cluster *cluster) {
-    return (uint32_t)cluster->ranks;
+    return cluster != NULL ? (uint32_t)cluster->ranks : 0;
 }
 
 bool dlx_cluster_all_failed(dlx_cluster *cluster, dlx_error *error, uint32_t wait_ms) {
+    if (cluster == NULL || error == NULL) return false;
     return dlxi_cluster_all_failed(cluster, error, wait_ms > INT_MAX ? INT_MAX : (int)wait_ms);
 }
 
@@ -43,8 +44,10 @@ static const opener openers[] = {DLXI_LINKS_OF_JOB(OPENER)};
 
 dlx_status dlx_cluster_hub(dlx_hub **out, dlx_cluster *cluster, const dlx_config *config,
                            dlx_error *error) {
-    if (out == NULL || cluster == NULL || config == NULL)
-        DLX_FAIL(error, ARGUMENT, "dlx_cluster_hub: an argument is NULL");
+    DLXI_NOT_NULL(out);
+    *out = NULL;
+    DLXI_NOT_NULL(cluster);
+    DLXI_NOT_NULL(config);
     const opener *open = &openers[0];
     for (size_t i = 1; i < sizeof openers / sizeof *openers; i++)
         if (strcmp(openers[i].word, dlx_config_link(config)) == 0) open = &openers[i];

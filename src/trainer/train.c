@@ -15,13 +15,8 @@ struct dlx_config {
     dlxi_config values;
 };
 
-#define NOT_NULL(pointer)                                                                          \
-    do {                                                                                           \
-        if ((pointer) == NULL) DLX_FAIL(error, ARGUMENT, "%s: %s is NULL", __func__, #pointer);    \
-    } while (0)
-
 dlx_status dlx_config_open(dlx_config **out, dlx_error *error) {
-    NOT_NULL(out);
+    DLXI_NOT_NULL(out);
     DLX_TRY(DLXI_NEW(out, 1, error));
     dlxi_config_set_defaults(&(*out)->values);
     return DLX_OK;
@@ -34,62 +29,64 @@ void dlx_config_close(dlx_config **config) {
 }
 
 dlx_status dlx_config_load(dlx_config *config, const char *path, dlx_error *error) {
-    NOT_NULL(config);
-    NOT_NULL(path);
+    DLXI_NOT_NULL(config);
+    DLXI_NOT_NULL(path);
     return dlxi_options_load_file(&config->values, &dlxi_config_table, path, error);
 }
 
 dlx_status dlx_config_set(dlx_config *config, const char *assignment, dlx_error *error) {
-    NOT_NULL(config);
-    NOT_NULL(assignment);
+    DLXI_NOT_NULL(config);
+    DLXI_NOT_NULL(assignment);
     return dlxi_options_set(&config->values, &dlxi_config_table, assignment, error);
 }
 
 dlx_status dlx_config_check(const dlx_config *config, dlx_error *error) {
-    NOT_NULL(config);
+    DLXI_NOT_NULL(config);
     return dlxi_config_check(&config->values, error);
 }
 
 dlx_status dlx_config_print(char **text, const dlx_config *config, dlx_error *error) {
-    NOT_NULL(text);
+    DLXI_NOT_NULL(text);
     return dlxi_options_print_yaml(text, config == NULL ? NULL : &config->values,
                                    &dlxi_config_table, error);
 }
 
 dlx_status dlx_config_help(char **text, dlx_error *error) {
-    NOT_NULL(text);
+    DLXI_NOT_NULL(text);
     return dlxi_options_print_help(text, &dlxi_config_table, error);
 }
 
 const char *dlx_config_run_dir(const dlx_config *config) {
-    return config->values.run.dir;
+    return config != NULL ? config->values.run.dir : NULL;
 }
 
 const char *dlx_config_coordinator(const dlx_config *config) {
-    return config->values.wan.coordinator;
+    return config != NULL ? config->values.wan.coordinator : NULL;
 }
 
 bool dlx_config_encrypted(const dlx_config *config) {
-    return config->values.wan.security == DLXI_SECURITY_CURVE;
+    return config != NULL && config->values.wan.security == DLXI_SECURITY_CURVE;
 }
 
 const char *dlx_config_link(const dlx_config *config) {
-    return dlxi_link_word(config->values.wan.link);
+    return config != NULL ? dlxi_link_word(config->values.wan.link) : NULL;
 }
 
 bool dlx_config_in_process(const dlx_config *config) {
-    return dlxi_link_is_of_threads(config->values.wan.link);
+    return config != NULL && dlxi_link_is_of_threads(config->values.wan.link);
 }
 
 bool dlx_config_one_job(const dlx_config *config) {
-    return dlxi_link_is_of_job(config->values.wan.link);
+    return config != NULL && dlxi_link_is_of_job(config->values.wan.link);
 }
 
 uint32_t dlx_config_ranks(const dlx_config *config) {
+    if (config == NULL) return 0;
     return (uint32_t)(config->values.site.stages * config->values.site.replicas);
 }
 
 void dlx_config_rank_name(char text[64], const dlx_config *config, uint32_t job_rank) {
+    if (text == NULL || config == NULL) return;
     uint32_t rank = job_rank % dlx_config_ranks(config),
              replicas = (uint32_t)config->values.site.replicas;
     snprintf(text, 64, "rank %u (stage %u, replica %u)", rank, rank / replicas, rank % replicas);
@@ -106,34 +103,34 @@ void dlx_coordinate_options_default(dlx_coordinate_options *options, size_t size
     dlxi_sized_default(options, size, &coordinate_default, sizeof coordinate_default);
 }
 
-dlx_status dlx_train(const dlx_config *config, const dlx_train_options *given, dlx_error *error) {
-    NOT_NULL(config);
-    NOT_NULL(given);
-    dlx_train_options options = train_default;
-    DLX_TRY(dlxi_sized_read(&options, sizeof options, offsetof(dlx_train_options, coordinator),
-                            given, "DLX_TRAIN_OPTIONS_INIT", error));
-    NOT_NULL(options.site);
-    if (options.job_sites < 1)
+dlx_status dlx_train(const dlx_config *config, const dlx_train_options *options, dlx_error *error) {
+    dlx_train_options own = train_default;
+    DLXI_NOT_NULL(config);
+    DLXI_NOT_NULL(options);
+    DLX_TRY(dlxi_sized_read(&own, sizeof own, offsetof(dlx_train_options, coordinator), options,
+                            "DLX_TRAIN_OPTIONS_INIT", error));
+    if (own.site == NULL) DLX_FAIL(error, ARGUMENT, "site is NULL; name this site");
+    if (own.job_sites < 1)
         DLX_FAIL(error, ARGUMENT, "job_sites: 0 is out of range; allowed: 1 or more");
-    return dlxi_train(&config->values, &options, error);
+    return dlxi_train(&config->values, &own, error);
 }
 
-dlx_status dlx_coordinate(const dlx_config *config, const dlx_coordinate_options *given,
+dlx_status dlx_coordinate(const dlx_config *config, const dlx_coordinate_options *options,
                           dlx_error *error) {
-    NOT_NULL(config);
-    NOT_NULL(given);
-    dlx_coordinate_options options = coordinate_default;
-    DLX_TRY(dlxi_sized_read(&options, sizeof options, offsetof(dlx_coordinate_options, coordinator),
-                            given, "DLX_COORDINATE_OPTIONS_INIT", error));
-    return dlxi_coordinate(&config->values, &options, error);
+    dlx_coordinate_options own = coordinate_default;
+    DLXI_NOT_NULL(config);
+    DLXI_NOT_NULL(options);
+    DLX_TRY(dlxi_sized_read(&own, sizeof own, offsetof(dlx_coordinate_options, coordinator),
+                            options, "DLX_COORDINATE_OPTIONS_INIT", error));
+    return dlxi_coordinate(&config->values, &own, error);
 }
 
 dlx_status dlx_evaluate(double *loss, uint64_t *tokens_used, const char *checkpoint,
                         const char *data, uint64_t tokens, int threads, dlx_error *error) {
-    NOT_NULL(loss);
-    NOT_NULL(tokens_used);
-    NOT_NULL(checkpoint);
-    NOT_NULL(data);
+    DLXI_NOT_NULL(loss);
+    DLXI_NOT_NULL(tokens_used);
+    DLXI_NOT_NULL(checkpoint);
+    DLXI_NOT_NULL(data);
     return dlxi_evaluate(loss, tokens_used, checkpoint, data, tokens, threads, error);
 }
 
@@ -143,22 +140,23 @@ void dlx_generate_options_default(dlx_generate_options *options, size_t size) {
     dlxi_sized_default(options, size, &generate_default, sizeof generate_default);
 }
 
-dlx_status dlx_generate(char **text, const char *checkpoint, const dlx_generate_options *given,
+dlx_status dlx_generate(char **text, const char *checkpoint, const dlx_generate_options *options,
                         dlx_error *error) {
-    NOT_NULL(text);
-    NOT_NULL(checkpoint);
-    NOT_NULL(given);
-    dlx_generate_options options = generate_default;
-    DLX_TRY(dlxi_sized_read(&options, sizeof options, offsetof(dlx_generate_options, prompt), given,
+    dlx_generate_options own = generate_default;
+    DLXI_NOT_NULL(text);
+    *text = NULL;
+    DLXI_NOT_NULL(checkpoint);
+    DLXI_NOT_NULL(options);
+    DLX_TRY(dlxi_sized_read(&own, sizeof own, offsetof(dlx_generate_options, prompt), options,
                             "DLX_GENERATE_OPTIONS_INIT", error));
-    return dlxi_generate(text, checkpoint, &options, error);
+    return dlxi_generate(text, checkpoint, &own, error);
 }
 
 dlx_status dlx_tokenize(const char *out_path, const char *in_path, uint32_t validation_every,
                         uint32_t block_bytes, uint64_t *train_tokens, uint64_t *validation_tokens,
                         dlx_error *error) {
-    NOT_NULL(out_path);
-    NOT_NULL(in_path);
+    DLXI_NOT_NULL(out_path);
+    DLXI_NOT_NULL(in_path);
     dlxi_tokenizer *tokenizer;
     dlxi_tokenize_report report;
     dlxi_tokenize_options options = DLXI_TOKENIZE_OPTIONS_INIT;
@@ -175,7 +173,7 @@ dlx_status dlx_tokenize(const char *out_path, const char *in_path, uint32_t vali
 
 dlx_status dlx_bench_model(dlx_bench_model_result *result, uint32_t batch, uint32_t length,
                            uint32_t steps, int threads, bool f32, dlx_error *error) {
-    NOT_NULL(result);
+    DLXI_NOT_NULL(result);
     if (batch < 1 || batch > 4096 || length < 2 || length > 1024 || steps < 1 || steps > 1000 ||
         threads < 1)
         DLX_FAIL(error, ARGUMENT,
@@ -185,8 +183,8 @@ dlx_status dlx_bench_model(dlx_bench_model_result *result, uint32_t batch, uint3
 
 dlx_status dlx_bench_stages(dlx_bench_stages_result *result, const dlx_config *config,
                             uint32_t stages, dlx_error *error) {
-    NOT_NULL(result);
-    NOT_NULL(config);
+    DLXI_NOT_NULL(result);
+    DLXI_NOT_NULL(config);
     if (stages < 1 || stages > DLXI_STAGES_MAX)
         DLX_FAIL(error, ARGUMENT, "stages: %u is out of range; allowed: 1 to %d", stages,
                  DLXI_STAGES_MAX);

@@ -34,7 +34,7 @@ void dlxi_write_u32(dlxi_writer *w, uint32_t value);
 void dlxi_write_u64(dlxi_writer *w, uint64_t value);
 void dlxi_write_f64(dlxi_writer *w, double value); /* IEEE bits; any value, NaN included */
 void dlxi_write_bytes(dlxi_writer *w, const void *src, size_t count_bytes);
-/* u16 length, then the characters without the terminator. Fails where the text is longer than
+/* u16 length, then the characters without the terminator. Fails if the text is longer than
  * max_bytes (the terminator not counted) or than 65,535. */
 void dlxi_write_string(dlxi_writer *w, const char *text, size_t max_bytes);
 
@@ -45,7 +45,7 @@ uint64_t dlxi_read_u64(dlxi_reader *r);
 double dlxi_read_f64(dlxi_reader *r); /* the caller checks that it is finite and in range */
 /* Points into the reader's bytes; NULL on failure. */
 const uint8_t *dlxi_read_bytes(dlxi_reader *r, size_t count_bytes);
-/* dst has max_bytes + 1. Fails where the text is longer than max_bytes or holds a zero byte; dst is
+/* dst has max_bytes + 1. Fails if the text is longer than max_bytes or holds a zero byte; dst is
  * then "". */
 void dlxi_read_string(dlxi_reader *r, char *dst, size_t max_bytes);
 

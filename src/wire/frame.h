@@ -10,8 +10,8 @@
  *  12  u32 term              32 u32 tensor         48 u64 XXH3 of bytes 0..47, seeded with
  *                                                         the payload's XXH3
  *
- * Values for one tensor travel in frames keyed by its id, so that both ends need not cut the model
- * alike. */
+ * Values for one tensor travel in frames keyed by its id, so that both ends need not divide the
+ * model the same way. */
 #ifndef DLXI_WIRE_FRAME_H
 #define DLXI_WIRE_FRAME_H
 

@@ -50,11 +50,11 @@ typedef struct dlxi_endpoints {
     char endpoint[DLXI_SITES_MAX][DLXI_ENDPOINT_MAX + 1];
 } dlxi_endpoints;
 
-/* site → coordinator: a round's pseudo-gradient is handed out. */
+/* site → coordinator: a round's pseudo-gradient is submitted. */
 typedef struct dlxi_ready {
     uint64_t tokens;       /* trained on; the site's weight */
     uint32_t windows_used; /* of the round's lease */
-    uint64_t anchor_hash;  /* after the last commit; 0 where replicas need not agree */
+    uint64_t anchor_hash;  /* after the last commit; 0 if replicas need not be equal */
     double norm;           /* of M */
     uint64_t step_ns;      /* an inner step takes */
     uint64_t exchange_ns;  /* the last exchange took, of exchange_bytes; 0: none yet */
@@ -109,11 +109,11 @@ typedef struct dlxi_message {
     } as; /* FINISHED and PING are empty */
 } dlxi_message;
 
-/* Writes at most capacity_bytes and sets *used_bytes. DLX_ARGUMENT where it does not fit or a field
+/* Writes at most capacity_bytes and sets *used_bytes. DLX_ARGUMENT if it does not fit or a field
  * is out of range. */
 dlx_status dlxi_message_encode(uint8_t *dst, size_t capacity_bytes, size_t *used_bytes,
                                const dlxi_message *message, dlx_error *error);
-/* The payload of a control frame. DLX_DATA where it is malformed or the frame is no control frame.
+/* The payload of a control frame. DLX_DATA if it is malformed or the frame is no control frame.
  */
 dlx_status dlxi_message_decode(dlxi_message *message, const dlxi_frame *frame, dlx_error *error);
 

@@ -2,7 +2,8 @@
 /* What a coordinator, or one engine, receives in a whole run, and edits that spoil it: the fuzzers
  * of both replay an honest run in which a few things are changed, dropped, copied or put in.
  *
- * An input is the number of the run and edits of EDIT_BYTES, each the seed of what it does; 0: nothing. */
+ * An input is the number of the run and edits of EDIT_BYTES, each the seed of what it does; 0:
+ * nothing. */
 #ifndef DLXI_TESTS_RECORDED_RUN_H
 #define DLXI_TESTS_RECORDED_RUN_H
 

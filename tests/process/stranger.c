@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A user's first program in C, built from an installed tree alone. */
+/* A user's first program in C, built from an installed tree alone; it sets its structs as another
+ * language would. */
 #include <dilocox.h>
 
 #include <math.h>
@@ -15,10 +16,20 @@ int main(void) {
 
     dlx_error error;
     dlx_hub *hub = NULL;
+    dlx_coordinator *coordinator = NULL;
+    dlx_coordinator_config run;
+    dlx_coordinator_config_default(&run, sizeof run);
+    run.tokens = 1000;
     if (dlx_hub_open(&hub, &error) != DLX_OK) return fprintf(stderr, "%s\n", error.message), 1;
-    dlx_sync_config config = DLX_SYNC_CONFIG_INIT;
-    config.site = "paris";
-    config.link.hub = hub;
+    run.link.hub = hub;
+    if (dlx_coordinator_open(&coordinator, &run, &error) != DLX_OK)
+        return fprintf(stderr, "%s\n", error.message), 1;
+    dlx_coordinator_close(&coordinator);
+    dlx_hub_close(&hub);
+
+    dlx_sync_config config;
+    dlx_sync_config_default(&config, sizeof config);
+    config.tensor_bytes = sizeof(dlx_tensor);
     printf("H %u, %d bits\n", (unsigned)config.inner_steps, config.bits);
 
     float values[100], decoded[100];
@@ -31,6 +42,5 @@ int main(void) {
         return fprintf(stderr, "%s\n", error.message), 1;
     for (int i = 0; i < 100; i++) /* half a step of 1/7 */
         if (fabsf(decoded[i] - values[i]) > 0.08f) return puts("decoded something else"), 1;
-    dlx_hub_close(&hub);
     return 0;
 }

@@ -161,7 +161,7 @@ class ClusterFailures(Case):
     def test_sites_of_different_partitions(self):
         coordinator, endpoint = self.start_coordinator(self.file, 2, secure=False)
         paris = self.start_site(self.file, "paris", endpoint, secure=False, ranks=4)
-        coordinator.wait_line("site 'paris' joined")
+        coordinator.wait_line("site 'paris' connected")
         tokyo = self.start_site(self.file, "tokyo", endpoint, "--set", "site.replicas=1", secure=False, ranks=2)
         self.assertEqual(tokyo.wait(), 1)
         self.once(tokyo, r"site\.replicas: '1' on site 'tokyo', '2' in the run and on site 'paris'")

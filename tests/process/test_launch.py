@@ -13,7 +13,7 @@ import termios
 from harness import Case, DILOCOX, SMALL, events, main, summary
 
 SUMMARY_FIELDS = {
-    "version": int, "overlap": str, "sites": int, "stages": int, "replicas": int, "steps": int, "rounds": int,
+    "version": int, "overlap": str, "sites": int, "stages": int, "replicas": int, "steps": int, "rounds": int, "attempts": int,
     "tokens": int, "val_loss": float, "val_loss_initial": float, "wall_s": float, "tokens_per_s": float,
     "peak_rss_bytes": int, "compute_s": float, "wait_s": float, "utilization": float, "wan_bytes_sent": int,
     "wan_bytes_received": int, "allreduce_bytes_equivalent": int, "compression_ratio": float, "codec_ratio": float,
@@ -177,6 +177,8 @@ class Launch(Case):
         self.assertGreaterEqual(len(blocks), 2, said)
         self.assertIn(b"\x1b[2A", blocks)
         self.assertEqual(said.count(b"\x1b[?7l"), len(blocks))
+        # a text that erases the block is followed by the block
+        self.assertEqual(set(re.findall(rb"\x1b\[2A\x1b\[J[^\x1b]*(.{5})", said, re.DOTALL)), {b"\x1b[?7l"}, said)
 
     def test_one_site_alone(self):
         self.call("launch", self.file, "--sites", 1, "--set", "wan.security=none")

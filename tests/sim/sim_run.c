@@ -117,6 +117,7 @@ typedef struct world {
     int64_t now_ms, coordinator_at_ms, over_ms; /* over_ms: the coordinator's; −1: not yet */
     packet *in_flight;
     uint32_t queued[NODES][NODES];
+    bool met[NODES][NODES]; /* a frame arrived */
     uint64_t draws;
     uint64_t replicated[ROUNDS_MAX][RANKS_MAX]; /* hash after each round; 0: not seen yet */
     uint64_t means[ROUNDS_MAX][RANKS_MAX];      /* allreduce: of the gradients */
@@ -302,6 +303,14 @@ static void train_and_submit(world *w, uint16_t i) {
     dlxi_engine_on_request(p->engine, &r, w->now_ms);
 }
 
+/* Training starts once every pair of sites has exchanged frames, this peer's or not. */
+static void check_met(const world *w) {
+    for (uint16_t a = 0; a < w->peers; a++)
+        for (uint16_t b = 0; b < w->peers; b++)
+            CHECK(site_of(w, a) == site_of(w, b) || a % w->ranks != b % w->ranks || w->met[a][b],
+                  "a peer has joined, and %u not yet received a frame of %u", b, a);
+}
+
 static void outcome_take(world *w, uint16_t i) {
     peer *p = &w->peer[i];
     dlxi_outcome o;
@@ -313,6 +322,7 @@ static void outcome_take(world *w, uint16_t i) {
     }
     if (o.joined) {
         CHECK(p->round == 0 && p->state != NULL, "peer %u joined twice", i);
+        check_met(w);
         CHECK(dlxi_local_apply(p->local, p->state, true, 0, NULL) == DLX_OK, "start");
         p->round = 1;
         p->train_at_ms = w->now_ms + (int64_t)draw(w, 300);
@@ -466,6 +476,7 @@ static void deliver(world *w) {
     w->in_flight = p->next;
     w->queued[p->from][p->to] -= !p->late;
     bool lost = is_cut(w, p->from, p->to);
+    w->met[p->from][p->to] = w->met[p->from][p->to] || !lost;
     if (p->to == COORDINATOR && !lost) {
         dlxi_coordinator_on_frame(w->coordinator, p->from, "", "", &p->frame, w->now_ms);
         if (draw(w, 2) == 0) coordinator_pump(w);

@@ -135,8 +135,11 @@ static inline void lone_hear(lone *l, uint32_t peer, dlxi_frame frame) {
 
 /* The coordinator says l->speech.scratch. */
 static inline void lone_tell(lone *l, dlxi_frame_kind kind, uint64_t round, uint32_t attempt) {
-    dlxi_frame header = {
-        .term = 1, .round = round, .attempt = attempt, .site = DLXI_SITE_COORDINATOR};
+    dlxi_frame header = {.term = 1,
+                         .round = round,
+                         .attempt = attempt,
+                         .site = DLXI_SITE_COORDINATOR,
+                         .trip = 1 /* all ways are linked */};
     l->speech.scratch.kind = kind;
     DLXI_ASSERT(dlxi_outbox_put(&l->speech, 0, header, &l->speech.scratch, NULL) == DLX_OK);
     lone_hear(l, DLXI_SITE_COORDINATOR, dlxi_outbox_peek(&l->speech)->frame);

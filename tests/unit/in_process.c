@@ -16,12 +16,13 @@ in_process *in_process_new(void) {
     for (size_t i = 0; i < IN_PROCESS_SITES_MAX; i++) {
         p->site[i].config = (dlx_sync_config)DLX_SYNC_CONFIG_INIT;
         p->site[i].config.adaptation = DLX_ADAPTATION_OFF;
+        p->site[i].statistics = (dlx_statistics)DLX_STATISTICS_INIT;
     }
     return p;
 }
 
 dlx_status in_process_train(in_process_site *site) {
-    dlx_step done = {0};
+    dlx_step done = DLX_STEP_INIT;
     dlx_status status = DLX_OK;
     for (uint64_t step = 0; status == DLX_OK && !done.finished; step++) {
         if (site->inner_step != NULL) site->inner_step(site, step);
@@ -81,7 +82,7 @@ static void *site_thread(void *context) {
         dlx_sync_open(&site->sync, &site->config, site->tensors, site->tensor_count, &site->error);
     if (site->status == DLX_OK) {
         site->status = (site->script != NULL ? site->script : in_process_train)(site);
-        if (site->sync != NULL) dlx_sync_statistics(site->sync, &site->statistics);
+        if (site->sync != NULL) (void)dlx_sync_statistics(site->sync, &site->statistics, NULL);
     }
     dlx_sync_close(&site->sync);
     return NULL;

@@ -24,7 +24,9 @@ typedef struct world {
     int counts[PEERS_MAX][32]; /* by kind */
     uint32_t attempt[PEERS_MAX];
     uint64_t round[PEERS_MAX];
-    dlxi_outbox outgoing; /* encodes what the sites say */
+    bool linked[PEERS_MAX]; /* it was told that all are */
+    bool links;             /* all peers say that they are linked */
+    dlxi_outbox outgoing;   /* encodes what the sites say */
 } world;
 
 static inline world *world_open(uint16_t sites, uint64_t tokens_target, const char *shared_text) {
@@ -61,6 +63,7 @@ static inline void drain(world *w) {
         w->counts[item->to][item->frame.kind]++;
         w->attempt[item->to] = item->frame.attempt;
         w->round[item->to] = item->frame.round;
+        w->linked[item->to] = item->frame.trip != 0;
         assert_int_equal(item->frame.site, DLXI_SITE_COORDINATOR);
         assert_int_equal(item->frame.term, 1);
         dlxi_outbox_drop(dlxi_coordinator_outbox(w->c));
@@ -80,7 +83,8 @@ static inline void say_as(world *w, uint32_t peer, const char *proved, dlxi_fram
 
 static inline void say(world *w, uint32_t peer, dlxi_frame_kind kind, uint64_t round,
                        uint32_t attempt) {
-    say_as(w, peer, "", kind, (dlxi_frame){.term = 1, .round = round, .attempt = attempt});
+    say_as(w, peer, "", kind,
+           (dlxi_frame){.term = 1, .round = round, .attempt = attempt, .trip = w->links});
 }
 
 static inline dlxi_hello *hello_of(world *w, const char *name) {

@@ -247,11 +247,16 @@ static void a_new_begin_forgets(void **state) {
     mover_close(m);
 }
 
-static void refused(dlxi_allreduce *a, uint32_t from, const dlxi_frame *frame, const char *reason) {
+static void refused_as(dlx_status status, dlxi_allreduce *a, uint32_t from, const dlxi_frame *frame,
+                       const char *reason) {
     dlx_error error = {0};
-    assert_int_equal(dlxi_allreduce_on_frame(a, from, frame, &error), DLX_DATA);
+    assert_int_equal(dlxi_allreduce_on_frame(a, from, frame, &error), status);
     if (strstr(error.message, reason) == NULL)
         fail_msg("'%s' does not say '%s'", error.message, reason);
+}
+
+static void refused(dlxi_allreduce *a, uint32_t from, const dlxi_frame *frame, const char *reason) {
+    refused_as(DLX_DATA, a, from, frame, reason);
 }
 
 /* All the ways to be wrong, tried around one frame that is right. */
@@ -279,7 +284,7 @@ static void try_hostile(dlxi_allreduce *a, uint32_t from, const dlxi_frame *righ
     f.count_groups--, refused(a, from, &f, "bytes for"), f = *right;
     f.payload = NULL, refused(a, from, &f, "bytes for"), f = *right;
     f.offset_groups++, f.count_groups--, f.payload_bytes -= 34,
-        refused(a, from, &f, "out of order"), f = *right;
+        refused_as(DLX_PEER_LOST, a, from, &f, "were lost"), f = *right;
     f.kind = f.kind == DLXI_FRAME_RESULT ? DLXI_FRAME_CONTRIBUTION : DLXI_FRAME_RESULT;
     refused(a, from, &f, "are not the block of site"), f = *right;
     /* the other end of the tensor */

@@ -80,12 +80,37 @@ static void sizes(void **state) {
              sizeof given, sizeof given - 1, sizeof full);
     assert_string_equal(error.message, message);
 
+    assert_int_equal(dlxi_sized_copy(&full, sizeof full, &given, sizeof given, &error),
+                     DLX_ARGUMENT);
+    assert_string_equal(error.message, message);
+    assert_int_equal(dlxi_sized_copy(&full, sizeof full, &given, OLDEST, &error), DLX_OK);
+
     given.known.size = OLDEST - 1;
     assert_int_equal(dlxi_sized_read(&full, sizeof full, OLDEST, &given, "INIT", &error),
                      DLX_ARGUMENT);
     snprintf(message, sizeof message, "size is %d; allowed: %d or more, here %zu; begin with INIT",
              OLDEST - 1, OLDEST, sizeof full);
     assert_string_equal(error.message, message);
+}
+
+static void written_sizes(void **state) {
+    (void)state;
+    const grown full = {.needed = 3, .optional = 4, .last = 1.5};
+    for (size_t bytes = OLDEST; bytes <= sizeof full + 8; bytes++) {
+        struct {
+            grown known;
+            unsigned char more[16];
+        } given;
+        memset(&given, 0xA5, sizeof given);
+        given.known.size = bytes;
+        dlx_error error;
+        assert_int_equal(dlxi_sized_check(&given, OLDEST, sizeof full, "INIT", &error), DLX_OK);
+        dlxi_sized_write(&given, &full, sizeof full);
+        assert_int_equal(given.known.size, bytes);
+        const unsigned char *was = (const unsigned char *)&full, *is = (unsigned char *)&given;
+        for (size_t i = sizeof(size_t); i < sizeof given; i++)
+            assert_int_equal(is[i], i < bytes && i < sizeof full ? was[i] : 0xA5);
+    }
 }
 
 static void defaults(void **state) {
@@ -114,6 +139,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(names),
         cmocka_unit_test(sizes),
+        cmocka_unit_test(written_sizes),
         cmocka_unit_test(defaults),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -160,6 +160,27 @@ static void a_site_that_sends_as_another_is_named(void **state) {
     lone_close(l);
 }
 
+/* Whether this site misses contributions or, since it owns nothing, only results. */
+static void silent_sites_are_named_within_the_timeout(void **state) {
+    (void)state;
+    const dlx_sync_config config = lone_config();
+    for (uint16_t index = 0; index < 3; index++) {
+        lone *l = lone_open(&config, 1, 0); /* too few groups for three owners */
+        lone_join(l, index, 3);
+        lone_submit(l);
+        lone_begin(l, 1, 1, 0, 3);
+        lone_turn(l, 1);
+        int64_t begun_ms = l->now_ms;
+        while (l->sent[DLXI_FRAME_ABORT] == 0) {
+            lone_tell(l, DLXI_FRAME_PING, 1, 1);
+            lone_turn(l, 100);
+        }
+        assert_in_range(l->now_ms - begun_ms, LONE_TIMEOUT_MS, LONE_TIMEOUT_MS + 100);
+        assert_int_equal(strncmp(l->said.as.reason.text, "no data from site '0", 20), 0);
+        lone_close(l);
+    }
+}
+
 static int mallocs_to_fail;
 void *__real_malloc(size_t bytes);
 void *__wrap_malloc(size_t bytes);
@@ -222,6 +243,7 @@ int main(void) {
         cmocka_unit_test(the_most_sites_reach_each_other),
         cmocka_unit_test(a_malformed_frame_ends_the_attempt_and_names_its_sender),
         cmocka_unit_test(a_site_that_sends_as_another_is_named),
+        cmocka_unit_test(silent_sites_are_named_within_the_timeout),
         cmocka_unit_test(a_link_that_breaks_in_a_commit_ends_the_rank_after_it),
         cmocka_unit_test(a_link_that_breaks_in_a_projection_ends_the_rank_after_it),
         cmocka_unit_test(a_rank_without_memory_for_a_message_ends),

@@ -281,6 +281,14 @@ static void abort_as(world *w, uint32_t peer, uint64_t round, uint32_t attempt, 
     say(w, peer, DLXI_FRAME_ABORT, round, attempt);
 }
 
+/* Takes the operator's lines. The last one stays in `last_line`. */
+static char last_line[512];
+static int lines_count(world *w) {
+    int count = 0;
+    while (dlxi_coordinator_pop_log(w->c, last_line, sizeof last_line)) count++;
+    return count;
+}
+
 /* Attempts that make no progress are begun again until the patience is over; operators are told at
  * first, and then each time that the trouble has lasted twice as long. */
 static void a_round_in_trouble_is_tried_until_the_patience_is_over(void **state) {
@@ -288,8 +296,7 @@ static void a_round_in_trouble_is_tried_until_the_patience_is_over(void **state)
     world *w = run_open(2, 1000);
     ready(w, 0, 1, 30);
     ready(w, 1, 1, 30);
-    char line[512];
-    while (dlxi_coordinator_pop_log(w->c, line, sizeof line)) {}
+    (void)lines_count(w);
     int lines = 0, tries = 0;
     for (int second = 0; dlxi_coordinator_phase_of(w->c) != DLXI_COORDINATOR_DONE; second++) {
         char why[64];
@@ -300,14 +307,14 @@ static void a_round_in_trouble_is_tried_until_the_patience_is_over(void **state)
         abort_as(w, 1, 1, attempt, why); /* it is known already */
         tries++;
         wait_pinging(w, 2, -1, 1, 1000);
-        while (dlxi_coordinator_pop_log(w->c, line, sizeof line)) lines++;
     }
+    lines += lines_count(w);
     assert_int_equal(tries, PATIENCE_MS / 1000);
     assert_true(w->counts[0][DLXI_FRAME_BEGIN] >= tries);
     assert_in_range(lines, 4, 6); /* at 0, 1, 3, 7 and 15 s */
     assert_stopped(w, 2, DLX_PEER_LOST,
-                   "round 1 did not commit for 20 s (wan.patience_s); last: no data from a to b "
-                   "for 19 s");
+                   "gave up on round 1 after 20 s of trouble (wan.patience_s); last: no data from "
+                   "a to b for 19 s");
     world_close(w);
 }
 
@@ -325,6 +332,37 @@ static void a_commit_ends_the_trouble(void **state) {
         wait_pinging(w, 2, -1, round + 1, PATIENCE_MS / 2);
     }
     assert_int_equal(dlxi_coordinator_phase_of(w->c), DLXI_COORDINATOR_RUNNING);
+    world_close(w);
+}
+
+static void fail_once(world *w, uint64_t round, const char *why) {
+    for (uint32_t peer = 0; peer < 2; peer++) ready(w, peer, round, 30);
+    abort_as(w, 0, round, 1, why);
+    for (uint32_t peer = 0; peer < 2; peer++) stage(w, peer, round, 2, 8);
+    assert_int_equal(w->last[1]->kind, DLXI_FRAME_COMMIT);
+}
+
+/* A connection that breaks all the time does not fill the terminals; but what lasts is told at
+ * once, for each pair, whichever of its sites reports it. */
+static void losses_made_good_are_told_now_and_then(void **state) {
+    (void)state;
+    world *w = run_open(2, 100000);
+    (void)lines_count(w);
+    for (uint64_t round = 1; round <= 40; round++) {
+        fail_once(w, round, round % 2 == 0 ? "frames from a to b lost" : "frames from b to a lost");
+        assert_int_equal(lines_count(w), round % 10 == 1 ? 2 : 0);
+        w->now_ms += 1000;
+    }
+    for (uint64_t round = 41; round <= 43; round++) {
+        char expected[64];
+        snprintf(expected, sizeof expected, "round %d committed after 1 failed attempt in 0.0 s",
+                 (int)round);
+        fail_once(w, round,
+                  round == 42 ? "no data from b to a for 3 s" : "no data from a to b for 3 s");
+        assert_int_equal(lines_count(w), 2);
+        assert_string_equal(last_line, expected);
+        w->now_ms += 10;
+    }
     world_close(w);
 }
 
@@ -372,19 +410,45 @@ static void sites_that_never_meet_end_the_run(void **state) {
     (void)state;
     world *w = run_open(2, 1000);
     for (int i = 0; i < 2; i++) abort_as(w, 1, 1, 0, "no data from a to b for 5 s");
-    assert_string_equal(w->last[0]->as.reason.text, "no data from a to b for 5 s");
+    assert_string_equal(w->last[0]->as.reason.text, "no data from a to b for 5 s; trying again");
     assert_int_equal(w->counts[0][DLXI_FRAME_ABORT], 1);
     for (int i = 0; i < PATIENCE_MS / TIMEOUT_MS; i++) {
         abort_as(w, 1, 1, 0, "no data from a to b for 9 s");
         wait_pinging(w, 2, -1, 1, TIMEOUT_MS);
     }
     assert_int_equal(dlxi_coordinator_phase_of(w->c), DLXI_COORDINATOR_DONE);
-    assert_int_equal(dlxi_coordinator_result(w->c, NULL), DLX_PEER_LOST);
+    assert_stopped(w, 2, DLX_PEER_LOST,
+                   "gave up on joining after 20 s of trouble (wan.patience_s); last: no data from "
+                   "a to b for 9 s");
     world_close(w);
-    w = run_open(2, 1000); /* … but not if it heals, however long the first round takes */
+}
+
+/* Sites may train once all pairs have exchanged frames, and then the first round may take long. */
+static void sites_that_meet_have_joined(void **state) {
+    (void)state;
+    world *w = run_open(2, 1000);
     abort_as(w, 1, 1, 0, "no data from a to b for 5 s");
+    (void)lines_count(w);
+    w->links = true;
+    say(w, 0, DLXI_FRAME_PING, 1, 0);
+    say(w, 0, DLXI_FRAME_PING, 1, 0);
+    assert_int_equal(lines_count(w), 0);
+    assert_false(w->linked[0] || w->linked[1]);
+    say(w, 1, DLXI_FRAME_PING, 1, 0);
+    assert_int_equal(lines_count(w), 1);
+    assert_string_equal(last_line, "all sites reach each other");
+    assert_true(w->linked[0] && w->linked[1]);
     wait_pinging(w, 2, -1, 1, 3 * PATIENCE_MS);
     assert_int_equal(dlxi_coordinator_phase_of(w->c), DLXI_COORDINATOR_RUNNING);
+    w->links = false; /* broken again before the first round, and healed */
+    say(w, 1, DLXI_FRAME_PING, 1, 0);
+    abort_as(w, 1, 1, 0, "no data from a to b for 5 s");
+    wait_pinging(w, 2, -1, 1, PATIENCE_MS - 1000);
+    assert_false(w->linked[0]);
+    w->links = true;
+    wait_pinging(w, 2, -1, 1, 3 * PATIENCE_MS);
+    assert_int_equal(dlxi_coordinator_phase_of(w->c), DLXI_COORDINATOR_RUNNING);
+    assert_true(w->linked[0]);
     world_close(w);
 }
 
@@ -642,6 +706,8 @@ int main(void) {
         cmocka_unit_test(a_commit_ends_the_trouble),
         cmocka_unit_test(what_was_lost_is_sent_again),
         cmocka_unit_test(sites_that_never_meet_end_the_run),
+        cmocka_unit_test(sites_that_meet_have_joined),
+        cmocka_unit_test(losses_made_good_are_told_now_and_then),
         cmocka_unit_test(a_site_in_another_round_ends_the_run),
         cmocka_unit_test(a_norm_that_is_not_finite_ends_the_run),
         cmocka_unit_test(another_anchor_ends_the_run),

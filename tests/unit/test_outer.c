@@ -15,9 +15,8 @@
 
 /* ---- stability ------------------------------------------------------------------------------- */
 
-/* The table's figures were rounded from three decimals. */
 static void assert_two_decimals(double value, double expected) {
-    if (fabs(value - expected) > 0.0055) fail_msg("%.4f, the table says %.2f", value, expected);
+    if (fabs(value - expected) > 0.00501) fail_msg("%.4f, the table says %.2f", value, expected);
 }
 
 static dlxi_modes modes_of(dlx_overlap overlap, double eta, double mu, double c, int sites,
@@ -25,7 +24,7 @@ static dlxi_modes modes_of(dlx_overlap overlap, double eta, double mu, double c,
     return dlxi_method_of(overlap)->modes(eta, mu, c, sites, exchange_share);
 }
 
-/* The table of docs/design.md. `eager` restarts from the common θ, which holds this site's last
+/* The table of docs/algorithm.md. `eager` restarts from the common θ, which holds this site's last
  * share already. */
 static void the_stability_table(void **state) {
     (void)state;
@@ -34,10 +33,12 @@ static void the_stability_table(void **state) {
     static const struct {
         double eta, mu, modes[4][2]; /* at c = 0.02 and c = 1 */
     } table[] = {
-        {0.7, 0.9, {{0.94, 0.52}, {0.95, 1.29}, {0.95, 1.12}, {0.95, 0.88}}},
-        {0.4, 0.9, {{0.95, 0.74}, {0.95, 1.08}, {0.95, 1.01}, {0.95, 0.90}}},
+        {0.7, 0.9, {{0.94, 0.52}, {0.95, 1.28}, {0.95, 1.12}, {0.95, 0.88}}},
+        {0.4, 0.9, {{0.94, 0.73}, {0.95, 1.08}, {0.95, 1.01}, {0.95, 0.90}}},
         {0.2, 0.9, {{0.95, 0.85}, {0.95, 0.98}, {0.95, 0.96}, {0.95, 0.92}}},
-        {0.7, 0.5, {{0.97, 0.39}, {0.97, 1.09}, {0.97, 0.96}, {0.97, 0.63}}},
+        {0.7, 0.7, {{0.95, 0.46}, {0.95, 1.19}, {0.95, 1.04}, {0.95, 0.76}}},
+        {0.7, 0.5, {{0.97, 0.39}, {0.97, 1.09}, {0.97, 0.96}, {0.97, 0.62}}},
+        {0.7, 0.3, {{0.98, 0.30}, {0.98, 0.99}, {0.98, 0.86}, {0.98, 0.46}}},
         {1.0, 0.0, {{0.98, 0.00}, {0.98, 1.00}, {0.98, 0.87}, {0.98, 0.00}}},
     };
     for (size_t row = 0; row < sizeof table / sizeof *table; row++)
@@ -138,7 +139,7 @@ static void the_worst_mode_names_its_place(void **state) {
     (void)state;
     double c;
     double worst = dlxi_method_worst_mode(dlxi_method_of(DLX_OVERLAP_DELAYED), 0.7, 0.9, 4, 1, &c);
-    assert_two_decimals(worst, 1.29);
+    assert_two_decimals(worst, 1.28);
     assert_float_equal(c, 1.0, 1e-9);
     static const dlx_overlap overlaps[] = {DLX_OVERLAP_NONE, DLX_OVERLAP_DELAYED, DLX_OVERLAP_EAGER,
                                            DLX_OVERLAP_CARRY};

@@ -265,7 +265,7 @@ static double gradient_of(size_t site, int step, int k) {
 
 static dlx_status baseline(in_process_site *site) {
     gradients *g = site->context;
-    dlx_step done = {0};
+    dlx_step done = DLX_STEP_INIT;
     float *const all[2] = {g->g, g->g + 4};
     for (int step = 0; !done.finished && step < 8; step++) {
         for (int k = 0; k < VALUES; k++) g->g[k] = (float)gradient_of(site->index, step, k);

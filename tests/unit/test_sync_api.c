@@ -119,7 +119,7 @@ static void sync_arguments_are_checked(void **state) {
     dlx_error error;
     dlx_sync *sync;
     assert_int_equal(dlx_sync_open(NULL, &config, &tensor, 1, &error), DLX_ARGUMENT);
-    assert_string_equal(error.message, "dlx_sync_open: an argument is NULL");
+    assert_string_equal(error.message, "dlx_sync_open: out is NULL");
     assert_int_equal(dlx_sync_open(&sync, NULL, &tensor, 1, NULL), DLX_ARGUMENT);
     open_fails(&config, NULL, 1, DLX_ARGUMENT, "there are no tensors to synchronise");
     open_fails(&config, &tensor, 0, DLX_ARGUMENT, "there are no tensors to synchronise");
@@ -144,6 +144,14 @@ static void sync_arguments_are_checked(void **state) {
         &config, &tensor, 1, DLX_ARGUMENT,
         "tensor p: invalid shape 0 × 2; rows and cols must be at least 1, and their product at "
         "most 2^32");
+    tensor.rows = INT64_C(1) << 32;
+    tensor.cols = 1;
+    open_fails(&config, &tensor, 1, DLX_ARGUMENT, /* allowed */
+               "link.coordinator is NULL; give \"host:port\", or a hub for threads of one process");
+    tensor.cols = 2;
+    open_fails(&config, &tensor, 1, DLX_ARGUMENT,
+               "tensor p: invalid shape 4294967296 × 2; rows and cols must be at least 1, and "
+               "their product at most 2^32");
     tensor.rows = INT64_MAX;
     open_fails(
         &config, &tensor, 1, DLX_ARGUMENT,
@@ -174,6 +182,61 @@ static void sync_arguments_are_checked(void **state) {
     assert_int_equal(dlx_sync_gradients(NULL, NULL, 1, NULL, &error), DLX_ARGUMENT);
     assert_int_equal(dlx_sync_windows(NULL, NULL, 1, &error), DLX_ARGUMENT);
     assert_int_equal(dlx_sync_report(NULL, NULL, &error), DLX_ARGUMENT);
+    assert_int_equal(dlx_sync_take_anchor(NULL, NULL, &error), DLX_ARGUMENT);
+    assert_int_equal(dlx_sync_anchor(NULL, NULL, &error), DLX_ARGUMENT);
+    assert_int_equal(dlx_sync_anchor_hashes(NULL, NULL, &error), DLX_ARGUMENT);
+    assert_int_equal(dlx_sync_statistics(NULL, NULL, &error), DLX_ARGUMENT);
+    assert_int_equal(dlx_sync_failure(NULL, &error), DLX_ARGUMENT);
+    assert_int_equal(dlx_coordinator_run(NULL, &error), DLX_ARGUMENT);
+    dlx_sync_pace(NULL, 2);
+    dlx_sync_fail(NULL, "reason");
+    dlx_sync_interrupt(NULL);
+    dlx_coordinator_interrupt(NULL);
+    assert_int_equal(dlx_sync_tokens(NULL) + dlx_sync_tokens_target(NULL), 0);
+    assert_int_equal(dlx_sync_site_index(NULL) + dlx_sync_site_count(NULL), 0);
+    assert_null(dlx_coordinator_endpoint(NULL));
+}
+
+static dlx_status fetch_nothing(void *context, size_t tensor, int64_t first, int64_t count,
+                                float *dst, dlx_error *error) {
+    (void)context, (void)tensor, (void)first, (void)count, (void)dst, (void)error;
+    return DLX_STATE;
+}
+
+static dlx_status store_nothing(void *context, size_t tensor, int64_t first, int64_t count,
+                                const float *src, dlx_error *error) {
+    (void)context, (void)tensor, (void)first, (void)count, (void)src, (void)error;
+    return DLX_STATE;
+}
+
+/* A chunk has at least one value. */
+static void staging_is_checked(void **state) {
+    (void)state;
+    float staging[1];
+    uint16_t narrow[4] = {0};
+    dlx_sync_config config = good_config();
+    config.staging = staging;
+    config.fetch = fetch_nothing;
+    config.store = store_nothing;
+    dlx_tensor tensors[2] = {good_tensor(), good_tensor()};
+    tensors[1].name = "q";
+    const char *no_coordinator =
+        "link.coordinator is NULL; give \"host:port\", or a hub for threads of one process";
+    open_fails(&config, tensors, 2, DLX_ARGUMENT, no_coordinator); /* nothing passes through it */
+    for (size_t bytes = 0; bytes <= sizeof staging; bytes++) {
+        char expected[128];
+        snprintf(expected, sizeof expected,
+                 "staging_bytes: %zu is out of range; allowed: 4 or more, for tensor q", bytes);
+        const char *message = bytes < sizeof staging ? expected : no_coordinator;
+        config.staging_bytes = bytes;
+        tensors[1].data = narrow;
+        tensors[1].dtype = DLX_BF16;
+        open_fails(&config, tensors, 2, DLX_ARGUMENT, message);
+        tensors[1].dtype = DLX_F32;
+        tensors[1].memory = DLX_MEMORY_CALLER;
+        open_fails(&config, tensors, 2, DLX_ARGUMENT, message);
+        tensors[1].memory = DLX_MEMORY_HOST;
+    }
 }
 
 static void nobody_answers(void **state) {
@@ -226,7 +289,7 @@ static void coordinators_are_checked(void **state) {
 #undef REFUSED
     dlx_error error;
     assert_int_equal(dlx_coordinator_open(NULL, NULL, &error), DLX_ARGUMENT);
-    assert_string_equal(error.message, "dlx_coordinator_open: an argument is NULL");
+    assert_string_equal(error.message, "dlx_coordinator_open: out is NULL");
     dlx_coordinator_close(NULL);
     dlx_hub_close(&hub);
     assert_int_equal(dlx_hub_open(NULL, &error), DLX_ARGUMENT);
@@ -235,6 +298,121 @@ static void coordinators_are_checked(void **state) {
 }
 
 /* ---- structs of older and newer callers ------------------------------------------------------ */
+
+/* What the library fills in ends where the caller's struct does; false if not. */
+static bool filled_up_to(const void *given, size_t bytes, size_t given_bytes) {
+    const unsigned char *byte = given;
+    bool any = false;
+    for (size_t i = sizeof(size_t); i < bytes; i++) any = any || byte[i] != 0xA5;
+    for (size_t i = bytes; i < given_bytes; i++)
+        if (byte[i] != 0xA5) return false;
+    return any;
+}
+
+/* A caller whose structs have each length in turn. */
+static dlx_status train_with_sizes(in_process_site *site) {
+    struct {
+        dlx_step known;
+        unsigned char more[16];
+    } step;
+    struct {
+        dlx_statistics known;
+        unsigned char more[16];
+    } statistics;
+    dlx_error *error = &site->error;
+    const size_t step_min = offsetof(dlx_step, exchange_steps),
+                 statistics_min = offsetof(dlx_statistics, attempts);
+    size_t extra = 0;
+    do {
+        memset(&step, 0xA5, sizeof step);
+        memset(&statistics, 0xA5, sizeof statistics);
+        step.known.size = step_min + extra % (sizeof step - step_min + 1);
+        statistics.known.size = statistics_min + extra % (sizeof statistics - statistics_min + 1);
+        size_t step_bytes = step.known.size, statistics_bytes = statistics.known.size;
+        dlx_status status = dlx_sync_step(site->sync, 1, &step.known, error);
+        if (status == DLX_OK) status = dlx_sync_statistics(site->sync, &statistics.known, error);
+        if (status != DLX_OK) return status;
+        if (step.known.size != step_bytes || statistics.known.size != statistics_bytes ||
+            !filled_up_to(&step, step_bytes < sizeof step.known ? step_bytes : sizeof step.known,
+                          sizeof step) ||
+            !filled_up_to(&statistics,
+                          statistics_bytes < sizeof statistics.known ? statistics_bytes
+                                                                     : sizeof statistics.known,
+                          sizeof statistics))
+            return DLX_DATA;
+        extra++;
+    } while (!step.known.finished);
+    step.known.size = step_min - 1;
+    statistics.known.size = 0;
+    dlx_error refused;
+    if (dlx_sync_step(site->sync, 1, &step.known, &refused) != DLX_ARGUMENT ||
+        strstr(refused.message, "begin with DLX_STEP_INIT") == NULL)
+        return DLX_DATA;
+    if (dlx_sync_statistics(site->sync, &statistics.known, &refused) != DLX_ARGUMENT ||
+        strstr(refused.message, "begin with DLX_STATISTICS_INIT") == NULL)
+        return DLX_DATA;
+    float *nowhere[1] = {NULL};
+    if (dlx_sync_anchor(site->sync, nowhere, &refused) != DLX_ARGUMENT ||
+        strcmp(refused.message, "dst[0] is NULL") != 0)
+        return DLX_DATA;
+    return extra > sizeof statistics ? dlx_sync_report(site->sync, "", error) : DLX_DATA;
+}
+
+static void what_is_filled_in_ends_with_the_callers_struct(void **state) {
+    (void)state;
+    in_process *p = in_process_new();
+    float parameters[4] = {0};
+    dlx_tensor tensor = {.name = "p", .data = parameters, .rows = 2, .cols = 2};
+    p->site[0].tensors = &tensor;
+    p->site[0].tensor_count = 1;
+    p->site[0].config.inner_steps = 2;
+    p->site[0].script = train_with_sizes;
+    assert_true(in_process_run(p, 1, 300));
+    if (p->site[0].status != DLX_OK) fail_msg("%s", p->site[0].error.message);
+    free(p);
+}
+
+/* The array of an older header, and of a newer one whose last member is `later`. */
+static void tensors_of_any_size_are_read(void **state) {
+    (void)state;
+    enum { COUNT = 3, OLD = offsetof(dlx_tensor, kind), MIN = offsetof(dlx_tensor, memory) };
+    const char *names[COUNT] = {"p", "q", "p"};
+    unsigned char old[COUNT * OLD];
+    struct {
+        dlx_tensor known;
+        uint64_t later;
+    } grown[COUNT];
+    dlx_sync_config config = good_config();
+    for (size_t i = 0; i < COUNT; i++) {
+        dlx_tensor tensor = good_tensor();
+        tensor.name = names[i];
+        tensor.kind = (dlx_kind)99; /* refused if it is read */
+        memcpy(old + i * OLD, &tensor, OLD);
+        tensor.kind = DLX_TRAINED;
+        grown[i].known = tensor;
+        grown[i].later = 0;
+    }
+    config.tensor_bytes = OLD;
+    open_fails(&config, (const dlx_tensor *)(const void *)old, COUNT, DLX_ARGUMENT,
+               "two tensors are named p");
+    config.tensor_bytes = sizeof grown[0];
+    open_fails(&config, &grown[0].known, COUNT, DLX_ARGUMENT, "two tensors are named p");
+    grown[1].later = 1;
+    char expected[256];
+    snprintf(expected, sizeof expected,
+             "tensor 1: size is %zu, and byte %zu is set, which this library, with a size of %zu, "
+             "does not know; use a newer library, or leave new members at their defaults",
+             sizeof grown[0], sizeof(dlx_tensor), sizeof(dlx_tensor));
+    open_fails(&config, &grown[0].known, COUNT, DLX_ARGUMENT, expected);
+    dlx_tensor now[COUNT] = {grown[0].known, grown[1].known, grown[2].known};
+    config.tensor_bytes = 0; /* version 0.2's */
+    open_fails(&config, now, COUNT, DLX_ARGUMENT, "two tensors are named p");
+    config.tensor_bytes = MIN - 1;
+    snprintf(expected, sizeof expected,
+             "tensor_bytes: %d is out of range; allowed: 0, or sizeof(dlx_tensor), here %zu",
+             MIN - 1, sizeof(dlx_tensor));
+    open_fails(&config, now, COUNT, DLX_ARGUMENT, expected);
+}
 
 /* Without their last fields, which hold what is refused if it is read. */
 static void shorter_structs_run(void **state) {
@@ -307,6 +485,8 @@ static void defaults_are_the_same(void **state) {
         DLX_SYNC_OPTION_TABLE(SAME_DEFAULT)
         assert_true(by_function.size == sizeof by_function && by_function.ranks == 1 &&
                     by_function.seed == 1 && by_function.pace_max == 1);
+        assert_int_equal(by_macro.tensor_bytes, sizeof(dlx_tensor));
+        assert_int_equal(by_function.tensor_bytes, 0); /* the caller may be of another version */
         assert_true(by_function.site == NULL && by_function.link.hub == NULL &&
                     by_function.interrupted == NULL && by_function.windows == 0);
     }
@@ -346,7 +526,7 @@ static void the_codec_is_checked(void **state) {
     assert_int_equal(dlx_codec_bound(70, 4, 3), 0);
     assert_int_equal(dlx_codec_bound(SIZE_MAX, 32, 64), 0);
     assert_int_equal(dlx_codec_encode(NULL, some, 70, 4, 64, &error), DLX_ARGUMENT);
-    assert_string_equal(error.message, "dlx_codec: an argument is NULL");
+    assert_string_equal(error.message, "dlx_codec_encode: dst is NULL");
     assert_int_equal(dlx_codec_encode(bytes, some, 70, 7, 64, &error), DLX_ARGUMENT);
     assert_string_equal(error.message,
                         "bits 7, group 64: bits is 4, 8, 16 or 32, group is even and 2 to 1024");
@@ -374,7 +554,7 @@ enum { WINDOWS_PER_STEP = 4, TOKENS_PER_WINDOW = 3, SITES = 3, SEEN = 4096 };
 static atomic_int seen[SEEN]; /* how often a position was trained on */
 
 static dlx_status train_on_leases(in_process_site *site) {
-    dlx_step done = {0};
+    dlx_step done = DLX_STEP_INIT;
     dlx_error *error = &site->error, ignored;
     float *const gradient[1] = {values};
     if (dlx_sync_gradients(site->sync, gradient, 1, NULL, &ignored) != DLX_STATE) return DLX_DATA;
@@ -465,11 +645,19 @@ static void leases_and_reports(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(sync_configs_are_checked), cmocka_unit_test(sync_arguments_are_checked),
-        cmocka_unit_test(nobody_answers),           cmocka_unit_test(coordinators_are_checked),
-        cmocka_unit_test(shorter_structs_run),      cmocka_unit_test(longer_structs_are_read),
-        cmocka_unit_test(defaults_are_the_same),    cmocka_unit_test(options_have_eight_bytes_each),
-        cmocka_unit_test(the_codec_is_checked),     cmocka_unit_test(leases_and_reports),
+        cmocka_unit_test(sync_configs_are_checked),
+        cmocka_unit_test(sync_arguments_are_checked),
+        cmocka_unit_test(staging_is_checked),
+        cmocka_unit_test(tensors_of_any_size_are_read),
+        cmocka_unit_test(what_is_filled_in_ends_with_the_callers_struct),
+        cmocka_unit_test(nobody_answers),
+        cmocka_unit_test(coordinators_are_checked),
+        cmocka_unit_test(shorter_structs_run),
+        cmocka_unit_test(longer_structs_are_read),
+        cmocka_unit_test(defaults_are_the_same),
+        cmocka_unit_test(options_have_eight_bytes_each),
+        cmocka_unit_test(the_codec_is_checked),
+        cmocka_unit_test(leases_and_reports),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -28,8 +28,8 @@ static void inner_step(in_process_site *site, uint64_t step) {
 static void after_step(in_process_site *site, uint64_t step, const dlx_step *done) {
     (void)step;
     if (!done->finished) return;
-    dlx_statistics statistics;
-    dlx_sync_statistics(site->sync, &statistics);
+    dlx_statistics statistics = DLX_STATISTICS_INIT;
+    (void)dlx_sync_statistics(site->sync, &statistics, NULL);
     ((model *)site->context)->sent_at_the_end = statistics.wan_bytes_sent;
 }
 

@@ -120,8 +120,8 @@ static void inner_step(in_process_site *site, uint64_t step) {
 
 static void after_step(in_process_site *site, uint64_t step, const dlx_step *done) {
     device *d = site->context;
-    dlx_statistics statistics;
-    dlx_sync_statistics(site->sync, &statistics);
+    dlx_statistics statistics = DLX_STATISTICS_INIT;
+    (void)dlx_sync_statistics(site->sync, &statistics, NULL);
     if (statistics.update_norm > d->norm_max) d->norm_max = statistics.update_norm;
     if (!done->submitted && !done->applied && d->fetched + d->stored != d->calls_before)
         d->quiet_calls++;
@@ -166,7 +166,7 @@ static device *devices_run(dlx_overlap overlap, dlx_dtype dtype, bool behind, bo
         site->config.memory_context = d;
         if (behind) {
             site->config.staging = staging[i];
-            site->config.staging_bytes = sizeof staging[i];
+            site->config.staging_bytes = i == 0 ? sizeof staging[i] : 7; /* one value */
         }
         site->tensors = d->tensors;
         site->tensor_count = TENSORS;
@@ -227,15 +227,15 @@ static void rounding_is_no_training(void **state) {
 /* … nor is what remains of it after some training: idle from then on, M is what was unsent. */
 static dlx_status trains_then_rests(in_process_site *site) {
     device *d = site->context;
-    dlx_step done = {0};
+    dlx_step done = DLX_STEP_INIT;
     dlx_status status = DLX_OK;
     double last_norm = 0;
     for (uint64_t step = 0; status == DLX_OK && !done.finished; step++) {
         d->idle = step >= H;
         inner_step(site, step);
         status = dlx_sync_step(site->sync, site->tokens_per_step, &done, &site->error);
-        dlx_statistics statistics;
-        dlx_sync_statistics(site->sync, &statistics);
+        dlx_statistics statistics = DLX_STATISTICS_INIT;
+        (void)dlx_sync_statistics(site->sync, &statistics, NULL);
         last_norm = statistics.update_norm;
     }
     d->norm_max = last_norm;

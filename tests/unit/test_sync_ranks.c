@@ -161,7 +161,7 @@ static dlx_status train(in_process_site *site) {
 
 static dlx_status train_baseline(in_process_site *site) {
     shard *s = shard_of(site);
-    dlx_step done = {0};
+    dlx_step done = DLX_STEP_INIT;
     dlx_status status = DLX_OK;
     for (uint64_t step = 0; status == DLX_OK && !done.finished; step++) {
         for (size_t i = 0; i < s->count; i++)

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two sites behind a router, in network namespaces of the test: what the sites' connection does is
+the test's choice. Needs root. A namespace lives as long as a file descriptor of this process, so
+nothing is left, however the test ends."""
+import ctypes
+import os
+import random
+import shutil
+import socket
+import struct
+import subprocess
+import threading
+
+CLONE_NEWNET = 0x40000000
+ROUTER = "10.77.0.1"  # the router's own address, reached from both sites
+SITES = {"paris": "10.77.1.2", "tokyo": "10.77.2.2"}
+NOWHERE = "10.77.9.9"  # routed, and nobody's
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Unavailable(Exception):
+    """There are no such namespaces here, and why."""
+
+
+def in_thread(call):
+    """Runs it in a thread of its own: a thread may leave its namespace alone."""
+    result = []
+
+    def run():
+        try:
+            result.append((call(), None))
+        except BaseException as error:
+            result.append((None, error))
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    value, error = result[0]
+    if error is not None:
+        raise error
+    return value
+
+
+def check(status):
+    if status != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def own_namespace():
+    return os.open(f"/proc/self/task/{threading.get_native_id()}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
+class Namespace:
+    def __init__(self):
+        def make():
+            check(libc.unshare(CLONE_NEWNET))
+            return own_namespace()
+        self.fd = in_thread(make)
+
+    def inside(self, call):
+        """What `call` opens, starts or reads is this namespace's."""
+        def enter():
+            check(libc.setns(self.fd, CLONE_NEWNET))
+            return call()
+        return in_thread(enter)
+
+    def ip(self, *words):
+        done = self.inside(lambda: subprocess.run(["ip", *words], capture_output=True, text=True))
+        if done.returncode != 0:
+            raise Unavailable(f"ip {' '.join(words)}: {done.stderr.strip()}")
+
+    def path(self):
+        return f"/proc/{os.getpid()}/fd/{self.fd}"
+
+    def close(self):
+        os.close(self.fd)
+
+
+class Network:
+    def __init__(self):
+        if os.geteuid() != 0:
+            raise Unavailable("only root can make network namespaces")
+        if shutil.which("ip") is None:
+            raise Unavailable("no ip; Debian's iproute2 has it")
+        self.router, self.sites = None, {}
+        try:
+            self.router = Namespace()
+            self.sites = {name: Namespace() for name in SITES}
+            self.lay()
+            self.forward(True)
+        except (OSError, Unavailable) as error:
+            self.close()
+            raise Unavailable(f"no network namespaces: {error}") from None
+
+    def lay(self):
+        self.router.ip("link", "set", "lo", "up")
+        self.router.ip("address", "add", ROUTER + "/32", "dev", "lo")
+        for name, address in SITES.items():
+            site, gateway = self.sites[name], address[:-1] + "1"
+            self.router.ip("link", "add", name, "type", "veth", "peer", "name", "wan", "netns", site.path())
+            self.router.ip("address", "add", gateway + "/24", "dev", name)
+            self.router.ip("link", "set", name, "up")
+            site.ip("link", "set", "lo", "up")
+            site.ip("address", "add", address + "/24", "dev", "wan")
+            site.ip("link", "set", "wan", "up")
+            site.ip("route", "add", "default", "via", gateway)
+
+    def forward(self, on):
+        """Whether the sites reach each other; both reach the router in any case."""
+        def write():
+            with open("/proc/sys/net/ipv4/ip_forward", "w") as switch:
+                switch.write(str(int(on)))
+        self.router.inside(write)
+
+    def close(self):
+        for namespace in filter(None, [self.router, *self.sites.values()]):
+            namespace.close()
+
+
+class Proxy:
+    """In the router, from `port` to the same port of a site. Resets its connections `resets` times,
+    each time that about `every_bytes` more have passed."""
+
+    def __init__(self, network, site, port, every_bytes, resets):
+        self.network, self.target = network, (SITES[site], port)
+        self.every_bytes, self.resets, self.left_bytes = every_bytes, resets, every_bytes
+        self.random = random.Random(1)
+        self.lock = threading.Lock()
+        self.open = set()
+        self.closed = False
+        self.listener = network.router.inside(lambda: socket.create_server((ROUTER, port)))
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while not self.closed:
+            try:
+                near = self.listener.accept()[0]
+                far = self.network.router.inside(lambda: socket.create_connection(self.target))
+            except OSError:
+                continue
+            with self.lock:
+                self.open |= {near, far}
+            for pair in ((near, far), (far, near)):
+                threading.Thread(target=self.carry, args=pair, daemon=True).start()
+
+    def carry(self, source, target):
+        try:
+            while data := source.recv(16384):
+                self.count(len(data))
+                target.sendall(data)
+        except OSError:
+            pass
+        self.end({source, target})
+
+    def count(self, count_bytes):
+        with self.lock:
+            self.left_bytes -= count_bytes
+            if self.left_bytes > 0 or self.resets == 0:
+                return
+            self.resets -= 1
+            self.left_bytes = self.random.randint(self.every_bytes // 2, self.every_bytes * 3 // 2)
+            now = set(self.open)
+        self.end(now)
+
+    def end(self, sockets):
+        """Resets, not closes: what is in flight is lost."""
+        with self.lock:
+            sockets &= self.open
+            self.open -= sockets
+        for s in sockets:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            try:
+                s.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+            s.close()
+
+    def close(self):
+        self.closed = True
+        try:
+            self.listener.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self.listener.close()
+        with self.lock:
+            now = set(self.open)
+        self.end(now)
