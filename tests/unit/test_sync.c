@@ -632,10 +632,10 @@ static void *watch(void *context) {
     watched *w = context;
     for (bool last = false; !last;) {
         last = w->over;
-        dlx_statistics st;
+        dlx_statistics st = DLX_STATISTICS_INIT;
         dlx_error error;
-        dlx_sync_statistics(w->sync, &st);
-        w->fails = w->fails || dlx_sync_failure(w->sync, &error) != DLX_OK;
+        w->fails = w->fails || dlx_sync_statistics(w->sync, &st, &error) != DLX_OK ||
+                   dlx_sync_failure(w->sync, &error) != DLX_OK;
         w->goes_back = w->goes_back || st.rounds < w->rounds;
         w->rounds = st.rounds;
         w->asked = true;
