@@ -106,8 +106,9 @@ dlx_status dlxi_exchange_open(dlxi_exchange **out, const dlxi_state *s, uint16_t
     DLX_TRY_OUT(DLXI_NEW(&x->parts, s->count, error));
     DLX_TRY_OUT(DLXI_NEW(&x->segments, s->count, error));
     DLX_TRY_OUT(DLXI_NEW(&x->adapted, s->count, error));
-    for (x->count = 0; x->count < s->count; x->count++)
-        DLX_TRY_OUT(part_open(x, &x->parts[x->count], s, &s->tensors[x->count], error));
+    x->count = s->count;
+    for (size_t i = 0; i < x->count; i++)
+        DLX_TRY_OUT(part_open(x, &x->parts[i], s, &s->tensors[i], error));
     DLX_TRY_OUT(scratch_open(x, s, error));
     for (int trip = 0; trip < TRIPS; trip++) {
         DLX_TRY_OUT(dlxi_allreduce_open(&x->trips[trip], error));

@@ -32,8 +32,9 @@ struct lone {
     uint32_t lines, reconnects, reconnected; /* reconnected: the last of them, a site */
     char line[DLXI_REASON_MAX + 1];          /* the last */
     dlxi_outcome last;                       /* flags are kept */
-    dlxi_outbox speech;                      /* encodes what the coordinator says */
-    dlxi_message said;                       /* the last one to the coordinator */
+    dlxi_message speech;                     /* what the coordinator says next */
+    uint8_t encoded[DLXI_FRAME_PAYLOAD_MAX];
+    dlxi_message said; /* the last one to the coordinator */
 };
 
 static inline void lone_actions(lone *l) {
@@ -75,22 +76,56 @@ static inline void lone_keepalive(void *context) {
     lone_actions(l);
 }
 
-/* The first `tensors` of three; all of θ is `start`. */
-static inline lone *lone_open(const dlx_sync_config *config, size_t tensors, float start) {
+static inline void lone_outcome_take(lone *l) {
+    dlxi_outcome o;
+    if (!dlxi_engine_outcome(l->engine, &o)) return;
+    DLXI_ASSERT(o.state == NULL || l->state == NULL);
+    DLXI_ASSERT(!o.committed || o.state != NULL);
+    if (o.state != NULL) l->state = o.state;
+    DLXI_ASSERT(!o.ended || l->state != NULL);
+    o.joined |= l->last.joined;
+    o.committed |= l->last.committed;
+    l->last = o;
+}
+
+static inline void lone_close(lone *l) {
+    dlxi_request r = {.closes = true};
+    if (l->engine != NULL) dlxi_engine_on_request(l->engine, &r, l->now_ms);
+    if (l->engine != NULL) lone_outcome_take(l);
+    DLXI_ASSERT(l->engine == NULL || l->last.ended);
+    dlxi_engine_close(&l->engine);
+    dlxi_state_close(&l->state);
+    free(l);
+}
+
+/* With the first `tensors` of three; all of θ is `start`. */
+static inline dlx_status lone_try(lone **out, const dlx_sync_config *config, size_t tensors,
+                                  float start) {
     static const dlx_tensor all[LONE_TENSORS] = {
         {.name = "matrix", .rows = 12, .cols = 20},
         {.name = "bias", .rows = 1, .cols = 33, .id = 1},
         {.name = "steps", .rows = 1, .cols = 5, .id = 2, .kind = DLX_STATISTICS}};
+    dlx_status status = DLX_OK;
     lone *l = calloc(1, sizeof *l);
     DLXI_ASSERT(l != NULL);
-    DLXI_ASSERT(dlxi_state_open(&l->state, config, all, tensors, NULL) == DLX_OK);
+    DLX_TRY_OUT(dlxi_state_open(&l->state, config, all, tensors, NULL));
     for (size_t i = 0; i < tensors; i++)
         for (int64_t k = 0; k < dlxi_state_tensor_values(&l->state->tensors[i]); k++)
             l->state->tensors[i].anchor[k] = start;
     dlxi_state_rehash(l->state);
-    DLXI_ASSERT(dlxi_engine_open(&l->engine, config, l->state, 0, NULL) == DLX_OK);
+    DLX_TRY_OUT(dlxi_engine_open(&l->engine, config, l->state, 0, NULL));
     dlxi_engine_set_keepalive(l->engine, lone_keepalive, l);
     l->state = NULL;
+    *out = l;
+    return DLX_OK;
+out:
+    lone_close(l);
+    return status;
+}
+
+static inline lone *lone_open(const dlx_sync_config *config, size_t tensors, float start) {
+    lone *l;
+    DLXI_ASSERT(lone_try(&l, config, tensors, start) == DLX_OK);
     return l;
 }
 
@@ -107,18 +142,6 @@ static inline dlx_sync_config lone_config(void) {
     return dlxi_sync_options_resolve(&config);
 }
 
-static inline void lone_outcome_take(lone *l) {
-    dlxi_outcome o;
-    if (!dlxi_engine_outcome(l->engine, &o)) return;
-    DLXI_ASSERT(o.state == NULL || l->state == NULL);
-    DLXI_ASSERT(!o.committed || o.state != NULL);
-    if (o.state != NULL) l->state = o.state;
-    DLXI_ASSERT(!o.ended || l->state != NULL);
-    o.joined |= l->last.joined;
-    o.committed |= l->last.committed;
-    l->last = o;
-}
-
 /* One turn of a pump, `ms` later. */
 static inline void lone_turn(lone *l, int64_t ms) {
     l->now_ms += ms;
@@ -133,17 +156,21 @@ static inline void lone_hear(lone *l, uint32_t peer, dlxi_frame frame) {
     dlxi_engine_on_frame(l->engine, peer, &frame, l->now_ms);
 }
 
-/* The coordinator says l->speech.scratch. */
+/* The coordinator says l->speech. */
 static inline void lone_tell(lone *l, dlxi_frame_kind kind, uint64_t round, uint32_t attempt) {
-    dlxi_frame header = {.term = 1,
-                         .round = round,
-                         .attempt = attempt,
-                         .site = DLXI_SITE_COORDINATOR,
-                         .trip = 1 /* all ways are linked */};
-    l->speech.scratch.kind = kind;
-    DLXI_ASSERT(dlxi_outbox_put(&l->speech, 0, header, &l->speech.scratch, NULL) == DLX_OK);
-    lone_hear(l, DLXI_SITE_COORDINATOR, dlxi_outbox_peek(&l->speech)->frame);
-    dlxi_outbox_drop(&l->speech);
+    size_t bytes;
+    l->speech.kind = kind;
+    DLXI_ASSERT(dlxi_message_encode(l->encoded, sizeof l->encoded, &bytes, &l->speech, NULL) ==
+                DLX_OK);
+    lone_hear(l, DLXI_SITE_COORDINATOR,
+              (dlxi_frame){.kind = kind,
+                           .term = 1,
+                           .round = round,
+                           .attempt = attempt,
+                           .site = DLXI_SITE_COORDINATOR,
+                           .trip = 1 /* all ways are linked */,
+                           .payload = l->encoded,
+                           .payload_bytes = (uint32_t)bytes});
 }
 
 static inline void lone_greet(lone *l, uint16_t from) {
@@ -153,7 +180,7 @@ static inline void lone_greet(lone *l, uint16_t from) {
 
 /* `elsewhere`: its θ is not the run's. */
 static inline void lone_welcome(lone *l, uint16_t index, uint16_t sites, bool elsewhere) {
-    dlxi_welcome *w = &l->speech.scratch.as.welcome;
+    dlxi_welcome *w = &l->speech.as.welcome;
     *w = (dlxi_welcome){.site = index, .sites = sites, .tokens_target = 1000};
     for (uint16_t i = 0; i < sites; i++) {
         w->members[i].name[0] = (char)('0' + i / 10);
@@ -162,7 +189,7 @@ static inline void lone_welcome(lone *l, uint16_t index, uint16_t sites, bool el
     w->members[index].needs_anchor = elsewhere;
     lone_tell(l, DLXI_FRAME_WELCOME, 1, 0);
     lone_turn(l, 1);
-    l->speech.scratch.as.endpoints = (dlxi_endpoints){.sites = sites};
+    l->speech.as.endpoints = (dlxi_endpoints){.sites = sites};
     lone_tell(l, DLXI_FRAME_PEERS, 1, 0);
     lone_turn(l, 1);
 }
@@ -185,7 +212,7 @@ static inline void lone_submit(lone *l) {
 
 static inline void lone_begin(lone *l, uint64_t round, uint32_t attempt, uint16_t first,
                               uint16_t members) {
-    dlxi_view *v = &l->speech.scratch.as.view;
+    dlxi_view *v = &l->speech.as.view;
     *v = (dlxi_view){.members = members};
     for (uint16_t i = 0; i < members; i++) {
         v->member[i].site = (uint16_t)(first + i);
@@ -195,19 +222,8 @@ static inline void lone_begin(lone *l, uint64_t round, uint32_t attempt, uint16_
 }
 
 static inline void lone_commit(lone *l, uint64_t round, uint32_t attempt) {
-    l->speech.scratch.as.commit = (dlxi_commit){.committed_tokens = 10 * round};
+    l->speech.as.commit = (dlxi_commit){.committed_tokens = 10 * round};
     lone_tell(l, DLXI_FRAME_COMMIT, round, attempt);
-}
-
-static inline void lone_close(lone *l) {
-    dlxi_request r = {.closes = true};
-    dlxi_engine_on_request(l->engine, &r, l->now_ms);
-    lone_outcome_take(l);
-    DLXI_ASSERT(l->last.ended);
-    dlxi_engine_close(&l->engine);
-    dlxi_state_close(&l->state);
-    dlxi_outbox_clear(&l->speech);
-    free(l);
 }
 
 #endif

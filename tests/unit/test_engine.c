@@ -48,7 +48,7 @@ static void an_exchange_is_timed(void **state) {
 static void a_late_abort_keeps_a_commit(void **state) {
     (void)state;
     lone *l = committing_lone(3);
-    l->speech.scratch.as.reason = (dlxi_reason){.status = DLX_ABORTED, .text = "another site"};
+    l->speech.as.reason = (dlxi_reason){.status = DLX_ABORTED, .text = "another site"};
     lone_tell(l, DLXI_FRAME_ABORT, 2, 0);
     check_committed(l);
 }
@@ -181,11 +181,22 @@ static void silent_sites_are_named_within_the_timeout(void **state) {
     }
 }
 
-static int mallocs_to_fail;
+static int allocation_to_fail; /* 1: the next; 0: none */
 void *__real_malloc(size_t bytes);
 void *__wrap_malloc(size_t bytes);
+void *__real_aligned_alloc(size_t alignment, size_t bytes);
+void *__wrap_aligned_alloc(size_t alignment, size_t bytes);
+
+static bool allocation_fails(void) {
+    return allocation_to_fail > 0 && --allocation_to_fail == 0;
+}
+
 void *__wrap_malloc(size_t bytes) {
-    return mallocs_to_fail > 0 && mallocs_to_fail-- > 0 ? NULL : __real_malloc(bytes);
+    return allocation_fails() ? NULL : __real_malloc(bytes);
+}
+
+void *__wrap_aligned_alloc(size_t alignment, size_t bytes) {
+    return allocation_fails() ? NULL : __real_aligned_alloc(alignment, bytes);
 }
 
 /* ---- failures of this rank ------------------------------------------------------------------- */
@@ -224,13 +235,58 @@ static void a_rank_without_memory_for_a_message_ends(void **state) {
     const dlx_sync_config config = lone_config();
     lone *l = lone_open(&config, LONE_TENSORS, 0);
     lone_join(l, 0, 3);
-    mallocs_to_fail = 1;
+    allocation_to_fail = 1;
     lone_submit(l);
-    assert_int_equal(mallocs_to_fail, 0);
+    assert_int_equal(allocation_to_fail, 0);
     lone_turn(l, 1);
     assert_true(l->last.ended);
     assert_int_equal(l->last.failure.status, DLX_MEMORY);
     lone_close(l);
+}
+
+/* A round of one, with frames that come early. */
+static void round_run(lone *l) {
+    static const uint8_t payload[64];
+    lone_join(l, 0, 3);
+    if (l->last.ended) return;
+    lone_submit(l);
+    lone_hear(l, 1,
+              (dlxi_frame){.kind = DLXI_FRAME_RESULT,
+                           .term = 1,
+                           .round = 1,
+                           .attempt = 2,
+                           .site = 1,
+                           .payload = payload,
+                           .payload_bytes = sizeof payload});
+    lone_begin(l, 1, 1, 0, 1);
+    lone_turn(l, LONE_TIMEOUT_MS / 4);
+    if (l->sent[DLXI_FRAME_STAGED] > 0) lone_commit(l, 1, 1);
+    lone_turn(l, LONE_TIMEOUT_MS / 4);
+}
+
+/* The rank ends for want of memory, or does without; nothing leaks, which a sanitizer sees. */
+static void any_allocation_may_fail(void **state) {
+    (void)state;
+    const dlx_sync_config config = lone_config();
+    int opened = 0, ended = 0, n = 0;
+    for (bool failed = true; failed;) {
+        lone *l;
+        allocation_to_fail = ++n;
+        dlx_status status = lone_try(&l, &config, LONE_TENSORS, 0);
+        if (status == DLX_OK) {
+            opened++;
+            round_run(l);
+            failed = allocation_to_fail == 0;
+            allocation_to_fail = 0;
+            assert_true(l->last.ended != l->last.committed);
+            if (l->last.ended) assert_int_equal(l->last.failure.status, DLX_MEMORY);
+            ended += l->last.ended;
+            lone_close(l);
+        } else {
+            assert_int_equal(status, DLX_MEMORY);
+        }
+    }
+    assert_true(opened > ended && ended > 3 && n > opened);
 }
 
 int main(void) {
@@ -247,6 +303,7 @@ int main(void) {
         cmocka_unit_test(a_link_that_breaks_in_a_commit_ends_the_rank_after_it),
         cmocka_unit_test(a_link_that_breaks_in_a_projection_ends_the_rank_after_it),
         cmocka_unit_test(a_rank_without_memory_for_a_message_ends),
+        cmocka_unit_test(any_allocation_may_fail),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
