@@ -152,7 +152,7 @@ void dlxi_exchange_close(dlxi_exchange **exchange) {
         free(x->flat[trip]);
         free(x->own[trip]);
     }
-    for (size_t i = 0; x->parts != NULL && i < x->count; i++) {
+    for (size_t i = 0; i < x->count; i++) {
         free(x->parts[i].p_hat);
         free(x->parts[i].q_hat);
         free(x->parts[i].q_own);

@@ -181,7 +181,7 @@ static void silent_sites_are_named_within_the_timeout(void **state) {
     }
 }
 
-static int allocation_to_fail; /* 1: the next; 0: none */
+static _Thread_local int allocation_to_fail; /* of this thread; 1: the next; 0: none */
 void *__real_malloc(size_t bytes);
 void *__wrap_malloc(size_t bytes);
 void *__real_aligned_alloc(size_t alignment, size_t bytes);
@@ -289,6 +289,42 @@ static void any_allocation_may_fail(void **state) {
     assert_true(opened > ended && ended > 3 && n > opened);
 }
 
+/* So does opening both ends of a run, with all that they open in turn. */
+static void any_allocation_of_an_open_may_fail(void **state) {
+    (void)state;
+    static float p[240];
+    static const volatile sig_atomic_t interrupted = 1; /* it would wait for the run */
+    const dlx_tensor tensor = {.name = "matrix", .data = p, .rows = 12, .cols = 20};
+    dlx_status status = DLX_MEMORY;
+    dlx_hub *hub;
+    assert_int_equal(dlx_hub_open(&hub, NULL), DLX_OK);
+    for (int n = 1; status == DLX_MEMORY; n++) {
+        dlx_sync_config config = DLX_SYNC_CONFIG_INIT;
+        dlx_sync *sync;
+        config.link.hub = hub;
+        config.site = "a";
+        config.interrupted = &interrupted;
+        allocation_to_fail = n;
+        status = dlx_sync_open(&sync, &config, &tensor, 1, NULL);
+        assert_null(sync);
+    }
+    allocation_to_fail = 0;
+    assert_int_equal(status, DLX_INTERRUPTED);
+    status = DLX_MEMORY;
+    for (int n = 1; status == DLX_MEMORY; n++) {
+        dlx_coordinator_config config = DLX_COORDINATOR_CONFIG_INIT;
+        dlx_coordinator *coordinator;
+        config.link.hub = hub;
+        config.tokens = 1;
+        allocation_to_fail = n;
+        status = dlx_coordinator_open(&coordinator, &config, NULL);
+        dlx_coordinator_close(&coordinator);
+    }
+    allocation_to_fail = 0;
+    assert_int_equal(status, DLX_OK);
+    dlx_hub_close(&hub);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(an_exchange_is_timed),
@@ -304,6 +340,7 @@ int main(void) {
         cmocka_unit_test(a_link_that_breaks_in_a_projection_ends_the_rank_after_it),
         cmocka_unit_test(a_rank_without_memory_for_a_message_ends),
         cmocka_unit_test(any_allocation_may_fail),
+        cmocka_unit_test(any_allocation_of_an_open_may_fail),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
