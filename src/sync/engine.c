@@ -55,14 +55,14 @@ struct dlxi_engine {
     bool control_blocked;         /* the link had no room */
     uint64_t sent_round;          /* the attempt that way.sent counts */
     uint32_t sent_attempt;
-    dlxi_endpoints *listening;                    /* while listen is asked for */
-    uint32_t anchor_transfer;                     /* that was asked for last; 0: none */
-    uint64_t anchor_missing;                      /* values */
-    dlxi_state_cursor anchor_cursor;              /* of the next piece */
-    int64_t now_ms, ticked_ms, told_ms, moved_ms; /* moved_ms: anything of the attempt */
-    uint64_t reconnect;                           /* bit i: make the connection to site i anew */
-    int64_t begun_ms;                             /* of the attempt */
-    uint64_t exchange_bytes;                      /* of the attempt */
+    dlxi_endpoints *listening;       /* while listen is asked for */
+    uint32_t anchor_transfer;        /* that was asked for last; 0: none */
+    uint64_t anchor_missing;         /* values */
+    dlxi_state_cursor anchor_cursor; /* of the next piece */
+    int64_t now_ms, ticked_ms, told_ms, redialed_ms;
+    uint64_t reconnect;         /* bit i: make the connection to site i anew */
+    int64_t begun_ms, moved_ms; /* of the attempt: its begin, its last progress */
+    uint64_t exchange_bytes;    /* of the attempt */
     dlxi_outcome outcome;
     bool has_news;
     dlxi_lines lines;
@@ -308,10 +308,6 @@ static void ways_begin(dlxi_engine *e) {
 
 /* ---- frames of other sites ------------------------------------------------------------------- */
 
-static void way_moved(dlxi_engine *e, uint16_t from) {
-    e->ways[from].moved_ms = e->moved_ms = e->now_ms;
-}
-
 /* Counts a data frame of the attempt that it names. */
 static void frame_count(way *v, const dlxi_frame *frame) {
     if (v->received_round != frame->round || v->received_attempt != frame->attempt) {
@@ -336,7 +332,7 @@ static dlx_status on_greeting(dlxi_engine *e, uint16_t from, const dlxi_frame *f
     v->heard = true;
     v->hears = v->hears || (frame->trip & GREETING_HEARD) != 0;
     v->anchored = v->anchored || (frame->trip & GREETING_ANCHOR) != 0;
-    if ((frame->trip & GREETING_BUSY) != 0) way_moved(e, from);
+    if ((frame->trip & GREETING_BUSY) != 0) e->moved_ms = e->now_ms;
     if (frame->count_groups > v->transfer) { /* asks for θ, from its beginning */
         v->transfer = frame->count_groups;
         v->cursor = (dlxi_state_cursor){0};
@@ -375,7 +371,7 @@ static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
     case DLXI_FRAME_CONTRIBUTION:
     case DLXI_FRAME_RESULT:
         frame_count(v, frame);
-        way_moved(e, from);
+        e->moved_ms = e->now_ms;
         status = dlxi_exchange_on_frame(e->exchange, frame, &error);
         if (status == DLX_DATA) dlxi_error_prefix(&error, "from site '%s': ", name_of(e, from));
         break;
@@ -393,10 +389,10 @@ static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
 
 /* Silent connections are made anew, so that no frame of the attempt waits in a dead one. */
 static void ways_reset(dlxi_engine *e) {
+    e->moved_ms = e->now_ms;
     for (uint16_t i = 0; i < e->site->count; i++) {
         way *v = &e->ways[i];
         if (!DLXI_PLANTED(9)) v->sent = 0;
-        way_moved(e, i);
         v->greeted_ms = e->now_ms - GREET_MS;
         if (is_other(e, i) && e->now_ms - v->last_seen_ms >= e->timeout_ms / 2 + GREET_MS)
             e->reconnect |= UINT64_C(1) << i;
@@ -593,8 +589,7 @@ static void attempt_judge(dlxi_engine *e) {
     uint16_t from = 0;
     for (uint16_t i = 0; i < e->site->count && !DLXI_PLANTED(6); i++) {
         int one = (int)dlxi_exchange_awaits(e->exchange, i);
-        bool silent = e->now_ms - e->ways[i].last_seen_ms >= e->timeout_ms;
-        if (one != DLXI_AWAITED_NOTHING && silent) one = SILENT;
+        if (one != DLXI_AWAITED_NOTHING && way_is_silent(e, i)) one = SILENT;
         if (one > worst) worst = one, from = i;
     }
     if (worst == DLXI_AWAITED_NOTHING || still_ms < e->timeout_ms * (worst == SILENT ? 1 : 2))
@@ -660,9 +655,16 @@ static bool next_connect(dlxi_engine *e, dlxi_engine_action *a) {
 
 static bool next_control(dlxi_engine *e, dlxi_engine_action *a) {
     const dlxi_outbox_item *item = dlxi_outbox_peek(&e->site->outbox);
+    int64_t seen_ms = e->site->last_seen_ms;
+    bool silent = e->site->term > 0 && e->now_ms - seen_ms >= e->timeout_ms / 2;
+    a->peer = DLXI_SITE_COORDINATOR;
+    if (silent && !e->busy && !e->outcome.ended && e->redialed_ms != seen_ms) {
+        e->redialed_ms = seen_ms; /* once: a new connection tries every second, an old one not */
+        a->kind = DLXI_ENGINE_RECONNECT;
+        return true;
+    }
     if (item == NULL || e->control_blocked) return false;
     a->kind = DLXI_ENGINE_SEND;
-    a->peer = DLXI_SITE_COORDINATOR;
     a->frame = item->frame;
     return true;
 }
@@ -726,11 +728,9 @@ static bool next_data(dlxi_engine *e, dlxi_engine_action *a) {
 bool dlxi_engine_next(dlxi_engine *e, dlxi_engine_action *a, int64_t now_ms) {
     DLXI_ASSERT(now_ms >= e->now_ms);
     e->now_ms = now_ms;
-    const char *line = dlxi_lines_peek(&e->lines);
-    if (line != NULL) {
-        *a = (dlxi_engine_action){.kind = DLXI_ENGINE_LOG, .text = line};
-        return true;
-    }
+    a->kind = DLXI_ENGINE_LOG;
+    a->text = dlxi_lines_peek(&e->lines);
+    if (a->text != NULL) return true;
     a->endpoint[0] = '\0';
     if (!e->outcome.ended && next_listen(e, a)) return true;
     bool running = !e->outcome.ended && e->site->phase == DLXI_SITE_RUNNING;

@@ -56,7 +56,7 @@ typedef enum dlxi_engine_action_kind {
     DLXI_ENGINE_SEND,      /* `frame` to `peer` */
     DLXI_ENGINE_LISTEN,    /* for site `peer`, as link.h's listen: fills in `endpoint` */
     DLXI_ENGINE_CONNECT,   /* to site `peer` at `endpoint` */
-    DLXI_ENGINE_RECONNECT, /* to site `peer` */
+    DLXI_ENGINE_RECONNECT, /* to `peer`, a site or the coordinator */
     DLXI_ENGINE_LOG        /* `text`, for the operator */
 } dlxi_engine_action_kind;
 

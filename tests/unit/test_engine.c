@@ -181,6 +181,25 @@ static void silent_sites_are_named_within_the_timeout(void **state) {
     }
 }
 
+static void a_silent_coordinator_is_dialled_once_more(void **state) {
+    (void)state;
+    const dlx_sync_config config = lone_config();
+    lone *l = lone_open(&config, LONE_TENSORS, 0);
+    for (int i = 0; i < 9; i++) lone_turn(l, LONE_TIMEOUT_MS / 10);
+    assert_int_equal(l->reconnects, 0); /* it was never there: the link itself tries again */
+    lone_join(l, 0, 3);
+    for (uint32_t silences = 1; silences <= 3; silences++) {
+        lone_tell(l, DLXI_FRAME_PING, 1, 0);
+        for (int i = 1; i < 10; i++) {
+            lone_turn(l, LONE_TIMEOUT_MS / 10);
+            assert_int_equal(l->reconnects, i < 5 ? silences - 1 : silences);
+        }
+        assert_int_equal(l->reconnected, DLXI_SITE_COORDINATOR);
+    }
+    assert_false(l->last.ended);
+    lone_close(l);
+}
+
 static _Thread_local int allocation_to_fail; /* of this thread; 1: the next; 0: none */
 void *__real_malloc(size_t bytes);
 void *__wrap_malloc(size_t bytes);
@@ -336,6 +355,7 @@ int main(void) {
         cmocka_unit_test(a_malformed_frame_ends_the_attempt_and_names_its_sender),
         cmocka_unit_test(a_site_that_sends_as_another_is_named),
         cmocka_unit_test(silent_sites_are_named_within_the_timeout),
+        cmocka_unit_test(a_silent_coordinator_is_dialled_once_more),
         cmocka_unit_test(a_link_that_breaks_in_a_commit_ends_the_rank_after_it),
         cmocka_unit_test(a_link_that_breaks_in_a_projection_ends_the_rank_after_it),
         cmocka_unit_test(a_rank_without_memory_for_a_message_ends),
