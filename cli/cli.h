@@ -37,6 +37,16 @@ extern const command launch_command, train_command, coordinator_command, eval_co
 #define COMMAND_TABLE(rows)                                                                        \
     { (rows), sizeof(rows) / sizeof *(rows) }
 
+#define CHECKPOINT_ROW(type)                                                                       \
+    DLXI_OPTION_ROW_POINTER(type, "checkpoint", checkpoint, "CHECKPOINT",                          \
+                            "a directory of weights: RUN_DIR/weights after a run")
+#define THREADS_ROW(type, text)                                                                    \
+    DLXI_OPTION_ROW_INTEGER(type, "--threads", threads, 1, DLXI_THREADS_MAX, "1", text,            \
+                            .value_name = "N")
+#define FOR_LAUNCHER_ROW(type)                                                                     \
+    DLXI_OPTION_ROW_BOOLEAN(type, "--for-launcher", for_launcher, "false",                         \
+                            "print progress and errors for dilocox launch to read")
+
 /* Sets the command's values from arguments[1 … count). Prints help or an error; true: the program
  * ends with *exit_code. */
 bool arguments_parse(const command *c, int count, char **arguments, int *exit_code);
@@ -77,7 +87,7 @@ int exit_code_of(const dlx_error *error);
 /* Both return the exit code. */
 int fail_with(const dlx_error *error);
 int fail_use(const char *format, ...);
-void failure_say(dlx_status status, const char *text);
+void failure_say(dlx_status status, const char *format, ...);
 void killed_say(const char *text);
 /* Whether what ends a run is the doing of a person or of another process. */
 bool is_consequence(dlx_status status);

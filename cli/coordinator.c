@@ -21,8 +21,7 @@ static const dlxi_option rows[] = {
                             "how many sites take part", .value_name = "N"),
     DLXI_OPTION_ROW_POINTER(coordinator_arguments, "--listen", listen, "HOST:PORT",
                             "instead of wan.coordinator; port 0: any free one"),
-    DLXI_OPTION_ROW_BOOLEAN(coordinator_arguments, "--for-launcher", for_launcher, "false",
-                            "print progress and errors for dilocox launch to read"),
+    FOR_LAUNCHER_ROW(coordinator_arguments),
 };
 
 static void on_listening(void *context, const char *endpoint) {

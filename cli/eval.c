@@ -14,14 +14,12 @@ typedef struct eval_arguments {
 static eval_arguments given;
 
 static const dlxi_option rows[] = {
-    DLXI_OPTION_ROW_POINTER(eval_arguments, "checkpoint", checkpoint, "CHECKPOINT",
-                            "a directory of weights: RUN_DIR/weights after a run"),
+    CHECKPOINT_ROW(eval_arguments),
     DLXI_OPTION_ROW_POINTER(eval_arguments, "--data", data, "FILE",
                             "a token file, as dilocox tokenize makes them; needed"),
     DLXI_OPTION_ROW_REAL(eval_arguments, "--tokens", tokens, 0, 1e15, "0",
                          "use at most this many of it; 0: all", .value_name = "N"),
-    DLXI_OPTION_ROW_INTEGER(eval_arguments, "--threads", threads, 1, DLXI_THREADS_MAX, "1",
-                            "of the computation", .value_name = "N"),
+    THREADS_ROW(eval_arguments, "of the computation"),
 };
 
 static int run(void) {

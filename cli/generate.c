@@ -16,8 +16,7 @@ typedef struct generate_arguments {
 static generate_arguments given;
 
 static const dlxi_option rows[] = {
-    DLXI_OPTION_ROW_POINTER(generate_arguments, "checkpoint", checkpoint, "CHECKPOINT",
-                            "a directory of weights: RUN_DIR/weights after a run"),
+    CHECKPOINT_ROW(generate_arguments),
     DLXI_OPTION_ROW_POINTER(generate_arguments, "--prompt", prompt, "TEXT",
                             "what comes first; a new line unless given"),
     DLXI_OPTION_ROW_INTEGER(generate_arguments, "--tokens", tokens, 1, 1e6, "200",
@@ -28,8 +27,7 @@ static const dlxi_option rows[] = {
                             "draw among this many; 0: all", .value_name = "N"),
     DLXI_OPTION_ROW_INTEGER(generate_arguments, "--seed", seed, 0, 1e15, "1", "of the draw",
                             .value_name = "N"),
-    DLXI_OPTION_ROW_INTEGER(generate_arguments, "--threads", threads, 1, DLXI_THREADS_MAX, "1",
-                            "of the computation", .value_name = "N"),
+    THREADS_ROW(generate_arguments, "of the computation"),
 };
 
 static int run(void) {

@@ -9,7 +9,6 @@
 #include <limits.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -73,17 +72,6 @@ typedef struct launch {
     int failed; /* the first child that did; −1 */
 } launch;
 
-/* Says why, and returns false. */
-static bool system_fail(const char *format, ...) {
-    char text[1024];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    failure_say(DLX_SYSTEM, text);
-    return false;
-}
-
 /* ---- keys ------------------------------------------------------------------------------------ */
 
 /* Throwaway keys of this run: RUN_DIR/keys/<name>.key and RUN_DIR/keys/roster.txt. */
@@ -96,11 +84,13 @@ static bool keys_make(const launch *l) {
         char part[600];
         snprintf(part, sizeof part, "%.*s", (int)i, directory);
         if (mkdir(part, i == strlen(directory) ? 0700 : 0777) != 0 && errno != EEXIST)
-            return system_fail("%s: cannot make this directory: %s", part, strerror(errno));
+            return failure_say(DLX_SYSTEM, "%s: cannot make this directory: %s", part,
+                               strerror(errno)),
+                   false;
     }
     snprintf(path, sizeof path, "%s/roster.txt", directory);
     FILE *roster = fopen(path, "w");
-    if (roster == NULL) return system_fail("%s: %s", path, strerror(errno));
+    if (roster == NULL) return failure_say(DLX_SYSTEM, "%s: %s", path, strerror(errno)), false;
     bool fine = true;
     for (int i = 0; fine && i <= l->sites; i++) {
         snprintf(path, sizeof path, "%s/%s.key", directory, l->children[i].name);
@@ -181,10 +171,10 @@ static bool child_start(launch *l, child *c) {
 
     int ends[PIPES][2];
     if (pipe2(ends[0], O_CLOEXEC) != 0)
-        return system_fail("cannot make a pipe: %s", strerror(errno));
+        return failure_say(DLX_SYSTEM, "cannot make a pipe: %s", strerror(errno)), false;
     if (pipe2(ends[1], O_CLOEXEC) != 0) {
         close(ends[0][0]), close(ends[0][1]);
-        return system_fail("cannot make a pipe: %s", strerror(errno));
+        return failure_say(DLX_SYSTEM, "cannot make a pipe: %s", strerror(errno)), false;
     }
     c->pid = fork();
     if (c->pid == 0) {
@@ -210,7 +200,7 @@ static bool child_start(launch *l, child *c) {
     }
     if (c->pid > 0) return true;
     c->pid = 0;
-    return system_fail("cannot start %s: %s", c->name, strerror(errno));
+    return failure_say(DLX_SYSTEM, "cannot start %s: %s", c->name, strerror(errno)), false;
 }
 
 /* "NAME rest": the rest, and NAME's number among the sites, or −1. */
@@ -439,7 +429,7 @@ static void sets_list(launch *l) {
 static int processes_launch(launch *l) {
     const char *names[DLXI_SITES_MAX];
     if (readlink("/proc/self/exe", l->program, sizeof l->program - 1) < 0) {
-        system_fail("launch: cannot find this program in /proc: %s", strerror(errno));
+        failure_say(DLX_SYSTEM, "launch: cannot find this program in /proc: %s", strerror(errno));
         return EXIT_FAILED;
     }
     l->failed = -1;

@@ -75,12 +75,21 @@ void speak_to_launcher(void) {
     to_launcher = true;
 }
 
-void failure_say(dlx_status status, const char *text) {
+static void failure_vsay(dlx_status status, const char *format, va_list arguments) {
+    char text[1024];
+    vsnprintf(text, sizeof text, format, arguments);
     if (to_launcher)
         printf("failed %d %s\n", (int)status, text);
     else
         fprintf(stderr, "dilocox: %s\n", text);
     fflush(NULL);
+}
+
+void failure_say(dlx_status status, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    failure_vsay(status, format, arguments);
+    va_end(arguments);
 }
 
 void killed_say(const char *text) {
@@ -97,18 +106,16 @@ int exit_code_of(const dlx_error *error) {
 
 int fail_with(const dlx_error *error) {
     /* no message: another rank of the job has it */
-    if (error->message[0] != '\0') failure_say(error->status, error->message);
+    if (error->message[0] != '\0') failure_say(error->status, "%s", error->message);
     return exit_code_of(error);
 }
 
 int fail_use(const char *format, ...) {
     if (launched_rank() > 0) return EXIT_USE; /* the first of a job's ranks prints it */
-    char text[sizeof((dlx_error *)NULL)->message];
     va_list arguments;
     va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
+    failure_vsay(DLX_ARGUMENT, format, arguments);
     va_end(arguments);
-    failure_say(DLX_ARGUMENT, text);
     return EXIT_USE;
 }
 

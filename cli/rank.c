@@ -100,9 +100,7 @@ int rank_fail(dlx_cluster *cluster, const dlx_config *config, int job_sites, dlx
         snprintf(of, sizeof of, " of site-%u",
                  dlx_cluster_rank(cluster) / dlx_config_ranks(config) + 1);
     bool ended_by_another = dlx_cluster_rank(cluster) > 0 && is_interrupted();
-    char text[sizeof name + sizeof of + sizeof error->message];
-    snprintf(text, sizeof text, "%s%s: %s", name, of, error->message);
-    if (!ended_by_another) failure_say(error->status, text);
+    if (!ended_by_another) failure_say(error->status, "%s%s: %s", name, of, error->message);
     dlx_cluster_abort(cluster, exit_code);
     return exit_code;
 }

@@ -26,8 +26,7 @@ static const dlxi_option rows[] = {
                             "under mpirun: the job holds N sites and the coordinator (wan.link: "
                             "mpi); 0: it is one site",
                             .value_name = "N"),
-    DLXI_OPTION_ROW_BOOLEAN(train_arguments, "--for-launcher", for_launcher, "false",
-                            "print progress and errors for dilocox launch to read"),
+    FOR_LAUNCHER_ROW(train_arguments),
 };
 
 typedef struct progress {

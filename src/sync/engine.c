@@ -9,14 +9,13 @@
 #include "base/lines.h"
 #include "base/memory.h"
 #include "base/panic.h"
+#include "sync/transfer.h"
 
 enum {
     GREET_SOON_MS = 250,
     GREET_MS = 1000,
-    PAUSE_MS = 1000,  /* a longer gap between ticks is this process's own pause, not a silence */
-    ANCHOR_FROM = 0,  /* the site whose θ starts the run */
-    PIECE_GROUP = 64, /* values per "group" of an ANCHOR frame */
-    PIECE_VALUES = DLXI_FRAME_PAYLOAD_MAX / (int)sizeof(float) / PIECE_GROUP * PIECE_GROUP
+    PAUSE_MS = 1000, /* a longer gap between ticks is this process's own pause, not a silence */
+    ANCHOR_FROM = 0  /* the site whose θ starts the run */
 };
 
 /* In the `trip` of a GREETING. */
@@ -26,17 +25,16 @@ enum {
     GREETING_BUSY = 4    /* I am in a long computation */
 };
 
-/* The way to another site. The starting anchor counts as attempt `transfer` of round 0. */
+/* The way to another site. A transfer of the starting anchor counts as that attempt of round 0. */
 typedef struct way {
     char endpoint[DLXI_ENDPOINT_BYTES]; /* of the side that listens */
     bool heard, hears, anchored;        /* its greetings; it has ours; its θ is complete */
     bool blocked;                       /* the link had no room */
-    int64_t last_seen_ms, greeted_ms, moved_ms;
+    int64_t last_seen_ms, greeted_ms;
     uint32_t sent, received; /* data frames of the present attempt */
     uint64_t received_round; /* the attempt that `received` counts */
     uint32_t received_attempt;
-    uint32_t transfer;        /* asked for by the other side; 0: none */
-    dlxi_state_cursor cursor; /* of that transfer */
+    dlxi_transfer gives; /* asked for by the other side */
 } way;
 
 struct dlxi_engine {
@@ -55,10 +53,9 @@ struct dlxi_engine {
     bool control_blocked;         /* the link had no room */
     uint64_t sent_round;          /* the attempt that way.sent counts */
     uint32_t sent_attempt;
-    dlxi_endpoints *listening;       /* while listen is asked for */
-    uint32_t anchor_transfer;        /* that was asked for last; 0: none */
-    uint64_t anchor_missing;         /* values */
-    dlxi_state_cursor anchor_cursor; /* of the next piece */
+    dlxi_endpoints *listening; /* while listen is asked for */
+    dlxi_transfer anchor;      /* asked for here */
+    int64_t anchor_moved_ms;
     int64_t now_ms, ticked_ms, told_ms, redialed_ms;
     uint64_t reconnect;         /* bit i: make the connection to site i anew */
     int64_t begun_ms, moved_ms; /* of the attempt: its begin, its last progress */
@@ -230,7 +227,7 @@ static bool way_is_linked(const dlxi_engine *e, uint16_t site) {
 
 /* Once all pairs of sites are linked, and have the same θ as this one. */
 static void join_if_linked(dlxi_engine *e) {
-    bool linked = true, anchored = e->anchor_missing == 0;
+    bool linked = true, anchored = e->anchor.missing == 0;
     for (uint16_t i = 0; i < e->site->count; i++) {
         linked = linked && way_is_linked(e, i);
         anchored = anchored && (!is_other(e, i) || e->ways[i].anchored);
@@ -251,44 +248,30 @@ static void join_if_linked(dlxi_engine *e) {
 
 /* Asks for the whole of θ: at first, and again if frames of it were lost. */
 static void anchor_ask(dlxi_engine *e) {
-    if (DLXI_PLANTED(7) && e->anchor_transfer > 0) return;
-    e->anchor_transfer++;
-    e->anchor_cursor = (dlxi_state_cursor){0};
-    e->anchor_missing = dlxi_state_piece_values(e->state, 1u << DLXI_STATE_ANCHOR);
-    e->ways[ANCHOR_FROM].moved_ms = e->now_ms;
+    if (DLXI_PLANTED(7) && e->anchor.number > 0) return;
+    dlxi_transfer_begin(&e->anchor, e->state);
+    e->anchor_moved_ms = e->now_ms;
     e->ways[ANCHOR_FROM].greeted_ms = e->now_ms - GREET_MS;
 }
 
-/* Pieces come in order: an earlier one is a repetition, one after the next shows a loss. */
 static void on_anchor(dlxi_engine *e, const dlxi_frame *frame) {
     dlx_error error;
-    dlxi_state_piece next = {0};
-    dlxi_state_cursor cursor = e->anchor_cursor;
-    if (!e->linking || e->anchor_missing == 0 || frame->attempt != e->anchor_transfer ||
-        frame->site != ANCHOR_FROM ||
-        !dlxi_state_next_piece(e->state, 1u << DLXI_STATE_ANCHOR, &cursor, PIECE_VALUES, &next))
-        return;
-    dlxi_state_piece piece = {.field = DLXI_STATE_ANCHOR,
-                              .tensor = frame->tensor,
-                              .first = (uint64_t)frame->offset_groups * PIECE_GROUP,
-                              .count = frame->payload_bytes / (uint32_t)sizeof(float),
-                              .values = frame->payload};
-    bool later =
-        piece.tensor != next.tensor ? piece.tensor > next.tensor : piece.first > next.first;
-    bool is_next = piece.tensor == next.tensor && piece.first == next.first;
-    if (is_next && (piece.count != next.count || frame->payload_bytes % sizeof(float) != 0 ||
-                    dlxi_state_restore(e->state, &piece, &error) != DLX_OK)) {
+    if (!e->linking || frame->site != ANCHOR_FROM) return;
+    switch (dlxi_transfer_take(&e->anchor, e->state, frame)) {
+    case DLXI_TRANSFER_TAKEN:
+        e->anchor_moved_ms = e->now_ms;
+        break;
+    case DLXI_TRANSFER_GAP:
+        anchor_ask(e);
+        break;
+    case DLXI_TRANSFER_MISFIT:
         dlxi_error_set(&error, DLX_DATA,
                        "site '%s' sent starting parameters that do not fit this model",
                        name_of(e, ANCHOR_FROM));
         dlxi_site_fail(e->site, &error);
-    } else if (is_next) {
-        e->anchor_cursor = cursor;
-        e->ways[ANCHOR_FROM].moved_ms = e->now_ms;
-        e->anchor_missing -= piece.count;
-        if (e->anchor_missing == 0) dlxi_state_rehash(e->state);
-    } else if (later) {
-        anchor_ask(e);
+        break;
+    case DLXI_TRANSFER_REPEATED:
+        break;
     }
 }
 
@@ -298,7 +281,7 @@ static void ways_begin(dlxi_engine *e) {
     e->told_ms = e->now_ms;
     for (uint16_t i = 0; i < e->site->count; i++) {
         way *v = &e->ways[i];
-        v->last_seen_ms = v->moved_ms = e->now_ms;
+        v->last_seen_ms = e->now_ms;
         v->greeted_ms = e->now_ms - GREET_MS;
         if (v->endpoint[0] == '\0')
             dlxi_text_copy(v->endpoint, sizeof v->endpoint, e->site->peers.endpoint[i]);
@@ -333,16 +316,15 @@ static dlx_status on_greeting(dlxi_engine *e, uint16_t from, const dlxi_frame *f
     v->hears = v->hears || (frame->trip & GREETING_HEARD) != 0;
     v->anchored = v->anchored || (frame->trip & GREETING_ANCHOR) != 0;
     if ((frame->trip & GREETING_BUSY) != 0) e->moved_ms = e->now_ms;
-    if (frame->count_groups > v->transfer) { /* asks for θ, from its beginning */
-        v->transfer = frame->count_groups;
-        v->cursor = (dlxi_state_cursor){0};
+    if (frame->count_groups > v->gives.number) { /* asks for θ, from its beginning */
+        v->gives = (dlxi_transfer){.number = frame->count_groups};
         v->sent = 0;
     }
     if (!frames_were_lost(v, frame)) return DLX_OK;
     if (is_under_way(e) && frame->round == e->site->round && frame->attempt == e->site->attempt)
         return DLX_PEER_LOST;
     if (frame->round == 0 && e->linking && from == ANCHOR_FROM &&
-        frame->attempt == e->anchor_transfer && e->anchor_missing > 0)
+        frame->attempt == e->anchor.number && e->anchor.missing > 0)
         anchor_ask(e);
     return DLX_OK;
 }
@@ -506,8 +488,8 @@ static void engine_check(const dlxi_engine *e) {
                 e->outcome.ended);
     DLXI_ASSERT(!e->begins || (s->submitted && s->attempt > 0));
     DLXI_ASSERT(e->turn < DLXI_SITES_MAX);
-    for (uint16_t i = 0; i < s->count; i++)
-        DLXI_ASSERT(e->ways[i].last_seen_ms <= e->now_ms && e->ways[i].moved_ms <= e->now_ms);
+    DLXI_ASSERT(e->moved_ms <= e->now_ms && e->anchor_moved_ms <= e->now_ms);
+    for (uint16_t i = 0; i < s->count; i++) DLXI_ASSERT(e->ways[i].last_seen_ms <= e->now_ms);
 }
 
 /* After every event; one in the middle of a computation leaves it to the event that computes. */
@@ -565,8 +547,8 @@ void dlxi_engine_on_link_failure(dlxi_engine *e, const dlx_error *why) {
 /* ---- time ------------------------------------------------------------------------------------ */
 
 static void linking_judge(dlxi_engine *e) {
-    int64_t still_ms = e->now_ms - e->ways[ANCHOR_FROM].moved_ms;
-    if (e->anchor_missing > 0 && still_ms >= e->timeout_ms) {
+    int64_t still_ms = e->now_ms - e->anchor_moved_ms;
+    if (e->anchor.missing > 0 && still_ms >= e->timeout_ms) {
         trouble_of_way(e, ANCHOR_FROM, still_ms);
         anchor_ask(e);
     }
@@ -598,17 +580,24 @@ static void attempt_judge(dlxi_engine *e) {
     trouble_of_way(e, from, silent_ms > still_ms ? silent_ms : still_ms);
 }
 
+static void put_off(int64_t *at_ms, int64_t by_ms, int64_t now_ms) {
+    *at_ms = *at_ms + by_ms < now_ms ? *at_ms + by_ms : now_ms;
+}
+
+/* Nothing could arrive while this process itself was paused. */
+static void pause_forgive(dlxi_engine *e, int64_t gap_ms) {
+    for (uint16_t i = 0; i < e->site->count; i++)
+        put_off(&e->ways[i].last_seen_ms, gap_ms, e->now_ms);
+    put_off(&e->anchor_moved_ms, gap_ms, e->now_ms);
+    e->moved_ms = e->now_ms;
+}
+
 void dlxi_engine_on_tick(dlxi_engine *e, int64_t now_ms) {
     DLXI_ASSERT(now_ms >= e->now_ms && now_ms >= e->ticked_ms);
     int64_t gap_ms = now_ms - e->ticked_ms;
     e->now_ms = e->ticked_ms = now_ms;
     if (e->outcome.ended) return;
-    for (uint16_t i = 0; gap_ms > PAUSE_MS && i < e->site->count; i++) {
-        way *v = &e->ways[i];
-        v->last_seen_ms = v->last_seen_ms + gap_ms < now_ms ? v->last_seen_ms + gap_ms : now_ms;
-        v->moved_ms = v->moved_ms + gap_ms < now_ms ? v->moved_ms + gap_ms : now_ms;
-    }
-    if (gap_ms > PAUSE_MS) e->moved_ms = now_ms;
+    if (gap_ms > PAUSE_MS) pause_forgive(e, gap_ms);
     act(e, dlxi_site_on_tick(e->site, now_ms));
     if (e->site->phase != DLXI_SITE_DONE) exchange_poll(e);
     if (e->linking) linking_judge(e);
@@ -674,38 +663,29 @@ static bool greeting_make(const dlxi_engine *e, uint16_t to, dlxi_frame *frame) 
     bool soon = e->linking || is_under_way(e) || e->busy;
     if (e->now_ms - v->greeted_ms < (soon ? GREET_SOON_MS : GREET_MS)) return false;
     bool started = e->sent_attempt > 0;
-    int says = (v->heard ? GREETING_HEARD : 0) | (e->anchor_missing == 0 ? GREETING_ANCHOR : 0) |
+    int says = (v->heard ? GREETING_HEARD : 0) | (e->anchor.missing == 0 ? GREETING_ANCHOR : 0) |
                (e->busy ? GREETING_BUSY : 0);
     *frame = (dlxi_frame){.kind = DLXI_FRAME_GREETING,
                           .term = e->site->term,
                           .round = started ? e->sent_round : 0,
-                          .attempt = started ? e->sent_attempt : v->transfer,
+                          .attempt = started ? e->sent_attempt : v->gives.number,
                           .site = e->site->index,
                           .rank = e->rank,
                           .trip = (uint16_t)says,
                           .offset_groups = v->sent,
-                          .count_groups = to == ANCHOR_FROM ? e->anchor_transfer : 0};
+                          .count_groups = to == ANCHOR_FROM ? e->anchor.number : 0};
     return true;
 }
 
 /* The next piece of θ for a site that starts elsewhere. */
 static bool anchor_make(const dlxi_engine *e, uint16_t to, dlxi_frame *frame) {
     const way *v = &e->ways[to];
-    dlxi_state_piece piece;
-    dlxi_state_cursor cursor = v->cursor;
-    if (!e->linking || v->transfer == 0 || v->anchored || ANCHOR_FROM != e->site->index ||
-        !dlxi_state_next_piece(e->state, 1u << DLXI_STATE_ANCHOR, &cursor, PIECE_VALUES, &piece))
+    if (!e->linking || v->anchored || ANCHOR_FROM != e->site->index ||
+        !dlxi_transfer_peek(&v->gives, e->state, frame))
         return false;
-    *frame = (dlxi_frame){.kind = DLXI_FRAME_ANCHOR,
-                          .term = e->site->term,
-                          .attempt = v->transfer,
-                          .site = e->site->index,
-                          .rank = e->rank,
-                          .tensor = piece.tensor,
-                          .offset_groups = (uint32_t)(piece.first / PIECE_GROUP),
-                          .count_groups = (piece.count + PIECE_GROUP - 1) / PIECE_GROUP,
-                          .payload_bytes = piece.count * (uint32_t)sizeof(float),
-                          .payload = piece.values};
+    frame->term = e->site->term;
+    frame->site = e->site->index;
+    frame->rank = e->rank;
     return true;
 }
 
@@ -746,13 +726,10 @@ static void data_done(dlxi_engine *e, const dlxi_engine_action *a, bool sent) {
     case DLXI_FRAME_GREETING:
         v->greeted_ms = e->now_ms;
         break;
-    case DLXI_FRAME_ANCHOR: {
-        dlxi_state_piece piece;
-        (void)dlxi_state_next_piece(e->state, 1u << DLXI_STATE_ANCHOR, &v->cursor, PIECE_VALUES,
-                                    &piece);
+    case DLXI_FRAME_ANCHOR:
+        dlxi_transfer_advance(&v->gives, e->state);
         v->sent++;
         break;
-    }
     default:
         dlxi_exchange_advance(e->exchange, (uint16_t)a->peer);
         e->moved_ms = e->now_ms;
