@@ -44,11 +44,14 @@ class Arithmetic(Case):
         return rounds
 
     def assert_equal_anchors(self, directory, rounds, count_min):
-        self.assertGreaterEqual(len(rounds[0]), count_min)
+        """The last two rounds may be committed within one step: a site may not have seen the first."""
+        known = {number: hash for of_site in rounds for number, hash in of_site.items()}
         for name, of_site in zip(NAMES, rounds):
-            self.assertEqual(of_site, rounds[0], f"the anchors of site {name}")
-        self.assertEqual(len(set(rounds[0].values())), len(rounds[0]), "every round moves the anchor")
-        self.assertEqual(summary(self.path(directory))["anchor_hash"], rounds[0][max(rounds[0])])
+            self.assertGreaterEqual(len(of_site), count_min)
+            self.assertEqual(of_site, {number: known[number] for number in of_site}, f"the anchors of site {name}")
+            self.assertEqual(max(of_site), max(known), f"the last round of site {name}")
+        self.assertEqual(len(set(known.values())), len(known), "every round moves the anchor")
+        self.assertEqual(summary(self.path(directory))["anchor_hash"], known[max(known)])
 
     def first_losses(self, directory, name):
         """Of the first round, which depend on no other site."""
