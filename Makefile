@@ -2,8 +2,6 @@
 # The menu. Everything real is in Meson, and in scripts/.
 BUILD ?= build
 PYTHON ?= /usr/bin/python3
-# tests at once: some wait more than they compute
-JOBS ?= $(shell expr $$(nproc) + 1)
 
 .PHONY: help setup build data demo install test asan tsan fuzz bench \
 	bench-pipeline convergence format tidy clean
@@ -45,7 +43,7 @@ demo:
 
 test: setup
 	@$(MAKE) --no-print-directory data
-	@meson test -C $(BUILD) --print-errorlogs --num-processes $(JOBS)
+	@meson test -C $(BUILD) --print-errorlogs
 	@$(MAKE) --no-print-directory asan tsan
 
 # Detecting leaks needs ptrace, which containers may refuse.
@@ -53,12 +51,12 @@ asan:
 	@test -f build-asan/build.ninja || meson setup build-asan -Db_sanitize=address,undefined -Db_lundef=false --buildtype=debugoptimized > build-asan.log
 	@ninja -C build-asan --quiet
 	@ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-		meson test -C build-asan --suite unit --suite kernels --suite process --suite fuzz --print-errorlogs --num-processes $(JOBS) --timeout-multiplier 4
+		meson test -C build-asan --suite unit --suite kernels --suite process --suite fuzz --print-errorlogs --timeout-multiplier 4
 
 tsan:
 	@test -f build-tsan/build.ninja || meson setup build-tsan -Db_sanitize=thread -Db_lundef=false --buildtype=debugoptimized > build-tsan.log
 	@ninja -C build-tsan --quiet
-	@meson test -C build-tsan --suite threads --print-errorlogs --num-processes $(JOBS) --timeout-multiplier 4
+	@meson test -C build-tsan --suite threads --print-errorlogs --timeout-multiplier 4
 
 fuzz:
 	@test -f build-asan/build.ninja || meson setup build-asan -Db_sanitize=address,undefined -Db_lundef=false --buildtype=debugoptimized > build-asan.log

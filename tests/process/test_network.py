@@ -24,11 +24,11 @@ class Broken(Case):
         self.keys(self.network.sites)
         self.network.forward(True)
 
-    def run_started(self, rounds=100, patience_s=600, paris=()):
+    def run_started(self, rounds=100, timeout_s=TIMEOUT_S, patience_s=600, paris=()):
         """The coordinator and the sites, each in its namespace and with a run.dir of its own."""
         file = self.config(train={"batch": 4, "tokens": rounds * ROUND_TOKENS},
                            sync={"inner_steps": H, "inner_steps_max": H_MAX, "adaptation": "off"},
-                           wan={"timeout_s": TIMEOUT_S, "patience_s": patience_s})
+                           wan={"timeout_s": timeout_s, "patience_s": patience_s})
         def placed(name):
             return [*self.secured(name), "--run-dir", self.path(name)]
         self.coordinator = self.network.router.inside(lambda: self.start(
@@ -122,7 +122,7 @@ class Broken(Case):
     def test_reset_again_and_again(self):
         proxy = Proxy(self.network, "paris", PORT + 1, 40_000, RESETS)
         self.addCleanup(proxy.close)
-        self.run_started(rounds=200, paris=["--set", f"wan.listen={ROUTER}:{PORT}"])
+        self.run_started(rounds=200, timeout_s=20, paris=["--set", f"wan.listen={ROUTER}:{PORT}"])
         self.check_done()
         self.assertEqual(proxy.resets, 0)
 
