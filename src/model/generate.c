@@ -65,6 +65,8 @@ static float top_k_threshold(const float *logits, int64_t vocabulary, int64_t to
 
 uint32_t dlxi_sample(float *logits, int64_t vocabulary, const dlxi_sampling *sampling,
                      uint64_t index) {
+    if (sampling->vocabulary > 0 && sampling->vocabulary < vocabulary)
+        vocabulary = sampling->vocabulary;
     uint32_t best = most_likely(logits, vocabulary);
     if (!(sampling->temperature > 0.0f) || !isfinite(logits[best])) return best;
     float threshold = -INFINITY;

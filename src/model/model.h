@@ -188,12 +188,14 @@ dlx_status dlxi_model_logits(float **logits, dlxi_stage *stage, const uint32_t *
                              int64_t count, dlx_error *error);
 
 typedef struct dlxi_sampling {
-    float temperature; /* 0: the most likely token */
-    int64_t top_k;     /* 0: all */
+    float temperature;  /* 0: the most likely token */
+    int64_t top_k;      /* 0: all */
+    int64_t vocabulary; /* draw ids below this, which a tokenizer has; 0: all */
     uint64_t seed;
 } dlxi_sampling;
 
-/* Draws from logits[V], which it overwrites; equal (seed, index) draw equal tokens. */
+/* Draws from logits[vocabulary], or as few as `sampling` says, and overwrites them; equal
+ * (seed, index) draw equal tokens. */
 uint32_t dlxi_sample(float *logits, int64_t vocabulary, const dlxi_sampling *sampling,
                      uint64_t index);
 
