@@ -86,7 +86,8 @@ typedef enum dlx_event_kind {
     DLX_EVENT_MESSAGE = 0, /* text: a warning or a notice */
     DLX_EVENT_JOINED = 1,  /* all sites have joined: sites */
     DLX_EVENT_STEP = 2,    /* an inner step is done: the fields from step to left_s */
-    /* loss of this site's validation windows, at the "start" or "end" (text); step */
+    /* loss of this site's validation windows, at the "start" or "end" (text); step. If it has none,
+     * a message says so instead */
     DLX_EVENT_EVALUATED = 3
 } dlx_event_kind;
 
