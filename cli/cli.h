@@ -134,8 +134,8 @@ void display_text(display *d, const char *site, const char *text);
 void display_close(display *d);
 
 /* Prints text[bytes] of a model, which may be any bytes; `indent` follows each line's end. What a
- * terminal would not show as it is becomes '?': control characters but tabs and line ends, and what
- * is not UTF-8. */
+ * terminal would not show as it is becomes '?': control characters but line ends, and what is not
+ * UTF-8. A tab becomes a space. */
 void text_print(const char *text, size_t bytes, const char *indent);
 
 /* The end of a run: RUN_DIR/summary.json in words, and a sample of what the model writes. */

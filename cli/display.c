@@ -72,10 +72,10 @@ void text_print(const char *text, size_t bytes, const char *indent) {
         size_t length = character_bytes((const unsigned char *)text + i, bytes - i);
         if (text[i] == '\n')
             printf("\n%s", indent);
-        else if (length > 0 || text[i] == '\t')
-            fwrite(text + i, 1, length > 0 ? length : 1, stdout);
+        else if (length > 0)
+            fwrite(text + i, 1, length, stdout);
         else
-            putchar('?');
+            putchar(text[i] == '\t' ? ' ' : '?');
         i += length > 0 ? length : 1;
     }
 }

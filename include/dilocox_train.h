@@ -216,7 +216,7 @@ DLX_API void dlx_generate_options_default(dlx_generate_options *options, size_t 
 /* *text ← the prompt and its continuation, *text_bytes of any value, and a zero byte behind them;
  * free with free(). Tokens that the tokenizer does not have are not drawn. Blocks; any thread.
  * DLX_CONFIG, DLX_DATA, DLX_SYSTEM: the checkpoint; DLX_CONFIG: its vocabulary is smaller than the
- * tokenizer's. */
+ * tokenizer's; DLX_NUMERIC: its values are not finite. */
 DLX_API dlx_status dlx_generate(char **text, size_t *text_bytes, const char *checkpoint,
                                 const dlx_generate_options *options, dlx_error *error);
 

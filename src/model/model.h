@@ -199,7 +199,8 @@ typedef struct dlxi_sampling {
 uint32_t dlxi_sample(float *logits, int64_t vocabulary, const dlxi_sampling *sampling,
                      uint64_t index);
 
-/* Appends new_count tokens to token[prompt_count + new_count], with prompt_count ≥ 1. */
+/* Appends new_count tokens to token[prompt_count + new_count], with prompt_count ≥ 1.
+ * DLX_NUMERIC if a logit is not finite. */
 dlx_status dlxi_model_generate(dlxi_stage *stage, uint32_t *token, int64_t prompt_count,
                                int64_t new_count, const dlxi_sampling *sampling, dlx_error *error);
 

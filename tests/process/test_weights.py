@@ -88,6 +88,15 @@ class Config(Weights):
         self.assertRegex(self.evaluate(copy).text("stderr"), r"^dilocox: warning: .*tied/model\.safetensors: tensor "
                          r"'lm_head\.weight' is not used: .*differs from 'model\.embed_tokens\.weight'; ")
 
+    def test_values_that_are_not_finite(self):
+        path = os.path.join(self.weights, "model.safetensors")
+        with open(path, "rb") as file:
+            content = file.read()
+        self.write(path, content[:-4096] + b"\xff" * 4096)
+        self.refused(r"^dilocox: the loss is not finite$", "eval", self.weights, "--data",
+                     self.path("data.validation.tokens"), code=1)
+        self.refused(r"^dilocox: the scores of the model's tokens are not finite$", "generate", self.weights, code=1)
+
     def test_header_padded_with_zero_bytes(self):
         path = os.path.join(self.weights, "model.safetensors")
         with open(path, "rb") as file:
@@ -147,7 +156,7 @@ class Text(Weights):
         os.close(own)
         text = shown.decode()  # valid UTF-8
         self.assertTrue(text.startswith("?[2Jhé"), text[:20])
-        controls = {c for c in text if (ord(c) < 32 or 127 <= ord(c) < 160) and c not in "\r\n\t"}
+        controls = {c for c in text if (ord(c) < 32 or 127 <= ord(c) < 160) and c not in "\r\n"}
         self.assertEqual(controls, set())
         self.assertGreater(text.count("?"), 100)
 
