@@ -89,6 +89,8 @@ int fail_with(const dlx_error *error);
 int fail_use(const char *format, ...);
 void failure_say(dlx_status status, const char *format, ...);
 void killed_say(const char *text);
+/* A dlx_log, without a context. */
+void warning_say(void *unused, const char *line);
 /* Whether what ends a run is the doing of a person or of another process. */
 bool is_consequence(dlx_status status);
 
@@ -130,6 +132,11 @@ display *display_open(const char *const *names, int count, bool plain);
 void display_step(display *d, int site, const char *line);
 void display_text(display *d, const char *site, const char *text);
 void display_close(display *d);
+
+/* Prints text[bytes] of a model, which may be any bytes; `indent` follows each line's end. What a
+ * terminal would not show as it is becomes '?': control characters but line ends, and what is not
+ * UTF-8. A tab becomes a space. */
+void text_print(const char *text, size_t bytes, const char *indent);
 
 /* The end of a run: RUN_DIR/summary.json in words, and a sample of what the model writes. */
 int results_print(const dlx_config *config);

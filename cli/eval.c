@@ -29,8 +29,11 @@ static int run(void) {
     if (given.data == NULL)
         return fail_use(
             "eval: --data FILE is needed: a token file, as dilocox tokenize makes them");
-    if (dlx_evaluate(&loss, &used, given.checkpoint, given.data, (uint64_t)given.tokens,
-                     given.threads, &error) != DLX_OK)
+    const dlx_evaluate_options options = {.size = sizeof options,
+                                          .tokens = (uint64_t)given.tokens,
+                                          .threads = given.threads,
+                                          .log = warning_say};
+    if (dlx_evaluate(&loss, &used, given.checkpoint, given.data, &options, &error) != DLX_OK)
         return fail_with(&error);
     printf("loss %.4f nats per token (perplexity %.2f) over %llu tokens\n", loss, exp(loss),
            (unsigned long long)used);

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* dilocox generate: text from saved weights. */
+/* dilocox generate: text from saved weights, as it is unless a terminal shows it. */
 #include "cli.h"
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 typedef struct generate_arguments {
     const char *checkpoint, *prompt;
@@ -39,11 +40,18 @@ static int run(void) {
         .top_k = given.top_k,
         .seed = (uint64_t)given.seed,
         .threads = given.threads,
+        .log = warning_say,
     };
     dlx_error error;
     char *text;
-    if (dlx_generate(&text, given.checkpoint, &options, &error) != DLX_OK) return fail_with(&error);
-    printf("%s\n", text);
+    size_t bytes;
+    if (dlx_generate(&text, &bytes, given.checkpoint, &options, &error) != DLX_OK)
+        return fail_with(&error);
+    if (isatty(STDOUT_FILENO) == 1)
+        text_print(text, bytes, "");
+    else
+        fwrite(text, 1, bytes, stdout);
+    putchar('\n');
     free(text);
     return EXIT_DONE;
 }

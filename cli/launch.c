@@ -258,7 +258,9 @@ static void pipe_drain(launch *l, int index, int pipe) {
             c->pipes[pipe] = -1;
             return;
         }
-        c->used[pipe] += (size_t)got;
+        /* lines are strings, and a library may write a zero byte */
+        for (char *byte = buffer + c->used[pipe]; got-- > 0; c->used[pipe]++, byte++)
+            if (*byte == '\0') *byte = '?';
         buffer[c->used[pipe]] = '\0';
         char *line = buffer, *end;
         while ((end = strchr(line, '\n')) != NULL) {

@@ -100,6 +100,12 @@ void killed_say(const char *text) {
     fflush(NULL);
 }
 
+void warning_say(void *unused, const char *line) {
+    (void)unused;
+    fprintf(stderr, "dilocox: %s\n", line);
+    fflush(NULL);
+}
+
 int exit_code_of(const dlx_error *error) {
     return dlx_status_class_of(error->status) == DLX_CLASS_CALLER ? EXIT_USE : EXIT_FAILED;
 }

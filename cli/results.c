@@ -18,17 +18,17 @@ static void sample_print(const char *weights) {
                                           .temperature = 0.8,
                                           .top_k = 40,
                                           .seed = 1,
-                                          .threads = 1};
+                                          .threads = 1,
+                                          .log = warning_say};
     dlx_error error;
     char *text;
-    /* the weights are of another tokenizer, say */
-    if (dlx_generate(&text, weights, &options, &error) != DLX_OK) return;
-    printf("\na sample\n  ");
-    for (const char *c = text; *c != '\0'; c++) {
-        /* a model that has learnt little writes anything, even a terminal's control codes */
-        putchar(((unsigned char)*c < ' ' && *c != '\n') || *c == 0x7f ? '?' : *c);
-        if (*c == '\n') printf("  ");
+    size_t bytes;
+    if (dlx_generate(&text, &bytes, weights, &options, &error) != DLX_OK) {
+        printf("\nno sample: %s\n", error.message);
+        return;
     }
+    printf("\na sample\n  ");
+    text_print(text, bytes, "  ");
     printf("\n");
     free(text);
 }

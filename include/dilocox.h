@@ -334,7 +334,8 @@ typedef struct dlx_sync_config {
     dlx_link_config link;
     uint64_t seed; /* of the low-rank bases; equal on all sites */
     /* settings that all sites must share, "key: value\n" per line, at most 65535 bytes; the
-     * coordinator refuses a site that differs, naming the key. NULL: none */
+     * coordinator refuses a site that differs, naming the key. NULL: none. First what the
+     * coordinator gives as well, if it does, then what only sites know, as of their data */
     const char *shared_text;
     /* the largest factor that dlx_sync_pace will be given, 1 to 100; sizes the leases */
     double pace_max;
@@ -538,7 +539,8 @@ typedef struct dlx_coordinator_config {
     size_t size;
     dlx_link_config link;
     uint64_t tokens; /* the run ends when this many are committed; 1 or more */
-    /* compared with every site's, at most 65535 bytes; NULL: with the first site's */
+    /* every site's must begin with these lines, at most 65535 bytes; what follows is compared
+     * between sites. NULL: all of it is */
     const char *shared_text;
     dlx_log log; /* may be NULL */
     void *log_context;

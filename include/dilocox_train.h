@@ -86,7 +86,8 @@ typedef enum dlx_event_kind {
     DLX_EVENT_MESSAGE = 0, /* text: a warning or a notice */
     DLX_EVENT_JOINED = 1,  /* all sites have joined: sites */
     DLX_EVENT_STEP = 2,    /* an inner step is done: the fields from step to left_s */
-    /* loss of this site's validation windows, at the "start" or "end" (text); step */
+    /* loss of this site's validation windows, at the "start" or "end" (text); step. If it has none,
+     * a message says so instead */
     DLX_EVENT_EVALUATED = 3
 } dlx_event_kind;
 
@@ -167,21 +168,40 @@ DLX_API dlx_status dlx_coordinate(const dlx_config *config, const dlx_coordinate
 
 /* ---- weights and data ------------------------------------------------------------------------ */
 
-/* *loss ← the model's mean loss per token, in nats, over the first `tokens` tokens of a token file
- * (rounded down to windows, at least one; 0: all), and *tokens_used ← their number. checkpoint: a
- * directory of weights. threads ≥ 1. Blocks; any thread. DLX_CONFIG, DLX_DATA, DLX_SYSTEM: the
- * files; DLX_NUMERIC: the loss is not finite. */
-DLX_API dlx_status dlx_evaluate(double *loss, uint64_t *tokens_used, const char *checkpoint,
-                                const char *data, uint64_t tokens, int threads, dlx_error *error);
+/* Pointers are borrowed during the call. */
+typedef struct dlx_evaluate_options {
+    size_t size;
+    uint64_t tokens;   /* at most, of the file's first; 0: all. Whole windows, at least one */
+    int threads;       /* ≥ 1 */
+    dlx_log log;       /* warnings about the checkpoint, on the calling thread; may be NULL */
+    void *log_context; /* of log */
+} dlx_evaluate_options;
 
+#define DLX_EVALUATE_OPTIONS_INIT                                                                  \
+    { .size = sizeof(dlx_evaluate_options), .threads = 1 }
+
+/* As dlx_sync_config_default. */
+DLX_API void dlx_evaluate_options_default(dlx_evaluate_options *options, size_t size);
+
+/* *loss ← the model's mean loss per token, in nats, over a token file, and *tokens_used ← the
+ * tokens that it is a mean of. checkpoint: a directory of weights. Blocks; any thread. DLX_CONFIG,
+ * DLX_DATA, DLX_SYSTEM: the files; DLX_NUMERIC: the loss is not finite. */
+DLX_API dlx_status dlx_evaluate(double *loss, uint64_t *tokens_used, const char *checkpoint,
+                                const char *data, const dlx_evaluate_options *options,
+                                dlx_error *error);
+
+/* Pointers are borrowed during the call. */
 typedef struct dlx_generate_options {
     size_t size;
-    const char *prompt; /* UTF-8; NULL or "": a newline */
+    const char *prompt; /* any bytes; NULL: a newline */
     uint32_t tokens;    /* to append */
     double temperature; /* 0: always the most likely token */
     uint32_t top_k;     /* draw from this many tokens; 0: all */
     uint64_t seed;
-    int threads; /* ≥ 1 */
+    int threads;         /* ≥ 1 */
+    size_t prompt_bytes; /* of prompt; 0: up to its zero byte, and a newline if that is the first */
+    dlx_log log;         /* as in dlx_evaluate_options */
+    void *log_context;
 } dlx_generate_options;
 
 #define DLX_GENERATE_OPTIONS_INIT                                                                  \
@@ -193,10 +213,11 @@ typedef struct dlx_generate_options {
 /* As dlx_sync_config_default. */
 DLX_API void dlx_generate_options_default(dlx_generate_options *options, size_t size);
 
-/* *text ← the prompt and its continuation, not always UTF-8; free with free(). Blocks; any thread.
- * DLX_CONFIG, DLX_DATA, DLX_SYSTEM: the checkpoint; DLX_CONFIG: its vocabulary is
- * smaller than the tokenizer's. */
-DLX_API dlx_status dlx_generate(char **text, const char *checkpoint,
+/* *text ← the prompt and its continuation, *text_bytes of any value, and a zero byte behind them;
+ * free with free(). Tokens that the tokenizer does not have are not drawn. Blocks; any thread.
+ * DLX_CONFIG, DLX_DATA, DLX_SYSTEM: the checkpoint; DLX_CONFIG: its vocabulary is smaller than the
+ * tokenizer's; DLX_NUMERIC: its values are not finite. */
+DLX_API dlx_status dlx_generate(char **text, size_t *text_bytes, const char *checkpoint,
                                 const dlx_generate_options *options, dlx_error *error);
 
 /* Converts a text to a token file. validation_every 0: to out_path. 2 to 1000000: every such

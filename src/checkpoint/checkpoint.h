@@ -40,18 +40,22 @@ void dlxi_checkpoint_part_close(dlxi_checkpoint_part **part);
 dlx_status dlxi_checkpoint_finish(const char *directory, const dlxi_model_config *config,
                                   const int *part_of, int parts, dlx_error *error);
 
-/* Reads and validates directory/config.json. DLX_SYSTEM; DLX_DATA: malformed or not supported. */
-dlx_status dlxi_checkpoint_load_config(dlxi_model_config *out, const char *directory,
-                                       dlx_error *error);
+/* Reads and validates directory/config.json. A line to `log`, which may be NULL, names fields that
+ * are unknown. DLX_SYSTEM; DLX_DATA: malformed or not supported. */
+dlx_status dlxi_checkpoint_load_config(dlxi_model_config *out, const char *directory, dlx_log log,
+                                       void *log_context, dlx_error *error);
 /* The same from text[bytes]; messages call it `path`. */
 dlx_status dlxi_checkpoint_parse_config(dlxi_model_config *out, const char *text, size_t bytes,
-                                        const char *path, dlx_error *error);
+                                        const char *path, dlx_log log, void *log_context,
+                                        dlx_error *error);
 
 /* Reads the weights of `directory` into parameter[count].data: a stage's tensors, or all. All files
  * are checked against the index and config first: after DLX_DATA for a missing file, or a missing,
- * surplus or misshapen tensor, no data has changed. Then call dlxi_stage_parameters_changed.
- * Blocks. */
+ * surplus or misshapen tensor, no data has changed. A line to `log`, which may be NULL, says that
+ * the head of a file is not used because config.json ties it to a table that differs. Then call
+ * dlxi_stage_parameters_changed. Blocks. */
 dlx_status dlxi_checkpoint_load(const char *directory, const dlxi_model_config *config,
-                                dlxi_parameter *parameter, int64_t count, dlx_error *error);
+                                dlxi_parameter *parameter, int64_t count, dlx_log log,
+                                void *log_context, dlx_error *error);
 
 #endif

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Writes and reads config.json. Fields that ask for unsupported arithmetic are refused by name;
- * other unknown fields are ignored. */
+/* Writes and reads config.json. Fields that ask for unsupported arithmetic are refused by name
+ * (config_fields.c). */
 #include "checkpoint/config_json.h"
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/config_fields.h"
 #include "base/file.h"
 
 #include <inttypes.h>
@@ -38,15 +39,18 @@ static json_t *gpt2_json(const dlxi_model_config *c) {
         "eos_token_id");
 }
 
+/* The base of the rotary embedding for old readers, and for transformers 5. */
 static json_t *llama_json(const dlxi_model_config *c) {
     return json_pack(
-        "{s:[s], s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:f, s:f, s:b, s:s, s:n, s:n}",
+        "{s:[s], s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:f, s:f, s:{s:s, s:f}, s:b, s:s, "
+        "s:n, s:n}",
         "architectures", c->qkv_bias ? "Qwen2ForCausalLM" : "LlamaForCausalLM", "model_type",
         c->qkv_bias ? "qwen2" : "llama", "num_hidden_layers", (json_int_t)c->layers, "hidden_size",
         (json_int_t)c->width, "num_attention_heads", (json_int_t)c->heads, "num_key_value_heads",
         (json_int_t)c->kv_heads, "intermediate_size", (json_int_t)c->mlp_width,
         "max_position_embeddings", (json_int_t)c->context, "vocab_size", (json_int_t)c->vocabulary,
         "hidden_act", "silu", "rms_norm_eps", shortest(c->norm_epsilon), "rope_theta",
+        shortest(c->rope_theta), "rope_parameters", "rope_type", "default", "rope_theta",
         shortest(c->rope_theta), "tie_word_embeddings", (int)c->tied_head, "torch_dtype", "float32",
         "bos_token_id", "eos_token_id");
 }
@@ -66,10 +70,12 @@ out:
 
 /* ---- read ------------------------------------------------------------------------------------ */
 
-/* A parsed file, and its path for messages. */
+/* A parsed file, its path for messages, and where warnings go. */
 typedef struct reader {
     const json_t *json;
     const char *path;
+    dlx_log log;
+    void *log_context;
     dlx_error *error;
 } reader;
 
@@ -97,18 +103,10 @@ static dlx_status number_read(float *out, const reader *r, const char *field, do
 
 static dlx_status flag_read(bool *out, const reader *r, const char *field, bool otherwise) {
     const json_t *item = json_object_get(r->json, field);
-    if (item != NULL && !json_is_boolean(item))
+    bool given = item != NULL && !json_is_null(item);
+    if (given && !json_is_boolean(item))
         DLX_FAIL(r->error, DATA, "%s: field '%s' is not true or false", r->path, field);
-    *out = item == NULL ? otherwise : json_is_true(item);
-    return DLX_OK;
-}
-
-static dlx_status flag_refuse(const reader *r, const char *field, bool refused) {
-    bool value = false;
-    DLX_TRY(flag_read(&value, r, field, !refused));
-    if (value == refused)
-        DLX_FAIL(r->error, DATA, "%s: field '%s' is %s, which is not supported", r->path, field,
-                 value ? "true" : "false");
+    *out = given ? json_is_true(item) : otherwise;
     return DLX_OK;
 }
 
@@ -129,17 +127,7 @@ static dlx_status gpt2_read(dlxi_model_config *out, const reader *r) {
     DLX_TRY(size_read(&out->vocabulary, r, "vocab_size", -1));
     DLX_TRY(number_read(&out->norm_epsilon, r, "layer_norm_epsilon", 1e-5));
     DLX_TRY(flag_read(&out->tied_head, r, "tie_word_embeddings", true));
-    DLX_TRY(flag_refuse(r, "scale_attn_weights", false));
-    DLX_TRY(flag_refuse(r, "scale_attn_by_inverse_layer_idx", true));
-    const char *activation = text_read(r, "activation_function", "gelu_new");
-    if (strcmp(activation, "relu") == 0) {
-        out->activation = DLXI_RELU;
-    } else if (strcmp(activation, "gelu_new") != 0 &&
-               strcmp(activation, "gelu_pytorch_tanh") != 0) {
-        DLX_FAIL(r->error, DATA,
-                 "%s: activation_function '%.40s' is not one of gelu_new, gelu_pytorch_tanh, relu",
-                 r->path, activation);
-    }
+    if (strcmp(text_read(r, "activation_function", ""), "relu") == 0) out->activation = DLXI_RELU;
     return DLX_OK;
 }
 
@@ -154,20 +142,19 @@ static dlx_status llama_read(dlxi_model_config *out, const reader *r, bool qwen2
     DLX_TRY(size_read(&out->context, r, "max_position_embeddings", -1));
     DLX_TRY(size_read(&out->vocabulary, r, "vocab_size", -1));
     DLX_TRY(number_read(&out->norm_epsilon, r, "rms_norm_eps", 1e-6));
-    DLX_TRY(number_read(&out->rope_theta, r, "rope_theta", 10000.0));
     DLX_TRY(flag_read(&out->tied_head, r, "tie_word_embeddings", false));
-    DLX_TRY(flag_refuse(r, "attention_bias", true));
-    DLX_TRY(flag_refuse(r, "mlp_bias", true));
-    DLX_TRY(flag_refuse(r, "use_sliding_window", true));
-    const json_t *scaling = json_object_get(r->json, "rope_scaling");
-    if (scaling != NULL && !json_is_null(scaling))
-        DLX_FAIL(r->error, DATA, "%s: rope_scaling is set, which is not supported", r->path);
-    const char *activation = text_read(r, "hidden_act", "silu");
-    if (strcmp(activation, "silu") != 0)
-        DLX_FAIL(r->error, DATA, "%s: hidden_act '%.40s' is not silu", r->path, activation);
-    int64_t head_size = 0;
-    DLX_TRY(size_read(&head_size, r, "head_dim", 0));
-    if (head_size != 0 && (out->heads < 1 || head_size != out->width / out->heads))
+    out->rope_theta = 10000.0f;
+    DLX_TRY(dlxi_config_fields_theta(&out->rope_theta, r->json, r->path, r->error));
+    int64_t window, head_size;
+    DLX_TRY(size_read(&window, r, "sliding_window", INT64_MAX));
+    if (!qwen2 && window < out->context) /* Qwen2 has use_sliding_window */
+        DLX_FAIL(r->error, DATA,
+                 "%s: field 'sliding_window' is %" PRId64
+                 ", which is not supported; allowed: null, max_position_embeddings (%" PRId64
+                 ") and more",
+                 r->path, window, out->context);
+    DLX_TRY(size_read(&head_size, r, "head_dim", INT64_MAX));
+    if (head_size != INT64_MAX && (out->heads < 1 || head_size != out->width / out->heads))
         DLX_FAIL(r->error, DATA,
                  "%s: head_dim %" PRId64 " is not hidden_size / num_attention_heads", r->path,
                  head_size);
@@ -175,17 +162,23 @@ static dlx_status llama_read(dlxi_model_config *out, const reader *r, bool qwen2
 }
 
 static dlx_status config_read(dlxi_model_config *out, const reader *r) {
-    const char *type = text_read(r, "model_type", "");
-    dlx_status status;
-    if (strcmp(type, "gpt2") == 0) {
-        status = gpt2_read(out, r);
-    } else if (strcmp(type, "llama") == 0 || strcmp(type, "qwen2") == 0) {
-        status = llama_read(out, r, strcmp(type, "qwen2") == 0);
-    } else {
+    static const struct {
+        const char *word;
+        dlxi_model_type type;
+    } types[] = {{"gpt2", DLXI_TYPE_GPT2}, {"llama", DLXI_TYPE_LLAMA}, {"qwen2", DLXI_TYPE_QWEN2}};
+    const char *word = text_read(r, "model_type", "");
+    char shown[DLXI_JSON_SHOWN_BYTES];
+    size_t i = 0, count = sizeof types / sizeof *types;
+    while (i < count && strcmp(word, types[i].word) != 0) i++;
+    if (i == count)
         DLX_FAIL(r->error, DATA, "%s: model_type '%.40s' is not one of gpt2, llama, qwen2", r->path,
-                 type);
-    }
-    if (status != DLX_OK) return status;
+                 dlxi_json_show_name(shown, word));
+    DLX_TRY(dlxi_config_fields_check(r->json, types[i].type, r->path, r->log, r->log_context,
+                                     r->error));
+    if (types[i].type == DLXI_TYPE_GPT2)
+        DLX_TRY(gpt2_read(out, r));
+    else
+        DLX_TRY(llama_read(out, r, types[i].type == DLXI_TYPE_QWEN2));
     if (dlxi_model_config_validate(out, r->error) == DLX_OK) return DLX_OK;
     if (r->error != NULL) r->error->status = DLX_DATA;
     dlxi_error_prefix(r->error, "%s: ", r->path);
@@ -193,25 +186,25 @@ static dlx_status config_read(dlxi_model_config *out, const reader *r) {
 }
 
 dlx_status dlxi_checkpoint_parse_config(dlxi_model_config *out, const char *text, size_t bytes,
-                                        const char *path, dlx_error *error) {
-    json_error_t problem;
-    json_t *json = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &problem);
-    if (json == NULL)
-        DLX_FAIL(error, DATA, "%s:%d: not JSON: %.120s", path, problem.line, problem.text);
+                                        const char *path, dlx_log log, void *log_context,
+                                        dlx_error *error) {
+    json_t *json = dlxi_json_parse(text, bytes, path, error);
+    if (json == NULL) return DLX_DATA;
     dlx_status status = json_is_object(json)
-                            ? config_read(out, &(reader){json, path, error})
+                            ? config_read(out, &(reader){json, path, log, log_context, error})
                             : dlxi_error_set(error, DLX_DATA, "%s: not a JSON object", path);
     json_decref(json);
     return status;
 }
 
-dlx_status dlxi_checkpoint_load_config(dlxi_model_config *out, const char *directory,
-                                       dlx_error *error) {
+dlx_status dlxi_checkpoint_load_config(dlxi_model_config *out, const char *directory, dlx_log log,
+                                       void *log_context, dlx_error *error) {
     char path[DLXI_PATH_BYTES], *text = NULL;
     size_t bytes = 0;
     DLX_TRY(dlxi_path_join(path, directory, "config.json", error));
     DLX_TRY(dlxi_file_read(&text, &bytes, path, CONFIG_BYTES_MAX, error));
-    dlx_status status = dlxi_checkpoint_parse_config(out, text, bytes, path, error);
+    dlx_status status =
+        dlxi_checkpoint_parse_config(out, text, bytes, path, log, log_context, error);
     free(text);
     return status;
 }

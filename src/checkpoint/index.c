@@ -2,13 +2,13 @@
 #include "checkpoint/index.h"
 #include "base/file.h"
 #include "base/memory.h"
+#include "checkpoint/json.h"
 
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { FILE_NAME_BYTES_MAX = 255, SHOWN_BYTES = 97 };
+enum { FILE_NAME_BYTES_MAX = 255 };
 
 typedef struct listed {
     const char *tensor;
@@ -24,14 +24,6 @@ struct dlxi_index {
     char path[256];
 };
 
-/* A name from a file for a message: truncated, without control characters. */
-static const char *name_printable(char dst[SHOWN_BYTES], const char *name) {
-    snprintf(dst, SHOWN_BYTES, "%s", name);
-    for (char *c = dst; *c != '\0'; c++)
-        if ((unsigned char)*c < 0x20 || *c == 0x7f) *c = '?';
-    return dst;
-}
-
 static bool name_is_plain(const char *name) {
     static const char ending[] = ".safetensors";
     size_t length = strlen(name), end = sizeof ending - 1;
@@ -44,7 +36,7 @@ static bool name_is_plain(const char *name) {
 /* `seen` maps file names to numbers. */
 static dlx_status file_add(size_t *number, dlxi_index *index, json_t *seen, const char *name,
                            dlx_error *error) {
-    char text[SHOWN_BYTES];
+    char text[DLXI_JSON_SHOWN_BYTES];
     const json_t *known = json_object_get(seen, name);
     if (known != NULL) {
         *number = (size_t)json_integer_value(known);
@@ -54,7 +46,7 @@ static dlx_status file_add(size_t *number, dlxi_index *index, json_t *seen, cons
         DLX_FAIL(error, DATA,
                  "%s: '%s' is not the plain name of a .safetensors file beside it; copy the set "
                  "again",
-                 index->path, name_printable(text, name));
+                 index->path, dlxi_json_show_name(text, name));
     if (index->file_count == DLXI_INDEX_FILES_MAX)
         DLX_FAIL(error, DATA, "%s: more than %d files", index->path, DLXI_INDEX_FILES_MAX);
     if (json_object_set_new(seen, name, json_integer((json_int_t)index->file_count)) != 0)
@@ -69,14 +61,14 @@ static int by_tensor(const void *a, const void *b) {
 }
 
 static dlx_status map_read(dlxi_index *index, json_t *map, json_t *seen, dlx_error *error) {
-    char text[SHOWN_BYTES];
+    char text[DLXI_JSON_SHOWN_BYTES];
     const char *tensor;
     json_t *file;
     json_object_foreach(map, tensor, file) {
         listed *item = &index->item[index->count];
         if (!json_is_string(file))
             DLX_FAIL(error, DATA, "%s: weight_map has no file name for tensor '%s'", index->path,
-                     name_printable(text, tensor));
+                     dlxi_json_show_name(text, tensor));
         DLX_TRY(file_add(&item->file, index, seen, json_string_value(file), error));
         item->tensor = tensor;
         index->count++;
@@ -86,10 +78,8 @@ static dlx_status map_read(dlxi_index *index, json_t *map, json_t *seen, dlx_err
 }
 
 static dlx_status index_parse(dlxi_index *index, const char *text, size_t bytes, dlx_error *error) {
-    json_error_t problem;
-    index->root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &problem);
-    if (index->root == NULL)
-        DLX_FAIL(error, DATA, "%s:%d: not JSON: %.120s", index->path, problem.line, problem.text);
+    index->root = dlxi_json_parse(text, bytes, index->path, error);
+    if (index->root == NULL) return DLX_DATA;
     json_t *map = json_object_get(index->root, "weight_map");
     if (!json_is_object(map) || json_object_size(map) == 0)
         DLX_FAIL(error, DATA, "%s: no weight_map of tensors to files", index->path);
@@ -155,18 +145,18 @@ const char *dlxi_index_path(const dlxi_index *index) {
 /* Every tensor of the file is listed in it. */
 static dlx_status file_check(const dlxi_index *index, size_t number, const dlxi_safetensors *file,
                              dlx_error *error) {
-    char text[SHOWN_BYTES];
+    char text[DLXI_JSON_SHOWN_BYTES];
     for (size_t i = 0; i < dlxi_safetensors_count(file); i++) {
         listed key = {.tensor = dlxi_safetensors_at(file, i)->name};
         const listed *item = bsearch(&key, index->item, index->count, sizeof key, by_tensor);
         if (item == NULL)
             DLX_FAIL(error, DATA,
                      "%s: tensor '%s' of %s is not listed; do the files belong together?",
-                     index->path, name_printable(text, key.tensor), index->file[number]);
+                     index->path, dlxi_json_show_name(text, key.tensor), index->file[number]);
         if (item->file != number)
             DLX_FAIL(error, DATA,
                      "%s: tensor '%s' is listed in %s but is in %s; do the files belong together?",
-                     index->path, name_printable(text, key.tensor), index->file[item->file],
+                     index->path, dlxi_json_show_name(text, key.tensor), index->file[item->file],
                      index->file[number]);
     }
     return DLX_OK;
@@ -174,14 +164,14 @@ static dlx_status file_check(const dlxi_index *index, size_t number, const dlxi_
 
 dlx_status dlxi_index_check(const dlxi_index *index, dlxi_safetensors *const *file,
                             dlx_error *error) {
-    char text[SHOWN_BYTES];
+    char text[DLXI_JSON_SHOWN_BYTES];
     for (size_t i = 0; i < index->file_count; i++) DLX_TRY(file_check(index, i, file[i], error));
     for (size_t i = 0; i < index->count; i++) {
         const listed *item = &index->item[i];
         if (dlxi_safetensors_find(file[item->file], item->tensor) == NULL)
             DLX_FAIL(error, DATA,
                      "%s: tensor '%s' is missing from %s; do the files belong together?",
-                     index->path, name_printable(text, item->tensor), index->file[item->file]);
+                     index->path, dlxi_json_show_name(text, item->tensor), index->file[item->file]);
     }
     return DLX_OK;
 }

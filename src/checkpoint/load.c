@@ -5,7 +5,9 @@
 #include "base/memory.h"
 #include "base/panic.h"
 
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* dst[cols, rows] ← columns [column, column + cols) of the file's tensor, a few rows at a time. */
 static dlx_status transposed_read(float *dst, const dlxi_file_tensor *tensor,
@@ -43,8 +45,43 @@ static dlx_status parameter_read(const dlxi_tensor_set *set, const dlxi_file_ent
     }
 }
 
+/* A tied head is the table; a file may have a copy. *differs ← whether that is another one. */
+static dlx_status head_compare(bool *differs, const dlxi_tensor_set *set,
+                               const dlxi_file_entry *table, dlx_error *error) {
+    enum { BLOCK = 4096 };
+    float own[BLOCK], other[BLOCK];
+    const dlxi_file_tensor *head = dlxi_set_find(set, "lm_head.weight", NULL),
+                           *tensor = dlxi_layout_find(set, table, NULL);
+    *differs = head != NULL &&
+               (head->count != tensor->count || head->dims != tensor->dims ||
+                head->shape[0] != tensor->shape[0] || dlxi_file_tensor_check(head, NULL) != DLX_OK);
+    if (head == NULL || *differs) return DLX_OK;
+    for (int64_t first = 0; first < head->count && !*differs; first += BLOCK) {
+        int64_t count = head->count - first < BLOCK ? head->count - first : BLOCK;
+        DLX_TRY(dlxi_file_tensor_read(own, tensor, first, count, error));
+        DLX_TRY(dlxi_file_tensor_read(other, head, first, count, error));
+        *differs = memcmp(own, other, (size_t)count * sizeof *own) != 0;
+    }
+    return DLX_OK;
+}
+
+static dlx_status head_warn(const dlxi_tensor_set *set, const dlxi_file_entry *table, dlx_log log,
+                            void *log_context, dlx_error *error) {
+    char line[512];
+    bool differs;
+    DLX_TRY(head_compare(&differs, set, table, error));
+    if (!differs || log == NULL) return DLX_OK;
+    snprintf(line, sizeof line,
+             "warning: %.300s: tensor 'lm_head.weight' is not used: config.json says "
+             "tie_word_embeddings, but it differs from '%s'; set that to false to use both",
+             set->path, table->name);
+    log(log_context, line);
+    return DLX_OK;
+}
+
 dlx_status dlxi_checkpoint_load(const char *directory, const dlxi_model_config *config,
-                                dlxi_parameter *parameter, int64_t count, dlx_error *error) {
+                                dlxi_parameter *parameter, int64_t count, dlx_log log,
+                                void *log_context, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_tensor_set *set = NULL;
     dlxi_file_entry *entries = NULL;
@@ -52,6 +89,8 @@ dlx_status dlxi_checkpoint_load(const char *directory, const dlxi_model_config *
     DLX_TRY(dlxi_set_open(&set, directory, error));
     DLX_TRY_OUT(dlxi_layout_list(&entries, &entry_count, config, error));
     DLX_TRY_OUT(dlxi_layout_check(set, entries, entry_count, config, error));
+    if (config->tied_head) /* the first tensor is the table */
+        DLX_TRY_OUT(head_warn(set, &entries[0], log, log_context, error));
     for (int64_t i = 0; i < count; i++)
         DLX_TRY_OUT(parameter_read(set, entries, entry_count, &parameter[i], error));
 out:

@@ -128,6 +128,18 @@ static dlx_status cover_check(dlxi_safetensors *file, size_t room, dlx_error *er
     return DLX_OK;
 }
 
+/* A parser of JSON would only say that the text goes on. */
+static dlx_status padding_check(const dlxi_safetensors *file, const uint8_t *header, size_t bytes,
+                                dlx_error *error) {
+    size_t end = bytes;
+    while (end > 0 && header[end - 1] == '\0') end--;
+    if (end == bytes) return DLX_OK;
+    DLX_FAIL(error, DATA,
+             "%s: the last %zu of its header's %zu bytes are NUL padding; the format pads with "
+             "spaces: write the file again",
+             file->path, bytes - end, bytes);
+}
+
 static dlx_status header_parse(dlxi_safetensors *file, const uint8_t *data, size_t bytes,
                                dlx_error *error) {
     if (bytes < PREFIX_BYTES)
@@ -141,6 +153,7 @@ static dlx_status header_parse(dlxi_safetensors *file, const uint8_t *data, size
                  " bytes does not fit (file %zu bytes, headers at most %d); is this a "
                  "complete safetensors file?",
                  file->path, header_bytes, bytes, HEADER_BYTES_MAX);
+    DLX_TRY(padding_check(file, data + PREFIX_BYTES, (size_t)header_bytes, error));
     json_error_t json;
     file->header = json_loadb((const char *)data + PREFIX_BYTES, (size_t)header_bytes,
                               JSON_REJECT_DUPLICATES, &json);

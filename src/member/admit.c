@@ -64,23 +64,32 @@ static bool mismatch_of_rank(char text[DLXI_REASON_MAX + 1], const dlxi_coordina
     return false;
 }
 
-/* Why this rank's settings differ from the run's, naming both sites; or false. */
-static bool mismatch_of_settings(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
-                                 const dlxi_run_site *s, const dlxi_hello *hello) {
+/* Why this rank's settings differ from the coordinator's, naming both sites; or false. */
+static bool mismatch_with_run(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
+                              const dlxi_run_site *s, const dlxi_hello *hello) {
     size_t size = DLXI_REASON_MAX + 1;
     dlxi_option_difference d;
     if (c->shared_text == NULL ||
         dlxi_options_canonical_equal(&d, c->shared_text, strlen(c->shared_text), hello->shared_text,
-                                     strlen(hello->shared_text)))
+                                     strlen(hello->shared_text), true))
         return false;
-    if (c->shared_text_is_given) {
-        bool other = c->count > 0 && s != &c->sites[0]; /* it was compared with the same text */
-        return snprintf(
-            text, size,
-            "%s: '%s' on site '%s', '%s' in the run%s%s%s; all sites must use the same value",
-            d.key, d.theirs, hello->site, d.ours, other ? " and on site '" : "",
-            other ? c->sites[0].name : "", other ? "'" : "");
-    }
+    bool other = c->count > 0 && s != &c->sites[0]; /* it was compared with the same text */
+    return snprintf(
+        text, size,
+        "%s: '%s' on site '%s', '%s' in the run%s%s%s; all sites must use the same value", d.key,
+        d.theirs, hello->site, d.ours, other ? " and on site '" : "", other ? c->sites[0].name : "",
+        other ? "'" : "");
+}
+
+/* Why what this rank shares differs from the first site's, naming both; or false. */
+static bool mismatch_of_sites(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
+                              const dlxi_run_site *s, const dlxi_hello *hello) {
+    size_t size = DLXI_REASON_MAX + 1;
+    dlxi_option_difference d;
+    if (c->sites_text == NULL ||
+        dlxi_options_canonical_equal(&d, c->sites_text, strlen(c->sites_text), hello->shared_text,
+                                     strlen(hello->shared_text), false))
+        return false;
     if (s == &c->sites[0])
         return snprintf(
             text, size,
@@ -129,6 +138,8 @@ static bool mismatch_of_model(char text[DLXI_REASON_MAX + 1], const dlxi_coordin
 
 bool dlxi_coordinator_mismatch(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
                                const dlxi_run_site *s, const dlxi_hello *hello) {
-    return mismatch_of_rank(text, c, s, hello) || mismatch_of_settings(text, c, s, hello) ||
-           mismatch_of_model(text, c, s, hello);
+    /* the settings name a cause, the model's hash does not; what only sites know comes last */
+    return mismatch_of_rank(text, c, s, hello) || mismatch_with_run(text, c, s, hello) ||
+           (c->shared_text == NULL && mismatch_of_sites(text, c, s, hello)) ||
+           mismatch_of_model(text, c, s, hello) || mismatch_of_sites(text, c, s, hello);
 }

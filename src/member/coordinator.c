@@ -21,7 +21,6 @@ dlx_status dlxi_coordinator_open(dlxi_coordinator **out, const dlxi_coordinator_
     DLX_TRY_OUT(DLXI_NEW(&c, 1, error));
     c->settings = *settings;
     c->settings.shared_text = NULL;
-    c->shared_text_is_given = settings->shared_text != NULL;
     c->term = 1;
     c->round = 1;
     c->now_ms = c->pinged_ms = c->ticked_ms = now_ms;
@@ -50,6 +49,7 @@ void dlxi_coordinator_close(dlxi_coordinator **coordinator) {
     dlxi_ledger_close(&c->ledger);
     free(c->peers);
     free(c->shared_text);
+    free(c->sites_text);
     free(c);
     *coordinator = NULL;
 }

@@ -20,7 +20,8 @@
 typedef struct dlxi_coordinator_settings {
     uint16_t sites;
     uint64_t tokens_target;
-    const char *shared_text; /* copied; NULL: the first site's is the run's */
+    const char *shared_text; /* copied; each site's begins with it, what follows is compared between
+                                sites. NULL: none */
     uint32_t timeout_ms;
     uint32_t patience_ms;  /* from a round's first failed attempt to its commit */
     uint32_t attempts_max; /* of one round whose results differ between sites */

@@ -78,9 +78,9 @@ struct dlxi_coordinator {
     uint64_t round, committed_tokens;
     bool committed_last; /* the last commit finished the run */
     int64_t now_ms, pinged_ms, ticked_ms, closing_ms, begun_ms;
-    bool begin_waits; /* the attempt failed; the next one begins a moment later */
-    char *shared_text;
-    bool shared_text_is_given; /* or the first site's */
+    bool begin_waits;  /* the attempt failed; the next one begins a moment later */
+    char *shared_text; /* the run's settings; NULL: not given */
+    char *sites_text;  /* as the first site to join gave it; NULL: none has */
     bool welcomed;
     uint16_t count; /* sites, with all of their ranks or some */
     dlxi_run_site sites[DLXI_SITES_MAX];

@@ -72,9 +72,9 @@ void dlxi_gather_leave(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_ran
     *s = c->sites[--c->count];
     c->sites[c->count] = (dlxi_run_site){0};
     dlxi_coordinator_index_peers(c);
-    if (c->count > 0 || c->shared_text_is_given) return;
-    free(c->shared_text);
-    c->shared_text = NULL;
+    if (c->count > 0) return;
+    free(c->sites_text);
+    c->sites_text = NULL;
 }
 
 /* Whether a rank of this site was refused a short time ago, and this one has no answer yet. */
@@ -123,8 +123,7 @@ static bool hello_is_refused(char text[DLXI_REASON_MAX + 1], dlxi_coordinator *c
 /* A place for a new site, or NULL without memory. */
 static dlxi_run_site *site_enter(dlxi_coordinator *c, const dlxi_hello *hello, const char *key) {
     dlxi_run_rank *ranks;
-    if (c->shared_text == NULL && (c->shared_text = strdup(hello->shared_text)) == NULL)
-        return NULL;
+    if (c->sites_text == NULL && (c->sites_text = strdup(hello->shared_text)) == NULL) return NULL;
     if (DLXI_NEW(&ranks, hello->ranks, NULL) != DLX_OK) return NULL;
     dlxi_run_site *s = &c->sites[c->count++];
     *s = (dlxi_run_site){.rank_count = hello->ranks,

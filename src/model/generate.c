@@ -65,6 +65,8 @@ static float top_k_threshold(const float *logits, int64_t vocabulary, int64_t to
 
 uint32_t dlxi_sample(float *logits, int64_t vocabulary, const dlxi_sampling *sampling,
                      uint64_t index) {
+    if (sampling->vocabulary > 0 && sampling->vocabulary < vocabulary)
+        vocabulary = sampling->vocabulary;
     uint32_t best = most_likely(logits, vocabulary);
     if (!(sampling->temperature > 0.0f) || !isfinite(logits[best])) return best;
     float threshold = -INFINITY;
@@ -84,11 +86,19 @@ uint32_t dlxi_sample(float *logits, int64_t vocabulary, const dlxi_sampling *sam
     return best;
 }
 
+static bool all_finite(const float *values, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        if (!isfinite(values[i])) return false;
+    return true;
+}
+
 dlx_status dlxi_model_generate(dlxi_stage *stage, uint32_t *token, int64_t prompt_count,
                                int64_t new_count, const dlxi_sampling *sampling, dlx_error *error) {
     for (int64_t i = 0; i < new_count; i++) {
         float *logits;
         DLX_TRY(dlxi_model_logits(&logits, stage, token, prompt_count + i, error));
+        if (!all_finite(logits, stage->config.vocabulary))
+            DLX_FAIL(error, NUMERIC, "the scores of the model's tokens are not finite");
         token[prompt_count + i] =
             dlxi_sample(logits, stage->config.vocabulary, sampling, (uint64_t)i);
     }

@@ -188,16 +188,19 @@ dlx_status dlxi_model_logits(float **logits, dlxi_stage *stage, const uint32_t *
                              int64_t count, dlx_error *error);
 
 typedef struct dlxi_sampling {
-    float temperature; /* 0: the most likely token */
-    int64_t top_k;     /* 0: all */
+    float temperature;  /* 0: the most likely token */
+    int64_t top_k;      /* 0: all */
+    int64_t vocabulary; /* draw ids below this, which a tokenizer has; 0: all */
     uint64_t seed;
 } dlxi_sampling;
 
-/* Draws from logits[V], which it overwrites; equal (seed, index) draw equal tokens. */
+/* Draws from logits[vocabulary], or as few as `sampling` says, and overwrites them; equal
+ * (seed, index) draw equal tokens. */
 uint32_t dlxi_sample(float *logits, int64_t vocabulary, const dlxi_sampling *sampling,
                      uint64_t index);
 
-/* Appends new_count tokens to token[prompt_count + new_count], with prompt_count ≥ 1. */
+/* Appends new_count tokens to token[prompt_count + new_count], with prompt_count ≥ 1.
+ * DLX_NUMERIC if a logit is not finite. */
 dlx_status dlxi_model_generate(dlxi_stage *stage, uint32_t *token, int64_t prompt_count,
                                int64_t new_count, const dlxi_sampling *sampling, dlx_error *error);
 

@@ -153,9 +153,9 @@ typedef struct dlxi_option_difference {
     char ours[96], theirs[96];
 } dlxi_option_difference;
 
-/* True if the texts are equal; otherwise fills *out. The texts may come from a peer: any bytes will
- * do. */
+/* True if the texts are equal, or if theirs begins with all lines of ours and may go on; otherwise
+ * fills *out. The texts may come from a peer: any bytes will do. */
 bool dlxi_options_canonical_equal(dlxi_option_difference *out, const char *ours, size_t ours_bytes,
-                                  const char *theirs, size_t theirs_bytes);
+                                  const char *theirs, size_t theirs_bytes, bool may_go_on);
 
 #endif

@@ -190,11 +190,11 @@ static bool has_key(const char *text, size_t text_bytes, const line *wanted) {
 }
 
 bool dlxi_options_canonical_equal(dlxi_option_difference *out, const char *ours, size_t ours_bytes,
-                                  const char *theirs, size_t theirs_bytes) {
+                                  const char *theirs, size_t theirs_bytes, bool may_go_on) {
     static const char absent[] = "(absent)";
     for (;;) {
         line mine = line_cut(ours, ours_bytes), other = line_cut(theirs, theirs_bytes);
-        if (mine.bytes == 0 && other.bytes == 0) return true;
+        if (mine.bytes == 0 && (other.bytes == 0 || may_go_on)) return true;
         if (mine.bytes == other.bytes && memcmp(ours, theirs, mine.bytes) == 0) {
             ours += mine.bytes, ours_bytes -= mine.bytes;
             theirs += other.bytes, theirs_bytes -= other.bytes;

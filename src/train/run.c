@@ -137,13 +137,37 @@ static bool site_hangs(void *context) {
     return now_s - r->failed_since_s > PATIENCE_S + r->step_s_max;
 }
 
+static uint64_t data_hash(const dlxi_token_file *file) {
+    return dlxi_hash(file->payload, (size_t)file->count * file->token_bytes, 0);
+}
+
+/* *text ← the settings that all sites must share, as the coordinator has them too, and behind them
+ * the data, which only sites have; free with free(). That data.train is equal is for its hash. */
+static dlx_status shared_text_make(char **text, const site_run *r, dlx_error *error) {
+    const dlxi_token_file *data = r->train_file, *validation = r->validation_file;
+    char *settings, tokenizer[DLXI_TOKENIZER_NAME_BYTES];
+    dlxi_text_copy(tokenizer, sizeof tokenizer, data->tokenizer_name);
+    for (char *c = tokenizer; *c != '\0'; c++) *c = *c == '\n' ? '?' : *c; /* a text of lines */
+    *text = NULL;
+    DLX_TRY(dlxi_options_print_canonical(&settings, r->config, &dlxi_config_table, error));
+    int length = asprintf(text,
+                          "%sdata tokenizer: %s (hash %016llx)\n"
+                          "data.validation: %lld tokens (hash %016llx)\n",
+                          settings, tokenizer, (unsigned long long)data->tokenizer_hash,
+                          (long long)validation->count, (unsigned long long)data_hash(validation));
+    free(settings);
+    if (length >= 0) return DLX_OK;
+    *text = NULL;
+    DLX_FAIL(error, MEMORY, "out of memory for the run's settings");
+}
+
 static dlx_status sync_open(site_run *r, dlx_error *error) {
     const dlxi_config *c = r->config;
     dlx_sync_config sync = c->sync;
-    char listen[128], *shared_text = NULL;
+    char listen[128], *shared_text;
     DLX_TRY(dlxi_config_link(&sync.link, listen, c, r->options->coordinator, r->options->hub,
                              r->rank, error));
-    DLX_TRY(dlxi_options_print_canonical(&shared_text, c, &dlxi_config_table, error));
+    DLX_TRY(shared_text_make(&shared_text, r, error));
     sync.site = r->options->site;
     sync.rank = (uint16_t)r->rank;
     sync.ranks = (uint16_t)r->ranks;
@@ -157,8 +181,7 @@ static dlx_status sync_open(site_run *r, dlx_error *error) {
         sync.pace_max = PACE_MAX;
     sync.windows = (uint64_t)r->sampler.windows;
     sync.tokens_per_window = (uint64_t)c->model.context;
-    sync.data_hash = dlxi_hash(r->train_file->payload,
-                               (size_t)r->train_file->count * r->train_file->token_bytes, 0);
+    sync.data_hash = data_hash(r->train_file);
     sync.windows_per_step = (uint32_t)c->train.batch;
     sync.log = message_send;
     sync.log_context = r;
@@ -206,20 +229,34 @@ static dlx_status line_write(const site_run *r, json_t *line, dlx_error *error) 
     return DLX_OK;
 }
 
+/* With fewer validation windows than sites, some have none. */
+static void evaluation_show(const site_run *r, const char *of, double loss) {
+    dlx_event event = {.kind = DLX_EVENT_EVALUATED, .text = of, .loss = loss, .step = r->steps};
+    char text[192];
+    if (r->val_tokens > 0) {
+        event_send(r, &event);
+        return;
+    }
+    snprintf(
+        text, sizeof text,
+        "validation loss at the %s: this site has none of the windows, as there are fewer than "
+        "sites (%u); raise train.eval_tokens or use more data",
+        of, dlx_sync_site_count(r->sync));
+    event.kind = DLX_EVENT_MESSAGE, event.text = text, event.loss = 0, event.step = 0;
+    event_send(r, &event);
+}
+
 /* *loss_sum ← the loss of this site's part of the validation windows, summed over tokens. */
 static dlx_status site_evaluate(site_run *r, const char *of, double *loss_sum, dlx_error *error) {
     DLX_TRY(dlxi_pipeline_evaluate(r->pipeline, r->validation_file,
                                    (int64_t)r->config->train.eval_tokens,
                                    dlx_sync_site_index(r->sync), dlx_sync_site_count(r->sync),
                                    loss_sum, &r->val_tokens, error));
-    dlx_event event = {.kind = DLX_EVENT_EVALUATED,
-                       .text = of,
-                       .loss = *loss_sum / r->val_tokens,
-                       .step = r->steps};
-    event_send(r, &event);
+    double loss = r->val_tokens > 0 ? *loss_sum / r->val_tokens : (double)NAN;
+    evaluation_show(r, of, loss);
     return line_write(r,
                       json_pack("{s:s, s:s, s:I, s:o, s:f}", "event", "evaluation", "of", of,
-                                "step", (json_int_t)r->steps, "loss", dlxi_json_real(event.loss),
+                                "step", (json_int_t)r->steps, "loss", dlxi_json_real(loss),
                                 "tokens", r->val_tokens),
                       error);
 }

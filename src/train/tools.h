@@ -7,9 +7,9 @@
 #include "train/config.h"
 
 dlx_status dlxi_evaluate(double *loss, uint64_t *tokens_used, const char *checkpoint,
-                         const char *data, uint64_t tokens, int threads, dlx_error *error);
-dlx_status dlxi_generate(char **text, const char *checkpoint, const dlx_generate_options *options,
-                         dlx_error *error);
+                         const char *data, const dlx_evaluate_options *options, dlx_error *error);
+dlx_status dlxi_generate(char **text, size_t *text_bytes, const char *checkpoint,
+                         const dlx_generate_options *options, dlx_error *error);
 dlx_status dlxi_bench_model(dlx_bench_model_result *result, uint32_t batch, uint32_t length,
                             uint32_t steps, int threads, bool f32, dlx_error *error);
 dlx_status dlxi_bench_stages(dlx_bench_stages_result *result, const dlxi_config *config, int stages,

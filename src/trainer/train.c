@@ -125,31 +125,41 @@ dlx_status dlx_coordinate(const dlx_config *config, const dlx_coordinate_options
     return dlxi_coordinate(&config->values, &own, error);
 }
 
-dlx_status dlx_evaluate(double *loss, uint64_t *tokens_used, const char *checkpoint,
-                        const char *data, uint64_t tokens, int threads, dlx_error *error) {
-    DLXI_NOT_NULL(loss);
-    DLXI_NOT_NULL(tokens_used);
-    DLXI_NOT_NULL(checkpoint);
-    DLXI_NOT_NULL(data);
-    return dlxi_evaluate(loss, tokens_used, checkpoint, data, tokens, threads, error);
-}
-
+static const dlx_evaluate_options evaluate_default = DLX_EVALUATE_OPTIONS_INIT;
 static const dlx_generate_options generate_default = DLX_GENERATE_OPTIONS_INIT;
+
+void dlx_evaluate_options_default(dlx_evaluate_options *options, size_t size) {
+    dlxi_sized_default(options, size, &evaluate_default, sizeof evaluate_default);
+}
 
 void dlx_generate_options_default(dlx_generate_options *options, size_t size) {
     dlxi_sized_default(options, size, &generate_default, sizeof generate_default);
 }
 
-dlx_status dlx_generate(char **text, const char *checkpoint, const dlx_generate_options *options,
-                        dlx_error *error) {
+dlx_status dlx_evaluate(double *loss, uint64_t *tokens_used, const char *checkpoint,
+                        const char *data, const dlx_evaluate_options *options, dlx_error *error) {
+    dlx_evaluate_options own = evaluate_default;
+    DLXI_NOT_NULL(loss);
+    DLXI_NOT_NULL(tokens_used);
+    DLXI_NOT_NULL(checkpoint);
+    DLXI_NOT_NULL(data);
+    DLXI_NOT_NULL(options);
+    DLX_TRY(dlxi_sized_read(&own, sizeof own, offsetof(dlx_evaluate_options, tokens), options,
+                            "DLX_EVALUATE_OPTIONS_INIT", error));
+    return dlxi_evaluate(loss, tokens_used, checkpoint, data, &own, error);
+}
+
+dlx_status dlx_generate(char **text, size_t *text_bytes, const char *checkpoint,
+                        const dlx_generate_options *options, dlx_error *error) {
     dlx_generate_options own = generate_default;
     DLXI_NOT_NULL(text);
     *text = NULL;
+    DLXI_NOT_NULL(text_bytes);
     DLXI_NOT_NULL(checkpoint);
     DLXI_NOT_NULL(options);
     DLX_TRY(dlxi_sized_read(&own, sizeof own, offsetof(dlx_generate_options, prompt), options,
                             "DLX_GENERATE_OPTIONS_INIT", error));
-    return dlxi_generate(text, checkpoint, &own, error);
+    return dlxi_generate(text, text_bytes, checkpoint, &own, error);
 }
 
 dlx_status dlx_tokenize(const char *out_path, const char *in_path, uint32_t validation_every,

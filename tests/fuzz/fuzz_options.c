@@ -21,7 +21,7 @@ static void must_round_trip(const test_config *config) {
     DLXI_ASSERT(dlxi_options_print_canonical(&canonical, config, &test_table, &error) == DLX_OK);
     DLXI_ASSERT(dlxi_options_print_canonical(&again, &back, &test_table, &error) == DLX_OK);
     DLXI_ASSERT(dlxi_options_canonical_equal(&difference, canonical, strlen(canonical), again,
-                                             strlen(again)));
+                                             strlen(again), false));
     DLXI_ASSERT(strcmp(config->run.dir, back.run.dir) == 0 &&
                 strcmp(config->wan.key, back.wan.key) == 0);
     free(yaml);
@@ -59,9 +59,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     free(assignment);
 
     size_t half = bytes / 2;
-    bool equal = dlxi_options_canonical_equal(&difference, text, half, text + half, bytes - half);
+    bool equal =
+        dlxi_options_canonical_equal(&difference, text, half, text + half, bytes - half, false);
     DLXI_ASSERT(equal ==
                 (half == bytes - half && (half == 0 || memcmp(text, text + half, half) == 0)));
+    equal = dlxi_options_canonical_equal(&difference, text, half, text + half, bytes - half, true);
+    DLXI_ASSERT(!equal || memcmp(text, text + half, half) == 0);
     return 0;
 }
 

@@ -33,6 +33,13 @@ static void open_and_read(const uint8_t *data, size_t bytes) {
     dlxi_safetensors_close(&file);
 }
 
+/* Names from the file do not reach a terminal as they are. */
+static void on_warning(void *context, const char *line) {
+    (void)context;
+    DLXI_ASSERT(strncmp(line, "warning: input: ", 16) == 0);
+    for (const char *c = line; *c != '\0'; c++) DLXI_ASSERT((unsigned char)*c >= ' ' && *c != 0x7f);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     dlxi_model_config config;
     dlx_error error;
@@ -45,8 +52,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
         for (int i = 0; i < 8; i++) sealed[i] = (uint8_t)((uint64_t)header >> (8 * i));
         open_and_read(sealed, bytes);
     }
-    dlx_status status =
-        dlxi_checkpoint_parse_config(&config, (const char *)data, bytes, "input", &error);
+    dlx_status status = dlxi_checkpoint_parse_config(&config, (const char *)data, bytes, "input",
+                                                     on_warning, NULL, &error);
     DLXI_ASSERT(status == DLX_DATA ||
                 (status == DLX_OK && dlxi_model_config_validate(&config, NULL) == DLX_OK));
     return 0;
@@ -66,7 +73,9 @@ size_t fuzz_seed(uint8_t *data, int index) {
     static const char config[] = "{\"model_type\":\"llama\",\"num_hidden_layers\":2,\"hidden_"
                                  "size\":16,\"num_attention_heads\":4,"
                                  "\"intermediate_size\":8,\"max_position_embeddings\":32,\"vocab_"
-                                 "size\":50,\"rope_theta\":1e4,\"head_dim\":4}";
+                                 "size\":50,\"rope_theta\":1e4,\"head_dim\":4,\"layer_types\":"
+                                 "[\"full_attention\"],\"new\\u001b\":1,\"rope_parameters\":{"
+                                 "\"rope_type\":\"default\",\"rope_theta\":1e4}}";
     static const char gpt2[] =
         "{\"model_type\":\"gpt2\",\"n_embd\":16,\"n_head\":2,\"n_layer\":1,\"n_positions\":8,"
         "\"vocab_size\":9,\"activation_function\":\"relu\"}";

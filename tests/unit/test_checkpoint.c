@@ -2,6 +2,7 @@
 /* Checkpoints: saved and loaded to the same bits, config.json both ways, and the messages for
  * malformed files. */
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/config_json.h"
 #include "checkpoint/safetensors.h"
 #include "base/file.h"
 #include "base/rng.h"
@@ -55,6 +56,21 @@ static dlxi_model_config small(int which) {
     return config;
 }
 
+static void assert_same_model(const dlxi_model_config *a, const dlxi_model_config *b) {
+    assert_int_equal(a->family, b->family);
+    assert_int_equal(a->layers, b->layers);
+    assert_int_equal(a->width, b->width);
+    assert_int_equal(a->heads, b->heads);
+    assert_int_equal(a->kv_heads, b->kv_heads);
+    assert_int_equal(a->mlp_width, b->mlp_width);
+    assert_int_equal(a->context, b->context);
+    assert_int_equal(a->vocabulary, b->vocabulary);
+    assert_int_equal(a->activation, b->activation);
+    assert_int_equal(a->qkv_bias, b->qkv_bias);
+    assert_int_equal(a->tied_head, b->tied_head);
+    assert_true(a->norm_epsilon == b->norm_epsilon && a->rope_theta == b->rope_theta);
+}
+
 static dlxi_stage *stage_open(const dlxi_model_config *config, uint64_t seed, int64_t first_layer,
                               dlxi_kernels *kernels) {
     dlxi_stage *stage = NULL;
@@ -83,28 +99,17 @@ static void test_round_trip(void **unused) {
                 a[i].data[j] += dlxi_rng_normal(5, (uint64_t)i, (uint64_t)j);
         if (dlxi_checkpoint_save(directory, &config, a, count, &error) != DLX_OK)
             fail_msg("%s", error.message);
-        if (dlxi_checkpoint_load_config(&read, directory, &error) != DLX_OK)
+        if (dlxi_checkpoint_load_config(&read, directory, NULL, NULL, &error) != DLX_OK)
             fail_msg("%s", error.message);
-        assert_int_equal(read.family, config.family);
-        assert_int_equal(read.layers, config.layers);
-        assert_int_equal(read.width, config.width);
-        assert_int_equal(read.heads, config.heads);
-        assert_int_equal(read.kv_heads, config.kv_heads);
-        assert_int_equal(read.mlp_width, config.mlp_width);
-        assert_int_equal(read.context, config.context);
-        assert_int_equal(read.vocabulary, config.vocabulary);
-        assert_int_equal(read.activation, config.activation);
-        assert_int_equal(read.qkv_bias, config.qkv_bias);
-        assert_int_equal(read.tied_head, config.tied_head);
-        assert_true(read.norm_epsilon == config.norm_epsilon &&
-                    read.rope_theta == config.rope_theta);
-        if (dlxi_checkpoint_load(directory, &read, b, count, &error) != DLX_OK)
+        assert_same_model(&read, &config);
+        if (dlxi_checkpoint_load(directory, &read, b, count, NULL, NULL, &error) != DLX_OK)
             fail_msg("%s", error.message);
         for (int64_t i = 0; i < count; i++)
             assert_memory_equal(a[i].data, b[i].data, (size_t)a[i].count * sizeof(float));
         dlxi_parameter *p = dlxi_stage_parameters(part, &part_count);
         assert_true(part_count < count);
-        assert_int_equal(dlxi_checkpoint_load(directory, &read, p, part_count, NULL), DLX_OK);
+        assert_int_equal(dlxi_checkpoint_load(directory, &read, p, part_count, NULL, NULL, NULL),
+                         DLX_OK);
         for (int64_t i = 0; i < part_count; i++)
             assert_memory_equal(p[i].data, a[p[i].tensor.id].data,
                                 (size_t)p[i].count * sizeof(float));
@@ -146,8 +151,9 @@ static void test_other_model(void **unused) {
         dlx_error error = {0};
         dlxi_parameter *parameter = dlxi_stage_parameters(stage, &count);
         float before = parameter[0].data[0];
-        assert_int_equal(dlxi_checkpoint_load(directory, &config, parameter, count, &error),
-                         DLX_DATA);
+        assert_int_equal(
+            dlxi_checkpoint_load(directory, &config, parameter, count, NULL, NULL, &error),
+            DLX_DATA);
         assert_non_null(strstr(error.message, cases[i].message));
         assert_non_null(strstr(error.message, "/model.safetensors: "));
         assert_true(parameter[0].data[0] == before);
@@ -183,7 +189,8 @@ static void test_unreadable_dtype(void **unused) {
     int64_t count;
     dlxi_parameter *parameter = dlxi_stage_parameters(stage, &count);
     float before = parameter[0].data[0];
-    assert_int_equal(dlxi_checkpoint_load(directory, &config, parameter, count, &error), DLX_DATA);
+    assert_int_equal(dlxi_checkpoint_load(directory, &config, parameter, count, NULL, NULL, &error),
+                     DLX_DATA);
     assert_non_null(
         strstr(error.message,
                "/model.safetensors: tensor 'lm_head.weight' has dtype I32; only F32, F16 and "
@@ -276,6 +283,8 @@ static void test_malformed(void **unused) {
         {"[]", 0, "x: its header is not a JSON object"},
         {"{\"\xff\":1}", 0, "x: its header is not JSON: unable to decode byte 0xff"},
     };
+    static const char padded[] =
+        "{\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}}\0\0";
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         dlxi_safetensors *file = NULL;
         dlx_error error = {0};
@@ -285,6 +294,11 @@ static void test_malformed(void **unused) {
         assert_null(file);
         assert_non_null(strstr(error.message, cases[i].message));
     }
+    dlxi_safetensors *none = NULL;
+    dlx_error why = {0};
+    assert_int_equal(parse(&none, padded, sizeof padded, 0, &why), DLX_DATA); /* with its own 0 */
+    assert_string_equal(why.message, "x: the last 3 of its header's 56 bytes are NUL padding; the "
+                                     "format pads with spaces: write the file again");
     static const uint8_t huge[9] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, '{'};
     dlxi_safetensors *file = NULL;
     dlx_error error = {0};
@@ -343,8 +357,9 @@ static void test_dtypes(void **unused) {
 static void refused(const char *text, const char *message) {
     dlxi_model_config config;
     dlx_error error = {0};
-    assert_int_equal(dlxi_checkpoint_parse_config(&config, text, strlen(text), "c.json", &error),
-                     DLX_DATA);
+    assert_int_equal(
+        dlxi_checkpoint_parse_config(&config, text, strlen(text), "c.json", NULL, NULL, &error),
+        DLX_DATA);
     assert_string_equal(error.message, message);
 }
 
@@ -357,16 +372,18 @@ static void test_config(void **unused) {
     (void)unused;
     static const char llama[] = LLAMA ", \"new_field\": [1], \"rope_scaling\": null}";
     dlxi_model_config config;
-    assert_int_equal(dlxi_checkpoint_parse_config(&config, llama, strlen(llama), "c.json", NULL),
-                     DLX_OK);
+    assert_int_equal(
+        dlxi_checkpoint_parse_config(&config, llama, strlen(llama), "c.json", NULL, NULL, NULL),
+        DLX_OK);
     assert_true(config.kv_heads == 4 && !config.tied_head && config.norm_epsilon == 1e-6f &&
                 !config.qkv_bias);
     /* a part of openai-community/gpt2's */
     static const char gpt2[] =
         "{\"model_type\": \"gpt2\", \"n_ctx\": 1024, \"n_embd\": 768, \"n_head\": 12, "
         "\"n_layer\": 12, \"n_positions\": 1024, \"vocab_size\": 50257}";
-    assert_int_equal(dlxi_checkpoint_parse_config(&config, gpt2, strlen(gpt2), "c.json", NULL),
-                     DLX_OK);
+    assert_int_equal(
+        dlxi_checkpoint_parse_config(&config, gpt2, strlen(gpt2), "c.json", NULL, NULL, NULL),
+        DLX_OK);
     assert_int_equal(dlxi_model_parameter_count(&config), 124439808 - 1024 * 768);
 
     refused("{", "c.json:1: not JSON: string or '}' expected near end of file");
@@ -376,25 +393,208 @@ static void test_config(void **unused) {
     refused("{\"model_type\": \"llama\"}", "c.json: field 'num_hidden_layers' is missing");
     refused(LLAMA ", \"rope_theta\": \"x\"}", "c.json: field 'rope_theta' is not a number");
     refused(LLAMA ", \"attention_bias\": true}",
-            "c.json: field 'attention_bias' is true, which is not supported");
-    refused(LLAMA ", \"rope_scaling\": {\"factor\": 8.0}}",
-            "c.json: rope_scaling is set, which is not supported");
+            "c.json: field 'attention_bias' is true, which is not supported; allowed: false, null");
     refused(LLAMA ", \"head_dim\": 8}",
             "c.json: head_dim 8 is not hidden_size / num_attention_heads");
     refused(LLAMA ", \"num_key_value_heads\": 3}",
             "c.json: model.kv_heads: 3 does not divide model.heads (4); set it to heads or to a "
             "divisor of heads");
     dlx_error error = {0};
-    assert_int_equal(dlxi_checkpoint_load_config(&config, "/nowhere", &error), DLX_SYSTEM);
+    assert_int_equal(dlxi_checkpoint_load_config(&config, "/nowhere", NULL, NULL, &error),
+                     DLX_SYSTEM);
     assert_non_null(strstr(error.message, "/nowhere/config.json"));
+}
+
+/* Counts warnings and keeps the last. */
+typedef struct warnings {
+    int count;
+    char last[1024];
+} warnings;
+
+static void on_warning(void *context, const char *line) {
+    warnings *w = context;
+    w->count++;
+    snprintf(w->last, sizeof w->last, "%s", line);
+}
+
+#define GPT2                                                                                       \
+    "{\"model_type\": \"gpt2\", \"n_embd\": 16, \"n_head\": 2, \"n_layer\": 1, "                   \
+    "\"n_positions\": 8, \"vocab_size\": 9"
+
+#define QWEN2                                                                                      \
+    "{\"model_type\": \"qwen2\", \"num_hidden_layers\": 2, \"hidden_size\": 16, "                  \
+    "\"num_attention_heads\": 4, \"intermediate_size\": 8, \"max_position_embeddings\": 32, "      \
+    "\"vocab_size\": 50"
+
+/* A field that would change the model is refused by its name. */
+static void test_fields_refused(void **unused) {
+    (void)unused;
+    static const char *const cases[][2] = {
+        {LLAMA, "'attention_bias': true"},
+        {LLAMA, "'attention_bias': 'false'"},
+        {LLAMA, "'mlp_bias': true"},
+        {LLAMA, "'hidden_act': 'gelu'"},
+        {LLAMA, "'hidden_act': null"},
+        {LLAMA, "'hidden_act': ['silu', null]"},
+        {LLAMA, "'partial_rotary_factor': 0.5"},
+        {LLAMA, "'use_sliding_window': true"},
+        {LLAMA, "'sliding_window': 31"},
+        {LLAMA, "'layer_types': ['full_attention', 'sliding_attention']"},
+        {LLAMA, "'layer_types': ['full_attention', 7]"},
+        {LLAMA, "'quantization_config': {}"},
+        {LLAMA, "'final_logit_softcapping': 30.0"},
+        {LLAMA, "'attn_logit_softcapping': 50"},
+        {LLAMA, "'logit_scale': 0.0625"},
+        {LLAMA, "'logits_scaling': 8"},
+        {LLAMA, "'embedding_multiplier': 12"},
+        {LLAMA, "'is_causal': false"},
+        {LLAMA, "'head_dim': 8"},
+        {LLAMA, "'head_dim': 0"},
+        {LLAMA, "'pruned_heads': {'0': [1]}"},
+        {LLAMA, "'rope_scaling': 2.0"},
+        {LLAMA, "'rope_scaling': {'type': 'linear', 'factor': 2.0}"},
+        {LLAMA, "'rope_scaling': {'factor': 8.0}"},
+        {LLAMA, "'rope_scaling': {'rope_type': 'default', 'type': 'dynamic'}"},
+        {LLAMA, "'rope_scaling': {'rope_type': 'yarn'}"},
+        {LLAMA, "'rope_parameters': {'rope_type': 'llama3', 'rope_theta': 5e5}"},
+        {LLAMA, "'rope_parameters': {'rope_type': 7}"},
+        {LLAMA, "'rope_parameters': {'partial_rotary_factor': 0.25}"},
+        {LLAMA, "'rope_parameters': {'full_attention': {'rope_theta': 1e6}}"},
+        {LLAMA, "'rope_parameters': {'rope_theta': '5e5'}"},
+        {LLAMA, "'rope_theta': 10000, 'rope_parameters': {'rope_theta': 5e5}"},
+        {LLAMA, "'rope_scaling': {'rope_theta': 10000}, 'rope_parameters': {'rope_theta': 5e5}"},
+        {QWEN2, "'use_sliding_window': true, 'sliding_window': 64"},
+        {QWEN2, "'layer_types': ['sliding_attention']"},
+        {GPT2, "'activation_function': 'gelu'"},
+        {GPT2, "'activation_function': null"},
+        {GPT2, "'scale_attn_weights': false"},
+        {GPT2, "'scale_attn_weights': null"},
+        {GPT2, "'scale_attn_by_inverse_layer_idx': true"},
+        {GPT2, "'add_cross_attention': true"},
+        {GPT2, "'position_embedding_type': 'relative_key'"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char text[1024], name[64], *end;
+        dlxi_model_config config;
+        dlx_error error = {0};
+        snprintf(text, sizeof text, "%s, %s}", cases[i][0], cases[i][1]);
+        for (char *c = text; *c != '\0'; c++) *c = *c == '\'' ? '"' : *c;
+        snprintf(name, sizeof name, "%s", cases[i][1] + 1);
+        if ((end = strchr(name, '\'')) != NULL) *end = '\0';
+        if (dlxi_checkpoint_parse_config(&config, text, strlen(text), "c.json", NULL, NULL,
+                                         &error) != DLX_DATA ||
+            strncmp(error.message, "c.json: ", 8) != 0 || strstr(error.message, name) == NULL)
+            fail_msg("%s: '%s'", cases[i][1], error.message);
+    }
+    refused(LLAMA ", \"rope_scaling\": {\"type\": \"linear\", \"factor\": 2.0}}",
+            "c.json: field 'rope_scaling.type' is \"linear\", which is not supported; allowed: "
+            "default, null");
+    refused(LLAMA ", \"rope_theta\": 10000, \"rope_parameters\": {\"rope_theta\": 5e5}}",
+            "c.json: field 'rope_theta' is 10000 and 'rope_parameters.rope_theta' is 500000; "
+            "remove the one that is wrong");
+}
+
+/* What other programs write beside, and the places of rope_theta: the model is the same. */
+static void test_fields_obeyed(void **unused) {
+    (void)unused;
+    static const struct {
+        const char *base, *fields;
+        double theta;
+    } cases[] = {
+        {LLAMA, "'rope_scaling': null", 1e4},
+        {LLAMA, "'rope_scaling': {}", 1e4},
+        {LLAMA, "'rope_scaling': {'rope_type': 'default'}", 1e4},
+        {LLAMA, "'rope_scaling': {'type': 'default', 'rope_theta': 5e5}", 5e5},
+        {LLAMA, "'rope_parameters': {'rope_type': 'default', 'rope_theta': 5e5}", 5e5},
+        {LLAMA, "'rope_parameters': {'rope_theta': 500000}, 'rope_theta': 5e5", 5e5},
+        {LLAMA, "'rope_parameters': {'partial_rotary_factor': 1.0, 'rope_theta': 3}", 3},
+        {LLAMA, "'tie_word_embeddings': null, 'hidden_act': 'swish', 'head_dim': 4", 1e4},
+        {LLAMA, "'sliding_window': null, 'layer_types': ['full_attention', 'full_attention']", 1e4},
+        {LLAMA, "'sliding_window': 32, 'num_key_value_heads': null", 1e4},
+        {LLAMA, "'attention_dropout': 0.1, 'dtype': 'bfloat16', 'torch_dtype': 'float16'", 1e4},
+        {LLAMA, "'pretraining_tp': 2, 'eos_token_id': [2, 3], 'use_cache': false", 1e4},
+        {LLAMA, "'attention_bias': false, 'mlp_bias': null, 'quantization_config': null", 1e4},
+        {QWEN2, "'use_sliding_window': false, 'sliding_window': 8, 'max_window_layers': 1", 1e4},
+        {GPT2, "'n_inner': null, 'resid_pdrop': 0.1, 'summary_type': 'cls_index'", 1e4},
+        {GPT2, "'scale_attn_weights': true, 'pruned_heads': {}, 'task_specific_params': {}", 1e4},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char plain[1024], text[1024];
+        dlxi_model_config config, expected;
+        dlx_error error = {0};
+        warnings w = {0};
+        snprintf(plain, sizeof plain, "%s}", cases[i].base);
+        assert_int_equal(dlxi_checkpoint_parse_config(&expected, plain, strlen(plain), "c.json",
+                                                      NULL, NULL, NULL),
+                         DLX_OK);
+        expected.rope_theta = (float)cases[i].theta;
+        snprintf(text, sizeof text, "\xEF\xBB\xBF%s, %s}", cases[i].base, cases[i].fields);
+        for (char *c = text; *c != '\0'; c++) *c = *c == '\'' ? '"' : *c;
+        if (dlxi_checkpoint_parse_config(&config, text, strlen(text), "c.json", on_warning, &w,
+                                         &error) != DLX_OK)
+            fail_msg("%s: '%s'", cases[i].fields, error.message);
+        assert_same_model(&config, &expected);
+        assert_int_equal(w.count, 0);
+    }
+}
+
+static void test_fields_unknown(void **unused) {
+    (void)unused;
+    dlxi_model_config config;
+    warnings w = {0};
+    static const char two[] = LLAMA ", \"new_field\": [1], \"n_ctx\": 3, \"a\\u001b\": 2}";
+    assert_int_equal(
+        dlxi_checkpoint_parse_config(&config, two, strlen(two), "c.json", on_warning, &w, NULL),
+        DLX_OK);
+    assert_int_equal(w.count, 1);
+    assert_string_equal(w.last, "warning: c.json: unknown to dilocox and not used: 'new_field', "
+                                "'n_ctx', 'a?'; if one of them changes what the model computes, "
+                                "its results here are wrong");
+    char many[2048] = LLAMA;
+    for (int i = 0; i < 20; i++)
+        snprintf(many + strlen(many), sizeof many - strlen(many), ", \"field_%d\": %d", i, i);
+    strcat(many, "}");
+    assert_int_equal(
+        dlxi_checkpoint_parse_config(&config, many, strlen(many), "c.json", on_warning, &w, NULL),
+        DLX_OK);
+    assert_int_equal(w.count, 2);
+    assert_non_null(strstr(w.last, "'field_7' and 12 more; if"));
+}
+
+/* Both places of rope_theta are written, and a file of our own has no unknown field. */
+static void test_fields_written(void **unused) {
+    (void)unused;
+    char path[128], *text;
+    size_t bytes;
+    dlxi_model_config config = small(3), read;
+    config.rope_theta = 500000.0f;
+    snprintf(path, sizeof path, "%s/config.json", directory);
+    assert_int_equal(dlxi_config_json_write(path, &config, NULL), DLX_OK);
+    assert_int_equal(dlxi_file_read(&text, &bytes, path, 1 << 20, NULL), DLX_OK);
+    const char *first = strstr(text, "\"rope_theta\": 500000.0");
+    assert_non_null(first);
+    assert_non_null(strstr(text, "\"rope_parameters\": {"));
+    assert_non_null(strstr(text, "\"rope_type\": \"default\""));
+    assert_non_null(strstr(first + 1, "\"rope_theta\": 500000.0"));
+    free(text);
+    for (int i = 0; i < 4; i++) {
+        warnings w = {0};
+        config = small(i);
+        assert_int_equal(dlxi_config_json_write(path, &config, NULL), DLX_OK);
+        assert_int_equal(dlxi_checkpoint_load_config(&read, directory, on_warning, &w, NULL),
+                         DLX_OK);
+        assert_int_equal(w.count, 0);
+    }
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_round_trip),  cmocka_unit_test(test_other_model),
-        cmocka_unit_test(test_failed_save), cmocka_unit_test(test_unreadable_dtype),
-        cmocka_unit_test(test_malformed),   cmocka_unit_test(test_dtypes),
-        cmocka_unit_test(test_config),
+        cmocka_unit_test(test_round_trip),     cmocka_unit_test(test_other_model),
+        cmocka_unit_test(test_failed_save),    cmocka_unit_test(test_unreadable_dtype),
+        cmocka_unit_test(test_malformed),      cmocka_unit_test(test_dtypes),
+        cmocka_unit_test(test_config),         cmocka_unit_test(test_fields_refused),
+        cmocka_unit_test(test_fields_obeyed),  cmocka_unit_test(test_fields_unknown),
+        cmocka_unit_test(test_fields_written),
     };
     return cmocka_run_group_tests(tests, make_directory, remove_directory);
 }

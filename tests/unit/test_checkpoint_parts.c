@@ -103,7 +103,8 @@ static uint64_t hash_of(dlxi_stage *stage) {
 static dlx_status load(dlxi_stage *stage, dlx_error *error) {
     int64_t count;
     dlxi_parameter *parameter = dlxi_stage_parameters(stage, &count);
-    return dlxi_checkpoint_load(directory, dlxi_stage_config(stage), parameter, count, error);
+    return dlxi_checkpoint_load(directory, dlxi_stage_config(stage), parameter, count, NULL, NULL,
+                                error);
 }
 
 static void assert_holds(dlxi_stage *expected) {

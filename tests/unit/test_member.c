@@ -149,6 +149,44 @@ static void the_coordinators_own_config_counts_first(void **state) {
     world_close(w);
 }
 
+/* Lines behind the coordinator's own, which it can't know, are compared between sites. */
+static void what_only_sites_know_is_compared_between_them(void **state) {
+    (void)state;
+    static const struct {
+        const char *tail, *text;
+    } cases[] = {
+        {"data.validation: 6\n",
+         "data.validation: '6' on site 'b', '5' on site 'a'; all sites must use the same value"},
+        {"",
+         "data.validation: '(absent)' on site 'b', '5' on site 'a'; all sites must use the same "
+         "value"},
+        {"data.validation: 5\nmore: 1\n",
+         "more: '1' on site 'b', '(absent)' on site 'a'; all sites must use the same value"},
+    };
+    char shared[128];
+    world *w = world_open(2, 1000, "model.width: 64\nsync.bits: 4\n");
+    for (int round = 0; round < 2; round++) { /* of sites that come, of which all leave once */
+        dlxi_text_copy(hello_of(w, "a")->shared_text, DLXI_TEXT_MAX,
+                       "model.width: 64\nsync.bits: 4\ndata.validation: 5\n");
+        say_as(w, 0, "", DLXI_FRAME_HELLO, (dlxi_frame){.term = 0});
+        for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+            snprintf(shared, sizeof shared, "model.width: 64\nsync.bits: 4\n%s", cases[i].tail);
+            dlxi_text_copy(hello_of(w, "b")->shared_text, DLXI_TEXT_MAX, shared);
+            say_as(w, 1, "", DLXI_FRAME_HELLO, (dlxi_frame){.term = 0});
+            assert_int_equal(w->last[1]->kind, DLXI_FRAME_STOP);
+            assert_string_equal(w->last[1]->as.reason.text, cases[i].text);
+        }
+        if (round == 1) break;
+        wait_pinging(w, 0, -1, 1, TIMEOUT_MS + 1); /* a leaves, its data bind no one */
+        dlxi_text_copy(hello_of(w, "c")->shared_text, DLXI_TEXT_MAX,
+                       "model.width: 64\nsync.bits: 4\ndata.validation: 7\n");
+        say_as(w, 2, "", DLXI_FRAME_HELLO, (dlxi_frame){.term = 0});
+        assert_int_equal(w->counts[2][DLXI_FRAME_STOP], 0);
+        wait_pinging(w, 0, -1, 1, TIMEOUT_MS + 1);
+    }
+    world_close(w);
+}
+
 /* A site that went silent while the others gather leaves its place, and its config does not bind
  * those who come later. */
 static void a_silent_site_leaves_its_place_while_gathering(void **state) {
@@ -696,6 +734,7 @@ int main(void) {
         cmocka_unit_test(refusals_say_why),
         cmocka_unit_test(a_late_joiner_is_refused),
         cmocka_unit_test(the_coordinators_own_config_counts_first),
+        cmocka_unit_test(what_only_sites_know_is_compared_between_them),
         cmocka_unit_test(a_silent_site_leaves_its_place_while_gathering),
         cmocka_unit_test(a_round_begins_when_all_are_ready),
         cmocka_unit_test(staged_hashes_that_differ_are_repeated),

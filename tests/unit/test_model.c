@@ -317,6 +317,17 @@ static void test_sample(void **unused) {
         uint32_t of_two = dlxi_sample(logits, 4, &two, i);
         assert_true(of_two == 1 || of_two == 2);
     }
+    /* the likeliest ones are none of the tokenizer's */
+    for (uint64_t i = 0; i < 2000; i++) {
+        dlxi_sampling one = {.temperature = 50.0f, .vocabulary = 1, .top_k = 3 * (int64_t)(i % 2)};
+        memcpy(logits, scores, sizeof logits);
+        assert_int_equal(dlxi_sample(logits, 4, &one, i), 0);
+        one.temperature = 0.0f, one.vocabulary = 3;
+        logits[3] = 9.0f;
+        assert_int_equal(dlxi_sample(logits, 4, &one, i), 1);
+        one.vocabulary = 5; /* more than the model has */
+        assert_int_equal(dlxi_sample(logits, 4, &one, i), 3);
+    }
     double total = 0.0;
     for (int v = 0; v < 4; v++) total += exp((double)scores[v]);
     for (int v = 0; v < 4; v++)

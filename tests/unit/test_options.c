@@ -455,8 +455,8 @@ static void test_canonical_text(void **state) {
 static void expect_difference(const char *ours, const char *theirs, const char *key,
                               const char *mine, const char *other) {
     dlxi_option_difference difference;
-    assert_false(
-        dlxi_options_canonical_equal(&difference, ours, strlen(ours), theirs, strlen(theirs)));
+    assert_false(dlxi_options_canonical_equal(&difference, ours, strlen(ours), theirs,
+                                              strlen(theirs), false));
     assert_string_equal(difference.key, key);
     assert_string_equal(difference.ours, mine);
     assert_string_equal(difference.theirs, other);
@@ -469,12 +469,17 @@ static void test_canonical_comparison(void **state) {
     other.sync.inner_steps = 50;
     other.sync.patience = 2;
     char *ours = canonical_of(&config), *theirs = canonical_of(&other);
-    assert_true(dlxi_options_canonical_equal(&difference, ours, strlen(ours), ours, strlen(ours)));
+    assert_true(
+        dlxi_options_canonical_equal(&difference, ours, strlen(ours), ours, strlen(ours), false));
     expect_difference(ours, theirs, "sync.inner_steps", "25", "50");
     free(ours);
     free(theirs);
 
-    assert_true(dlxi_options_canonical_equal(&difference, "", 0, NULL, 0));
+    assert_true(dlxi_options_canonical_equal(&difference, "", 0, NULL, 0, false));
+    assert_true(dlxi_options_canonical_equal(&difference, "a: 1\n", 5, "a: 1\nb: 2\n", 10, true));
+    assert_true(dlxi_options_canonical_equal(&difference, "", 0, "b: 2\n", 5, true));
+    assert_false(dlxi_options_canonical_equal(&difference, "b: 2\n", 5, "a: 1\nb: 2\n", 10, true));
+    assert_false(dlxi_options_canonical_equal(&difference, "a: 1\nb: 2\n", 10, "a: 1\n", 5, true));
     expect_difference("a: 1\nb: 2\n", "a: 1\nb: 2\nc: 3\n", "c", "(absent)", "3");
     expect_difference("a: 1\nb: 2\n", "a: 1\n", "b", "2", "(absent)");
     expect_difference("a: 1\nb: 2\nc: 3\n", "a: 1\nc: 3\n", "b", "2", "(absent)");
