@@ -40,7 +40,7 @@ struct in_process_site {
     dlx_status status;
     dlx_error error;
     dlx_statistics statistics; /* at the script's end */
-    char name_space[16];
+    char name_space[32];
     pthread_t thread;
     bool joined;
 };
