@@ -89,6 +89,8 @@ int fail_with(const dlx_error *error);
 int fail_use(const char *format, ...);
 void failure_say(dlx_status status, const char *format, ...);
 void killed_say(const char *text);
+/* A message that begins with this key begins with the flag that the value was given by instead. */
+void error_name_flag(dlx_error *error, const char *key, const char *flag);
 /* Whether what ends a run is the doing of a person or of another process. */
 bool is_consequence(dlx_status status);
 

@@ -20,7 +20,8 @@ static const dlxi_option rows[] = {
     DLXI_OPTION_ROW_INTEGER(coordinator_arguments, "--sites", sites, 1, DLXI_SITES_MAX, "2",
                             "how many sites take part", .value_name = "N"),
     DLXI_OPTION_ROW_POINTER(coordinator_arguments, "--listen", listen, "HOST:PORT",
-                            "instead of wan.coordinator; port 0: any free one"),
+                            "instead of wan.coordinator; HOST may be an interface's name; port 0: any "
+                            "free one"),
     FOR_LAUNCHER_ROW(coordinator_arguments),
 };
 
@@ -58,6 +59,8 @@ static int run(void) {
     options.on_event = on_event;
     options.interrupted = &interrupted;
     dlx_status status = dlx_coordinate(config, &options, &error);
+    if (status != DLX_OK && given.listen != NULL)
+        error_name_flag(&error, "wan.coordinator", "--listen");
     int exit_code = status == DLX_OK ? EXIT_DONE : fail_with(&error);
     if (status == DLX_OK && !given.for_launcher) results_print(config);
     dlx_config_close(&config);

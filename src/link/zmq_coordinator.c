@@ -178,6 +178,7 @@ static dlx_status coordinator_open(zmq_coordinator *me, const dlxi_link_settings
     char numeric[DLXI_NUMERIC_BYTES];
     const char *text = settings->coordinator != NULL ? settings->coordinator : "";
     DLX_TRY(dlxi_address_parse(&address, text, "wan.coordinator", error));
+    DLX_TRY(dlxi_address_of_interface(address.host, "wan.coordinator", error));
     if (!settings->curve) DLX_TRY(dlxi_zmq_check_loopback(address.host, error));
     DLX_TRY(dlxi_address_own(numeric, address.host, "wan.coordinator", error));
     DLX_TRY(dlxi_zmq_begin(&me->zmq, settings, dlxi_coordinator_name, true, error));

@@ -153,8 +153,10 @@ typedef struct dlxi_zmq_site {
     char routing_id[ROUTING_ID_BYTES];
     dlxi_target coordinator;
     char coordinator_text[DLXI_ENDPOINT_BYTES];
-    char listen_host[DLXI_HOST_BYTES]; /* what the others are given */
+    char listen_host[DLXI_HOST_BYTES];       /* what the others are given */
+    char listen_numeric[DLXI_NUMERIC_BYTES]; /* what channels bind to */
     uint16_t listen_port;
+    bool listen_own; /* this machine has listen_host */
     dlxi_channel channels[DLXI_SITES_MAX];
     uint32_t channel_next;
     int64_t handshake_logged_ns;

@@ -221,27 +221,40 @@ static dlx_status routing_id_choose(char id[ROUTING_ID_BYTES], dlx_error *error)
     return DLX_OK;
 }
 
+/* What others are given, and what channels bind to: the same, or every address, if they are given
+ * one that a router forwards. */
 static dlx_status listen_host_set(dlxi_zmq_site *me, const dlxi_link_settings *settings,
                                   const char *coordinator_numeric, dlx_error *error) {
-    const char *host = settings->listen_host != NULL ? settings->listen_host : "";
-    char numeric[DLXI_NUMERIC_BYTES] = "";
-    if (host[0] == '\0') {
-        DLX_TRY(dlxi_address_towards(numeric, coordinator_numeric, error));
-        host = numeric;
-    }
-    char text[DLXI_ENDPOINT_BYTES + 8];
-    dlxi_address checked;
-    bool brackets = strchr(host, ':') != NULL;
-    snprintf(text, sizeof text, "%s%.*s%s:0", brackets ? "[" : "", DLXI_HOST_BYTES, host,
-             brackets ? "]" : "");
-    dlx_error cause;
-    if (dlxi_address_parse(&checked, text, "wan.listen", &cause) != DLX_OK)
-        DLX_FAIL(error, CONFIG,
-                 "wan.listen: '%.60s' is not an address or name of at most %d characters", host,
-                 DLXI_HOST_BYTES - 1);
-    if (!settings->curve) DLX_TRY(dlxi_zmq_check_loopback(checked.host, error));
-    memcpy(me->listen_host, checked.host, sizeof me->listen_host);
+    static const char what[] = "wan.listen";
+    const char *given = settings->listen_host != NULL ? settings->listen_host : "";
+    char *host = me->listen_host, *numeric = me->listen_numeric;
+    dlxi_address checked = {.host = ""};
+    bool bare = strchr(given, ':') != NULL && given[0] != '['; /* IPv6 */
+    char text[DLXI_HOST_BYTES + 2];
     me->listen_port = settings->listen_port;
+    if (given[0] == '\0') {
+        DLX_TRY(dlxi_address_towards(numeric, coordinator_numeric, error));
+        snprintf(host, sizeof me->listen_host, "%s", numeric);
+        me->listen_own = true;
+        return settings->curve ? DLX_OK : dlxi_zmq_check_loopback(host, error);
+    }
+    snprintf(text, sizeof text, "%s%.*s%s", bare ? "[" : "", DLXI_HOST_BYTES, given,
+             bare ? "]" : "");
+    DLX_TRY(dlxi_address_parse_listen(&checked, text, what, error));
+    DLX_TRY(dlxi_address_of_interface(checked.host, what, error));
+    memcpy(host, checked.host, sizeof me->listen_host);
+    if (!settings->curve) DLX_TRY(dlxi_zmq_check_loopback(host, error));
+    if (dlxi_host_is_any(host)) {
+        DLX_TRY(dlxi_address_towards(numeric, coordinator_numeric, error));
+        snprintf(host, sizeof me->listen_host, "%s", numeric);
+        me->listen_own = true;
+    } else {
+        DLX_TRY(dlxi_address_listen(numeric, &me->listen_own, host, what, error));
+        if (me->listen_own) return DLX_OK;
+        if (!settings->curve) return dlxi_address_own(numeric, host, what, error);
+    }
+    bool ipv6 = strchr(numeric, ':') != NULL;
+    snprintf(numeric, DLXI_NUMERIC_BYTES, "%s", ipv6 ? "::" : "0.0.0.0");
     return DLX_OK;
 }
 
@@ -268,6 +281,11 @@ static dlx_status site_open(dlxi_zmq_site *me, const dlxi_link_settings *setting
                  "site.name: '%.80s' is not allowed; " DLXI_NAME_RULE "; 'coordinator' is taken",
                  name);
     DLX_TRY(dlxi_zmq_begin(&me->zmq, settings, name, false, error));
+    if (!me->listen_own)
+        dlxi_zmq_log(&me->zmq,
+                     "wan.listen: '%s' is not an address of this machine; other sites will connect "
+                     "to it, which works if a router forwards it to this machine",
+                     me->listen_host);
     return control_dial(me, error);
 }
 

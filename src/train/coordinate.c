@@ -40,6 +40,7 @@ dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_optio
     char listen[128], path[DLXI_PATH_BYTES], *shared_text = NULL;
     json_t *merged = NULL;
     DLX_TRY_OUT(dlxi_config_check(config, error));
+    DLX_TRY_OUT(dlxi_config_check_coordinator(config, options->coordinator, error));
     DLX_TRY_OUT(dlxi_config_link(&settings.link, listen, config, options->coordinator, options->hub,
                                  0, error));
     DLX_TRY_OUT(dlxi_options_print_canonical(&shared_text, config, &dlxi_config_table, error));

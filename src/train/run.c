@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/hash.h"
 #include "base/memory.h"
+#include "link/address.h"
 #include "link/links.h"
 #include "train/site_run.h"
 
@@ -100,7 +101,6 @@ static dlx_status model_open(site_run *r, dlx_error *error) {
 
 dlx_status dlxi_config_link(dlx_link_config *out, char listen[128], const dlxi_config *config,
                             const char *coordinator, dlx_hub *hub, int rank, dlx_error *error) {
-    enum { RANK_PORTS = 64 }; /* one per site, at most */
     *out = (dlx_link_config){.hub = hub,
                              .name = dlxi_link_word(config->wan.link),
                              .coordinator =
@@ -109,20 +109,13 @@ dlx_status dlxi_config_link(dlx_link_config *out, char listen[128], const dlxi_c
                              .unencrypted = config->wan.security == DLXI_SECURITY_NONE,
                              .key_path = config->wan.key,
                              .roster_path = config->wan.roster};
-    snprintf(listen, 128, "%s", config->wan.listen);
-    char *colon = strrchr(listen, ':');
-    if (colon != NULL && (listen[0] != '[' || colon[-1] == ']')) {
-        char *end;
-        long port = strtol(colon + 1, &end, 10);
-        long port_max = 65536 - RANK_PORTS * (config->site.stages * config->site.replicas);
-        if (*end != '\0' || port < 0 || port > port_max)
-            DLX_FAIL(
-                error, CONFIG,
-                "wan.listen: '%s' is not host:port; the port is 0 to %ld (each rank uses %d ports)",
-                config->wan.listen, port_max > 0 ? port_max : 0, RANK_PORTS);
-        out->listen_port = (uint16_t)(port == 0 ? 0 : port + RANK_PORTS * rank);
-        *colon = '\0';
-    }
+    dlxi_address address = {.host = ""};
+    listen[0] = '\0';
+    if (config->wan.listen[0] == '\0') return DLX_OK;
+    DLX_TRY(dlxi_address_parse_listen(&address, config->wan.listen, "wan.listen", error));
+    snprintf(listen, 128, "%s", address.host);
+    if (address.port != 0)
+        out->listen_port = (uint16_t)(address.port + DLXI_CONFIG_RANK_PORTS * rank);
     return DLX_OK;
 }
 
@@ -455,6 +448,7 @@ dlx_status dlxi_train(const dlxi_config *config, const dlx_train_options *option
     dlx_error own;
     if (error == NULL) error = &own;
     DLX_TRY(dlxi_config_check(config, error));
+    DLX_TRY(dlxi_config_check_coordinator(config, options->coordinator, error));
     DLX_TRY(DLXI_NEW(&r, 1, error));
     r->config = config;
     r->options = options;

@@ -227,14 +227,14 @@ class Keys(Case):
         self.assertEqual(said.group(1), public)
 
     def test_addresses(self):
-        self.refused(r"^dilocox: wan\.coordinator: 'nowhere'.*host:port", *self.site("--coordinator", "nowhere"))
-        self.refused(r"^dilocox: wan\.listen: '127\.0\.0\.1:99999' is not host:port; the port is 0 to 65472",
+        self.refused(r"^dilocox: --coordinator: 'nowhere'.*host:port", *self.site("--coordinator", "nowhere"))
+        self.refused(r"^dilocox: wan\.listen: the port of '127\.0\.0\.1:99999' is not a number from 0 to 65535",
                      *self.site("--set", "wan.listen=127.0.0.1:99999"))
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
             port = taken.getsockname()[1]
-            self.refused(r"^dilocox: wan\.coordinator: port %d on 127\.0\.0\.1 is in use; choose another or 0 for any free port" % port,
+            self.refused(r"^dilocox: --listen: port %d on 127\.0\.0\.1 is in use; choose another or 0 for any free port" % port,
                          *self.coordinator("--listen", f"127.0.0.1:{port}"))
 
     def test_no_coordinator(self):
