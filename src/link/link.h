@@ -24,8 +24,8 @@ typedef struct dlxi_link dlxi_link;
  * is the coordinator. What is marked "Site" is for a site's endpoint only. */
 typedef struct dlxi_link_operations {
     const char *name;
-    /* Copies and queues one frame; never blocks. DLX_AGAIN: this peer's queue is full, and
-     * receive() will return DLX_AGAIN when there may be room. DLX_PEER_LOST: this peer has left, or
+    /* Copies and queues one frame; never blocks. DLX_AGAIN: this peer's queue is full, or (zmq) the
+     * coordinator is not connected yet, and receive() will return DLX_AGAIN when there may be room. DLX_PEER_LOST: this peer has left, or
      * the coordinator's endpoint has had no connection to it for timeout_ms (zmq; until then, and
      * from a site, DLX_AGAIN). A peer that connects again can be sent to again. */
     dlx_status (*send)(dlxi_link *link, uint32_t peer, const dlxi_frame *frame, dlx_error *error);
@@ -59,6 +59,8 @@ typedef struct dlxi_link_operations {
     const char *(*peer_name)(dlxi_link *link, uint32_t peer);
     /* The public key that it proved to own (Z85 text), or "". */
     const char *(*peer_key)(dlxi_link *link, uint32_t peer);
+    /* Coordinator: the i-th name that may join; NULL: no more, or anybody may. May be NULL. */
+    const char *(*may_join)(dlxi_link *link, uint32_t i);
     void (*close)(dlxi_link *link); /* gives queued frames up to 1 s to leave */
 } dlxi_link_operations;
 

@@ -152,6 +152,15 @@ static const char *coordinator_peer_key(dlxi_link *link, uint32_t peer) {
     return peer < me->numbered_count ? me->numbered[peer].key_text : "";
 }
 
+static const char *coordinator_may_join(dlxi_link *link, uint32_t i) {
+    const zmq_coordinator *me = (const zmq_coordinator *)link;
+    const dlxi_roster *roster = me->zmq.roster;
+    for (size_t k = 0; me->zmq.curve && k < roster->count; k++)
+        if (strcmp(roster->lines[k].name, dlxi_coordinator_name) != 0 && i-- == 0)
+            return roster->lines[k].name;
+    return NULL;
+}
+
 static void coordinator_close(dlxi_link *link) {
     zmq_coordinator *me = (zmq_coordinator *)link;
     dlxi_zmq_end(&me->zmq);
@@ -166,6 +175,7 @@ static const dlxi_link_operations operations = {
     .wake = dlxi_zmq_wake,
     .peer_name = coordinator_peer_name,
     .peer_key = coordinator_peer_key,
+    .may_join = coordinator_may_join,
     .close = coordinator_close,
 };
 

@@ -160,6 +160,9 @@ typedef struct dlxi_zmq_site {
     dlxi_channel channels[DLXI_SITES_MAX];
     uint32_t channel_next;
     int64_t handshake_logged_ns;
+    int64_t handshake_failing_ns; /* since then; 0: it has not */
+    bool met;                     /* a handshake with the coordinator succeeded */
+    uint32_t timeout_ms;
 } dlxi_zmq_site;
 
 dlx_status dlxi_channel_listen(dlxi_link *link, uint32_t own_index, uint32_t index,

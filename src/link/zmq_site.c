@@ -24,7 +24,7 @@ static dlx_status monitor_open(void **out, dlxi_zmq_site *me, void *control, dlx
     char place[64];
     snprintf(place, sizeof place, "inproc://coordinator.monitor.%u", me->monitors_opened++);
     int events = ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
-                 ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL;
+                 ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_SUCCEEDED;
     int linger_ms = 0;
     if (zmq_socket_monitor(control, place, events) == 0)
         *out = zmq_socket(me->zmq.context, ZMQ_PAIR);
@@ -135,26 +135,42 @@ static uint16_t event_read(void *monitor) {
     return event;
 }
 
+static const char *handshake_doubt(const dlxi_zmq_site *me) {
+    return me->zmq.curve ? "its key may not be the one on this site's roster"
+                         : "it may want security: curve";
+}
+
+/* The other side ended a handshake. REFUSED if it has done nothing else for timeout_ms: what runs
+ * there is no coordinator of this run. */
+static dlx_status on_handshake_failed(dlxi_zmq_site *me, dlx_error *error) {
+    static const int64_t log_pause_ns = 10000000000;
+    int64_t now_ns = dlxi_clock_ns();
+    if (me->handshake_failing_ns == 0) me->handshake_failing_ns = now_ns;
+    int64_t failing_ms = (now_ns - me->handshake_failing_ns) / 1000000;
+    if (!me->met && failing_ms >= me->timeout_ms)
+        DLX_FAIL(error, REFUSED,
+                 "the coordinator at %s ended every handshake for %lld ms (wan.timeout_s); %s",
+                 me->coordinator_text, (long long)failing_ms, handshake_doubt(me));
+    if (me->handshake_logged_ns == 0 || now_ns - me->handshake_logged_ns >= log_pause_ns) {
+        me->handshake_logged_ns = now_ns;
+        dlxi_zmq_log(&me->zmq, "the coordinator at %s ended the handshake; %s",
+                     me->coordinator_text, handshake_doubt(me));
+    }
+    return DLX_OK;
+}
+
 /* Reads one event. REFUSED if the coordinator does not admit this site's key. */
 static dlx_status monitor_read(dlxi_zmq_site *me, dlx_error *error) {
-    static const int64_t log_pause_ns = 10000000000;
     uint16_t event = event_read(me->monitor);
+    if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) me->met = true;
     if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
         DLX_FAIL(error, REFUSED,
                  "wan.key: the coordinator at %s does not admit the key %s; add the line 'NAME %s' "
                  "to the coordinator's roster and start it again",
                  me->coordinator_text, me->zmq.keys.public_text, me->zmq.keys.public_text);
     if (event == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL ||
-        event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL) {
-        int64_t now_ns = dlxi_clock_ns();
-        if (me->handshake_logged_ns == 0 || now_ns - me->handshake_logged_ns >= log_pause_ns) {
-            me->handshake_logged_ns = now_ns;
-            dlxi_zmq_log(&me->zmq, "the coordinator at %s ended the handshake; %s",
-                         me->coordinator_text,
-                         me->zmq.curve ? "its key may not be the one on this site's roster"
-                                       : "it may want security: curve");
-        }
-    }
+        event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL)
+        return on_handshake_failed(me, error);
     return DLX_OK;
 }
 
@@ -230,7 +246,7 @@ static dlx_status listen_host_set(dlxi_zmq_site *me, const dlxi_link_settings *s
     char *host = me->listen_host, *numeric = me->listen_numeric;
     dlxi_address checked = {.host = ""};
     bool bare = strchr(given, ':') != NULL && given[0] != '['; /* IPv6 */
-    char text[DLXI_HOST_BYTES + 2];
+    char text[DLXI_HOST_BYTES + 8];
     me->listen_port = settings->listen_port;
     if (given[0] == '\0') {
         DLX_TRY(dlxi_address_towards(numeric, coordinator_numeric, error));
@@ -271,6 +287,7 @@ static dlx_status site_open(dlxi_zmq_site *me, const dlxi_link_settings *setting
                  text);
     if (!settings->curve) DLX_TRY(dlxi_zmq_check_loopback(coordinator.host, error));
     snprintf(me->coordinator_text, sizeof me->coordinator_text, "%s", text);
+    me->timeout_ms = settings->timeout_ms;
     DLX_TRY(dlxi_address_remote(numeric, coordinator.host, "wan.coordinator", error));
     me->coordinator.port = coordinator.port;
     DLX_TRY(listen_host_set(me, settings, numeric, error));

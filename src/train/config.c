@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-#include "link/address.h"
+#include "base/address.h"
 #include "link/links.h"
 #include "outer/sync_options.h"
 

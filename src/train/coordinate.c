@@ -48,6 +48,7 @@ dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_optio
     settings.tokens = (uint64_t)config->train.tokens;
     settings.shared_text = shared_text;
     settings.timeout_ms = config->sync.timeout_ms;
+    settings.join_ms = config->sync.join_ms;
     settings.log = on_log;
     settings.log_context = &c;
     settings.on_report = on_report;

@@ -6,10 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/address.h"
 #include "base/clock.h"
 #include "base/hash.h"
 #include "base/memory.h"
-#include "link/address.h"
 #include "link/links.h"
 #include "train/site_run.h"
 

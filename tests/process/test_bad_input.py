@@ -238,8 +238,8 @@ class Keys(Case):
                          *self.coordinator("--listen", f"127.0.0.1:{port}"))
 
     def test_no_coordinator(self):
-        self.refused(r"^dilocox: no coordinator answers; check wan\.coordinator, wan\.key and the roster, and that it runs",
-                     *self.site("--set", "wan.timeout_s=1"), code=1)
+        self.refused(r"^dilocox: no coordinator at 127\.0\.0\.1:9 answered for 1 s \(wan\.join_s\); check wan\.coordinator, wan\.key "
+                     r"and the roster, and that it runs", *self.site("--set", "wan.join_s=1"), code=1)
 
     def test_unencrypted_off_loopback(self):
         for arguments in (self.coordinator("--listen", "192.0.2.1:0"), self.site("--coordinator", "192.0.2.1:9")):
