@@ -24,10 +24,11 @@ typedef struct dlxi_link dlxi_link;
  * is the coordinator. What is marked "Site" is for a site's endpoint only. */
 typedef struct dlxi_link_operations {
     const char *name;
-    /* Copies and queues one frame; never blocks. DLX_AGAIN: this peer's queue is full, or (zmq) the
-     * coordinator is not connected yet, and receive() will return DLX_AGAIN when there may be room. DLX_PEER_LOST: this peer has left, or
-     * the coordinator's endpoint has had no connection to it for timeout_ms (zmq; until then, and
-     * from a site, DLX_AGAIN). A peer that connects again can be sent to again. */
+    /* Copies and queues one frame; never blocks. DLX_AGAIN: this peer's queue is full, or (zmq, at a
+     * site) the coordinator was never connected yet, and receive() will return DLX_AGAIN when there
+     * may be room. DLX_PEER_LOST: this peer has left, or the coordinator's endpoint has had no
+     * connection to it for timeout_ms (zmq; until then, and from a site, DLX_AGAIN). A peer that
+     * connects again can be sent to again. */
     dlx_status (*send)(dlxi_link *link, uint32_t peer, const dlxi_frame *frame, dlx_error *error);
     /* Waits up to timeout_ms (0: not at all; < 0: for ever). DLX_OK: *frame and *peer are set; the
      * payload is valid until the next call on the link. DLX_AGAIN: woken, or room for a send that

@@ -73,6 +73,8 @@ static dlx_status site_send(dlxi_link *link, uint32_t to, const dlxi_frame *fram
                             dlx_error *error) {
     dlxi_zmq_site *me = (dlxi_zmq_site *)link;
     if (to == DLXI_SITE_COORDINATOR) {
+        me->control_refused = !me->met;
+        if (!me->met) return DLX_AGAIN;
         dlx_status status = dlxi_zmq_send_frame(&me->zmq, me->zmq.control, NULL, 0, frame, error);
         me->control_refused = status == DLX_AGAIN;
         return status;
@@ -85,7 +87,7 @@ static dlx_status site_send(dlxi_link *link, uint32_t to, const dlxi_frame *fram
 static bool site_room_again(dlxi_zmq *zmq) {
     dlxi_zmq_site *me = (dlxi_zmq_site *)zmq;
     bool room = false;
-    if (me->control_refused && dlxi_socket_ready(zmq->control, ZMQ_POLLOUT)) {
+    if (me->control_refused && me->met && dlxi_socket_ready(zmq->control, ZMQ_POLLOUT)) {
         me->control_refused = false;
         room = true;
     }
@@ -181,7 +183,7 @@ static dlx_status site_wait(dlxi_zmq *zmq, int64_t deadline_ns, dlx_error *error
         [CONTROL] = {.socket = zmq->control, .events = ZMQ_POLLIN},
         [MONITOR] = {.socket = me->monitor, .events = ZMQ_POLLIN},
     };
-    if (me->control_refused) items[CONTROL].events |= ZMQ_POLLOUT;
+    if (me->control_refused && me->met) items[CONTROL].events |= ZMQ_POLLOUT;
     int count = FIXED;
     for (size_t i = 0; i < DLXI_SITES_MAX; i++) {
         const dlxi_channel *channel = &me->channels[i];

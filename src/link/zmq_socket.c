@@ -69,8 +69,6 @@ static bool bounds_set(void *socket, const dlxi_socket_settings *settings) {
         {ZMQ_RECONNECT_IVL, RECONNECT_FIRST_MS},
         {ZMQ_RECONNECT_IVL_MAX, RECONNECT_MAX_MS},
         {ZMQ_HEARTBEAT_IVL, 0},
-        /* control takes no message before it is connected: what waits is then not out of date */
-        {ZMQ_IMMEDIATE, !settings->data && settings->server_key != NULL},
         {ZMQ_TCP_MAXRT, settings->data ? DATA_SILENCE_MS : CONTROL_SILENCE_MS},
         {ZMQ_TCP_KEEPALIVE, 1},
         {ZMQ_TCP_KEEPALIVE_IDLE, KEEPALIVE_IDLE_S},

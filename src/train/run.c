@@ -222,14 +222,17 @@ static dlx_status site_evaluate(site_run *r, const char *of, double *loss_sum, d
 static dlx_status step_record(site_run *r, const dlx_step *step, double loss, double norm,
                               float rate, dlx_error *error) {
     json_t *line = json_pack(
-        "{s:s, s:f, s:I, s:o, s:o, s:f, s:I, s:I}", "event", "step", "time_s",
+        "{s:s, s:f, s:I, s:o, s:o, s:f, s:I, s:I, s:I, s:I}", "event", "step", "time_s",
         dlxi_clock_s() - r->start_s, "step", (json_int_t)r->steps, "loss", dlxi_json_real(loss),
         "gradient_norm", dlxi_json_real(norm), "learning_rate", (double)rate, "tokens",
-        (json_int_t)dlx_sync_tokens(r->sync), "round", (json_int_t)step->round);
+        (json_int_t)dlx_sync_tokens(r->sync), "round", (json_int_t)step->round, "wan_bytes_sent",
+        (json_int_t)r->wan_bytes_sent, "wan_bytes_received", (json_int_t)r->wan_bytes_received);
     DLX_TRY(line_write(r, line, error));
     if (!step->applied && !step->submitted) return DLX_OK;
     DLX_TRY(dlxi_run_collect(r, error));
     const dlx_statistics *st = &r->statistics;
+    r->wan_bytes_sent = st->wan_bytes_sent;
+    r->wan_bytes_received = st->wan_bytes_received;
     char hash[17];
     snprintf(hash, sizeof hash, "%016llx", (unsigned long long)st->anchor_hash);
     line = json_pack(
@@ -261,7 +264,7 @@ static void step_show(site_run *r, const dlx_step *step, double loss, float rate
                        .tokens_per_s = speed,
                        .learning_rate = (double)rate,
                        .factor_rank_mean = r->statistics.factor_rank_mean,
-                       .wan_bytes_sent = r->statistics.wan_bytes_sent,
+                       .wan_bytes_sent = r->wan_bytes_sent,
                        .utilization = r->compute_s / fmax(r->compute_s + r->wait_s, 1e-9),
                        .left_s = done >= target ? 0
                                                 : (double)(target - done) /
@@ -291,9 +294,14 @@ static dlx_status step_train(site_run *r, dlx_step *step, dlx_error *error) {
         r->fails_together = false;
         sync_s = dlxi_clock_s() - before_s;
     }
-    double sums[2] = {dlxi_optimizer_sum_of_squares(r->optimizer), loss};
-    DLX_TRY(dlxi_pipeline_sum(r->pipeline, sums, 2, error));
+    dlx_statistics own = DLX_STATISTICS_INIT;
+    (void)dlx_sync_statistics(r->sync, &own, NULL); /* no argument is wrong */
+    double sums[] = {dlxi_optimizer_sum_of_squares(r->optimizer), loss, (double)own.wan_bytes_sent,
+                     (double)own.wan_bytes_received};
+    DLX_TRY(dlxi_pipeline_sum(r->pipeline, sums, sizeof sums / sizeof *sums, error));
     loss = sums[1];
+    r->wan_bytes_sent = (uint64_t)sums[2];
+    r->wan_bytes_received = (uint64_t)sums[3];
     dlx_status status =
         dlxi_optimizer_step_with_norm(r->optimizer, rate, scale, sums[0], &norm, error);
     if (status != DLX_OK) {
