@@ -10,9 +10,9 @@ from network import ROUTER, Network, Unavailable
 # Of a packet, as the kernel counts it: Ethernet, IPv4, and TCP with time stamps. A packet here is
 # what TCP gave the interface, which has not cut it yet.
 HEADERS_BYTES = 14 + 20 + 32
-# ZeroMQ and encryption add at most this to a frame, of which there are at least 4 per second each to
-# the coordinator and the other site; and handshakes
-FRAME_BYTES, HANDSHAKES_BYTES = 9 + 33, 4096
+# What ZeroMQ and encryption add to frames of some kilobytes, and in all to small ones (pings,
+# greetings: 42 bytes each) and handshakes
+OVERHEAD, SMALL_BYTES = 1.02, 32768
 PORT = 5000
 METHODS = ("none", "carry", "delayed", "eager", "allreduce")
 
@@ -50,11 +50,12 @@ class Traffic(Case):
         return {name: {way: {key: after[name][way][key] - before[name][way][key] for key in ("bytes", "packets")}
                        for way in ("rx", "tx")} for name in before}
 
-    def check_count(self, said, counted, frames_max):
+    def check_count(self, said, counted):
         """The kernel's count without headers is what was said, and what carries it."""
         payload = counted["bytes"] - HEADERS_BYTES * counted["packets"]
         self.assertGreaterEqual(payload, said * 0.995)
-        self.assertLessEqual(payload, said + frames_max * FRAME_BYTES + HANDSHAKES_BYTES)
+        self.assertLessEqual(payload, said * OVERHEAD + SMALL_BYTES)
+        self.assertGreater(said, 20 * SMALL_BYTES)
 
     def check_terminal(self, name, steps):
         """Each line that was shown has the bytes of that step's event."""
@@ -63,17 +64,27 @@ class Traffic(Case):
         for step, sent in lines:
             self.assertAlmostEqual(bytes_of(sent) / max(1, steps[int(step)]), 1, delta=0.06)
 
+    def check_speed(self, s, steps):
+        """Times and speed fit the moments of the steps, of which evaluations are no part."""
+        self.assertEqual(len(steps), s["steps"])
+        trained_s = s["compute_s"] + s["wait_s"]
+        self.assertLessEqual(trained_s, steps[-1]["time_s"])
+        self.assertGreaterEqual(trained_s, 0.7 * (steps[-1]["time_s"] - steps[0]["time_s"]))
+        self.assertAlmostEqual(s["tokens_per_s"] * trained_s / (len(steps) * 4 * 32), 1, delta=1e-6)
+        self.assertAlmostEqual(s["utilization"] * trained_s, s["compute_s"], delta=1e-6)
+
     def check_method(self, method):
-        sync = {"overlap": method, "inner_steps": 10, "adaptation": "off"}
-        counted = self.run_done(train={"batch": 4, "tokens": 20480}, sync=sync)
+        # whole matrices in f32, so that there is much to count
+        sync = {"overlap": method, "inner_steps": 5, "adaptation": "off", "compression": {"rank": 0, "bits": "none"}}
+        counted = self.run_done(train={"batch": 4, "tokens": 25600}, sync=sync)
         whole = summary(self.path("coordinator"))
         for name in self.sites:
             s = summary(self.path(name, name))
             metrics = events(self.path(name, name, "metrics.jsonl"))
             of_steps = [e for e in metrics if e["event"] == "step"]
-            # frames of at least 64 bytes: never more than this
-            self.check_count(s["wan_bytes_sent"], counted[name]["tx"], s["wan_bytes_sent"] / 64)
-            self.check_count(s["wan_bytes_received"], counted[name]["rx"], s["wan_bytes_received"] / 64)
+            self.check_count(s["wan_bytes_sent"], counted[name]["tx"])
+            self.check_count(s["wan_bytes_received"], counted[name]["rx"])
+            self.check_speed(s, of_steps)
             shown = {e["step"]: e["wan_bytes_sent"] for e in metrics if "wan_bytes_sent" in e}
             self.check_terminal(name, shown)
             sent = [e["wan_bytes_sent"] for e in of_steps]
@@ -95,7 +106,7 @@ class Traffic(Case):
                 sent[method] = whole["wan_bytes_sent"]
                 if method == "allreduce":  # it is what the others are compared with
                     self.assertAlmostEqual(whole["compression_ratio"], 1, delta=0.1)
-        self.assertGreater(sent["allreduce"], 5 * max(sent[m] for m in METHODS[:-1]))
+        self.assertGreater(sent["allreduce"], 3 * max(sent[m] for m in METHODS[:-1]))
 
     def test_listening_on_every_address(self):
         self.run_done("--set", f"wan.listen=0.0.0.0:{PORT}", train={"batch": 4, "tokens": 10240})

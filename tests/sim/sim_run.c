@@ -523,6 +523,10 @@ static dlx_sync_config config_of(const world *w, uint16_t i) {
     return dlxi_sync_options_resolve(&config);
 }
 
+static int64_t start_choose(const world *w, uint16_t node) {
+    return (int64_t)choice(10 + node, (uint64_t)w->t.start_ms_max + 1);
+}
+
 static void peer_open(world *w, uint16_t i) {
     peer *p = &w->peer[i];
     const dlx_sync_config config = config_of(w, i);
@@ -539,7 +543,7 @@ static void peer_open(world *w, uint16_t i) {
     bool elsewhere = w->t.starts_elsewhere && site_of(w, i) == w->sites - 1;
     for (int k = 0; k < PARAMETERS; k++)
         p->p[k] = (float)(k % 17) * 0.125f - 1.0f + (elsewhere ? 3.0f : 0.0f);
-    int64_t start_ms = (int64_t)draw(w, (uint64_t)w->t.start_ms_max + 1);
+    int64_t start_ms = start_choose(w, i);
     p->pump_at_ms = start_ms + (int64_t)draw(w, 100);
     p->train_at_ms = p->return_at_ms = -1;
     CHECK(dlxi_state_open(&p->state, &config, tensors, count, NULL) == DLX_OK &&
@@ -584,7 +588,6 @@ static trouble trouble_of_seed(world *w) {
                  .slow = rates[draw(w, 4)],
                  .damage = (uint32_t)(25 << draw(w, 3)),
                  .delay_ms_max = delays[draw(w, 4)],
-                 .start_ms_max = draw(w, 3) == 0 ? LATE_START_MS : 0,
                  .lost = NODES,
                  .hostile = NODES};
     cuts_of_seed(w, &t);
@@ -606,6 +609,7 @@ static void world_open(world *w, bool calm) {
     w->t = trouble_of_seed(w);
     if (calm) w->t = (trouble){.delay_ms_max = 10, .lost = NODES, .hostile = NODES};
     w->t.starts_elsewhere = choice(6, 4) == 0;
+    if (!calm && choice(7, 8) == 0) w->t.start_ms_max = LATE_START_MS;
     uint64_t tokens = 0;
     for (uint16_t i = 0; i < w->sites; i++) tokens += TOKENS * (i + 1u);
     dlxi_coordinator_settings run = {.sites = w->sites,
@@ -615,7 +619,7 @@ static void world_open(world *w, bool calm) {
                                      .patience_ms =
                                          w->t.hostile != NODES ? PATIENCE_HOSTILE_MS : PATIENCE_MS,
                                      .attempts_max = 5};
-    w->start_ms = w->coordinator_at_ms = (int64_t)draw(w, (uint64_t)w->t.start_ms_max + 1);
+    w->start_ms = w->coordinator_at_ms = start_choose(w, COORDINATOR);
     CHECK(dlxi_coordinator_open(&w->coordinator, &run, w->start_ms, NULL) == DLX_OK, "open");
     for (uint16_t i = 0; i < w->sites; i++)
         CHECK(dlxi_coordinator_expect(w->coordinator, names[i], NULL) == DLX_OK, "expect");
