@@ -390,9 +390,9 @@ typedef struct dlx_sync dlx_sync;
  * dlx_coordinator_config has join_ms for sites that do not come, and patience_ms for those that do
  * not reach each other. config->interrupted ends it. DLX_ARGUMENT, DLX_CONFIG: what is wrong is in
  * the message; DLX_REFUSED: the coordinator's reason; DLX_TIMEOUT: no coordinator answered, a site
- * did not come, or no message came from the coordinator for config->timeout_ms; DLX_PEER_LOST: a site left or does not reach another; DLX_INTERRUPTED;
- * DLX_SYSTEM; DLX_DATA: a malformed message; DLX_STATE: a hub has no room. Parameters may have
- * changed on failure. */
+ * did not come, or no message came from the coordinator for config->timeout_ms; DLX_PEER_LOST: a
+ * site left or does not reach another; DLX_INTERRUPTED; DLX_SYSTEM; DLX_DATA: a malformed message;
+ * DLX_STATE: a hub has no room. Parameters may have changed on failure. */
 DLX_API dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config,
                                  const dlx_tensor *tensors, size_t tensor_count, dlx_error *error);
 

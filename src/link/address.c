@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Binding and connecting a UDP socket, which sends nothing, shows which addresses are this machine's
- * and from which one another is reached. */
+/* Binding and connecting a UDP socket, which sends nothing, shows which addresses are this
+ * machine's, and from which one another is reached. */
 #include "link/address.h"
 
 #include <errno.h>
@@ -79,8 +79,8 @@ static dlx_status host_look_up(struct addrinfo **out, const char *host, bool own
     return DLX_OK;
 }
 
-/* *system_errno ← 0, or why none of host's addresses, of which numeric is one, can be bound to (own)
- * or connected to. */
+/* *system_errno ← 0, or why none of host's addresses, of which numeric is one, can be bound to
+ * (own) or connected to. */
 static dlx_status address_find(char numeric[DLXI_NUMERIC_BYTES], int *system_errno,
                                const char *host, bool own, const char *what, dlx_error *error) {
     struct addrinfo *found = NULL;

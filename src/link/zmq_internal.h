@@ -161,8 +161,8 @@ typedef struct dlxi_zmq_site {
     uint32_t channel_next;
     int64_t handshake_logged_ns;
     int64_t handshake_failing_ns; /* since then; 0: it has not */
-    /* A handshake with the coordinator succeeded. Before, control takes no frame: one that waited in
-     * it would be out of date, and a process that ends would wait for it to leave. */
+    /* A handshake with the coordinator succeeded. Before, control takes no frame: one that waited
+     * in it would be out of date, and a process that ends would wait for it to leave. */
     bool met;
     uint32_t timeout_ms;
 } dlxi_zmq_site;
