@@ -24,9 +24,9 @@ typedef struct dlxi_link dlxi_link;
  * is the coordinator. What is marked "Site" is for a site's endpoint only. */
 typedef struct dlxi_link_operations {
     const char *name;
-    /* Copies and queues one frame; never blocks. DLX_AGAIN: this peer's queue is full, or (zmq, at a
-     * site) the coordinator was never connected yet; receive() will return DLX_AGAIN when there may
-     * be room. DLX_PEER_LOST: this peer has left, or the coordinator's endpoint has had no
+    /* Copies and queues one frame; never blocks. DLX_AGAIN: this peer's queue is full, or (zmq, at
+     * a site) the coordinator was never connected yet; receive() will return DLX_AGAIN when there
+     * may be room. DLX_PEER_LOST: this peer has left, or the coordinator's endpoint has had no
      * connection to it for timeout_ms (zmq; until then, and from a site, DLX_AGAIN). A peer that
      * connects again can be sent to again. */
     dlx_status (*send)(dlxi_link *link, uint32_t peer, const dlxi_frame *frame, dlx_error *error);
