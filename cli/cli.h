@@ -91,6 +91,8 @@ void failure_say(dlx_status status, const char *format, ...);
 void killed_say(const char *text);
 /* A dlx_log, without a context. */
 void warning_say(void *unused, const char *line);
+/* A message that begins with this key begins with the flag that the value was given by instead. */
+void error_name_flag(dlx_error *error, const char *key, const char *flag);
 /* Whether what ends a run is the doing of a person or of another process. */
 bool is_consequence(dlx_status status);
 

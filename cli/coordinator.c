@@ -19,8 +19,10 @@ static const dlxi_option rows[] = {
     CONFIG_ROWS(coordinator_arguments),
     DLXI_OPTION_ROW_INTEGER(coordinator_arguments, "--sites", sites, 1, DLXI_SITES_MAX, "2",
                             "how many sites take part", .value_name = "N"),
-    DLXI_OPTION_ROW_POINTER(coordinator_arguments, "--listen", listen, "HOST:PORT",
-                            "instead of wan.coordinator; port 0: any free one"),
+    DLXI_OPTION_ROW_POINTER(
+        coordinator_arguments, "--listen", listen, "HOST:PORT",
+        "instead of wan.coordinator; HOST may be an interface's name; port 0: any "
+        "free one"),
     FOR_LAUNCHER_ROW(coordinator_arguments),
 };
 
@@ -58,6 +60,9 @@ static int run(void) {
     options.on_event = on_event;
     options.interrupted = &interrupted;
     dlx_status status = dlx_coordinate(config, &options, &error);
+    if (status != DLX_OK && given.listen != NULL)
+        error_name_flag(&error, "wan.coordinator", "--listen");
+    if (status != DLX_OK) error_name_flag(&error, "sites", "--sites");
     int exit_code = status == DLX_OK ? EXIT_DONE : fail_with(&error);
     if (status == DLX_OK && !given.for_launcher) results_print(config);
     dlx_config_close(&config);

@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 #include <unistd.h>
 
 volatile sig_atomic_t interrupted;
@@ -123,6 +124,14 @@ int fail_use(const char *format, ...) {
     failure_vsay(DLX_ARGUMENT, format, arguments);
     va_end(arguments);
     return EXIT_USE;
+}
+
+void error_name_flag(dlx_error *error, const char *key, const char *flag) {
+    char text[sizeof error->message];
+    size_t length = strlen(key);
+    if (strncmp(error->message, key, length) != 0 || error->message[length] != ':') return;
+    snprintf(text, sizeof text, "%s%.*s", flag, (int)(sizeof text - 64), error->message + length);
+    memcpy(error->message, text, sizeof text);
 }
 
 bool is_consequence(dlx_status status) {

@@ -57,7 +57,7 @@ int results_print(const dlx_config *config) {
     printf(
         "sent by a site     %s; an AllReduce every step would have sent %s, %.0f times as much\n",
         sent, equivalent, number(summary, "compression_ratio"));
-    printf("time computing     %.1f %% of %.0f s of training, %.0f tokens/s in all\n",
+    printf("time computing     %.1f %% of %.1f s of training, %.0f tokens/s in all\n",
            100 * number(summary, "utilization"),
            number(summary, "compute_s") + number(summary, "wait_s"),
            number(summary, "tokens_per_s"));

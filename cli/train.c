@@ -188,6 +188,8 @@ static int run(void) {
         status = config_read(&config, given.config.path, given.config.run_dir, given.config.sets,
                              &error);
     if (status == DLX_OK) status = site_train(config, cluster, &error);
+    if (status != DLX_OK && given.coordinator != NULL && !given.for_launcher)
+        error_name_flag(&error, "wan.coordinator", "--coordinator");
     int exit_code = status == DLX_OK ? EXIT_DONE : rank_fail(cluster, config, given.sites, &error);
     dlx_cluster_close(&cluster);
     dlx_config_close(&config);

@@ -283,7 +283,9 @@ typedef dlx_status (*dlx_gather)(void *context, void *all, const void *own, size
     X(FLAG, keep_unsent, "sync.compression.keep_unsent", true, false, true, SAME,                  \
       "none, carry: a site trains on from what it has not sent yet, and so does not do it again")  \
     X(MS, timeout_ms, "wan.timeout_s", 10000, 1000, 86400000, OWN,                                 \
-      "declare a peer lost after this long without a message")
+      "declare a peer lost after this long without a message")                                     \
+    X(MS, join_ms, "wan.join_s", 600000, 1000, 86400000, OWN,                                      \
+      "wait this long for the coordinator to answer, and at the coordinator for sites to join")
 
 /* The same for the coordinator; key "": no option of a config file, or one of the table above. */
 #define DLX_COORDINATOR_OPTION_TABLE(X)                                                            \
@@ -292,7 +294,9 @@ typedef dlx_status (*dlx_gather)(void *context, void *all, const void *own, size
     X(MS, timeout_ms, "", 10000, 1000, 86400000, OWN,                                              \
       "declare a site lost after this long without a message")                                     \
     X(MS, patience_ms, "wan.patience_s", 600000, 1000, 86400000, OWN,                              \
-      "a round that began to fail has this long to commit before the run ends")
+      "a round that began to fail has this long to commit before the run ends")                    \
+    X(MS, join_ms, "", 600000, 1000, 86400000, OWN,                                                \
+      "wait this long for sites to join")
 /* clang-format on */
 
 /* The C types of the kinds. */
@@ -383,13 +387,13 @@ typedef struct dlx_sync dlx_sync;
  * rank; one of several ranks may have none. If one rank of a site fails to open, the caller ends
  * the others. Starts a thread, the exchange thread.
  *
- * Blocks. The wait for other sites has no deadline of its own: the coordinator has one
- * (dlx_coordinator_config.patience_ms) for sites that do not reach each other, and
- * config->interrupted ends it. DLX_ARGUMENT, DLX_CONFIG: what is wrong is in the message;
- * DLX_REFUSED: the coordinator's reason; DLX_TIMEOUT: no message from the coordinator for
- * config->timeout_ms; DLX_PEER_LOST: a site left or does not reach another; DLX_INTERRUPTED;
- * DLX_SYSTEM; DLX_DATA: a malformed message; DLX_STATE: a hub has no room. Parameters may have
- * changed on failure. */
+ * Blocks, up to config->join_ms until the coordinator answers, and then as long as it waits: its
+ * dlx_coordinator_config has join_ms for sites that do not come, and patience_ms for those that do
+ * not reach each other. config->interrupted ends it. DLX_ARGUMENT, DLX_CONFIG: what is wrong is in
+ * the message; DLX_REFUSED: the coordinator's reason; DLX_TIMEOUT: no coordinator answered, a site
+ * did not come, or no message came from the coordinator for config->timeout_ms; DLX_PEER_LOST: a
+ * site left or does not reach another; DLX_INTERRUPTED; DLX_SYSTEM; DLX_DATA: a malformed message;
+ * DLX_STATE: a hub has no room. Parameters may have changed on failure. */
 DLX_API dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config,
                                  const dlx_tensor *tensors, size_t tensor_count, dlx_error *error);
 
@@ -568,7 +572,7 @@ DLX_API dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordin
 DLX_API const char *dlx_coordinator_endpoint(const dlx_coordinator *coordinator);
 /* Runs the run; call once. Blocks until every site has reported (DLX_OK), the run failed (the first
  * cause, naming the site), or an interrupt (DLX_INTERRUPTED), and up to timeout_ms more for the
- * sites' last answers. It waits for sites to join without a deadline. */
+ * sites' last answers. DLX_TIMEOUT: not all sites joined within join_ms of dlx_coordinator_open. */
 DLX_API dlx_status dlx_coordinator_run(dlx_coordinator *coordinator, dlx_error *error);
 /* Ends the run as failed: dlx_coordinator_run tells the sites and returns, within 1.1 s. Any
  * thread; async-signal-safe. */

@@ -27,6 +27,7 @@ static const dlxi_option rows[] = {DLX_COORDINATOR_OPTION_TABLE(ROW)};
 enum { DLX_COORDINATOR_OPTION_TABLE(MAX) };
 _Static_assert((int)MAX_sites == (int)DLXI_SITES_MAX, "one limit");
 _Static_assert((int)MAX_timeout_ms == (int)DLXI_MAX_timeout_ms, "one limit");
+_Static_assert((int)MAX_join_ms == (int)DLXI_MAX_join_ms, "one limit");
 
 void dlx_coordinator_config_default(dlx_coordinator_config *config, size_t size) {
     dlxi_sized_default(config, size, &config_default, sizeof config_default);
@@ -40,6 +41,22 @@ static dlx_status config_check(const dlx_coordinator_config *config, dlx_error *
                  "tokens: 0 is out of range; a run ends when this many are committed");
     if (config->shared_text != NULL && strlen(config->shared_text) > DLXI_TEXT_MAX)
         DLX_FAIL(error, CONFIG, "shared_text is longer than %d bytes", DLXI_TEXT_MAX);
+    return DLX_OK;
+}
+
+/* As many as the run has sites, at least, if the link knows who may join. */
+static dlx_status sites_expect(dlx_coordinator *c, dlx_error *error) {
+    dlxi_link *link = c->at_work.link;
+    const char *name;
+    uint32_t count = 0;
+    if (link->op->may_join == NULL || c->config.link.unencrypted) return DLX_OK;
+    for (; (name = link->op->may_join(link, count)) != NULL; count++)
+        DLX_TRY(dlxi_coordinator_expect(c->at_work.machine, name, error));
+    if (count < c->config.sites)
+        DLX_FAIL(error, CONFIG,
+                 "sites: %u is out of range; '%s' (wan.roster) names %u site%s; add the others' "
+                 "keys, or start fewer sites",
+                 c->config.sites, c->config.link.roster_path, count, count == 1 ? "" : "s");
     return DLX_OK;
 }
 
@@ -63,12 +80,14 @@ dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_con
                                           .tokens_target = own.tokens,
                                           .shared_text = own.shared_text,
                                           .timeout_ms = own.timeout_ms,
+                                          .join_ms = own.join_ms,
                                           .patience_ms = own.patience_ms,
                                           .attempts_max = ATTEMPTS_MAX};
     DLX_TRY_OUT(
         dlxi_coordinator_open(&c->at_work.machine, &settings, dlxi_clock_ns() / 1000000, error));
     DLX_TRY_OUT(dlxi_link_open_coordinator(&c->at_work.link, &own.link, own.timeout_ms, own.log,
                                            own.log_context, c->endpoint, error));
+    DLX_TRY_OUT(sites_expect(c, error));
     *out = c;
     return DLX_OK;
 out:

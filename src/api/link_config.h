@@ -6,7 +6,8 @@
 #include "link/links.h"
 
 dlx_status dlxi_link_open_site(dlxi_link **out, const dlx_link_config *config, const char *site,
-                               uint16_t rank, dlx_log log, void *log_context, dlx_error *error);
+                               uint16_t rank, uint32_t timeout_ms, dlx_log log, void *log_context,
+                               dlx_error *error);
 /* endpoint: "host:port" in use, "" for a hub. */
 dlx_status dlxi_link_open_coordinator(dlxi_link **out, const dlx_link_config *config,
                                       uint32_t timeout_ms, dlx_log log, void *log_context,

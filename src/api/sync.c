@@ -163,8 +163,8 @@ dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config, const dl
     DLX_TRY_OUT(tensors_check(&options, own, tensor_count, error));
     options = dlxi_sync_options_resolve(&options);
     instability_warn(&options);
-    DLX_TRY_OUT(dlxi_link_open_site(&link, &options.link, options.site, options.rank, options.log,
-                                    options.log_context, error));
+    DLX_TRY_OUT(dlxi_link_open_site(&link, &options.link, options.site, options.rank,
+                                    options.timeout_ms, options.log, options.log_context, error));
     status = dlxi_sync_open(out, &options, link, own, tensor_count, error);
 out:
     free(own);

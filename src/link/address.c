@@ -1,84 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Addresses: parsing, and the numeric address behind a name. Binding and connecting a UDP socket,
- * which sends nothing, shows which addresses are this machine's and from which one another is
- * reached. */
+/* Binding and connecting a UDP socket, which sends nothing, shows which addresses are this
+ * machine's, and from which one another is reached. */
 #include "link/address.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
+#include <ifaddrs.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
-
-/* ---- text ------------------------------------------------------------------------------------ */
-
-static bool is_host_character(char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
-           strchr("._-:%", c) != NULL;
-}
-
-static bool is_host(const char *host, size_t characters) {
-    if (characters == 0 || characters >= DLXI_HOST_BYTES) return false;
-    for (size_t i = 0; i < characters; i++)
-        if (host[i] == '\0' || !is_host_character(host[i])) return false;
-    return true;
-}
-
-dlx_status dlxi_address_parse(dlxi_address *out, const char *text, const char *what,
-                              dlx_error *error) {
-    *out = (dlxi_address){0};
-    const char *host = text, *colon = NULL;
-    size_t characters = 0;
-    if (text[0] == '[') {
-        const char *bracket = strchr(text, ']');
-        host = text + 1;
-        if (bracket != NULL && bracket[1] == ':') {
-            characters = (size_t)(bracket - host);
-            colon = bracket + 1;
-        }
-    } else {
-        colon = strrchr(text, ':');
-        if (colon != NULL) characters = (size_t)(colon - text);
-        if (characters != 0 && memchr(text, ':', characters) != NULL)
-            DLX_FAIL(error, CONFIG,
-                     "%s: '%.60s' is not an address; write IPv6 in brackets, as [::1]:4000", what,
-                     text);
-    }
-    if (colon == NULL || !is_host(host, characters))
-        DLX_FAIL(error, CONFIG, "%s: '%.60s' is not an address; write host:port, as 127.0.0.1:4000",
-                 what, text);
-    const char *digits = colon + 1;
-    size_t digit_count = strlen(digits);
-    long port = -1;
-    if (digit_count >= 1 && digit_count <= 5 && strspn(digits, "0123456789") == digit_count)
-        port = strtol(digits, NULL, 10);
-    if (port < 0 || port > UINT16_MAX)
-        DLX_FAIL(error, CONFIG, "%s: the port of '%.60s' is not a number from 0 to 65535", what,
-                 text);
-    memcpy(out->host, host, characters);
-    out->port = (uint16_t)port;
-    return DLX_OK;
-}
-
-void dlxi_address_format(char dst[DLXI_ENDPOINT_BYTES], const char *host, uint16_t port) {
-    bool brackets = strchr(host, ':') != NULL;
-    snprintf(dst, DLXI_ENDPOINT_BYTES, "%s%.*s%s:%u", brackets ? "[" : "", DLXI_HOST_BYTES, host,
-             brackets ? "]" : "", (unsigned)port);
-}
-
-bool dlxi_host_is_loopback(const char *host) {
-    struct in_addr v4;
-    struct in6_addr v6;
-    if (strcmp(host, "localhost") == 0) return true;
-    if (inet_pton(AF_INET, host, &v4) == 1) return ntohl(v4.s_addr) >> 24 == 127;
-    return inet_pton(AF_INET6, host, &v6) == 1 && IN6_IS_ADDR_LOOPBACK(&v6);
-}
-
-/* ---- lookup ---------------------------------------------------------------------------------- */
 
 /* Binds (own) or connects a UDP socket. */
 static int udp_open(const struct sockaddr *address, socklen_t bytes, bool own) {
@@ -96,6 +28,44 @@ static bool numeric_format(char numeric[DLXI_NUMERIC_BYTES], const struct sockad
     return getnameinfo(address, bytes, numeric, DLXI_NUMERIC_BYTES, NULL, 0, NI_NUMERICHOST) == 0;
 }
 
+/* Of a link-local address only this machine knows which interface it is on. */
+static bool is_given_to_others(const struct sockaddr *address) {
+    const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)(const void *)address;
+    if (address == NULL) return false;
+    return address->sa_family == AF_INET ||
+           (address->sa_family == AF_INET6 && !IN6_IS_ADDR_LINKLOCAL(&v6->sin6_addr));
+}
+
+dlx_status dlxi_address_of_interface(char host[DLXI_HOST_BYTES], const char *what,
+                                     dlx_error *error) {
+    struct ifaddrs *all = NULL;
+    const struct sockaddr *found = NULL;
+    char numeric[DLXI_NUMERIC_BYTES] = "";
+    bool named = false;
+    if (getifaddrs(&all) != 0)
+        DLX_FAIL(error, SYSTEM, "%s: cannot list the interfaces of this machine: %s", what,
+                 strerror(errno));
+    for (const struct ifaddrs *i = all; i != NULL; i = i->ifa_next) {
+        if (strcmp(i->ifa_name, host) != 0) continue;
+        named = true;
+        if (is_given_to_others(i->ifa_addr) &&
+            (found == NULL || (found->sa_family == AF_INET6 && i->ifa_addr->sa_family == AF_INET)))
+            found = i->ifa_addr;
+    }
+    bool usable =
+        found != NULL && numeric_format(numeric, found,
+                                        found->sa_family == AF_INET ? sizeof(struct sockaddr_in)
+                                                                    : sizeof(struct sockaddr_in6));
+    freeifaddrs(all);
+    if (named && !usable)
+        DLX_FAIL(error, CONFIG,
+                 "%s: the interface '%s' has no address that others can use; 'ip address' lists "
+                 "them",
+                 what, host);
+    if (usable) snprintf(host, DLXI_HOST_BYTES, "%s", numeric);
+    return DLX_OK;
+}
+
 /* A port that UDP can be connected to; for binding, any free one. */
 static dlx_status host_look_up(struct addrinfo **out, const char *host, bool own, const char *what,
                                dlx_error *error) {
@@ -103,43 +73,60 @@ static dlx_status host_look_up(struct addrinfo **out, const char *host, bool own
         .ai_family = AF_UNSPEC, .ai_socktype = SOCK_DGRAM, .ai_flags = AI_NUMERICSERV};
     int failure = getaddrinfo(host, own ? "0" : "9", &hints, out);
     if (failure != 0)
-        DLX_FAIL(error, CONFIG, "%s: the name '%s' leads to no address: %s", what, host,
+        DLX_FAIL(error, CONFIG, "%s: '%s' %s leads to no address: %s", what, host,
+                 own ? "is no interface of this machine, and as a name" : "is a name that",
                  failure == EAI_SYSTEM ? strerror(errno) : gai_strerror(failure));
     return DLX_OK;
 }
 
-static dlx_status address_find(char numeric[DLXI_NUMERIC_BYTES], const char *host, bool own,
-                               const char *what, dlx_error *error) {
+/* *system_errno ← 0, or why none of host's addresses, of which numeric is one, can be bound to
+ * (own) or connected to. */
+static dlx_status address_find(char numeric[DLXI_NUMERIC_BYTES], int *system_errno,
+                               const char *host, bool own, const char *what, dlx_error *error) {
     struct addrinfo *found = NULL;
     DLX_TRY(host_look_up(&found, host, own, what, error));
-    int system_errno = 0;
     bool usable = false;
+    *system_errno = EADDRNOTAVAIL;
     for (const struct addrinfo *a = found; a != NULL && !usable; a = a->ai_next) {
         int fd = udp_open(a->ai_addr, a->ai_addrlen, own);
         if (fd < 0)
-            system_errno = errno;
+            *system_errno = errno;
         else
             close(fd);
-        usable = fd >= 0 && numeric_format(numeric, a->ai_addr, a->ai_addrlen);
+        usable = numeric_format(numeric, a->ai_addr, a->ai_addrlen) && fd >= 0;
     }
     freeaddrinfo(found);
-    if (usable) return DLX_OK;
-    if (own)
-        DLX_FAIL(error, CONFIG,
-                 "%s: '%s' is not an address of this machine (%s); 'ip address' lists them", what,
-                 host, strerror(system_errno));
-    DLX_FAIL(error, CONFIG, "%s: '%s' can't be reached from this machine: %s", what, host,
-             strerror(system_errno));
+    if (usable) *system_errno = 0;
+    return DLX_OK;
+}
+
+dlx_status dlxi_address_listen(char numeric[DLXI_NUMERIC_BYTES], bool *own, const char *host,
+                               const char *what, dlx_error *error) {
+    int system_errno;
+    DLX_TRY(address_find(numeric, &system_errno, host, true, what, error));
+    *own = system_errno == 0;
+    return DLX_OK;
 }
 
 dlx_status dlxi_address_own(char numeric[DLXI_NUMERIC_BYTES], const char *host, const char *what,
                             dlx_error *error) {
-    return address_find(numeric, host, true, what, error);
+    int system_errno;
+    DLX_TRY(address_find(numeric, &system_errno, host, true, what, error));
+    if (system_errno != 0)
+        DLX_FAIL(error, CONFIG,
+                 "%s: '%s' is not an address of this machine (%s); 'ip address' lists them", what,
+                 host, strerror(system_errno));
+    return DLX_OK;
 }
 
 dlx_status dlxi_address_remote(char numeric[DLXI_NUMERIC_BYTES], const char *host, const char *what,
                                dlx_error *error) {
-    return address_find(numeric, host, false, what, error);
+    int system_errno;
+    DLX_TRY(address_find(numeric, &system_errno, host, false, what, error));
+    if (system_errno != 0)
+        DLX_FAIL(error, CONFIG, "%s: '%s' can't be reached from this machine: %s", what, host,
+                 strerror(system_errno));
+    return DLX_OK;
 }
 
 dlx_status dlxi_address_towards(char numeric[DLXI_NUMERIC_BYTES], const char *remote,

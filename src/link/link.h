@@ -24,10 +24,11 @@ typedef struct dlxi_link dlxi_link;
  * is the coordinator. What is marked "Site" is for a site's endpoint only. */
 typedef struct dlxi_link_operations {
     const char *name;
-    /* Copies and queues one frame; never blocks. DLX_AGAIN: this peer's queue is full, and
-     * receive() will return DLX_AGAIN when there may be room. DLX_PEER_LOST: this peer has left, or
-     * the coordinator's endpoint has had no connection to it for timeout_ms (zmq; until then, and
-     * from a site, DLX_AGAIN). A peer that connects again can be sent to again. */
+    /* Copies and queues one frame; never blocks. DLX_AGAIN: this peer's queue is full, or (zmq, at
+     * a site) the coordinator was never connected yet; receive() will return DLX_AGAIN when there
+     * may be room. DLX_PEER_LOST: this peer has left, or the coordinator's endpoint has had no
+     * connection to it for timeout_ms (zmq; until then, and from a site, DLX_AGAIN). A peer that
+     * connects again can be sent to again. */
     dlx_status (*send)(dlxi_link *link, uint32_t peer, const dlxi_frame *frame, dlx_error *error);
     /* Waits up to timeout_ms (0: not at all; < 0: for ever). DLX_OK: *frame and *peer are set; the
      * payload is valid until the next call on the link. DLX_AGAIN: woken, or room for a send that
@@ -59,6 +60,8 @@ typedef struct dlxi_link_operations {
     const char *(*peer_name)(dlxi_link *link, uint32_t peer);
     /* The public key that it proved to own (Z85 text), or "". */
     const char *(*peer_key)(dlxi_link *link, uint32_t peer);
+    /* Coordinator: the i-th name that may join; NULL: no more, or anybody may. May be NULL. */
+    const char *(*may_join)(dlxi_link *link, uint32_t i);
     void (*close)(dlxi_link *link); /* gives queued frames up to 1 s to leave */
 } dlxi_link_operations;
 

@@ -56,7 +56,9 @@ typedef struct dlxi_link_settings {
     const char *key_path; /* own secret key, made by dlxi_key_generate; a site's ranks share it */
     const char *roster_path; /* public keys with names */
     const char *name;        /* site: own name; must be the roster's for its key */
-    uint32_t timeout_ms;     /* coordinator: a peer without a connection for this long is lost */
+    /* coordinator: a peer without a connection for this long is lost; site: so is a coordinator
+     * whose first handshakes fail for this long */
+    uint32_t timeout_ms;
     dlxi_log log;
     void *log_context;
 } dlxi_link_settings;

@@ -57,17 +57,9 @@ static void channel_close(dlxi_channel *channel) {
     channel->endpoint[0] = '\0';
 }
 
-/* Binds to the address that others are given, or to every address if that one belongs to a router
- * in front. */
 static dlx_status channel_bind(dlxi_zmq_site *me, dlxi_channel *channel, uint32_t index,
                                dlx_error *error) {
-    char numeric[DLXI_NUMERIC_BYTES];
-    dlx_status status = dlxi_address_own(numeric, me->listen_host, "wan.listen", error);
-    if (status != DLX_OK) {
-        if (!me->zmq.curve) return status;
-        bool ipv6 = strchr(me->listen_host, ':') != NULL;
-        snprintf(numeric, sizeof numeric, "%s", ipv6 ? "::" : "0.0.0.0");
-    }
+    const char *numeric = me->listen_numeric;
     uint16_t port = 0;
     if (me->listen_port != 0) {
         if (me->listen_port > UINT16_MAX - index)
@@ -80,7 +72,8 @@ static dlx_status channel_bind(dlxi_zmq_site *me, dlxi_channel *channel, uint32_
     DLX_TRY(socket_open(&channel->socket, me, channel, true, numeric, error));
     channel->binds = true;
     uint16_t bound_port = 0;
-    status = dlxi_socket_bind(channel->socket, numeric, port, &bound_port, "wan.listen", error);
+    dlx_status status =
+        dlxi_socket_bind(channel->socket, numeric, port, &bound_port, "wan.listen", error);
     if (status == DLX_OK)
         dlxi_address_format(channel->endpoint, me->listen_host, bound_port);
     else

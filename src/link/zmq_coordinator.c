@@ -152,6 +152,15 @@ static const char *coordinator_peer_key(dlxi_link *link, uint32_t peer) {
     return peer < me->numbered_count ? me->numbered[peer].key_text : "";
 }
 
+static const char *coordinator_may_join(dlxi_link *link, uint32_t i) {
+    const zmq_coordinator *me = (const zmq_coordinator *)link;
+    const dlxi_roster *roster = me->zmq.roster;
+    for (size_t k = 0; me->zmq.curve && k < roster->count; k++)
+        if (strcmp(roster->lines[k].name, dlxi_coordinator_name) != 0 && i-- == 0)
+            return roster->lines[k].name;
+    return NULL;
+}
+
 static void coordinator_close(dlxi_link *link) {
     zmq_coordinator *me = (zmq_coordinator *)link;
     dlxi_zmq_end(&me->zmq);
@@ -166,6 +175,7 @@ static const dlxi_link_operations operations = {
     .wake = dlxi_zmq_wake,
     .peer_name = coordinator_peer_name,
     .peer_key = coordinator_peer_key,
+    .may_join = coordinator_may_join,
     .close = coordinator_close,
 };
 
@@ -178,6 +188,7 @@ static dlx_status coordinator_open(zmq_coordinator *me, const dlxi_link_settings
     char numeric[DLXI_NUMERIC_BYTES];
     const char *text = settings->coordinator != NULL ? settings->coordinator : "";
     DLX_TRY(dlxi_address_parse(&address, text, "wan.coordinator", error));
+    DLX_TRY(dlxi_address_of_interface(address.host, "wan.coordinator", error));
     if (!settings->curve) DLX_TRY(dlxi_zmq_check_loopback(address.host, error));
     DLX_TRY(dlxi_address_own(numeric, address.host, "wan.coordinator", error));
     DLX_TRY(dlxi_zmq_begin(&me->zmq, settings, dlxi_coordinator_name, true, error));

@@ -153,11 +153,18 @@ typedef struct dlxi_zmq_site {
     char routing_id[ROUTING_ID_BYTES];
     dlxi_target coordinator;
     char coordinator_text[DLXI_ENDPOINT_BYTES];
-    char listen_host[DLXI_HOST_BYTES]; /* what the others are given */
+    char listen_host[DLXI_HOST_BYTES];       /* what the others are given */
+    char listen_numeric[DLXI_NUMERIC_BYTES]; /* what channels bind to */
     uint16_t listen_port;
+    bool listen_own; /* this machine has listen_host */
     dlxi_channel channels[DLXI_SITES_MAX];
     uint32_t channel_next;
     int64_t handshake_logged_ns;
+    int64_t handshake_failing_ns; /* since then; 0: it has not */
+    /* A handshake with the coordinator succeeded. Before, control takes no frame: one that waited
+     * in it would be out of date, and a process that ends would wait for it to leave. */
+    bool met;
+    uint32_t timeout_ms;
 } dlxi_zmq_site;
 
 dlx_status dlxi_channel_listen(dlxi_link *link, uint32_t own_index, uint32_t index,

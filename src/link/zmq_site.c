@@ -24,7 +24,7 @@ static dlx_status monitor_open(void **out, dlxi_zmq_site *me, void *control, dlx
     char place[64];
     snprintf(place, sizeof place, "inproc://coordinator.monitor.%u", me->monitors_opened++);
     int events = ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
-                 ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL;
+                 ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_SUCCEEDED;
     int linger_ms = 0;
     if (zmq_socket_monitor(control, place, events) == 0)
         *out = zmq_socket(me->zmq.context, ZMQ_PAIR);
@@ -73,6 +73,8 @@ static dlx_status site_send(dlxi_link *link, uint32_t to, const dlxi_frame *fram
                             dlx_error *error) {
     dlxi_zmq_site *me = (dlxi_zmq_site *)link;
     if (to == DLXI_SITE_COORDINATOR) {
+        me->control_refused = !me->met;
+        if (!me->met) return DLX_AGAIN;
         dlx_status status = dlxi_zmq_send_frame(&me->zmq, me->zmq.control, NULL, 0, frame, error);
         me->control_refused = status == DLX_AGAIN;
         return status;
@@ -85,7 +87,7 @@ static dlx_status site_send(dlxi_link *link, uint32_t to, const dlxi_frame *fram
 static bool site_room_again(dlxi_zmq *zmq) {
     dlxi_zmq_site *me = (dlxi_zmq_site *)zmq;
     bool room = false;
-    if (me->control_refused && dlxi_socket_ready(zmq->control, ZMQ_POLLOUT)) {
+    if (me->control_refused && me->met && dlxi_socket_ready(zmq->control, ZMQ_POLLOUT)) {
         me->control_refused = false;
         room = true;
     }
@@ -135,26 +137,42 @@ static uint16_t event_read(void *monitor) {
     return event;
 }
 
+static const char *handshake_doubt(const dlxi_zmq_site *me) {
+    return me->zmq.curve ? "its key may not be the one on this site's roster"
+                         : "it may want security: curve";
+}
+
+/* The other side ended a handshake. REFUSED if it has done nothing else for timeout_ms: what runs
+ * there is no coordinator of this run. */
+static dlx_status on_handshake_failed(dlxi_zmq_site *me, dlx_error *error) {
+    static const int64_t log_pause_ns = 10000000000;
+    int64_t now_ns = dlxi_clock_ns();
+    if (me->handshake_failing_ns == 0) me->handshake_failing_ns = now_ns;
+    int64_t failing_ms = (now_ns - me->handshake_failing_ns) / 1000000;
+    if (!me->met && failing_ms >= me->timeout_ms)
+        DLX_FAIL(error, REFUSED,
+                 "the coordinator at %s ended every handshake for %lld ms (wan.timeout_s); %s",
+                 me->coordinator_text, (long long)failing_ms, handshake_doubt(me));
+    if (me->handshake_logged_ns == 0 || now_ns - me->handshake_logged_ns >= log_pause_ns) {
+        me->handshake_logged_ns = now_ns;
+        dlxi_zmq_log(&me->zmq, "the coordinator at %s ended the handshake; %s",
+                     me->coordinator_text, handshake_doubt(me));
+    }
+    return DLX_OK;
+}
+
 /* Reads one event. REFUSED if the coordinator does not admit this site's key. */
 static dlx_status monitor_read(dlxi_zmq_site *me, dlx_error *error) {
-    static const int64_t log_pause_ns = 10000000000;
     uint16_t event = event_read(me->monitor);
+    if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) me->met = true;
     if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
         DLX_FAIL(error, REFUSED,
                  "wan.key: the coordinator at %s does not admit the key %s; add the line 'NAME %s' "
                  "to the coordinator's roster and start it again",
                  me->coordinator_text, me->zmq.keys.public_text, me->zmq.keys.public_text);
     if (event == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL ||
-        event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL) {
-        int64_t now_ns = dlxi_clock_ns();
-        if (me->handshake_logged_ns == 0 || now_ns - me->handshake_logged_ns >= log_pause_ns) {
-            me->handshake_logged_ns = now_ns;
-            dlxi_zmq_log(&me->zmq, "the coordinator at %s ended the handshake; %s",
-                         me->coordinator_text,
-                         me->zmq.curve ? "its key may not be the one on this site's roster"
-                                       : "it may want security: curve");
-        }
-    }
+        event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL)
+        return on_handshake_failed(me, error);
     return DLX_OK;
 }
 
@@ -165,7 +183,7 @@ static dlx_status site_wait(dlxi_zmq *zmq, int64_t deadline_ns, dlx_error *error
         [CONTROL] = {.socket = zmq->control, .events = ZMQ_POLLIN},
         [MONITOR] = {.socket = me->monitor, .events = ZMQ_POLLIN},
     };
-    if (me->control_refused) items[CONTROL].events |= ZMQ_POLLOUT;
+    if (me->control_refused && me->met) items[CONTROL].events |= ZMQ_POLLOUT;
     int count = FIXED;
     for (size_t i = 0; i < DLXI_SITES_MAX; i++) {
         const dlxi_channel *channel = &me->channels[i];
@@ -221,27 +239,40 @@ static dlx_status routing_id_choose(char id[ROUTING_ID_BYTES], dlx_error *error)
     return DLX_OK;
 }
 
+/* What others are given, and what channels bind to: the same, or every address, if they are given
+ * one that a router forwards. */
 static dlx_status listen_host_set(dlxi_zmq_site *me, const dlxi_link_settings *settings,
                                   const char *coordinator_numeric, dlx_error *error) {
-    const char *host = settings->listen_host != NULL ? settings->listen_host : "";
-    char numeric[DLXI_NUMERIC_BYTES] = "";
-    if (host[0] == '\0') {
-        DLX_TRY(dlxi_address_towards(numeric, coordinator_numeric, error));
-        host = numeric;
-    }
-    char text[DLXI_ENDPOINT_BYTES + 8];
-    dlxi_address checked;
-    bool brackets = strchr(host, ':') != NULL;
-    snprintf(text, sizeof text, "%s%.*s%s:0", brackets ? "[" : "", DLXI_HOST_BYTES, host,
-             brackets ? "]" : "");
-    dlx_error cause;
-    if (dlxi_address_parse(&checked, text, "wan.listen", &cause) != DLX_OK)
-        DLX_FAIL(error, CONFIG,
-                 "wan.listen: '%.60s' is not an address or name of at most %d characters", host,
-                 DLXI_HOST_BYTES - 1);
-    if (!settings->curve) DLX_TRY(dlxi_zmq_check_loopback(checked.host, error));
-    memcpy(me->listen_host, checked.host, sizeof me->listen_host);
+    static const char what[] = "wan.listen";
+    const char *given = settings->listen_host != NULL ? settings->listen_host : "";
+    char *host = me->listen_host, *numeric = me->listen_numeric;
+    dlxi_address checked = {.host = ""};
+    bool bare = strchr(given, ':') != NULL && given[0] != '['; /* IPv6 */
+    char text[DLXI_HOST_BYTES + 8];
     me->listen_port = settings->listen_port;
+    if (given[0] == '\0') {
+        DLX_TRY(dlxi_address_towards(numeric, coordinator_numeric, error));
+        snprintf(host, sizeof me->listen_host, "%s", numeric);
+        me->listen_own = true;
+        return settings->curve ? DLX_OK : dlxi_zmq_check_loopback(host, error);
+    }
+    snprintf(text, sizeof text, "%s%.*s%s", bare ? "[" : "", DLXI_HOST_BYTES, given,
+             bare ? "]" : "");
+    DLX_TRY(dlxi_address_parse_listen(&checked, text, what, error));
+    DLX_TRY(dlxi_address_of_interface(checked.host, what, error));
+    memcpy(host, checked.host, sizeof me->listen_host);
+    if (!settings->curve) DLX_TRY(dlxi_zmq_check_loopback(host, error));
+    if (dlxi_host_is_any(host)) {
+        DLX_TRY(dlxi_address_towards(numeric, coordinator_numeric, error));
+        snprintf(host, sizeof me->listen_host, "%s", numeric);
+        me->listen_own = true;
+    } else {
+        DLX_TRY(dlxi_address_listen(numeric, &me->listen_own, host, what, error));
+        if (me->listen_own) return DLX_OK;
+        if (!settings->curve) return dlxi_address_own(numeric, host, what, error);
+    }
+    bool ipv6 = strchr(numeric, ':') != NULL;
+    snprintf(numeric, DLXI_NUMERIC_BYTES, "%s", ipv6 ? "::" : "0.0.0.0");
     return DLX_OK;
 }
 
@@ -258,6 +289,7 @@ static dlx_status site_open(dlxi_zmq_site *me, const dlxi_link_settings *setting
                  text);
     if (!settings->curve) DLX_TRY(dlxi_zmq_check_loopback(coordinator.host, error));
     snprintf(me->coordinator_text, sizeof me->coordinator_text, "%s", text);
+    me->timeout_ms = settings->timeout_ms;
     DLX_TRY(dlxi_address_remote(numeric, coordinator.host, "wan.coordinator", error));
     me->coordinator.port = coordinator.port;
     DLX_TRY(listen_host_set(me, settings, numeric, error));
@@ -268,6 +300,11 @@ static dlx_status site_open(dlxi_zmq_site *me, const dlxi_link_settings *setting
                  "site.name: '%.80s' is not allowed; " DLXI_NAME_RULE "; 'coordinator' is taken",
                  name);
     DLX_TRY(dlxi_zmq_begin(&me->zmq, settings, name, false, error));
+    if (!me->listen_own)
+        dlxi_zmq_log(&me->zmq,
+                     "wan.listen: '%s' is not an address of this machine; other sites will connect "
+                     "to it, which works if a router forwards it to this machine",
+                     me->listen_host);
     return control_dial(me, error);
 }
 

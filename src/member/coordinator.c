@@ -23,7 +23,8 @@ dlx_status dlxi_coordinator_open(dlxi_coordinator **out, const dlxi_coordinator_
     c->settings.shared_text = NULL;
     c->term = 1;
     c->round = 1;
-    c->now_ms = c->pinged_ms = c->ticked_ms = now_ms;
+    c->now_ms = c->pinged_ms = c->ticked_ms = c->opened_ms = now_ms;
+    c->tell_ms = now_ms + DLXI_WAIT_TELL_FIRST_MS;
     if (settings->shared_text != NULL && (c->shared_text = strdup(settings->shared_text)) == NULL)
         DLX_FAIL_OUT(error, MEMORY, "out of memory for the run's settings");
     DLX_TRY_OUT(dlxi_ledger_open(&c->ledger, error));
@@ -50,8 +51,18 @@ void dlxi_coordinator_close(dlxi_coordinator **coordinator) {
     free(c->peers);
     free(c->shared_text);
     free(c->sites_text);
+    free(c->expected);
     free(c);
     *coordinator = NULL;
+}
+
+dlx_status dlxi_coordinator_expect(dlxi_coordinator *c, const char *name, dlx_error *error) {
+    char(*grown)[DLXI_NAME_BYTES] =
+        realloc(c->expected, (c->expected_count + (size_t)1) * sizeof *c->expected);
+    if (grown == NULL) DLX_FAIL(error, MEMORY, "out of memory for the names of sites");
+    c->expected = grown;
+    dlxi_text_copy(grown[c->expected_count++], DLXI_NAME_BYTES, name);
+    return DLX_OK;
 }
 
 /* ---- messages and log ------------------------------------------------------------------------ */
@@ -250,6 +261,7 @@ static void pause_forgive(dlxi_coordinator *c, int64_t now_ms) {
     int64_t gap_ms = now_ms - c->ticked_ms;
     c->ticked_ms = now_ms;
     if (gap_ms <= PAUSE_MS) return;
+    c->opened_ms += gap_ms;
     for (uint16_t i = 0; i < c->count; i++)
         for (uint16_t r = 0; r < c->sites[i].rank_count; r++)
             c->sites[i].ranks[r].last_seen_ms += gap_ms;
@@ -264,8 +276,8 @@ static void silence_judge(dlxi_coordinator *c, int64_t now_ms) {
             continue;
         }
         char text[DLXI_REASON_MAX + 1];
-        snprintf(text, sizeof text, "no message from %s for %lld ms", dlxi_label_of(s, silent).text,
-                 (long long)(now_ms - silent->last_seen_ms));
+        snprintf(text, sizeof text, "no message from %s for %lld ms (wan.timeout_s)",
+                 dlxi_label_of(s, silent).text, (long long)(now_ms - silent->last_seen_ms));
         site_lose(c, s, silent, DLX_PEER_LOST, text);
     }
 }
@@ -277,6 +289,7 @@ void dlxi_coordinator_on_tick(dlxi_coordinator *c, int64_t now_ms) {
     dlxi_coordinator_check(c);
     pause_forgive(c, now_ms);
     silence_judge(c, now_ms);
+    dlxi_gather_on_tick(c, now_ms);
     dlxi_rounds_on_tick(c, now_ms);
     if (c->phase == DLXI_COORDINATOR_CLOSING && now_ms - c->closing_ms > c->settings.timeout_ms)
         c->phase = DLXI_COORDINATOR_DONE;

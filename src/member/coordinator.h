@@ -2,7 +2,8 @@
 /* The coordinator's side of a run: rendezvous, leases, attempts, commits. A pure state machine: it
  * owns no socket, thread or clock. Feed it messages and time; send what it queues.
  *
- *   GATHERING  hello from every rank of every site → welcome → listening from all → peers
+ *   GATHERING  hello from every rank of every site, within join_ms → welcome → listening from all
+ *              → peers
  *   RUNNING    ready from all → begin → staged from all → commit (hashes agree, rank by rank), or
  *              abort and begin again
  *   ENDING     the run's tokens are committed; report from all → finished
@@ -23,6 +24,7 @@ typedef struct dlxi_coordinator_settings {
     const char *shared_text; /* copied; each site's begins with it, what follows is compared between
                                 sites. NULL: none */
     uint32_t timeout_ms;
+    uint32_t join_ms;      /* from open until all ranks of all sites have said hello */
     uint32_t patience_ms;  /* from a round's first failed attempt to its commit */
     uint32_t attempts_max; /* of one round whose results differ between sites */
 } dlxi_coordinator_settings;
@@ -40,6 +42,9 @@ typedef struct dlxi_coordinator dlxi_coordinator;
 dlx_status dlxi_coordinator_open(dlxi_coordinator **out, const dlxi_coordinator_settings *settings,
                                  int64_t now_ms, dlx_error *error);
 void dlxi_coordinator_close(dlxi_coordinator **coordinator);
+
+/* A site that may join: lines about the wait name those that have not. */
+dlx_status dlxi_coordinator_expect(dlxi_coordinator *c, const char *name, dlx_error *error);
 
 /* A frame from a peer, numbered by the link; `name` and `key` are what it proved to be ("" without
  * security). */

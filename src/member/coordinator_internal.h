@@ -78,6 +78,9 @@ struct dlxi_coordinator {
     uint64_t round, committed_tokens;
     bool committed_last; /* the last commit finished the run */
     int64_t now_ms, pinged_ms, ticked_ms, closing_ms, begun_ms;
+    int64_t opened_ms, tell_ms;        /* tell_ms: when terminals show next who is missing */
+    char (*expected)[DLXI_NAME_BYTES]; /* [expected_count]: may join; 0: anybody */
+    uint32_t expected_count;
     bool begin_waits;  /* the attempt failed; the next one begins a moment later */
     char *shared_text; /* the run's settings; NULL: not given */
     char *sites_text;  /* as the first site to join gave it; NULL: none has */
@@ -152,6 +155,9 @@ void dlxi_gather_leave(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_ran
                        dlx_status status, const char *text);
 void dlxi_gather_welcome_rank(dlxi_coordinator *c, uint16_t site, uint16_t rank);
 void dlxi_gather_peers_of_rank(dlxi_coordinator *c, uint16_t site, uint16_t rank);
+
+/* Until the welcome: says who is missing, and ends a run that has waited for too long. */
+void dlxi_gather_on_tick(dlxi_coordinator *c, int64_t now_ms);
 
 /* ---- rounds.c: attempts, commits, the end ---- */
 

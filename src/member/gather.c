@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/fault.h"
 #include "base/memory.h"
 #include "member/coordinator_internal.h"
 
@@ -161,7 +162,81 @@ void dlxi_gather_on_hello(dlxi_coordinator *c, uint32_t peer, const char *name, 
     if (!dlxi_run_site_is_complete(s)) return;
     uint16_t complete = complete_sites_count(c);
     dlxi_lines_add(&c->log, "site '%s' connected, %u of %u", s->name, complete, c->settings.sites);
+    c->tell_ms = now_ms + DLXI_WAIT_TELL_FIRST_MS;
     if (complete == c->settings.sites) sites_welcome(c);
+}
+
+/* ---- the wait -------------------------------------------------------------------------------- */
+
+typedef struct missing_text {
+    char text[DLXI_REASON_MAX - 120];
+    size_t used;
+    uint32_t named, omitted;
+} missing_text;
+
+static void missing_add(missing_text *m, const char *name, const dlxi_run_site *s) {
+    char item[DLXI_NAME_BYTES + 48];
+    int length = s == NULL ? snprintf(item, sizeof item, "'%s'", name)
+                           : snprintf(item, sizeof item, "'%s' (%u of its %u ranks have joined)",
+                                      name, s->joined, s->rank_count);
+    const size_t reserve = sizeof ", and 4294967295 others";
+    if (m->omitted > 0 || m->used + 2 + (size_t)length + reserve > sizeof m->text) {
+        m->omitted++;
+        return;
+    }
+    m->used += (size_t)snprintf(m->text + m->used, sizeof m->text - m->used, "%s%s",
+                                m->named > 0 ? ", " : "", item);
+    m->named++;
+}
+
+/* Who has not joined: names, if the coordinator knows who may, or a number; and sites of which some
+ * ranks have. */
+static missing_text missing_list(dlxi_coordinator *c) {
+    missing_text m = {.text = ""};
+    for (uint16_t i = 0; i < c->count; i++)
+        if (!dlxi_run_site_is_complete(&c->sites[i]))
+            missing_add(&m, c->sites[i].name, &c->sites[i]);
+    for (uint32_t i = 0; i < c->expected_count; i++)
+        if (site_find(c, c->expected[i]) == NULL) missing_add(&m, c->expected[i], NULL);
+    if (m.omitted > 0)
+        snprintf(m.text + m.used, sizeof m.text - m.used, " and %u others", m.omitted);
+    return m;
+}
+
+static void missing_describe(char text[DLXI_REASON_MAX + 1], dlxi_coordinator *c,
+                             uint16_t complete) {
+    const missing_text m = missing_list(c);
+    uint32_t missing = (uint32_t)c->settings.sites - complete;
+    if (missing == m.named + m.omitted)
+        snprintf(text, DLXI_REASON_MAX + 1, "%s", m.text);
+    else if (c->expected_count > 0)
+        snprintf(text, DLXI_REASON_MAX + 1, "%u of %s", missing, m.text);
+    else
+        snprintf(text, DLXI_REASON_MAX + 1, "%u more%s%s", missing, m.named > 0 ? ", and " : "",
+                 m.text);
+}
+
+void dlxi_gather_on_tick(dlxi_coordinator *c, int64_t now_ms) {
+    const int64_t waited_ms = now_ms - c->opened_ms;
+    const uint32_t join_s = c->settings.join_ms / 1000;
+    bool over = waited_ms >= c->settings.join_ms && !DLXI_PLANTED(11);
+    char missing[DLXI_REASON_MAX + 1];
+    if (c->welcomed || c->phase != DLXI_COORDINATOR_GATHERING || (!over && now_ms < c->tell_ms))
+        return;
+    c->tell_ms = now_ms + DLXI_WAIT_TELL_MS;
+    uint16_t complete = complete_sites_count(c);
+    missing_describe(missing, c, complete);
+    if (over)
+        dlxi_coordinator_fail(
+            c, DLX_TIMEOUT, NULL,
+            "gave up after %u s (wan.join_s): %u of %u sites have joined, missing "
+            "is %s",
+            join_s, complete, c->settings.sites, missing);
+    else
+        dlxi_lines_add(&c->log,
+                       "%u of %u sites have joined after %lld s; waiting for %s, up to %u s "
+                       "(wan.join_s)",
+                       complete, c->settings.sites, (long long)waited_ms / 1000, missing, join_s);
 }
 
 /* ---- where sites listen ---------------------------------------------------------------------- */

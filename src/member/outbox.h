@@ -6,6 +6,9 @@
 
 #include "wire/messages.h"
 
+/* When a wait at the start of a run is shown: at first, and then again and again. */
+enum { DLXI_WAIT_TELL_FIRST_MS = 2000, DLXI_WAIT_TELL_MS = 60000 };
+
 typedef struct dlxi_outbox_item {
     struct dlxi_outbox_item *next;
     uint32_t to;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "member/site.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -45,13 +46,18 @@ static void site_put_standing(dlxi_site *s, dlxi_frame_kind kind) {
     s->stood_ms = s->ticked_ms;
 }
 
-dlx_status dlxi_site_open(dlxi_site **out, const dlxi_hello *hello, uint32_t timeout_ms,
-                          int64_t now_ms, dlx_error *error) {
+dlx_status dlxi_site_open(dlxi_site **out, const dlxi_hello *hello,
+                          const dlxi_site_settings *settings, int64_t now_ms, dlx_error *error) {
     DLX_TRY(DLXI_NEW(out, 1, error));
     dlxi_site *s = *out;
     s->hello = *hello;
-    s->timeout_ms = timeout_ms;
-    s->last_seen_ms = s->pinged_ms = s->ticked_ms = now_ms;
+    s->timeout_ms = settings->timeout_ms;
+    s->join_ms = settings->join_ms;
+    if (settings->coordinator != NULL && settings->coordinator[0] != '\0')
+        snprintf(s->coordinator, sizeof s->coordinator, " at %.*s", DLXI_ENDPOINT_MAX,
+                 settings->coordinator);
+    s->last_seen_ms = s->pinged_ms = s->ticked_ms = s->opened_ms = now_ms;
+    s->tell_ms = now_ms + DLXI_WAIT_TELL_FIRST_MS;
     s->round = 1;
     s->outbox.scratch.as.hello = s->hello;
     site_put_standing(s, DLXI_FRAME_HELLO);
@@ -64,6 +70,10 @@ void dlxi_site_close(dlxi_site **site) {
     dlxi_outbox_clear(&(*site)->outbox);
     free(*site);
     *site = NULL;
+}
+
+bool dlxi_site_is_answered(const dlxi_site *s) {
+    return s->term > 0;
 }
 
 static dlxi_site_action site_end(dlxi_site *s, dlx_status status, const char *text) {
@@ -182,29 +192,64 @@ dlxi_site_action dlxi_site_on_frame(dlxi_site *s, const dlxi_frame *frame, int64
 
 /* ---- time ------------------------------------------------------------------------------------ */
 
+/* The link has not taken all messages: more would wait with them, and say no more. */
+static bool is_held_up(const dlxi_site *s) {
+    return dlxi_outbox_peek(&s->outbox) != NULL;
+}
+
 void dlxi_site_keep_alive(dlxi_site *s, int64_t now_ms) {
-    if (s->phase == DLXI_SITE_DONE || now_ms - s->pinged_ms < PING_MS) return;
+    if (s->phase == DLXI_SITE_DONE || now_ms - s->pinged_ms < PING_MS || is_held_up(s)) return;
     s->pinged_ms = now_ms;
     site_put(s, DLXI_FRAME_PING);
+}
+
+static dlxi_site_action silence_end(dlxi_site *s, int64_t silent_ms) {
+    char text[DLXI_REASON_MAX + 1];
+    if (dlxi_site_is_answered(s))
+        snprintf(text, sizeof text, "no message from the coordinator%s for %lld ms (wan.timeout_s)",
+                 s->coordinator, (long long)silent_ms);
+    else
+        snprintf(text, sizeof text,
+                 "no coordinator%s answered for %u s (wan.join_s); check wan.coordinator, wan.key "
+                 "and the roster, and that it runs",
+                 s->coordinator, s->join_ms / 1000);
+    return site_end(s, DLX_TIMEOUT, text);
 }
 
 dlxi_site_action dlxi_site_on_tick(dlxi_site *s, int64_t now_ms) {
     if (s->phase == DLXI_SITE_DONE) return DLXI_SITE_NOTHING;
     DLXI_ASSERT(now_ms >= s->ticked_ms);
-    if (now_ms - s->ticked_ms > PAUSE_MS) s->last_seen_ms += now_ms - s->ticked_ms;
+    if (now_ms - s->ticked_ms > PAUSE_MS) {
+        s->last_seen_ms += now_ms - s->ticked_ms;
+        s->opened_ms += now_ms - s->ticked_ms;
+    }
     s->ticked_ms = now_ms;
-    if (now_ms - s->last_seen_ms > s->timeout_ms)
-        return site_end(s, DLX_TIMEOUT,
-                        s->phase == DLXI_SITE_JOINING && s->term == 0
-                            ? "no coordinator answers; check wan.coordinator, wan.key and the "
-                              "roster, and that it runs"
-                            : "the coordinator has fallen silent");
-    if (s->standing != NULL && now_ms - s->stood_ms >= REPEAT_MS && !DLXI_PLANTED(4)) {
+    bool answered = dlxi_site_is_answered(s) || DLXI_PLANTED(12);
+    if (now_ms - s->last_seen_ms > (answered ? s->timeout_ms : s->join_ms))
+        return silence_end(s, now_ms - s->last_seen_ms);
+    if (s->standing != NULL && now_ms - s->stood_ms >= REPEAT_MS && !is_held_up(s) &&
+        !DLXI_PLANTED(4)) {
         s->stood_ms = now_ms;
         (void)dlxi_outbox_repeat(&s->outbox, s->standing, NULL); /* or at the next time */
     }
     dlxi_site_keep_alive(s, now_ms);
     return s->phase == DLXI_SITE_DONE ? DLXI_SITE_ENDED : DLXI_SITE_NOTHING;
+}
+
+bool dlxi_site_tell_wait(dlxi_site *s, char *text, size_t text_bytes) {
+    bool answered = dlxi_site_is_answered(s), told = s->wait_is_told;
+    if (s->phase != DLXI_SITE_JOINING || (answered ? !told : s->ticked_ms < s->tell_ms))
+        return false;
+    s->wait_is_told = !answered;
+    s->tell_ms = s->ticked_ms + DLXI_WAIT_TELL_MS;
+    if (answered)
+        snprintf(text, text_bytes, "the coordinator%s answers; waiting for every site",
+                 s->coordinator);
+    else
+        snprintf(
+            text, text_bytes, "no coordinator%s yet after %lld s; waiting up to %u s (wan.join_s)",
+            s->coordinator, (long long)(s->ticked_ms - s->opened_ms) / 1000, s->join_ms / 1000);
+    return true;
 }
 
 /* ---- what the site did ----------------------------------------------------------------------- */
@@ -263,8 +308,12 @@ void dlxi_site_on_report(dlxi_site *s, const char *text) {
 
 void dlxi_site_fail(dlxi_site *s, const dlx_error *why) {
     if (s->phase == DLXI_SITE_DONE) return;
-    reason_fill(s, why->status, why->message);
-    site_put(s, DLXI_FRAME_FAILED);
+    if (!dlxi_site_is_answered(s) && is_held_up(s)) { /* nobody knows this site yet */
+        dlxi_outbox_clear(&s->outbox);
+    } else {
+        reason_fill(s, why->status, why->message);
+        site_put(s, DLXI_FRAME_FAILED);
+    }
     s->phase = DLXI_SITE_DONE;
     s->result = *why;
     standing_drop(s);

@@ -5,8 +5,11 @@
  *   JOINING → hello … welcome → LISTENING → listening … peers → RUNNING … finished → DONE
  *   anything → DONE on stop, on the coordinator's silence, or on the site's own failure
  *
+ * A coordinator may start later than its sites: JOINING lasts up to join_ms until it answers.
+ *
  * A message that waits for an answer (hello, listening, ready, staged, abort, report) is repeated
- * twice per second until it is answered, so that a connection that breaks loses none for good. */
+ * twice per second until it is answered, so that a connection that breaks loses none for good;
+ * while the link takes no message, none is added. */
 #ifndef DLXI_MEMBER_SITE_H
 #define DLXI_MEMBER_SITE_H
 
@@ -30,14 +33,23 @@ typedef enum dlxi_site_action {
     DLXI_SITE_ENDED    /* phase is DONE: all reported, or `result` */
 } dlxi_site_action;
 
+typedef struct dlxi_site_settings {
+    uint32_t timeout_ms;     /* of a coordinator that has answered */
+    uint32_t join_ms;        /* until it answers for the first time */
+    const char *coordinator; /* its address, for messages; NULL or "": it has none */
+} dlxi_site_settings;
+
 typedef struct dlxi_site {
     dlxi_site_phase phase;
     dlx_error result; /* after DONE; status DLX_OK if the run ended well */
     uint32_t term;    /* the highest seen; lower ones are refused */
     uint64_t round;   /* whose exchange is under way or next */
     uint32_t attempt; /* the present one; 0: none */
-    uint32_t timeout_ms;
+    uint32_t timeout_ms, join_ms;
+    char coordinator[DLXI_ENDPOINT_BYTES + 8]; /* " at ADDRESS", or "" */
     int64_t last_seen_ms, pinged_ms, ticked_ms;
+    int64_t opened_ms, tell_ms; /* tell_ms: when the wait for the coordinator is shown next */
+    bool wait_is_told;
     uint16_t index, count;
     dlxi_welcome welcome;
     dlxi_endpoints peers;
@@ -54,9 +66,11 @@ typedef struct dlxi_site {
     dlxi_hello hello;
 } dlxi_site;
 
-dlx_status dlxi_site_open(dlxi_site **out, const dlxi_hello *hello, uint32_t timeout_ms,
-                          int64_t now_ms, dlx_error *error);
+dlx_status dlxi_site_open(dlxi_site **out, const dlxi_hello *hello,
+                          const dlxi_site_settings *settings, int64_t now_ms, dlx_error *error);
 void dlxi_site_close(dlxi_site **site);
+/* Whether a message of the coordinator has come. */
+bool dlxi_site_is_answered(const dlxi_site *s);
 
 /* A control frame from the coordinator. */
 dlxi_site_action dlxi_site_on_frame(dlxi_site *s, const dlxi_frame *frame, int64_t now_ms);
@@ -64,6 +78,8 @@ dlxi_site_action dlxi_site_on_frame(dlxi_site *s, const dlxi_frame *frame, int64
 void dlxi_site_keep_alive(dlxi_site *s, int64_t now_ms);
 /* As keep_alive; repeats what waits for an answer; judges the coordinator's silence. */
 dlxi_site_action dlxi_site_on_tick(dlxi_site *s, int64_t now_ms);
+/* Writes a line for the operator if one is due: no coordinator answers yet; or it does, at last. */
+bool dlxi_site_tell_wait(dlxi_site *s, char *text, size_t text_bytes);
 void dlxi_site_on_listening(dlxi_site *s, const dlxi_endpoints *endpoints);
 /* While the rank joins. */
 void dlxi_site_set_linked(dlxi_site *s, bool linked);

@@ -94,7 +94,11 @@ static dlx_status site_open(dlxi_engine *e, const dlx_sync_config *options, dlx_
         dlxi_sync_options_round_steps_max(&e->state->options) * options->windows_per_step;
     if (options->shared_text != NULL)
         dlxi_text_copy(hello->shared_text, sizeof hello->shared_text, options->shared_text);
-    dlx_status status = dlxi_site_open(&e->site, hello, options->timeout_ms, e->now_ms, error);
+    const dlxi_site_settings settings = {
+        .timeout_ms = options->timeout_ms,
+        .join_ms = options->join_ms,
+        .coordinator = options->link.hub == NULL ? options->link.coordinator : NULL};
+    dlx_status status = dlxi_site_open(&e->site, hello, &settings, e->now_ms, error);
     free(hello);
     return status;
 }
@@ -595,10 +599,12 @@ static void pause_forgive(dlxi_engine *e, int64_t gap_ms) {
 void dlxi_engine_on_tick(dlxi_engine *e, int64_t now_ms) {
     DLXI_ASSERT(now_ms >= e->now_ms && now_ms >= e->ticked_ms);
     int64_t gap_ms = now_ms - e->ticked_ms;
+    char text[DLXI_REASON_MAX + 1];
     e->now_ms = e->ticked_ms = now_ms;
     if (e->outcome.ended) return;
     if (gap_ms > PAUSE_MS) pause_forgive(e, gap_ms);
     act(e, dlxi_site_on_tick(e->site, now_ms));
+    if (dlxi_site_tell_wait(e->site, text, sizeof text)) dlxi_lines_add(&e->lines, "%s", text);
     if (e->site->phase != DLXI_SITE_DONE) exchange_poll(e);
     if (e->linking) linking_judge(e);
     if (is_under_way(e)) attempt_judge(e);

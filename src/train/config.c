@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "base/address.h"
 #include "link/links.h"
 #include "outer/sync_options.h"
 
@@ -111,10 +112,11 @@ static const dlxi_option options[] = {
 
     CHOICE("wan.link", wan.link, links, "zmq",
            "what the sites of this run are" DLXI_LINKS(LINK_TEXT)),
-    STRING("wan.coordinator", wan.coordinator, "127.0.0.1:0", "host:port; port 0: any free one",
-           .site_may_differ = true),
+    STRING("wan.coordinator", wan.coordinator, "127.0.0.1:0",
+           "host:port, IPv6 as [::1]:4700; port 0: any free one", .site_may_differ = true),
     STRING("wan.listen", wan.listen, "",
-           "host[:port] that peers reach this site at; empty: found by itself",
+           "host[:port] or interface[:port] that peers reach this site at; empty: the address that "
+           "reaches the coordinator",
            .site_may_differ = true),
     CHOICE("wan.security", wan.security, securities, "curve", "none: on loopback only"),
     STRING("wan.key", wan.key, "site.key", "this site's secret key, made by dilocox keygen",
@@ -213,9 +215,34 @@ static dlx_status site_check(const dlxi_config *config, dlx_error *error) {
     return dlxi_config_partition(&cut, config, error);
 }
 
+dlx_status dlxi_config_check_coordinator(const dlxi_config *config, const char *coordinator,
+                                         dlx_error *error) {
+    dlxi_address address;
+    const char *text = coordinator != NULL ? coordinator : config->wan.coordinator;
+    if (coordinator == NULL && text[0] == '\0') return DLX_OK; /* another will be given */
+    return dlxi_address_parse(&address, text, "wan.coordinator", error);
+}
+
+/* The form alone; what the names lead to, the link looks up. */
+static dlx_status addresses_check(const dlxi_config *config, dlx_error *error) {
+    dlxi_address address;
+    long long ranks = config->site.stages * config->site.replicas,
+              port_max = UINT16_MAX + 1 - DLXI_CONFIG_RANK_PORTS * ranks;
+    DLX_TRY(dlxi_config_check_coordinator(config, NULL, error));
+    if (config->wan.listen[0] == '\0') return DLX_OK;
+    DLX_TRY(dlxi_address_parse_listen(&address, config->wan.listen, "wan.listen", error));
+    if (address.port > 0 && address.port > port_max)
+        DLX_FAIL(error, CONFIG,
+                 "wan.listen: the port of '%s' is out of range; allowed: 0 to %lld (each rank uses "
+                 "%d ports)",
+                 config->wan.listen, port_max > 0 ? port_max : 0, DLXI_CONFIG_RANK_PORTS);
+    return DLX_OK;
+}
+
 dlx_status dlxi_config_check(const dlxi_config *config, dlx_error *error) {
     dlxi_model_config model = dlxi_config_model(config);
     DLX_TRY(dlxi_model_config_validate(&model, error));
     DLX_TRY(site_check(config, error));
+    DLX_TRY(addresses_check(config, error));
     return dlxi_sync_options_check(&config->sync, true, error);
 }

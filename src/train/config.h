@@ -8,7 +8,10 @@
 #include "model/optimizer.h"
 #include "pipeline/partition.h"
 
-enum { DLXI_CONFIG_PATH_BYTES = 512 };
+enum {
+    DLXI_CONFIG_PATH_BYTES = 512,
+    DLXI_CONFIG_RANK_PORTS = DLXI_SITES_MAX /* of a wan.listen with a port: one per site */
+};
 
 enum { DLXI_PACE_CONSTANT, DLXI_PACE_RATE };
 enum { DLXI_SECURITY_CURVE, DLXI_SECURITY_NONE };
@@ -54,8 +57,11 @@ extern const dlxi_option_table dlxi_config_table;
 
 void dlxi_config_set_defaults(dlxi_config *config);
 
-/* What options mean together: the model's shape, batches, the ranks of a site. */
+/* What options mean together: the model's shape, batches, the ranks of a site, addresses. */
 dlx_status dlxi_config_check(const dlxi_config *config, dlx_error *error);
+/* The address that stands for wan.coordinator, if there is one (not NULL). */
+dlx_status dlxi_config_check_coordinator(const dlxi_config *config, const char *coordinator,
+                                         dlx_error *error);
 
 dlxi_model_config dlxi_config_model(const dlxi_config *config);
 /* train.micro_batch, or what `auto` means */

@@ -40,6 +40,7 @@ dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_optio
     char listen[128], path[DLXI_PATH_BYTES], *shared_text = NULL;
     json_t *merged = NULL;
     DLX_TRY_OUT(dlxi_config_check(config, error));
+    DLX_TRY_OUT(dlxi_config_check_coordinator(config, options->coordinator, error));
     DLX_TRY_OUT(dlxi_config_link(&settings.link, listen, config, options->coordinator, options->hub,
                                  0, error));
     DLX_TRY_OUT(dlxi_options_print_canonical(&shared_text, config, &dlxi_config_table, error));
@@ -47,6 +48,7 @@ dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_optio
     settings.tokens = (uint64_t)config->train.tokens;
     settings.shared_text = shared_text;
     settings.timeout_ms = config->sync.timeout_ms;
+    settings.join_ms = config->sync.join_ms;
     settings.log = on_log;
     settings.log_context = &c;
     settings.on_report = on_report;

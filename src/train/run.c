@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/address.h"
 #include "base/clock.h"
 #include "base/hash.h"
 #include "base/memory.h"
@@ -100,7 +101,6 @@ static dlx_status model_open(site_run *r, dlx_error *error) {
 
 dlx_status dlxi_config_link(dlx_link_config *out, char listen[128], const dlxi_config *config,
                             const char *coordinator, dlx_hub *hub, int rank, dlx_error *error) {
-    enum { RANK_PORTS = 64 }; /* one per site, at most */
     *out = (dlx_link_config){.hub = hub,
                              .name = dlxi_link_word(config->wan.link),
                              .coordinator =
@@ -109,20 +109,13 @@ dlx_status dlxi_config_link(dlx_link_config *out, char listen[128], const dlxi_c
                              .unencrypted = config->wan.security == DLXI_SECURITY_NONE,
                              .key_path = config->wan.key,
                              .roster_path = config->wan.roster};
-    snprintf(listen, 128, "%s", config->wan.listen);
-    char *colon = strrchr(listen, ':');
-    if (colon != NULL && (listen[0] != '[' || colon[-1] == ']')) {
-        char *end;
-        long port = strtol(colon + 1, &end, 10);
-        long port_max = 65536 - RANK_PORTS * (config->site.stages * config->site.replicas);
-        if (*end != '\0' || port < 0 || port > port_max)
-            DLX_FAIL(
-                error, CONFIG,
-                "wan.listen: '%s' is not host:port; the port is 0 to %ld (each rank uses %d ports)",
-                config->wan.listen, port_max > 0 ? port_max : 0, RANK_PORTS);
-        out->listen_port = (uint16_t)(port == 0 ? 0 : port + RANK_PORTS * rank);
-        *colon = '\0';
-    }
+    dlxi_address address = {.host = ""};
+    listen[0] = '\0';
+    if (config->wan.listen[0] == '\0') return DLX_OK;
+    DLX_TRY(dlxi_address_parse_listen(&address, config->wan.listen, "wan.listen", error));
+    snprintf(listen, 128, "%s", address.host);
+    if (address.port != 0)
+        out->listen_port = (uint16_t)(address.port + DLXI_CONFIG_RANK_PORTS * rank);
     return DLX_OK;
 }
 
@@ -266,14 +259,17 @@ static dlx_status site_evaluate(site_run *r, const char *of, double *loss_sum, d
 static dlx_status step_record(site_run *r, const dlx_step *step, double loss, double norm,
                               float rate, dlx_error *error) {
     json_t *line = json_pack(
-        "{s:s, s:f, s:I, s:o, s:o, s:f, s:I, s:I}", "event", "step", "time_s",
+        "{s:s, s:f, s:I, s:o, s:o, s:f, s:I, s:I, s:I, s:I}", "event", "step", "time_s",
         dlxi_clock_s() - r->start_s, "step", (json_int_t)r->steps, "loss", dlxi_json_real(loss),
         "gradient_norm", dlxi_json_real(norm), "learning_rate", (double)rate, "tokens",
-        (json_int_t)dlx_sync_tokens(r->sync), "round", (json_int_t)step->round);
+        (json_int_t)dlx_sync_tokens(r->sync), "round", (json_int_t)step->round, "wan_bytes_sent",
+        (json_int_t)r->wan_bytes_sent, "wan_bytes_received", (json_int_t)r->wan_bytes_received);
     DLX_TRY(line_write(r, line, error));
     if (!step->applied && !step->submitted) return DLX_OK;
     DLX_TRY(dlxi_run_collect(r, error));
     const dlx_statistics *st = &r->statistics;
+    r->wan_bytes_sent = st->wan_bytes_sent;
+    r->wan_bytes_received = st->wan_bytes_received;
     char hash[17];
     snprintf(hash, sizeof hash, "%016llx", (unsigned long long)st->anchor_hash);
     line = json_pack(
@@ -305,7 +301,7 @@ static void step_show(site_run *r, const dlx_step *step, double loss, float rate
                        .tokens_per_s = speed,
                        .learning_rate = (double)rate,
                        .factor_rank_mean = r->statistics.factor_rank_mean,
-                       .wan_bytes_sent = r->statistics.wan_bytes_sent,
+                       .wan_bytes_sent = r->wan_bytes_sent,
                        .utilization = r->compute_s / fmax(r->compute_s + r->wait_s, 1e-9),
                        .left_s = done >= target ? 0
                                                 : (double)(target - done) /
@@ -335,9 +331,14 @@ static dlx_status step_train(site_run *r, dlx_step *step, dlx_error *error) {
         r->fails_together = false;
         sync_s = dlxi_clock_s() - before_s;
     }
-    double sums[2] = {dlxi_optimizer_sum_of_squares(r->optimizer), loss};
-    DLX_TRY(dlxi_pipeline_sum(r->pipeline, sums, 2, error));
+    dlx_statistics own = DLX_STATISTICS_INIT;
+    (void)dlx_sync_statistics(r->sync, &own, NULL); /* no argument is wrong */
+    double sums[] = {dlxi_optimizer_sum_of_squares(r->optimizer), loss, (double)own.wan_bytes_sent,
+                     (double)own.wan_bytes_received};
+    DLX_TRY(dlxi_pipeline_sum(r->pipeline, sums, sizeof sums / sizeof *sums, error));
     loss = sums[1];
+    r->wan_bytes_sent = (uint64_t)sums[2];
+    r->wan_bytes_received = (uint64_t)sums[3];
     dlx_status status =
         dlxi_optimizer_step_with_norm(r->optimizer, rate, scale, sums[0], &norm, error);
     if (status != DLX_OK) {
@@ -492,6 +493,7 @@ dlx_status dlxi_train(const dlxi_config *config, const dlx_train_options *option
     dlx_error own;
     if (error == NULL) error = &own;
     DLX_TRY(dlxi_config_check(config, error));
+    DLX_TRY(dlxi_config_check_coordinator(config, options->coordinator, error));
     DLX_TRY(DLXI_NEW(&r, 1, error));
     r->config = config;
     r->options = options;

@@ -46,8 +46,9 @@ typedef struct site_run {
     double val_loss_sum, val_loss_initial_sum, val_tokens;
     double exchange_steps; /* Σ over exchange_rounds of the steps that an exchange took */
     uint64_t exchange_rounds;
-    dlxi_rank_report *reports; /* [ranks], of the last dlxi_run_collect */
-    dlx_statistics statistics; /* the site's, of the same */
+    uint64_t wan_bytes_sent, wan_bytes_received; /* by all ranks, as of the present step's end */
+    dlxi_rank_report *reports;                   /* [ranks], of the last dlxi_run_collect */
+    dlx_statistics statistics;                   /* the site's, of the same */
 } site_run;
 
 /* A dlx_gather whose context is a site_run. Collective over the site. */

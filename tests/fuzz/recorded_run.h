@@ -182,6 +182,7 @@ static inline dlxi_coordinator *run_coordinator_open(const run_settings *s) {
     const dlxi_coordinator_settings settings = {.sites = s->sites,
                                                 .tokens_target = RUN_ROUNDS * 10u * s->sites,
                                                 .timeout_ms = LONE_TIMEOUT_MS,
+                                                .join_ms = 8 * LONE_TIMEOUT_MS,
                                                 .patience_ms = 4 * LONE_TIMEOUT_MS,
                                                 .attempts_max = 3};
     DLXI_ASSERT(dlxi_coordinator_open(&c, &settings, 0, NULL) == DLX_OK);

@@ -3,6 +3,7 @@
 the test's choice. Needs root. A namespace lives as long as a file descriptor of this process, so
 nothing is left, however the test ends."""
 import ctypes
+import json
 import os
 import random
 import shutil
@@ -67,6 +68,12 @@ class Namespace:
         done = self.inside(lambda: subprocess.run(["ip", *words], capture_output=True, text=True))
         if done.returncode != 0:
             raise Unavailable(f"ip {' '.join(words)}: {done.stderr.strip()}")
+
+    def counters(self, device):
+        """What the kernel has counted at a device: {"rx": {"bytes", "packets", ...}, "tx": ...}."""
+        shown = self.inside(lambda: subprocess.run(["ip", "-s", "-j", "link", "show", "dev", device], capture_output=True,
+                                                   text=True, check=True))
+        return json.loads(shown.stdout)[0]["stats64"]
 
     def path(self):
         return f"/proc/{os.getpid()}/fd/{self.fd}"

@@ -227,19 +227,19 @@ class Keys(Case):
         self.assertEqual(said.group(1), public)
 
     def test_addresses(self):
-        self.refused(r"^dilocox: wan\.coordinator: 'nowhere'.*host:port", *self.site("--coordinator", "nowhere"))
-        self.refused(r"^dilocox: wan\.listen: '127\.0\.0\.1:99999' is not host:port; the port is 0 to 65472",
+        self.refused(r"^dilocox: --coordinator: 'nowhere'.*host:port", *self.site("--coordinator", "nowhere"))
+        self.refused(r"^dilocox: wan\.listen: the port of '127\.0\.0\.1:99999' is not a number from 0 to 65535",
                      *self.site("--set", "wan.listen=127.0.0.1:99999"))
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
             port = taken.getsockname()[1]
-            self.refused(r"^dilocox: wan\.coordinator: port %d on 127\.0\.0\.1 is in use; choose another or 0 for any free port" % port,
+            self.refused(r"^dilocox: --listen: port %d on 127\.0\.0\.1 is in use; choose another or 0 for any free port" % port,
                          *self.coordinator("--listen", f"127.0.0.1:{port}"))
 
     def test_no_coordinator(self):
-        self.refused(r"^dilocox: no coordinator answers; check wan\.coordinator, wan\.key and the roster, and that it runs",
-                     *self.site("--set", "wan.timeout_s=1"), code=1)
+        self.refused(r"^dilocox: no coordinator at 127\.0\.0\.1:9 answered for 1 s \(wan\.join_s\); check wan\.coordinator, wan\.key "
+                     r"and the roster, and that it runs", *self.site("--set", "wan.join_s=1"), code=1)
 
     def test_unencrypted_off_loopback(self):
         for arguments in (self.coordinator("--listen", "192.0.2.1:0"), self.site("--coordinator", "192.0.2.1:9")):

@@ -99,7 +99,7 @@ class Interrupt(Case):
     def test_no_coordinator(self):
         self.keys(["a"])
         site = self.start_site(self.file, "a", "127.0.0.1:9")
-        site.wait_line("joining at 127.0.0.1:9")
+        site.wait_line("no coordinator at 127.0.0.1:9 yet after 2 s; waiting up to 600 s")
         self.assertEqual(self.interrupted(site), 1)
         self.assertIn("dilocox: interrupted", site.text("stderr"))
 

@@ -78,6 +78,7 @@ class Broken(Case):
 
     def test_an_address_that_is_wrong(self):
         self.run_started(patience_s=1, paris=["--set", f"wan.listen={NOWHERE}"])
+        self.sites["paris"].wait_line(f"wan.listen: '{NOWHERE}' is not an address of this machine; other sites will connect to it")
         self.check_named(NOWHERE)
         self.check_failed(r"gave up on joining after \d s of trouble")
 

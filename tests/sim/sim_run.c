@@ -44,6 +44,8 @@ enum {
     FAULTS_END_MS = 20000,         /* from then on everything works */
     RUN_END_MS = 60000,            /* by then the run is over */
     CRASH_END_MS = 3 * TIMEOUT_MS, /* after a crash */
+    JOIN_MS = 20000,
+    LATE_START_MS = 8000, /* at most; longer than TIMEOUT_MS */
     DATA_FRAMES = 8,
     CONTROL_FRAMES = 64,
     LATE_MS = 3000 /* a repeated frame comes so much later at most */
@@ -106,6 +108,7 @@ typedef struct trouble {
     uint16_t lost, hostile; /* peers, or NODES */
     int64_t lost_at_ms;
     bool crashes;          /* the lost one; or its link fails */
+    int64_t start_ms_max;  /* processes start at any time until then */
     bool starts_elsewhere; /* the last site */
 } trouble;
 
@@ -115,6 +118,7 @@ typedef struct world {
     peer peer[PEERS_MAX];
     dlxi_coordinator *coordinator;
     int64_t now_ms, coordinator_at_ms, over_ms; /* over_ms: the coordinator's; −1: not yet */
+    int64_t start_ms;                           /* the coordinator's */
     packet *in_flight;
     uint32_t queued[NODES][NODES];
     bool met[NODES][NODES]; /* a frame arrived */
@@ -229,6 +233,7 @@ static dlx_status link_send(world *w, uint16_t from, uint16_t to, const dlxi_fra
         return DLX_SYSTEM;
     }
     if (w->queued[from][to] >= (uint32_t)(control ? CONTROL_FRAMES : DATA_FRAMES)) return DLX_AGAIN;
+    if (to == COORDINATOR && w->now_ms < w->start_ms) return DLX_AGAIN;
     if (is_cut(w, from, to)) return draw(w, 2) == 0 ? DLX_AGAIN : DLX_OK; /* swallowed */
     if (chance(w, w->t.lose)) return DLX_OK;
     if (from == w->t.hostile && frame->kind != DLXI_FRAME_HELLO && chance(w, w->t.damage))
@@ -379,7 +384,8 @@ static void check_named(const world *w) {
     const cut *c = &t->cuts[0];
     bool is_alone = t->cut_count > 0 && c->b != COORDINATOR &&
                     (t->cut_count == 1 || t->cuts[1].b == COORDINATOR) &&
-                    t->lose + t->reorder + t->repeat + t->reset + t->pause == 0;
+                    t->lose + t->reorder + t->repeat + t->reset + t->pause == 0 &&
+                    t->start_ms_max == 0;
     bool is_long = c->until_ms - c->from_ms > 3 * TIMEOUT_MS;
     bool missed = w->over_ms < 0 || w->over_ms > c->until_ms;
     CHECK(!is_alone || !is_long || !missed || c->named, "nobody named sites %u and %u", c->a, c->b);
@@ -491,15 +497,17 @@ static void deliver(world *w) {
 
 /* ---- a run ----------------------------------------------------------------------------------- */
 
+static const char *const names[SITES_MAX] = {"a", "b", "c", "d"};
+
 static dlx_sync_config config_of(const world *w, uint16_t i) {
     static const dlx_overlap overlaps[] = {DLX_OVERLAP_NONE, DLX_OVERLAP_CARRY, DLX_OVERLAP_DELAYED,
                                            DLX_OVERLAP_EAGER, DLX_OVERLAP_ALLREDUCE};
-    static const char *const names[SITES_MAX] = {"a", "b", "c", "d"};
     dlx_sync_config config = DLX_SYNC_CONFIG_INIT;
     config.site = names[site_of(w, i)];
     config.rank = i % w->ranks;
     config.ranks = w->ranks;
     config.timeout_ms = TIMEOUT_MS;
+    config.join_ms = JOIN_MS;
     config.overlap = overlaps[choice(0, 5)];
     config.outer_learning_rate = 0.7;
     config.outer_momentum = 0.9;
@@ -513,6 +521,10 @@ static dlx_sync_config config_of(const world *w, uint16_t i) {
     config.factor_rank_max = 8;
     config.adaptation = choice(4, 2) == 0 ? DLX_ADAPTATION_PAPER : DLX_ADAPTATION_OFF;
     return dlxi_sync_options_resolve(&config);
+}
+
+static int64_t start_choose(const world *w, uint16_t node) {
+    return (int64_t)choice(10 + node, (uint64_t)w->t.start_ms_max + 1);
 }
 
 static void peer_open(world *w, uint16_t i) {
@@ -531,12 +543,13 @@ static void peer_open(world *w, uint16_t i) {
     bool elsewhere = w->t.starts_elsewhere && site_of(w, i) == w->sites - 1;
     for (int k = 0; k < PARAMETERS; k++)
         p->p[k] = (float)(k % 17) * 0.125f - 1.0f + (elsewhere ? 3.0f : 0.0f);
-    p->pump_at_ms = (int64_t)draw(w, 100);
+    int64_t start_ms = start_choose(w, i);
+    p->pump_at_ms = start_ms + (int64_t)draw(w, 100);
     p->train_at_ms = p->return_at_ms = -1;
     CHECK(dlxi_state_open(&p->state, &config, tensors, count, NULL) == DLX_OK &&
               dlxi_local_open(&p->local, &config, tensors, count, NULL) == DLX_OK &&
               dlxi_local_read(p->local, p->state, NULL) == DLX_OK &&
-              dlxi_engine_open(&p->engine, &config, p->state, 0, NULL) == DLX_OK,
+              dlxi_engine_open(&p->engine, &config, p->state, start_ms, NULL) == DLX_OK,
           "open");
     p->state = NULL;
     keepalives[i] = (keepalive_of){w, i};
@@ -596,15 +609,20 @@ static void world_open(world *w, bool calm) {
     w->t = trouble_of_seed(w);
     if (calm) w->t = (trouble){.delay_ms_max = 10, .lost = NODES, .hostile = NODES};
     w->t.starts_elsewhere = choice(6, 4) == 0;
+    if (!calm && choice(7, 8) == 0) w->t.start_ms_max = LATE_START_MS;
     uint64_t tokens = 0;
     for (uint16_t i = 0; i < w->sites; i++) tokens += TOKENS * (i + 1u);
     dlxi_coordinator_settings run = {.sites = w->sites,
                                      .tokens_target = ROUNDS * tokens,
                                      .timeout_ms = TIMEOUT_MS,
+                                     .join_ms = JOIN_MS,
                                      .patience_ms =
                                          w->t.hostile != NODES ? PATIENCE_HOSTILE_MS : PATIENCE_MS,
                                      .attempts_max = 5};
-    CHECK(dlxi_coordinator_open(&w->coordinator, &run, 0, NULL) == DLX_OK, "open");
+    w->start_ms = w->coordinator_at_ms = start_choose(w, COORDINATOR);
+    CHECK(dlxi_coordinator_open(&w->coordinator, &run, w->start_ms, NULL) == DLX_OK, "open");
+    for (uint16_t i = 0; i < w->sites; i++)
+        CHECK(dlxi_coordinator_expect(w->coordinator, names[i], NULL) == DLX_OK, "expect");
     for (uint16_t i = 0; i < w->peers; i++) peer_open(w, i);
 }
 
@@ -677,15 +695,12 @@ static bool is_one_lost(const world *w) {
 static void check_time(const world *w) {
     CHECK(w->now_ms < RUN_END_MS, "the run does not end; round %llu of peer 0",
           (unsigned long long)w->peer[0].round);
-    CHECK(!is_one_lost(w) || w->now_ms < w->t.lost_at_ms + CRASH_END_MS + TIMEOUT_MS,
+    bool waits = dlxi_coordinator_phase_of(w->coordinator) == DLXI_COORDINATOR_GATHERING;
+    CHECK(!waits || w->now_ms <= w->start_ms + JOIN_MS + TIMEOUT_MS,
+          "the coordinator waits for ever");
+    int64_t lost_at_ms = w->start_ms > w->t.lost_at_ms ? w->start_ms : w->t.lost_at_ms;
+    CHECK(!is_one_lost(w) || w->now_ms < lost_at_ms + JOIN_MS + CRASH_END_MS + TIMEOUT_MS,
           "the run does not end after a rank was lost");
-}
-
-/* One was lost, or sent away, before the run had begun: the others wait for another. */
-static bool waits_for_another(const world *w) {
-    bool gone = is_one_lost(w) || (w->t.hostile != NODES && w->peer[w->t.hostile].ended);
-    return dlxi_coordinator_phase_of(w->coordinator) == DLXI_COORDINATOR_GATHERING && gone &&
-           w->now_ms > CRASH_END_MS;
 }
 
 static void check_peer(const world *w, uint16_t i, bool failed) {
@@ -708,7 +723,7 @@ static void check_peer(const world *w, uint16_t i, bool failed) {
 static uint64_t simulate(bool calm, world *totals) {
     static world w;
     world_open(&w, calm);
-    while (!all_over(&w) && !waits_for_another(&w)) {
+    while (!all_over(&w)) {
         step(&w);
         check_time(&w);
     }
@@ -721,7 +736,7 @@ static uint64_t simulate(bool calm, world *totals) {
     uint64_t hash = 0;
     for (uint16_t i = 0; i < w.peers; i++) {
         const peer *p = &w.peer[i];
-        if (!waits_for_another(&w)) check_peer(&w, i, failed);
+        check_peer(&w, i, failed);
         if (plain)
             hash = dlxi_hash(p->p, sizeof p->p, hash + dlxi_state_hash(p->state, DLXI_STATE_ALL));
         totals->attempts += p->attempts;

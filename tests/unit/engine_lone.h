@@ -133,7 +133,7 @@ static inline dlx_sync_config lone_config(void) {
     dlx_sync_config config = DLX_SYNC_CONFIG_INIT;
     config.site = "a";
     config.ranks = 1;
-    config.timeout_ms = LONE_TIMEOUT_MS;
+    config.timeout_ms = config.join_ms = LONE_TIMEOUT_MS;
     config.overlap = DLX_OVERLAP_NONE;
     config.group = 16;
     config.factor_rank = 2;

@@ -13,7 +13,13 @@
 #include <string.h>
 #include <cmocka.h>
 
-enum { PEERS_MAX = 8, TOKENS_PER_WINDOW = 10, TIMEOUT_MS = 5000, PATIENCE_MS = 20000 };
+enum {
+    PEERS_MAX = 8,
+    TOKENS_PER_WINDOW = 10,
+    TIMEOUT_MS = 5000,
+    PATIENCE_MS = 20000,
+    JOIN_MS = 3600000
+};
 
 /* A coordinator and what it last sent to each peer. */
 typedef struct world {
@@ -39,6 +45,7 @@ static inline world *world_open(uint16_t sites, uint64_t tokens_target, const ch
                                           .tokens_target = tokens_target,
                                           .shared_text = shared_text,
                                           .timeout_ms = TIMEOUT_MS,
+                                          .join_ms = JOIN_MS,
                                           .patience_ms = PATIENCE_MS,
                                           .attempts_max = 3};
     assert_int_equal(dlxi_coordinator_open(&w->c, &settings, w->now_ms, NULL), DLX_OK);

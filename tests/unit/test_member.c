@@ -533,7 +533,7 @@ static void silence_is_a_lost_site(void **state) {
     wait_pinging(w, 2, 1, 1, TIMEOUT_MS);
     assert_int_equal(dlxi_coordinator_phase_of(w->c), DLXI_COORDINATOR_RUNNING);
     wait_pinging(w, 2, 1, 1, 1);
-    assert_stopped(w, 2, DLX_PEER_LOST, "no message from site 'a' for 5001 ms");
+    assert_stopped(w, 2, DLX_PEER_LOST, "no message from site 'a' for 5001 ms (wan.timeout_s)");
     world_close(w);
 }
 

@@ -312,7 +312,8 @@ static void a_rank_that_ends_the_run_is_named(void **state) {
     (void)state;
     world *w = ranks_open(1000);
     wait_pinging(w, BOTH, 4, 1, TIMEOUT_MS + 1);
-    assert_stopped(w, BOTH, DLX_PEER_LOST, "no message from site 'b' (rank 1) for 5001 ms");
+    assert_stopped(w, BOTH, DLX_PEER_LOST,
+                   "no message from site 'b' (rank 1) for 5001 ms (wan.timeout_s)");
     world_close(w);
 
     w = ranks_open(1000);
@@ -355,8 +356,9 @@ static void a_rank_that_goes_while_gathering_takes_its_site_out(void **state) {
             w->message->as.reason = (dlxi_reason){.status = DLX_MEMORY, .text = "no more"};
             say_as(w, 1, "", DLXI_FRAME_FAILED, (dlxi_frame){.term = 0});
         }
-        static const char *const texts[] = {"site 'a' (rank 1) failed: no more",
-                                            "no message from site 'a' (rank 1) for 5001 ms"};
+        static const char *const texts[] = {
+            "site 'a' (rank 1) failed: no more",
+            "no message from site 'a' (rank 1) for 5001 ms (wan.timeout_s)"};
         assert_int_equal(w->counts[1][DLXI_FRAME_STOP], 0);
         for (uint32_t peer = 0; peer < 3; peer += 2) {
             assert_int_equal(w->counts[peer][DLXI_FRAME_STOP], 1);

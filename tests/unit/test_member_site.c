@@ -14,7 +14,9 @@ static lone lone_open(void) {
     lone l = {.message = calloc(1, sizeof(dlxi_message))};
     dlxi_hello *hello = calloc(1, sizeof *hello);
     *hello = (dlxi_hello){.site = "a", .ranks = 1};
-    assert_int_equal(dlxi_site_open(&l.s, hello, TIMEOUT_MS, 0, NULL), DLX_OK);
+    const dlxi_site_settings settings = {
+        .timeout_ms = TIMEOUT_MS, .join_ms = JOIN_MS, .coordinator = "10.0.0.1:4700"};
+    assert_int_equal(dlxi_site_open(&l.s, hello, &settings, 0, NULL), DLX_OK);
     free(hello);
     return l;
 }
@@ -189,25 +191,89 @@ static void the_reason_of_a_stop_reaches_the_caller(void **state) {
     lone_close(&l);
 }
 
+static void outbox_drain(lone *l) {
+    while (dlxi_outbox_peek(&l->s->outbox) != NULL) dlxi_outbox_drop(&l->s->outbox);
+}
+
 static void a_silent_coordinator_ends_the_site(void **state) {
     (void)state;
     lone l = lone_open();
-    for (int64_t now = 0; now <= TIMEOUT_MS; now += 500)
-        assert_int_equal(dlxi_site_on_tick(l.s, now), DLXI_SITE_NOTHING);
-    assert_int_equal(dlxi_site_on_tick(l.s, TIMEOUT_MS + 1), DLXI_SITE_ENDED);
-    assert_int_equal(l.s->result.status, DLX_TIMEOUT);
-    assert_string_equal(
-        l.s->result.message,
-        "no coordinator answers; check wan.coordinator, wan.key and the roster, and that it runs");
-    lone_close(&l);
-    l = lone_open();
     welcome_lone(&l);
     /* a pause of this process is not the coordinator's silence */
     assert_int_equal(dlxi_site_on_tick(l.s, 9 * TIMEOUT_MS), DLXI_SITE_NOTHING);
     for (int64_t now = 9 * TIMEOUT_MS; now <= 10 * TIMEOUT_MS; now += 500)
         assert_int_equal(dlxi_site_on_tick(l.s, now), DLXI_SITE_NOTHING);
     assert_int_equal(dlxi_site_on_tick(l.s, 10 * TIMEOUT_MS + 1), DLXI_SITE_ENDED);
-    assert_string_equal(l.s->result.message, "the coordinator has fallen silent");
+    assert_string_equal(l.s->result.message, "no message from the coordinator at 10.0.0.1:4700 for "
+                                             "5001 ms (wan.timeout_s)");
+    lone_close(&l);
+}
+
+static void assert_told(lone *l, const char *text) {
+    char line[DLXI_REASON_MAX + 1];
+    assert_true(dlxi_site_tell_wait(l->s, line, sizeof line));
+    assert_string_equal(line, text);
+    assert_false(dlxi_site_tell_wait(l->s, line, sizeof line));
+}
+
+/* Much longer than a silence would be; says so at first and once per minute. */
+static void a_coordinator_may_start_late(void **state) {
+    (void)state;
+    char line[DLXI_REASON_MAX + 1];
+    lone l = lone_open();
+    int lines = 0;
+    for (int64_t now = 0; now <= JOIN_MS; now += 500) {
+        assert_int_equal(dlxi_site_on_tick(l.s, now), DLXI_SITE_NOTHING);
+        if (now == 2000)
+            assert_told(&l, "no coordinator at 10.0.0.1:4700 yet after 2 s; waiting up to 3600 s "
+                            "(wan.join_s)");
+        else
+            lines += dlxi_site_tell_wait(l.s, line, sizeof line);
+    }
+    assert_string_equal(line,
+                        "no coordinator at 10.0.0.1:4700 yet after 3542 s; waiting up to 3600 "
+                        "s (wan.join_s)");
+    assert_int_equal(lines, JOIN_MS / DLXI_WAIT_TELL_MS - 1);
+    assert_int_equal(dlxi_site_on_tick(l.s, JOIN_MS + 1), DLXI_SITE_ENDED);
+    assert_int_equal(l.s->result.status, DLX_TIMEOUT);
+    assert_string_equal(l.s->result.message,
+                        "no coordinator at 10.0.0.1:4700 answered for 3600 s (wan.join_s); check "
+                        "wan.coordinator, wan.key and the roster, and that it runs");
+    lone_close(&l);
+
+    l = lone_open();
+    for (int64_t now = 0; now <= 3000; now += 500) (void)dlxi_site_on_tick(l.s, now);
+    (void)dlxi_site_tell_wait(l.s, line, sizeof line);
+    assert_int_equal(tell(&l, DLXI_FRAME_PING, 1, 1, 0, 3000), DLXI_SITE_NOTHING);
+    assert_told(&l, "the coordinator at 10.0.0.1:4700 answers; waiting for every site");
+    /* its silence is one from now on */
+    for (int64_t now = 3000; now <= 3000 + TIMEOUT_MS; now += 500)
+        assert_int_equal(dlxi_site_on_tick(l.s, now), DLXI_SITE_NOTHING);
+    assert_int_equal(dlxi_site_on_tick(l.s, 3001 + TIMEOUT_MS), DLXI_SITE_ENDED);
+    lone_close(&l);
+}
+
+/* A link that takes nothing for an hour costs no memory; then one hello says all. */
+static void nothing_piles_up_before_the_coordinator_starts(void **state) {
+    (void)state;
+    lone l = lone_open();
+    for (int64_t now = 0; now <= JOIN_MS / 2; now += 100) (void)dlxi_site_on_tick(l.s, now);
+    assert_int_equal(dlxi_outbox_peek(&l.s->outbox)->frame.kind, DLXI_FRAME_HELLO);
+    assert_null(dlxi_outbox_peek(&l.s->outbox)->next);
+    outbox_drain(&l);
+    (void)dlxi_site_on_tick(l.s, JOIN_MS / 2 + 600); /* the hello was lost */
+    assert_int_equal(dlxi_outbox_peek(&l.s->outbox)->frame.kind, DLXI_FRAME_HELLO);
+
+    /* whom nobody knows has nobody to tell that it leaves; others have */
+    dlx_error why;
+    dlxi_error_set(&why, DLX_INTERRUPTED, "interrupted");
+    dlxi_site_fail(l.s, &why);
+    assert_null(dlxi_outbox_peek(&l.s->outbox));
+    lone_close(&l);
+    l = lone_open();
+    outbox_drain(&l);
+    dlxi_site_fail(l.s, &why);
+    assert_int_equal(dlxi_outbox_peek(&l.s->outbox)->frame.kind, DLXI_FRAME_FAILED);
     lone_close(&l);
 }
 
@@ -262,6 +328,8 @@ int main(void) {
         cmocka_unit_test(a_site_repeats_what_waits_for_an_answer),
         cmocka_unit_test(the_reason_of_a_stop_reaches_the_caller),
         cmocka_unit_test(a_silent_coordinator_ends_the_site),
+        cmocka_unit_test(a_coordinator_may_start_late),
+        cmocka_unit_test(nothing_piles_up_before_the_coordinator_starts),
         cmocka_unit_test(pings_keep_an_idle_run_alive),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -246,10 +246,10 @@ static void nobody_answers(void **state) {
     dlx_hub *hub = NULL;
     assert_int_equal(dlx_hub_open(&hub, NULL), DLX_OK);
     config.link.hub = hub;
-    config.timeout_ms = 1000;
-    open_fails(
-        &config, &tensor, 1, DLX_TIMEOUT,
-        "no coordinator answers; check wan.coordinator, wan.key and the roster, and that it runs");
+    config.join_ms = 1000;
+    open_fails(&config, &tensor, 1, DLX_TIMEOUT,
+               "no coordinator answered for 1 s (wan.join_s); check wan.coordinator, wan.key and "
+               "the roster, and that it runs");
     dlx_hub_close(&hub);
 }
 
