@@ -6,7 +6,7 @@
 #include "link/links.h"
 #include "outer/sync_options.h"
 
-enum { MICRO_BATCH_AUTO_MAX = 4 };
+enum { MICRO_BATCH_AUTO_MAX = 4, PATH_SHOWN_BYTES = 100 };
 
 static const char *const activations[] = {[DLXI_GELU] = "gelu", [DLXI_RELU] = "relu", NULL};
 static const char *const optimizers[] = {
@@ -213,8 +213,37 @@ static dlx_status site_check(const dlxi_config *config, dlx_error *error) {
     return dlxi_config_partition(&cut, config, error);
 }
 
+/* A path that no file can have, or that means another one than its author thinks. */
+static dlx_status path_check(const char *key, const char *path, dlx_error *error) {
+    char shown[PATH_SHOWN_BYTES];
+    dlxi_option_show_text(shown, sizeof shown, path, strlen(path));
+    if (path[0] == '\0') DLX_FAIL(error, CONFIG, "%s: the path is empty; set one", key);
+    if (path[0] == '~')
+        DLX_FAIL(error, CONFIG,
+                 "%s: '%s' begins with '~', which only a shell replaces; write the home directory "
+                 "out, or ./ before a name that begins so",
+                 key, shown);
+    return DLX_OK;
+}
+
+static dlx_status paths_check(const dlxi_config *config, dlx_error *error) {
+    const char *dir = config->run.dir;
+    DLX_TRY(path_check("run.dir", dir, error));
+    if (dir[strspn(dir, "/")] == '\0')
+        DLX_FAIL(error, CONFIG,
+                 "run.dir: '%s' is the root of the file system; set a directory of "
+                 "the run's own",
+                 dir);
+    DLX_TRY(path_check("data.train", config->data.train, error));
+    DLX_TRY(path_check("data.validation", config->data.validation, error));
+    if (config->wan.security == DLXI_SECURITY_NONE) return DLX_OK;
+    DLX_TRY(path_check("wan.key", config->wan.key, error));
+    return path_check("wan.roster", config->wan.roster, error);
+}
+
 dlx_status dlxi_config_check(const dlxi_config *config, dlx_error *error) {
     dlxi_model_config model = dlxi_config_model(config);
+    DLX_TRY(paths_check(config, error));
     DLX_TRY(dlxi_model_config_validate(&model, error));
     DLX_TRY(site_check(config, error));
     return dlxi_sync_options_check(&config->sync, true, error);

@@ -81,7 +81,7 @@ static void test_round_trip(void **unused) {
         for (int64_t i = 0; i < count; i++) /* biases differ too */
             for (int64_t j = 0; j < a[i].count; j++)
                 a[i].data[j] += dlxi_rng_normal(5, (uint64_t)i, (uint64_t)j);
-        if (dlxi_checkpoint_save(directory, &config, a, count, &error) != DLX_OK)
+        if (dlxi_checkpoint_save(directory, &config, a, count, NULL, &error) != DLX_OK)
             fail_msg("%s", error.message);
         if (dlxi_checkpoint_load_config(&read, directory, &error) != DLX_OK)
             fail_msg("%s", error.message);
@@ -214,8 +214,9 @@ static void test_failed_save(void **unused) {
     dlxi_stage *stage = stage_open(&config, 1, 0, kernels);
     int64_t count;
     dlxi_parameter *parameter = dlxi_stage_parameters(stage, &count);
-    assert_int_equal(dlxi_checkpoint_save("/nowhere/at/all", &config, parameter, count, &error),
-                     DLX_SYSTEM);
+    assert_int_equal(
+        dlxi_checkpoint_save("/nowhere/at/all", &config, parameter, count, NULL, &error),
+        DLX_SYSTEM);
     assert_string_equal(
         error.message,
         "cannot make the directory '/nowhere/at/all'; its parent must exist and be writable");
