@@ -59,7 +59,9 @@ typedef struct config_arguments {
 #define CONFIG_ROWS(type)                                                                          \
     DLXI_OPTION_ROW_POINTER(type, "config", config.path, "CONFIG",                                 \
                             "the run's options, YAML; 'dilocox config --defaults' writes them"),   \
-        DLXI_OPTION_ROW_POINTER(type, "--run-dir", config.run_dir, "DIR", "instead of run.dir"),   \
+        DLXI_OPTION_ROW_POINTER(type, "--run-dir", config.run_dir, "DIR",                          \
+                                "instead of run.dir; an earlier run's results in it move to "      \
+                                "DIR/previous-N"),                                                 \
         DLXI_OPTION_ROW_LIST(type, "--set", config.sets, "KEY=VALUE",                              \
                              "one option of the config; may be given often")
 

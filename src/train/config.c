@@ -38,7 +38,8 @@ static const char *const securities[] = {
 static const dlxi_option options[] = {
     STRING("run.name", run.name, "quickstart", "what the run is called"),
     INTEGER("run.seed", run.seed, 0, 1e15, "1", "of starting weights, data order and compression"),
-    STRING("run.dir", run.dir, "runs/quickstart", "where metrics, summary and weights go",
+    STRING("run.dir", run.dir, "runs/quickstart",
+           "where metrics, summary and weights go; an earlier run's move to previous-N in it",
            .site_may_differ = true),
 
     CHOICE("model.family", model.family, dlxi_family_names, "llama",

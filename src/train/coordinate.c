@@ -37,8 +37,10 @@ static void on_log(void *context, const char *line) {
 
 static dlx_status on_begin(void *context, dlx_error *error) {
     collected *c = context;
-    return dlxi_folder_enter(&c->folder, c->run_dir, "the coordinator", c->run_id, on_log, c,
-                             error);
+    dlx_status status =
+        dlxi_folder_enter(&c->folder, c->run_dir, "the coordinator", c->run_id, on_log, c, error);
+    if (status != DLX_OK) dlxi_error_prefix(error, "the coordinator's "); /* sites get it, too */
+    return status;
 }
 
 dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_options *options,
