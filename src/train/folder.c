@@ -117,7 +117,7 @@ static dlx_status writable_check(const char *path, dlx_error *error) {
 }
 
 /* Asks for the lock without taking it. */
-static dlx_status unused_check(const char *run_dir, dlx_error *error) {
+dlx_status dlxi_folder_check_unused(const char *run_dir, dlx_error *error) {
     char path[DLXI_PATH_BYTES], holder[HOLDER_BYTES];
     struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
     DLX_TRY(dlxi_path_join(path, run_dir, LOCK_NAME, error));
@@ -137,7 +137,7 @@ dlx_status dlxi_folder_check(const char *run_dir, const char *site, dlx_error *e
         DLX_TRY(dlxi_path_join(path, run_dir, site, error));
         DLX_TRY(writable_check(path, error));
     }
-    return unused_check(run_dir, error);
+    return dlxi_folder_check_unused(run_dir, error);
 }
 
 /* ---- earlier results ------------------------------------------------------------------------- */

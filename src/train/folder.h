@@ -18,8 +18,9 @@ void dlxi_run_id_show(char text[DLXI_RUN_ID_BYTES], uint64_t run_id);
 /* NULL, or why no site may have this name: it is no name, or another file of run.dir. */
 const char *dlxi_folder_misnames(const char *site);
 
-/* Changes nothing. Whether run.dir, and the directory `site` in it (NULL: none), can be made and
- * written, and no run uses it. DLX_CONFIG. */
+/* Both change nothing. Whether no run uses run.dir; and whether it, and the directory `site` in it
+ * (NULL: none), can be made and written, too. DLX_CONFIG. */
+dlx_status dlxi_folder_check_unused(const char *run_dir, dlx_error *error);
 dlx_status dlxi_folder_check(const char *run_dir, const char *site, dlx_error *error);
 
 typedef struct dlxi_folder {

@@ -180,7 +180,9 @@ static dlx_status results_check(site_run *r, dlx_error *error) {
     dlxi_option_show_text(shown, sizeof shown, site, strlen(site));
     if (reason != NULL) DLX_FAIL(error, CONFIG, "site: '%s' is not allowed; %s", shown, reason);
     DLX_TRY(dlxi_path_join(r->directory, r->config->run.dir, site, error));
-    return dlxi_folder_check(r->config->run.dir, site, error);
+    /* only the first rank writes there for sure */
+    return r->rank == 0 ? dlxi_folder_check(r->config->run.dir, site, error)
+                        : dlxi_folder_check_unused(r->config->run.dir, error);
 }
 
 static dlx_status results_open(site_run *r, dlx_error *error) {
