@@ -5,7 +5,7 @@
 
 #include "model/model.h"
 
-/* Replaces the file whole or not at all. run_id: of the run that trained the weights; NULL: none. */
+/* Replaces the file whole or not at all. run_id: of the run that trained the weights, or NULL. */
 dlx_status dlxi_config_json_write(const char *path, const dlxi_model_config *config,
                                   const char *run_id, dlx_error *error);
 

@@ -82,7 +82,7 @@ struct dlxi_coordinator {
     char *shared_text;
     bool shared_text_is_given; /* or the first site's */
     bool welcomed;
-    bool begun; /* all ranks were linked */
+    bool begun;     /* all ranks were linked */
     uint16_t count; /* sites, with all of their ranks or some */
     dlxi_run_site sites[DLXI_SITES_MAX];
     uint32_t rank_count; /* of all sites, once welcomed */

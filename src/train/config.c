@@ -228,13 +228,7 @@ static dlx_status path_check(const char *key, const char *path, dlx_error *error
 }
 
 static dlx_status paths_check(const dlxi_config *config, dlx_error *error) {
-    const char *dir = config->run.dir;
-    DLX_TRY(path_check("run.dir", dir, error));
-    if (dir[strspn(dir, "/")] == '\0')
-        DLX_FAIL(error, CONFIG,
-                 "run.dir: '%s' is the root of the file system; set a directory of "
-                 "the run's own",
-                 dir);
+    DLX_TRY(path_check("run.dir", config->run.dir, error));
     DLX_TRY(path_check("data.train", config->data.train, error));
     DLX_TRY(path_check("data.validation", config->data.validation, error));
     if (config->wan.security == DLXI_SECURITY_NONE) return DLX_OK;

@@ -130,8 +130,20 @@ dlx_status dlxi_folder_check_unused(const char *run_dir, dlx_error *error) {
     return taken ? fail_in_use(run_dir, holder, error) : DLX_OK;
 }
 
+/* In whatever way it is written. */
+static bool is_root(const char *path) {
+    struct stat own, root;
+    return stat(path, &own) == 0 && stat("/", &root) == 0 && own.st_dev == root.st_dev &&
+           own.st_ino == root.st_ino;
+}
+
 dlx_status dlxi_folder_check(const char *run_dir, const char *site, dlx_error *error) {
     char path[DLXI_PATH_BYTES];
+    if (is_root(run_dir))
+        DLX_FAIL(error, CONFIG,
+                 "run.dir: '%.100s' is the root of the file system; set a directory of the run's "
+                 "own",
+                 run_dir);
     DLX_TRY(writable_check(run_dir, error));
     if (site != NULL) {
         DLX_TRY(dlxi_path_join(path, run_dir, site, error));

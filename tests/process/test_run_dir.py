@@ -273,13 +273,14 @@ class Paths(Folder):
         for command in (["launch", self.file], ["train", self.file, "--site", "a"], ["coordinator", self.file]):
             for give in (lambda path: ["--set", "run.dir=" + path], lambda path: ["--run-dir", path]):
                 self.bad(r"run\.dir: the path is empty; set one", *command, *give(""))
-                self.bad(r"run\.dir: '//' is the root of the file system", *command, *give("//"))
                 self.bad(r"run\.dir: '~/run' begins with '~', which only a shell replaces", *command, *give("~/run"))
                 self.bad(r"run\.dir: 512 bytes are too many", *command, *give("x/" * 256))
                 self.bad(r"run\.dir: 2000 bytes are too many", *command, *give("x" * 2000))
         for command in (["train", self.file, "--site", "a", "--set", "wan.security=none"],
                         ["coordinator", self.file, "--set", "wan.security=none"], ["launch", self.file],
                         ["launch", self.file, "--set", "wan.link=mem"]):
+            for root in ("/", "//", "/./../", "/proc/self/root"):
+                self.bad(r"run\.dir: '%s' is the root of the file system" % root, *command, "--run-dir", root)
             self.bad(r"run\.dir: '.*x+.*' can't be used: '.*': File name too long", *command, "--run-dir", self.path("x" * 256))
             self.bad(r"run\.dir: '.*/config\.yaml/run' can't be used: '.*': Not a directory", *command, "--run-dir",
                      self.path("config.yaml", "run"))
