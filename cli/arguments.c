@@ -3,6 +3,7 @@
 #include "cli.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static bool is_flag(const dlxi_option *option) {
@@ -82,14 +83,24 @@ bool arguments_parse(const command *c, int count, char **arguments, int *exit_co
 
 /* ---- configs --------------------------------------------------------------------------------- */
 
+static dlx_status out_of_memory(dlx_config **config, dlx_error *error) {
+    dlx_config_close(config);
+    *error = (dlx_error){.status = DLX_MEMORY, .round = -1, .message = "out of memory"};
+    return DLX_MEMORY;
+}
+
 dlx_status config_read(dlx_config **out, const char *path, const char *run_dir,
                        const char *const *sets, dlx_error *error) {
     dlx_status status = dlx_config_open(out, error);
     if (status == DLX_OK && path != NULL) status = dlx_config_load(*out, path, error);
     if (status == DLX_OK && run_dir != NULL) {
-        char assignment[1024];
-        snprintf(assignment, sizeof assignment, "run.dir=%s", run_dir);
+        static const char key[] = "run.dir=";
+        char *assignment = malloc(sizeof key + strlen(run_dir));
+        if (assignment == NULL) return out_of_memory(out, error);
+        memcpy(assignment, key, sizeof key);
+        strcat(assignment, run_dir);
         status = dlx_config_set(*out, assignment, error);
+        free(assignment);
     }
     for (int i = 0; status == DLX_OK && sets[i] != NULL; i++)
         status = dlx_config_set(*out, sets[i], error);

@@ -59,7 +59,9 @@ typedef struct config_arguments {
 #define CONFIG_ROWS(type)                                                                          \
     DLXI_OPTION_ROW_POINTER(type, "config", config.path, "CONFIG",                                 \
                             "the run's options, YAML; 'dilocox config --defaults' writes them"),   \
-        DLXI_OPTION_ROW_POINTER(type, "--run-dir", config.run_dir, "DIR", "instead of run.dir"),   \
+        DLXI_OPTION_ROW_POINTER(type, "--run-dir", config.run_dir, "DIR",                          \
+                                "instead of run.dir; an earlier run's results in it move to "      \
+                                "DIR/previous-N"),                                                 \
         DLXI_OPTION_ROW_LIST(type, "--set", config.sets, "KEY=VALUE",                              \
                              "one option of the config; may be given often")
 
@@ -76,6 +78,7 @@ dlx_config *config_load(const config_arguments *from);
  * line each, for launch to read:
  *
  *   listening ENDPOINT    the coordinator's address
+ *   begun                 all sites have joined: the results are the run's from now on
  *   step SITE TEXT        progress: replaces the site's line
  *   text SITE TEXT        stays on the terminal
  *   killed TEXT           a rank was ended by a signal
@@ -101,8 +104,8 @@ bool is_consequence(dlx_status status);
 /* This process's rank as its launcher says, before MPI starts; −1: no launcher. */
 int launched_rank(void);
 /* Continues in a child, and stays behind as its parent, which reports the signal that ended a rank
- * and passes on signals. Only the child returns. `site` may be NULL. */
-void rank_watch(const config_arguments *from, const char *site);
+ * and passes on signals. Only the child returns. `config` and `site` may be NULL. */
+void rank_watch(const dlx_config *config, const char *site);
 /* As fail_with, for a rank: if all failed, one of them prints its error; if the others go on, this
  * one prints which rank it is and ends the job. `cluster` and `config` may be NULL. */
 int rank_fail(dlx_cluster *cluster, const dlx_config *config, int job_sites, dlx_error *error);
@@ -140,10 +143,25 @@ void display_close(display *d);
  * UTF-8. A tab becomes a space. */
 void text_print(const char *text, size_t bytes, const char *indent);
 
+/* What launch gives its children to read. They are done with it once the run has begun. */
+enum { LAUNCH_FILE_BYTES = 300 };
+typedef struct launch_files {
+    const char *names[DLXI_SITES_MAX + 1]; /* of the keys */
+    int name_count;
+    char directory[256]; /* "": none */
+} launch_files;
+
+/* Says what is wrong; remove in any case. */
+bool launch_files_make(launch_files *f, const dlx_config *config, bool keys);
+void launch_files_remove(launch_files *f);
+void launch_files_config(char path[LAUNCH_FILE_BYTES], const launch_files *f);
+void launch_files_roster(char path[LAUNCH_FILE_BYTES], const launch_files *f);
+void launch_files_key(char path[LAUNCH_FILE_BYTES], const launch_files *f, const char *name);
+
 /* The end of a run: RUN_DIR/summary.json in words, and a sample of what the model writes. */
 int results_print(const dlx_config *config);
 /* The end of an interrupted one. */
-int interruption_print(const dlx_config *config);
+int interruption_print(const dlx_config *config, bool begun);
 
 /* launch with wan.link: mem: sites are threads of this process. */
 int threads_launch(const dlx_config *config, int sites);

@@ -13,12 +13,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 enum {
-    ARGUMENTS_MAX = 2 * SETS_MAX + 48,
+    ARGUMENTS_MAX = 48,
     SETS_ROOM = SETS_MAX + 3, /* with those of --stages and --replicas */
     GRACE_MS = 1500,
     JOB_GRACE_MS = 5000, /* of mpirun, which asks its ranks in turn */
@@ -68,41 +67,11 @@ typedef struct launch {
     char program[4096]; /* this one, for mpirun */
     char names[DLXI_SITES_MAX][SITE_BYTES];
     display *display;
+    launch_files files;
+    bool begun; /* all sites have joined */
     char endpoint[256];
     int failed; /* the first child that did; −1 */
 } launch;
-
-/* ---- keys ------------------------------------------------------------------------------------ */
-
-/* Throwaway keys of this run: RUN_DIR/keys/<name>.key and RUN_DIR/keys/roster.txt. */
-static bool keys_make(const launch *l) {
-    char directory[600], path[700], public_text[DLXI_KEY_TEXT_BYTES];
-    dlx_error error;
-    snprintf(directory, sizeof directory, "%s/keys", dlx_config_run_dir(l->config));
-    for (size_t i = 1; i <= strlen(directory); i++) {
-        if (directory[i] != '/' && directory[i] != '\0') continue;
-        char part[600];
-        snprintf(part, sizeof part, "%.*s", (int)i, directory);
-        if (mkdir(part, i == strlen(directory) ? 0700 : 0777) != 0 && errno != EEXIST)
-            return failure_say(DLX_SYSTEM, "%s: cannot make this directory: %s", part,
-                               strerror(errno)),
-                   false;
-    }
-    snprintf(path, sizeof path, "%s/roster.txt", directory);
-    FILE *roster = fopen(path, "w");
-    if (roster == NULL) return failure_say(DLX_SYSTEM, "%s: %s", path, strerror(errno)), false;
-    bool fine = true;
-    for (int i = 0; fine && i <= l->sites; i++) {
-        snprintf(path, sizeof path, "%s/%s.key", directory, l->children[i].name);
-        unlink(path); /* of an earlier run */
-        fine = dlx_key_generate(path, public_text, &error) == DLX_OK;
-        if (fine)
-            fprintf(roster, "%s %s\n", l->children[i].name, public_text);
-        else
-            fail_with(&error);
-    }
-    return fclose(roster) == 0 && fine;
-}
 
 /* ---- children -------------------------------------------------------------------------------- */
 
@@ -141,7 +110,8 @@ static void launcher_forget(void) {
 
 static bool child_start(launch *l, child *c) {
     const char *arguments[ARGUMENTS_MAX];
-    char key[700], roster[700], sites[16], ranks[16];
+    char config[LAUNCH_FILE_BYTES], key[LAUNCH_FILE_BYTES + 16], roster[LAUNCH_FILE_BYTES + 16];
+    char path[LAUNCH_FILE_BYTES], sites[16], ranks[16];
     int count = 0;
     snprintf(sites, sizeof sites, "%d", l->sites);
     snprintf(ranks, sizeof ranks, "%u",
@@ -151,12 +121,14 @@ static bool child_start(launch *l, child *c) {
     else
         words_append(arguments, &count, "dilocox", NULL);
     words_append(arguments, &count, c->kind == COORDINATOR ? "coordinator" : "train", NULL);
-    words_append(arguments, &count, given.config.path, "--for-launcher");
-    if (given.config.run_dir != NULL)
-        words_append(arguments, &count, "--run-dir", given.config.run_dir);
-    for (int i = 0; l->sets[i] != NULL; i++) words_append(arguments, &count, "--set", l->sets[i]);
-    snprintf(key, sizeof key, "wan.key=%s/keys/%s.key", dlx_config_run_dir(l->config), c->name);
-    snprintf(roster, sizeof roster, "wan.roster=%s/keys/roster.txt", dlx_config_run_dir(l->config));
+    launch_files_config(config, &l->files);
+    words_append(arguments, &count, config, "--for-launcher");
+    /* the file has it; this is for people who list processes */
+    words_append(arguments, &count, "--run-dir", dlx_config_run_dir(l->config));
+    launch_files_key(path, &l->files, c->name);
+    snprintf(key, sizeof key, "wan.key=%s", path);
+    launch_files_roster(path, &l->files);
+    snprintf(roster, sizeof roster, "wan.roster=%s", path);
     if (c->kind != JOB && dlx_config_encrypted(l->config)) {
         words_append(arguments, &count, "--set", key);
         words_append(arguments, &count, "--set", roster);
@@ -232,6 +204,9 @@ static void on_line(launch *l, int index, int pipe, const char *line) {
     } else if (strncmp(line, "text ", 5) == 0) {
         rest = site_parse(l, rest, &site, name);
         display_text(l->display, name, rest);
+    } else if (strcmp(line, "begun") == 0) {
+        l->begun = true;
+        launch_files_remove(&l->files);
     } else if (strncmp(line, "listening ", 10) == 0) {
         snprintf(l->endpoint, sizeof l->endpoint, "%s", rest);
     } else if (strncmp(line, "failed ", 7) == 0) {
@@ -385,7 +360,7 @@ static int children_run(launch *l) {
         for (int i = 0; i < l->count; i++)
             if (l->children[i].has_cause || has_crashed(&l->children[i]))
                 failure_print(&l->children[i]);
-        return interruption_print(l->config);
+        return interruption_print(l->config, l->begun);
     }
     if (l->failed >= 0) {
         children_wait(l, 500); /* the coordinator notifies the others first */
@@ -439,7 +414,12 @@ static int processes_launch(launch *l) {
     for (int i = 0; i < l->sites; i++) names[i] = l->names[i];
     l->display = display_open(names, l->sites, false);
     bool keys = dlx_config_encrypted(l->config) && !dlx_config_one_job(l->config);
-    return keys && !keys_make(l) ? EXIT_FAILED : children_run(l);
+    l->files.name_count = l->count;
+    for (int i = 0; i < l->count; i++) l->files.names[i] = l->children[i].name;
+    int exit_code = EXIT_FAILED;
+    if (launch_files_make(&l->files, l->config, keys)) exit_code = children_run(l);
+    launch_files_remove(&l->files);
+    return exit_code;
 }
 
 static int run(void) {

@@ -13,6 +13,7 @@ typedef struct shared {
     display *display;
     int sites;
     atomic_int failed;
+    atomic_bool begun;
     bool interrupted; /* why the first one ended; it sets this, read after all are joined */
 } shared;
 
@@ -29,6 +30,7 @@ typedef struct worker {
 static void on_event(void *context, const dlx_event *event) {
     worker *w = context;
     char line[LINE_BYTES];
+    if (event->kind == DLX_EVENT_JOINED) w->shared->begun = true;
     if (event->kind == DLX_EVENT_STEP) {
         step_format(line, event);
         display_step(w->shared->display, w->index, line);
@@ -100,7 +102,7 @@ int threads_launch(const dlx_config *config, int sites) {
         for (int i = 0; i <= sites; i++)
             if (workers[i].failed_as > 0 && !is_consequence(workers[i].status))
                 fprintf(stderr, "dilocox: %s: %s\n", workers[i].name, workers[i].error.message);
-        return interruption_print(config);
+        return interruption_print(config, all.begun);
     }
     dlx_error named = {.status = first->status};
     snprintf(named.message, sizeof named.message, "%s failed: %.400s", first->name,

@@ -46,7 +46,7 @@ static void signal_report(const dlx_config *config, const char *site, int number
     killed_say(text);
 }
 
-void rank_watch(const config_arguments *from, const char *site) {
+void rank_watch(const dlx_config *config, const char *site) {
     interrupts_block(true); /* until each of the two has its handlers */
     pid_t parent = getpid(), child = fork();
     if (child < 0) return; /* unwatched, then */
@@ -67,12 +67,7 @@ void rank_watch(const config_arguments *from, const char *site) {
     while (got < 0 && errno == EINTR);
     watched = 0;
     if (got == child && WIFEXITED(status)) _exit(WEXITSTATUS(status));
-    if (got == child && WIFSIGNALED(status)) {
-        dlx_config *config = NULL;
-        dlx_error ignored;
-        if (config_read(&config, from->path, NULL, from->sets, &ignored) != DLX_OK) config = NULL;
-        signal_report(config, site, WTERMSIG(status));
-    }
+    if (got == child && WIFSIGNALED(status)) signal_report(config, site, WTERMSIG(status));
     _exit(EXIT_FAILED);
 }
 

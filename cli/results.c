@@ -33,9 +33,13 @@ static void sample_print(const char *weights) {
     free(text);
 }
 
-int interruption_print(const dlx_config *config) {
-    fprintf(stderr, "dilocox: interrupted; partial results are in %s\n",
-            dlx_config_run_dir(config));
+int interruption_print(const dlx_config *config, bool begun) {
+    if (begun)
+        fprintf(stderr, "dilocox: interrupted; partial results are in %s\n",
+                dlx_config_run_dir(config));
+    else
+        fprintf(stderr, "dilocox: interrupted before all sites had joined; %s is unchanged\n",
+                dlx_config_run_dir(config));
     return EXIT_FAILED;
 }
 

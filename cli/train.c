@@ -51,6 +51,7 @@ static void on_event(void *context, const dlx_event *event) {
         text_say(p, event->site, event->text);
         break;
     case DLX_EVENT_JOINED:
+        if (given.for_launcher) printf("begun\n");
         snprintf(line, sizeof line, "joined: %u sites", event->sites);
         text_say(p, event->site, line);
         break;
@@ -178,15 +179,18 @@ static int run(void) {
             "train: --sites makes a job with a coordinator of its own; leave --coordinator out");
     bool launched = launched_rank() >= 0;
     if (given.for_launcher) prctl(PR_SET_PDEATHSIG, SIGTERM); /* launch takes its sites with it */
-    if (launched) rank_watch(&given.config, given.site);
-    interrupts_catch(launched);
-    dlx_error error;
+    dlx_error error, cluster_error;
     dlx_cluster *cluster = NULL;
     dlx_config *config = NULL;
-    dlx_status status = launched || given.sites > 0 ? dlx_cluster_open(&cluster, &error) : DLX_OK;
-    if (status == DLX_OK)
-        status = config_read(&config, given.config.path, given.config.run_dir, given.config.sets,
-                             &error);
+    /* once: it may be a pipe, or change */
+    dlx_status status =
+        config_read(&config, given.config.path, given.config.run_dir, given.config.sets, &error);
+    if (launched) rank_watch(config, given.site);
+    interrupts_catch(launched);
+    if ((launched || given.sites > 0) && dlx_cluster_open(&cluster, &cluster_error) != DLX_OK) {
+        status = cluster_error.status;
+        error = cluster_error;
+    }
     if (status == DLX_OK) status = site_train(config, cluster, &error);
     if (status != DLX_OK && given.coordinator != NULL && !given.for_launcher)
         error_name_flag(&error, "wan.coordinator", "--coordinator");

@@ -461,6 +461,8 @@ DLX_API uint64_t dlx_sync_tokens(const dlx_sync *sync);
 DLX_API uint64_t dlx_sync_tokens_target(const dlx_sync *sync);
 DLX_API uint32_t dlx_sync_site_index(const dlx_sync *sync);
 DLX_API uint32_t dlx_sync_site_count(const dlx_sync *sync);
+/* The coordinator's dlx_coordinator_run_id. */
+DLX_API uint64_t dlx_sync_run_id(const dlx_sync *sync);
 
 /* The anchor is θ of the last commit that this rank knows; with allreduce it is the parameters. The
  * three functions work after a failure too, and block while the exchange thread is in the middle of
@@ -570,6 +572,15 @@ DLX_API dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordin
                                         dlx_error *error);
 /* "host:port" in use, "" on a hub; valid until close. Any thread. */
 DLX_API const char *dlx_coordinator_endpoint(const dlx_coordinator *coordinator);
+/* A random number other than 0 that all sites of the run receive: results that name it are one
+ * run's. Any thread. */
+DLX_API uint64_t dlx_coordinator_run_id(const dlx_coordinator *coordinator);
+/* Called once, in dlx_coordinator_run, when all sites have joined and reach each other: before that
+ * a run has changed nothing. A status other than DLX_OK, and its error, fail the run. Before
+ * dlx_coordinator_run; on_begin may be NULL. */
+DLX_API void dlx_coordinator_on_begin(dlx_coordinator *coordinator,
+                                      dlx_status (*on_begin)(void *context, dlx_error *error),
+                                      void *context);
 /* Runs the run; call once. Blocks until every site has reported (DLX_OK), the run failed (the first
  * cause, naming the site), or an interrupt (DLX_INTERRUPTED), and up to timeout_ms more for the
  * sites' last answers. DLX_TIMEOUT: not all sites joined within join_ms of dlx_coordinator_open. */

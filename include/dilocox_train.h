@@ -134,7 +134,9 @@ typedef struct dlx_train_options {
 DLX_API void dlx_train_options_default(dlx_train_options *options, size_t size);
 
 /* Trains one rank of a site, from joining the run to its end; blocks. Rank 0 writes metrics.jsonl
- * and summary.json to RUN_DIR/<site>, and the first site its weights to RUN_DIR/weights. A run that
+ * and summary.json to RUN_DIR/<site>, and the first site its weights to RUN_DIR/weights. Nothing
+ * there changes before all sites have joined; then an earlier run's results move to
+ * RUN_DIR/previous-N. DLX_CONFIG while another run uses RUN_DIR. A run that
  * fails or is interrupted leaves the same: a summary that says so, and the last committed weights,
  * the other sites' in RUN_DIR/<site>/weights. DLX_CONFIG, DLX_DATA, DLX_SYSTEM: options or files;
  * the statuses of dlx_sync_open, dlx_sync_step and dlx_sync_report; DLX_INTERRUPTED. If it fails
@@ -161,7 +163,8 @@ typedef struct dlx_coordinate_options {
 /* As dlx_sync_config_default. */
 DLX_API void dlx_coordinate_options_default(dlx_coordinate_options *options, size_t size);
 
-/* Coordinates a run; blocks until it ends. Writes RUN_DIR/summary.json unless it fails. DLX_CONFIG,
+/* Coordinates a run; blocks until it ends. Writes RUN_DIR/summary.json unless it fails. Earlier
+ * results and other runs there: as dlx_train. DLX_CONFIG,
  * DLX_SYSTEM; the statuses of dlx_coordinator_open and dlx_coordinator_run. */
 DLX_API dlx_status dlx_coordinate(const dlx_config *config, const dlx_coordinate_options *options,
                                   dlx_error *error);

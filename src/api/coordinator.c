@@ -2,6 +2,7 @@
 /* dlx_coordinator: validate, translate, delegate. */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
 #include "api/link_config.h"
 #include "base/clock.h"
@@ -16,6 +17,7 @@ struct dlx_coordinator {
     dlxi_coordinate at_work;
     dlx_coordinator_config config;
     char endpoint[DLXI_ENDPOINT_BYTES];
+    uint64_t run_id;
 };
 
 static const dlx_coordinator_config config_default = DLX_COORDINATOR_CONFIG_INIT;
@@ -60,6 +62,14 @@ static dlx_status sites_expect(dlx_coordinator *c, dlx_error *error) {
     return DLX_OK;
 }
 
+static dlx_status run_id_draw(uint64_t *id, dlx_error *error) {
+    do
+        if (getrandom(id, sizeof *id, 0) != sizeof *id)
+            DLX_FAIL(error, SYSTEM, "the system has no random numbers for a run's id");
+    while (*id == 0);
+    return DLX_OK;
+}
+
 dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_config *config,
                                 dlx_error *error) {
     DLXI_NOT_NULL(out);
@@ -73,11 +83,13 @@ dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_con
     dlx_coordinator *c = NULL;
     DLX_TRY_OUT(DLXI_NEW(&c, 1, error));
     c->config = own;
+    DLX_TRY_OUT(run_id_draw(&c->run_id, error));
     c->at_work.log = own.log;
     c->at_work.log_context = own.log_context;
     c->at_work.interrupted_too = own.interrupted;
     dlxi_coordinator_settings settings = {.sites = (uint16_t)own.sites,
                                           .tokens_target = own.tokens,
+                                          .run_id = c->run_id,
                                           .shared_text = own.shared_text,
                                           .timeout_ms = own.timeout_ms,
                                           .join_ms = own.join_ms,
@@ -97,6 +109,18 @@ out:
 
 const char *dlx_coordinator_endpoint(const dlx_coordinator *c) {
     return c != NULL ? c->endpoint : NULL;
+}
+
+uint64_t dlx_coordinator_run_id(const dlx_coordinator *c) {
+    return c != NULL ? c->run_id : 0;
+}
+
+void dlx_coordinator_on_begin(dlx_coordinator *c,
+                              dlx_status (*on_begin)(void *context, dlx_error *error),
+                              void *context) {
+    if (c == NULL) return;
+    c->at_work.on_begin = on_begin;
+    c->at_work.begin_context = context;
 }
 
 dlx_status dlx_coordinator_run(dlx_coordinator *coordinator, dlx_error *error) {

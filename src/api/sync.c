@@ -215,6 +215,10 @@ uint64_t dlx_sync_tokens_target(const dlx_sync *sync) {
     return sync != NULL ? dlxi_sync_tokens_target(sync) : 0;
 }
 
+uint64_t dlx_sync_run_id(const dlx_sync *sync) {
+    return sync != NULL ? dlxi_sync_run_id(sync) : 0;
+}
+
 uint32_t dlx_sync_site_index(const dlx_sync *sync) {
     return sync != NULL ? dlxi_sync_site_index(sync) : 0;
 }

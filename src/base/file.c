@@ -15,6 +15,8 @@ enum { BUFFER_BYTES = 1 << 16 };
 
 dlx_status dlxi_path_join(char dst[DLXI_PATH_BYTES], const char *directory, const char *name,
                           dlx_error *error) {
+    if (directory[0] == '\0')
+        DLX_FAIL(error, CONFIG, "a directory's path is empty; for the current one write '.'");
     int length = snprintf(dst, DLXI_PATH_BYTES, "%s/%s", directory, name);
     if (length >= 0 && length < DLXI_PATH_BYTES) return DLX_OK;
     DLX_FAIL(error, CONFIG, "path '%.100s…' is too long; allowed: up to %d bytes", directory,

@@ -7,7 +7,7 @@
 
 enum { DLXI_PATH_BYTES = 4096 };
 
-/* dst ← directory/name. DLX_CONFIG if it does not fit. */
+/* dst ← directory/name. DLX_CONFIG if it does not fit, or `directory` is empty. */
 dlx_status dlxi_path_join(char dst[DLXI_PATH_BYTES], const char *directory, const char *name,
                           dlx_error *error);
 

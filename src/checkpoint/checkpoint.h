@@ -11,9 +11,11 @@
 
 /* Writes model.safetensors and config.json into `directory`, which is made if it is missing (its
  * parent must exist), and removes the parts of an earlier save. parameter[count]: all tensors of
- * the model, with data. Each file is replaced whole or not at all. Blocks. */
+ * the model, with data. run_id goes to config.json as dilocox_run_id; NULL: none. Each file is
+ * replaced whole or not at all. Blocks. */
 dlx_status dlxi_checkpoint_save(const char *directory, const dlxi_model_config *config,
-                                const dlxi_parameter *parameter, int64_t count, dlx_error *error);
+                                const dlxi_parameter *parameter, int64_t count, const char *run_id,
+                                dlx_error *error);
 
 /* The same by several ranks, in three steps with a barrier between each:
  *
@@ -38,7 +40,8 @@ void dlxi_checkpoint_part_close(dlxi_checkpoint_part **part);
 /* part_of[id]: the part of each of the model's tensors; NULL if parts is 1. DLX_DATA if a part is
  * missing or incomplete: perhaps the ranks do not share the directory. */
 dlx_status dlxi_checkpoint_finish(const char *directory, const dlxi_model_config *config,
-                                  const int *part_of, int parts, dlx_error *error);
+                                  const int *part_of, int parts, const char *run_id,
+                                  dlx_error *error);
 
 /* Reads and validates directory/config.json. A line to `log`, which may be NULL, names fields that
  * are unknown. DLX_SYSTEM; DLX_DATA: malformed or not supported. */

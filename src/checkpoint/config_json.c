@@ -56,9 +56,11 @@ static json_t *llama_json(const dlxi_model_config *c) {
 }
 
 dlx_status dlxi_config_json_write(const char *path, const dlxi_model_config *config,
-                                  dlx_error *error) {
+                                  const char *run_id, dlx_error *error) {
     dlx_status status = DLX_OK;
     json_t *json = config->family == DLXI_FAMILY_GPT2 ? gpt2_json(config) : llama_json(config);
+    if (json != NULL && run_id != NULL)
+        json_object_set_new(json, "dilocox_run_id", json_string(run_id));
     char *text = json == NULL ? NULL : json_dumps(json, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
     if (text == NULL) DLX_FAIL_OUT(error, MEMORY, "out of memory: %s", path);
     status = dlxi_file_write_text(path, text, error);

@@ -5,8 +5,8 @@
 
 #include "model/model.h"
 
-/* Replaces the file whole or not at all. */
+/* Replaces the file whole or not at all. run_id: of the run that trained the weights, or NULL. */
 dlx_status dlxi_config_json_write(const char *path, const dlxi_model_config *config,
-                                  dlx_error *error);
+                                  const char *run_id, dlx_error *error);
 
 #endif

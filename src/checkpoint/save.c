@@ -257,24 +257,26 @@ out:
 }
 
 dlx_status dlxi_checkpoint_finish(const char *directory, const dlxi_model_config *config,
-                                  const int *part_of, int parts, dlx_error *error) {
+                                  const int *part_of, int parts, const char *run_id,
+                                  dlx_error *error) {
     char path[DLXI_PATH_BYTES];
     DLXI_ASSERT(parts >= 1 && parts <= DLXI_INDEX_FILES_MAX);
     if (parts > 1) DLX_TRY(index_finish(directory, config, part_of, parts, error));
     DLX_TRY(dlxi_path_join(path, directory, "config.json", error));
-    DLX_TRY(dlxi_config_json_write(path, config, error));
+    DLX_TRY(dlxi_config_json_write(path, config, run_id, error));
     return stale_remove(directory, parts, error);
 }
 
 dlx_status dlxi_checkpoint_save(const char *directory, const dlxi_model_config *config,
-                                const dlxi_parameter *parameter, int64_t count, dlx_error *error) {
+                                const dlxi_parameter *parameter, int64_t count, const char *run_id,
+                                dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_checkpoint_part *part = NULL;
     DLXI_ASSERT(count == dlxi_model_tensor_count(config));
     DLX_TRY_OUT(
         dlxi_checkpoint_part_begin(&part, directory, config, parameter, count, 0, 1, error));
     DLX_TRY_OUT(dlxi_checkpoint_part_commit(part, error));
-    DLX_TRY_OUT(dlxi_checkpoint_finish(directory, config, NULL, 1, error));
+    DLX_TRY_OUT(dlxi_checkpoint_finish(directory, config, NULL, 1, run_id, error));
 out:
     dlxi_checkpoint_part_close(&part);
     return status;

@@ -97,6 +97,15 @@ static dlx_status options_check(const dlxi_tokenize_options *options, dlx_error 
     return DLX_OK;
 }
 
+/* `name`.train.tokens of a directory would be a hidden file in it. */
+static dlx_status path_check(const char *what, const char *path, dlx_error *error) {
+    size_t bytes = strlen(path);
+    if (bytes == 0 || path[bytes - 1] == '/')
+        DLX_FAIL(error, CONFIG, "%s: '%.100s' names no file; give a file's name, as data/my", what,
+                 path);
+    return DLX_OK;
+}
+
 static dlx_status writer_open(tokenizing *t, int which, const char *out_path, const char *suffix,
                               dlx_error *error) {
     char *path = NULL;
@@ -136,6 +145,8 @@ dlx_status dlxi_tokenize(const char *out_path, const char *in_path, const dlxi_t
         .tokenizer = tokenizer, .in_path = in_path, .in = -1, .text_room = 2 * PIECE_BYTES};
     bool split = options->validation_every != 0, end = false;
     DLX_TRY(options_check(options, error));
+    DLX_TRY(path_check("IN", in_path, error));
+    DLX_TRY(path_check("OUT", out_path, error));
     t.in = open(in_path, O_RDONLY | O_CLOEXEC);
     if (t.in < 0 && errno == ENOENT)
         DLX_FAIL(error, CONFIG, "%s: no such file; name the text to tokenize", in_path);

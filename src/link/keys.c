@@ -151,6 +151,10 @@ dlx_status dlxi_key_generate(const char *path, char public_text[DLXI_KEY_TEXT_BY
                              dlx_error *error) {
     public_text[0] = '\0';
     dlxi_key_pair keys;
+    size_t path_bytes = strlen(path);
+    if (path_bytes == 0 || path[path_bytes - 1] == '/')
+        DLX_FAIL(error, CONFIG, "'%.100s' names no file; give the key file a name, as site.key",
+                 path);
     if (zmq_curve_keypair(keys.public_text, keys.secret_text) != 0)
         DLX_FAIL(error, SYSTEM, "keys can't be made: this ZeroMQ was built without CURVE");
     char text[256];

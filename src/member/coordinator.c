@@ -343,6 +343,10 @@ dlxi_coordinator_phase dlxi_coordinator_phase_of(const dlxi_coordinator *c) {
     return c->phase;
 }
 
+bool dlxi_coordinator_has_begun(const dlxi_coordinator *c) {
+    return c->begun;
+}
+
 dlx_status dlxi_coordinator_result(const dlxi_coordinator *c, dlx_error *error) {
     if (error != NULL && c->result.status != DLX_OK) *error = c->result;
     return c->result.status;

@@ -21,6 +21,7 @@
 typedef struct dlxi_coordinator_settings {
     uint16_t sites;
     uint64_t tokens_target;
+    uint64_t run_id;         /* which the sites receive */
     const char *shared_text; /* copied; each site's begins with it, what follows is compared between
                                 sites. NULL: none */
     uint32_t timeout_ms;
@@ -61,6 +62,8 @@ bool dlxi_coordinator_pop_log(dlxi_coordinator *c, char *text, size_t text_bytes
 /* Frames to send, oldest first; `to` is a link's peer number. */
 dlxi_outbox *dlxi_coordinator_outbox(dlxi_coordinator *c);
 dlxi_coordinator_phase dlxi_coordinator_phase_of(const dlxi_coordinator *c);
+/* All sites have joined and reach each other; it stays true from then on. */
+bool dlxi_coordinator_has_begun(const dlxi_coordinator *c);
 /* After DONE. */
 dlx_status dlxi_coordinator_result(const dlxi_coordinator *c, dlx_error *error);
 /* The report that rank 0 of the site sent, or NULL; and the site's name. */

@@ -85,6 +85,7 @@ struct dlxi_coordinator {
     char *shared_text; /* the run's settings; NULL: not given */
     char *sites_text;  /* as the first site to join gave it; NULL: none has */
     bool welcomed;
+    bool begun;     /* all ranks were linked */
     uint16_t count; /* sites, with all of their ranks or some */
     dlxi_run_site sites[DLXI_SITES_MAX];
     uint32_t rank_count; /* of all sites, once welcomed */

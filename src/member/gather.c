@@ -32,8 +32,10 @@ static int sites_compare(const void *a, const void *b) {
 void dlxi_gather_welcome_rank(dlxi_coordinator *c, uint16_t site, uint16_t rank) {
     dlxi_run_rank *p = &c->sites[site].ranks[rank];
     dlxi_welcome *w = &dlxi_coordinator_compose(c, DLXI_FRAME_WELCOME)->as.welcome;
-    *w =
-        (dlxi_welcome){.site = site, .sites = c->count, .tokens_target = c->settings.tokens_target};
+    *w = (dlxi_welcome){.site = site,
+                        .sites = c->count,
+                        .tokens_target = c->settings.tokens_target,
+                        .run_id = c->settings.run_id};
     for (uint16_t i = 0; i < c->count; i++) {
         memcpy(w->members[i].name, c->sites[i].name, sizeof w->members[i].name);
         memcpy(w->members[i].public_key, c->sites[i].key, sizeof w->members[i].public_key);
@@ -279,6 +281,7 @@ void dlxi_gather_on_linked(dlxi_coordinator *c, dlxi_run_rank *p, bool linked) {
         c->linked_count--;
     if (!dlxi_coordinator_is_linked(c)) return;
     c->trouble = (dlxi_trouble){0};
+    c->begun = true;
     if (c->count > 1) dlxi_lines_add(&c->log, "all sites reach each other");
     (void)dlxi_coordinator_compose(c, DLXI_FRAME_PING);
     dlxi_coordinator_put_all(c);

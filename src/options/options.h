@@ -130,6 +130,10 @@ double dlxi_option_number(const void *values, const dlxi_option *option);
 enum { DLXI_OPTION_ALLOWED_BYTES = 256 };
 void dlxi_option_show_allowed(char dst[DLXI_OPTION_ALLOWED_BYTES], const dlxi_option *option);
 
+/* dst ← text fit for a message: unless it is plain UTF-8, bytes that are not printable ASCII become
+ * '?'; it is cut to size with "..". */
+void dlxi_option_show_text(char *dst, size_t dst_bytes, const char *text, size_t text_bytes);
+
 /* ---- all options as text --------------------------------------------------------------------- */
 
 /* Commented YAML that loads back to the same values: a section's own options, then the sections in

@@ -20,10 +20,6 @@ const dlxi_option *dlxi_option_find_section(const dlxi_option_table *table, cons
 dlx_status dlxi_option_fail_unknown(const dlxi_option_table *table, const char *where,
                                     const char *key, size_t key_bytes, dlx_error *error);
 
-/* dst ← text fit for a message: unless it is plain UTF-8, bytes that are not printable ASCII become
- * '?'; it is cut to size with "..". */
-void dlxi_option_show_text(char *dst, size_t dst_bytes, const char *text, size_t text_bytes);
-
 /* dst ← a number, boolean or choice of the option as a user would write it: a real as the shortest
  * of %.9g and %.17g that reads back as the same double. */
 enum { DLXI_OPTION_VALUE_BYTES = 32 };

@@ -39,6 +39,14 @@ static dlx_status frames_receive(dlxi_coordinate *c, dlx_error *error) {
     return DLX_OK;
 }
 
+static void begin_announce(dlxi_coordinate *c) {
+    if (c->on_begin == NULL || !dlxi_coordinator_has_begun(c->machine)) return;
+    dlx_error why = {.message = ""};
+    dlx_status status = c->on_begin(c->begin_context, &why);
+    c->on_begin = NULL;
+    if (status != DLX_OK) dlxi_coordinator_fail(c->machine, status, NULL, "%s", why.message);
+}
+
 dlx_status dlxi_coordinate_run(dlxi_coordinate *c,
                                void (*on_report)(void *context, const char *site, const char *text),
                                void *context, dlx_error *error) {
@@ -50,6 +58,8 @@ dlx_status dlxi_coordinate_run(dlxi_coordinate *c,
                                   "the coordinator was interrupted");
         else if (status != DLX_OK)
             dlxi_coordinator_fail(c->machine, status, NULL, "the coordinator's link failed");
+        else
+            begin_announce(c);
         dlxi_coordinator_on_tick(c->machine, now_ms());
     }
     int64_t deadline_ms = now_ms() + SHUTDOWN_MS;

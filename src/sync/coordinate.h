@@ -13,6 +13,9 @@ typedef struct dlxi_coordinate {
     dlx_log log; /* may be NULL */
     void *log_context;
     const volatile sig_atomic_t *interrupted_too; /* may be NULL: a signal handler's flag */
+    /* as in dlx_coordinator_on_begin; NULL: none, or called already */
+    dlx_status (*on_begin)(void *context, dlx_error *error);
+    void *begin_context;
 } dlxi_coordinate;
 
 /* Runs until the run is over, or interrupted; on_report as in dlx_coordinator_config. */

@@ -245,6 +245,7 @@ static void join_if_linked(dlxi_engine *e) {
     o->site_index = w->site;
     o->site_count = w->sites;
     o->tokens_target = w->tokens_target;
+    o->run_id = w->run_id;
     memcpy(o->leases, w->leases, sizeof o->leases);
     e->in_trouble = false;
     state_return(e);

@@ -41,7 +41,7 @@ typedef struct dlxi_outcome {
     dlx_error failure; /* with ended; status DLX_OK: the run ended well */
     /* with joined */
     uint16_t site_index, site_count;
-    uint64_t tokens_target;
+    uint64_t tokens_target, run_id;
     dlxi_lease leases[2]; /* of rounds 1 and 2 */
     /* with committed */
     dlxi_commit commit;

@@ -64,6 +64,7 @@ void dlxi_mailbox_give(dlxi_mailbox *m, const dlxi_outcome *o) {
             m->outcome.site_index = old.site_index;
             m->outcome.site_count = old.site_count;
             m->outcome.tokens_target = old.tokens_target;
+            m->outcome.run_id = old.run_id;
             m->outcome.leases[0] = old.leases[0];
             m->outcome.leases[1] = old.leases[1];
         }

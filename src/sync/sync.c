@@ -90,6 +90,7 @@ static void outcome_take(dlx_sync *s, int wait_ms) {
         s->last.site_index = o.site_index;
         s->last.site_count = o.site_count;
         s->last.tokens_target = o.tokens_target;
+        s->last.run_id = o.run_id;
         lease_keep(s, &o.leases[0]);
         lease_keep(s, &o.leases[1]);
     }
@@ -467,6 +468,10 @@ uint64_t dlxi_sync_tokens(const dlx_sync *s) {
 
 uint64_t dlxi_sync_tokens_target(const dlx_sync *s) {
     return s->last.tokens_target;
+}
+
+uint64_t dlxi_sync_run_id(const dlx_sync *s) {
+    return s->last.run_id;
 }
 
 uint32_t dlxi_sync_site_index(const dlx_sync *s) {

@@ -21,6 +21,7 @@ dlx_status dlxi_sync_report(dlx_sync *s, const char *text, dlx_error *error);
 void dlxi_sync_pace(dlx_sync *s, double factor);
 uint64_t dlxi_sync_tokens(const dlx_sync *s);
 uint64_t dlxi_sync_tokens_target(const dlx_sync *s);
+uint64_t dlxi_sync_run_id(const dlx_sync *s);
 uint32_t dlxi_sync_site_index(const dlx_sync *s);
 uint32_t dlxi_sync_site_count(const dlx_sync *s);
 dlx_status dlxi_sync_take_anchor(dlx_sync *s, uint64_t *rounds, dlx_error *error);

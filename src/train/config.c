@@ -7,7 +7,7 @@
 #include "link/links.h"
 #include "outer/sync_options.h"
 
-enum { MICRO_BATCH_AUTO_MAX = 4 };
+enum { MICRO_BATCH_AUTO_MAX = 4, PATH_SHOWN_BYTES = 100 };
 
 static const char *const activations[] = {[DLXI_GELU] = "gelu", [DLXI_RELU] = "relu", NULL};
 static const char *const optimizers[] = {
@@ -39,7 +39,8 @@ static const char *const securities[] = {
 static const dlxi_option options[] = {
     STRING("run.name", run.name, "quickstart", "what the run is called"),
     INTEGER("run.seed", run.seed, 0, 1e15, "1", "of starting weights, data order and compression"),
-    STRING("run.dir", run.dir, "runs/quickstart", "where metrics, summary and weights go",
+    STRING("run.dir", run.dir, "runs/quickstart",
+           "where metrics, summary and weights go; an earlier run's move to previous-N in it",
            .site_may_differ = true),
 
     CHOICE("model.family", model.family, dlxi_family_names, "llama",
@@ -239,8 +240,31 @@ static dlx_status addresses_check(const dlxi_config *config, dlx_error *error) {
     return DLX_OK;
 }
 
+/* A path that no file can have, or that means another one than its author thinks. */
+static dlx_status path_check(const char *key, const char *path, dlx_error *error) {
+    char shown[PATH_SHOWN_BYTES];
+    dlxi_option_show_text(shown, sizeof shown, path, strlen(path));
+    if (path[0] == '\0') DLX_FAIL(error, CONFIG, "%s: the path is empty; set one", key);
+    if (path[0] == '~')
+        DLX_FAIL(error, CONFIG,
+                 "%s: '%s' begins with '~', which only a shell replaces; write the home directory "
+                 "out, or ./ before a name that begins so",
+                 key, shown);
+    return DLX_OK;
+}
+
+static dlx_status paths_check(const dlxi_config *config, dlx_error *error) {
+    DLX_TRY(path_check("run.dir", config->run.dir, error));
+    DLX_TRY(path_check("data.train", config->data.train, error));
+    DLX_TRY(path_check("data.validation", config->data.validation, error));
+    if (config->wan.security == DLXI_SECURITY_NONE) return DLX_OK;
+    DLX_TRY(path_check("wan.key", config->wan.key, error));
+    return path_check("wan.roster", config->wan.roster, error);
+}
+
 dlx_status dlxi_config_check(const dlxi_config *config, dlx_error *error) {
     dlxi_model_config model = dlxi_config_model(config);
+    DLX_TRY(paths_check(config, error));
     DLX_TRY(dlxi_model_config_validate(&model, error));
     DLX_TRY(site_check(config, error));
     DLX_TRY(addresses_check(config, error));

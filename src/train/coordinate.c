@@ -5,12 +5,16 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "train/folder.h"
 #include "train/results.h"
 #include "train/run.h"
 
 typedef struct collected {
     const dlx_coordinate_options *options;
+    const char *run_dir;
     json_t *sites;
+    uint64_t run_id;
+    dlxi_folder folder;
 } collected;
 
 static void on_report(void *context, const char *site, const char *text) {
@@ -31,13 +35,24 @@ static void on_log(void *context, const char *line) {
     if (c->options->on_event != NULL) c->options->on_event(c->options->context, &event);
 }
 
+static dlx_status on_begin(void *context, dlx_error *error) {
+    collected *c = context;
+    dlx_status status =
+        dlxi_folder_enter(&c->folder, c->run_dir, "the coordinator", c->run_id, on_log, c, error);
+    if (status != DLX_OK) dlxi_error_prefix(error, "the coordinator's "); /* sites get it, too */
+    return status;
+}
+
 dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_options *options,
                            dlx_error *error) {
     dlx_status status = DLX_OK;
     dlx_coordinator *coordinator = NULL;
-    collected c = {.options = options, .sites = json_array()};
+    collected c = {.options = options,
+                   .run_dir = config->run.dir,
+                   .sites = json_array(),
+                   .folder = DLXI_FOLDER_NONE};
     dlx_coordinator_config settings = config->coordinator;
-    char listen[128], path[DLXI_PATH_BYTES], *shared_text = NULL;
+    char listen[128], path[DLXI_PATH_BYTES], run_id[DLXI_RUN_ID_BYTES], *shared_text = NULL;
     json_t *merged = NULL;
     DLX_TRY_OUT(dlxi_config_check(config, error));
     DLX_TRY_OUT(dlxi_config_check_coordinator(config, options->coordinator, error));
@@ -54,17 +69,20 @@ dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_optio
     settings.on_report = on_report;
     settings.report_context = &c;
     settings.interrupted = options->interrupted;
-    DLX_TRY_OUT(dlxi_directory_make(config->run.dir, error));
     DLX_TRY_OUT(dlxi_path_join(path, config->run.dir, "summary.json", error));
-    (void)remove(path); /* of an earlier run */
+    DLX_TRY_OUT(dlxi_folder_check(config->run.dir, NULL, error));
     DLX_TRY_OUT(dlx_coordinator_open(&coordinator, &settings, error));
+    c.run_id = dlx_coordinator_run_id(coordinator);
+    dlxi_run_id_show(run_id, c.run_id);
+    dlx_coordinator_on_begin(coordinator, on_begin, &c);
     if (options->on_listening != NULL)
         options->on_listening(options->context, dlx_coordinator_endpoint(coordinator));
     DLX_TRY_OUT(dlx_coordinator_run(coordinator, error));
-    merged = dlxi_summary_merge(c.sites);
+    merged = dlxi_summary_merge(c.sites, run_id);
     DLX_TRY_OUT(dlxi_summary_write(path, merged, error));
 out:
     dlx_coordinator_close(&coordinator);
+    dlxi_folder_leave(&c.folder);
     json_decref(merged);
     json_decref(c.sites);
     free(shared_text);

@@ -110,7 +110,7 @@ static json_t *integer(double value) {
     return json_integer((json_int_t)value);
 }
 
-json_t *dlxi_summary_merge(const json_t *sites) {
+json_t *dlxi_summary_merge(const json_t *sites, const char *run_id) {
     double count = (double)json_array_size(sites), utilization = 0;
     size_t i;
     json_t *site;
@@ -118,7 +118,7 @@ json_t *dlxi_summary_merge(const json_t *sites) {
     double sent = sum(sites, "wan_bytes_sent") / count,
            equivalent = sum(sites, "allreduce_bytes_equivalent") / count;
     double val_tokens = sum(sites, "val_tokens");
-    json_t *merged = json_pack("{s:i}", "version", DLXI_SUMMARY_VERSION);
+    json_t *merged = json_pack("{s:i, s:s}", "version", DLXI_SUMMARY_VERSION, "run_id", run_id);
     const struct {
         const char *key;
         json_t *value;

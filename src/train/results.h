@@ -27,6 +27,6 @@ dlx_status dlxi_summary_write(const char *path, const json_t *summary, dlx_error
 
 /* The run's summary from an array of the sites' summaries: sums, means, and values that all sites
  * share. A new reference. */
-json_t *dlxi_summary_merge(const json_t *sites);
+json_t *dlxi_summary_merge(const json_t *sites, const char *run_id);
 
 #endif

@@ -11,6 +11,7 @@
 #include "base/hash.h"
 #include "base/memory.h"
 #include "link/links.h"
+#include "options/options.h"
 #include "train/site_run.h"
 
 enum { PACE_MAX = 10 };
@@ -188,21 +189,54 @@ static dlx_status sync_open(site_run *r, dlx_error *error) {
     return dlxi_run_collect(r, error);
 }
 
+/* What can be known of the results' directory before the run has begun, when nothing changes. */
+static dlx_status results_check(site_run *r, dlx_error *error) {
+    const char *site = r->options->site, *reason = dlxi_folder_misnames(site);
+    char shown[80];
+    dlxi_option_show_text(shown, sizeof shown, site, strlen(site));
+    if (reason != NULL) DLX_FAIL(error, CONFIG, "site: '%s' is not allowed; %s", shown, reason);
+    DLX_TRY(dlxi_path_join(r->directory, r->config->run.dir, site, error));
+    /* only the first rank writes there for sure */
+    return r->rank == 0 ? dlxi_folder_check(r->config->run.dir, site, error)
+                        : dlxi_folder_check_unused(r->config->run.dir, error);
+}
+
 static dlx_status results_open(site_run *r, dlx_error *error) {
-    char path[DLXI_PATH_BYTES];
-    DLX_TRY(dlxi_path_join(r->directory, r->config->run.dir, r->options->site, error));
-    if (r->rank != 0) return DLX_OK;
+    char path[DLXI_PATH_BYTES], who[DLXI_NAME_BYTES + 16];
+    snprintf(who, sizeof who, "site '%s'", r->options->site);
+    DLX_TRY(dlxi_folder_enter(&r->folder, r->config->run.dir, who, dlx_sync_run_id(r->sync),
+                              message_send, r, error));
     DLX_TRY(dlxi_directory_make(r->directory, error));
-    DLX_TRY(dlxi_path_join(path, r->directory, "summary.json", error));
-    (void)remove(path); /* of an earlier run */
     DLX_TRY(dlxi_path_join(path, r->directory, "metrics.jsonl", error));
-    return dlxi_metrics_open(&r->metrics, path, error);
+    DLX_TRY(dlxi_metrics_open(&r->metrics, path, error));
+    return dlxi_metrics_write(r->metrics,
+                              json_pack("{s:s, s:s, s:s, s:i}", "event", "run", "run_id", r->run_id,
+                                        "site", r->options->site, "sites",
+                                        (int)dlx_sync_site_count(r->sync)),
+                              error);
+}
+
+/* All ranks of the site fail with the first one, which opens the results. */
+static dlx_status results_begin(site_run *r, dlx_error *error) {
+    int *all, own;
+    dlxi_run_id_show(r->run_id, dlx_sync_run_id(r->sync));
+    dlx_status status = r->rank == 0 ? results_open(r, error) : DLX_OK;
+    if (r->ranks == 1) return status;
+    own = (int)status;
+    DLX_TRY(DLXI_NEW(&all, r->ranks, error));
+    dlx_status gathered = dlxi_run_gather(r, all, &own, sizeof own, error);
+    bool failed = all[0] != (int)DLX_OK;
+    free(all);
+    if (status != DLX_OK || gathered != DLX_OK) return status != DLX_OK ? status : gathered;
+    if (failed) DLX_FAIL(error, PEER_LOST, "rank 0 of this site can't open the results");
+    return DLX_OK;
 }
 
 static void run_close(site_run *r) {
     dlxi_mpi_cancel_when(NULL, NULL);
     dlx_sync_close(&r->sync);
     dlxi_metrics_close(&r->metrics);
+    dlxi_folder_leave(&r->folder);
     free(r->reports);
     free(r->tensors);
     free(r->gradients);
@@ -472,11 +506,12 @@ static void joining_announce(site_run *r) {
 static dlx_status site_train(site_run *r, dlx_error *error) {
     dlx_step step = DLX_STEP_INIT;
     DLX_TRY(place_open(r, error));
-    DLX_TRY(results_open(r, error));
+    DLX_TRY(results_check(r, error));
     DLX_TRY(data_open(r, error));
     DLX_TRY(model_open(r, error));
     if (r->options->hub == NULL) joining_announce(r);
     DLX_TRY(sync_open(r, error));
+    DLX_TRY(results_begin(r, error));
     dlx_event joined = {.kind = DLX_EVENT_JOINED, .sites = dlx_sync_site_count(r->sync)};
     event_send(r, &joined);
     r->start_s = dlxi_clock_s();
@@ -497,6 +532,7 @@ dlx_status dlxi_train(const dlxi_config *config, const dlx_train_options *option
     DLX_TRY(DLXI_NEW(&r, 1, error));
     r->config = config;
     r->options = options;
+    r->folder = (dlxi_folder)DLXI_FOLDER_NONE;
     dlx_status status = site_train(r, error);
     if (status != DLX_OK) {
         if (r->sync != NULL && status != DLX_INTERRUPTED) dlx_sync_fail(r->sync, error->message);

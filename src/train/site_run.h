@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "model/optimizer.h"
 #include "pipeline/pipeline.h"
+#include "train/folder.h"
 #include "train/results.h"
 #include "train/run.h"
 
@@ -20,8 +21,10 @@ typedef struct site_run {
     const dlxi_config *config;
     const dlx_train_options *options;
     char directory[DLXI_PATH_BYTES]; /* the site's: run.dir/NAME */
-    dlxi_grid *grid;                 /* NULL: the site has one rank */
-    int rank, ranks;                 /* of the site; 0 of 1 */
+    dlxi_folder folder;              /* rank 0's hold on run.dir */
+    char run_id[DLXI_RUN_ID_BYTES];
+    dlxi_grid *grid; /* NULL: the site has one rank */
+    int rank, ranks; /* of the site; 0 of 1 */
 
     dlxi_token_file *train_file, *validation_file;
     dlxi_sampler sampler;

@@ -82,10 +82,10 @@ json_t *dlxi_run_summarize(const site_run *r, const char *outcome) {
         (double)st.committed_tokens / (D * step_tokens) * 2 * (double)st.raw_bytes * (D - 1) / D;
     char hash[17];
     snprintf(hash, sizeof hash, "%016llx", (unsigned long long)st.anchor_hash);
-    json_t *s = json_pack("{s:i, s:s, s:s, s:s, s:i, s:i, s:i}", "version", DLXI_SUMMARY_VERSION,
-                          "site", r->options->site, "status", outcome, "overlap",
-                          dlxi_config_overlap_name(c), "sites", (int)D, "stages",
-                          (int)c->site.stages, "replicas", (int)c->site.replicas);
+    json_t *s = json_pack("{s:i, s:s, s:s, s:s, s:s, s:i, s:i, s:i}", "version",
+                          DLXI_SUMMARY_VERSION, "run_id", r->run_id, "site", r->options->site,
+                          "status", outcome, "overlap", dlxi_config_overlap_name(c), "sites",
+                          (int)D, "stages", (int)c->site.stages, "replicas", (int)c->site.replicas);
     const struct {
         const char *key;
         json_t *value;
@@ -208,7 +208,8 @@ static dlx_status part_save(site_run *r, const char *path, const dlxi_model_conf
     if (writes) DLX_TRY_OUT(dlxi_checkpoint_part_commit(part, error));
     DLX_TRY_OUT(dlxi_grid_barrier(r->grid, error));
     if (r->rank == 0)
-        DLX_TRY_OUT(dlxi_checkpoint_finish(path, model, parts, r->partition.stages, error));
+        DLX_TRY_OUT(
+            dlxi_checkpoint_finish(path, model, parts, r->partition.stages, r->run_id, error));
     DLX_TRY_OUT(dlxi_grid_barrier(r->grid, error));
 out:
     dlxi_checkpoint_part_close(&part);
@@ -225,6 +226,7 @@ dlx_status dlxi_run_save(site_run *r, const char *directory, dlx_error *error) {
     int64_t count;
     const dlxi_parameter *parameter =
         dlxi_stage_parameters(dlxi_pipeline_stage(r->pipeline), &count);
-    if (r->rank == 0) DLX_TRY(dlxi_checkpoint_save(path, &model, parameter, count, error));
+    if (r->rank == 0)
+        DLX_TRY(dlxi_checkpoint_save(path, &model, parameter, count, r->run_id, error));
     return r->ranks > 1 ? dlxi_grid_barrier(r->grid, error) : DLX_OK;
 }

@@ -27,6 +27,11 @@ static void model_close(loaded *l) {
 
 static dlx_status directory_check(const char *checkpoint, dlx_error *error) {
     char path[DLXI_PATH_BYTES];
+    if (checkpoint[0] == '\0')
+        DLX_FAIL(
+            error, CONFIG,
+            "CHECKPOINT: the path is empty; give a directory of weights: RUN_DIR/weights after "
+            "a run");
     DLX_TRY(dlxi_path_join(path, checkpoint, "config.json", error));
     if (access(path, F_OK) == 0 || errno != ENOENT) return DLX_OK;
     DLX_FAIL(error, CONFIG,

@@ -79,6 +79,7 @@ static void welcome_fields(fields *f, dlxi_welcome *m) {
     field_u16(f, &m->site);
     field_count(f, &m->sites, DLXI_SITES_MAX);
     field_u64(f, &m->tokens_target);
+    field_u64(f, &m->run_id);
     if (m->site >= m->sites) f->out_of_range = true;
     for (uint16_t i = 0; i < m->sites; i++) {
         field_string(f, m->members[i].name, DLXI_SITE_NAME_MAX);

@@ -35,6 +35,7 @@ typedef struct dlxi_hello {
 typedef struct dlxi_welcome {
     uint16_t site, sites;
     uint64_t tokens_target;
+    uint64_t run_id;
     struct {
         char name[DLXI_SITE_NAME_MAX + 1];
         char public_key[DLXI_KEY_TEXT_MAX + 1];

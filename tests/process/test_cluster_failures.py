@@ -116,9 +116,9 @@ class ClusterFailures(Case):
         self.interrupted("--replicas", 1, "--set", "wan.link=mpi")
 
     def test_interrupt_if_nothing_can_be_saved(self):
-        self.write("run/weights", "not a directory")
         run = self.start("launch", self.file, "--sites", 2, "--stages", 1)
         self.rounds(self.path("run", "site-1"), 2)
+        self.write("run/weights", "not a directory")
         run.signal(signal.SIGINT)
         self.assertEqual(run.wait(30 * SLOWER), 1)  # not after a minute of waiting for each other
         self.assertRegex(run.text("stderr"), r"site-1 failed: .*interrupted; it could not be saved: .*run/weights")

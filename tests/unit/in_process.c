@@ -81,6 +81,7 @@ static void *site_thread(void *context) {
     site->status =
         dlx_sync_open(&site->sync, &site->config, site->tensors, site->tensor_count, &site->error);
     if (site->status == DLX_OK) {
+        site->run_id = dlx_sync_run_id(site->sync);
         site->status = (site->script != NULL ? site->script : in_process_train)(site);
         if (site->sync != NULL) (void)dlx_sync_statistics(site->sync, &site->statistics, NULL);
     }
@@ -108,6 +109,8 @@ bool in_process_run(in_process *p, size_t count, uint64_t tokens) {
         dlx_hub_close(&p->hub);
         return false;
     }
+    dlx_coordinator_on_begin(p->running, p->on_begin, p->begin_context);
+    p->run_id = dlx_coordinator_run_id(p->running);
     if (pthread_create(&p->thread, NULL, coordinator_thread, p) != 0) abort();
     for (size_t i = 0; i < count; i++) {
         in_process_site *site = &p->site[i];

@@ -36,7 +36,7 @@ struct in_process_site {
     /* the run's */
     size_t index;
     dlx_sync *sync; /* while the script runs */
-    uint64_t steps;
+    uint64_t steps, run_id;
     dlx_status status;
     dlx_error error;
     dlx_statistics statistics; /* at the script's end */
@@ -48,6 +48,9 @@ struct in_process_site {
 typedef struct in_process {
     dlx_coordinator_config coordinator; /* link, sites, tokens are filled in */
     in_process_site site[IN_PROCESS_SITES_MAX];
+    dlx_status (*on_begin)(void *context, dlx_error *error);
+    void *begin_context;
+    uint64_t run_id;
     uint32_t sites_expected; /* by the coordinator; 0: as many as are run */
     dlx_status status;       /* the coordinator's */
     dlx_error error;

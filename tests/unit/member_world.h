@@ -35,6 +35,8 @@ typedef struct world {
     dlxi_outbox outgoing;   /* encodes what the sites say */
 } world;
 
+#define RUN_ID UINT64_C(0x0123456789abcdef)
+
 static inline world *world_open(uint16_t sites, uint64_t tokens_target, const char *shared_text) {
     world *w = calloc(1, sizeof *w);
     assert_non_null(w);
@@ -43,6 +45,7 @@ static inline world *world_open(uint16_t sites, uint64_t tokens_target, const ch
     for (int i = 0; i < PEERS_MAX; i++) w->last[i] = calloc(1, sizeof *w->last[i]);
     dlxi_coordinator_settings settings = {.sites = sites,
                                           .tokens_target = tokens_target,
+                                          .run_id = RUN_ID,
                                           .shared_text = shared_text,
                                           .timeout_ms = TIMEOUT_MS,
                                           .join_ms = JOIN_MS,

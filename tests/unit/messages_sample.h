@@ -43,6 +43,7 @@ static inline void sample_message(dlxi_message *message, dlxi_frame_kind kind) {
         *m = (dlxi_welcome){.site = 1,
                             .sites = 2,
                             .tokens_target = 1234567890123,
+                            .run_id = 0xfedcba9876543210,
                             .leases = {sample_lease(1), sample_lease(2)}};
         strcpy(m->members[0].name, "paris");
         strcpy(m->members[1].name, "tokyo");

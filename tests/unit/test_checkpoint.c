@@ -97,7 +97,7 @@ static void test_round_trip(void **unused) {
         for (int64_t i = 0; i < count; i++) /* biases differ too */
             for (int64_t j = 0; j < a[i].count; j++)
                 a[i].data[j] += dlxi_rng_normal(5, (uint64_t)i, (uint64_t)j);
-        if (dlxi_checkpoint_save(directory, &config, a, count, &error) != DLX_OK)
+        if (dlxi_checkpoint_save(directory, &config, a, count, NULL, &error) != DLX_OK)
             fail_msg("%s", error.message);
         if (dlxi_checkpoint_load_config(&read, directory, NULL, NULL, &error) != DLX_OK)
             fail_msg("%s", error.message);
@@ -221,8 +221,9 @@ static void test_failed_save(void **unused) {
     dlxi_stage *stage = stage_open(&config, 1, 0, kernels);
     int64_t count;
     dlxi_parameter *parameter = dlxi_stage_parameters(stage, &count);
-    assert_int_equal(dlxi_checkpoint_save("/nowhere/at/all", &config, parameter, count, &error),
-                     DLX_SYSTEM);
+    assert_int_equal(
+        dlxi_checkpoint_save("/nowhere/at/all", &config, parameter, count, NULL, &error),
+        DLX_SYSTEM);
     assert_string_equal(
         error.message,
         "cannot make the directory '/nowhere/at/all'; its parent must exist and be writable");
@@ -569,7 +570,7 @@ static void test_fields_written(void **unused) {
     dlxi_model_config config = small(3), read;
     config.rope_theta = 500000.0f;
     snprintf(path, sizeof path, "%s/config.json", directory);
-    assert_int_equal(dlxi_config_json_write(path, &config, NULL), DLX_OK);
+    assert_int_equal(dlxi_config_json_write(path, &config, NULL, NULL), DLX_OK);
     assert_int_equal(dlxi_file_read(&text, &bytes, path, 1 << 20, NULL), DLX_OK);
     const char *first = strstr(text, "\"rope_theta\": 500000.0");
     assert_non_null(first);
@@ -580,7 +581,7 @@ static void test_fields_written(void **unused) {
     for (int i = 0; i < 4; i++) {
         warnings w = {0};
         config = small(i);
-        assert_int_equal(dlxi_config_json_write(path, &config, NULL), DLX_OK);
+        assert_int_equal(dlxi_config_json_write(path, &config, NULL, NULL), DLX_OK);
         assert_int_equal(dlxi_checkpoint_load_config(&read, directory, on_warning, &w, NULL),
                          DLX_OK);
         assert_int_equal(w.count, 0);

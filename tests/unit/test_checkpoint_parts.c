@@ -149,7 +149,7 @@ static dlx_status finish(const dlxi_model_config *config, int parts, dlx_error *
         const dlxi_tensor tensor = dlxi_model_tensor(config, id);
         part[id] = part_of(config, &tensor, parts);
     }
-    return dlxi_checkpoint_finish(directory, config, part, parts, error);
+    return dlxi_checkpoint_finish(directory, config, part, parts, NULL, error);
 }
 
 static void save(dlxi_stage *stage, int parts) {
@@ -162,7 +162,8 @@ static void save_single(dlxi_stage *stage) {
     int64_t count;
     const dlxi_parameter *parameter = dlxi_stage_parameters(stage, &count);
     assert_int_equal(
-        dlxi_checkpoint_save(directory, dlxi_stage_config(stage), parameter, count, NULL), DLX_OK);
+        dlxi_checkpoint_save(directory, dlxi_stage_config(stage), parameter, count, NULL, NULL),
+        DLX_OK);
 }
 
 static void count_it(const char *path, void *context) {

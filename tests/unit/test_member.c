@@ -46,6 +46,7 @@ static void sites_are_numbered_by_name(void **state) {
         assert_int_equal(welcome->site, site_of(peer));
         assert_int_equal(welcome->sites, 3);
         assert_int_equal(welcome->tokens_target, 1000);
+        assert_true(welcome->run_id == RUN_ID);
         assert_string_equal(welcome->members[0].name, "a");
         assert_string_equal(welcome->members[1].name, "b");
         assert_string_equal(welcome->members[2].name, "c");

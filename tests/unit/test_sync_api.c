@@ -195,6 +195,8 @@ static void sync_arguments_are_checked(void **state) {
     assert_int_equal(dlx_sync_tokens(NULL) + dlx_sync_tokens_target(NULL), 0);
     assert_int_equal(dlx_sync_site_index(NULL) + dlx_sync_site_count(NULL), 0);
     assert_null(dlx_coordinator_endpoint(NULL));
+    assert_true(dlx_sync_run_id(NULL) == 0 && dlx_coordinator_run_id(NULL) == 0);
+    dlx_coordinator_on_begin(NULL, NULL, NULL);
 }
 
 static dlx_status fetch_nothing(void *context, size_t tensor, int64_t first, int64_t count,
@@ -643,6 +645,63 @@ static void leases_and_reports(void **state) {
     }
 }
 
+/* ---- the beginning --------------------------------------------------------------------------- */
+
+static dlx_status begin_once(void *times, dlx_error *error) {
+    (void)error;
+    ++*(int *)times;
+    return DLX_OK;
+}
+
+static dlx_status begin_never(void *context, dlx_error *error) {
+    (void)context;
+    error->status = DLX_CONFIG;
+    snprintf(error->message, sizeof error->message, "no room for results");
+    return DLX_CONFIG;
+}
+
+static in_process *run_with(dlx_status (*on_begin)(void *context, dlx_error *error),
+                            void *context) {
+    static float parameters[2][4];
+    static dlx_tensor tensors[2];
+    in_process *p = in_process_new();
+    for (size_t i = 0; i < 2; i++) {
+        tensors[i] = (dlx_tensor){.name = "p", .data = parameters[i], .rows = 2, .cols = 2};
+        p->site[i].tensors = &tensors[i];
+        p->site[i].tensor_count = 1;
+        p->site[i].tokens_per_step = 1;
+        p->site[i].config.inner_steps = 1;
+    }
+    p->on_begin = on_begin;
+    p->begin_context = context;
+    assert_true(in_process_run(p, 2, 20));
+    return p;
+}
+
+static void a_run_has_an_id_and_a_beginning(void **state) {
+    (void)state;
+    uint64_t ids[2];
+    for (int i = 0; i < 2; i++) {
+        int times = 0;
+        in_process *p = run_with(begin_once, &times);
+        assert_int_equal(p->status, DLX_OK);
+        assert_int_equal(times, 1);
+        ids[i] = p->run_id;
+        for (int k = 0; k < 2; k++) assert_true(p->site[k].run_id == p->run_id);
+        free(p);
+    }
+    assert_true(ids[0] != 0 && ids[1] != 0 && ids[0] != ids[1]);
+
+    in_process *p = run_with(begin_never, NULL);
+    assert_int_equal(p->status, DLX_CONFIG);
+    assert_string_equal(p->error.message, "no room for results");
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(p->site[i].status, DLX_CONFIG);
+        assert_string_equal(p->site[i].error.message, "no room for results");
+    }
+    free(p);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sync_configs_are_checked),
@@ -658,6 +717,7 @@ int main(void) {
         cmocka_unit_test(options_have_eight_bytes_each),
         cmocka_unit_test(the_codec_is_checked),
         cmocka_unit_test(leases_and_reports),
+        cmocka_unit_test(a_run_has_an_id_and_a_beginning),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -79,7 +79,7 @@ static dlx_status save(const char *directory, const char *name, const dlxi_model
                        const dlxi_parameter *parameter, int64_t count, dlx_error *error) {
     char path[512];
     snprintf(path, sizeof path, "%s/%s", directory, name);
-    return dlxi_checkpoint_save(path, config, parameter, count, error);
+    return dlxi_checkpoint_save(path, config, parameter, count, NULL, error);
 }
 
 /* The last layer and the head are the second part. */
@@ -105,7 +105,7 @@ static dlx_status save_in_parts(const char *directory, const dlxi_model_config *
         dlxi_checkpoint_part_close(&part);
         if (status != DLX_OK) return status;
     }
-    return dlxi_checkpoint_finish(path, config, part_of, 2, error);
+    return dlxi_checkpoint_finish(path, config, part_of, 2, NULL, error);
 }
 
 static int write_batch(const char *directory, const uint32_t *token, const uint32_t *target,

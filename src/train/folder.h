@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The directory of a run's results, run.dir, which the run's processes on a machine share: whether
+ * it can be used, which run uses it, and the results of the run before, which are kept.
+ *
+ * RUN_DIR/.lock names the run. Each process of a run locks it while it runs, shared; the first one
+ * exclusively, while it moves what an earlier run left to RUN_DIR/previous-N. The system drops the
+ * locks of a process that ends in whatever way. */
+#ifndef DLXI_TRAIN_FOLDER_H
+#define DLXI_TRAIN_FOLDER_H
+
+#include "base/file.h"
+
+enum { DLXI_RUN_ID_BYTES = 17 };
+
+/* 16 hexadecimal digits */
+void dlxi_run_id_show(char text[DLXI_RUN_ID_BYTES], uint64_t run_id);
+
+/* NULL, or why no site may have this name: it is no name, or another file of run.dir. */
+const char *dlxi_folder_misnames(const char *site);
+
+/* Both change nothing. Whether no run uses run.dir; and whether it, and the directory `site` in it
+ * (NULL: none), can be made and written, too. DLX_CONFIG. */
+dlx_status dlxi_folder_check_unused(const char *run_dir, dlx_error *error);
+dlx_status dlxi_folder_check(const char *run_dir, const char *site, dlx_error *error);
+
+typedef struct dlxi_folder {
+    int lock; /* a file descriptor; −1: none */
+} dlxi_folder;
+
+/* Makes run.dir and takes it for the run. `who` ("site 'paris'") is shown to those who find it in
+ * use. `log` receives where earlier results are now. DLX_CONFIG: another run has it; DLX_SYSTEM.
+ * Leave it in any case. */
+dlx_status dlxi_folder_enter(dlxi_folder *out, const char *run_dir, const char *who,
+                             uint64_t run_id, dlx_log log, void *log_context, dlx_error *error);
+void dlxi_folder_leave(dlxi_folder *folder);
+
+#define DLXI_FOLDER_NONE                                                                           \
+    { .lock = -1 }
+
+#endif
