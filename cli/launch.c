@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -74,11 +75,28 @@ typedef struct launch {
 
 /* ---- keys ------------------------------------------------------------------------------------ */
 
-/* Throwaway keys of this run: RUN_DIR/keys/<name>.key and RUN_DIR/keys/roster.txt. */
-static bool keys_make(const launch *l) {
-    char directory[600], path[700], public_text[DLXI_KEY_TEXT_BYTES];
-    dlx_error error;
-    snprintf(directory, sizeof directory, "%s/keys", dlx_config_run_dir(l->config));
+/* The first line of a roster that this program made. Only beside one are keys replaced. */
+static const char roster_mark[] = "# keys of one run on one machine, made by dilocox launch\n";
+
+static bool keys_are_ours(const char *roster_path) {
+    char line[sizeof roster_mark] = "";
+    FILE *roster = fopen(roster_path, "re");
+    if (roster == NULL) return false;
+    bool ours = fgets(line, sizeof line, roster) != NULL && strcmp(line, roster_mark) == 0;
+    fclose(roster);
+    return ours;
+}
+
+/* False, with a message: a file exists that is not this program's to replace. */
+static bool place_is_free(const char *path, bool ours) {
+    struct stat facts;
+    if (ours || lstat(path, &facts) != 0) return true;
+    fail_use("%s: exists, and is not of an earlier launch; move it or choose another --run-dir",
+             path);
+    return false;
+}
+
+static bool keys_directory_make(const char *directory) {
     for (size_t i = 1; i <= strlen(directory); i++) {
         if (directory[i] != '/' && directory[i] != '\0') continue;
         char part[600];
@@ -88,20 +106,38 @@ static bool keys_make(const launch *l) {
                                strerror(errno)),
                    false;
     }
-    snprintf(path, sizeof path, "%s/roster.txt", directory);
-    FILE *roster = fopen(path, "w");
-    if (roster == NULL) return failure_say(DLX_SYSTEM, "%s: %s", path, strerror(errno)), false;
-    bool fine = true;
-    for (int i = 0; fine && i <= l->sites; i++) {
+    return true;
+}
+
+/* Throwaway keys of this run: RUN_DIR/keys/<name>.key and RUN_DIR/keys/roster.txt. Returns the exit
+ * code. */
+static int keys_make(const launch *l) {
+    char directory[600], roster_path[700], path[700], public_text[DLXI_KEY_TEXT_BYTES];
+    dlx_error error;
+    snprintf(directory, sizeof directory, "%s/keys", dlx_config_run_dir(l->config));
+    if (!keys_directory_make(directory)) return EXIT_FAILED;
+    snprintf(roster_path, sizeof roster_path, "%s/roster.txt", directory);
+    bool ours = keys_are_ours(roster_path);
+    if (!place_is_free(roster_path, ours)) return EXIT_USE;
+    for (int i = 0; i <= l->sites; i++) {
+        snprintf(path, sizeof path, "%s/%s.key", directory, l->children[i].name);
+        if (!place_is_free(path, ours)) return EXIT_USE;
+    }
+    FILE *roster = fopen(roster_path, "we");
+    bool written = roster != NULL && fputs(roster_mark, roster) >= 0 && fflush(roster) == 0;
+    for (int i = 0; written && i <= l->sites; i++) {
         snprintf(path, sizeof path, "%s/%s.key", directory, l->children[i].name);
         unlink(path); /* of an earlier run */
-        fine = dlx_key_generate(path, public_text, &error) == DLX_OK;
-        if (fine)
-            fprintf(roster, "%s %s\n", l->children[i].name, public_text);
-        else
-            fail_with(&error);
+        if (dlx_key_generate(path, public_text, &error) != DLX_OK) {
+            fclose(roster);
+            return fail_with(&error);
+        }
+        written = fprintf(roster, "%s %s\n", l->children[i].name, public_text) > 0;
     }
-    return fclose(roster) == 0 && fine;
+    if (roster != NULL && fclose(roster) != 0) written = false;
+    if (written) return EXIT_DONE;
+    failure_say(DLX_SYSTEM, "%s: can't be written: %s", roster_path, strerror(errno));
+    return EXIT_FAILED;
 }
 
 /* ---- children -------------------------------------------------------------------------------- */
@@ -151,7 +187,7 @@ static bool child_start(launch *l, child *c) {
     else
         words_append(arguments, &count, "dilocox", NULL);
     words_append(arguments, &count, c->kind == COORDINATOR ? "coordinator" : "train", NULL);
-    words_append(arguments, &count, given.config.path, "--for-launcher");
+    words_append(arguments, &count, "--for-launcher", NULL);
     if (given.config.run_dir != NULL)
         words_append(arguments, &count, "--run-dir", given.config.run_dir);
     for (int i = 0; l->sets[i] != NULL; i++) words_append(arguments, &count, "--set", l->sets[i]);
@@ -167,6 +203,7 @@ static bool child_start(launch *l, child *c) {
     } else {
         words_append(arguments, &count, "--sites", sites);
     }
+    words_append(arguments, &count, "--", given.config.path);
     arguments[count] = NULL;
 
     int ends[PIPES][2];
@@ -176,15 +213,17 @@ static bool child_start(launch *l, child *c) {
         close(ends[0][0]), close(ends[0][1]);
         return failure_say(DLX_SYSTEM, "cannot make a pipe: %s", strerror(errno)), false;
     }
+    pid_t launcher = getpid();
     c->pid = fork();
     if (c->pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGTERM); /* this program's end is theirs, too */
+        if (getppid() != launcher) _exit(EXIT_FAILED);
         /* the terminal's Ctrl-C reaches the launcher alone, which passes it on once */
         setpgid(0, 0);
         interrupts_block(false);
         dup2(ends[0][1], STDOUT_FILENO);
         dup2(ends[1][1], STDERR_FILENO);
         if (c->by_mpirun) {
-            prctl(PR_SET_PDEATHSIG, SIGTERM);
             execvp("mpirun", (char *const *)(uintptr_t)arguments);
             dprintf(STDOUT_FILENO, "failed %d mpirun: %s; install openmpi-bin\n", DLX_SYSTEM,
                     strerror(errno));
@@ -367,7 +406,25 @@ static bool children_start(launch *l) {
     return true;
 }
 
+/* Every child has two pipes here. Raises the soft limit of descriptors if the hard one allows. */
+static bool descriptors_have(const launch *l) {
+    enum { OWN = 16 };
+    struct rlimit limit;
+    rlim_t needed = (rlim_t)(PIPES * l->count + OWN);
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= needed) return true;
+    rlim_t before = limit.rlim_cur;
+    limit.rlim_cur = needed;
+    if (needed <= limit.rlim_max && setrlimit(RLIMIT_NOFILE, &limit) == 0) return true;
+    failure_say(
+        DLX_SYSTEM,
+        "launch: %d sites need %llu file descriptors here, and %llu are allowed; allow more "
+        "(ulimit -n)",
+        l->sites, (unsigned long long)needed, (unsigned long long)before);
+    return false;
+}
+
 static int children_run(launch *l) {
+    if (!descriptors_have(l)) return EXIT_FAILED;
     if (!children_start(l)) {
         children_end(l, SIGTERM, JOB_GRACE_MS);
         return EXIT_FAILED;
@@ -437,7 +494,8 @@ static int processes_launch(launch *l) {
     for (int i = 0; i < l->sites; i++) names[i] = l->names[i];
     l->display = display_open(names, l->sites, false);
     bool keys = dlx_config_encrypted(l->config) && !dlx_config_one_job(l->config);
-    return keys && !keys_make(l) ? EXIT_FAILED : children_run(l);
+    int exit_code = keys ? keys_make(l) : EXIT_DONE;
+    return exit_code == EXIT_DONE ? children_run(l) : exit_code;
 }
 
 static int run(void) {

@@ -52,6 +52,7 @@ dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_optio
     settings.on_report = on_report;
     settings.report_context = &c;
     settings.interrupted = options->interrupted;
+    DLX_TRY_OUT(dlxi_outputs_check(config, config->run.dir, error));
     DLX_TRY_OUT(dlxi_directory_make(config->run.dir, error));
     DLX_TRY_OUT(dlxi_path_join(path, config->run.dir, "summary.json", error));
     (void)remove(path); /* of an earlier run */

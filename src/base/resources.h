@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the system still grants: asked before a library needs it that ends the process without. */
+#ifndef DLXI_BASE_RESOURCES_H
+#define DLXI_BASE_RESOURCES_H
+
+#include "base/error.h"
+
+/* DLX_SYSTEM unless this many more files and sockets can be opened, says how many the process then
+ * needs and how many are allowed. If that is enough, raises the process's soft limit (RLIMIT_NOFILE)
+ * within the hard one. `what` needs them. */
+dlx_status dlxi_descriptors_need(size_t count, const char *what, dlx_error *error);
+
+/* DLX_SYSTEM unless this many more threads can be started: starts them, and ends them. */
+dlx_status dlxi_threads_need(size_t count, const char *what, dlx_error *error);
+
+#endif
