@@ -389,6 +389,19 @@ static void failure_print(const child *c) {
                 why[0] != '\0' ? why : "it gave no reason");
 }
 
+/* The first child that failed; of a site that the coordinator was notified by, the site itself,
+ * which knows more. */
+static const child *culprit_find(const launch *l) {
+    const child *first = &l->children[l->failed];
+    for (int i = 0; i < l->sites && first->kind == COORDINATOR; i++) {
+        char prefix[SITE_BYTES + 32];
+        int length = snprintf(prefix, sizeof prefix, "site '%s' failed: ", l->names[i]);
+        if (strncmp(first->reason, prefix, (size_t)length) == 0 && l->children[i].reason[0] != '\0')
+            return &l->children[i];
+    }
+    return first;
+}
+
 /* Not by a signal of this program's. */
 static bool has_crashed(const child *c) {
     if (c->by_mpirun || !WIFSIGNALED(c->status)) return false;
@@ -446,8 +459,11 @@ static int children_run(launch *l) {
         children_wait(l, 500); /* the coordinator notifies the others first */
         children_end(l, SIGTERM, JOB_GRACE_MS);
         display_close(l->display);
-        const child *c = &l->children[l->failed];
+        const child *c = culprit_find(l);
         failure_print(c);
+        for (int i = 0; i < l->sites && c->kind == SITE; i++) /* a full disk is of several */
+            if (l->children[i].has_cause && strcmp(l->children[i].reason, c->reason) != 0)
+                failure_print(&l->children[i]);
         bool use = WIFEXITED(c->status) && WEXITSTATUS(c->status) == EXIT_USE;
         return use ? EXIT_USE : EXIT_FAILED;
     }

@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 
 #include "base/memory.h"
@@ -78,4 +79,14 @@ dlx_status dlxi_threads_need(size_t count, const char *what, dlx_error *error) {
              "%s: needs %zu more threads, and %zu can be started: %s; allow more processes and "
              "threads (ulimit -u, pids.max), or memory for their stacks (ulimit -v)",
              what, count, started, strerror(failure));
+}
+
+/* ---- memory ---------------------------------------------------------------------------------- */
+
+bool dlxi_memory_has(size_t bytes) {
+    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) return false;
+    munmap(memory, bytes);
+    return true;
 }

@@ -13,4 +13,7 @@ dlx_status dlxi_descriptors_need(size_t count, const char *what, dlx_error *erro
 /* DLX_SYSTEM unless this many more threads can be started: starts them, and ends them. */
 dlx_status dlxi_threads_need(size_t count, const char *what, dlx_error *error);
 
+/* Whether this much more memory can be mapped at once. */
+bool dlxi_memory_has(size_t bytes);
+
 #endif

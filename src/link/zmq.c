@@ -212,9 +212,12 @@ static dlx_status library_prepare(const dlxi_zmq *me, dlx_error *error) {
         LIBRARY_THREADS = 2, /* it starts them with the first socket */
         /* its own, those of control and its successor while it reconnects, one per name that is
          * looked up, and the files that a run writes */
-        DESCRIPTORS = 32
+        DESCRIPTORS = 32,
+        BYTES = 32 << 20
     };
     DLX_TRY(dlxi_descriptors_need(DESCRIPTORS, "zmq link", error));
+    if (!dlxi_memory_has(BYTES))
+        DLX_FAIL(error, MEMORY, "out of memory: the zmq link needs %d MiB", BYTES >> 20);
     return dlxi_threads_need(LIBRARY_THREADS + (me->curve ? 1 : 0), "zmq link", error);
 }
 
