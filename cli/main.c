@@ -20,8 +20,8 @@ static void help_print(FILE *to) {
         fprintf(to, "  dilocox %-11s %-44s %s\n", commands[i]->name, commands[i]->use,
                 commands[i]->summary);
     fprintf(to, "  dilocox %-56s %s\n\n", "--version", "the version of this program");
-    fprintf(to, "'dilocox SUBCOMMAND --help' says more. Exit codes: 0 done, 1 the run failed, 2 "
-                "wrong use or config.\n");
+    fprintf(to, "'dilocox SUBCOMMAND --help' says more. Exit codes: 0 done, 1 the run failed "
+                "or output was lost, 2 wrong use or config.\n");
 }
 
 /* An option of the program itself; −1: it is none. */

@@ -76,8 +76,8 @@ dlx_status dlxi_metrics_open(dlxi_metrics **out, const char *path, dlx_error *er
 }
 
 dlx_status dlxi_metrics_write(dlxi_metrics *metrics, json_t *line, dlx_error *error) {
-    bool written = line != NULL &&
-                   json_dumpf(line, metrics->file, JSON_COMPACT | JSON_REAL_PRECISION(9)) == 0 &&
+    if (line == NULL) DLX_FAIL(error, MEMORY, "%s: out of memory for a line", metrics->path);
+    bool written = json_dumpf(line, metrics->file, JSON_COMPACT | JSON_REAL_PRECISION(9)) == 0 &&
                    fputc('\n', metrics->file) != EOF && fflush(metrics->file) == 0;
     json_decref(line);
     if (written) {

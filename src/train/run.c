@@ -411,11 +411,11 @@ static dlx_status partial_results_save(site_run *r, dlx_status why, char lost[LO
     return dlxi_pipeline_barrier(r->pipeline, error);
 }
 
-/* Appends to `error` what could not be saved, and why if that is not the cause of `error` too. */
+/* Appends to `error` what could not be saved, and why unless that is said already. */
 static void lost_append(dlx_error *error, const char *lost, const dlx_error *not_saved) {
     size_t length = strlen(error->message);
-    bool same = not_saved->status == DLX_SYSTEM && error->status == DLX_SYSTEM &&
-                not_saved->system_errno == error->system_errno;
+    bool same = not_saved->system_errno != 0 &&
+                strstr(error->message, strerror(not_saved->system_errno)) != NULL;
     snprintf(error->message + length, sizeof error->message - length, "; %s%s%s", lost,
              same ? "" : ": ", same ? "" : not_saved->message);
     error->status = not_saved->status; /* which nobody asked for */

@@ -89,7 +89,7 @@ class Encodings(Case):
     def test_what_yaml_reads(self):
         for encoding in ("utf-8-sig", "utf-16"):  # with their marks
             file = self.write("c.yaml", "run: {seed: 7, name: é}\n".encode(encoding))
-            self.assertRegex(self.call("config", file).text("stdout"), r"name: "é" +#.*\n +seed: 7\b")
+            self.assertRegex(self.call("config", file).text("stdout"), r'name: "é" +#.*\n +seed: 7\b')
 
     def test_rosters(self):
         self.prepare_data()
