@@ -389,11 +389,10 @@ static void failure_print(const child *c) {
                 why[0] != '\0' ? why : "it gave no reason");
 }
 
-/* The first child that failed; of a site that the coordinator was notified by, the site itself,
- * which knows more. */
+/* The first child that failed; if it failed because a site did, that site, which knows more. */
 static const child *culprit_find(const launch *l) {
     const child *first = &l->children[l->failed];
-    for (int i = 0; i < l->sites && first->kind == COORDINATOR; i++) {
+    for (int i = 0; i < l->sites; i++) {
         char prefix[SITE_BYTES + 32];
         int length = snprintf(prefix, sizeof prefix, "site '%s' failed: ", l->names[i]);
         if (strncmp(first->reason, prefix, (size_t)length) == 0 && l->children[i].reason[0] != '\0')
@@ -462,7 +461,7 @@ static int children_run(launch *l) {
         const child *c = culprit_find(l);
         failure_print(c);
         for (int i = 0; i < l->sites && c->kind == SITE; i++) /* a full disk is of several */
-            if (l->children[i].has_cause && strcmp(l->children[i].reason, c->reason) != 0)
+            if (l->children[i].has_cause && strstr(l->children[i].reason, c->reason) == NULL)
                 failure_print(&l->children[i]);
         bool use = WIFEXITED(c->status) && WEXITSTATUS(c->status) == EXIT_USE;
         return use ? EXIT_USE : EXIT_FAILED;

@@ -5,9 +5,9 @@
 
 #include "base/error.h"
 
-/* DLX_SYSTEM unless this many more files and sockets can be opened, says how many the process then
- * needs and how many are allowed. If that is enough, raises the process's soft limit (RLIMIT_NOFILE)
- * within the hard one. `what` needs them. */
+/* DLX_SYSTEM unless this many more files and sockets can be opened: says how many the process needs
+ * in all, and how many are allowed. If that is enough, raises its soft limit (RLIMIT_NOFILE) within
+ * the hard one. `what` needs them. */
 dlx_status dlxi_descriptors_need(size_t count, const char *what, dlx_error *error);
 
 /* DLX_SYSTEM unless this many more threads can be started: starts them, and ends them. */

@@ -25,10 +25,13 @@ size_t dlxi_text_mark_bytes(const char *text, size_t bytes) {
     return bytes >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0 ? 3 : 0;
 }
 
+bool dlxi_text_has_utf16_mark(const char *text, size_t bytes) {
+    return bytes >= 2 && (memcmp(text, "\xFF\xFE", 2) == 0 || memcmp(text, "\xFE\xFF", 2) == 0);
+}
+
 bool dlxi_text_is_utf16(const char *text, size_t bytes) {
-    if (bytes < 2) return false;
-    if (memcmp(text, "\xFF\xFE", 2) == 0 || memcmp(text, "\xFE\xFF", 2) == 0) return true;
-    return (text[0] == '\0') != (text[1] == '\0');
+    if (dlxi_text_has_utf16_mark(text, bytes)) return true;
+    return bytes >= 2 && (text[0] == '\0') != (text[1] == '\0');
 }
 
 void dlxi_text_place(size_t *line, size_t *column, const char *text, size_t offset) {

@@ -13,6 +13,7 @@ size_t dlxi_utf8_next(uint32_t *code, const char *text, size_t bytes);
 size_t dlxi_text_mark_bytes(const char *text, size_t bytes);
 
 /* Whether it begins as UTF-16 does: with its mark, or with an ASCII character of 16 bits. */
+bool dlxi_text_has_utf16_mark(const char *text, size_t bytes);
 bool dlxi_text_is_utf16(const char *text, size_t bytes);
 
 /* Line and column, from 1, of the byte at `offset`; columns are characters, and a byte that is not

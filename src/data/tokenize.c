@@ -4,6 +4,7 @@
 #include "data/token_file.h"
 #include "base/file.h"
 #include "base/memory.h"
+#include "base/text.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -43,7 +44,10 @@ static dlx_status piece_read(tokenizing *t, size_t bytes_max, size_t *got_bytes,
         *got_bytes += (size_t)got;
         t->text_bytes += (size_t)got;
     }
+    bool first = t->read_bytes == 0;
     t->read_bytes += (int64_t)*got_bytes;
+    if (first && dlxi_text_has_utf16_mark((const char *)t->text, t->text_bytes))
+        DLX_FAIL(error, DATA, "%s: is UTF-16; convert it to UTF-8 first", t->in_path);
     return DLX_OK;
 }
 

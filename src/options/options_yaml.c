@@ -230,8 +230,8 @@ dlx_status dlxi_options_load_text(void *values, const dlxi_option_table *table, 
                  WHERE(&l, 0), text_bytes, FILE_BYTES_MAX);
     }
     /* libyaml reads UTF-16 too, if its mark says so */
-    bool marked = dlxi_text_is_utf16(text, text_bytes) && text[0] != '\0' && text[1] != '\0';
-    if (!marked) DLX_TRY(dlxi_text_check(text, text_bytes, WHERE(&l, 0), error));
+    if (!dlxi_text_has_utf16_mark(text, text_bytes))
+        DLX_TRY(dlxi_text_check(text, text_bytes, WHERE(&l, 0), error));
     DLX_TRY(dlxi_alloc((void **)&l.first_line, table->count, (DEPTH_MAX + 1) * sizeof *l.first_line,
                        "options", error));
     if (!yaml_parser_initialize(&l.parser)) {

@@ -91,6 +91,15 @@ class Encodings(Case):
             file = self.write("c.yaml", "run: {seed: 7, name: é}\n".encode(encoding))
             self.assertRegex(self.call("config", file).text("stdout"), r'name: "é" +#.*\n +seed: 7\b')
 
+    def test_texts(self):
+        for encoding in ("utf-16", "utf-32"):  # with their marks
+            self.write("s.txt", "text".encode(encoding))
+            self.refused(r"^dilocox: s\.txt: is UTF-16; convert it to UTF-8 first$", "tokenize", "s.txt", "out", code=1)
+            self.assertFalse(os.path.exists(self.path("out")))
+        for content in (b"\xef\xbb\xbftext", b"abc\0def\xff\xfe\xc3(", b"\xff", b"caf\xe9"):  # bytes are tokens
+            self.write("s.txt", content)
+            self.assertIn(f"{len(content)} tokens", self.call("tokenize", "s.txt", "out").text("stdout"))
+
     def test_rosters(self):
         self.prepare_data()
         roster = self.keys(["a"])
