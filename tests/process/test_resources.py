@@ -26,11 +26,21 @@ class Resources(Case):
         self.assertNotRegex(run.text("stderr"), r"signal|src/|libgomp|assert|terminate", run.everything())
         return False
 
+    def limited_site(self, limit):
+        coordinator, endpoint = self.start_coordinator(self.file, 1, secure=False)
+        worked = self.attempt(("prlimit", f"--nofile={limit}:{limit}"), "train", self.file, "--site", "a", "--coordinator", endpoint,
+                              "--set", "wan.security=none")
+        if worked:
+            self.assertEqual(coordinator.wait(), 0)
+        coordinator.end()
+        return worked
+
     def test_descriptors(self):
-        launch = ("launch", self.file, "--sites", 2)
-        worked = [self.attempt(("prlimit", f"--nofile={limit}:{limit}"), *launch) for limit in (*range(5, 26, 2), 30, 36, 42, 60)]
-        self.assertFalse(worked[0])
-        self.assertTrue(worked[-1])
+        for command in (self.limited_site, lambda limit: self.attempt(("prlimit", f"--nofile={limit}:{limit}"), "launch", self.file,
+                                                                      "--sites", 2)):
+            worked = [command(limit) for limit in (*range(6, 26, 2), 30, 36, 42, 60)]
+            self.assertFalse(worked[0])
+            self.assertTrue(worked[-1])
 
     def test_how_many_descriptors(self):
         few = ("prlimit", "--nofile=20:20")

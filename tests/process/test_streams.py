@@ -72,12 +72,14 @@ class Streams(Case):
 
     def test_files_do_not_get_the_output(self):
         """Descriptors 1 and 2 are not those of the files that a site opens."""
-        coordinator, endpoint = self.start_coordinator(self.file, 1, secure=False)
-        site = self.start("train", self.file, "--site", "a", "--coordinator", endpoint, "--set", "wan.security=none",
-                          prefix=shell("<&- >&- 2>&-"))
-        self.assertEqual((site.wait(), coordinator.wait()), (0, 0), site.everything())
-        self.assertEqual({event["event"] for event in events(self.path("run", "a", "metrics.jsonl"))},
-                         {"evaluation", "step", "round"})
+        for redirections in (">&-", ">&- 2>&-", "<&- >&-", "<&- >&- 2>&-"):
+            with self.subTest(redirections):
+                coordinator, endpoint = self.start_coordinator(self.file, 1, secure=False)
+                site = self.start("train", self.file, "--site", "a", "--coordinator", endpoint, "--set", "wan.security=none",
+                                  prefix=shell(redirections))
+                self.assertEqual((site.wait(), coordinator.wait()), (0, 0), site.everything())
+                self.assertEqual({event["event"] for event in events(self.path("run", "a", "metrics.jsonl"))},
+                                 {"evaluation", "step", "round"})
 
     def test_a_run_whose_reader_is_gone(self):
         done = subprocess.run(["bash", "-c", '"$0" launch "$1" --sites 2 | true; echo ${PIPESTATUS[0]}', DILOCOX, self.file],
