@@ -26,7 +26,8 @@ static void row_print(const dlxi_option *option) {
 static void use_print(const command *c) {
     printf("dilocox %s %s\n  %s\n\n", c->name, c->use, c->summary);
     for (size_t i = 0; i < c->arguments.count; i++) row_print(&c->arguments.options[i]);
-    printf("  %-26s %s\n", "--help", "this text");
+    printf("  %-26s %s\n", "--help, -h", "this text");
+    printf("  %-26s %s\n", "--", "ends the options: what follows may begin with -");
 }
 
 /* The positional argument of that number, or NULL. */
@@ -36,43 +37,58 @@ static const dlxi_option *positional_find(const command *c, int number) {
     return NULL;
 }
 
+static bool value_set(const command *c, const dlxi_option *option, const char *value) {
+    dlx_error error;
+    if (dlxi_option_parse(c->values, option, c->name, value, strlen(value), &error) == DLX_OK)
+        return true;
+    fail_use("%s", error.message);
+    return false;
+}
+
+/* Sets the flag arguments[*i], whose value may be the next one: *i moves to it. */
+static bool flag_parse(const command *c, char **arguments, int *i) {
+    const char *argument = arguments[*i], *value;
+    size_t length = strcspn(argument, "=");
+    const dlxi_option *option = dlxi_option_find(&c->arguments, argument, length);
+    if (option == NULL)
+        return fail_use("%s: no option '%s'; 'dilocox %s --help' lists them", c->name, argument,
+                        c->name),
+               false;
+    if (argument[length] == '=')
+        value = argument + length + 1;
+    else if (option->kind == DLXI_OPTION_BOOLEAN)
+        value = "true";
+    else
+        value = arguments[++*i]; /* the last one is followed by NULL */
+    if (value == NULL)
+        return fail_use("%s: %s needs a value, %s", c->name, option->key, option->value_name),
+               false;
+    return value_set(c, option, value);
+}
+
 bool arguments_parse(const command *c, int count, char **arguments, int *exit_code) {
     int found = 0;
-    dlx_error error;
+    bool flags_end = false;
     *exit_code = EXIT_USE;
     dlxi_options_set_defaults(c->values, &c->arguments);
     for (int i = 1; i < count; i++) {
-        const char *argument = arguments[i], *value = argument;
-        if (strcmp(argument, "--help") == 0) {
+        const char *argument = arguments[i];
+        bool flag = !flags_end && argument[0] == '-' && argument[1] != '\0';
+        if (flag && (strcmp(argument, "--help") == 0 || strcmp(argument, "-h") == 0)) {
             use_print(c);
             *exit_code = EXIT_DONE;
             return true;
         }
-        const dlxi_option *option;
-        if (strncmp(argument, "--", 2) == 0) {
-            size_t length = strcspn(argument, "=");
-            option = dlxi_option_find(&c->arguments, argument, length);
-            if (option == NULL)
-                return fail_use("%s: no option '%s'; 'dilocox %s --help' lists them", c->name,
-                                argument, c->name),
-                       true;
-            if (argument[length] == '=')
-                value = argument + length + 1;
-            else if (option->kind == DLXI_OPTION_BOOLEAN)
-                value = "true";
-            else
-                value = arguments[++i]; /* the last one is followed by NULL */
-            if (value == NULL)
-                return fail_use("%s: %s needs a value, %s", c->name, option->key,
-                                option->value_name),
-                       true;
+        if (flag && strcmp(argument, "--") == 0) {
+            flags_end = true;
+        } else if (flag) {
+            if (!flag_parse(c, arguments, &i)) return true;
         } else {
-            option = positional_find(c, found++);
+            const dlxi_option *option = positional_find(c, found++);
             if (option == NULL)
                 return fail_use("%s: '%s' is one argument too many", c->name, argument), true;
+            if (!value_set(c, option, argument)) return true;
         }
-        if (dlxi_option_parse(c->values, option, c->name, value, strlen(value), &error) != DLX_OK)
-            return fail_use("%s", error.message), true;
     }
     if (found < c->needed)
         return fail_use("%s: an argument is missing; 'dilocox %s --help' shows the use", c->name,

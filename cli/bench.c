@@ -146,6 +146,7 @@ const command bench_command = {
     .summary = "how fast this machine is at it",
     .arguments = COMMAND_TABLE(rows),
     .needed = 1,
+    .prints = true,
     .values = &given,
     .run = run,
 };

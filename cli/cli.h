@@ -27,6 +27,7 @@ typedef struct command {
      * `needed` must be given. */
     dlxi_option_table arguments;
     int needed;
+    bool prints;      /* it fails if standard output does; a run goes on without it */
     void *values;     /* what the table sets */
     int (*run)(void); /* returns the exit code */
 } command;
@@ -71,6 +72,17 @@ dlx_status config_read(dlx_config **out, const char *path, const char *run_dir,
                        const char *const *sets, dlx_error *error);
 /* The same; prints what is wrong, NULL then. */
 dlx_config *config_load(const config_arguments *from);
+
+/* ---- standard streams ------------------------------------------------------------------------ */
+
+/* At the start of the program: 0, 1 and 2 are open, though they may fail. */
+bool streams_prepare(void);
+/* Whether standard output can be written at all: not closed, not opened for reading. */
+bool output_is_open(void);
+/* At the end of the program: writes what waits, and returns its exit code. If output was lost,
+ * says so; if it was `needed`, with `hint`, and the exit code is 1, or 141 if its reader closed
+ * it. */
+int output_end(int exit_code, bool needed, const char *hint);
 
 /* ---- messages -------------------------------------------------------------------------------- */
 

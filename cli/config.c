@@ -46,6 +46,7 @@ const command config_command = {
     .summary = "every option, its default and its range",
     .arguments = COMMAND_TABLE(rows),
     .needed = 0,
+    .prints = true,
     .values = &given,
     .run = run,
 };

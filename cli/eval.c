@@ -46,6 +46,7 @@ const command eval_command = {
     .summary = "validation loss of saved weights",
     .arguments = COMMAND_TABLE(rows),
     .needed = 1,
+    .prints = true,
     .values = &given,
     .run = run,
 };

@@ -62,6 +62,7 @@ const command generate_command = {
     .summary = "text from saved weights",
     .arguments = COMMAND_TABLE(rows),
     .needed = 1,
+    .prints = true,
     .values = &given,
     .run = run,
 };

@@ -20,6 +20,11 @@ static int run(void) {
     dlx_error error;
     if (dlx_key_generate(given.path, public_text, &error) != DLX_OK) return fail_with(&error);
     printf("%s\n", public_text);
+    char hint[1200];
+    snprintf(hint, sizeof hint, "; '%.1000s' is made, and its line 'public:' has the public key",
+             given.path);
+    int exit_code = output_end(EXIT_DONE, true, hint);
+    if (exit_code != EXIT_DONE) return exit_code;
     fprintf(stderr,
             "%s holds the secret key: it stays on this machine. The line above is the public key: "
             "put 'NAME KEY' on the roster of every site.\n",
@@ -33,6 +38,7 @@ const command keygen_command = {
     .summary = "a site's key pair",
     .arguments = COMMAND_TABLE(rows),
     .needed = 1,
+    .prints = true,
     .values = &given,
     .run = run,
 };

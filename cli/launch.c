@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -122,7 +123,7 @@ static bool child_start(launch *l, child *c) {
         words_append(arguments, &count, "dilocox", NULL);
     words_append(arguments, &count, c->kind == COORDINATOR ? "coordinator" : "train", NULL);
     launch_files_config(config, &l->files);
-    words_append(arguments, &count, config, "--for-launcher");
+    words_append(arguments, &count, "--for-launcher", NULL);
     /* the file has it; this is for people who list processes */
     words_append(arguments, &count, "--run-dir", dlx_config_run_dir(l->config));
     launch_files_key(path, &l->files, c->name);
@@ -139,6 +140,7 @@ static bool child_start(launch *l, child *c) {
     } else {
         words_append(arguments, &count, "--sites", sites);
     }
+    words_append(arguments, &count, "--", config);
     arguments[count] = NULL;
 
     int ends[PIPES][2];
@@ -148,15 +150,17 @@ static bool child_start(launch *l, child *c) {
         close(ends[0][0]), close(ends[0][1]);
         return failure_say(DLX_SYSTEM, "cannot make a pipe: %s", strerror(errno)), false;
     }
+    pid_t launcher = getpid();
     c->pid = fork();
     if (c->pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGTERM); /* this program's end is theirs, too */
+        if (getppid() != launcher) _exit(EXIT_FAILED);
         /* the terminal's Ctrl-C reaches the launcher alone, which passes it on once */
         setpgid(0, 0);
         interrupts_block(false);
         dup2(ends[0][1], STDOUT_FILENO);
         dup2(ends[1][1], STDERR_FILENO);
         if (c->by_mpirun) {
-            prctl(PR_SET_PDEATHSIG, SIGTERM);
             execvp("mpirun", (char *const *)(uintptr_t)arguments);
             dprintf(STDOUT_FILENO, "failed %d mpirun: %s; install openmpi-bin\n", DLX_SYSTEM,
                     strerror(errno));
@@ -327,6 +331,18 @@ static void failure_print(const child *c) {
                 why[0] != '\0' ? why : "it gave no reason");
 }
 
+/* The first child that failed; if it failed because a site did, that site, which knows more. */
+static const child *culprit_find(const launch *l) {
+    const child *first = &l->children[l->failed];
+    for (int i = 0; i < l->sites; i++) {
+        char prefix[SITE_BYTES + 32];
+        int length = snprintf(prefix, sizeof prefix, "site '%s' failed: ", l->names[i]);
+        if (strncmp(first->reason, prefix, (size_t)length) == 0 && l->children[i].reason[0] != '\0')
+            return &l->children[i];
+    }
+    return first;
+}
+
 /* Not by a signal of this program's. */
 static bool has_crashed(const child *c) {
     if (c->by_mpirun || !WIFSIGNALED(c->status)) return false;
@@ -344,7 +360,25 @@ static bool children_start(launch *l) {
     return true;
 }
 
+/* Every child has two pipes here. Raises the soft limit of descriptors if the hard one allows. */
+static bool descriptors_have(const launch *l) {
+    enum { OWN = 16 };
+    struct rlimit limit;
+    rlim_t needed = (rlim_t)(PIPES * l->count + OWN);
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= needed) return true;
+    rlim_t before = limit.rlim_cur;
+    limit.rlim_cur = needed;
+    if (needed <= limit.rlim_max && setrlimit(RLIMIT_NOFILE, &limit) == 0) return true;
+    failure_say(
+        DLX_SYSTEM,
+        "launch: %d sites need %llu file descriptors here, and %llu are allowed; allow more "
+        "(ulimit -n)",
+        l->sites, (unsigned long long)needed, (unsigned long long)before);
+    return false;
+}
+
 static int children_run(launch *l) {
+    if (!descriptors_have(l)) return EXIT_FAILED;
     if (!children_start(l)) {
         children_end(l, SIGTERM, JOB_GRACE_MS);
         return EXIT_FAILED;
@@ -366,8 +400,11 @@ static int children_run(launch *l) {
         children_wait(l, 500); /* the coordinator notifies the others first */
         children_end(l, SIGTERM, JOB_GRACE_MS);
         display_close(l->display);
-        const child *c = &l->children[l->failed];
+        const child *c = culprit_find(l);
         failure_print(c);
+        for (int i = 0; i < l->sites && c->kind == SITE; i++) /* a full disk is of several */
+            if (l->children[i].has_cause && strstr(l->children[i].reason, c->reason) == NULL)
+                failure_print(&l->children[i]);
         bool use = WIFEXITED(c->status) && WEXITSTATUS(c->status) == EXIT_USE;
         return use ? EXIT_USE : EXIT_FAILED;
     }

@@ -84,15 +84,21 @@ int threads_launch(const dlx_config *config, int sites) {
         if (i < sites) names[i] = workers[i].name;
     }
     all.display = display_open(names, sites, false);
-    int started = 0;
-    while (started <= sites &&
-           pthread_create(&workers[started].thread, NULL, worker_run, &workers[started]) == 0)
+    int started = 0, failure = 0;
+    while (started <= sites && (failure = pthread_create(&workers[started].thread, NULL, worker_run,
+                                                         &workers[started])) == 0)
         started++;
     if (started <= sites) interrupt();
     for (int i = 0; i < started; i++) pthread_join(workers[i].thread, NULL);
     display_close(all.display);
     dlx_hub_close(&all.hub);
-    if (started <= sites) return fail_use("launch: cannot start a thread for site %d", started + 1);
+    if (started <= sites) {
+        failure_say(DLX_SYSTEM,
+                    "launch: cannot start the thread of %s: %s; allow more threads (ulimit -u, "
+                    "pids.max)",
+                    workers[started].name, strerror(failure));
+        return EXIT_FAILED;
+    }
     const worker *first = NULL; /* the others failed since it did */
     for (int i = 0; i <= sites; i++)
         if (workers[i].failed_as > 0 && (first == NULL || workers[i].failed_as < first->failed_as))

@@ -31,8 +31,17 @@ bool is_interrupted(void) {
  * second request. And a launcher kills what does not end. */
 static bool launcher_signals;
 
+/* Errors and progress are for dilocox launch. If that is killed, each of its threads sends a signal
+ * as it ends: those that come together are one request. */
+static bool to_launcher;
+
 static void on_signal(int number) {
-    if (is_interrupted() && !launcher_signals) _exit(128 + number);
+    enum { TOGETHER_S = 1 };
+    static double first_s;
+    if (!is_interrupted())
+        first_s = now_s();
+    else if (!launcher_signals && !(to_launcher && now_s() - first_s < TOGETHER_S))
+        _exit(128 + number);
     interrupt();
 }
 
@@ -69,8 +78,6 @@ void interrupts_catch(bool by_launcher) {
 }
 
 /* ---- messages -------------------------------------------------------------------------------- */
-
-static bool to_launcher;
 
 void speak_to_launcher(void) {
     to_launcher = true;

@@ -12,7 +12,7 @@ typedef struct tokenize_arguments {
 static tokenize_arguments given;
 
 static const dlxi_option rows[] = {
-    DLXI_OPTION_ROW_POINTER(tokenize_arguments, "in", in, "IN", "a text file"),
+    DLXI_OPTION_ROW_POINTER(tokenize_arguments, "in", in, "IN", "a text file; -: standard input"),
     DLXI_OPTION_ROW_POINTER(tokenize_arguments, "out", out, "OUT", "the token file to write"),
     DLXI_OPTION_ROW_INTEGER(tokenize_arguments, "--validation-every", validation_every, 0, 1e6, "0",
                             "write OUT.train.tokens and, of every K-th block, "

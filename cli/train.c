@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/prctl.h>
 
 typedef struct train_arguments {
@@ -102,10 +103,13 @@ static void *host_run(void *context) {
 }
 
 static dlx_status host_start(host *h, dlx_error *error) {
-    h->started = pthread_create(&h->thread, NULL, host_run, h) == 0;
+    int failure = pthread_create(&h->thread, NULL, host_run, h);
+    h->started = failure == 0;
     if (h->started) return DLX_OK;
     error->status = DLX_SYSTEM;
-    snprintf(error->message, sizeof error->message, "cannot start a thread for the coordinator");
+    snprintf(error->message, sizeof error->message,
+             "cannot start the coordinator's thread: %s; allow more threads (ulimit -u, pids.max)",
+             strerror(failure));
     return DLX_SYSTEM;
 }
 

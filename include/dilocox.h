@@ -516,9 +516,9 @@ DLX_API void dlx_sync_interrupt(dlx_sync *sync);
  * from the coordinator for timeout_ms; DLX_PEER_LOST; DLX_INTERRUPTED. */
 DLX_API dlx_status dlx_sync_report(dlx_sync *sync, const char *text, dlx_error *error);
 
-/* The run has failed here, before `finished`: the next step returns DLX_PEER_LOST with this reason,
- * and close gives it to the coordinator, and so to the other sites, cut to 400 bytes. NULL: it left
- * before the run's end. The first failure counts. Any thread. */
+/* The run has failed here, before this site's report: the next step returns DLX_PEER_LOST with this
+ * reason, and close gives it to the coordinator, and so to the other sites, cut to 400 bytes. NULL:
+ * it left before the run's end. The first failure counts. Any thread. */
 DLX_API void dlx_sync_fail(dlx_sync *sync, const char *reason);
 /* DLX_OK while the run goes on, and after it ended well; else what ended it, which the next
  * dlx_sync_step will return. Any thread. */
@@ -527,9 +527,9 @@ DLX_API dlx_status dlx_sync_failure(dlx_sync *sync, dlx_error *error);
 /* Leaves the run. Unless it is finished, it fails for the other sites with what failed here, or
  * because this site left. Blocks:
  *
- *   finished, without a report   first as dlx_sync_report with "": until all sites have reported,
- *                                or no message came from the coordinator for timeout_ms, or an
- *                                interrupt
+ *   finished, without a report   unless it failed, first as dlx_sync_report with "": until all
+ *                                sites have reported, or no message came from the coordinator for
+ *                                timeout_ms, or an interrupt
  *   always                       for the piece of computation that the exchange thread is at, up to
  *                                1 s for its last messages to be sent, and with links between
  *                                processes up to 1 s for them to leave this machine */

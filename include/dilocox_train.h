@@ -223,12 +223,12 @@ DLX_API void dlx_generate_options_default(dlx_generate_options *options, size_t 
 DLX_API dlx_status dlx_generate(char **text, size_t *text_bytes, const char *checkpoint,
                                 const dlx_generate_options *options, dlx_error *error);
 
-/* Converts a text to a token file. validation_every 0: to out_path. 2 to 1000000: every such
- * block of block_bytes (1 to 2^30; 0: 65536) goes to OUT.validation.tokens, the others to
- * OUT.train.tokens. The counts may be NULL; without a split all tokens count as train_tokens. An
- * existing file is replaced when the new one is complete. Blocks on the disk; any thread.
- * DLX_CONFIG: an argument out of range, no such file; DLX_DATA: a file would be empty;
- * DLX_SYSTEM. */
+/* Converts a text, or standard input ("-"), to a token file. validation_every 0: to out_path. 2 to
+ * 1000000: every such block of block_bytes (1 to 2^30; 0: 65536) goes to OUT.validation.tokens, the
+ * others to OUT.train.tokens. The counts may be NULL; without a split all tokens count as
+ * train_tokens. An existing file is replaced when the new one is complete. Blocks on the disk; any
+ * thread. DLX_CONFIG: an argument out of range, no such file, or a file to write that is the text
+ * itself or not a regular file; DLX_DATA: a file would be empty; DLX_SYSTEM. */
 DLX_API dlx_status dlx_tokenize(const char *out_path, const char *in_path,
                                 uint32_t validation_every, uint32_t block_bytes,
                                 uint64_t *train_tokens, uint64_t *validation_tokens,

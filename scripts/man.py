@@ -11,6 +11,9 @@ import sys
 SECTIONS = {"run": "The run", "model": "The model", "data": "Data", "train": "Inner training",
             "site": "A site", "sync": "Synchronisation", "wan": "The network between sites"}
 
+# the same for all subcommands, and said once
+COMMON = {"--help, -h", "--"}
+
 INTRODUCTION = """\
 trains one neural network on machines in several places that share only a slow network.
 Each site trains on its own for many steps; then the sites agree on one outer step.
@@ -24,7 +27,14 @@ and
 .B dilocox train
 start one each.
 Their options come from a file,
-.BR dilocox.yaml (5)."""
+.BR dilocox.yaml (5).
+.PP
+.B \\-\\-help
+and
+.B \\-h
+show the use of a subcommand;
+.B \\-\\-
+ends its options, so that what follows may begin with \\-."""
 
 AFTER = """\
 .SH SIGNALS
@@ -48,8 +58,27 @@ the figures of one site
 .TP
 .I weights/
 the model in the format of Hugging Face, on the site whose name sorts first
+.SH STANDARD OUTPUT
+What
+.BR bench ,
+.BR config ,
+.BR eval ,
+.B generate
+and
+.B keygen
+print is their result: they fail if it is lost, and end with status 141 or by SIGPIPE if its reader
+closes the pipe.
+.BR launch ,
+.BR train ,
+.B coordinator
+and
+.B tokenize
+go on without their output, closed or full, and end with the status that they would have with it.
+If
+.B launch
+is killed, its sites save the last anchor and end.
 .SH EXIT STATUS
-0: done. 1: the run failed. 2: wrong use or configuration.
+0: done. 1: the run failed, or output was lost. 2: wrong use or configuration.
 .SH EXAMPLES
 Two sites on this machine learn a book, then one of them continues a sentence:
 .PP
@@ -111,10 +140,10 @@ def subcommand(program, name):
     use, *lines = ask(program, name, "--help").strip().splitlines()
     page = [f".SS {roff(use)}"]
     for line in lines:
-        option = re.match(r"\s+(--\S.*?|[A-Z]+)\s{2,}(\S.*)$", line)
+        option = re.match(r"\s+(--\S.*?|--|[A-Z]+)\s{2,}(\S.*)$", line)
         if option is None and line.strip():
             page.append(roff(line.strip()))
-        elif option and option[1] != "--help":
+        elif option and option[1] not in COMMON:
             page += [".TP", f".B {roff(option[1])}", roff(option[2])]
     return page
 

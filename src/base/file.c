@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -21,6 +22,22 @@ dlx_status dlxi_path_join(char dst[DLXI_PATH_BYTES], const char *directory, cons
     if (length >= 0 && length < DLXI_PATH_BYTES) return DLX_OK;
     DLX_FAIL(error, CONFIG, "path '%.100s…' is too long; allowed: up to %d bytes", directory,
              DLXI_PATH_BYTES - 1);
+}
+
+/* ---- identity -------------------------------------------------------------------------------- */
+
+static bool is_same(const struct stat *a, const struct stat *b) {
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
+bool dlxi_file_same(const char *a, const char *b) {
+    struct stat first, second;
+    return stat(a, &first) == 0 && stat(b, &second) == 0 && is_same(&first, &second);
+}
+
+bool dlxi_file_is_open_as(int fd, const char *path) {
+    struct stat open_file, named;
+    return fstat(fd, &open_file) == 0 && stat(path, &named) == 0 && is_same(&open_file, &named);
 }
 
 /* ---- reading --------------------------------------------------------------------------------- */
@@ -107,14 +124,23 @@ struct dlxi_file_writer {
     char buffer[BUFFER_BYTES];
 };
 
+dlx_status dlxi_file_write_fail(const char *path, dlx_error *error) {
+    struct rlimit limit;
+    if (errno == EFBIG && getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
+        DLX_FAIL(error, SYSTEM,
+                 "%s: can't be written: it would be larger than the %llu bytes that this process "
+                 "may write (ulimit -f)",
+                 path, (unsigned long long)limit.rlim_cur);
+    DLX_FAIL(error, SYSTEM, "%s: can't be written: %s", path, strerror(errno));
+}
+
 static dlx_status writer_write_at(const dlxi_file_writer *writer, uint64_t offset, const void *data,
                                   size_t bytes, dlx_error *error) {
     const char *from = data;
     while (bytes > 0) {
         ssize_t put = pwrite(writer->fd, from, bytes, (off_t)offset);
         if (put < 0 && errno == EINTR) continue;
-        if (put < 0)
-            DLX_FAIL(error, SYSTEM, "%s: can't be written: %s", writer->temporary, strerror(errno));
+        if (put < 0) return dlxi_file_write_fail(writer->path, error);
         from += put;
         offset += (uint64_t)put;
         bytes -= (size_t)put;
@@ -139,7 +165,15 @@ static dlx_status temporary_create(dlxi_file_writer *writer, size_t name_bytes, 
         if (errno != EEXIST) break;
     }
     writer->temporary[0] = '\0';
-    DLX_FAIL(error, SYSTEM, "%s: can't be written: %s", writer->path, strerror(errno));
+    return dlxi_file_write_fail(writer->path, error);
+}
+
+/* A rename would put a file in the place of a device or pipe. */
+static dlx_status place_check(const char *path, dlx_error *error) {
+    struct stat facts;
+    if (stat(path, &facts) != 0 || S_ISREG(facts.st_mode)) return DLX_OK;
+    DLX_FAIL(error, CONFIG, "%s: is %s; name a file to write, new or to be replaced", path,
+             S_ISDIR(facts.st_mode) ? "a directory" : "not a regular file");
 }
 
 dlx_status dlxi_file_writer_open(dlxi_file_writer **out, const char *path, dlx_error *error) {
@@ -148,6 +182,7 @@ dlx_status dlxi_file_writer_open(dlxi_file_writer **out, const char *path, dlx_e
     dlxi_file_writer *writer = NULL;
     size_t path_bytes = strlen(path);
     *out = NULL;
+    DLX_TRY(place_check(path, error));
     DLX_TRY(DLXI_NEW(&writer, 1, error));
     writer->fd = -1;
     DLX_TRY_OUT(DLXI_NEW(&writer->path, path_bytes + 1, error));
@@ -198,8 +233,7 @@ static void directory_sync(const char *path) {
 
 dlx_status dlxi_file_writer_commit(dlxi_file_writer *writer, dlx_error *error) {
     DLX_TRY(writer_flush(writer, error));
-    if (fsync(writer->fd) != 0)
-        DLX_FAIL(error, SYSTEM, "%s: can't be flushed to disk: %s", writer->path, strerror(errno));
+    if (fsync(writer->fd) != 0) return dlxi_file_write_fail(writer->path, error);
     if (rename(writer->temporary, writer->path) != 0)
         DLX_FAIL(error, SYSTEM, "%s: can't be replaced: %s", writer->path, strerror(errno));
     writer->temporary[0] = '\0';

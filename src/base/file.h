@@ -17,6 +17,14 @@ dlx_status dlxi_path_join(char dst[DLXI_PATH_BYTES], const char *directory, cons
 dlx_status dlxi_file_read(char **out, size_t *bytes, const char *path, size_t bytes_max,
                           dlx_error *error);
 
+/* Whether both names are of one existing file: by another path, a symbolic or a hard link. */
+bool dlxi_file_same(const char *a, const char *b);
+/* The same of an open file and a name. */
+bool dlxi_file_is_open_as(int fd, const char *path);
+
+/* Fills error from errno, after a write to the file failed; returns DLX_SYSTEM. */
+dlx_status dlxi_file_write_fail(const char *path, dlx_error *error);
+
 /* A file mapped for reading; data is NULL for an empty one. Truncating a mapped file ends the
  * process with SIGBUS, so files are replaced (dlxi_file_writer) and never changed in place. */
 typedef struct dlxi_file_map {
@@ -28,7 +36,8 @@ typedef struct dlxi_file_map {
 dlx_status dlxi_file_map_open(dlxi_file_map *out, const char *path, dlx_error *error);
 void dlxi_file_map_close(dlxi_file_map *map);
 
-/* Writes path.part-…; commit flushes it to disk and renames it to path. One thread at a time. */
+/* Writes path.part-…; commit flushes it to disk and renames it to path. What exists at path must be
+ * a regular file: DLX_CONFIG. One thread at a time. */
 typedef struct dlxi_file_writer dlxi_file_writer;
 
 dlx_status dlxi_file_writer_open(dlxi_file_writer **out, const char *path, dlx_error *error);

@@ -4,6 +4,7 @@
 #include "data/token_file.h"
 #include "base/file.h"
 #include "base/memory.h"
+#include "base/text.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -43,7 +44,10 @@ static dlx_status piece_read(tokenizing *t, size_t bytes_max, size_t *got_bytes,
         *got_bytes += (size_t)got;
         t->text_bytes += (size_t)got;
     }
+    bool first = t->read_bytes == 0;
     t->read_bytes += (int64_t)*got_bytes;
+    if (first && dlxi_text_has_utf16_mark((const char *)t->text, t->text_bytes))
+        DLX_FAIL(error, DATA, "%s: is UTF-16; convert it to UTF-8 first", t->in_path);
     return DLX_OK;
 }
 
@@ -106,13 +110,32 @@ static dlx_status path_check(const char *what, const char *path, dlx_error *erro
     return DLX_OK;
 }
 
+/* "-" is standard input. */
+static dlx_status text_open(tokenizing *t, dlx_error *error) {
+    if (strcmp(t->in_path, "-") == 0) {
+        t->in_path = "standard input";
+        t->in = fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 0);
+    } else {
+        t->in = open(t->in_path, O_RDONLY | O_CLOEXEC);
+    }
+    if (t->in >= 0) return DLX_OK;
+    if (errno == ENOENT)
+        DLX_FAIL(error, CONFIG, "%s: no such file; name the text to tokenize", t->in_path);
+    DLX_FAIL(error, SYSTEM, "%s: can't be opened: %s", t->in_path, strerror(errno));
+}
+
 static dlx_status writer_open(tokenizing *t, int which, const char *out_path, const char *suffix,
                               dlx_error *error) {
     char *path = NULL;
     if (asprintf(&path, "%s%s", out_path, suffix) < 0)
         DLX_FAIL(error, MEMORY, "out of memory: can't write %s; free some memory and try again",
                  out_path);
-    dlx_status status = dlxi_token_file_writer_open(&t->writer[which], path, t->tokenizer, error);
+    dlx_status status = DLX_CONFIG;
+    if (dlxi_file_is_open_as(t->in, path))
+        dlxi_error_set(error, status, "%s: is the text itself, %s; name another file to write",
+                       path, t->in_path);
+    else
+        status = dlxi_token_file_writer_open(&t->writer[which], path, t->tokenizer, error);
     free(path);
     return status;
 }
@@ -147,10 +170,7 @@ dlx_status dlxi_tokenize(const char *out_path, const char *in_path, const dlxi_t
     DLX_TRY(options_check(options, error));
     DLX_TRY(path_check("IN", in_path, error));
     DLX_TRY(path_check("OUT", out_path, error));
-    t.in = open(in_path, O_RDONLY | O_CLOEXEC);
-    if (t.in < 0 && errno == ENOENT)
-        DLX_FAIL(error, CONFIG, "%s: no such file; name the text to tokenize", in_path);
-    if (t.in < 0) DLX_FAIL(error, SYSTEM, "%s: can't be opened: %s", in_path, strerror(errno));
+    DLX_TRY(text_open(&t, error));
     DLX_TRY_OUT(DLXI_NEW(&t.text, t.text_room, error));
     DLX_TRY_OUT(DLXI_NEW(&t.tokens, PIECE_TOKENS, error));
     DLX_TRY_OUT(writer_open(&t, TRAIN, out_path, split ? ".train.tokens" : "", error));

@@ -20,8 +20,9 @@ typedef struct dlxi_tokenize_report {
 /* Without a split: in_path → out_path. With one: blocks K−1, 2K−1, … (from 0) →
  * out_path.validation.tokens, the others → out_path.train.tokens, each block tokenized alone. On
  * failure no file is left, except that the train file may be if renaming the validation file fails.
- * report may be NULL. DLX_CONFIG for options out of range or a missing file, DLX_DATA for a text
- * that leaves a file empty, DLX_SYSTEM. Blocks. */
+ * report may be NULL. in_path "-" is standard input. DLX_CONFIG for options out of range, a missing
+ * file, or an output that is the text itself or no regular file, DLX_DATA for a text that leaves a
+ * file empty, DLX_SYSTEM. Blocks. */
 dlx_status dlxi_tokenize(const char *out_path, const char *in_path, const dlxi_tokenizer *tokenizer,
                          const dlxi_tokenize_options *options, dlxi_tokenize_report *report,
                          dlx_error *error);

@@ -3,6 +3,7 @@
 #include "kernels/fast.h"
 
 #include "base/memory.h"
+#include "base/resources.h"
 
 #include <stdlib.h>
 
@@ -16,7 +17,26 @@ int dlxi_ranges(const dlxi_kernels *k, int64_t items, int64_t width) {
     return ranges < 1 ? 1 : (int)ranges;
 }
 
+/* OpenMP ends the process if it lacks a thread, so that all are asked for, and started, here. */
+static dlx_status threads_start(int threads, dlx_error *error) {
+    if (threads == 1) return DLX_OK;
+    DLX_TRY(dlxi_threads_need((size_t)threads - 1, "site.threads", error));
+#ifdef _OPENMP
+    int started = 0;
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp atomic
+        started++;
+    }
+    if (started < threads)
+        DLX_FAIL(error, SYSTEM, "site.threads: OpenMP started %d threads of %d; lower it", started,
+                 threads);
+#endif
+    return DLX_OK;
+}
+
 static dlx_status backend_open(dlxi_kernels *k, dlx_error *error) {
+    DLX_TRY(threads_start(k->threads, error));
     DLX_TRY(DLXI_NEW(&k->state, 1, error));
     DLX_TRY(dlxi_onednn_open(&k->state->products, k->threads, error));
     DLX_TRY(DLXI_NEW(&k->state->lanes, k->threads, error));

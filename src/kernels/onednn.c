@@ -3,6 +3,7 @@
 #include "kernels/onednn.h"
 
 #include "base/memory.h"
+#include "base/resources.h"
 #include "kernels/internal.h"
 
 #include <oneapi/dnnl/dnnl.h>
@@ -18,7 +19,7 @@
 
 /* Shapes vary with the batch and, in generation, with every token: a full cache is cleared. Twice
  * as many slots keep probing short. */
-enum { ENTRIES_MAX = 1024, SLOTS = 2048 };
+enum { ENTRIES_MAX = 1024, SLOTS = 2048, CODE_BYTES = 16 << 20 };
 
 enum { SOURCE, WEIGHTS, BIAS, DESTINATION, SCRATCHPAD, ARGUMENTS };
 
@@ -199,6 +200,8 @@ static dlx_status entry_find(dlxi_onednn *o, const dlxi_product *p, entry **out)
             slot = slot_find(o, p);
         }
         entry *e = NULL;
+        /* oneDNN writes its code to memory that it does not check for */
+        if (!dlxi_memory_has(CODE_BYTES)) return DLX_MEMORY;
         DLX_TRY(DLXI_NEW(&e, 1, NULL));
         e->key = *p;
         dlx_status status = status_translate(entry_create(o, e));

@@ -9,6 +9,7 @@
 
 #include <zmq.h>
 
+#include "base/text.h"
 #include "link/roster.h"
 
 enum { KEY_FILE_BYTES_MAX = 4096, KEY_TEXT_CHARACTERS = DLXI_KEY_TEXT_BYTES - 1 };
@@ -77,7 +78,8 @@ static dlx_status key_file_read(char text[KEY_FILE_BYTES_MAX + 1], const char *p
  * characters long. */
 static bool value_find(char dst[DLXI_KEY_TEXT_BYTES], const char *text, const char *name) {
     size_t name_characters = strlen(name);
-    for (const char *line = text; line != NULL && *line != '\0';) {
+    for (const char *line = text + dlxi_text_mark_bytes(text, strlen(text));
+         line != NULL && *line != '\0';) {
         const char *end = strchr(line, '\n');
         if (strncmp(line, name, name_characters) == 0 && line[name_characters] == ':') {
             const char *value = line + name_characters + 1;

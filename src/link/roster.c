@@ -8,6 +8,7 @@
 
 #include "base/file.h"
 #include "base/memory.h"
+#include "base/text.h"
 
 const char dlxi_coordinator_name[] = "coordinator";
 
@@ -104,9 +105,11 @@ static dlx_status line_parse(dlxi_roster *roster, const char *at, const char *en
 dlx_status dlxi_roster_parse(dlxi_roster *out, const char *text, size_t text_bytes,
                              const char *path, dlx_error *error) {
     out->count = 0;
+    if (dlxi_text_is_utf16(text, text_bytes))
+        DLX_FAIL(error, CONFIG, "wan.roster: %s: is UTF-16; save it as UTF-8", path);
     const char *end = text + text_bytes;
     size_t line = 0;
-    for (const char *at = text; at < end;) {
+    for (const char *at = text + dlxi_text_mark_bytes(text, text_bytes); at < end;) {
         const char *line_end = memchr(at, '\n', (size_t)(end - at));
         if (line_end == NULL) line_end = end;
         DLX_TRY(line_parse(out, at, line_end, path, ++line, error));

@@ -18,6 +18,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "base/resources.h"
 #include "link/common.h"
 #include "link/zmq_internal.h"
 
@@ -205,6 +206,21 @@ void dlxi_zmq_init(dlxi_zmq *me, const dlxi_link_operations *operations,
     me->wake_fd = -1;
 }
 
+/* libzmq ends the process if it lacks a descriptor or thread. */
+static dlx_status library_prepare(const dlxi_zmq *me, dlx_error *error) {
+    enum {
+        LIBRARY_THREADS = 2, /* it starts them with the first socket */
+        /* its own, those of control and its successor while it reconnects, one per name that is
+         * looked up, and the files that a run writes */
+        DESCRIPTORS = 32,
+        BYTES = 32 << 20
+    };
+    DLX_TRY(dlxi_descriptors_need(DESCRIPTORS, "zmq link", error));
+    if (!dlxi_memory_has(BYTES))
+        DLX_FAIL(error, MEMORY, "out of memory: the zmq link needs %d MiB", BYTES >> 20);
+    return dlxi_threads_need(LIBRARY_THREADS + (me->curve ? 1 : 0), "zmq link", error);
+}
+
 dlx_status dlxi_zmq_begin(dlxi_zmq *me, const dlxi_link_settings *settings, const char *name,
                           bool roster_admits, dlx_error *error) {
     me->curve = settings->curve;
@@ -220,6 +236,7 @@ dlx_status dlxi_zmq_begin(dlxi_zmq *me, const dlxi_link_settings *settings, cons
         if (me->roster_path == NULL) DLX_FAIL(error, MEMORY, "out of memory: the roster's path");
         DLX_TRY(identity_check(me, settings, name, error));
     }
+    DLX_TRY(library_prepare(me, error));
     me->context = zmq_ctx_new();
     if (me->context == NULL)
         DLX_FAIL(error, SYSTEM, "zmq link: ZeroMQ can't start: %s", zmq_strerror(errno));

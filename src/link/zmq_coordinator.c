@@ -11,6 +11,7 @@
 
 #include "base/clock.h"
 #include "base/memory.h"
+#include "base/resources.h"
 #include "link/zmq_internal.h"
 
 /* Processes that a coordinator can number in its life: every rank of a run, and as many that were
@@ -32,7 +33,7 @@ typedef struct zmq_coordinator {
     uint32_t numbered_count;
     /* number + 1 of the peer whose routing id leads here, 0: free; a collision takes the next */
     uint16_t slots[SLOTS];
-    bool full_logged;
+    bool full_logged, few_logged;
     uint32_t timeout_ms;
     int64_t retry_at_ns; /* 0: no send was refused */
 } zmq_coordinator;
@@ -80,6 +81,17 @@ static uint16_t *slot_find(zmq_coordinator *me, const uint8_t routing_id[ROUTING
     return &me->slots[at];
 }
 
+/* Connections are libzmq's to accept, which ignores those that it has no descriptor for. */
+static void room_keep(zmq_coordinator *me) {
+    enum { CONNECTIONS = 16 };
+    dlx_error error;
+    if (me->few_logged ||
+        dlxi_descriptors_need(CONNECTIONS, "to admit more sites", &error) == DLX_OK)
+        return;
+    dlxi_zmq_log(&me->zmq, "%s", error.message);
+    me->few_logged = true;
+}
+
 /* Gives a new peer its number. False if there are too many, or it is not on the roster. */
 static bool peer_add(zmq_coordinator *me, uint16_t *slot,
                      const uint8_t routing_id[ROUTING_ID_BYTES], const char *name) {
@@ -98,6 +110,7 @@ static bool peer_add(zmq_coordinator *me, uint16_t *slot,
     snprintf(fresh->name, sizeof fresh->name, "%s", name);
     snprintf(fresh->key_text, sizeof fresh->key_text, "%s", line != NULL ? line->key_text : "");
     *slot = (uint16_t)me->numbered_count;
+    room_keep(me);
     return true;
 }
 

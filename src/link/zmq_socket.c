@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/resources.h"
 #include "link/zmq_internal.h"
 
 enum {
@@ -38,7 +39,10 @@ enum {
     RECONNECT_MAX_MS = 400, /* libzmq adds up to RECONNECT_FIRST_MS at random */
     KEEPALIVE_IDLE_S = 10,
     KEEPALIVE_EVERY_S = 5,
-    KEEPALIVE_COUNT = 2
+    KEEPALIVE_COUNT = 2,
+    /* of a socket: its own, one that listens, its connection, that one's successor; and some that
+     * libzmq and the files of a run have for a moment */
+    SOCKET_DESCRIPTORS = 12
 };
 
 typedef struct option {
@@ -103,6 +107,7 @@ static bool identity_set(void *socket, const dlxi_socket_settings *settings) {
 dlx_status dlxi_socket_open(void **out, const dlxi_zmq *me, const dlxi_socket_settings *settings,
                             dlx_error *error) {
     *out = NULL;
+    DLX_TRY(dlxi_descriptors_need(SOCKET_DESCRIPTORS, "zmq link", error));
     void *socket = zmq_socket(me->context, settings->server_key == NULL ? ZMQ_ROUTER : ZMQ_DEALER);
     if (socket == NULL)
         DLX_FAIL(error, SYSTEM, "cannot create a ZeroMQ socket: %s", zmq_strerror(errno));

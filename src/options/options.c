@@ -3,6 +3,7 @@
  * own consistency. */
 #include "options/options_internal.h"
 #include "base/panic.h"
+#include "base/text.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -12,29 +13,16 @@ static size_t min_size(size_t a, size_t b) {
     return a < b ? a : b;
 }
 
-/* Well-formed UTF-8 (RFC 3629) without control characters. */
+/* Well-formed UTF-8 without control characters. */
 static bool is_plain_utf8(const char *text, size_t text_bytes) {
-    const unsigned char *bytes = (const unsigned char *)text;
-    for (size_t i = 0; i < text_bytes;) {
-        uint32_t code = bytes[i];
-        size_t more = code < 0x80                   ? 0
-                      : code >= 0xC2 && code < 0xE0 ? 1
-                      : code >= 0xE0 && code < 0xF0 ? 2
-                                                    : 3;
-        if (code >= 0x80 && (code < 0xC2 || code > 0xF4)) return false;
-        if (more >= text_bytes - i) return false;
-        if (more > 0) code &= 0x3Fu >> more;
-        for (size_t j = 1; j <= more; j++) {
-            if ((bytes[i + j] & 0xC0) != 0x80) return false;
-            code = code << 6 | (bytes[i + j] & 0x3Fu);
-        }
-        bool too_short = (more == 2 && code < 0x800) || (more == 3 && code < 0x10000);
-        bool surrogate = code >= 0xD800 && code < 0xE000;
+    uint32_t code;
+    for (size_t i = 0, bytes; i < text_bytes; i += bytes) {
+        bytes = dlxi_utf8_next(&code, text + i, text_bytes - i);
+        if (bytes == 0) return false;
         bool control = code < 0x20 || (code >= 0x7F && code < 0xA0);
         /* YAML would not give them back */
         bool line_break = code == 0x2028 || code == 0x2029 || code == 0xFEFF;
-        if (too_short || surrogate || control || line_break || code > 0x10FFFF) return false;
-        i += more + 1;
+        if (control || line_break) return false;
     }
     return true;
 }

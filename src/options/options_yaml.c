@@ -3,6 +3,7 @@
 #include "options/options_internal.h"
 #include "base/file.h"
 #include "base/memory.h"
+#include "base/text.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -15,6 +16,8 @@ typedef struct loader {
     void *values;
     const dlxi_option_table *table;
     const char *name; /* of the file */
+    const char *text;
+    size_t text_bytes;
     dlx_error *error;
     yaml_parser_t parser;
     yaml_event_t event; /* the last one read; zeroed if there is none */
@@ -45,18 +48,56 @@ static const char *where(const loader *l, char dst[DLXI_OPTION_SHOWN_BYTES + 24]
 #define WHERE(l, line) where((l), (char[DLXI_OPTION_SHOWN_BYTES + 24]){0}, (line))
 #define WHERE_IT_IS(l) WHERE((l), line_of(l))
 
+/* *at ← the line, from 0, without its end; returns its bytes. */
+static size_t line_find(const loader *l, size_t line, const char **at) {
+    const char *end = l->text + l->text_bytes, *next;
+    *at = l->text + dlxi_text_mark_bytes(l->text, l->text_bytes);
+    for (; line > 0 && (next = memchr(*at, '\n', (size_t)(end - *at))) != NULL; line--)
+        *at = next + 1;
+    next = line > 0 ? *at : memchr(*at, '\n', (size_t)(end - *at));
+    return (size_t)((next != NULL ? next : end) - *at);
+}
+
+/* The first tab in the indentation of these lines, from 0: its line and column, from 1. libyaml
+ * reports what the tab leads to. */
+static bool tab_find(const loader *l, size_t first_line, size_t last_line, size_t *line,
+                     size_t *column) {
+    for (size_t i = first_line; i <= last_line; i++) {
+        const char *at;
+        size_t bytes = line_find(l, i, &at), blanks = 0, tab = 0;
+        for (; blanks < bytes && (at[blanks] == ' ' || at[blanks] == '\t'); blanks++)
+            if (at[blanks] == '\t' && tab == 0) tab = blanks + 1;
+        if (tab == 0) continue;
+        *line = i + 1;
+        *column = tab;
+        return true;
+    }
+    return false;
+}
+
+static dlx_status parser_fail(loader *l) {
+    const yaml_parser_t *p = &l->parser;
+    size_t last = p->problem_mark.line, first = last, line, column;
+    memset(&l->event, 0, sizeof l->event);
+    l->event.start_mark.line = last;
+    if (p->error == YAML_MEMORY_ERROR)
+        DLX_FAIL(l->error, MEMORY, "%s: out of memory", WHERE_IT_IS(l));
+    if (p->error == YAML_READER_ERROR && p->problem_offset < l->text_bytes) {
+        dlxi_text_place(&line, &column, l->text, p->problem_offset);
+        l->event.start_mark.line = line - 1;
+    }
+    if (p->context != NULL && p->context_mark.line < last) first = p->context_mark.line;
+    if (p->error != YAML_READER_ERROR && tab_find(l, first, last, &line, &column))
+        DLX_FAIL(l->error, CONFIG, "%s:%zu: a tab; YAML is indented with spaces", WHERE(l, line),
+                 column);
+    DLX_FAIL(l->error, CONFIG, "%s: not valid YAML: %s; look for a missing colon, quote or indent",
+             WHERE_IT_IS(l), p->problem != NULL ? p->problem : "unreadable");
+}
+
 /* Reads the next event into l->event, and refuses what a config has no use for. */
 static dlx_status event_next(loader *l) {
     yaml_event_delete(&l->event);
-    if (!yaml_parser_parse(&l->parser, &l->event)) {
-        memset(&l->event, 0, sizeof l->event);
-        l->event.start_mark.line = l->parser.problem_mark.line;
-        if (l->parser.error == YAML_MEMORY_ERROR)
-            DLX_FAIL(l->error, MEMORY, "%s: out of memory", WHERE_IT_IS(l));
-        DLX_FAIL(l->error, CONFIG,
-                 "%s: not valid YAML: %s; look for a missing colon, quote or indent",
-                 WHERE_IT_IS(l), l->parser.problem != NULL ? l->parser.problem : "unreadable");
-    }
+    if (!yaml_parser_parse(&l->parser, &l->event)) return parser_fail(l);
     const yaml_char_t *anchor = NULL, *tag = NULL;
     switch (l->event.type) {
     case YAML_SCALAR_EVENT:
@@ -177,12 +218,20 @@ static dlx_status stream_read(loader *l) {
 
 dlx_status dlxi_options_load_text(void *values, const dlxi_option_table *table, const char *name,
                                   const char *text, size_t text_bytes, dlx_error *error) {
-    loader l = {.values = values, .table = table, .name = name, .error = error};
+    loader l = {.values = values,
+                .table = table,
+                .name = name,
+                .text = text,
+                .text_bytes = text_bytes,
+                .error = error};
     dlx_status status;
     if (text_bytes > FILE_BYTES_MAX) {
         DLX_FAIL(error, CONFIG, "%s: %zu bytes are too many for a config; allowed: up to %d",
                  WHERE(&l, 0), text_bytes, FILE_BYTES_MAX);
     }
+    /* libyaml reads UTF-16 too, if its mark says so */
+    if (!dlxi_text_has_utf16_mark(text, text_bytes))
+        DLX_TRY(dlxi_text_check(text, text_bytes, WHERE(&l, 0), error));
     DLX_TRY(dlxi_alloc((void **)&l.first_line, table->count, (DEPTH_MAX + 1) * sizeof *l.first_line,
                        "options", error));
     if (!yaml_parser_initialize(&l.parser)) {

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "sync/pump.h"
 
+#include <errno.h>
 #include <poll.h>
+#include <string.h>
 
 #include "base/clock.h"
 
@@ -88,8 +90,13 @@ static void *pump_run(void *context) {
 }
 
 dlx_status dlxi_pump_start(dlxi_pump *p, dlx_error *error) {
-    if (pthread_create(&p->thread, NULL, pump_run, p) != 0)
-        DLX_FAIL(error, SYSTEM, "cannot start the exchange thread");
+    int failure = pthread_create(&p->thread, NULL, pump_run, p);
+    if (failure != 0) {
+        errno = failure;
+        DLX_FAIL(error, SYSTEM,
+                 "cannot start the exchange thread: %s; allow more threads (ulimit -u, pids.max)",
+                 strerror(failure));
+    }
     p->started = true;
     return DLX_OK;
 }

@@ -223,7 +223,8 @@ static void engine_stop(dlx_sync *s) {
 void dlxi_sync_close(dlx_sync **sync) {
     dlx_sync *s = *sync;
     if (s == NULL) return;
-    if (s->pump.started && s->finished && !s->reported)
+    bool failed = dlxi_mailbox_failure(&s->mailbox, NULL) != DLX_OK;
+    if (s->pump.started && s->finished && !s->reported && !failed)
         (void)dlxi_sync_report(s, "", NULL);
     else if (!s->finished && is_interrupted(s))
         leave(s, DLX_INTERRUPTED, "interrupted");

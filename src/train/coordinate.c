@@ -69,6 +69,7 @@ dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_optio
     settings.on_report = on_report;
     settings.report_context = &c;
     settings.interrupted = options->interrupted;
+    DLX_TRY_OUT(dlxi_outputs_check(config, config->run.dir, error));
     DLX_TRY_OUT(dlxi_path_join(path, config->run.dir, "summary.json", error));
     DLX_TRY_OUT(dlxi_folder_check(config->run.dir, NULL, error));
     DLX_TRY_OUT(dlx_coordinator_open(&coordinator, &settings, error));

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/file.h"
 #include "base/memory.h"
@@ -27,29 +28,66 @@ dlx_status dlxi_directory_make(const char *path, dlx_error *error) {
     return DLX_OK;
 }
 
+static bool is_in(const char *directory, const char *path) {
+    char parent[DLXI_PATH_BYTES];
+    const char *slash = strrchr(path, '/');
+    dlxi_text_copy(parent, sizeof parent, slash == NULL ? "." : path);
+    if (slash != NULL && (size_t)(slash - path) < sizeof parent)
+        parent[slash == path ? 1 : slash - path] = '\0';
+    return dlxi_file_same(directory, parent);
+}
+
+dlx_status dlxi_outputs_check(const dlxi_config *config, const char *directory, dlx_error *error) {
+    static const char *const files[] = {"summary.json", "metrics.jsonl", "weights"};
+    const struct {
+        const char *key, *path;
+    } inputs[] = {{"data.train", config->data.train},
+                  {"data.validation", config->data.validation},
+                  {"wan.key", config->wan.key},
+                  {"wan.roster", config->wan.roster}};
+    char path[DLXI_PATH_BYTES];
+    for (size_t f = 0; f < sizeof files / sizeof *files; f++) {
+        DLX_TRY(dlxi_path_join(path, directory, files[f], error));
+        for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) {
+            const char *input = inputs[i].path;
+            if (input[0] == '\0' || !(dlxi_file_same(input, path) || is_in(path, input))) continue;
+            DLX_FAIL(error, CONFIG,
+                     "%s: the run would replace '%s', which is its %s; choose another run.dir",
+                     path, input, inputs[i].key);
+        }
+    }
+    return DLX_OK;
+}
+
 struct dlxi_metrics {
     FILE *file;
+    off_t complete; /* bytes, up to the end of a line */
     char path[DLXI_PATH_BYTES];
 };
 
 dlx_status dlxi_metrics_open(dlxi_metrics **out, const char *path, dlx_error *error) {
     DLX_TRY(DLXI_NEW(out, 1, error));
     dlxi_text_copy((*out)->path, sizeof(*out)->path, path);
-    (*out)->file = fopen(path, "w");
+    (*out)->file = fopen(path, "we");
     if ((*out)->file != NULL) return DLX_OK;
-    dlx_status status =
-        dlxi_error_set(error, DLX_SYSTEM, "%s: cannot write: %s", path, strerror(errno));
+    dlx_status status = dlxi_file_write_fail(path, error);
     dlxi_metrics_close(out);
     return status;
 }
 
 dlx_status dlxi_metrics_write(dlxi_metrics *metrics, json_t *line, dlx_error *error) {
-    bool written = line != NULL &&
-                   json_dumpf(line, metrics->file, JSON_COMPACT | JSON_REAL_PRECISION(9)) == 0 &&
+    if (line == NULL) DLX_FAIL(error, MEMORY, "%s: out of memory for a line", metrics->path);
+    bool written = json_dumpf(line, metrics->file, JSON_COMPACT | JSON_REAL_PRECISION(9)) == 0 &&
                    fputc('\n', metrics->file) != EOF && fflush(metrics->file) == 0;
     json_decref(line);
-    if (!written) DLX_FAIL(error, SYSTEM, "%s: cannot write; is the disk full?", metrics->path);
-    return DLX_OK;
+    if (written) {
+        metrics->complete = ftello(metrics->file);
+        return DLX_OK;
+    }
+    dlx_status status = dlxi_file_write_fail(metrics->path, error);
+    /* without a part of a line; if that fails too, the message is the same */
+    if (ftruncate(fileno(metrics->file), metrics->complete) != 0) errno = 0;
+    return status;
 }
 
 void dlxi_metrics_close(dlxi_metrics **metrics) {

@@ -3,7 +3,7 @@
 #ifndef DLXI_TRAIN_RESULTS_H
 #define DLXI_TRAIN_RESULTS_H
 
-#include "base/error.h"
+#include "train/config.h"
 
 #include <jansson.h>
 
@@ -12,11 +12,16 @@ enum { DLXI_SUMMARY_VERSION = 1 };
 /* mkdir -p */
 dlx_status dlxi_directory_make(const char *path, dlx_error *error);
 
+/* DLX_CONFIG if a file that the run reads is one that it would write in this directory, run.dir or
+ * a site's, or is among the weights there. */
+dlx_status dlxi_outputs_check(const dlxi_config *config, const char *directory, dlx_error *error);
+
 typedef struct dlxi_metrics dlxi_metrics;
 
 /* Replaces the file. */
 dlx_status dlxi_metrics_open(dlxi_metrics **out, const char *path, dlx_error *error);
-/* Writes one line; takes ownership of it, also on failure. Its numbers must be finite. */
+/* Writes one line; takes ownership of it, also on failure, after which the file ends with the line
+ * before. Its numbers must be finite. */
 dlx_status dlxi_metrics_write(dlxi_metrics *metrics, json_t *line, dlx_error *error);
 void dlxi_metrics_close(dlxi_metrics **metrics);
 

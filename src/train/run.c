@@ -14,7 +14,7 @@
 #include "options/options.h"
 #include "train/site_run.h"
 
-enum { PACE_MAX = 10 };
+enum { PACE_MAX = 10, LOST_BYTES = 360 };
 
 /* Rank 0 reports for the site. */
 static void event_send(const site_run *r, dlx_event *event) {
@@ -197,8 +197,10 @@ static dlx_status results_check(site_run *r, dlx_error *error) {
     if (reason != NULL) DLX_FAIL(error, CONFIG, "site: '%s' is not allowed; %s", shown, reason);
     DLX_TRY(dlxi_path_join(r->directory, r->config->run.dir, site, error));
     /* only the first rank writes there for sure */
-    return r->rank == 0 ? dlxi_folder_check(r->config->run.dir, site, error)
-                        : dlxi_folder_check_unused(r->config->run.dir, error);
+    if (r->rank != 0) return dlxi_folder_check_unused(r->config->run.dir, error);
+    DLX_TRY(dlxi_outputs_check(r->config, r->config->run.dir, error));
+    DLX_TRY(dlxi_outputs_check(r->config, r->directory, error));
+    return dlxi_folder_check(r->config->run.dir, site, error);
 }
 
 static dlx_status results_open(site_run *r, dlx_error *error) {
@@ -460,15 +462,19 @@ static dlx_status anchor_take_common(site_run *r, dlx_error *error) {
 
 /* Of a run that ends early: the anchor of the last commit and a summary. Every site saves the
  * anchor, as the first may be lost; a site of several ranks only if all of them get here. */
-static dlx_status partial_results_save(site_run *r, dlx_status why, dlx_error *error) {
+static dlx_status partial_results_save(site_run *r, dlx_status why, char lost[LOST_BYTES],
+                                       dlx_error *error) {
     char *text = NULL;
+    const char *directory = r->directory;
     if (r->sync == NULL || r->steps == 0 || (r->ranks > 1 && !r->fails_together)) return DLX_OK;
     if (why != DLX_NUMERIC && why != DLX_DIVERGED) {
+        if (dlx_sync_site_index(r->sync) == 0) directory = r->config->run.dir;
+        snprintf(lost, LOST_BYTES, "the last anchor is not saved in %.300s/weights", directory);
         DLX_TRY(anchor_take_common(r, error));
         DLX_TRY(dlxi_pipeline_share_parameters(r->pipeline, error));
-        DLX_TRY(weights_save(
-            r, dlx_sync_site_index(r->sync) == 0 ? r->config->run.dir : r->directory, error));
+        DLX_TRY(weights_save(r, directory, error));
     }
+    snprintf(lost, LOST_BYTES, "%.300s/summary.json is not written", r->directory);
     dlx_status status =
         summary_write(r, why == DLX_INTERRUPTED ? "interrupted" : "failed", &text, error);
     free(text);
@@ -477,9 +483,20 @@ static dlx_status partial_results_save(site_run *r, dlx_status why, dlx_error *e
     return dlxi_pipeline_barrier(r->pipeline, error);
 }
 
-/* Saves the partial results, and appends to `error` why if that fails. */
+/* Appends to `error` what could not be saved, and why unless that is said already. */
+static void lost_append(dlx_error *error, const char *lost, const dlx_error *not_saved) {
+    size_t length = strlen(error->message);
+    bool same = not_saved->system_errno != 0 &&
+                strstr(error->message, strerror(not_saved->system_errno)) != NULL;
+    snprintf(error->message + length, sizeof error->message - length, "; %s%s%s", lost,
+             same ? "" : ": ", same ? "" : not_saved->message);
+    error->status = not_saved->status; /* which nobody asked for */
+}
+
+/* Saves the partial results. */
 static void run_end_early(site_run *r, dlx_status why, dlx_error *error) {
     dlx_error not_saved;
+    char lost[LOST_BYTES];
     if (r->failed_since_s > 0 && site_hangs(r)) { /* saving is collective */
         dlx_error cause;
         if (dlx_sync_failure(r->sync, &cause) != DLX_OK)
@@ -488,11 +505,8 @@ static void run_end_early(site_run *r, dlx_status why, dlx_error *error) {
         return;
     }
     dlxi_mpi_cancel_when(NULL, NULL); /* saving may take longer */
-    if (partial_results_save(r, why, &not_saved) == DLX_OK) return;
-    size_t length = strlen(error->message);
-    snprintf(error->message + length, sizeof error->message - length,
-             "; it could not be saved: %.200s", not_saved.message);
-    error->status = not_saved.status; /* which nobody asked for */
+    if (partial_results_save(r, why, lost, &not_saved) != DLX_OK)
+        lost_append(error, lost, &not_saved);
 }
 
 static void joining_announce(site_run *r) {

@@ -1,12 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* base: which names sites may have, and public structs of older and newer callers. */
+/* base: which names sites may have, public structs of older and newer callers, text, and what the
+ * process may have. */
 #include "base/name.h"
+#include "base/resources.h"
 #include "base/sized.h"
+#include "base/text.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <cmocka.h>
 
 static void names(void **state) {
@@ -135,8 +139,74 @@ static void defaults(void **state) {
     dlxi_sized_default(NULL, larger, &standard, sizeof standard);
 }
 
+/* ---- text ------------------------------------------------------------------------------------ */
+
+static void refused_text(const char *text, size_t bytes, const char *message) {
+    dlx_error error;
+    assert_int_equal(dlxi_text_check(text, bytes, "f", &error), DLX_CONFIG);
+    assert_string_equal(error.message, message);
+}
+
+static void texts(void **state) {
+    (void)state;
+    dlx_error error;
+    static const char fine[] = "\xEF\xBB\xBF\ta\r\n\xC3\xA9\xF0\x9F\x98\x80\x7F";
+    assert_int_equal(dlxi_text_check(fine, sizeof fine - 1, "f", &error), DLX_OK);
+    assert_int_equal(dlxi_text_check("", 0, "f", &error), DLX_OK);
+    assert_int_equal(dlxi_text_mark_bytes(fine, 3), 3);
+    assert_int_equal(dlxi_text_mark_bytes(fine, 2), 0);
+    refused_text("a\n\xC3\xA9\xE9 ", 6,
+                 "f:2:2: not UTF-8: the byte 0xE9, as Latin-1 has it; save the file as UTF-8");
+    /* cut off, too long, a surrogate, above U+10FFFF, a continuation alone */
+    static const char *const broken[] = {
+        "\xE2\x82",         "\xC0\xAF", "\xE0\x80\xAF",     "\xED\xA0\x80",
+        "\xF4\x90\x80\x80", "\x80",     "\xF0\x80\x80\x80", "\xFF"};
+    uint32_t code;
+    for (size_t i = 0; i < sizeof broken / sizeof *broken; i++)
+        assert_int_equal(dlxi_utf8_next(&code, broken[i], strlen(broken[i])), 0);
+    assert_int_equal(dlxi_utf8_next(&code, "\xF0\x9F\x98\x80", 4), 4);
+    assert_int_equal(code, 0x1F600);
+    refused_text("a\1", 2, "f:1:2: the control character 0x01 is not allowed; remove it");
+    refused_text("ab\0", 3, "f:1:3: the control character 0x00 is not allowed; remove it");
+    refused_text("a\0b\0", 4, "f: is UTF-16; save it as UTF-8");
+    refused_text("\0a", 2, "f: is UTF-16; save it as UTF-8");
+    refused_text("\xFF\xFE\x61\0", 4, "f: is UTF-16; save it as UTF-8");
+}
+
+/* ---- resources ------------------------------------------------------------------------------- */
+
+static void descriptors(void **state) {
+    (void)state;
+    dlx_error error;
+    struct rlimit before, limit;
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    limit = (struct rlimit){16, before.rlim_max};
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    assert_int_equal(dlxi_descriptors_need(4, "a test", &error), DLX_OK);
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    assert_int_equal(limit.rlim_cur, 16); /* enough: unchanged */
+    assert_int_equal(dlxi_descriptors_need(40, "a test", &error), DLX_OK);
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    assert_true(limit.rlim_cur > 16 && limit.rlim_cur <= before.rlim_max);
+    assert_int_equal(dlxi_descriptors_need((size_t)1 << 50, "a test", &error), DLX_SYSTEM);
+    assert_non_null(strstr(error.message, "a test: this process needs "));
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+}
+
+static void threads_and_memory(void **state) {
+    (void)state;
+    dlx_error error;
+    assert_int_equal(dlxi_threads_need(0, "a test", &error), DLX_OK);
+    assert_int_equal(dlxi_threads_need(20, "a test", &error), DLX_OK);
+    assert_true(dlxi_memory_has(1 << 20));
+    assert_false(dlxi_memory_has(SIZE_MAX / 2));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(texts),
+        cmocka_unit_test(descriptors),
+        cmocka_unit_test(threads_and_memory),
         cmocka_unit_test(names),
         cmocka_unit_test(sizes),
         cmocka_unit_test(written_sizes),

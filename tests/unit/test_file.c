@@ -4,6 +4,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -148,17 +149,42 @@ static void test_writer_refuses(void **state) {
     assert_null(writer);
     assert_string_equal(error.message,
                         "/no/such/directory/x: can't be written: No such file or directory");
-    assert_int_equal(dlxi_file_writer_open(&writer, directory, &error), DLX_OK);
-    assert_int_equal(dlxi_file_writer_commit(writer, &error), DLX_SYSTEM);
-    assert_non_null(strstr(error.message, ": can't be replaced: Is a directory"));
-    dlxi_file_writer_close(&writer);
+    assert_int_equal(dlxi_file_writer_open(&writer, directory, &error), DLX_CONFIG);
+    assert_non_null(strstr(error.message, ": is a directory; name a file to write"));
+    assert_int_equal(dlxi_file_writer_open(&writer, "/dev/null", &error), DLX_CONFIG);
+    assert_string_equal(error.message, "/dev/null: is not a regular file; name a file to write, "
+                                       "new or to be replaced");
+    assert_null(writer);
+}
+
+static void test_same(void **state) {
+    (void)state;
+    dlx_error error;
+    char one[300], hard[300], symbolic[300], other[300];
+    snprintf(one, sizeof one, "%s/one", directory);
+    snprintf(hard, sizeof hard, "%s/hard", directory);
+    snprintf(symbolic, sizeof symbolic, "%s/symbolic", directory);
+    snprintf(other, sizeof other, "%s/other", directory);
+    assert_int_equal(dlxi_file_write_text(one, "x", &error), DLX_OK);
+    assert_int_equal(dlxi_file_write_text(other, "x", &error), DLX_OK);
+    assert_int_equal(link(one, hard), 0);
+    assert_int_equal(symlink("hard", symbolic), 0);
+    assert_true(dlxi_file_same(one, one) && dlxi_file_same(one, hard) &&
+                dlxi_file_same(symbolic, one));
+    assert_false(dlxi_file_same(one, other) || dlxi_file_same(one, "/no/such") ||
+                 dlxi_file_same("/no/such", "/no/such"));
+    int fd = open(one, O_RDONLY | O_CLOEXEC);
+    assert_true(dlxi_file_is_open_as(fd, symbolic) && dlxi_file_is_open_as(fd, hard));
+    assert_false(dlxi_file_is_open_as(fd, other) || dlxi_file_is_open_as(-1, one));
+    close(fd);
+    assert_int_equal(unlink(symbolic) | unlink(hard) | unlink(other) | unlink(one), 0);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_read),           cmocka_unit_test(test_read_larger_than_buffers),
         cmocka_unit_test(test_map_refuses),    cmocka_unit_test(test_replaced_at_commit_only),
-        cmocka_unit_test(test_writer_refuses),
+        cmocka_unit_test(test_writer_refuses), cmocka_unit_test(test_same),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

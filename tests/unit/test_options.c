@@ -207,8 +207,10 @@ static void test_shapes_are_refused(void **state) {
     REFUSED("name: \"b\n",
             "2: not valid YAML: found unexpected end of stream; look for a missing colon, quote or "
             "indent");
-    REFUSED("name: \xFF\n", "1: not valid YAML: invalid leading UTF-8 octet; look for a missing "
-                            "colon, quote or indent");
+    REFUSED("name: \xFF\n",
+            "1:7: not UTF-8: the byte 0xFF, as Latin-1 has it; save the file as UTF-8");
+    REFUSED("run:\n\tseed: 1\n", "2:1: a tab; YAML is indented with spaces");
+    REFUSED("run:\n  seed: 1\n \t b: 1\n", "3:2: a tab; YAML is indented with spaces");
 }
 
 static void test_files_are_refused(void **state) {

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Too few descriptors, threads or bytes: one sentence of dilocox's own, and no signal."""
+import os
+import subprocess
+
+from harness import Case, SANITIZED, main, skip, summary
+
+USER = "54321"  # with no process but the test's
+
+
+class Resources(Case):
+    def setUp(self):
+        super().setUp()
+        self.prepare_data()
+        self.file = self.config(train={"tokens": 256})
+
+    def attempt(self, prefix, *arguments):
+        """Whether it succeeded; if not, it said why."""
+        run = self.start(*arguments, prefix=prefix)
+        code = run.wait()
+        if code == 0:
+            self.assertEqual(run.text("stderr"), "")
+            return True
+        self.assertEqual(code, 1, run.everything())
+        self.assertRegex(run.text("stderr"), r"^dilocox: [^\n]+$")
+        self.assertNotRegex(run.text("stderr"), r"signal|src/|libgomp|assert|terminate", run.everything())
+        return False
+
+    def limited_site(self, limit):
+        coordinator, endpoint = self.start_coordinator(self.file, 1, secure=False)
+        worked = self.attempt(("prlimit", f"--nofile={limit}:{limit}"), "train", self.file, "--site", "a", "--coordinator", endpoint,
+                              "--set", "wan.security=none")
+        if worked:
+            self.assertEqual(coordinator.wait(), 0)
+        coordinator.end()
+        return worked
+
+    def test_descriptors(self):
+        for command in (self.limited_site, lambda limit: self.attempt(("prlimit", f"--nofile={limit}:{limit}"), "launch", self.file,
+                                                                      "--sites", 2)):
+            worked = [command(limit) for limit in (*range(6, 26, 2), 30, 36, 42, 60)]
+            self.assertFalse(worked[0])
+            self.assertTrue(worked[-1])
+
+    def test_how_many_descriptors(self):
+        few = ("prlimit", "--nofile=20:20")
+        said = self.refused(r"^dilocox: zmq link: this process needs \d+ file descriptors, and 20 are allowed; allow more "
+                            r"\(ulimit -n\)$", "coordinator", self.file, "--sites", 1, "--listen", "127.0.0.1:0", "--set",
+                            "wan.security=none", code=1, prefix=few).text("stderr")
+        needed = said.split("needs ")[1].split()[0]
+        coordinator = self.start("coordinator", self.file, "--sites", 1, "--listen", "127.0.0.1:0", "--set", "wan.security=none",
+                                 prefix=("prlimit", f"--nofile={needed}:{needed}"))
+        coordinator.wait_line("^listening ")
+        self.refused(r"^dilocox: launch: 9 sites need \d+ file descriptors here, and 20 are allowed", "launch", self.file, "--sites",
+                     9, code=1, prefix=few)
+
+    def test_the_soft_limit_is_raised(self):
+        self.call("launch", self.file, "--sites", 3, prefix=("prlimit", "--nofile=8:4096"))
+        self.assertEqual(summary(self.path("run"))["status"], "done")
+
+    def unprivileged(self, processes):
+        if os.getuid() != 0:
+            self.skipTest("another user's limits need root")
+        os.chmod(self.directory, 0o777)
+        return ("setpriv", "--reuid=" + USER, "--regid=" + USER, "--clear-groups", "prlimit", f"--nproc={processes}")
+
+    def test_threads_of_a_run(self):
+        worked = []
+        for processes in range(2, 17):
+            more = ("--run-dir", self.path(f"run{processes}"))
+            worked.append(self.attempt(self.unprivileged(processes), "launch", self.file, "--sites", 1, *more))
+        self.assertFalse(worked[0])
+        self.assertTrue(worked[-1])
+
+    def test_threads_of_a_computation(self):
+        self.call("launch", self.file, "--sites", 1)
+        os.chmod(self.path("run"), 0o755)
+        evaluation = ("eval", self.path("run", "weights"), "--data", self.path("data.validation.tokens"), "--tokens", 64, "--threads", 4)
+        for processes in (1, 2, 3):
+            said = self.call(*evaluation, code=1, prefix=self.unprivileged(processes)).text("stderr")
+            self.assertRegex(said, r"^dilocox: site\.threads: needs 3 more threads, and %d can be started: [^\n]+$" % (processes - 1))
+        self.call(*evaluation, prefix=self.unprivileged(4))
+
+    def test_memory(self):
+        if SANITIZED:
+            self.skipTest("a sanitizer reserves terabytes")
+        worked = [self.attempt(("prlimit", f"--as={megabytes << 20}"), "launch", self.file, "--sites", 2)
+                  for megabytes in (*range(60, 130, 6), 240, 290, 300, 310, 2000)]
+        self.assertFalse(worked[0])
+        self.assertTrue(worked[-1])
+
+
+class FullDisk(Case):
+    """A file system of a few kilobytes."""
+
+    def setUp(self):
+        super().setUp()
+        self.prepare_data()
+        self.file = self.config(train={"tokens": 10240}, wan={"security": "none"})
+        os.mkdir(self.path("disk"))
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", self.path("disk")], capture_output=True).returncode:
+            self.skipTest("no file system can be mounted")
+        self.addCleanup(subprocess.run, ["umount", self.path("disk")], check=True)
+        self.addCleanup(self.end_all)
+
+    def test_the_weights_do_not_fit(self):
+        said = self.call("launch", self.file, "--sites", 2, "--run-dir", self.path("disk", "run"), code=1).text("stderr")
+        weights = self.path("disk", "run", "weights")
+        self.assertRegex(said, r"(?m)^dilocox: site-1 failed: .*; the last anchor is not saved in " + weights + "$")
+        for line in said.splitlines():
+            self.assertLessEqual(line.count("No space left on device"), 1, said)
+        self.assertEqual(os.listdir(weights), [])
+
+    def test_another_site_has_the_anchor(self):
+        """A site that cannot save the weights fails the run, so that the others save theirs."""
+        coordinator, endpoint = self.start_coordinator(self.file, 2, secure=False)
+        sites = [self.start_site(self.file, name, endpoint, "--run-dir", directory, secure=False)
+                 for name, directory in (("a", self.path("disk", "run")), ("b", self.path("run")))]
+        self.assertEqual([process.wait() for process in (*sites, coordinator)], [1, 1, 1])
+        self.assertRegex(sites[0].text("stderr"), r"^dilocox: .*/disk/run/weights/model\.safetensors: can't be written: No space left on "
+                         r"device; the last anchor is not saved in .*/disk/run/weights$")
+        for process in (sites[1], coordinator):
+            self.assertRegex(process.text("stderr"), r"^dilocox: site 'a' failed: .*model\.safetensors: can't be written: No space left")
+        self.call("eval", self.path("run", "b", "weights"), "--data", self.path("data.validation.tokens"), "--tokens", 64)
+
+
+if __name__ == "__main__":
+    if subprocess.run(["prlimit", "--version"], capture_output=True).returncode != 0:
+        skip("no prlimit")
+    main()
