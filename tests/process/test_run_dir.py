@@ -4,6 +4,7 @@ checked as what they are; and a run's processes read one config."""
 import json
 import os
 import signal
+import tempfile
 import threading
 
 from harness import Case, events, main, summary
@@ -36,7 +37,8 @@ class Folder(Case):
         self.file = self.config()
         self.temporary = self.path("tmp")
         os.mkdir(self.temporary)
-        self.env = {"TMPDIR": self.temporary}
+        # two mpirun at once may fail in a temporary directory that neither has used before
+        self.env = {"TMPDIR": self.temporary, "OMPI_MCA_orte_tmpdir_base": tempfile.gettempdir()}
 
     def launch(self, *more, link="zmq", **options):
         return self.call("launch", self.file, "--sites", 2, "--set", f"wan.link={link}", *more, env=self.env, **options)
