@@ -121,7 +121,7 @@ class ClusterFailures(Case):
         self.write("run/weights", "not a directory")
         run.signal(signal.SIGINT)
         self.assertEqual(run.wait(30 * SLOWER), 1)  # not after a minute of waiting for each other
-        self.assertRegex(run.text("stderr"), r"site-1 failed: .*interrupted; it could not be saved: .*run/weights")
+        self.assertRegex(run.text("stderr"), r"site-1 failed: .*interrupted; the last anchor is not saved in .*run/weights: ")
         self.wait_until_nothing_is_left()
 
     def test_launch_within_a_job(self):
