@@ -75,6 +75,7 @@ static const struct {
     int types;
 } passed_over[] = {
     {"model_type", ALL},
+    {"dilocox_run_id", ALL},
     {"vocab_size", ALL},
     {"tie_word_embeddings", ALL},
     {"n_layer", GPT2},

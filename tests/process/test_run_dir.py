@@ -105,8 +105,8 @@ class FailedStart(Folder):
                     *self.secured("a"), "--set", "wan.roster=/none")
 
     def test_no_coordinator(self):
-        self.refuse("no coordinator answers", "train", self.file, "--site", "site-1", "--coordinator", "127.0.0.1:9", "--set",
-                    "wan.security=none", "--set", "wan.timeout_s=1", code=1)
+        self.refuse("no coordinator at 127.0.0.1:9 answered", "train", self.file, "--site", "site-1", "--coordinator", "127.0.0.1:9", "--set",
+                    "wan.security=none", "--set", "wan.join_s=1", code=1)
 
     def test_refused_by_the_coordinator(self):
         coordinator, endpoint = self.start_coordinator(self.file, 2, "--run-dir", self.path("elsewhere"), secure=False)
@@ -171,7 +171,8 @@ class InUse(Folder):
             os.kill(pid, signal.SIGKILL)
         self.wait_until_nothing_is_left()
         self.launch()
-        self.assertEqual(sorted(os.listdir(self.path("run", "previous-1"))), ["site-1", "site-2"])
+        kept = set(os.listdir(self.path("run", "previous-1"))) - {"weights"}  # if a site outlived its launcher
+        self.assertEqual(kept, {"site-1", "site-2"})
 
     def test_two_at_once(self):
         two = [self.start("launch", self.file, "--sites", 2, "--set", f"train.tokens={LONG}", env=self.env) for _ in range(2)]

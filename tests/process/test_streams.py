@@ -79,7 +79,7 @@ class Streams(Case):
                                   prefix=shell(redirections))
                 self.assertEqual((site.wait(), coordinator.wait()), (0, 0), site.everything())
                 self.assertEqual({event["event"] for event in events(self.path("run", "a", "metrics.jsonl"))},
-                                 {"evaluation", "step", "round"})
+                                 {"run", "evaluation", "step", "round"})
 
     def test_a_run_whose_reader_is_gone(self):
         done = subprocess.run(["bash", "-c", '"$0" launch "$1" --sites 2 | true; echo ${PIPESTATUS[0]}', DILOCOX, self.file],
@@ -122,7 +122,7 @@ class FileSize(Case):
     def test_a_run(self):
         self.prepare_data()
         said = self.limited(1, r"^dilocox: site-[12] failed: .*/run/site-[12]/metrics\.jsonl: can't be written: it would be larger",
-                            6000, "launch", self.config(train={"tokens": "1e12"}), "--sites", 2)
+                            20000, "launch", self.config(train={"tokens": "1e12"}), "--sites", 2)
         self.assertIn(f"the last anchor is not saved in {self.path('run', 'weights')}", said.text("stderr"))
         for name in ("site-1", "site-2"):
             self.assertGreater(len(events(self.path("run", name, "metrics.jsonl"), "step")), 5)  # no half line

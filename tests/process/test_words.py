@@ -104,12 +104,12 @@ class Encodings(Case):
         self.prepare_data()
         roster = self.keys(["a"])
         site = ["train", self.config(), "--site", "a", "--coordinator", "127.0.0.1:9", *self.secured("a"), "--set",
-                "wan.timeout_s=1"]
+                "wan.join_s=1"]
         with open(roster) as text:
             good = text.read()
         for content in (good.encode("utf-8-sig"), good.replace("\n", "\r\n").encode("utf-8-sig")):
             self.write("roster.txt", content)
-            self.refused("^dilocox: no coordinator answers", *site, code=1)  # it was read
+            self.refused("^dilocox: no coordinator at 127.0.0.1:9 answered", *site, code=1)  # it was read
         for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
             self.write("roster.txt", good.encode(encoding))
             self.refused(rf"^dilocox: wan\.roster: {roster}: is UTF-16; save it as UTF-8$", *site)
@@ -120,8 +120,8 @@ class Encodings(Case):
         with open(self.path("a.key")) as text:
             lines = [line for line in text.read().splitlines() if not line.startswith("#")]
         self.write("a.key", "\n".join(lines).encode("utf-8-sig"), mode=0o600)
-        self.refused("^dilocox: no coordinator answers", "train", self.config(), "--site", "a", "--coordinator", "127.0.0.1:9",
-                     *self.secured("a"), "--set", "wan.timeout_s=1", code=1)
+        self.refused("^dilocox: no coordinator at 127.0.0.1:9 answered", "train", self.config(), "--site", "a", "--coordinator", "127.0.0.1:9",
+                     *self.secured("a"), "--set", "wan.join_s=1", code=1)
 
 
 if __name__ == "__main__":
