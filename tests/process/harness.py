@@ -232,6 +232,14 @@ class Case(unittest.TestCase):
     def wait_for_exit_of_one(self, processes):
         return self.wait_until("one exits", lambda: next((p for p in processes if p.popen.poll() is not None), None))
 
+    def wait_for_success(self, *processes):
+        """Of each; the first that fails says why, though others may wait for it."""
+        running = list(processes)
+        while running:
+            process = self.wait_for_exit_of_one(running)
+            running.remove(process)
+            self.assertEqual(process.wait(), 0, process.everything())
+
     def wait_until_nothing_is_left(self):
         self.wait_until("all processes have ended", lambda: not self.pids(), 10 * SLOWER)
 

@@ -58,11 +58,17 @@ class Namespace:
         self.fd = in_thread(make)
 
     def inside(self, call):
-        """What `call` opens, starts or reads is this namespace's."""
-        def enter():
+        """What `call` opens, starts or reads is this namespace's. On this thread: a process may want
+        to end with the thread that started it."""
+        outside = own_namespace()
+        try:
             check(libc.setns(self.fd, CLONE_NEWNET))
-            return call()
-        return in_thread(enter)
+            try:
+                return call()
+            finally:
+                check(libc.setns(outside, CLONE_NEWNET))
+        finally:
+            os.close(outside)
 
     def ip(self, *words):
         done = self.inside(lambda: subprocess.run(["ip", *words], capture_output=True, text=True))

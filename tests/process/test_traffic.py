@@ -44,8 +44,7 @@ class Traffic(Case):
         self.sites = {name: place.inside(lambda: self.start(
             "train", file, "--site", name, "--coordinator", endpoint, "--for-launcher", *placed(name), *more))
             for name, place in self.network.sites.items()}
-        for process in (*self.sites.values(), self.coordinator):
-            self.assertEqual(process.wait(), 0, process.everything())
+        self.wait_for_success(*self.sites.values(), self.coordinator)
         after = {name: place.counters("wan") for name, place in self.network.sites.items()}
         return {name: {way: {key: after[name][way][key] - before[name][way][key] for key in ("bytes", "packets")}
                        for way in ("rx", "tx")} for name in before}
