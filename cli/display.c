@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Progress: one live line per site on a terminal, plain lines on a pipe. */
 #include "cli.h"
+#include "base/text.h"
 
 #include <math.h>
 #include <pthread.h>
@@ -51,32 +52,17 @@ void step_format(char line[LINE_BYTES], const dlx_event *event) {
              100 * event->utilization, left / 60, left % 60);
 }
 
-/* Bytes of the character at the beginning of text[bytes]; 0 if it is a control character or not
- * well-formed UTF-8 (RFC 3629). */
-static size_t character_bytes(const unsigned char *text, size_t bytes) {
-    unsigned char lead = text[0];
-    if (lead < 0x80) return lead >= 0x20 && lead != 0x7f;
-    size_t length = lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
-    if (lead < 0xc2 || lead > 0xf4 || length > bytes) return 0;
-    for (size_t i = 1; i < length; i++)
-        if ((text[i] & 0xc0) != 0x80) return 0;
-    bool too_short = (lead == 0xe0 && text[1] < 0xa0) || (lead == 0xf0 && text[1] < 0x90);
-    bool too_large =
-        (lead == 0xed && text[1] > 0x9f) /* surrogates */ || (lead == 0xf4 && text[1] > 0x8f);
-    bool control = lead == 0xc2 && text[1] < 0xa0;
-    return too_short || too_large || control ? 0 : length;
-}
-
 void text_print(const char *text, size_t bytes, const char *indent) {
-    for (size_t i = 0; i < bytes;) {
-        size_t length = character_bytes((const unsigned char *)text + i, bytes - i);
-        if (text[i] == '\n')
-            printf("\n%s", indent);
-        else if (length > 0)
+    for (size_t i = 0, length; i<bytes; i += length> 0 ? length : 1) {
+        uint32_t code;
+        length = dlxi_utf8_next(&code, text + i, bytes - i);
+        bool control = code < 0x20 || (code >= 0x7f && code < 0xa0);
+        if (length > 0 && !control)
             fwrite(text + i, 1, length, stdout);
+        else if (text[i] == '\n')
+            printf("\n%s", indent);
         else
             putchar(text[i] == '\t' ? ' ' : '?');
-        i += length > 0 ? length : 1;
     }
 }
 
