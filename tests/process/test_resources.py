@@ -62,7 +62,9 @@ class Resources(Case):
         if os.getuid() != 0:
             self.skipTest("another user's limits need root")
         os.chmod(self.directory, 0o777)
-        return ("setpriv", "--reuid=" + USER, "--regid=" + USER, "--clear-groups", "prlimit", f"--nproc={processes}")
+        reads_all = "+dac_read_search"  # wherever the tree under test lies
+        return ("setpriv", "--reuid=" + USER, "--regid=" + USER, "--clear-groups", "--inh-caps", reads_all, "--ambient-caps",
+                reads_all, "prlimit", f"--nproc={processes}")
 
     def test_threads_of_a_run(self):
         worked = []
