@@ -195,6 +195,13 @@ static void reason_append(char list[REASON_BYTES], const char *text) {
     snprintf(list + length, REASON_BYTES - length, "%s%s", length > 0 ? "; " : "", text);
 }
 
+/* The launch fails with it; or the coordinator judges whether the run goes on without this site. */
+static void on_failed(launch *l, int index) {
+    bool spared =
+        l->children[index].kind == SITE && l->begun && dlx_config_sites_min(l->config) > 0;
+    if (!spared && l->failed < 0) l->failed = index;
+}
+
 static void on_line(launch *l, int index, int pipe, const char *line) {
     child *c = &l->children[index];
     char name[SITE_BYTES], *text;
@@ -219,7 +226,7 @@ static void on_line(launch *l, int index, int pipe, const char *line) {
     } else if (strncmp(line, "killed ", 7) == 0) {
         reason_append(c->reason, rest);
         /* mpirun takes seconds to end, and other children may fail because of it before */
-        if (l->failed < 0) l->failed = index;
+        on_failed(l, index);
     }
 }
 
@@ -279,7 +286,7 @@ static void children_reap(launch *l) {
         c->pid = 0;
         c->status = status;
         for (int p = 0; p < PIPES; p++) pipe_drain(l, i, p);
-        if (l->failed < 0 && (!WIFEXITED(status) || WEXITSTATUS(status) != 0)) l->failed = i;
+        if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) on_failed(l, i);
     }
 }
 

@@ -43,6 +43,17 @@ int interruption_print(const dlx_config *config, bool begun) {
     return EXIT_FAILED;
 }
 
+static void dropped_print(const json_t *dropped) {
+    size_t i;
+    json_t *site;
+    json_array_foreach(dropped, i, site) {
+        const char *name = json_string_value(json_object_get(site, "site"));
+        const char *why = json_string_value(json_object_get(site, "why"));
+        printf("dropped            '%s' in round %.0f: %s\n", name != NULL ? name : "?",
+               number(site, "round"), why != NULL ? why : "?");
+    }
+}
+
 int results_print(const dlx_config *config) {
     char path[1024], sent[32], equivalent[32];
     const char *directory = dlx_config_run_dir(config);
@@ -65,6 +76,7 @@ int results_print(const dlx_config *config) {
            100 * number(summary, "utilization"),
            number(summary, "compute_s") + number(summary, "wait_s"),
            number(summary, "tokens_per_s"));
+    dropped_print(json_object_get(summary, "dropped"));
     const char *hash = json_string_value(json_object_get(summary, "anchor_hash"));
     printf("anchor             %s\n", hash != NULL ? hash : "differs between sites");
     snprintf(path, sizeof path, "%s/weights/config.json", directory);

@@ -296,7 +296,9 @@ typedef dlx_status (*dlx_gather)(void *context, void *all, const void *own, size
     X(MS, patience_ms, "wan.patience_s", 600000, 1000, 86400000, OWN,                              \
       "a round that began to fail has this long to commit before the run ends")                    \
     X(MS, join_ms, "", 600000, 1000, 86400000, OWN,                                                \
-      "wait this long for sites to join")
+      "wait this long for sites to join")                                                          \
+    X(COUNT, sites_min, "wan.min_sites", 0, 0, 64, OWN,                                            \
+      "when sites are lost, go on while as many as this are left; 0: end the run")
 /* clang-format on */
 
 /* The C types of the kinds. */
@@ -456,7 +458,8 @@ DLX_API uint64_t dlx_window(uint64_t position, uint64_t windows, uint64_t seed);
 
 /* tokens: what schedules should follow: committed ones, and this site's uncommitted ones times what
  * the whole run trains meanwhile (by the last round's weights). tokens_target: the coordinator's.
- * site_index: 0 … site_count − 1, by name. */
+ * site_index: 0 … site_count − 1, by name, of the sites that took part in the last round that was
+ * applied; before, of all. */
 DLX_API uint64_t dlx_sync_tokens(const dlx_sync *sync);
 DLX_API uint64_t dlx_sync_tokens_target(const dlx_sync *sync);
 DLX_API uint32_t dlx_sync_site_index(const dlx_sync *sync);
@@ -581,6 +584,12 @@ DLX_API uint64_t dlx_coordinator_run_id(const dlx_coordinator *coordinator);
 DLX_API void dlx_coordinator_on_begin(dlx_coordinator *coordinator,
                                       dlx_status (*on_begin)(void *context, dlx_error *error),
                                       void *context);
+/* Called for each site that was dropped, when dlx_coordinator_run is about to return: in which
+ * round, and why. Before dlx_coordinator_run; on_drop may be NULL. */
+DLX_API void dlx_coordinator_on_drop(dlx_coordinator *coordinator,
+                                     void (*on_drop)(void *context, const char *site,
+                                                     uint64_t round, const char *why),
+                                     void *context);
 /* Runs the run; call once. Blocks until every site has reported (DLX_OK), the run failed (the first
  * cause, naming the site), or an interrupt (DLX_INTERRUPTED), and up to timeout_ms more for the
  * sites' last answers. DLX_TIMEOUT: not all sites joined within join_ms of dlx_coordinator_open. */

@@ -45,7 +45,8 @@ DLX_API const char *dlx_config_link(const dlx_config *config);        /* wan.lin
 /* Whether the sites that wan.link joins are threads of one process; ranks of one job. */
 DLX_API bool dlx_config_in_process(const dlx_config *config);
 DLX_API bool dlx_config_one_job(const dlx_config *config);
-DLX_API uint32_t dlx_config_ranks(const dlx_config *config); /* per site: stages × replicas */
+DLX_API uint32_t dlx_config_ranks(const dlx_config *config);     /* per site: stages × replicas */
+DLX_API uint32_t dlx_config_sites_min(const dlx_config *config); /* wan.min_sites */
 /* text ← what a rank of a job, of one site or several, is in its site: "rank 3 (stage 1,
  * replica 1)". */
 DLX_API void dlx_config_rank_name(char text[64], const dlx_config *config, uint32_t job_rank);

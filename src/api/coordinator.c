@@ -94,6 +94,7 @@ dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_con
                                           .timeout_ms = own.timeout_ms,
                                           .join_ms = own.join_ms,
                                           .patience_ms = own.patience_ms,
+                                          .sites_min = (uint16_t)own.sites_min,
                                           .attempts_max = ATTEMPTS_MAX};
     DLX_TRY_OUT(
         dlxi_coordinator_open(&c->at_work.machine, &settings, dlxi_clock_ns() / 1000000, error));
@@ -113,6 +114,14 @@ const char *dlx_coordinator_endpoint(const dlx_coordinator *c) {
 
 uint64_t dlx_coordinator_run_id(const dlx_coordinator *c) {
     return c != NULL ? c->run_id : 0;
+}
+
+void dlx_coordinator_on_drop(dlx_coordinator *c,
+                             void (*on_drop)(void *context, const char *site, uint64_t round,
+                                             const char *why),
+                             void *context) {
+    c->at_work.on_drop = on_drop;
+    c->at_work.drop_context = context;
 }
 
 void dlx_coordinator_on_begin(dlx_coordinator *c,

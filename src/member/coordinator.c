@@ -9,7 +9,8 @@
 #include "member/coordinator_internal.h"
 
 enum {
-    PING_MS = 250,   /* well below the shortest timeout, 1 s */
+    PING_MS = 250, /* well below the shortest timeout, 1 s */
+    DROPPED_ANSWER_MS = 1000,
     PAUSE_MS = 1000, /* a longer gap between ticks is this process's own pause, not a silence */
     PEERS_MAX = 1 << 20
 };
@@ -102,7 +103,7 @@ void dlxi_coordinator_put(dlxi_coordinator *c, dlxi_run_rank *p, uint64_t round,
 void dlxi_coordinator_put_all(dlxi_coordinator *c) {
     for (uint16_t i = 0; i < c->count; i++)
         for (uint16_t r = 0; r < c->sites[i].rank_count; r++)
-            if (c->sites[i].ranks[r].joined)
+            if (c->sites[i].ranks[r].joined && !dlxi_run_site_is_dropped(&c->sites[i]))
                 dlxi_coordinator_put(c, &c->sites[i].ranks[r], c->round, c->attempt);
 }
 
@@ -161,13 +162,14 @@ void dlxi_coordinator_index_peers(dlxi_coordinator *c) {
         }
 }
 
-/* The run fails by this site; before it has begun, it goes on without. */
-static void site_lose(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_rank *culprit,
-                      dlx_status status, const char *text) {
-    if (c->welcomed)
-        dlxi_coordinator_fail(c, status, s->name, "%s", text);
-    else
+void dlxi_coordinator_lose(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_rank *culprit,
+                           dlx_status status, const char *text) {
+    if (!c->welcomed)
         dlxi_gather_leave(c, s, culprit, status, text);
+    else if (dlxi_rounds_can_spare(c, s))
+        dlxi_rounds_drop(c, s, status, text);
+    else
+        dlxi_coordinator_fail(c, status, s->name, "%s", text);
 }
 
 static void on_failed(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_rank *p,
@@ -177,7 +179,14 @@ static void on_failed(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_rank
     char text[DLXI_REASON_MAX + sizeof(dlxi_label) + 16]; /* cut where it is sent */
     snprintf(text, sizeof text, "%s failed: %s", dlxi_label_of(s, p).text, reason->text);
     if (c->phase == DLXI_COORDINATOR_CLOSING) return; /* it has reported */
-    site_lose(c, s, p, status, text);
+    dlxi_coordinator_lose(c, s, p, status, text);
+}
+
+/* A dropped site that still speaks has not heard of it. */
+static void dropped_answer(dlxi_coordinator *c, const dlxi_run_site *s, dlxi_run_rank *p) {
+    if (c->now_ms - p->answered_ms < DROPPED_ANSWER_MS) return;
+    p->answered_ms = c->now_ms;
+    dlxi_coordinator_put_reason(c, p->peer, DLXI_FRAME_STOP, s->dropped_status, s->dropped_why);
 }
 
 static void frame_dispatch(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p,
@@ -223,6 +232,10 @@ void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *n
     if (!known && frame->kind != DLXI_FRAME_HELLO) return;
     dlxi_run_site *s = known ? &c->sites[from.site] : NULL;
     dlxi_run_rank *p = known ? &s->ranks[from.rank] : NULL;
+    if (known && dlxi_run_site_is_dropped(s)) {
+        dropped_answer(c, s, p);
+        return;
+    }
     if (known) {
         p->last_seen_ms = now_ms;
         /* before welcome a rank knows no term */
@@ -232,7 +245,7 @@ void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *n
         char text[sizeof(dlxi_label) + 32];
         if (!known) return;
         snprintf(text, sizeof text, "%s sent a malformed message", dlxi_label_of(s, p).text);
-        site_lose(c, s, NULL, DLX_DATA, text);
+        dlxi_coordinator_lose(c, s, NULL, DLX_DATA, text);
         return;
     }
     if (!known) {
@@ -270,7 +283,8 @@ static void pause_forgive(dlxi_coordinator *c, int64_t now_ms) {
 static void silence_judge(dlxi_coordinator *c, int64_t now_ms) {
     for (uint16_t i = 0; i < c->count && c->phase < DLXI_COORDINATOR_CLOSING;) {
         dlxi_run_site *s = &c->sites[i];
-        const dlxi_run_rank *silent = silent_rank_find(c, s, now_ms);
+        const dlxi_run_rank *silent =
+            dlxi_run_site_is_dropped(s) ? NULL : silent_rank_find(c, s, now_ms);
         if (silent == NULL) {
             i++;
             continue;
@@ -278,7 +292,7 @@ static void silence_judge(dlxi_coordinator *c, int64_t now_ms) {
         char text[DLXI_REASON_MAX + 1];
         snprintf(text, sizeof text, "no message from %s for %lld ms (wan.timeout_s)",
                  dlxi_label_of(s, silent).text, (long long)(now_ms - silent->last_seen_ms));
-        site_lose(c, s, silent, DLX_PEER_LOST, text);
+        dlxi_coordinator_lose(c, s, silent, DLX_PEER_LOST, text);
     }
 }
 
@@ -304,12 +318,16 @@ void dlxi_coordinator_on_tick(dlxi_coordinator *c, int64_t now_ms) {
 
 void dlxi_coordinator_check(const dlxi_coordinator *c) {
     uint32_t listening = 0, linked = 0, ready = 0, staged = 0, reported = 0, finished = 0;
+    uint32_t live = 0, ranks = 0;
     for (uint16_t i = 0; i < c->count; i++) {
         const dlxi_run_site *s = &c->sites[i];
         uint16_t joined = 0;
+        live += !dlxi_run_site_is_dropped(s);
+        ranks += dlxi_run_site_is_dropped(s) ? 0 : s->rank_count;
         for (uint16_t r = 0; r < s->rank_count; r++) {
             const dlxi_run_rank *p = &s->ranks[r];
             joined = (uint16_t)(joined + p->joined);
+            if (dlxi_run_site_is_dropped(s)) continue;
             listening += p->listening;
             linked += p->linked;
             ready += p->ready;
@@ -322,6 +340,7 @@ void dlxi_coordinator_check(const dlxi_coordinator *c) {
         DLXI_ASSERT(joined == s->joined);
         DLXI_ASSERT(!c->welcomed || dlxi_run_site_is_complete(s));
     }
+    DLXI_ASSERT(!c->welcomed || (live == c->live && ranks == c->rank_count && live > 0));
     DLXI_ASSERT(listening == c->listening_count && linked == c->linked_count);
     DLXI_ASSERT(ready == c->ready_count);
     DLXI_ASSERT(staged == c->staged_count && reported == c->reported_count);
@@ -350,6 +369,15 @@ bool dlxi_coordinator_has_begun(const dlxi_coordinator *c) {
 dlx_status dlxi_coordinator_result(const dlxi_coordinator *c, dlx_error *error) {
     if (error != NULL && c->result.status != DLX_OK) *error = c->result;
     return c->result.status;
+}
+
+bool dlxi_coordinator_dropped(const dlxi_coordinator *c, uint16_t index, uint64_t *round,
+                              const char **name, const char **why) {
+    if (index >= c->count || !dlxi_run_site_is_dropped(&c->sites[index])) return false;
+    *round = c->sites[index].dropped_round;
+    *name = c->sites[index].name;
+    *why = c->sites[index].dropped_why;
+    return true;
 }
 
 const char *dlxi_coordinator_report(const dlxi_coordinator *c, uint16_t index, const char **name) {

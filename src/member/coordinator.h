@@ -10,6 +10,10 @@
  *   CLOSING    waits until all have answered finished, for timeout_ms at most
  *   DONE       all reported, or failed: dlxi_coordinator_result says which
  *
+ * A site that fails or falls silent while rounds run is dropped, if sites_min others are left: the
+ * attempt is aborted, and they begin another without it. Its windows are free again. It is told so,
+ * and cannot come back.
+ *
  * A site takes part with all of its ranks or not at all. What has to be the same on all sites is
  * compared between ranks of the same number. A rank whose frames show that it lacks a message gets
  * it again, at most four times per second; ranks repeat what waits for an answer. */
@@ -20,6 +24,7 @@
 
 typedef struct dlxi_coordinator_settings {
     uint16_t sites;
+    uint16_t sites_min; /* the run goes on with as many; 0: with all of them only */
     uint64_t tokens_target;
     uint64_t run_id;         /* which the sites receive */
     const char *shared_text; /* copied; each site's begins with it, what follows is compared between
@@ -66,6 +71,9 @@ dlxi_coordinator_phase dlxi_coordinator_phase_of(const dlxi_coordinator *c);
 bool dlxi_coordinator_has_begun(const dlxi_coordinator *c);
 /* After DONE. */
 dlx_status dlxi_coordinator_result(const dlxi_coordinator *c, dlx_error *error);
+/* Whether the site was dropped; if so, in which round and why. */
+bool dlxi_coordinator_dropped(const dlxi_coordinator *c, uint16_t site, uint64_t *round,
+                              const char **name, const char **why);
 /* The report that rank 0 of the site sent, or NULL; and the site's name. */
 const char *dlxi_coordinator_report(const dlxi_coordinator *c, uint16_t site, const char **name);
 

@@ -37,6 +37,9 @@ typedef struct dlxi_run_site {
     uint32_t windows_used;
     dlxi_lease leases[DLXI_COORDINATOR_LEASES]; /* of round t at t mod DLXI_COORDINATOR_LEASES */
     char *report;                               /* its rank 0's */
+    uint64_t dropped_round;                     /* in which it was; 0: it takes part */
+    dlx_status dropped_status;
+    char dropped_why[DLXI_REASON_MAX + 1];
 } dlxi_run_site;
 
 /* The last site of several ranks that was refused: its ranks come one by one, and get the same
@@ -88,7 +91,9 @@ struct dlxi_coordinator {
     bool begun;     /* all ranks were linked */
     uint16_t count; /* sites, with all of their ranks or some */
     dlxi_run_site sites[DLXI_SITES_MAX];
-    uint32_t rank_count; /* of all sites, once welcomed */
+    uint16_t live; /* sites that take part, once welcomed: all but the dropped */
+    /* what follows counts ranks of sites that take part; rank_count: all of them, once welcomed */
+    uint32_t rank_count;
     uint32_t listening_count, linked_count, ready_count, staged_count, reported_count,
         finished_count;
     dlxi_run_peer *peers; /* [peer_room], by the link's number */
@@ -116,6 +121,10 @@ static inline dlxi_label dlxi_label_for(const char *name, uint16_t rank, uint16_
     return l;
 }
 
+static inline bool dlxi_run_site_is_dropped(const dlxi_run_site *s) {
+    return s->dropped_round > 0;
+}
+
 static inline bool dlxi_run_site_is_complete(const dlxi_run_site *s) {
     return s->joined == s->rank_count;
 }
@@ -137,6 +146,10 @@ void dlxi_coordinator_put_all(dlxi_coordinator *c);
 void dlxi_coordinator_put_reason(dlxi_coordinator *c, uint32_t peer, dlxi_frame_kind kind,
                                  dlx_status status, const char *text);
 void dlxi_coordinator_fail_memory(dlxi_coordinator *c);
+/* The run goes on without this site if it can, or fails by it. `culprit`, which may be NULL: its
+ * rank that need not be told. */
+void dlxi_coordinator_lose(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_rank *culprit,
+                           dlx_status status, const char *text);
 void dlxi_run_site_release(dlxi_run_site *s);
 /* After sites were reordered. */
 void dlxi_coordinator_index_peers(dlxi_coordinator *c);
@@ -175,6 +188,10 @@ void dlxi_rounds_on_finished(dlxi_coordinator *c, dlxi_run_rank *p);
 void dlxi_rounds_answer(dlxi_coordinator *c, uint16_t site, uint16_t rank, const dlxi_frame *frame,
                         int64_t now_ms);
 void dlxi_rounds_on_tick(dlxi_coordinator *c, int64_t now_ms);
+/* Whether the run can go on without this site. */
+bool dlxi_rounds_can_spare(const dlxi_coordinator *c, const dlxi_run_site *s);
+/* The site takes part no more, with any of its ranks; the others go on. */
+void dlxi_rounds_drop(dlxi_coordinator *c, dlxi_run_site *s, dlx_status status, const char *why);
 
 /* ---- admit.c: who may join ---- */
 

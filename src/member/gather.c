@@ -56,6 +56,7 @@ static void sites_welcome(dlxi_coordinator *c) {
     dlxi_rounds_grant(c, 1);
     dlxi_rounds_grant(c, 2);
     c->welcomed = true;
+    c->live = c->count;
     c->rank_count = (uint32_t)c->count * c->sites[0].rank_count;
     for (uint16_t i = 0; i < c->count; i++)
         for (uint16_t r = 0; r < c->sites[i].rank_count; r++) dlxi_gather_welcome_rank(c, i, r);

@@ -24,7 +24,7 @@ void dlxi_rounds_grant(dlxi_coordinator *c, uint64_t round) {
     for (uint16_t i = 0; i < c->count; i++) {
         dlxi_run_site *s = &c->sites[i];
         dlxi_ledger_grant(c->ledger, &s->leases[round % DLXI_COORDINATOR_LEASES], round,
-                          s->windows > 0 ? s->lease_windows : 0);
+                          s->windows > 0 && !dlxi_run_site_is_dropped(s) ? s->lease_windows : 0);
     }
 }
 
@@ -33,18 +33,20 @@ void dlxi_rounds_grant(dlxi_coordinator *c, uint64_t round) {
 /* The view of rank r: its own measurements of the exchange, and the step of the site's slowest
  * rank, which all wait for. */
 static void view_fill(dlxi_view *view, const dlxi_coordinator *c, uint16_t rank) {
-    view->members = c->count;
+    view->members = 0;
     for (uint16_t i = 0; i < c->count; i++) {
         const dlxi_run_site *s = &c->sites[i];
         uint64_t step_ns = 0;
+        if (dlxi_run_site_is_dropped(s) && !DLXI_PLANTED(13)) continue;
         for (uint16_t r = 0; r < s->rank_count; r++)
             if (s->ranks[r].round_ready.step_ns > step_ns)
                 step_ns = s->ranks[r].round_ready.step_ns;
-        view->member[i].site = i;
-        view->member[i].tokens = s->tokens;
-        view->member[i].step_ns = step_ns;
-        view->member[i].exchange_ns = s->ranks[rank].round_ready.exchange_ns;
-        view->member[i].exchange_bytes = s->ranks[rank].round_ready.exchange_bytes;
+        uint16_t m = view->members++;
+        view->member[m].site = i;
+        view->member[m].tokens = s->tokens;
+        view->member[m].step_ns = step_ns;
+        view->member[m].exchange_ns = s->ranks[rank].round_ready.exchange_ns;
+        view->member[m].exchange_bytes = s->ranks[rank].round_ready.exchange_bytes;
     }
 }
 
@@ -57,26 +59,36 @@ static void attempt_begin(dlxi_coordinator *c) {
     for (uint16_t r = 0; r < c->sites[0].rank_count; r++) {
         view_fill(&dlxi_coordinator_compose(c, DLXI_FRAME_BEGIN)->as.view, c, r);
         for (uint16_t i = 0; i < c->count; i++) {
+            if (dlxi_run_site_is_dropped(&c->sites[i])) continue;
             c->sites[i].ranks[r].staged = false;
             dlxi_coordinator_put(c, &c->sites[i].ranks[r], c->round, c->attempt);
         }
     }
 }
 
+/* The first site that takes part. */
+static const dlxi_run_site *site_first(const dlxi_coordinator *c) {
+    const dlxi_run_site *s = c->sites;
+    while (dlxi_run_site_is_dropped(s)) s++;
+    return s;
+}
+
 /* Whether all that submitted have the same anchor, and all ranks of a site the same tokens; ends
  * the run if not. */
 static bool round_is_consistent(dlxi_coordinator *c) {
+    const dlxi_run_site *reference = site_first(c);
     for (uint16_t i = 0; i < c->count; i++) {
         const dlxi_run_site *s = &c->sites[i];
+        if (dlxi_run_site_is_dropped(s)) continue;
         const dlxi_ready *first = &s->ranks[0].round_ready;
         for (uint16_t r = 0; r < s->rank_count; r++) {
             const dlxi_ready *said = &s->ranks[r].round_ready;
             dlxi_label label = dlxi_label_of(s, &s->ranks[r]);
-            if (said->anchor_hash != c->sites[0].ranks[r].round_ready.anchor_hash) {
+            if (said->anchor_hash != reference->ranks[r].round_ready.anchor_hash) {
                 dlxi_coordinator_fail(c, DLX_DIVERGED, s->name,
                                       "%s and '%s' have different anchors after round %llu: a bug "
                                       "or faulty memory",
-                                      label.text, c->sites[0].name,
+                                      label.text, reference->name,
                                       (unsigned long long)c->round - 1);
                 return false;
             }
@@ -107,25 +119,44 @@ static uint64_t site_count_tokens(const dlxi_coordinator *c, dlxi_run_site *s) {
     return s->tokens;
 }
 
-/* Ends the run if the message is not valid. */
-static bool ready_is_valid(dlxi_coordinator *c, const dlxi_run_site *s, const dlxi_run_rank *p,
+/* A site that sent a message that is not valid is lost. */
+static bool ready_is_valid(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_rank *p,
                            uint64_t round, const dlxi_ready *ready) {
     dlxi_label label = dlxi_label_of(s, p);
-    if (c->phase != DLXI_COORDINATOR_RUNNING || round != c->round)
-        dlxi_coordinator_fail(c, DLX_DATA, s->name,
-                              "%s submitted round %llu while the run is at %llu", label.text,
-                              (unsigned long long)round, (unsigned long long)c->round);
-    else if (!isfinite(ready->norm))
-        dlxi_coordinator_fail(c, DLX_NUMERIC, s->name,
-                              "the pseudo-gradient of %s is not finite in round %llu; lower "
-                              "train.learning_rate or sync.outer_learning_rate",
-                              label.text, (unsigned long long)round);
-    else if (ready->tokens > TOKENS_MAX)
-        dlxi_coordinator_fail(c, DLX_DATA, s->name,
-                              "%s claims %llu tokens in round %llu; allowed: up to %llu",
-                              label.text, (unsigned long long)ready->tokens,
-                              (unsigned long long)round, (unsigned long long)TOKENS_MAX);
-    return c->phase == DLXI_COORDINATOR_RUNNING;
+    char text[DLXI_REASON_MAX + 1];
+    dlx_status status = DLX_DATA;
+    if (c->phase != DLXI_COORDINATOR_RUNNING || round != c->round) {
+        snprintf(text, sizeof text, "%s submitted round %llu while the run is at %llu", label.text,
+                 (unsigned long long)round, (unsigned long long)c->round);
+    } else if (!isfinite(ready->norm)) {
+        status = DLX_NUMERIC;
+        snprintf(text, sizeof text,
+                 "the pseudo-gradient of %s is not finite in round %llu; lower "
+                 "train.learning_rate or sync.outer_learning_rate",
+                 label.text, (unsigned long long)round);
+    } else if (ready->tokens > TOKENS_MAX) {
+        snprintf(text, sizeof text, "%s claims %llu tokens in round %llu; allowed: up to %llu",
+                 label.text, (unsigned long long)ready->tokens, (unsigned long long)round,
+                 (unsigned long long)TOKENS_MAX);
+    } else {
+        return true;
+    }
+    dlxi_coordinator_lose(c, s, NULL, status, text);
+    return false;
+}
+
+/* Once all are ready. */
+static void round_begin(dlxi_coordinator *c) {
+    uint64_t tokens = 0;
+    if (c->ready_count < c->rank_count || !round_is_consistent(c)) return;
+    for (uint16_t i = 0; i < c->count; i++)
+        if (!dlxi_run_site_is_dropped(&c->sites[i])) tokens += site_count_tokens(c, &c->sites[i]);
+    c->trouble = (dlxi_trouble){0}; /* of joining, or of a site that was dropped */
+    if (tokens == 0)
+        dlxi_coordinator_fail(c, DLX_DATA, NULL, "no site trained on any token in round %llu",
+                              (unsigned long long)c->round);
+    else
+        attempt_begin(c);
 }
 
 void dlxi_rounds_on_ready(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p, uint64_t round,
@@ -134,15 +165,8 @@ void dlxi_rounds_on_ready(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *
     if (!ready_is_valid(c, s, p, round, ready)) return;
     p->ready = true;
     p->round_ready = *ready;
-    if (++c->ready_count < c->rank_count || !round_is_consistent(c)) return;
-    uint64_t tokens = 0;
-    for (uint16_t i = 0; i < c->count; i++) tokens += site_count_tokens(c, &c->sites[i]);
-    c->trouble.since_ms = 0; /* of joining, which is over */
-    if (tokens == 0)
-        dlxi_coordinator_fail(c, DLX_DATA, NULL, "no site trained on any token in round %llu",
-                              (unsigned long long)round);
-    else
-        attempt_begin(c);
+    c->ready_count++;
+    round_begin(c);
 }
 
 /* ---- trouble --------------------------------------------------------------------------------- */
@@ -197,13 +221,25 @@ static bool trouble_note(dlxi_coordinator *c, const char *why) {
     return true;
 }
 
-static void abort_put(dlxi_coordinator *c, bool tells) {
+/* To all; terminals show the text. */
+static void abort_put(dlxi_coordinator *c, const char *text) {
     dlxi_reason *reason = &dlxi_coordinator_compose(c, DLXI_FRAME_ABORT)->as.reason;
     *reason = (dlxi_reason){.status = DLX_ABORTED};
-    if (tells)
-        snprintf(reason->text, sizeof reason->text, "%.*s; trying again", DLXI_REASON_MAX - 16,
-                 c->trouble.text);
+    dlxi_text_copy(reason->text, sizeof reason->text, text);
     dlxi_coordinator_put_all(c);
+}
+
+static void trouble_put(dlxi_coordinator *c, bool tells) {
+    char text[DLXI_REASON_MAX + 1] = "";
+    if (tells)
+        snprintf(text, sizeof text, "%.*s; trying again", DLXI_REASON_MAX - 16, c->trouble.text);
+    abort_put(c, text);
+}
+
+static void staged_forget(dlxi_coordinator *c) {
+    for (uint16_t i = 0; i < c->count; i++)
+        for (uint16_t r = 0; r < c->sites[i].rank_count; r++) c->sites[i].ranks[r].staged = false;
+    c->staged_count = 0;
 }
 
 static void attempt_abort(dlxi_coordinator *c, const char *why, bool differing) {
@@ -213,10 +249,8 @@ static void attempt_abort(dlxi_coordinator *c, const char *why, bool differing) 
                               (unsigned long long)c->round, c->attempt, why);
         return;
     }
-    for (uint16_t i = 0; i < c->count; i++)
-        for (uint16_t r = 0; r < c->sites[i].rank_count; r++) c->sites[i].ranks[r].staged = false;
-    c->staged_count = 0;
-    abort_put(c, told);
+    staged_forget(c);
+    trouble_put(c, told);
     if (c->phase != DLXI_COORDINATOR_RUNNING) return;
     c->begin_waits = c->trouble.attempts > RETRIES_AT_ONCE;
     if (!c->begin_waits) attempt_begin(c);
@@ -227,8 +261,65 @@ void dlxi_rounds_on_abort(dlxi_coordinator *c, const dlxi_frame *frame, const ch
         attempt_abort(c, why, false);
     } else if (c->phase == DLXI_COORDINATOR_RUNNING && frame->round == c->round &&
                frame->attempt == 0 && c->attempt == 0) { /* sites that do not reach each other */
-        if (trouble_note(c, why)) abort_put(c, true);
+        if (trouble_note(c, why)) trouble_put(c, true);
     }
+}
+
+/* ---- sites that are lost --------------------------------------------------------------------- */
+
+/* In the first round not before all others are ready: until then some may wait to join, which needs
+ * every site. At the end not either: its report is needed. */
+bool dlxi_rounds_can_spare(const dlxi_coordinator *c, const dlxi_run_site *s) {
+    uint32_t ready = 0;
+    for (uint16_t r = 0; r < s->rank_count; r++) ready += s->ranks[r].ready;
+    bool begun =
+        c->round > 1 || c->attempt > 0 || c->ready_count - ready == c->rank_count - s->rank_count;
+    return c->phase == DLXI_COORDINATOR_RUNNING && begun && c->settings.sites_min > 0 &&
+           c->live > c->settings.sites_min;
+}
+
+static void site_uncount(dlxi_coordinator *c, dlxi_run_site *s) {
+    for (uint16_t r = 0; r < s->rank_count; r++) {
+        dlxi_run_rank *p = &s->ranks[r];
+        c->listening_count -= p->listening;
+        c->linked_count -= p->linked;
+        c->ready_count -= p->ready;
+        c->staged_count -= p->staged;
+        p->ready = p->staged = false;
+    }
+    c->rank_count -= s->rank_count;
+    c->live--;
+    s->tokens = 0;
+    s->windows_used = 0;
+}
+
+/* Leases of the present round and the next are out. */
+static void leases_return(dlxi_coordinator *c, dlxi_run_site *s) {
+    for (uint64_t round = c->round; round < c->round + 2; round++) {
+        dlxi_lease *lease = &s->leases[round % DLXI_COORDINATOR_LEASES];
+        DLXI_ASSERT(lease->round == round);
+        dlxi_ledger_settle(c->ledger, lease, 0);
+        lease->range_count = 0;
+    }
+}
+
+void dlxi_rounds_drop(dlxi_coordinator *c, dlxi_run_site *s, dlx_status status, const char *why) {
+    char text[DLXI_REASON_MAX + 1];
+    DLXI_ASSERT(dlxi_rounds_can_spare(c, s));
+    s->dropped_round = c->round;
+    s->dropped_status = status;
+    dlxi_text_copy(s->dropped_why, sizeof s->dropped_why, why);
+    site_uncount(c, s);
+    leases_return(c, s);
+    for (uint16_t r = 0; r < s->rank_count; r++)
+        dlxi_coordinator_put_reason(c, s->ranks[r].peer, DLXI_FRAME_STOP, status, why);
+    snprintf(text, sizeof text, "site '%s' was dropped in round %llu, %u of %u go on: %s", s->name,
+             (unsigned long long)c->round, c->live, c->count, why);
+    dlxi_lines_add(&c->log, "%s", text);
+    staged_forget(c);
+    abort_put(c, text);
+    c->begin_waits = false;
+    if (c->phase == DLXI_COORDINATOR_RUNNING) round_begin(c);
 }
 
 /* ---- commit ---------------------------------------------------------------------------------- */
@@ -246,6 +337,7 @@ static void commit_put(dlxi_coordinator *c, uint16_t site, uint16_t rank) {
 static void round_commit(dlxi_coordinator *c) {
     for (uint16_t i = 0; i < c->count; i++) {
         dlxi_run_site *s = &c->sites[i];
+        if (dlxi_run_site_is_dropped(s)) continue;
         c->committed_tokens += s->tokens;
         dlxi_ledger_settle(c->ledger, &s->leases[c->round % DLXI_COORDINATOR_LEASES],
                            s->windows_used);
@@ -264,17 +356,20 @@ static void round_commit(dlxi_coordinator *c) {
     c->round++;
     c->attempt = 0;
     for (uint16_t i = 0; i < c->count; i++)
-        for (uint16_t r = 0; r < c->sites[i].rank_count; r++) commit_put(c, i, r);
+        for (uint16_t r = 0; r < c->sites[i].rank_count; r++)
+            if (!dlxi_run_site_is_dropped(&c->sites[i])) commit_put(c, i, r);
     if (c->committed_last && c->phase == DLXI_COORDINATOR_RUNNING)
         c->phase = DLXI_COORDINATOR_ENDING;
 }
 
 /* A site that staged something else than the first one, or NULL. */
 static const dlxi_run_site *site_differing(const dlxi_coordinator *c) {
-    for (uint16_t i = 0; i < c->count; i++)
-        for (uint16_t r = 0; r < c->sites[i].rank_count; r++)
-            if (c->sites[i].ranks[r].staged_hash != c->sites[0].ranks[r].staged_hash)
-                return &c->sites[i];
+    const dlxi_run_site *first = site_first(c);
+    for (const dlxi_run_site *s = first + 1; s < c->sites + c->count; s++)
+        for (uint16_t r = 0; r < s->rank_count; r++)
+            if (!dlxi_run_site_is_dropped(s) &&
+                s->ranks[r].staged_hash != first->ranks[r].staged_hash)
+                return s;
     return NULL;
 }
 
@@ -291,8 +386,8 @@ void dlxi_rounds_on_staged(dlxi_coordinator *c, dlxi_run_rank *p, const dlxi_fra
         round_commit(c);
         return;
     }
-    snprintf(text, sizeof text, "sites '%s' and '%s' received different results", c->sites[0].name,
-             other->name);
+    snprintf(text, sizeof text, "sites '%.*s' and '%.*s' received different results",
+             DLXI_SITE_NAME_MAX, site_first(c)->name, DLXI_SITE_NAME_MAX, other->name);
     attempt_abort(c, text, true);
 }
 

@@ -71,6 +71,10 @@ dlx_status dlxi_coordinate_run(dlxi_coordinate *c,
         (void)c->link->op->receive(c->link, 10, &peer, &frame, NULL);
     }
     const char *name, *text;
+    uint64_t round;
+    for (uint16_t i = 0; c->on_drop != NULL && i < DLXI_SITES_MAX; i++)
+        if (dlxi_coordinator_dropped(c->machine, i, &round, &name, &text))
+            c->on_drop(c->drop_context, name, round, text);
     for (uint16_t i = 0; on_report != NULL && i < DLXI_SITES_MAX; i++)
         if ((text = dlxi_coordinator_report(c->machine, i, &name)) != NULL)
             on_report(context, name, text);

@@ -13,6 +13,9 @@ typedef struct dlxi_coordinate {
     dlx_log log; /* may be NULL */
     void *log_context;
     const volatile sig_atomic_t *interrupted_too; /* may be NULL: a signal handler's flag */
+    /* as in dlx_coordinator_on_drop; NULL: none */
+    void (*on_drop)(void *context, const char *site, uint64_t round, const char *why);
+    void *drop_context;
     /* as in dlx_coordinator_on_begin; NULL: none, or called already */
     dlx_status (*on_begin)(void *context, dlx_error *error);
     void *begin_context;

@@ -414,8 +414,11 @@ static void round_commit(dlxi_engine *e) {
     o->view_tokens = o->own_tokens = 0;
     for (uint16_t i = 0; i < s->view.members; i++) {
         o->view_tokens += s->view.member[i].tokens;
-        if (s->view.member[i].site == s->index) o->own_tokens = s->view.member[i].tokens;
+        if (s->view.member[i].site != s->index) continue;
+        o->own_tokens = s->view.member[i].tokens;
+        o->member_index = i;
     }
+    o->member_count = s->view.members;
     o->weight = dlxi_exchange_weight(e->exchange);
     o->exchange_bytes = e->exchange_bytes;
     int64_t took_ms = e->now_ms - e->begun_ms;

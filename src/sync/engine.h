@@ -45,8 +45,9 @@ typedef struct dlxi_outcome {
     dlxi_lease leases[2]; /* of rounds 1 and 2 */
     /* with committed */
     dlxi_commit commit;
-    uint64_t view_tokens, own_tokens; /* of all members, and of this site */
-    float weight;                     /* this site's */
+    uint64_t view_tokens, own_tokens;    /* of all members, and of this site */
+    float weight;                        /* this site's */
+    uint16_t member_index, member_count; /* this site's place among the view's members */
     /* always */
     uint64_t attempts;
     uint64_t exchange_ns, exchange_bytes; /* of the last committed round */

@@ -74,6 +74,8 @@ void dlxi_mailbox_give(dlxi_mailbox *m, const dlxi_outcome *o) {
             m->outcome.view_tokens = old.view_tokens;
             m->outcome.own_tokens = old.own_tokens;
             m->outcome.weight = old.weight;
+            m->outcome.member_index = old.member_index;
+            m->outcome.member_count = old.member_count;
         }
     }
     m->has_outcome = true;

@@ -101,6 +101,8 @@ static void outcome_take(dlx_sync *s, int wait_ms) {
         s->last.view_tokens = o.view_tokens;
         s->last.own_tokens = o.own_tokens;
         s->last.weight = o.weight;
+        s->last.member_index = o.member_index;
+        s->last.member_count = o.member_count;
         lease_keep(s, &o.commit.lease);
         statistics_of_commit(s, &o);
     }
@@ -289,6 +291,8 @@ static void settle(dlx_sync *s) {
     s->applied_tokens = s->last.commit.committed_tokens;
     if (s->last.own_tokens > 0)
         s->run_share = (double)s->last.view_tokens / (double)s->last.own_tokens;
+    s->last.site_index = s->last.member_index;
+    s->last.site_count = s->last.member_count;
     s->finished = s->last.commit.finished;
     s->last.committed = false;
     s->flying_tokens = 0;

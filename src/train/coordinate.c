@@ -12,7 +12,7 @@
 typedef struct collected {
     const dlx_coordinate_options *options;
     const char *run_dir;
-    json_t *sites;
+    json_t *sites, *dropped;
     uint64_t run_id;
     dlxi_folder folder;
 } collected;
@@ -26,6 +26,12 @@ static void on_report(void *context, const char *site, const char *text) {
     }
     json_object_set_new(summary, "site", json_string(site));
     json_array_append_new(c->sites, summary);
+}
+
+static void on_drop(void *context, const char *site, uint64_t round, const char *why) {
+    collected *c = context;
+    json_array_append_new(c->dropped, json_pack("{s:s, s:I, s:s}", "site", site, "round",
+                                                (json_int_t)round, "why", why));
 }
 
 static void on_log(void *context, const char *line) {
@@ -50,6 +56,7 @@ dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_optio
     collected c = {.options = options,
                    .run_dir = config->run.dir,
                    .sites = json_array(),
+                   .dropped = json_array(),
                    .folder = DLXI_FOLDER_NONE};
     dlx_coordinator_config settings = config->coordinator;
     char listen[128], path[DLXI_PATH_BYTES], run_id[DLXI_RUN_ID_BYTES], *shared_text = NULL;
@@ -76,16 +83,18 @@ dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_optio
     c.run_id = dlx_coordinator_run_id(coordinator);
     dlxi_run_id_show(run_id, c.run_id);
     dlx_coordinator_on_begin(coordinator, on_begin, &c);
+    dlx_coordinator_on_drop(coordinator, on_drop, &c);
     if (options->on_listening != NULL)
         options->on_listening(options->context, dlx_coordinator_endpoint(coordinator));
     DLX_TRY_OUT(dlx_coordinator_run(coordinator, error));
-    merged = dlxi_summary_merge(c.sites, run_id);
+    merged = dlxi_summary_merge(c.sites, c.dropped, run_id);
     DLX_TRY_OUT(dlxi_summary_write(path, merged, error));
 out:
     dlx_coordinator_close(&coordinator);
     dlxi_folder_leave(&c.folder);
     json_decref(merged);
     json_decref(c.sites);
+    json_decref(c.dropped);
     free(shared_text);
     return status;
 }

@@ -148,7 +148,7 @@ static json_t *integer(double value) {
     return json_integer((json_int_t)value);
 }
 
-json_t *dlxi_summary_merge(const json_t *sites, const char *run_id) {
+json_t *dlxi_summary_merge(const json_t *sites, const json_t *dropped, const char *run_id) {
     double count = (double)json_array_size(sites), utilization = 0;
     size_t i;
     json_t *site;
@@ -172,7 +172,8 @@ json_t *dlxi_summary_merge(const json_t *sites, const char *run_id) {
         {"attempts", integer(largest(sites, "attempts"))},
         {"tokens", integer(largest(sites, "tokens"))},
         {"val_loss", ratio(sum(sites, "val_loss_sum"), val_tokens)},
-        {"val_loss_initial", ratio(sum(sites, "val_loss_initial_sum"), val_tokens)},
+        {"val_loss_initial",
+         ratio(sum(sites, "val_loss_initial_sum"), sum(sites, "val_tokens_initial"))},
         {"wall_s", json_real(largest(sites, "wall_s"))},
         {"tokens_per_s", json_real(sum(sites, "tokens_per_s"))},
         {"peak_rss_bytes", integer(largest(sites, "peak_rss_bytes"))},
@@ -191,6 +192,7 @@ json_t *dlxi_summary_merge(const json_t *sites, const char *run_id) {
         {"exchange_steps_mean", json_real(sum(sites, "exchange_steps_mean") / count)},
         {"anchor_hash", common(sites, "anchor_hash")},
         {"per_site", json_deep_copy(sites)},
+        {"dropped", json_deep_copy(dropped)},
     };
     for (size_t k = 0; k < sizeof fields / sizeof *fields; k++)
         json_object_set_new(merged, fields[k].key, fields[k].value);

@@ -530,6 +530,7 @@ static dlx_status site_train(site_run *r, dlx_error *error) {
     event_send(r, &joined);
     r->start_s = dlxi_clock_s();
     DLX_TRY(site_evaluate(r, "start", &r->val_loss_initial_sum, error));
+    r->val_tokens_initial = r->val_tokens;
     while (!step.finished) DLX_TRY(step_train(r, &step, error));
     DLX_TRY(site_evaluate(r, "end", &r->val_loss_sum, error));
     if (dlx_sync_site_index(r->sync) == 0) DLX_TRY(weights_save(r, r->config->run.dir, error));

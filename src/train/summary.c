@@ -100,10 +100,11 @@ json_t *dlxi_run_summarize(const site_run *r, const char *outcome) {
         /* null if the run ended early */
         {"val_loss",
          dlxi_json_real(r->val_loss_sum > 0 ? r->val_loss_sum / r->val_tokens : (double)NAN)},
-        {"val_loss_initial", dlxi_json_real(r->val_loss_initial_sum / r->val_tokens)},
+        {"val_loss_initial", dlxi_json_real(r->val_loss_initial_sum / r->val_tokens_initial)},
         {"val_loss_sum", dlxi_json_real(r->val_loss_sum)},
         {"val_loss_initial_sum", dlxi_json_real(r->val_loss_initial_sum)},
         {"val_tokens", dlxi_json_real(r->val_tokens)},
+        {"val_tokens_initial", dlxi_json_real(r->val_tokens_initial)},
         {"wall_s", json_real(wall_s)},
         {"tokens_per_s", dlxi_json_real(trained / (r->compute_s + r->wait_s))},
         {"peak_rss_bytes", json_integer((json_int_t)peak_rss_bytes)},

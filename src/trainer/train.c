@@ -68,6 +68,10 @@ bool dlx_config_encrypted(const dlx_config *config) {
     return config != NULL && config->values.wan.security == DLXI_SECURITY_CURVE;
 }
 
+uint32_t dlx_config_sites_min(const dlx_config *config) {
+    return config != NULL ? config->values.coordinator.sites_min : 0;
+}
+
 const char *dlx_config_link(const dlx_config *config) {
     return config != NULL ? dlxi_link_word(config->values.wan.link) : NULL;
 }

@@ -4,259 +4,13 @@
  * pause, or compute for long; ranks that crash, or whose link fails; a rank that sends damaged
  * copies of its frames. All from a seed. Whatever happens, replicas stay equal, a run in which
  * nobody is lost or hostile ends with the bits of a run without trouble, and any other ends for
- * everybody; a failure by a hostile rank names its site.
+ * everybody: well for all but a site that was dropped, if the run can spare one; a failure by a
+ * hostile rank names its site.
  *
  *   sim_run [--seed S] [--runs N] [--verbose]     seeds S … S + N − 1
  *   sim_run --fault F …                           with planted fault F (a build with
  *                                                 -DDLXI_FAULTS) */
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include "base/fault.h"
-#include "base/hash.h"
-#include "base/rng.h"
-#include "member/coordinator.h"
-#include "sync/engine.h"
-#include "sync/local.h"
-
-#ifdef DLXI_FAULTS
-int dlxi_planted_fault;
-#endif
-
-enum {
-    SITES_MAX = 4,
-    RANKS_MAX = 2,
-    PEERS_MAX = SITES_MAX * RANKS_MAX,
-    COORDINATOR = PEERS_MAX, /* a node's number */
-    NODES = PEERS_MAX + 1,
-    CUTS_MAX = 3,
-    ROWS = 24,
-    COLS = 40,
-    PARAMETERS = ROWS * COLS + 30 + 33,
-    TENSORS = 3,
-    ROUNDS = 3, /* if nobody is hostile */
-    ROUNDS_MAX = 512,
-    TOKENS = 100, /* of site 0 and round; site i: i + 1 times as many */
-    TIMEOUT_MS = 3000,
-    PATIENCE_MS = 120000, /* … with a hostile rank: */
-    PATIENCE_HOSTILE_MS = 25000,
-    FAULTS_END_MS = 20000,         /* from then on everything works */
-    RUN_END_MS = 60000,            /* by then the run is over */
-    CRASH_END_MS = 3 * TIMEOUT_MS, /* after a crash */
-    JOIN_MS = 20000,
-    LATE_START_MS = 8000, /* at most; longer than TIMEOUT_MS */
-    DATA_FRAMES = 8,
-    CONTROL_FRAMES = 64,
-    LATE_MS = 3000 /* a repeated frame comes so much later at most */
-};
-
-static uint64_t seed;
-static bool verbose;
-
-#define CHECK(condition, ...)                                                                      \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            fprintf(stderr, "seed %llu: %s does not hold: ", (unsigned long long)seed,             \
-                    #condition);                                                                   \
-            fprintf(stderr, __VA_ARGS__);                                                          \
-            fprintf(stderr, "\n");                                                                 \
-            exit(1);                                                                               \
-        }                                                                                          \
-    } while (0)
-
-/* ---- the world ------------------------------------------------------------------------------- */
-
-typedef struct packet {
-    struct packet *next; /* by time of arrival */
-    int64_t at_ms;
-    uint16_t from, to; /* nodes */
-    bool late;         /* beside the connection: nothing waits for it */
-    dlxi_frame frame;
-    uint8_t payload[];
-} packet;
-
-/* One rank of a site: its training, and its engine. */
-typedef struct peer {
-    dlxi_engine *engine;
-    dlxi_local *local;
-    dlxi_state *state; /* NULL while the engine has it */
-    float p[PARAMETERS];
-    uint64_t round; /* being trained */
-    uint64_t attempts;
-    bool submitted, ended, finished;
-    bool lost; /* it crashed, or its link failed */
-    dlx_error failure;
-    int64_t pump_at_ms, train_at_ms, return_at_ms; /* −1: not due */
-    int64_t paused_ms;                             /* when the last pause ended */
-    bool room;                                     /* for a frame that was not taken */
-} peer;
-
-/* Nothing goes from site a to site b (COORDINATOR: the coordinator), nor back unless one_way. */
-typedef struct cut {
-    uint16_t a, b;
-    bool one_way, named; /* named: on the coordinator's terminal */
-    int64_t from_ms, until_ms;
-} cut;
-
-/* What goes wrong in this run; chances are per thousand. */
-typedef struct trouble {
-    uint32_t lose, reorder, repeat, reset, pause, recall, slow, damage;
-    int64_t delay_ms_max;
-    cut cuts[CUTS_MAX];
-    uint16_t cut_count;
-    uint16_t lost, hostile; /* peers, or NODES */
-    int64_t lost_at_ms;
-    bool crashes;          /* the lost one; or its link fails */
-    int64_t start_ms_max;  /* processes start at any time until then */
-    bool starts_elsewhere; /* the last site */
-} trouble;
-
-typedef struct world {
-    uint16_t sites, ranks, peers;
-    trouble t;
-    peer peer[PEERS_MAX];
-    dlxi_coordinator *coordinator;
-    int64_t now_ms, coordinator_at_ms, over_ms; /* over_ms: the coordinator's; −1: not yet */
-    int64_t start_ms;                           /* the coordinator's */
-    packet *in_flight;
-    uint32_t queued[NODES][NODES];
-    bool met[NODES][NODES]; /* a frame arrived */
-    uint64_t draws;
-    uint64_t replicated[ROUNDS_MAX][RANKS_MAX]; /* hash after each round; 0: not seen yet */
-    uint64_t means[ROUNDS_MAX][RANKS_MAX];      /* allreduce: of the gradients */
-    uint64_t frames, attempts, lines, damaged;
-} world;
-
-static uint64_t draw(world *w, uint64_t below) {
-    return dlxi_rng_u64(seed, 1, w->draws++) % below;
-}
-
-static bool chance(world *w, uint32_t per_thousand) {
-    return w->now_ms < FAULTS_END_MS && per_thousand > 0 && draw(w, 1000) < per_thousand;
-}
-
-static uint16_t site_of(const world *w, uint16_t node) {
-    return node == COORDINATOR ? node : node / w->ranks;
-}
-
-static bool has_crashed(const world *w, uint16_t i) {
-    return w->peer[i].lost && w->t.crashes;
-}
-
-/* A choice that a run with and one without trouble share. */
-static uint64_t choice(uint64_t number, uint64_t below) {
-    return dlxi_rng_u64(seed, 2, number) % below;
-}
-
-/* ---- links ----------------------------------------------------------------------------------- */
-
-static bool is_cut(const world *w, uint16_t from, uint16_t to) {
-    uint16_t a = site_of(w, from), b = site_of(w, to);
-    for (uint16_t i = 0; i < w->t.cut_count; i++) {
-        const cut *c = &w->t.cuts[i];
-        bool pair = (a == c->a && b == c->b) || (!c->one_way && a == c->b && b == c->a);
-        if (pair && w->now_ms >= c->from_ms && w->now_ms < c->until_ms) return true;
-    }
-    return false;
-}
-
-/* Behind every packet of the same way, unless it is reordered or `late`. */
-static void packet_post(world *w, uint16_t from, uint16_t to, const dlxi_frame *frame, bool late) {
-    packet *p = malloc(sizeof *p + frame->payload_bytes);
-    CHECK(p != NULL, "out of memory");
-    *p = (packet){.from = from, .to = to, .late = late, .frame = *frame};
-    if (frame->payload_bytes > 0) memcpy(p->payload, frame->payload, frame->payload_bytes);
-    p->frame.payload = p->payload;
-    p->at_ms = w->now_ms + 1 + (int64_t)draw(w, (uint64_t)(late ? LATE_MS : w->t.delay_ms_max));
-    bool ordered = !late && !chance(w, w->t.reorder);
-    packet **link = &w->in_flight;
-    for (packet *q = w->in_flight; ordered && q != NULL; q = q->next)
-        if (q->from == from && q->to == to && !q->late && q->at_ms > p->at_ms) p->at_ms = q->at_ms;
-    while (*link != NULL && (*link)->at_ms <= p->at_ms) link = &(*link)->next;
-    p->next = *link;
-    *link = p;
-    w->queued[from][to] += !late;
-    w->frames++;
-}
-
-/* A number that is nearly `old`, or at an edge. */
-static uint64_t number_damage(world *w, uint64_t old) {
-    const uint64_t others[] = {old + 1, old - 1, 0, 1, 2, 3, UINT16_MAX, UINT32_MAX, UINT64_MAX};
-    return others[draw(w, sizeof others / sizeof *others)];
-}
-
-/* One field of the header. */
-static void header_damage(world *w, dlxi_frame *f) {
-    static const dlxi_frame_kind kinds[] = {
-        DLXI_FRAME_LISTENING, DLXI_FRAME_READY,   DLXI_FRAME_STAGED,       DLXI_FRAME_ABORT,
-        DLXI_FRAME_REPORT,    DLXI_FRAME_FAILED,  DLXI_FRAME_CONTRIBUTION, DLXI_FRAME_RESULT,
-        DLXI_FRAME_ANCHOR,    DLXI_FRAME_GREETING};
-    uint64_t which = draw(w, 10);
-    if ((which == 4 || which == 5) && draw(w, 8) > 0) return; /* seldom: it ends the run */
-    if (which == 0) f->kind = kinds[draw(w, sizeof kinds / sizeof *kinds)];
-    if (which == 1) f->term = (uint32_t)number_damage(w, f->term);
-    if (which == 2) f->round = number_damage(w, f->round);
-    if (which == 3) f->attempt = (uint32_t)number_damage(w, f->attempt);
-    if (which == 4) f->site = (uint16_t)number_damage(w, f->site);
-    if (which == 5) f->rank = (uint16_t)number_damage(w, f->rank);
-    if (which == 6) f->tensor = (uint32_t)number_damage(w, f->tensor);
-    if (which == 7) f->trip = (uint16_t)number_damage(w, f->trip);
-    if (which == 8) f->offset_groups = (uint32_t)number_damage(w, f->offset_groups);
-    if (which == 9) f->count_groups = (uint32_t)number_damage(w, f->count_groups);
-}
-
-/* A copy of the frame that is wrong in one place. */
-static void packet_post_damaged(world *w, uint16_t from, uint16_t to, const dlxi_frame *frame) {
-    static uint8_t payload[DLXI_FRAME_PAYLOAD_MAX];
-    dlxi_frame f = *frame;
-    if (f.payload_bytes > 0) memcpy(payload, f.payload, f.payload_bytes);
-    f.payload = payload;
-    switch (draw(w, 4)) {
-    case 0:
-        f.payload_bytes = (uint32_t)draw(w, f.payload_bytes + 1u);
-        break;
-    case 1:
-        if (f.payload_bytes > 0) payload[draw(w, f.payload_bytes)] ^= (uint8_t)(1 << draw(w, 8));
-        break;
-    default:
-        header_damage(w, &f);
-    }
-    w->damaged++;
-    packet_post(w, from, to, &f, false);
-}
-
-static dlx_status link_send(world *w, uint16_t from, uint16_t to, const dlxi_frame *frame) {
-    bool control = from == COORDINATOR || to == COORDINATOR;
-    if (from == w->t.lost && !w->t.crashes && w->now_ms >= w->t.lost_at_ms) {
-        w->peer[from].lost = true;
-        return DLX_SYSTEM;
-    }
-    if (w->queued[from][to] >= (uint32_t)(control ? CONTROL_FRAMES : DATA_FRAMES)) return DLX_AGAIN;
-    if (to == COORDINATOR && w->now_ms < w->start_ms) return DLX_AGAIN;
-    if (is_cut(w, from, to)) return draw(w, 2) == 0 ? DLX_AGAIN : DLX_OK; /* swallowed */
-    if (chance(w, w->t.lose)) return DLX_OK;
-    if (from == w->t.hostile && frame->kind != DLXI_FRAME_HELLO && chance(w, w->t.damage))
-        packet_post_damaged(w, from, to, frame);
-    packet_post(w, from, to, frame, false);
-    if (chance(w, w->t.repeat)) packet_post(w, from, to, frame, true);
-    return DLX_OK;
-}
-
-/* A connection breaks: what is under way on it is lost. */
-static void link_reset(world *w, uint16_t a, uint16_t b) {
-    for (packet **link = &w->in_flight; *link != NULL;) {
-        packet *p = *link;
-        bool on_it = (p->from == a && p->to == b) || (p->from == b && p->to == a);
-        if (!on_it) {
-            link = &p->next;
-            continue;
-        }
-        *link = p->next;
-        w->queued[p->from][p->to] -= !p->late;
-        free(p);
-    }
-}
+#include "sim_world.h"
 
 /* ---- training -------------------------------------------------------------------------------- */
 
@@ -610,9 +364,11 @@ static void world_open(world *w, bool calm) {
     if (calm) w->t = (trouble){.delay_ms_max = 10, .lost = NODES, .hostile = NODES};
     w->t.starts_elsewhere = choice(6, 4) == 0;
     if (!calm && choice(7, 8) == 0) w->t.start_ms_max = LATE_START_MS;
+    w->t.sites_min = (uint16_t)choice(8, 3);
     uint64_t tokens = 0;
     for (uint16_t i = 0; i < w->sites; i++) tokens += TOKENS * (i + 1u);
     dlxi_coordinator_settings run = {.sites = w->sites,
+                                     .sites_min = w->t.sites_min,
                                      .tokens_target = ROUNDS * tokens,
                                      .timeout_ms = TIMEOUT_MS,
                                      .join_ms = JOIN_MS,
@@ -699,8 +455,31 @@ static void check_time(const world *w) {
     CHECK(!waits || w->now_ms <= w->start_ms + JOIN_MS + TIMEOUT_MS,
           "the coordinator waits for ever");
     int64_t lost_at_ms = w->start_ms > w->t.lost_at_ms ? w->start_ms : w->t.lost_at_ms;
-    CHECK(!is_one_lost(w) || w->now_ms < lost_at_ms + JOIN_MS + CRASH_END_MS + TIMEOUT_MS,
+    bool goes_on = w->t.sites_min > 0;
+    CHECK(!is_one_lost(w) || goes_on ||
+              w->now_ms < lost_at_ms + JOIN_MS + CRASH_END_MS + TIMEOUT_MS,
           "the run does not end after a rank was lost");
+}
+
+static bool is_dropped(const world *w, uint16_t site) {
+    const char *name = "", *why;
+    uint64_t round;
+    /* the coordinator numbers sites by name, as this file does */
+    if (!dlxi_coordinator_dropped(w->coordinator, site, &round, &name, &why)) return false;
+    CHECK(strcmp(name, names[site]) == 0 && why[0] != '\0' && round > 0, "site %s", name);
+    return true;
+}
+
+static uint64_t check_dropped(const world *w, bool plain) {
+    uint64_t count = 0;
+    for (uint16_t site = 0; site < w->sites; site++) {
+        if (!is_dropped(w, site)) continue;
+        count++;
+        CHECK(!plain, "site %s was dropped for nothing", names[site]);
+        CHECK(w->t.hostile != NODES || site == site_of(w, w->t.lost), "the wrong site was dropped");
+    }
+    CHECK(count == 0 || w->sites - count >= w->t.sites_min, "too many were dropped");
+    return count;
 }
 
 static void check_peer(const world *w, uint16_t i, bool failed) {
@@ -710,9 +489,14 @@ static void check_peer(const world *w, uint16_t i, bool failed) {
               p->failure.message);
         return;
     }
+    if (is_dropped(w, site_of(w, i))) {
+        CHECK(p->failure.status != DLX_OK, "peer %u was dropped, and ended well", i);
+        return;
+    }
     bool done = failed || (p->finished && w->t.hostile != NODES);
     CHECK(done || p->failure.status == DLX_OK, "peer %u: %s", i, p->failure.message);
     CHECK(!failed || p->failure.status != DLX_OK || p->finished, "peer %u ended well", i);
+    CHECK(failed || p->finished, "peer %u did not finish", i);
     if (is_one_lost(w) || w->t.hostile != NODES) return;
     CHECK(p->finished && p->state->rounds == ROUNDS, "peer %u ended in round %llu", i,
           (unsigned long long)p->state->rounds);
@@ -733,6 +517,7 @@ static uint64_t simulate(bool calm, world *totals) {
     CHECK(!plain || !failed, "the coordinator: %s", error.message);
     if (hostile && failed) check_blamed(&w, &error);
     if (plain) check_named(&w);
+    totals->dropped += check_dropped(&w, plain);
     uint64_t hash = 0;
     for (uint16_t i = 0; i < w.peers; i++) {
         const peer *p = &w.peer[i];
@@ -767,14 +552,16 @@ int main(int argc, char **argv) {
         others += got == 0;
         CHECK(got == 0 || got == expected, "trouble changed the result");
     }
-    printf("%llu runs, %llu with a rank that is lost or hostile: %llu frames, %llu damaged, "
-           "%llu attempts, %llu lines logged; without trouble %llu frames, %llu attempts\n",
-           (unsigned long long)runs, (unsigned long long)others, (unsigned long long)tried.frames,
-           (unsigned long long)tried.damaged, (unsigned long long)tried.attempts,
-           (unsigned long long)tried.lines, (unsigned long long)calm.frames,
-           (unsigned long long)calm.attempts);
+    printf(
+        "%llu runs, %llu with a rank that is lost or hostile, %llu that went on without its site: "
+        "%llu frames, %llu damaged, %llu attempts, %llu lines logged; without trouble %llu frames, "
+        "%llu attempts\n",
+        (unsigned long long)runs, (unsigned long long)others, (unsigned long long)tried.dropped,
+        (unsigned long long)tried.frames, (unsigned long long)tried.damaged,
+        (unsigned long long)tried.attempts, (unsigned long long)tried.lines,
+        (unsigned long long)calm.frames, (unsigned long long)calm.attempts);
     CHECK(runs < 100 || (tried.attempts > calm.attempts && tried.lines > calm.lines && others > 0 &&
-                         tried.damaged > 0),
+                         tried.damaged > 0 && tried.dropped > 0),
           "there was no trouble");
     return 0;
 }

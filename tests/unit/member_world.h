@@ -23,6 +23,7 @@ enum {
 
 /* A coordinator and what it last sent to each peer. */
 typedef struct world {
+    dlxi_coordinator_settings settings;
     dlxi_coordinator *c;
     int64_t now_ms;
     dlxi_message *message; /* being written or read */
@@ -43,15 +44,15 @@ static inline world *world_open(uint16_t sites, uint64_t tokens_target, const ch
     w->now_ms = 1000;
     w->message = calloc(1, sizeof *w->message);
     for (int i = 0; i < PEERS_MAX; i++) w->last[i] = calloc(1, sizeof *w->last[i]);
-    dlxi_coordinator_settings settings = {.sites = sites,
-                                          .tokens_target = tokens_target,
-                                          .run_id = RUN_ID,
-                                          .shared_text = shared_text,
-                                          .timeout_ms = TIMEOUT_MS,
-                                          .join_ms = JOIN_MS,
-                                          .patience_ms = PATIENCE_MS,
-                                          .attempts_max = 3};
-    assert_int_equal(dlxi_coordinator_open(&w->c, &settings, w->now_ms, NULL), DLX_OK);
+    w->settings = (dlxi_coordinator_settings){.sites = sites,
+                                              .tokens_target = tokens_target,
+                                              .run_id = RUN_ID,
+                                              .shared_text = shared_text,
+                                              .timeout_ms = TIMEOUT_MS,
+                                              .join_ms = JOIN_MS,
+                                              .patience_ms = PATIENCE_MS,
+                                              .attempts_max = 3};
+    assert_int_equal(dlxi_coordinator_open(&w->c, &w->settings, w->now_ms, NULL), DLX_OK);
     return w;
 }
 
