@@ -12,6 +12,8 @@ import struct
 import subprocess
 import threading
 
+from harness import Case
+
 CLONE_NEWNET = 0x40000000
 ROUTER = "10.77.0.1"  # the router's own address, reached from both sites
 SITES = {"paris": "10.77.1.2", "tokyo": "10.77.2.2"}
@@ -197,3 +199,25 @@ class Proxy:
         with self.lock:
             now = set(self.open)
         self.end(now)
+
+
+class NetworkCase(Case):
+    """Runs whose coordinator is on the router, and whose sites are in their namespaces."""
+    network = None
+
+    def setUp(self):
+        super().setUp()
+        self.prepare_data()
+        self.keys(self.network.sites)
+        self.network.forward(True)
+
+    def start_placed(self, file, *more, **of_site):
+        """Each with a run.dir of its own; `more` for every site, of_site[name] for one."""
+        def placed(name):
+            return [*self.secured(name), "--run-dir", self.path(name)]
+        self.coordinator = self.network.router.inside(lambda: self.start(
+            "coordinator", file, "--listen", f"{ROUTER}:0", *placed("coordinator")))
+        endpoint = self.coordinator.wait_line(r"^listening (\S+)$").group(1)
+        self.sites = {name: place.inside(lambda: self.start(
+            "train", file, "--site", name, "--coordinator", endpoint, *placed(name), *more, *of_site.get(name, ())))
+            for name, place in self.network.sites.items()}

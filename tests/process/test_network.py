@@ -4,8 +4,8 @@ each terminal names the pair, and the run goes on or ends for all. The coordinat
 between them, which both reach."""
 import os
 
-from harness import Case, events, main, skip, summary
-from network import NOWHERE, ROUTER, SITES, Network, Proxy, Unavailable
+from harness import events, main, skip, summary
+from network import NOWHERE, ROUTER, SITES, Network, NetworkCase, Proxy, Unavailable
 
 TIMEOUT_S, PATIENCE_S = 3, 5
 H, H_MAX = 20, 30
@@ -15,28 +15,12 @@ RESETS = 25
 NO_DATA = r"no data from site '(paris|tokyo)' to site '(paris|tokyo)' \((\S+):\d+\) for (\d+) s: check wan.listen and the firewall"
 
 
-class Broken(Case):
-    network = None
-
-    def setUp(self):
-        super().setUp()
-        self.prepare_data()
-        self.keys(self.network.sites)
-        self.network.forward(True)
-
+class Broken(NetworkCase):
     def run_started(self, rounds=100, timeout_s=TIMEOUT_S, patience_s=600, paris=()):
-        """The coordinator and the sites, each in its namespace and with a run.dir of its own."""
         file = self.config(train={"batch": 4, "tokens": rounds * ROUND_TOKENS},
                            sync={"inner_steps": H, "inner_steps_max": H_MAX, "adaptation": "off"},
                            wan={"timeout_s": timeout_s, "patience_s": patience_s})
-        def placed(name):
-            return [*self.secured(name), "--run-dir", self.path(name)]
-        self.coordinator = self.network.router.inside(lambda: self.start(
-            "coordinator", file, "--listen", f"{ROUTER}:0", *placed("coordinator")))
-        endpoint = self.coordinator.wait_line(r"^listening (\S+)$").group(1)
-        self.sites = {name: place.inside(lambda: self.start(
-            "train", file, "--site", name, "--coordinator", endpoint, *placed(name), *(paris if name == "paris" else ())))
-            for name, place in self.network.sites.items()}
+        self.start_placed(file, paris=paris)
         self.all = [self.coordinator, *self.sites.values()]
 
     def metrics(self, name):

@@ -4,8 +4,8 @@ every method, on the terminal, in metrics.jsonl and in the summaries. And an add
 "every address" is one that the other site can reach."""
 import re
 
-from harness import Case, events, main, skip, summary
-from network import ROUTER, Network, Unavailable
+from harness import events, main, skip, summary
+from network import Network, NetworkCase, Unavailable
 
 # Of a packet, as the kernel counts it: Ethernet, IPv4, and TCP with time stamps. A packet here is
 # what TCP gave the interface, which has not cut it yet.
@@ -22,28 +22,12 @@ def bytes_of(text):
     return float(number) * {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}[unit]
 
 
-class Traffic(Case):
-    network = None
-
-    def setUp(self):
-        super().setUp()
-        self.prepare_data()
-        self.keys(self.network.sites)
-        self.network.forward(True)
-
+class Traffic(NetworkCase):
     def run_done(self, *more, **changes):
         """A run to its end; {site: the kernel's counters of it}."""
         file = self.config(wan={"timeout_s": 10}, **changes)
-
-        def placed(name):
-            return [*self.secured(name), "--run-dir", self.path(name)]
         before = {name: place.counters("wan") for name, place in self.network.sites.items()}
-        self.coordinator = self.network.router.inside(lambda: self.start(
-            "coordinator", file, "--listen", f"{ROUTER}:0", *placed("coordinator")))
-        endpoint = self.coordinator.wait_line(r"^listening (\S+)$").group(1)
-        self.sites = {name: place.inside(lambda: self.start(
-            "train", file, "--site", name, "--coordinator", endpoint, "--for-launcher", *placed(name), *more))
-            for name, place in self.network.sites.items()}
+        self.start_placed(file, "--for-launcher", *more)
         self.wait_for_success(*self.sites.values(), self.coordinator)
         after = {name: place.counters("wan") for name, place in self.network.sites.items()}
         return {name: {way: {key: after[name][way][key] - before[name][way][key] for key in ("bytes", "packets")}

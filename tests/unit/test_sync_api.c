@@ -416,6 +416,15 @@ static void tensors_of_any_size_are_read(void **state) {
     open_fails(&config, now, COUNT, DLX_ARGUMENT, expected);
 }
 
+/* One small tensor, and a round per step. */
+static void site_make(in_process_site *site, dlx_tensor *tensor, float parameters[4]) {
+    *tensor = (dlx_tensor){.name = "p", .data = parameters, .rows = 2, .cols = 2};
+    site->tensors = tensor;
+    site->tensor_count = 1;
+    site->tokens_per_step = 1;
+    site->config.inner_steps = 1;
+}
+
 /* Without their last fields, which hold what is refused if it is read. */
 static void shorter_structs_run(void **state) {
     (void)state;
@@ -425,11 +434,7 @@ static void shorter_structs_run(void **state) {
     p->coordinator.size = offsetof(dlx_coordinator_config, timeout_ms);
     p->coordinator.timeout_ms = 1;
     for (size_t i = 0; i < 2; i++) {
-        tensors[i] = (dlx_tensor){.name = "p", .data = parameters[i], .rows = 2, .cols = 2};
-        p->site[i].tensors = &tensors[i];
-        p->site[i].tensor_count = 1;
-        p->site[i].tokens_per_step = 1;
-        p->site[i].config.inner_steps = 1;
+        site_make(&p->site[i], &tensors[i], parameters[i]);
         p->site[i].config.adaptation = DLX_ADAPTATION_PAPER; /* the default */
     }
     p->site[0].config.size = offsetof(dlx_sync_config, timeout_ms);
@@ -666,11 +671,7 @@ static in_process *run_with(dlx_status (*on_begin)(void *context, dlx_error *err
     static dlx_tensor tensors[2];
     in_process *p = in_process_new();
     for (size_t i = 0; i < 2; i++) {
-        tensors[i] = (dlx_tensor){.name = "p", .data = parameters[i], .rows = 2, .cols = 2};
-        p->site[i].tensors = &tensors[i];
-        p->site[i].tensor_count = 1;
-        p->site[i].tokens_per_step = 1;
-        p->site[i].config.inner_steps = 1;
+        site_make(&p->site[i], &tensors[i], parameters[i]);
     }
     p->on_begin = on_begin;
     p->begin_context = context;
