@@ -3,6 +3,7 @@
 
 Meson sets DILOCOX (the program), SOURCE_ROOT and BUILD_ROOT. No test sleeps for a fixed time: it
 waits for a line, a file or an exit, with a deadline that only a broken program reaches."""
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import tempfile
 import threading
 import time
 import unittest
+from concurrent.futures import ThreadPoolExecutor
 
 DILOCOX = os.environ["DILOCOX"]
 SOURCE_ROOT = os.environ["SOURCE_ROOT"]
@@ -290,5 +292,34 @@ def skip(reason):
     sys.exit(SKIPPED)
 
 
-def main():
-    unittest.main(verbosity=2)
+class AtOnce:
+    """A runner of cases in threads of their own; each one's output is kept together."""
+
+    def __init__(self, threads):
+        self.threads = threads
+        self.printing = threading.Lock()
+        self.succeeded = True
+
+    def cases(self, suite):
+        return [suite] if isinstance(suite, unittest.TestCase) else [case for part in suite for case in self.cases(part)]
+
+    def run_case(self, case):
+        said = io.StringIO()
+        result = unittest.TextTestRunner(said, verbosity=2).run(case)
+        with self.printing:
+            sys.stderr.write(said.getvalue())
+            self.succeeded &= result.wasSuccessful()
+
+    def run(self, suite):
+        with ThreadPoolExecutor(self.threads) as pool:
+            list(pool.map(self.run_case, self.cases(suite)))  # raises what a case could not report
+        return self
+
+    def wasSuccessful(self):
+        return self.succeeded
+
+
+def main(at_once=1):
+    """Runs the file's cases. More of them at once where most of the time is waiting: each has its
+    own directory and processes."""
+    unittest.main(verbosity=2, testRunner=AtOnce(at_once) if at_once > 1 else None)

@@ -179,4 +179,4 @@ class ClusterFailures(Case):
 
 
 if __name__ == "__main__":
-    main()
+    main(at_once=2)

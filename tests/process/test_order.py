@@ -100,4 +100,4 @@ class Order(Case):
 
 
 if __name__ == "__main__":
-    main()
+    main(at_once=4)

@@ -392,4 +392,4 @@ class OneConfig(Folder):
 
 
 if __name__ == "__main__":
-    main()
+    main(at_once=2)

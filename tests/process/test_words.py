@@ -125,4 +125,4 @@ class Encodings(Case):
 
 
 if __name__ == "__main__":
-    main()
+    main(at_once=4)
