@@ -6,6 +6,7 @@ import os
 import re
 
 from harness import Case, SANITIZED, SOURCE_ROOT, events, main, summary
+from token_file import token_file
 
 LAYERS = 4
 GRIDS = ((1, 1),  # stages × replicas
@@ -135,9 +136,13 @@ class Clusters(Case):
     def test_memory_and_bytes_of_a_rank(self):
         if SANITIZED:
             self.skipTest("a sanitizer uses memory, too")
-        big = {"layers": 8, "width": 384, "heads": 6, "kv_heads": 6, "mlp_width": 1536, "context": 32}
+        # tokens that dilocox has no tokenizer for: it prints no sample, which takes longest of all
+        few = token_file([i * i % 100 for i in range(40000)], vocabulary=100, tokenizer="hundred")
+        data = self.write("few.tokens", few)
+        big = {"layers": 8, "width": 384, "heads": 6, "kv_heads": 6, "mlp_width": 1536, "context": 32, "vocabulary": 100}
         self.file = self.config(model=big, train={"tokens": 4 * 32 * 2 * 4, "micro_batch": 1, "eval_tokens": 64},
-                                sync={"inner_steps": 2, "compression": {"rank": 32}})
+                                sync={"inner_steps": 2, "compression": {"rank": 32}},
+                                data={"train": data, "validation": data})
         s, whole = self.per_rank("whole")
         _, staged = self.per_rank("staged", "--stages", 2)
         _, both = self.per_rank("both", "--stages", 2, "--replicas", 2)
