@@ -46,20 +46,26 @@ test: setup
 	@meson test -C $(BUILD) --print-errorlogs
 	@$(MAKE) --no-print-directory asan tsan
 
+# Traces have lines, debuggers no variables: a fifth less to compile. Warnings are the other build's.
+SANITIZED := -Db_lundef=false -Doptimization=2 -Ddebug=false -Dc_args='-g1 -w'
+
+build-asan/build.ninja:
+	@meson setup build-asan -Db_sanitize=address,undefined $(SANITIZED) > build-asan.log || { cat build-asan.log; exit 1; }
+
+build-tsan/build.ninja:
+	@meson setup build-tsan -Db_sanitize=thread $(SANITIZED) > build-tsan.log || { cat build-tsan.log; exit 1; }
+
 # Detecting leaks needs ptrace, which containers may refuse.
-asan:
-	@test -f build-asan/build.ninja || meson setup build-asan -Db_sanitize=address,undefined -Db_lundef=false --buildtype=debugoptimized > build-asan.log
+asan: build-asan/build.ninja
 	@ninja -C build-asan --quiet
 	@ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 		meson test -C build-asan --suite unit --suite kernels --suite process --suite fuzz --print-errorlogs --timeout-multiplier 4
 
-tsan:
-	@test -f build-tsan/build.ninja || meson setup build-tsan -Db_sanitize=thread -Db_lundef=false --buildtype=debugoptimized > build-tsan.log
-	@ninja -C build-tsan --quiet
+tsan: build-tsan/build.ninja
+	@ninja -C build-tsan --quiet of_threads
 	@meson test -C build-tsan --suite threads --print-errorlogs --timeout-multiplier 4
 
-fuzz:
-	@test -f build-asan/build.ninja || meson setup build-asan -Db_sanitize=address,undefined -Db_lundef=false --buildtype=debugoptimized > build-asan.log
+fuzz: build-asan/build.ninja
 	@ninja -C build-asan --quiet
 	@scripts/fuzz.sh build-asan/tests
 
