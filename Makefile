@@ -3,7 +3,8 @@
 BUILD ?= build
 PYTHON ?= /usr/bin/python3
 
-.PHONY: help setup build data demo install test asan tsan fuzz bench \
+.PHONY: help setup build data demo install test asan tsan fuzz chaos sim \
+	sim-exhaustive bench \
 	bench-pipeline convergence format tidy clean
 
 help:
@@ -14,6 +15,9 @@ help:
 	@echo "make data         data/kjv.{train,validation}.tokens"
 	@echo "make asan tsan    the tests under sanitizers (make test runs them too)"
 	@echo "make fuzz         the decoders' fuzzers, a minute each"
+	@echo "make chaos        faults at random moments, for SECONDS=600; SEED=n repeats their choice"
+	@echo "make sim          10,000 simulated runs (a minute); SEEDS=N: as many; SEED=S: only that one, verbose"
+	@echo "make sim-exhaustive  all that can happen in small runs (10 minutes)"
 	@echo "make bench        the training step and the codec, measured"
 	@echo "make bench-pipeline  two stages beside two threads, and how long stages wait (15 minutes)"
 	@echo "make convergence  the table of docs/convergence.md, measured anew (40 minutes)"
@@ -68,6 +72,25 @@ tsan: build-tsan/build.ninja
 fuzz: build-asan/build.ninja
 	@ninja -C build-asan --quiet
 	@scripts/fuzz.sh build-asan/tests
+
+chaos: build
+	@DILOCOX=$(CURDIR)/$(BUILD)/dilocox SOURCE_ROOT=$(CURDIR) BUILD_ROOT=$(CURDIR)/$(BUILD) PYTHONDONTWRITEBYTECODE=1 \
+		$(PYTHON) tests/process/test_chaos.py --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+
+# Two processes, each with half of the seeds.
+SEEDS ?= 10000
+sim: build
+ifdef SEED
+	@$(BUILD)/tests/sim_run --seed $(SEED) --runs 1 --verbose
+else
+	@half=$$((($(SEEDS) + 1) / 2)); \
+		$(BUILD)/tests/sim_run --seed 1 --runs $$half & first=$$!; \
+		$(BUILD)/tests/sim_run --seed $$((half + 1)) --runs $$(($(SEEDS) - half)); second=$$?; \
+		wait $$first && exit $$second
+endif
+
+sim-exhaustive: build
+	@$(BUILD)/tests/sim_exhaustive
 
 bench: build
 	@$(BUILD)/dilocox bench model

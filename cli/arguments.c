@@ -25,6 +25,7 @@ static void row_print(const dlxi_option *option) {
 
 static void use_print(const command *c) {
     printf("dilocox %s %s\n  %s\n\n", c->name, c->use, c->summary);
+    if (c->details != NULL) printf("%s\n", c->details);
     for (size_t i = 0; i < c->arguments.count; i++) row_print(&c->arguments.options[i]);
     printf("  %-26s %s\n", "--help, -h", "this text");
     printf("  %-26s %s\n", "--", "ends the options: what follows may begin with -");

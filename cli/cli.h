@@ -23,6 +23,7 @@ enum {
 /* One subcommand, in a file of its own. */
 typedef struct command {
     const char *name, *use, *summary;
+    const char *details; /* lines of help, indented by two; NULL: none */
     /* Keys that begin with "--" are flags; the others are positional, in order, and their first
      * `needed` must be given. */
     dlxi_option_table arguments;
@@ -130,6 +131,9 @@ extern volatile sig_atomic_t interrupted;
 void interrupt(void); /* sets it, from any thread or a handler */
 bool is_interrupted(void);
 void interrupts_catch(bool by_launcher);
+/* From now on the first SIGTERM sets `released` instead: it ends this process and not the run. */
+extern volatile sig_atomic_t released;
+void release_on_sigterm(void);
 /* In this thread and those that it starts; a child process inherits it. */
 void interrupts_block(bool block);
 

@@ -20,6 +20,25 @@ static const dlxi_option rows[] = {
                             "one line per option: default, meaning, range"),
 };
 
+/* Of the waits in a run only these are options; the others follow. */
+static const char derived[] =
+    "\n"
+    "What follows from wan.timeout_s (T):\n"
+    "  a site without a connection to the coordinator is away after 1 s, a silent one after T, "
+    "one\n"
+    "  that receives nothing after 2 T; it may come back\n"
+    "  an attempt in which nothing moves is aborted after T, or 2 T if the way still carries "
+    "pings\n"
+    "  sites that are ready wait T / 2 for the others, or half of what they have to spare, if that "
+    "is\n  longer\n"
+    "  a silent connection is made anew after T / 2\n"
+    "What doesn't:\n"
+    "  a pair of sites that failed is tried in a round again after 10 s of working, after a "
+    "second\n"
+    "  failure within the hour after 20 s, and so on up to 600 s\n"
+    "  a site that is away keeps its windows for 600 s\n"
+    "  a coordinator that is started again waits 3 s for its sites before it begins a round\n";
+
 static int run(void) {
     dlx_error error;
     char *text;
@@ -36,6 +55,7 @@ static int run(void) {
     }
     if (status != DLX_OK) return fail_with(&error);
     fputs(text, stdout);
+    if (given.options) fputs(derived, stdout);
     free(text);
     return EXIT_DONE;
 }

@@ -59,6 +59,9 @@ static int run(void) {
     options.on_listening = on_listening;
     options.on_event = on_event;
     options.interrupted = &interrupted;
+    options.unstored = given.for_launcher; /* launch ends the sites with it */
+    if (!given.for_launcher) release_on_sigterm();
+    options.released = &released;
     dlx_status status = dlx_coordinate(config, &options, &error);
     if (status != DLX_OK && given.listen != NULL)
         error_name_flag(&error, "wan.coordinator", "--listen");
@@ -73,6 +76,11 @@ const command coordinator_command = {
     .name = "coordinator",
     .use = "CONFIG --sites N",
     .summary = "rendezvous, leases and commits of a run",
+    .details =
+        "  The run is kept in RUN_DIR/coordinator.db until it is over. Killed, stopped, or ended\n"
+        "  because that file could not be written, the coordinator goes on with the run when\n"
+        "  the same command is given again; its sites wait for it up to wan.orphan_s. SIGINT\n"
+        "  (Ctrl-C) ends the run for all, SIGTERM stops the coordinator alone.\n",
     .arguments = COMMAND_TABLE(rows),
     .needed = 1,
     .values = &given,

@@ -9,14 +9,18 @@
 #include <string.h>
 #include <unistd.h>
 
-volatile sig_atomic_t interrupted;
+volatile sig_atomic_t interrupted, released;
+
+static void flag_set(volatile sig_atomic_t *flag) {
+#if defined(__GNUC__) || defined(__clang__)
+    __atomic_store_n(flag, 1, __ATOMIC_RELAXED);
+#else
+    *flag = 1;
+#endif
+}
 
 void interrupt(void) {
-#if defined(__GNUC__) || defined(__clang__)
-    __atomic_store_n(&interrupted, 1, __ATOMIC_RELAXED);
-#else
-    interrupted = 1;
-#endif
+    flag_set(&interrupted);
 }
 
 bool is_interrupted(void) {
@@ -35,14 +39,26 @@ static bool launcher_signals;
  * as it ends: those that come together are one request. */
 static bool to_launcher;
 
+/* A coordinator's process can end without its run. */
+static bool sigterm_releases;
+
+void release_on_sigterm(void) {
+    sigterm_releases = true;
+}
+
 static void on_signal(int number) {
     enum { TOGETHER_S = 1 };
     static double first_s;
-    if (!is_interrupted())
+    static bool any;
+    if (!any && !is_interrupted())
         first_s = now_s();
     else if (!launcher_signals && !(to_launcher && now_s() - first_s < TOGETHER_S))
         _exit(128 + number);
-    interrupt();
+    any = true;
+    if (number == SIGTERM && sigterm_releases)
+        flag_set(&released);
+    else
+        interrupt();
 }
 
 static const int caught[] = {SIGINT, SIGTERM,

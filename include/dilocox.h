@@ -285,7 +285,13 @@ typedef dlx_status (*dlx_gather)(void *context, void *all, const void *own, size
     X(MS, timeout_ms, "wan.timeout_s", 10000, 1000, 86400000, OWN,                                 \
       "declare a peer lost after this long without a message")                                     \
     X(MS, join_ms, "wan.join_s", 600000, 1000, 86400000, OWN,                                      \
-      "wait this long for the coordinator to answer, and at the coordinator for sites to join")
+      "wait this long for the coordinator to answer, and at the coordinator for sites to join")    \
+    X(MS, orphan_ms, "wan.orphan_s", 1800000, 0, 86400000, OWN,                                    \
+      "when the coordinator is lost, wait this long for it to come back before the run ends")      \
+    X(COUNT, history_mib, "sync.history_mib", 0, 0, 1048576, OWN,                                  \
+      "results of past rounds that are kept for sites that missed them; 0: 64, or two rounds")     \
+    X(FLAG, balance, "sync.balance", false, false, true, SAME,                                     \
+      "slower sites take fewer inner steps, faster ones more, so that they submit together")
 
 /* The same for the coordinator; key "": no option of a config file, or one of the table above. */
 #define DLX_COORDINATOR_OPTION_TABLE(X)                                                            \
@@ -297,8 +303,10 @@ typedef dlx_status (*dlx_gather)(void *context, void *all, const void *own, size
       "a round that began to fail has this long to commit before the run ends")                    \
     X(MS, join_ms, "", 600000, 1000, 86400000, OWN,                                                \
       "wait this long for sites to join")                                                          \
-    X(COUNT, sites_min, "wan.min_sites", 0, 0, 64, OWN,                                            \
-      "when sites are lost, go on while as many as this are left; 0: end the run")
+    X(COUNT, sites_min, "wan.min_sites", 1, 0, 64, OWN,                                            \
+      "go on without the others while as many sites as this are left; 0: with all or not at all")  \
+    X(MS, limbo_ms, "", 600000, 1000, 86400000, OWN,                                               \
+      "a site that is away keeps its windows for so long")
 /* clang-format on */
 
 /* The C types of the kinds. */
@@ -513,10 +521,31 @@ DLX_API dlx_status dlx_sync_statistics(dlx_sync *sync, dlx_statistics *statistic
  * later; one that waits does so within 0.1 s. Any thread; async-signal-safe. */
 DLX_API void dlx_sync_interrupt(dlx_sync *sync);
 
+/* What this site is to do once the run is finished, beside other sites: its share of an evaluation,
+ * say, and saving the results. */
+typedef struct dlx_end {
+    size_t size;
+    uint64_t parts;      /* bit i: part i is this site's */
+    uint32_t part_count; /* into so many the work is cut, 1 to 64 */
+    bool saves;          /* this site saves what only one should */
+} dlx_end;
+
+#define DLX_END_INIT                                                                               \
+    { .size = sizeof(dlx_end) }
+
+/* After `finished`; blocks until the coordinator has said what this site is to do, in a site of
+ * several ranks until all of them call it. If a site is lost before its report, its parts pass to
+ * another: dlx_sync_report returns DLX_AGAIN there, and the next dlx_sync_end has more parts. With
+ * another part_count the work is cut anew, and what was done before is void. DLX_STATE: not
+ * finished; statuses as dlx_sync_report. */
+DLX_API dlx_status dlx_sync_end(dlx_sync *sync, dlx_end *end, dlx_error *error);
+
 /* Tells the coordinator that this site is through, with a report of at most 65535 bytes, and blocks
  * until all sites are, or the run has failed. Call once, after `finished`, on every rank; the text
- * of rank 0 is the site's. DLX_STATE: not finished, or reported before; DLX_TIMEOUT: no message
- * from the coordinator for timeout_ms; DLX_PEER_LOST; DLX_INTERRUPTED. */
+ * of rank 0 is the site's. DLX_AGAIN, after dlx_sync_end only: another site is lost, and its parts
+ * are this site's; call dlx_sync_end, and report again. DLX_STATE: not finished, or reported
+ * before; DLX_TIMEOUT: no message from the coordinator for timeout_ms and orphan_ms; DLX_PEER_LOST;
+ * DLX_INTERRUPTED. */
 DLX_API dlx_status dlx_sync_report(dlx_sync *sync, const char *text, dlx_error *error);
 
 /* The run has failed here, before this site's report: the next step returns DLX_PEER_LOST with this
@@ -573,6 +602,28 @@ DLX_API void dlx_coordinator_config_default(dlx_coordinator_config *config, size
  * the hub has a coordinator, or no room. */
 DLX_API dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_config *config,
                                         dlx_error *error);
+/* The same with a store: an SQLite file on a local file system, in which the run survives this
+ * process. Whatever the sites are told about a committed round is in it before. If the process
+ * ends in whatever way but the run's end, the sites go on as far as they can and wait for it (a
+ * site's orphan_ms); opened again on the same store, with the same config, it goes on with the run,
+ * at the port of before if it asks for port 0.
+ *
+ * A file that does not exist is created in dlx_coordinator_run, after on_begin. Besides the
+ * statuses of dlx_coordinator_open: DLX_STATE: the run in the store is over; another coordinator
+ * has the file open; or it is not where its coordinator left it (another machine, a copy), and was
+ * not released: its run may have gone on elsewhere. DLX_CONFIG: tokens, sites or settings are not
+ * those of the run. DLX_DATA: no store, or damaged. The path is borrowed during the call. Blocks on
+ * the disk. */
+DLX_API dlx_status dlx_coordinator_open_stored(dlx_coordinator **out,
+                                               const dlx_coordinator_config *config,
+                                               const char *store_path, dlx_error *error);
+/* Whether it goes on with a run that the store had; its id and the sites are known then, and
+ * on_begin is called at the beginning of dlx_coordinator_run. Any thread. */
+DLX_API bool dlx_coordinator_was_restored(const dlx_coordinator *coordinator);
+/* After dlx_coordinator_run: whether the run that the store has is over, well or not, so that the
+ * file can be removed. False if there is none, after a release, if it could not be written, and if
+ * another coordinator has taken the run over. */
+DLX_API bool dlx_coordinator_is_over(const dlx_coordinator *coordinator);
 /* "host:port" in use, "" on a hub; valid until close. Any thread. */
 DLX_API const char *dlx_coordinator_endpoint(const dlx_coordinator *coordinator);
 /* A random number other than 0 that all sites of the run receive: results that name it are one
@@ -590,13 +641,60 @@ DLX_API void dlx_coordinator_on_drop(dlx_coordinator *coordinator,
                                      void (*on_drop)(void *context, const char *site,
                                                      uint64_t round, const char *why),
                                      void *context);
+/* What happened since dlx_coordinator_open. */
+typedef struct dlx_coordinator_statistics {
+    size_t size;
+    uint64_t attempts; /* to exchange a round's pseudo-gradients */
+    /* that failed: nothing moved between two sites; frames were lost on the way or malformed;
+     * results differed; a site was lost */
+    uint64_t stalled, broken, differing, member_lost;
+    /* times from a failed attempt or a lost site to the next commit */
+    uint64_t recoveries;
+    double recovery_s_mean, recovery_s_max;
+} dlx_coordinator_statistics;
+
+#define DLX_COORDINATOR_STATISTICS_INIT                                                            \
+    { .size = sizeof(dlx_coordinator_statistics) }
+
+typedef struct dlx_site_statistics {
+    size_t size;
+    const char *site;  /* its name; valid until close */
+    uint64_t rounds;   /* that it took part in */
+    uint64_t left_out; /* committed rounds that it did not, while it was part of the run */
+    uint64_t away;     /* how often nothing was heard of it, and away_s for how long */
+    double away_s;
+} dlx_site_statistics;
+
+#define DLX_SITE_STATISTICS_INIT                                                                   \
+    { .size = sizeof(dlx_site_statistics) }
+
+/* After dlx_coordinator_run. Sites by name, from 0; DLX_STATE: there is no such site. */
+DLX_API dlx_status dlx_coordinator_statistics_of(const dlx_coordinator *coordinator,
+                                                 dlx_coordinator_statistics *statistics,
+                                                 dlx_error *error);
+DLX_API dlx_status dlx_coordinator_site_statistics(const dlx_coordinator *coordinator,
+                                                   uint32_t site, dlx_site_statistics *statistics,
+                                                   dlx_error *error);
 /* Runs the run; call once. Blocks until every site has reported (DLX_OK), the run failed (the first
- * cause, naming the site), or an interrupt (DLX_INTERRUPTED), and up to timeout_ms more for the
- * sites' last answers. DLX_TIMEOUT: not all sites joined within join_ms of dlx_coordinator_open. */
+ * cause, naming the site), an interrupt or a release (DLX_INTERRUPTED), and up to timeout_ms more
+ * for the sites' last answers. DLX_TIMEOUT: not all sites joined within join_ms of
+ * dlx_coordinator_open. With a store, DLX_STATE: another coordinator has taken the run over; and
+ * what else the store returns if it can't be written, after which the sites are sent nothing, and
+ * wait. Reports of a run that ended well are in the store until close: if the process ends before,
+ * the next one on this store calls on_report again. */
 DLX_API dlx_status dlx_coordinator_run(dlx_coordinator *coordinator, dlx_error *error);
 /* Ends the run as failed: dlx_coordinator_run tells the sites and returns, within 1.1 s. Any
  * thread; async-signal-safe. */
 DLX_API void dlx_coordinator_interrupt(dlx_coordinator *coordinator);
+/* Stops this coordinator and not the run: dlx_coordinator_run returns DLX_INTERRUPTED within 0.2 s,
+ * sites are told nothing and wait, and the store can be opened again, here or, moved with nothing
+ * beside it, on another machine. Without a store, and before the run has begun, it is
+ * dlx_coordinator_interrupt. Any thread; async-signal-safe. */
+DLX_API void dlx_coordinator_release(dlx_coordinator *coordinator);
+/* The same once *flag is not 0. The flag must stay until close; it may be NULL. Before
+ * dlx_coordinator_run. */
+DLX_API void dlx_coordinator_release_when(dlx_coordinator *coordinator,
+                                          const volatile sig_atomic_t *flag);
 /* Blocks up to 1 s, with links between processes, for the last messages to leave this machine. */
 DLX_API void dlx_coordinator_close(dlx_coordinator **coordinator);
 

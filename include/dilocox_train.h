@@ -156,6 +156,10 @@ typedef struct dlx_coordinate_options {
     dlx_on_event on_event;                                     /* may be NULL; messages only */
     void *context;
     const volatile sig_atomic_t *interrupted; /* may be NULL; set by a signal handler to stop */
+    /* may be NULL; set to stop this coordinator and not the run (dlx_coordinator_release) */
+    const volatile sig_atomic_t *released;
+    /* the sites end with this process: the run is not kept for another one. So it is with a hub */
+    bool unstored;
 } dlx_coordinate_options;
 
 #define DLX_COORDINATE_OPTIONS_INIT                                                                \
@@ -165,8 +169,10 @@ typedef struct dlx_coordinate_options {
 DLX_API void dlx_coordinate_options_default(dlx_coordinate_options *options, size_t size);
 
 /* Coordinates a run; blocks until it ends. Writes RUN_DIR/summary.json unless it fails. Earlier
- * results and other runs there: as dlx_train. DLX_CONFIG,
- * DLX_SYSTEM; the statuses of dlx_coordinator_open and dlx_coordinator_run. */
+ * results and other runs there: as dlx_train. RUN_DIR/coordinator.db is there while the run is not
+ * over: a call that finds it goes on with that run (dlx_coordinator_open_stored), and one that is
+ * unstored or has a hub is refused with DLX_CONFIG. DLX_CONFIG, DLX_SYSTEM; the statuses of
+ * dlx_coordinator_open_stored and dlx_coordinator_run. */
 DLX_API dlx_status dlx_coordinate(const dlx_config *config, const dlx_coordinate_options *options,
                                   dlx_error *error);
 

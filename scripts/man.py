@@ -40,12 +40,19 @@ AFTER = """\
 .SH SIGNALS
 The first SIGINT or SIGTERM stops a run and saves the last anchor; the second ends the process at
 once.
+SIGTERM to
+.B dilocox coordinator
+stops it alone: the run waits until it is started again.
 SIGUSR1 to
 .BR mpirun (1)
 asks all ranks of its job to stop and save.
 .SH FILES
 Below the option
 .BR run.dir :
+.TP
+.I coordinator.db
+where the coordinator runs, while the run is not over: what it goes on with when it is started
+again
 .TP
 .I summary.json
 the figures of the run, where the coordinator ran
@@ -165,7 +172,8 @@ def options_page(program, version):
     page = title("dilocox.yaml", 5, version, "options of a dilocox run")
     page += [".SH DESCRIPTION", OPTIONS_INTRODUCTION, ".SH OPTIONS"]
     present = None
-    for line in ask(program, "config", "--options").splitlines():
+    options, times = ask(program, "config", "--options").split("\n\n", 1)
+    for line in options.splitlines():
         option = re.match(r"\s*([a-z0-9_]+)(\.[a-z0-9_.]+)=(.*?)(?:\s{2,}(\S.*))?$", line)
         if option is None:
             sys.exit(f"man.py: not a line of 'dilocox config --options': '{line}'")
@@ -175,6 +183,7 @@ def options_page(program, version):
             present = section
         shown = f"(default: {default.strip()})" if default.strip() else "(default: empty)"
         page += [".TP", f'.BR {roff(section + rest)} " {roff(shown)}"', roff(text or "")]
+    page += [".SH TIMES", ".nf", *map(roff, times.splitlines()), ".fi"]
     return page + [".SH SEE ALSO", ".BR dilocox (1)"]
 
 

@@ -1,23 +1,30 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* dlx_coordinator: validate, translate, delegate. */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 
 #include "api/link_config.h"
+#include "base/address.h"
 #include "base/clock.h"
 #include "base/memory.h"
 #include "base/sized.h"
 #include "outer/sync_options.h"
 #include "sync/coordinate.h"
 
-enum { ATTEMPTS_MAX = 5 };
+enum {
+    ATTEMPTS_MAX = 5,
+    UNCONNECTED_MS = 1000 /* a site without a connection for so long is away */
+};
 
 struct dlx_coordinator {
     dlxi_coordinate at_work;
     dlx_coordinator_config config;
     char endpoint[DLXI_ENDPOINT_BYTES];
-    uint64_t run_id;
+    char *store_path;
+    bool restored, ended_well;
 };
 
 static const dlx_coordinator_config config_default = DLX_COORDINATOR_CONFIG_INIT;
@@ -62,19 +69,102 @@ static dlx_status sites_expect(dlx_coordinator *c, dlx_error *error) {
     return DLX_OK;
 }
 
-static dlx_status run_id_draw(uint64_t *id, dlx_error *error) {
+static dlx_status id_draw(uint64_t *id, dlx_error *error) {
     do
         if (getrandom(id, sizeof *id, 0) != sizeof *id)
-            DLX_FAIL(error, SYSTEM, "the system has no random numbers for a run's id");
+            DLX_FAIL(error, SYSTEM, "the system has no random numbers for the id of a run");
     while (*id == 0);
     return DLX_OK;
 }
 
-dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_config *config,
-                                dlx_error *error) {
-    DLXI_NOT_NULL(out);
-    *out = NULL;
-    DLXI_NOT_NULL(config);
+/* ---- the store ------------------------------------------------------------------------------- */
+
+/* For sites that are behind, in whatever order. */
+static dlx_status records_restore(dlx_coordinator *c, dlx_error *error) {
+    uint64_t round = dlxi_coordinator_round(c->at_work.machine);
+    for (int i = 0; i < DLXI_COORDINATOR_RECORDS && --round > 0; i++) {
+        uint8_t *record;
+        size_t bytes;
+        DLX_TRY(dlxi_store_record(c->at_work.store, round, &record, &bytes, error));
+        dlx_status status =
+            dlxi_coordinator_restore_record(c->at_work.machine, record, bytes, error);
+        free(record);
+        DLX_TRY(status);
+    }
+    return DLX_OK;
+}
+
+/* The machine, as another life left it in the store. */
+static dlx_status machine_restore(dlx_coordinator *c, const dlxi_coordinator_settings *settings,
+                                  dlx_error *error) {
+    char why[256];
+    uint8_t *state;
+    size_t bytes;
+    dlxi_store *store = c->at_work.store;
+    if (!dlxi_store_is_continuous(store, why))
+        DLX_FAIL(error, STATE,
+                 "%.200s: %s; its run may have gone on elsewhere: start the coordinator where it "
+                 "was last, or move this file away to begin another run",
+                 c->store_path, why);
+    DLX_TRY(dlxi_store_read(store, &state, &bytes, error));
+    dlx_status status = dlxi_coordinator_restore(&c->at_work.machine, settings, state, bytes,
+                                                 dlxi_clock_ns() / 1000000, error);
+    free(state);
+    if (status == DLX_STATE)
+        DLX_FAIL(error, STATE, "%.300s: its run is over; remove this file to begin another run",
+                 c->store_path);
+    if (status == DLX_DATA) dlxi_error_prefix(error, "%.200s: ", c->store_path);
+    DLX_TRY(status);
+    c->restored = true;
+    return records_restore(c, error);
+}
+
+/* A new store is made when the run has begun: a start that fails changes nothing. */
+static dlx_status machine_open(dlx_coordinator *c, const dlxi_coordinator_settings *settings,
+                               dlx_error *error) {
+    dlxi_coordinate *at_work = &c->at_work;
+    struct stat facts;
+    at_work->store_path = c->store_path;
+    if (c->store_path != NULL && (stat(c->store_path, &facts) == 0 || errno != ENOENT))
+        DLX_TRY(dlxi_store_open(&at_work->store, c->store_path, error));
+    if (at_work->store != NULL && !dlxi_store_is_empty(at_work->store))
+        return machine_restore(c, settings, error);
+    return dlxi_coordinator_open(&at_work->machine, settings, dlxi_clock_ns() / 1000000, error);
+}
+
+/* The sites of a run that goes on know its port. */
+static dlx_status address_choose(char text[DLXI_ENDPOINT_BYTES], const dlx_coordinator *c,
+                                 dlx_error *error) {
+    dlxi_address asked, before;
+    const char *known = dlxi_coordinator_endpoint(c->at_work.machine);
+    const dlx_link_config *link = &c->config.link;
+    text[0] = '\0';
+    if (!c->restored || link->hub != NULL || link->coordinator == NULL || known[0] == '\0')
+        return DLX_OK;
+    DLX_TRY(dlxi_address_parse(&asked, link->coordinator, "wan.coordinator", error));
+    if (asked.port != 0) return DLX_OK;
+    DLX_TRY(dlxi_address_parse(&before, known, c->store_path, error));
+    dlxi_address_format(text, asked.host, before.port);
+    return DLX_OK;
+}
+
+static dlx_status link_open(dlx_coordinator *c, dlx_error *error) {
+    const dlx_coordinator_config *own = &c->config;
+    char address[DLXI_ENDPOINT_BYTES];
+    uint32_t unconnected_ms = own->timeout_ms < UNCONNECTED_MS ? own->timeout_ms : UNCONNECTED_MS;
+    DLX_TRY(address_choose(address, c, error));
+    dlx_link_config link = own->link;
+    if (address[0] != '\0') link.coordinator = address;
+    DLX_TRY(dlxi_link_open_coordinator(&c->at_work.link, &link, unconnected_ms, own->log,
+                                       own->log_context, c->endpoint, error));
+    dlxi_coordinator_set_endpoint(c->at_work.machine, c->endpoint);
+    return sites_expect(c, error);
+}
+
+/* ---- opening --------------------------------------------------------------------------------- */
+
+static dlx_status coordinator_open(dlx_coordinator **out, const dlx_coordinator_config *config,
+                                   const char *store_path, dlx_error *error) {
     dlx_coordinator_config own = config_default;
     DLX_TRY(dlxi_sized_read(&own, sizeof own, offsetof(dlx_coordinator_config, sites), config,
                             "DLX_COORDINATOR_CONFIG_INIT", error));
@@ -83,24 +173,24 @@ dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_con
     dlx_coordinator *c = NULL;
     DLX_TRY_OUT(DLXI_NEW(&c, 1, error));
     c->config = own;
-    DLX_TRY_OUT(run_id_draw(&c->run_id, error));
+    if (store_path != NULL && (c->store_path = strdup(store_path)) == NULL)
+        DLX_FAIL_OUT(error, MEMORY, "out of memory for the path of a store");
     c->at_work.log = own.log;
     c->at_work.log_context = own.log_context;
     c->at_work.interrupted_too = own.interrupted;
     dlxi_coordinator_settings settings = {.sites = (uint16_t)own.sites,
                                           .tokens_target = own.tokens,
-                                          .run_id = c->run_id,
                                           .shared_text = own.shared_text,
                                           .timeout_ms = own.timeout_ms,
                                           .join_ms = own.join_ms,
                                           .patience_ms = own.patience_ms,
+                                          .limbo_ms = own.limbo_ms,
                                           .sites_min = (uint16_t)own.sites_min,
                                           .attempts_max = ATTEMPTS_MAX};
-    DLX_TRY_OUT(
-        dlxi_coordinator_open(&c->at_work.machine, &settings, dlxi_clock_ns() / 1000000, error));
-    DLX_TRY_OUT(dlxi_link_open_coordinator(&c->at_work.link, &own.link, own.timeout_ms, own.log,
-                                           own.log_context, c->endpoint, error));
-    DLX_TRY_OUT(sites_expect(c, error));
+    DLX_TRY_OUT(id_draw(&settings.run_id, error));
+    DLX_TRY_OUT(id_draw(&settings.life_id, error));
+    DLX_TRY_OUT(machine_open(c, &settings, error));
+    DLX_TRY_OUT(link_open(c, error));
     *out = c;
     return DLX_OK;
 out:
@@ -108,12 +198,38 @@ out:
     return status;
 }
 
+dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_config *config,
+                                dlx_error *error) {
+    DLXI_NOT_NULL(out);
+    *out = NULL;
+    DLXI_NOT_NULL(config);
+    return coordinator_open(out, config, NULL, error);
+}
+
+dlx_status dlx_coordinator_open_stored(dlx_coordinator **out, const dlx_coordinator_config *config,
+                                       const char *store_path, dlx_error *error) {
+    DLXI_NOT_NULL(out);
+    *out = NULL;
+    DLXI_NOT_NULL(config);
+    DLXI_NOT_NULL(store_path);
+    return coordinator_open(out, config, store_path, error);
+}
+
+bool dlx_coordinator_was_restored(const dlx_coordinator *c) {
+    return c != NULL && c->restored;
+}
+
+bool dlx_coordinator_is_over(const dlx_coordinator *c) {
+    return c != NULL && c->at_work.store != NULL &&
+           (c->ended_well || dlxi_coordinator_is_over(c->at_work.machine));
+}
+
 const char *dlx_coordinator_endpoint(const dlx_coordinator *c) {
     return c != NULL ? c->endpoint : NULL;
 }
 
 uint64_t dlx_coordinator_run_id(const dlx_coordinator *c) {
-    return c != NULL ? c->run_id : 0;
+    return c != NULL ? dlxi_coordinator_run_id(c->at_work.machine) : 0;
 }
 
 void dlx_coordinator_on_drop(dlx_coordinator *c,
@@ -132,21 +248,79 @@ void dlx_coordinator_on_begin(dlx_coordinator *c,
     c->at_work.begin_context = context;
 }
 
+dlx_status dlx_coordinator_statistics_of(const dlx_coordinator *c,
+                                         dlx_coordinator_statistics *statistics, dlx_error *error) {
+    dlx_coordinator_statistics own = DLX_COORDINATOR_STATISTICS_INIT;
+    dlxi_coordinator_facts facts;
+    DLXI_NOT_NULL(c);
+    DLXI_NOT_NULL(statistics);
+    DLX_TRY(dlxi_sized_check(statistics, offsetof(dlx_coordinator_statistics, recovery_s_max),
+                             sizeof own, "DLX_COORDINATOR_STATISTICS_INIT", error));
+    dlxi_coordinator_facts_of(c->at_work.machine, &facts);
+    own.attempts = facts.attempts;
+    own.stalled = facts.stalled;
+    own.broken = facts.broken;
+    own.differing = facts.differing;
+    own.member_lost = facts.member_lost;
+    own.recoveries = facts.recoveries;
+    if (facts.recoveries > 0)
+        own.recovery_s_mean = 1e-3 * (double)facts.recovery_ms_sum / (double)facts.recoveries;
+    own.recovery_s_max = 1e-3 * (double)facts.recovery_ms_max;
+    dlxi_sized_write(statistics, &own, sizeof own);
+    return DLX_OK;
+}
+
+dlx_status dlx_coordinator_site_statistics(const dlx_coordinator *c, uint32_t site,
+                                           dlx_site_statistics *statistics, dlx_error *error) {
+    dlx_site_statistics own = DLX_SITE_STATISTICS_INIT;
+    dlxi_site_facts facts;
+    DLXI_NOT_NULL(c);
+    DLXI_NOT_NULL(statistics);
+    DLX_TRY(dlxi_sized_check(statistics, offsetof(dlx_site_statistics, away_s), sizeof own,
+                             "DLX_SITE_STATISTICS_INIT", error));
+    if (site >= DLXI_SITES_MAX ||
+        !dlxi_coordinator_site_facts(c->at_work.machine, (uint16_t)site, &facts))
+        DLX_FAIL(error, STATE, "site: %u is out of range; the run has fewer", site);
+    own.site = facts.name;
+    own.rounds = facts.rounds;
+    own.left_out = facts.left_out;
+    own.away = facts.away;
+    own.away_s = 1e-3 * (double)facts.away_ms;
+    dlxi_sized_write(statistics, &own, sizeof own);
+    return DLX_OK;
+}
+
 dlx_status dlx_coordinator_run(dlx_coordinator *coordinator, dlx_error *error) {
     DLXI_NOT_NULL(coordinator);
     const dlx_coordinator_config *config = &coordinator->config;
-    return dlxi_coordinate_run(&coordinator->at_work, config->on_report, config->report_context,
-                               error);
+    DLX_TRY(dlxi_coordinate_run(&coordinator->at_work, config->on_report, config->report_context,
+                                error));
+    coordinator->ended_well = true;
+    return DLX_OK;
 }
 
 void dlx_coordinator_interrupt(dlx_coordinator *c) {
     if (c != NULL) c->at_work.interrupted = true;
 }
 
+void dlx_coordinator_release(dlx_coordinator *c) {
+    if (c != NULL) c->at_work.released = true;
+}
+
+void dlx_coordinator_release_when(dlx_coordinator *c, const volatile sig_atomic_t *flag) {
+    if (c != NULL) c->at_work.released_too = flag;
+}
+
 void dlx_coordinator_close(dlx_coordinator **coordinator) {
     if (coordinator == NULL || *coordinator == NULL) return;
-    dlxi_link_close(&(*coordinator)->at_work.link);
-    dlxi_coordinator_close(&(*coordinator)->at_work.machine);
-    free(*coordinator);
+    dlx_coordinator *c = *coordinator;
+    if (c->ended_well) dlxi_coordinator_set_over(c->at_work.machine);
+    /* if it fails, a coordinator that is started again finds the reports, and ends */
+    if (c->ended_well) (void)dlxi_coordinate_save(&c->at_work, NULL);
+    dlxi_link_close(&c->at_work.link);
+    dlxi_coordinator_close(&c->at_work.machine);
+    dlxi_store_close(&c->at_work.store);
+    free(c->store_path);
+    free(c);
     *coordinator = NULL;
 }

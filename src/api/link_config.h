@@ -8,9 +8,10 @@
 dlx_status dlxi_link_open_site(dlxi_link **out, const dlx_link_config *config, const char *site,
                                uint16_t rank, uint32_t timeout_ms, dlx_log log, void *log_context,
                                dlx_error *error);
-/* endpoint: "host:port" in use, "" for a hub. */
+/* endpoint: "host:port" in use, "" for a hub. Sends to a peer that has had no connection for
+ * unconnected_ms are DLX_PEER_LOST. */
 dlx_status dlxi_link_open_coordinator(dlxi_link **out, const dlx_link_config *config,
-                                      uint32_t timeout_ms, dlx_log log, void *log_context,
+                                      uint32_t unconnected_ms, dlx_log log, void *log_context,
                                       char endpoint[DLXI_ENDPOINT_BYTES], dlx_error *error);
 
 #endif

@@ -195,6 +195,16 @@ dlx_status dlx_sync_windows(dlx_sync *sync, uint64_t *positions, uint32_t count,
     return dlxi_sync_windows(sync, positions, count, error);
 }
 
+dlx_status dlx_sync_end(dlx_sync *sync, dlx_end *end, dlx_error *error) {
+    dlx_end own = DLX_END_INIT;
+    DLXI_NOT_NULL(sync);
+    DLXI_NOT_NULL(end);
+    DLX_TRY(dlxi_sized_check(end, offsetof(dlx_end, saves), sizeof own, "DLX_END_INIT", error));
+    DLX_TRY(dlxi_sync_end(sync, &own, error));
+    dlxi_sized_write(end, &own, sizeof own);
+    return DLX_OK;
+}
+
 dlx_status dlx_sync_report(dlx_sync *sync, const char *text, dlx_error *error) {
     DLXI_NOT_NULL(sync);
     DLXI_NOT_NULL(text);

@@ -10,8 +10,6 @@
 
 enum {
     PING_MS = 250, /* well below the shortest timeout, 1 s */
-    DROPPED_ANSWER_MS = 1000,
-    PAUSE_MS = 1000, /* a longer gap between ticks is this process's own pause, not a silence */
     PEERS_MAX = 1 << 20
 };
 
@@ -47,6 +45,8 @@ void dlxi_coordinator_close(dlxi_coordinator **coordinator) {
     dlxi_coordinator *c = *coordinator;
     if (c == NULL) return;
     for (uint16_t i = 0; i < c->count; i++) dlxi_run_site_release(&c->sites[i]);
+    for (size_t i = 0; i < DLXI_COORDINATOR_RECORDS; i++) free(c->records[i]);
+    free(c->proposal);
     dlxi_outbox_clear(&c->outbox);
     dlxi_ledger_close(&c->ledger);
     free(c->peers);
@@ -88,14 +88,16 @@ dlxi_message *dlxi_coordinator_compose(dlxi_coordinator *c, dlxi_frame_kind kind
 static dlx_status message_put(dlxi_coordinator *c, uint32_t peer, uint64_t round,
                               uint32_t attempt) {
     dlxi_frame header = {.term = c->term,
+                         .coordinator = c->settings.life_id,
                          .round = round,
                          .attempt = attempt,
                          .site = DLXI_SITE_COORDINATOR,
-                         .trip = dlxi_coordinator_is_linked(c)};
+                         .trip = c->begun || dlxi_gather_is_linked(c)};
     return dlxi_outbox_put(&c->outbox, peer, header, &c->outbox.scratch, NULL);
 }
 
 void dlxi_coordinator_put(dlxi_coordinator *c, dlxi_run_rank *p, uint64_t round, uint32_t attempt) {
+    if (!p->has_peer) return; /* it will speak, and get what it lacks */
     if (c->outbox.scratch.kind != DLXI_FRAME_PING) p->answered_ms = c->now_ms;
     if (message_put(c, p->peer, round, attempt) != DLX_OK) dlxi_coordinator_fail_memory(c);
 }
@@ -103,14 +105,14 @@ void dlxi_coordinator_put(dlxi_coordinator *c, dlxi_run_rank *p, uint64_t round,
 void dlxi_coordinator_put_all(dlxi_coordinator *c) {
     for (uint16_t i = 0; i < c->count; i++)
         for (uint16_t r = 0; r < c->sites[i].rank_count; r++)
-            if (c->sites[i].ranks[r].joined && !dlxi_run_site_is_dropped(&c->sites[i]))
+            if (c->sites[i].ranks[r].joined && c->sites[i].presence == DLXI_PRESENT)
                 dlxi_coordinator_put(c, &c->sites[i].ranks[r], c->round, c->attempt);
 }
 
 void dlxi_coordinator_put_reason(dlxi_coordinator *c, uint32_t peer, dlxi_frame_kind kind,
                                  dlx_status status, const char *text) {
     dlxi_reason *reason = &dlxi_coordinator_compose(c, kind)->as.reason;
-    reason->status = (uint16_t)status;
+    *reason = (dlxi_reason){.status = (uint16_t)status, .about = DLXI_SITE_NONE};
     dlxi_text_copy(reason->text, sizeof reason->text, text);
     /* a peer that does not get it notices the silence */
     (void)message_put(c, peer, c->round, c->attempt);
@@ -130,7 +132,7 @@ void dlxi_coordinator_fail(dlxi_coordinator *c, dlx_status status, const char *n
     dlxi_text_copy(c->result.site, sizeof c->result.site, name == NULL ? "" : name);
     for (uint16_t i = 0; i < c->count; i++)
         for (uint16_t r = 0; r < c->sites[i].rank_count; r++)
-            if (c->sites[i].ranks[r].joined)
+            if (c->sites[i].ranks[r].has_peer)
                 dlxi_coordinator_put_reason(c, c->sites[i].ranks[r].peer, DLXI_FRAME_STOP, status,
                                             text);
 }
@@ -158,18 +160,8 @@ void dlxi_coordinator_index_peers(dlxi_coordinator *c) {
     for (uint16_t i = 0; i < c->count; i++)
         for (uint16_t r = 0; r < c->sites[i].rank_count; r++) {
             const dlxi_run_rank *p = &c->sites[i].ranks[r];
-            if (p->joined) c->peers[p->peer] = (dlxi_run_peer){i, r};
+            if (p->has_peer) c->peers[p->peer] = (dlxi_run_peer){i, r};
         }
-}
-
-void dlxi_coordinator_lose(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_rank *culprit,
-                           dlx_status status, const char *text) {
-    if (!c->welcomed)
-        dlxi_gather_leave(c, s, culprit, status, text);
-    else if (dlxi_rounds_can_spare(c, s))
-        dlxi_rounds_drop(c, s, status, text);
-    else
-        dlxi_coordinator_fail(c, status, s->name, "%s", text);
 }
 
 static void on_failed(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_rank *p,
@@ -177,16 +169,11 @@ static void on_failed(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_rank
     bool known = reason->status != DLX_OK && reason->status <= DLX_DIVERGED;
     dlx_status status = known ? (dlx_status)reason->status : DLX_PEER_LOST;
     char text[DLXI_REASON_MAX + sizeof(dlxi_label) + 16]; /* cut where it is sent */
-    snprintf(text, sizeof text, "%s failed: %s", dlxi_label_of(s, p).text, reason->text);
+    bool leaves = status == DLX_INTERRUPTED;
+    snprintf(text, sizeof text, "%s %s: %s", dlxi_label_of(s, p).text, leaves ? "left" : "failed",
+             reason->text);
     if (c->phase == DLXI_COORDINATOR_CLOSING) return; /* it has reported */
-    dlxi_coordinator_lose(c, s, p, status, text);
-}
-
-/* A dropped site that still speaks has not heard of it. */
-static void dropped_answer(dlxi_coordinator *c, const dlxi_run_site *s, dlxi_run_rank *p) {
-    if (c->now_ms - p->answered_ms < DROPPED_ANSWER_MS) return;
-    p->answered_ms = c->now_ms;
-    dlxi_coordinator_put_reason(c, p->peer, DLXI_FRAME_STOP, s->dropped_status, s->dropped_why);
+    dlxi_presence_lose(c, s, p, status, text);
 }
 
 static void frame_dispatch(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p,
@@ -200,23 +187,68 @@ static void frame_dispatch(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank 
         dlxi_rounds_on_ready(c, s, p, frame->round, &m->as.ready);
         break;
     case DLXI_FRAME_STAGED:
-        dlxi_rounds_on_staged(c, p, frame, m->as.staged.hash);
+        dlxi_rounds_on_staged(c, s, p, frame, m->as.staged.hash);
         break;
     case DLXI_FRAME_ABORT:
-        dlxi_rounds_on_abort(c, frame, m->as.reason.text);
+        dlxi_rounds_on_abort(c, s, frame, &m->as.reason);
         break;
     case DLXI_FRAME_FAILED:
         on_failed(c, s, p, &m->as.reason);
         break;
     case DLXI_FRAME_REPORT:
-        dlxi_rounds_on_report(c, s, p, m->as.report.text);
+        dlxi_end_on_report(c, s, p, &m->as.report);
         break;
     case DLXI_FRAME_FINISHED:
-        dlxi_rounds_on_finished(c, p);
+        dlxi_end_on_finished(c, p);
         break;
     default:
-        break; /* PING: its header was enough; others are not for a coordinator */
+        break; /* PING: it was read; others are not for a coordinator */
     }
+}
+
+/* Whether a site listens to another life of the coordinator now, which several of its pings say. */
+static bool is_superseded(dlxi_coordinator *c, dlxi_run_rank *p, const dlxi_frame *frame) {
+    enum { PINGS = 3 };
+    bool other = frame->term > c->term ||
+                 (frame->term == c->term && frame->coordinator != c->settings.life_id);
+    if (!other) p->superseding = 0;
+    if (!other || frame->kind != DLXI_FRAME_PING || ++p->superseding < PINGS) return false;
+    c->leaves_run = true;
+    dlxi_coordinator_fail(c, DLX_STATE, NULL,
+                          "another coordinator has taken over this run (term %u; this one has %u)",
+                          frame->term, c->term);
+    return true;
+}
+
+static void on_message(dlxi_coordinator *c, uint32_t peer, const char *name, const char *key,
+                       const dlxi_frame *frame) {
+    const dlxi_message *m = &c->incoming;
+    if (frame->kind == DLXI_FRAME_PING &&
+        dlxi_presence_recognise(c, peer, name, frame, &m->as.ping))
+        return; /* it speaks again, in this term, when it has heard of it */
+    const dlxi_run_peer from = c->peers[peer];
+    if (from.site == DLXI_SITE_NONE) {
+        if (frame->kind == DLXI_FRAME_HELLO)
+            dlxi_gather_on_hello(c, peer, name, key, &m->as.hello, c->now_ms);
+        return;
+    }
+    dlxi_run_site *s = &c->sites[from.site];
+    dlxi_run_rank *p = &s->ranks[from.rank];
+    if (s->presence == DLXI_GONE) {
+        dlxi_presence_answer_lost(c, s, p);
+        return;
+    }
+    if (!c->begun) p->last_seen_ms = c->now_ms;
+    if (c->begun && is_superseded(c, p, frame)) return;
+    /* before welcome a rank knows no term */
+    bool mine = frame->term == c->term && frame->coordinator == c->settings.life_id;
+    if (!mine && !(frame->term == 0 && !p->listening)) return;
+    if (frame->kind == DLXI_FRAME_PING) dlxi_presence_on_ping(c, s, p, &m->as.ping);
+    dlxi_presence_on_frame(c, s, p);
+    dlxi_gather_on_linked(c, p, (frame->trip & DLXI_SITE_LINKED) != 0);
+    p->entered = p->entered || (frame->trip & DLXI_SITE_ENTERED) != 0;
+    dlxi_rounds_answer(c, from.site, from.rank, frame, c->now_ms);
+    if (s->presence == DLXI_PRESENT) frame_dispatch(c, s, p, frame);
 }
 
 void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *name,
@@ -227,72 +259,41 @@ void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *n
         return;
     }
     c->now_ms = now_ms;
+    if (dlxi_message_decode(&c->incoming, frame, NULL) == DLX_OK) {
+        on_message(c, peer, name, key, frame);
+        return;
+    }
     const dlxi_run_peer from = c->peers[peer];
-    bool known = from.site != DLXI_SITE_NONE;
-    if (!known && frame->kind != DLXI_FRAME_HELLO) return;
-    dlxi_run_site *s = known ? &c->sites[from.site] : NULL;
-    dlxi_run_rank *p = known ? &s->ranks[from.rank] : NULL;
-    if (known && dlxi_run_site_is_dropped(s)) {
-        dropped_answer(c, s, p);
-        return;
-    }
-    if (known) {
-        p->last_seen_ms = now_ms;
-        /* before welcome a rank knows no term */
-        if (frame->term != c->term && !(frame->term == 0 && !p->listening)) return;
-    }
-    if (dlxi_message_decode(&c->incoming, frame, NULL) != DLX_OK) {
-        char text[sizeof(dlxi_label) + 32];
-        if (!known) return;
-        snprintf(text, sizeof text, "%s sent a malformed message", dlxi_label_of(s, p).text);
-        dlxi_coordinator_lose(c, s, NULL, DLX_DATA, text);
-        return;
-    }
-    if (!known) {
-        dlxi_gather_on_hello(c, peer, name, key, &c->incoming.as.hello, now_ms);
-        return;
-    }
-    dlxi_gather_on_linked(c, p, frame->trip != 0);
-    dlxi_rounds_answer(c, from.site, from.rank, frame, now_ms);
-    frame_dispatch(c, s, p, frame);
+    char text[sizeof(dlxi_label) + 32];
+    if (from.site == DLXI_SITE_NONE || c->sites[from.site].presence == DLXI_GONE) return;
+    dlxi_run_site *s = &c->sites[from.site];
+    snprintf(text, sizeof text, "%s sent a malformed message",
+             dlxi_label_of(s, &s->ranks[from.rank]).text);
+    dlxi_presence_lose(c, s, NULL, DLX_DATA, text);
 }
 
 /* ---- time ------------------------------------------------------------------------------------ */
 
-/* The first rank of the site that has been silent for too long, or NULL. */
-static const dlxi_run_rank *silent_rank_find(const dlxi_coordinator *c, const dlxi_run_site *s,
-                                             int64_t now_ms) {
-    for (uint16_t r = 0; r < s->rank_count; r++) {
-        const dlxi_run_rank *p = &s->ranks[r];
-        if (p->joined && !p->finished && now_ms - p->last_seen_ms > c->settings.timeout_ms)
-            return p;
-    }
-    return NULL;
-}
-
-static void pause_forgive(dlxi_coordinator *c, int64_t now_ms) {
-    int64_t gap_ms = now_ms - c->ticked_ms;
-    c->ticked_ms = now_ms;
-    if (gap_ms <= PAUSE_MS) return;
-    c->opened_ms += gap_ms;
-    for (uint16_t i = 0; i < c->count; i++)
-        for (uint16_t r = 0; r < c->sites[i].rank_count; r++)
-            c->sites[i].ranks[r].last_seen_ms += gap_ms;
-}
-
-static void silence_judge(dlxi_coordinator *c, int64_t now_ms) {
-    for (uint16_t i = 0; i < c->count && c->phase < DLXI_COORDINATOR_CLOSING;) {
+/* A rank whose last ping still waits gets no other: it would wait with it, and say no more. */
+static void pings_put(dlxi_coordinator *c) {
+    for (uint16_t i = 0; i < c->count; i++) {
         dlxi_run_site *s = &c->sites[i];
-        const dlxi_run_rank *silent =
-            dlxi_run_site_is_dropped(s) ? NULL : silent_rank_find(c, s, now_ms);
-        if (silent == NULL) {
-            i++;
-            continue;
+        for (uint16_t r = 0; r < s->rank_count && s->presence != DLXI_GONE; r++) {
+            dlxi_run_rank *p = &s->ranks[r];
+            if (!p->joined || !p->has_peer ||
+                dlxi_outbox_holds(&c->outbox, p->peer, DLXI_FRAME_PING))
+                continue;
+            dlxi_coordinator_compose(c, DLXI_FRAME_PING)->as.ping =
+                (dlxi_ping){.run_id = c->settings.run_id,
+                            .incarnation = p->incarnation,
+                            .stamp = c->now_ms,
+                            .sites = c->pairs.blocked[i],
+                            .submission = p->ready ? p->round_ready.submission : 0,
+                            .parts = s->parts,
+                            .part_count = c->part_count,
+                            .saves = c->part_count > 0 && c->saver == i};
+            dlxi_coordinator_put(c, p, c->round, c->attempt);
         }
-        char text[DLXI_REASON_MAX + 1];
-        snprintf(text, sizeof text, "no message from %s for %lld ms (wan.timeout_s)",
-                 dlxi_label_of(s, silent).text, (long long)(now_ms - silent->last_seen_ms));
-        dlxi_coordinator_lose(c, s, silent, DLX_PEER_LOST, text);
     }
 }
 
@@ -301,57 +302,75 @@ void dlxi_coordinator_on_tick(dlxi_coordinator *c, int64_t now_ms) {
     DLXI_ASSERT(now_ms >= c->ticked_ms);
     c->now_ms = now_ms;
     dlxi_coordinator_check(c);
-    pause_forgive(c, now_ms);
-    silence_judge(c, now_ms);
+    dlxi_presence_on_tick(c, now_ms);
     dlxi_gather_on_tick(c, now_ms);
     dlxi_rounds_on_tick(c, now_ms);
+    dlxi_end_on_tick(c);
     if (c->phase == DLXI_COORDINATOR_CLOSING && now_ms - c->closing_ms > c->settings.timeout_ms)
         c->phase = DLXI_COORDINATOR_DONE;
     if (c->phase != DLXI_COORDINATOR_DONE && now_ms - c->pinged_ms >= PING_MS) {
         c->pinged_ms = now_ms;
-        (void)dlxi_coordinator_compose(c, DLXI_FRAME_PING);
-        dlxi_coordinator_put_all(c);
+        pings_put(c);
     }
 }
 
 /* ---- state ----------------------------------------------------------------------------------- */
 
-void dlxi_coordinator_check(const dlxi_coordinator *c) {
-    uint32_t listening = 0, linked = 0, ready = 0, staged = 0, reported = 0, finished = 0;
-    uint32_t live = 0, ranks = 0;
-    for (uint16_t i = 0; i < c->count; i++) {
-        const dlxi_run_site *s = &c->sites[i];
-        uint16_t joined = 0;
-        live += !dlxi_run_site_is_dropped(s);
-        ranks += dlxi_run_site_is_dropped(s) ? 0 : s->rank_count;
-        for (uint16_t r = 0; r < s->rank_count; r++) {
-            const dlxi_run_rank *p = &s->ranks[r];
-            joined = (uint16_t)(joined + p->joined);
-            if (dlxi_run_site_is_dropped(s)) continue;
-            listening += p->listening;
-            linked += p->linked;
-            ready += p->ready;
-            staged += p->staged;
-            reported += p->reported;
-            finished += p->finished;
-            DLXI_ASSERT(!p->staged || p->ready);
-            DLXI_ASSERT(!p->finished || p->reported);
-        }
-        DLXI_ASSERT(joined == s->joined);
-        DLXI_ASSERT(!c->welcomed || dlxi_run_site_is_complete(s));
+bool dlxi_run_site_all(const dlxi_run_site *s, size_t flag_offset) {
+    bool all = true;
+    for (uint16_t r = 0; r < s->rank_count; r++)
+        all = all && *(const bool *)((const char *)&s->ranks[r] + flag_offset);
+    return all;
+}
+
+dlxi_run_site *dlxi_run_site_next(dlxi_coordinator *c, const dlxi_run_site *after) {
+    size_t i = after == NULL ? 0 : (size_t)(after - c->sites) + 1;
+    while (i < c->count && c->sites[i].presence != DLXI_PRESENT) i++;
+    return i < c->count ? &c->sites[i] : NULL;
+}
+
+uint16_t dlxi_coordinator_present(const dlxi_coordinator *c) {
+    uint16_t count = 0;
+    for (uint16_t i = 0; i < c->count; i++)
+        count = (uint16_t)(count + (c->sites[i].presence == DLXI_PRESENT));
+    return count;
+}
+
+uint16_t dlxi_coordinator_left(const dlxi_coordinator *c) {
+    uint16_t count = 0;
+    for (uint16_t i = 0; i < c->count; i++)
+        count = (uint16_t)(count + (c->sites[i].presence != DLXI_GONE));
+    return count;
+}
+
+static void site_check(const dlxi_coordinator *c, const dlxi_run_site *s) {
+    uint16_t joined = 0;
+    for (uint16_t r = 0; r < s->rank_count; r++) {
+        const dlxi_run_rank *p = &s->ranks[r];
+        joined = (uint16_t)(joined + p->joined);
+        DLXI_ASSERT(!p->staged || (p->ready && s->member));
+        DLXI_ASSERT(!p->finished || p->reported);
+        DLXI_ASSERT(!p->ready || s->presence == DLXI_PRESENT);
     }
-    DLXI_ASSERT(!c->welcomed || (live == c->live && ranks == c->rank_count && live > 0));
-    DLXI_ASSERT(listening == c->listening_count && linked == c->linked_count);
-    DLXI_ASSERT(ready == c->ready_count);
-    DLXI_ASSERT(staged == c->staged_count && reported == c->reported_count);
-    DLXI_ASSERT(finished == c->finished_count);
+    DLXI_ASSERT(joined == s->joined);
+    DLXI_ASSERT(!c->welcomed || dlxi_run_site_is_complete(s));
+    DLXI_ASSERT(!s->member || (s->presence == DLXI_PRESENT && DLXI_ALL(s, ready)));
+    DLXI_ASSERT(s->presence == DLXI_PRESENT || s->lost_round > 0);
+}
+
+void dlxi_coordinator_check(const dlxi_coordinator *c) {
+    uint16_t members = 0;
+    for (uint16_t i = 0; i < c->count; i++) {
+        site_check(c, &c->sites[i]);
+        members = (uint16_t)(members + c->sites[i].member);
+    }
+    DLXI_ASSERT(members == (c->proposal == NULL ? 0 : c->proposal->members));
+    DLXI_ASSERT(c->proposal == NULL || (c->phase == DLXI_COORDINATOR_RUNNING && c->attempt > 0));
+    DLXI_ASSERT(c->proposal == NULL || !c->begin_waits);
+    DLXI_ASSERT(!c->welcomed || dlxi_coordinator_left(c) > 0);
     DLXI_ASSERT(c->phase != DLXI_COORDINATOR_GATHERING || c->round == 1);
     DLXI_ASSERT(c->phase < DLXI_COORDINATOR_ENDING || c->phase == DLXI_COORDINATOR_DONE ||
                 c->committed_last);
-    /* once all are ready an attempt is under way, and only then */
-    DLXI_ASSERT(c->phase != DLXI_COORDINATOR_RUNNING ||
-                (c->attempt > 0) == (c->ready_count == c->rank_count));
-    DLXI_ASSERT(c->staged_count < c->rank_count || c->rank_count == 0);
 }
 
 dlxi_outbox *dlxi_coordinator_outbox(dlxi_coordinator *c) {
@@ -373,10 +392,27 @@ dlx_status dlxi_coordinator_result(const dlxi_coordinator *c, dlx_error *error) 
 
 bool dlxi_coordinator_dropped(const dlxi_coordinator *c, uint16_t index, uint64_t *round,
                               const char **name, const char **why) {
-    if (index >= c->count || !dlxi_run_site_is_dropped(&c->sites[index])) return false;
-    *round = c->sites[index].dropped_round;
+    if (index >= c->count || c->sites[index].presence == DLXI_PRESENT) return false;
+    *round = c->sites[index].lost_round;
     *name = c->sites[index].name;
-    *why = c->sites[index].dropped_why;
+    *why = c->sites[index].lost_why;
+    return true;
+}
+
+void dlxi_coordinator_facts_of(const dlxi_coordinator *c, dlxi_coordinator_facts *facts) {
+    *facts = c->facts;
+}
+
+bool dlxi_coordinator_site_facts(const dlxi_coordinator *c, uint16_t index,
+                                 dlxi_site_facts *facts) {
+    if (index >= c->count) return false;
+    const dlxi_run_site *s = &c->sites[index];
+    int64_t now_ms = s->presence == DLXI_AWAY ? c->now_ms - s->away_ms : 0;
+    *facts = (dlxi_site_facts){.name = s->name,
+                               .rounds = s->counted,
+                               .left_out = s->left_out_total,
+                               .away = s->away_count,
+                               .away_ms = s->away_total_ms + now_ms};
     return true;
 }
 

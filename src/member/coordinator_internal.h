@@ -3,21 +3,35 @@
 #ifndef DLXI_MEMBER_COORDINATOR_INTERNAL_H
 #define DLXI_MEMBER_COORDINATOR_INTERNAL_H
 
+#include <stddef.h>
 #include <stdio.h>
 
 #include "base/lines.h"
 #include "member/coordinator.h"
 #include "member/lease.h"
+#include "member/pairs.h"
 
-enum { DLXI_COORDINATOR_LEASES = 3 /* rounds t, t+1, t+2 */ };
+enum {
+    DLXI_COORDINATOR_LEASES = 3 /* submissions n, n+1, n+2 */
+};
+
+/* Shown by whether it speaks; a site that is away may come back with what it has. */
+typedef enum dlxi_presence { DLXI_PRESENT, DLXI_AWAY, DLXI_GONE } dlxi_presence;
 
 /* One rank of a site: it joins, submits and stages by itself; a round counts for all or for none.
  */
 typedef struct dlxi_run_rank {
     bool joined; /* it said hello */
-    bool listening, linked, ready, staged, reported, finished;
+    bool listening, linked, entered, ready, staged, reported, finished;
+    bool deaf;     /* it does not receive this coordinator */
+    bool has_peer; /* `peer` is its number at the link */
     uint32_t peer;
+    uint64_t incarnation;
+    uint64_t round;   /* the one after the last that it has applied, as it said */
+    int64_t moved_ms; /* when it first said so */
     uint64_t tensors_hash, anchor_hash;
+    uint64_t reaches;    /* sites, as in dlxi_ping */
+    uint8_t superseding; /* pings in a row that name another life of the coordinator */
     int64_t last_seen_ms;
     int64_t answered_ms; /* when it was last sent a message that it lacked */
     /* where it listens, [sites]; from listening on */
@@ -33,13 +47,31 @@ typedef struct dlxi_run_site {
     dlxi_run_rank *ranks; /* [rank_count] */
     uint64_t windows, tokens_per_window, data_hash;
     uint32_t lease_windows;
-    uint64_t tokens; /* of the present round, once all its ranks are ready */
+    bool keeps_history;
+    /* submissions: up to which they are counted; up to which they are void, since their windows
+     * were given to others */
+    uint64_t counted, voided;
+    dlxi_lease leases[DLXI_COORDINATOR_LEASES]; /* of submission n at n mod this */
+    /* of the present submission, once all its ranks are ready */
+    uint64_t tokens;
     uint32_t windows_used;
-    dlxi_lease leases[DLXI_COORDINATOR_LEASES]; /* of round t at t mod DLXI_COORDINATOR_LEASES */
-    char *report;                               /* its rank 0's */
-    uint64_t dropped_round;                     /* in which it was; 0: it takes part */
-    dlx_status dropped_status;
-    char dropped_why[DLXI_REASON_MAX + 1];
+    bool is_void;
+    uint64_t offered;                  /* the last submission that it said is ready */
+    bool candidate, member;            /* of the attempt to begin; of the present one */
+    bool was_member;                   /* of the last committed round */
+    uint32_t left_out, left_out_total; /* rounds in a row; in all */
+    uint64_t away_count;
+    int64_t away_total_ms; /* before the present time */
+    uint64_t lag;          /* rounds that it lacked when the last attempt began */
+    uint64_t parts;        /* of the work at the end: bits */
+    char *report;          /* its rank 0's */
+    dlxi_presence presence;
+    bool revived;        /* away only since this coordinator was started again */
+    int64_t away_ms;     /* since when */
+    int64_t back_ms;     /* when it last came back */
+    uint64_t lost_round; /* in which it was last lost; 0: never */
+    dlx_status lost_status;
+    char lost_why[DLXI_REASON_MAX + 1];
 } dlxi_run_site;
 
 /* The last site of several ranks that was refused: its ranks come one by one, and get the same
@@ -72,32 +104,67 @@ typedef struct dlxi_told {
     int64_t at_ms;
 } dlxi_told;
 
+/* A committed round: what members applied, and others need beside its results. */
+typedef struct dlxi_record_member {
+    uint16_t site;
+    bool voided;
+    uint64_t tokens, step_ns;
+} dlxi_record_member;
+
+typedef struct dlxi_record {
+    uint64_t round, committed_tokens;
+    uint32_t term, attempt;
+    uint64_t coordinator;
+    bool finished;
+    uint16_t members, ranks;
+    dlxi_record_member *member; /* [members] */
+    uint64_t *exchange_ns;      /* [ranks, members] */
+    uint64_t *exchange_bytes;   /* [ranks, members] */
+} dlxi_record;
+
+/* How far a run is, as it is saved. */
+typedef enum dlxi_stage {
+    DLXI_STAGE_ROUNDS,   /* or tokens are committed, and reports are missing */
+    DLXI_STAGE_REPORTED, /* all that are present have; the reports are saved, too */
+    DLXI_STAGE_OVER      /* done, or failed */
+} dlxi_stage;
+
 struct dlxi_coordinator {
     dlxi_coordinator_settings settings;
     dlxi_coordinator_phase phase;
     dlx_error result;
     uint32_t term, attempt;
-    uint32_t committed_attempt; /* of the last committed round */
     uint64_t round, committed_tokens;
     bool committed_last; /* the last commit finished the run */
+    uint16_t part_count; /* of the work at the end; 0: not cut yet */
+    uint16_t saver;      /* the site that saves the results */
     int64_t now_ms, pinged_ms, ticked_ms, closing_ms, begun_ms;
-    int64_t opened_ms, tell_ms;        /* tell_ms: when terminals show next who is missing */
-    char (*expected)[DLXI_NAME_BYTES]; /* [expected_count]: may join; 0: anybody */
+    int64_t opened_ms, tell_ms;            /* tell_ms: when terminals show next who is missing */
+    int64_t resumed_ms;                    /* when this process's last pause ended */
+    int64_t majority_ms;                   /* since when most are ready; 0: they are not */
+    int64_t waits_since_ms, waits_told_ms; /* too few can begin: since; last shown; 0: not so */
+    char (*expected)[DLXI_NAME_BYTES];     /* [expected_count]: may join; 0: anybody */
     uint32_t expected_count;
     bool begin_waits;  /* the attempt failed; the next one begins a moment later */
     char *shared_text; /* the run's settings; NULL: not given */
     char *sites_text;  /* as the first site to join gave it; NULL: none has */
     bool welcomed;
-    bool begun;     /* all ranks were linked */
-    uint16_t count; /* sites, with all of their ranks or some */
+    bool begun;    /* all ranks were linked */
+    bool restored; /* from what an earlier life saved */
+    bool unsaved;  /* what is durable has changed: nothing may be sent before it is written */
+    dlxi_stage saved_stage;
+    bool leaves_run;                    /* another coordinator has the run, or may go on with it */
+    bool is_over;                       /* the owner has the reports */
+    char endpoint[DLXI_ENDPOINT_BYTES]; /* the owner's, only saved here */
+    uint16_t count;                     /* sites, with all of their ranks or some */
     dlxi_run_site sites[DLXI_SITES_MAX];
-    uint16_t live; /* sites that take part, once welcomed: all but the dropped */
-    /* what follows counts ranks of sites that take part; rank_count: all of them, once welcomed */
-    uint32_t rank_count;
-    uint32_t listening_count, linked_count, ready_count, staged_count, reported_count,
-        finished_count;
     dlxi_run_peer *peers; /* [peer_room], by the link's number */
     uint32_t peer_room;
+    dlxi_record *proposal; /* of the attempt that is under way; else NULL */
+    dlxi_record *records[DLXI_COORDINATOR_RECORDS]; /* of round t at t mod this */
+    dlxi_pairs pairs;
+    dlxi_coordinator_facts facts;
+    int64_t disturbed_ms; /* since when the present round is; 0: it is not */
     dlxi_trouble trouble;
     dlxi_told told[DLXI_TOLD_MAX];
     dlxi_refused_site refused;
@@ -121,18 +188,19 @@ static inline dlxi_label dlxi_label_for(const char *name, uint16_t rank, uint16_
     return l;
 }
 
-static inline bool dlxi_run_site_is_dropped(const dlxi_run_site *s) {
-    return s->dropped_round > 0;
-}
-
 static inline bool dlxi_run_site_is_complete(const dlxi_run_site *s) {
     return s->joined == s->rank_count;
 }
 
-/* Whether every pair of sites has exchanged frames, both ways. */
-static inline bool dlxi_coordinator_is_linked(const dlxi_coordinator *c) {
-    return c->rank_count > 0 && c->linked_count == c->rank_count;
-}
+/* The sites that are present, in order: for (s = next(c, NULL); s != NULL; s = next(c, s)). */
+dlxi_run_site *dlxi_run_site_next(dlxi_coordinator *c, const dlxi_run_site *after);
+/* How many are present; are not gone. */
+uint16_t dlxi_coordinator_present(const dlxi_coordinator *c);
+uint16_t dlxi_coordinator_left(const dlxi_coordinator *c);
+
+/* Whether all ranks of the site have this flag, a member of dlxi_run_rank. */
+bool dlxi_run_site_all(const dlxi_run_site *s, size_t flag_offset);
+#define DLXI_ALL(s, flag) dlxi_run_site_all(s, offsetof(dlxi_run_rank, flag))
 
 /* ---- coordinator.c ---- */
 
@@ -141,19 +209,15 @@ dlxi_label dlxi_label_of(const dlxi_run_site *s, const dlxi_run_rank *p);
 dlxi_message *dlxi_coordinator_compose(dlxi_coordinator *c, dlxi_frame_kind kind);
 /* To one rank, of the given round and attempt. A message that can't be queued ends the run. */
 void dlxi_coordinator_put(dlxi_coordinator *c, dlxi_run_rank *p, uint64_t round, uint32_t attempt);
-/* To every rank that joined, of the present round and attempt. */
+/* To every rank that joined and whose site is not lost, of the present round and attempt. */
 void dlxi_coordinator_put_all(dlxi_coordinator *c);
 void dlxi_coordinator_put_reason(dlxi_coordinator *c, uint32_t peer, dlxi_frame_kind kind,
                                  dlx_status status, const char *text);
 void dlxi_coordinator_fail_memory(dlxi_coordinator *c);
-/* The run goes on without this site if it can, or fails by it. `culprit`, which may be NULL: its
- * rank that need not be told. */
-void dlxi_coordinator_lose(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_rank *culprit,
-                           dlx_status status, const char *text);
 void dlxi_run_site_release(dlxi_run_site *s);
 /* After sites were reordered. */
 void dlxi_coordinator_index_peers(dlxi_coordinator *c);
-/* Asserts that all counts equal a recount. */
+/* Asserts what holds between events. */
 void dlxi_coordinator_check(const dlxi_coordinator *c);
 
 /* ---- gather.c: rendezvous ---- */
@@ -164,6 +228,8 @@ void dlxi_gather_on_listening(dlxi_coordinator *c, dlxi_run_rank *p,
                               const dlxi_endpoints *endpoints);
 /* Whether this rank and its counterparts exchange frames. */
 void dlxi_gather_on_linked(dlxi_coordinator *c, dlxi_run_rank *p, bool linked);
+/* Every pair of sites has exchanged frames, both ways. */
+bool dlxi_gather_is_linked(const dlxi_coordinator *c);
 /* The site leaves before the run has begun; its other ranks are notified. `culprit` may be NULL. */
 void dlxi_gather_leave(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_rank *culprit,
                        dlx_status status, const char *text);
@@ -173,25 +239,70 @@ void dlxi_gather_peers_of_rank(dlxi_coordinator *c, uint16_t site, uint16_t rank
 /* Until the welcome: says who is missing, and ends a run that has waited for too long. */
 void dlxi_gather_on_tick(dlxi_coordinator *c, int64_t now_ms);
 
+/* ---- presence.c: who takes part ---- */
+
+/* The run goes on without this site if it can, or fails by it. It does not come back. `culprit`,
+ * which may be NULL: its rank that need not be told. */
+void dlxi_presence_lose(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_rank *culprit,
+                        dlx_status status, const char *text);
+/* Nothing is heard of the site, which may come back. */
+void dlxi_presence_miss(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_rank *culprit,
+                        const char *text);
+/* Some rank of it has not got the last committed round's results. */
+bool dlxi_presence_is_behind(const dlxi_coordinator *c, const dlxi_run_site *s);
+/* After a start with what an earlier life saved, sites have some time to be heard; those that can't
+ * make up for a round, until they are given up. */
+bool dlxi_presence_is_expecting(const dlxi_coordinator *c);
+/* A ping of a peer that is unknown, or known by another number: true if it is this rank now. */
+bool dlxi_presence_recognise(dlxi_coordinator *c, uint32_t peer, const char *name,
+                             const dlxi_frame *frame, const dlxi_ping *ping);
+/* A frame of this term of a site that may have been away. */
+void dlxi_presence_on_frame(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p);
+void dlxi_presence_on_ping(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p,
+                           const dlxi_ping *ping);
+void dlxi_presence_on_tick(dlxi_coordinator *c, int64_t now_ms);
+/* A lost site that still speaks has not heard of it. */
+void dlxi_presence_answer_lost(dlxi_coordinator *c, const dlxi_run_site *s, dlxi_run_rank *p);
+
 /* ---- rounds.c: attempts, commits, the end ---- */
 
-void dlxi_rounds_grant(dlxi_coordinator *c, uint64_t round);
+/* The leases of this site's submission. */
+void dlxi_rounds_grant(dlxi_coordinator *c, dlxi_run_site *s, uint64_t submission);
 void dlxi_rounds_on_ready(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p, uint64_t round,
                           const dlxi_ready *ready);
-void dlxi_rounds_on_staged(dlxi_coordinator *c, dlxi_run_rank *p, const dlxi_frame *frame,
-                           uint64_t hash);
-void dlxi_rounds_on_abort(dlxi_coordinator *c, const dlxi_frame *frame, const char *why);
-void dlxi_rounds_on_report(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p,
-                           const char *text);
-void dlxi_rounds_on_finished(dlxi_coordinator *c, dlxi_run_rank *p);
+void dlxi_rounds_on_staged(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p,
+                           const dlxi_frame *frame, uint64_t hash);
+void dlxi_rounds_on_abort(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_frame *frame,
+                          const dlxi_reason *reason);
 /* Sends again what the rank lacks, as the round and attempt of its frame show. */
 void dlxi_rounds_answer(dlxi_coordinator *c, uint16_t site, uint16_t rank, const dlxi_frame *frame,
                         int64_t now_ms);
 void dlxi_rounds_on_tick(dlxi_coordinator *c, int64_t now_ms);
-/* Whether the run can go on without this site. */
-bool dlxi_rounds_can_spare(const dlxi_coordinator *c, const dlxi_run_site *s);
-/* The site takes part no more, with any of its ranks; the others go on. */
-void dlxi_rounds_drop(dlxi_coordinator *c, dlxi_run_site *s, dlx_status status, const char *why);
+/* Who is present has changed: `s` is not, or is again. The attempt that it is a member of is over;
+ * terminals show the text. */
+void dlxi_rounds_on_presence(dlxi_coordinator *c, dlxi_run_site *s, const char *text);
+
+/* ---- end.c: after the last round ---- */
+
+void dlxi_end_on_report(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p,
+                        const dlxi_report *report);
+void dlxi_end_on_finished(dlxi_coordinator *c, dlxi_run_rank *p);
+/* Who is present has changed: what a lost site was to do passes to another. */
+void dlxi_end_on_presence(dlxi_coordinator *c, dlxi_run_site *s);
+void dlxi_end_on_tick(dlxi_coordinator *c);
+
+/* An attempt fails, or a site is lost: the time until the next commit counts. */
+void dlxi_rounds_disturb(dlxi_coordinator *c);
+
+/* ---- record.c ---- */
+
+/* NULL without memory. */
+dlxi_record *dlxi_record_new(uint16_t members, uint16_t ranks);
+/* Of the last rounds; NULL: it is not kept. */
+const dlxi_record *dlxi_record_of(const dlxi_coordinator *c, uint64_t round);
+void dlxi_record_keep(dlxi_coordinator *c, dlxi_record *record);
+/* The view as ranks of this number received it. */
+void dlxi_record_view(dlxi_view *view, const dlxi_record *record, uint16_t rank);
 
 /* ---- admit.c: who may join ---- */
 

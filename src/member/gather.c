@@ -53,11 +53,9 @@ void dlxi_gather_welcome_rank(dlxi_coordinator *c, uint16_t site, uint16_t rank)
 static void sites_welcome(dlxi_coordinator *c) {
     qsort(c->sites, c->count, sizeof *c->sites, sites_compare);
     dlxi_coordinator_index_peers(c);
-    dlxi_rounds_grant(c, 1);
-    dlxi_rounds_grant(c, 2);
+    for (uint64_t submission = 1; submission <= 2; submission++)
+        for (uint16_t i = 0; i < c->count; i++) dlxi_rounds_grant(c, &c->sites[i], submission);
     c->welcomed = true;
-    c->live = c->count;
-    c->rank_count = (uint32_t)c->count * c->sites[0].rank_count;
     for (uint16_t i = 0; i < c->count; i++)
         for (uint16_t r = 0; r < c->sites[i].rank_count; r++) dlxi_gather_welcome_rank(c, i, r);
 }
@@ -135,7 +133,8 @@ static dlxi_run_site *site_enter(dlxi_coordinator *c, const dlxi_hello *hello, c
                          .windows = hello->windows,
                          .tokens_per_window = hello->tokens_per_window,
                          .data_hash = hello->data_hash,
-                         .lease_windows = hello->lease_windows};
+                         .lease_windows = hello->lease_windows,
+                         .keeps_history = hello->keeps_history};
     memcpy(s->name, hello->site, sizeof s->name);
     dlxi_text_copy(s->key, sizeof s->key, key);
     return s;
@@ -155,7 +154,9 @@ void dlxi_gather_on_hello(dlxi_coordinator *c, uint32_t peer, const char *name, 
         return;
     }
     s->ranks[hello->rank] = (dlxi_run_rank){.joined = true,
+                                            .has_peer = true,
                                             .peer = peer,
+                                            .incarnation = hello->incarnation,
                                             .tensors_hash = hello->tensors_hash,
                                             .anchor_hash = hello->anchor_hash,
                                             .last_seen_ms = now_ms,
@@ -264,7 +265,8 @@ void dlxi_gather_on_listening(dlxi_coordinator *c, dlxi_run_rank *p,
     }
     memcpy(p->endpoints, endpoints->endpoint, (size_t)c->count * sizeof *p->endpoints);
     p->listening = true;
-    if (++c->listening_count < c->rank_count) return;
+    for (uint16_t i = 0; i < c->count; i++)
+        if (!DLXI_ALL(&c->sites[i], listening)) return;
     c->phase = DLXI_COORDINATOR_RUNNING;
     for (uint16_t i = 0; i < c->count; i++)
         for (uint16_t r = 0; r < c->sites[i].rank_count; r++) dlxi_gather_peers_of_rank(c, i, r);
@@ -272,18 +274,18 @@ void dlxi_gather_on_listening(dlxi_coordinator *c, dlxi_run_rank *p,
 
 /* ---- whether they reach each other ----------------------------------------------------------- */
 
+bool dlxi_gather_is_linked(const dlxi_coordinator *c) {
+    bool linked = c->welcomed;
+    for (uint16_t i = 0; i < c->count; i++) linked = linked && DLXI_ALL(&c->sites[i], linked);
+    return linked;
+}
+
 void dlxi_gather_on_linked(dlxi_coordinator *c, dlxi_run_rank *p, bool linked) {
-    bool joining = c->phase == DLXI_COORDINATOR_RUNNING && c->round == 1 && c->attempt == 0;
-    if (!joining || p->linked == linked) return;
+    if (c->phase != DLXI_COORDINATOR_RUNNING || c->begun || p->linked == linked) return;
     p->linked = linked;
-    if (linked)
-        c->linked_count++;
-    else
-        c->linked_count--;
-    if (!dlxi_coordinator_is_linked(c)) return;
+    if (!dlxi_gather_is_linked(c)) return;
     c->trouble = (dlxi_trouble){0};
-    c->begun = true;
+    c->begun = c->unsaved = true;
     if (c->count > 1) dlxi_lines_add(&c->log, "all sites reach each other");
-    (void)dlxi_coordinator_compose(c, DLXI_FRAME_PING);
-    dlxi_coordinator_put_all(c);
+    c->pinged_ms = INT64_MIN / 2; /* they wait for this */
 }

@@ -58,8 +58,9 @@ static void range_release(dlxi_ledger *ledger, uint64_t first, uint32_t count) {
     }
 }
 
-void dlxi_ledger_grant(dlxi_ledger *ledger, dlxi_lease *lease, uint64_t round, uint32_t windows) {
-    lease->round = round;
+void dlxi_ledger_grant(dlxi_ledger *ledger, dlxi_lease *lease, uint64_t submission,
+                       uint32_t windows) {
+    lease->submission = submission;
     lease->range_count = 0;
     /* the last place is kept for the open end */
     while (windows > 0 && ledger->free_count > 0 &&
@@ -85,6 +86,34 @@ void dlxi_ledger_settle(dlxi_ledger *ledger, const dlxi_lease *lease, uint32_t u
         used -= taken;
         if (taken < range.count) range_release(ledger, range.first + taken, range.count - taken);
     }
+}
+
+size_t dlxi_ledger_bytes(const dlxi_ledger *ledger) {
+    return 12 + 12 * ledger->free_count;
+}
+
+void dlxi_ledger_write(const dlxi_ledger *ledger, dlxi_writer *writer) {
+    dlxi_write_u64(writer, ledger->cursor);
+    dlxi_write_u32(writer, (uint32_t)ledger->free_count);
+    for (size_t i = 0; i < ledger->free_count; i++) {
+        dlxi_write_u64(writer, ledger->free[i].first);
+        dlxi_write_u32(writer, ledger->free[i].count);
+    }
+}
+
+bool dlxi_ledger_read(dlxi_ledger *ledger, dlxi_reader *reader) {
+    uint64_t end = 0;
+    ledger->cursor = dlxi_read_u64(reader);
+    bool fits = ledger->cursor <= UINT64_MAX / 8; /* far below what a message may say */
+    ledger->free_count = 0;
+    for (uint32_t left = dlxi_read_u32(reader); left > 0 && fits; left--) {
+        dlxi_range r = {.first = dlxi_read_u64(reader), .count = dlxi_read_u32(reader)};
+        fits = ledger->free_count < FREE_MAX && r.count > 0 && r.first >= end &&
+               r.first < ledger->cursor && r.count <= ledger->cursor - r.first;
+        if (fits) ledger->free[ledger->free_count++] = r;
+        end = r.first + r.count;
+    }
+    return fits;
 }
 
 uint64_t dlxi_lease_windows(const dlxi_lease *lease) {

@@ -33,6 +33,12 @@ dlx_status dlxi_outbox_put(dlxi_outbox *outbox, uint32_t to, dlxi_frame header,
     return item_append(outbox, item_new(to, &header, outbox->encoded), error);
 }
 
+bool dlxi_outbox_holds(const dlxi_outbox *outbox, uint32_t to, dlxi_frame_kind kind) {
+    const dlxi_outbox_item *item = outbox->first;
+    while (item != NULL && (item->to != to || item->frame.kind != kind)) item = item->next;
+    return item != NULL;
+}
+
 const dlxi_outbox_item *dlxi_outbox_newest(const dlxi_outbox *outbox) {
     return outbox->last;
 }

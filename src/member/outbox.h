@@ -25,6 +25,8 @@ typedef struct dlxi_outbox {
 /* Encodes `message` behind `header` (kind, payload are filled in). On failure nothing is queued. */
 dlx_status dlxi_outbox_put(dlxi_outbox *outbox, uint32_t to, dlxi_frame header,
                            const dlxi_message *message, dlx_error *error);
+/* Whether an item of this kind for `to` waits. */
+bool dlxi_outbox_holds(const dlxi_outbox *outbox, uint32_t to, dlxi_frame_kind kind);
 /* The newest item, or NULL. */
 const dlxi_outbox_item *dlxi_outbox_newest(const dlxi_outbox *outbox);
 /* Queues the same message once more. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Rounds: attempts begin when all ranks are ready, commit when all have staged the same, and are
- * begun again when one makes no progress; then the end of the run. */
+/* Rounds: attempts begin when sites are ready, commit when all of their members have staged the
+ * same, and are begun again when one makes no progress; or without a member that is lost. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,71 +15,33 @@ enum {
     TELL_MS = 1000,
     LOSS_PAUSE_MS = 10000,
     RETRY_MS = 250, /* between the begins of attempts, after RETRIES_AT_ONCE */
-    RETRIES_AT_ONCE = 3
+    RETRIES_AT_ONCE = 3,
+    WAIT_TELL_MS = 10000,
+    STALE_ROUNDS_MAX = 4, /* what was submitted so many rounds ago does more harm than good */
+    PATIENT_FACTOR = 4    /* of the grace, for a site that was left out twice in a row */
 };
 
 #define TOKENS_MAX (UINT64_C(1) << 48) /* of a site's round, so that no sum overflows */
 
-void dlxi_rounds_grant(dlxi_coordinator *c, uint64_t round) {
-    for (uint16_t i = 0; i < c->count; i++) {
-        dlxi_run_site *s = &c->sites[i];
-        dlxi_ledger_grant(c->ledger, &s->leases[round % DLXI_COORDINATOR_LEASES], round,
-                          s->windows > 0 && !dlxi_run_site_is_dropped(s) ? s->lease_windows : 0);
-    }
+void dlxi_rounds_grant(dlxi_coordinator *c, dlxi_run_site *s, uint64_t submission) {
+    dlxi_ledger_grant(c->ledger, &s->leases[submission % DLXI_COORDINATOR_LEASES], submission,
+                      s->windows > 0 ? s->lease_windows : 0);
 }
 
-/* ---- begin ----------------------------------------------------------------------------------- */
+/* ---- who takes part -------------------------------------------------------------------------- */
 
-/* The view of rank r: its own measurements of the exchange, and the step of the site's slowest
- * rank, which all wait for. */
-static void view_fill(dlxi_view *view, const dlxi_coordinator *c, uint16_t rank) {
-    view->members = 0;
-    for (uint16_t i = 0; i < c->count; i++) {
-        const dlxi_run_site *s = &c->sites[i];
-        uint64_t step_ns = 0;
-        if (dlxi_run_site_is_dropped(s) && !DLXI_PLANTED(13)) continue;
-        for (uint16_t r = 0; r < s->rank_count; r++)
-            if (s->ranks[r].round_ready.step_ns > step_ns)
-                step_ns = s->ranks[r].round_ready.step_ns;
-        uint16_t m = view->members++;
-        view->member[m].site = i;
-        view->member[m].tokens = s->tokens;
-        view->member[m].step_ns = step_ns;
-        view->member[m].exchange_ns = s->ranks[rank].round_ready.exchange_ns;
-        view->member[m].exchange_bytes = s->ranks[rank].round_ready.exchange_bytes;
-    }
+static bool is_ready(const dlxi_run_site *s) {
+    return s->presence == DLXI_PRESENT && DLXI_ALL(s, ready);
 }
 
-static void attempt_begin(dlxi_coordinator *c) {
-    DLXI_ASSERT(c->phase == DLXI_COORDINATOR_RUNNING && c->ready_count == c->rank_count);
-    c->attempt++;
-    c->staged_count = 0;
-    c->begin_waits = false;
-    c->begun_ms = c->now_ms;
-    for (uint16_t r = 0; r < c->sites[0].rank_count; r++) {
-        view_fill(&dlxi_coordinator_compose(c, DLXI_FRAME_BEGIN)->as.view, c, r);
-        for (uint16_t i = 0; i < c->count; i++) {
-            if (dlxi_run_site_is_dropped(&c->sites[i])) continue;
-            c->sites[i].ranks[r].staged = false;
-            dlxi_coordinator_put(c, &c->sites[i].ranks[r], c->round, c->attempt);
-        }
-    }
-}
-
-/* The first site that takes part. */
-static const dlxi_run_site *site_first(const dlxi_coordinator *c) {
-    const dlxi_run_site *s = c->sites;
-    while (dlxi_run_site_is_dropped(s)) s++;
-    return s;
-}
-
-/* Whether all that submitted have the same anchor, and all ranks of a site the same tokens; ends
+/* Whether all that are ready have the same anchor, and all ranks of a site the same tokens; ends
  * the run if not. */
 static bool round_is_consistent(dlxi_coordinator *c) {
-    const dlxi_run_site *reference = site_first(c);
+    const dlxi_run_site *reference = NULL;
     for (uint16_t i = 0; i < c->count; i++) {
         const dlxi_run_site *s = &c->sites[i];
-        if (dlxi_run_site_is_dropped(s)) continue;
+        if (!is_ready(s)) continue;
+        if (reference == NULL) reference = s;
         const dlxi_ready *first = &s->ranks[0].round_ready;
         for (uint16_t r = 0; r < s->rank_count; r++) {
             const dlxi_ready *said = &s->ranks[r].round_ready;
@@ -107,16 +69,194 @@ static bool round_is_consistent(dlxi_coordinator *c) {
     return true;
 }
 
-/* A site's weight: what it trained on, and never more than its lease. */
-static uint64_t site_count_tokens(const dlxi_coordinator *c, dlxi_run_site *s) {
-    s->tokens = s->ranks[0].round_ready.tokens;
-    s->windows_used = s->ranks[0].round_ready.windows_used;
-    if (s->windows == 0) return s->tokens;
-    uint64_t leased = dlxi_lease_windows(&s->leases[c->round % DLXI_COORDINATOR_LEASES]);
-    if (s->windows_used > leased) s->windows_used = (uint32_t)leased;
-    uint64_t most = s->windows_used * s->tokens_per_window;
-    if (s->tokens > most) s->tokens = most;
-    return s->tokens;
+/* Of two sites between which nothing moves, the one to leave out: who is out already, so that the
+ * two don't take turns; else who has less to give; else the later one. */
+static dlxi_run_site *pair_loser(dlxi_run_site *a, dlxi_run_site *b) {
+    uint64_t tokens_a = a->ranks[0].round_ready.tokens, tokens_b = b->ranks[0].round_ready.tokens;
+    if (a->left_out != b->left_out) return a->left_out > b->left_out ? a : b;
+    if (tokens_a != tokens_b) return tokens_a < tokens_b ? a : b;
+    return b;
+}
+
+static int blocked_count(const dlxi_coordinator *c, const dlxi_run_site *s) {
+    int count = 0;
+    for (uint16_t i = 0; i < c->count; i++)
+        count += c->sites[i].candidate && (c->pairs.blocked[s - c->sites] >> i & 1u) != 0;
+    return count;
+}
+
+/* No blocked pair stays inside: whoever is in most of them goes first. */
+static void blocked_exclude(dlxi_coordinator *c) {
+    for (;;) {
+        dlxi_run_site *worst = NULL;
+        int most = 0;
+        for (uint16_t i = 0; i < c->count; i++) {
+            dlxi_run_site *s = &c->sites[i];
+            int count = s->candidate ? blocked_count(c, s) : 0;
+            if (count == 0 || count < most) continue;
+            worst = count > most ? s : pair_loser(worst, s);
+            most = count;
+        }
+        if (worst == NULL) return;
+        worst->candidate = false;
+    }
+}
+
+/* A view needs a member of the last one, which surely holds its round; unless those are all gone.
+ */
+static bool continues_last_view(const dlxi_coordinator *c) {
+    bool any = false, may_return = false;
+    for (uint16_t i = 0; i < c->count; i++) {
+        const dlxi_run_site *s = &c->sites[i];
+        any = any || (s->candidate && s->was_member);
+        may_return = may_return || (s->was_member && s->presence != DLXI_GONE);
+    }
+    return any || !may_return || c->round == 1 || DLXI_PLANTED(20);
+}
+
+/* Marks the candidates for the next view. False: too few are ready. */
+static bool candidates_choose(dlxi_coordinator *c) {
+    uint16_t ready = 0, chosen = 0, least = c->settings.sites_min;
+    for (uint16_t i = 0; i < c->count; i++) {
+        dlxi_run_site *s = &c->sites[i];
+        s->candidate = is_ready(s);
+        ready = (uint16_t)(ready + s->candidate);
+    }
+    if (least == 0) return ready == c->count;
+    blocked_exclude(c);
+    for (uint16_t i = 0; i < c->count; i++) chosen = (uint16_t)(chosen + c->sites[i].candidate);
+    return chosen >= least && chosen > 0 && continues_last_view(c);
+}
+
+/* How long most may wait for the rest: half of what the least patient can without loss, but not so
+ * short that a site is left out by chance. */
+static int64_t grace_ms(dlxi_coordinator *c) {
+    int64_t least_ms = INT32_MAX, floor_ms = c->settings.timeout_ms / 2;
+    bool patient = false;
+    for (const dlxi_run_site *s = NULL; (s = dlxi_run_site_next(c, s)) != NULL;) {
+        for (uint16_t r = 0; r < s->rank_count && is_ready(s); r++)
+            if (s->ranks[r].round_ready.grace_ms < least_ms)
+                least_ms = s->ranks[r].round_ready.grace_ms;
+        patient = patient || (!is_ready(s) && s->left_out >= 2 && !dlxi_presence_is_behind(c, s));
+    }
+    least_ms = least_ms > floor_ms ? least_ms : floor_ms;
+    return patient ? PATIENT_FACTOR * least_ms : least_ms;
+}
+
+/* How many rounds' results it lacks. */
+static uint64_t site_lag(const dlxi_coordinator *c, const dlxi_run_site *s) {
+    uint64_t lag = 0;
+    for (uint16_t r = 0; r < s->rank_count; r++)
+        if (s->ranks[r].round > 0 && c->round > s->ranks[r].round + lag)
+            lag = c->round - s->ranks[r].round;
+    return lag;
+}
+
+/* It has submitted, and is ready as soon as it has the results that it lacks: of the last round; or
+ * of more, and it gets some, but has not come nearer since the last begin. */
+static bool is_fetching(const dlxi_coordinator *c, const dlxi_run_site *s) {
+    uint64_t lag = site_lag(c, s);
+    if (s->presence != DLXI_PRESENT || !s->keeps_history || s->was_member || lag == 0 ||
+        s->offered != s->counted + 1 || c->pairs.blocked[s - c->sites] != 0)
+        return false;
+    if (lag == 1) return true;
+    for (uint16_t r = 0; r < s->rank_count; r++)
+        if (c->now_ms - s->ranks[r].moved_ms > c->settings.timeout_ms) return false;
+    return lag >= s->lag;
+}
+
+/* Whether the round may begin with those that are ready. */
+static bool round_is_due(dlxi_coordinator *c) {
+    uint32_t present = 0, ready = 0;
+    bool can_leave_out = c->settings.sites_min > 0, fetching = false;
+    for (uint16_t i = 0; i < c->count; i++) {
+        const dlxi_run_site *s = &c->sites[i];
+        /* one that has yet to take over rounds is not waited for, but for the grace if it catches
+         * up: else who takes longer for results than others train is never in a round again */
+        bool late = s->keeps_history && !s->was_member && dlxi_presence_is_behind(c, s) &&
+                    c->settings.sites_min > 0;
+        present += s->presence == DLXI_PRESENT && !late;
+        fetching = fetching || (late && is_fetching(c, s));
+        ready += is_ready(s);
+        bool here = s->presence != DLXI_PRESENT || DLXI_ALL(s, entered);
+        can_leave_out = can_leave_out && s->keeps_history && here;
+    }
+    if (dlxi_presence_is_expecting(c)) return false;
+    if (ready == present && (ready == 0 || !fetching)) return ready > 0;
+    if (ready < present && (!can_leave_out || 2 * ready <= present)) {
+        c->majority_ms = 0;
+        return false;
+    }
+    if (c->majority_ms == 0) c->majority_ms = c->now_ms != 0 ? c->now_ms : 1;
+    return c->now_ms - c->majority_ms >= grace_ms(c);
+}
+
+/* ---- begin ----------------------------------------------------------------------------------- */
+
+/* A site's weight: what it trained on, and never more than its lease. What is too old, or was
+ * trained on windows that others have now, counts for nothing. */
+static void site_count_tokens(dlxi_coordinator *c, dlxi_run_site *s) {
+    const dlxi_ready *said = &s->ranks[0].round_ready;
+    s->tokens = said->tokens;
+    s->windows_used = said->windows_used;
+    if (s->windows > 0) {
+        uint64_t leased =
+            dlxi_lease_windows(&s->leases[said->submission % DLXI_COORDINATOR_LEASES]);
+        if (s->windows_used > leased) s->windows_used = (uint32_t)leased;
+        uint64_t most = s->windows_used * s->tokens_per_window;
+        if (s->tokens > most) s->tokens = most;
+    }
+    s->is_void = said->submission <= s->voided || c->round - said->base_round > STALE_ROUNDS_MAX;
+    if (s->is_void) s->tokens = 0;
+}
+
+static bool proposal_make(dlxi_coordinator *c) {
+    uint16_t members = 0, ranks = c->sites[0].rank_count, m = 0;
+    for (uint16_t i = 0; i < c->count; i++) members = (uint16_t)(members + c->sites[i].candidate);
+    dlxi_record *p = dlxi_record_new(members, ranks);
+    if (p == NULL) return false;
+    p->round = c->round;
+    p->term = c->term;
+    p->coordinator = c->settings.life_id;
+    for (uint16_t i = 0; i < c->count; i++) {
+        dlxi_run_site *s = &c->sites[i];
+        s->member = s->candidate;
+        if (!s->member) continue;
+        dlxi_record_member *to = &p->member[m];
+        *to = (dlxi_record_member){.site = i, .voided = s->is_void, .tokens = s->tokens};
+        for (uint16_t r = 0; r < ranks; r++) {
+            const dlxi_ready *said = &s->ranks[r].round_ready;
+            if (said->step_ns > to->step_ns) to->step_ns = said->step_ns;
+            p->exchange_ns[(size_t)r * members + m] = said->exchange_ns;
+            p->exchange_bytes[(size_t)r * members + m] = said->exchange_bytes;
+            s->ranks[r].staged = false;
+        }
+        m++;
+    }
+    c->proposal = p;
+    return true;
+}
+
+static void begin_put(dlxi_coordinator *c, dlxi_run_rank *p, uint16_t rank) {
+    dlxi_record_view(&dlxi_coordinator_compose(c, DLXI_FRAME_BEGIN)->as.view, c->proposal, rank);
+    dlxi_coordinator_put(c, p, c->round, c->attempt);
+}
+
+static void attempt_begin(dlxi_coordinator *c) {
+    DLXI_ASSERT(c->phase == DLXI_COORDINATOR_RUNNING && c->proposal == NULL);
+    c->attempt++;
+    c->facts.attempts++;
+    c->begin_waits = false;
+    c->begun_ms = c->now_ms;
+    c->waits_since_ms = c->majority_ms = 0;
+    for (uint16_t i = 0; i < c->count; i++) c->sites[i].lag = site_lag(c, &c->sites[i]);
+    if (!proposal_make(c)) {
+        dlxi_coordinator_fail_memory(c);
+        return;
+    }
+    for (uint16_t i = 0; i < c->count; i++)
+        for (uint16_t r = 0; r < c->sites[i].rank_count && c->sites[i].member; r++)
+            begin_put(c, &c->sites[i].ranks[r], r);
 }
 
 /* A site that sent a message that is not valid is lost. */
@@ -125,9 +265,12 @@ static bool ready_is_valid(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run
     dlxi_label label = dlxi_label_of(s, p);
     char text[DLXI_REASON_MAX + 1];
     dlx_status status = DLX_DATA;
-    if (c->phase != DLXI_COORDINATOR_RUNNING || round != c->round) {
-        snprintf(text, sizeof text, "%s submitted round %llu while the run is at %llu", label.text,
-                 (unsigned long long)round, (unsigned long long)c->round);
+    if (c->phase != DLXI_COORDINATOR_RUNNING || round != c->round ||
+        ready->submission != s->counted + 1 || ready->base_round > round) {
+        snprintf(text, sizeof text,
+                 "%s submitted number %llu for round %llu while the run is at %llu", label.text,
+                 (unsigned long long)ready->submission, (unsigned long long)round,
+                 (unsigned long long)c->round);
     } else if (!isfinite(ready->norm)) {
         status = DLX_NUMERIC;
         snprintf(text, sizeof text,
@@ -141,18 +284,24 @@ static bool ready_is_valid(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run
     } else {
         return true;
     }
-    dlxi_coordinator_lose(c, s, NULL, status, text);
+    dlxi_presence_lose(c, s, NULL, status, text);
     return false;
 }
 
-/* Once all are ready. */
-static void round_begin(dlxi_coordinator *c) {
+/* Begins the round, if it is time. */
+static void round_consider(dlxi_coordinator *c) {
     uint64_t tokens = 0;
-    if (c->ready_count < c->rank_count || !round_is_consistent(c)) return;
-    for (uint16_t i = 0; i < c->count; i++)
-        if (!dlxi_run_site_is_dropped(&c->sites[i])) tokens += site_count_tokens(c, &c->sites[i]);
-    c->trouble = (dlxi_trouble){0}; /* of joining, or of a site that was dropped */
-    if (tokens == 0)
+    bool voids = false;
+    if (c->phase != DLXI_COORDINATOR_RUNNING || c->proposal != NULL || c->begin_waits) return;
+    if (!round_is_due(c) || !candidates_choose(c) || !round_is_consistent(c)) return;
+    for (uint16_t i = 0; i < c->count; i++) {
+        if (!c->sites[i].candidate) continue;
+        site_count_tokens(c, &c->sites[i]);
+        tokens += c->sites[i].tokens;
+        voids = voids || c->sites[i].is_void;
+    }
+    if (c->attempt == 0) c->trouble = (dlxi_trouble){0}; /* of joining */
+    if (tokens == 0 && !voids)
         dlxi_coordinator_fail(c, DLX_DATA, NULL, "no site trained on any token in round %llu",
                               (unsigned long long)c->round);
     else
@@ -161,20 +310,20 @@ static void round_begin(dlxi_coordinator *c) {
 
 void dlxi_rounds_on_ready(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p, uint64_t round,
                           const dlxi_ready *ready) {
-    if (round < c->round || (round == c->round && p->ready)) return; /* repeated */
-    if (!ready_is_valid(c, s, p, round, ready)) return;
+    if (round == c->round && p->ready) return; /* repeated */
+    if (round >= c->round && !ready_is_valid(c, s, p, round, ready)) return;
+    if (ready->submission == s->counted + 1) s->offered = ready->submission;
+    if (round < c->round) return; /* repeated, or too late for its round */
     p->ready = true;
     p->round_ready = *ready;
-    c->ready_count++;
-    round_begin(c);
+    round_consider(c);
 }
 
 /* ---- trouble --------------------------------------------------------------------------------- */
 
 /* Of the attempt that is under way; between attempts and rounds there is none. */
 static bool frame_is_current(const dlxi_coordinator *c, const dlxi_frame *frame) {
-    return c->phase == DLXI_COORDINATOR_RUNNING && c->attempt > 0 && !c->begin_waits &&
-           frame->round == c->round && frame->attempt == c->attempt;
+    return c->proposal != NULL && frame->round == c->round && frame->attempt == c->attempt;
 }
 
 /* Reports of one cause may differ in the order of a pair's sites, and in how long it has lasted. */
@@ -224,7 +373,7 @@ static bool trouble_note(dlxi_coordinator *c, const char *why) {
 /* To all; terminals show the text. */
 static void abort_put(dlxi_coordinator *c, const char *text) {
     dlxi_reason *reason = &dlxi_coordinator_compose(c, DLXI_FRAME_ABORT)->as.reason;
-    *reason = (dlxi_reason){.status = DLX_ABORTED};
+    *reason = (dlxi_reason){.status = DLX_ABORTED, .about = DLXI_SITE_NONE};
     dlxi_text_copy(reason->text, sizeof reason->text, text);
     dlxi_coordinator_put_all(c);
 }
@@ -236,214 +385,282 @@ static void trouble_put(dlxi_coordinator *c, bool tells) {
     abort_put(c, text);
 }
 
-static void staged_forget(dlxi_coordinator *c) {
-    for (uint16_t i = 0; i < c->count; i++)
+static void proposal_drop(dlxi_coordinator *c) {
+    free(c->proposal);
+    c->proposal = NULL;
+    for (uint16_t i = 0; i < c->count; i++) {
+        c->sites[i].member = false;
         for (uint16_t r = 0; r < c->sites[i].rank_count; r++) c->sites[i].ranks[r].staged = false;
-    c->staged_count = 0;
+    }
+}
+
+void dlxi_rounds_disturb(dlxi_coordinator *c) {
+    if (c->disturbed_ms == 0) c->disturbed_ms = c->now_ms != 0 ? c->now_ms : 1;
 }
 
 static void attempt_abort(dlxi_coordinator *c, const char *why, bool differing) {
     bool told = trouble_note(c, why);
+    dlxi_rounds_disturb(c);
+    c->facts.differing += differing;
     if (differing && ++c->trouble.differing >= c->settings.attempts_max) {
         dlxi_coordinator_fail(c, DLX_DIVERGED, NULL, "round %llu failed %u times, last: %s",
                               (unsigned long long)c->round, c->attempt, why);
         return;
     }
-    staged_forget(c);
+    proposal_drop(c);
     trouble_put(c, told);
-    if (c->phase != DLXI_COORDINATOR_RUNNING) return;
     c->begin_waits = c->trouble.attempts > RETRIES_AT_ONCE;
-    if (!c->begin_waits) attempt_begin(c);
+    round_consider(c);
 }
 
-void dlxi_rounds_on_abort(dlxi_coordinator *c, const dlxi_frame *frame, const char *why) {
-    if (frame_is_current(c, frame)) {
-        attempt_abort(c, why, false);
+/* What a pair's trouble means for the views to come. True: it is now in none. */
+static bool pair_note(dlxi_coordinator *c, const dlxi_run_site *s, const dlxi_reason *reason) {
+    uint16_t me = (uint16_t)(s - c->sites), other = reason->about;
+    if (c->settings.sites_min == 0 || !s->keeps_history || other >= c->count || other == me)
+        return false;
+    bool blocked = reason->status == DLX_TIMEOUT;
+    if (blocked)
+        dlxi_pairs_block(&c->pairs, me, other, c->now_ms);
+    else if (reason->status == DLX_PEER_LOST)
+        blocked = dlxi_pairs_on_loss(&c->pairs, me, other, c->now_ms);
+    return blocked;
+}
+
+void dlxi_rounds_on_abort(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_frame *frame,
+                          const dlxi_reason *reason) {
+    if (frame_is_current(c, frame) && s->member) {
+        bool blocked = pair_note(c, s, reason);
+        c->facts.stalled += reason->status == DLX_TIMEOUT;
+        c->facts.broken += reason->status != DLX_TIMEOUT;
+        attempt_abort(c, reason->text, false);
+        if (blocked)
+            dlxi_lines_add(&c->log,
+                           "sites '%s' and '%s' are not in one round until they reach each other "
+                           "again",
+                           s->name, c->sites[reason->about].name);
     } else if (c->phase == DLXI_COORDINATOR_RUNNING && frame->round == c->round &&
                frame->attempt == 0 && c->attempt == 0) { /* sites that do not reach each other */
-        if (trouble_note(c, why)) trouble_put(c, true);
+        if (trouble_note(c, reason->text)) trouble_put(c, true);
     }
 }
 
-/* ---- sites that are lost --------------------------------------------------------------------- */
-
-/* In the first round not before all others are ready: until then some may wait to join, which needs
- * every site. At the end not either: its report is needed. */
-bool dlxi_rounds_can_spare(const dlxi_coordinator *c, const dlxi_run_site *s) {
-    uint32_t ready = 0;
-    for (uint16_t r = 0; r < s->rank_count; r++) ready += s->ranks[r].ready;
-    bool begun =
-        c->round > 1 || c->attempt > 0 || c->ready_count - ready == c->rank_count - s->rank_count;
-    return c->phase == DLXI_COORDINATOR_RUNNING && begun && c->settings.sites_min > 0 &&
-           c->live > c->settings.sites_min;
-}
-
-static void site_uncount(dlxi_coordinator *c, dlxi_run_site *s) {
-    for (uint16_t r = 0; r < s->rank_count; r++) {
-        dlxi_run_rank *p = &s->ranks[r];
-        c->listening_count -= p->listening;
-        c->linked_count -= p->linked;
-        c->ready_count -= p->ready;
-        c->staged_count -= p->staged;
-        p->ready = p->staged = false;
+void dlxi_rounds_on_presence(dlxi_coordinator *c, dlxi_run_site *s, const char *text) {
+    if (s->member && !DLXI_PLANTED(13)) {
+        c->facts.member_lost++;
+        proposal_drop(c);
+        abort_put(c, text);
+        c->begin_waits = false;
     }
-    c->rank_count -= s->rank_count;
-    c->live--;
-    s->tokens = 0;
-    s->windows_used = 0;
-}
-
-/* Leases of the present round and the next are out. */
-static void leases_return(dlxi_coordinator *c, dlxi_run_site *s) {
-    for (uint64_t round = c->round; round < c->round + 2; round++) {
-        dlxi_lease *lease = &s->leases[round % DLXI_COORDINATOR_LEASES];
-        DLXI_ASSERT(lease->round == round);
-        dlxi_ledger_settle(c->ledger, lease, 0);
-        lease->range_count = 0;
-    }
-}
-
-void dlxi_rounds_drop(dlxi_coordinator *c, dlxi_run_site *s, dlx_status status, const char *why) {
-    char text[DLXI_REASON_MAX + 1];
-    DLXI_ASSERT(dlxi_rounds_can_spare(c, s));
-    s->dropped_round = c->round;
-    s->dropped_status = status;
-    dlxi_text_copy(s->dropped_why, sizeof s->dropped_why, why);
-    site_uncount(c, s);
-    leases_return(c, s);
-    for (uint16_t r = 0; r < s->rank_count; r++)
-        dlxi_coordinator_put_reason(c, s->ranks[r].peer, DLXI_FRAME_STOP, status, why);
-    snprintf(text, sizeof text, "site '%s' was dropped in round %llu, %u of %u go on: %s", s->name,
-             (unsigned long long)c->round, c->live, c->count, why);
-    dlxi_lines_add(&c->log, "%s", text);
-    staged_forget(c);
-    abort_put(c, text);
-    c->begin_waits = false;
-    if (c->phase == DLXI_COORDINATOR_RUNNING) round_begin(c);
+    c->majority_ms = 0;
+    round_consider(c);
 }
 
 /* ---- commit ---------------------------------------------------------------------------------- */
 
-/* The last committed round, to one rank. */
-static void commit_put(dlxi_coordinator *c, uint16_t site, uint16_t rank) {
+/* A committed round, to one rank. */
+static void commit_put(dlxi_coordinator *c, const dlxi_record *record, uint16_t site,
+                       uint16_t rank) {
     dlxi_run_site *s = &c->sites[site];
     dlxi_commit *m = &dlxi_coordinator_compose(c, DLXI_FRAME_COMMIT)->as.commit;
-    m->committed_tokens = c->committed_tokens;
-    m->finished = c->committed_last;
-    m->lease = s->leases[(c->round + 1) % DLXI_COORDINATOR_LEASES];
-    dlxi_coordinator_put(c, &s->ranks[rank], c->round - 1, c->committed_attempt);
+    m->term = record->term;
+    m->coordinator = record->coordinator;
+    m->committed_tokens = record->committed_tokens;
+    m->finished = record->finished;
+    m->lease = s->leases[(s->counted + 2) % DLXI_COORDINATOR_LEASES];
+    dlxi_record_view(&m->view, record, rank);
+    dlxi_coordinator_put(c, &s->ranks[rank], record->round, record->attempt);
+}
+
+static void site_commit(dlxi_coordinator *c, dlxi_run_site *s) {
+    s->was_member = s->member;
+    for (uint16_t r = 0; r < s->rank_count; r++) s->ranks[r].ready = s->ranks[r].staged = false;
+    if (!s->member) {
+        if (s->presence != DLXI_GONE) s->left_out++, s->left_out_total++;
+        return;
+    }
+    s->left_out = 0;
+    s->member = false;
+    s->counted++;
+    c->committed_tokens += s->tokens;
+    dlxi_ledger_settle(c->ledger, &s->leases[s->counted % DLXI_COORDINATOR_LEASES],
+                       s->windows_used);
+}
+
+static void left_out_tell(dlxi_coordinator *c, const dlxi_run_site *s, uint16_t members) {
+    const char *why = c->pairs.blocked[s - c->sites] != 0 ? "it does not reach another"
+                      : is_ready(s)                       ? "it came too late"
+                                                          : "it was not ready";
+    dlxi_lines_add(&c->log, "site '%s' was left out of round %llu: %s; %u of %u went on", s->name,
+                   (unsigned long long)c->round, why, members, c->count);
+}
+
+/* The round commits after trouble. */
+static void recovery_count(dlxi_coordinator *c) {
+    if (c->disturbed_ms == 0) return;
+    int64_t took_ms = c->now_ms - c->disturbed_ms;
+    c->facts.recoveries++;
+    c->facts.recovery_ms_sum += took_ms;
+    if (took_ms > c->facts.recovery_ms_max) c->facts.recovery_ms_max = took_ms;
+    c->disturbed_ms = 0;
 }
 
 static void round_commit(dlxi_coordinator *c) {
-    for (uint16_t i = 0; i < c->count; i++) {
-        dlxi_run_site *s = &c->sites[i];
-        if (dlxi_run_site_is_dropped(s)) continue;
-        c->committed_tokens += s->tokens;
-        dlxi_ledger_settle(c->ledger, &s->leases[c->round % DLXI_COORDINATOR_LEASES],
-                           s->windows_used);
-        for (uint16_t r = 0; r < s->rank_count; r++) s->ranks[r].ready = s->ranks[r].staged = false;
-    }
-    c->ready_count = c->staged_count = 0;
+    dlxi_record *record = c->proposal;
+    recovery_count(c);
+    for (dlxi_run_site *s = NULL; (s = dlxi_run_site_next(c, s)) != NULL;)
+        if (!s->member && s->left_out == 0) left_out_tell(c, s, record->members);
+    for (uint16_t a = 0; a < record->members; a++)
+        for (uint16_t b = (uint16_t)(a + 1); b < record->members; b++)
+            dlxi_pairs_on_commit(&c->pairs, record->member[a].site, record->member[b].site);
+    for (uint16_t i = 0; i < c->count; i++) site_commit(c, &c->sites[i]);
+    for (uint16_t i = 0; i < c->count; i++)
+        if (c->sites[i].was_member) dlxi_rounds_grant(c, &c->sites[i], c->sites[i].counted + 2);
     c->committed_last = c->committed_tokens >= c->settings.tokens_target;
-    dlxi_rounds_grant(c, c->round + 2);
     if (c->trouble.told)
         dlxi_lines_add(&c->log, "round %llu committed after %u failed attempt%s in %.1f s",
                        (unsigned long long)c->round, c->trouble.attempts,
                        c->trouble.attempts == 1 ? "" : "s",
                        (double)(c->now_ms - c->trouble.since_ms) / 1000);
     c->trouble = (dlxi_trouble){0};
-    c->committed_attempt = c->attempt;
+    record->attempt = c->attempt;
+    record->committed_tokens = c->committed_tokens;
+    record->finished = c->committed_last;
+    c->proposal = NULL;
+    dlxi_record_keep(c, record);
     c->round++;
     c->attempt = 0;
-    for (uint16_t i = 0; i < c->count; i++)
-        for (uint16_t r = 0; r < c->sites[i].rank_count; r++)
-            if (!dlxi_run_site_is_dropped(&c->sites[i])) commit_put(c, i, r);
+    c->majority_ms = 0;
+    c->unsaved = true;
+    for (dlxi_run_site *s = NULL; (s = dlxi_run_site_next(c, s)) != NULL;)
+        for (uint16_t r = 0; r < s->rank_count; r++)
+            commit_put(c, record, (uint16_t)(s - c->sites), r);
     if (c->committed_last && c->phase == DLXI_COORDINATOR_RUNNING)
         c->phase = DLXI_COORDINATOR_ENDING;
 }
 
-/* A site that staged something else than the first one, or NULL. */
-static const dlxi_run_site *site_differing(const dlxi_coordinator *c) {
-    const dlxi_run_site *first = site_first(c);
+/* A member that staged something else than the first one, or NULL. */
+static const dlxi_run_site *site_differing(const dlxi_coordinator *c, const dlxi_run_site *first) {
     for (const dlxi_run_site *s = first + 1; s < c->sites + c->count; s++)
-        for (uint16_t r = 0; r < s->rank_count; r++)
-            if (!dlxi_run_site_is_dropped(s) &&
-                s->ranks[r].staged_hash != first->ranks[r].staged_hash)
-                return s;
+        for (uint16_t r = 0; r < s->rank_count && s->member; r++)
+            if (s->ranks[r].staged_hash != first->ranks[r].staged_hash) return s;
     return NULL;
 }
 
-void dlxi_rounds_on_staged(dlxi_coordinator *c, dlxi_run_rank *p, const dlxi_frame *frame,
-                           uint64_t hash) {
-    if (!frame_is_current(c, frame) && !DLXI_PLANTED(2)) return;
+void dlxi_rounds_on_staged(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p,
+                           const dlxi_frame *frame, uint64_t hash) {
+    if ((!frame_is_current(c, frame) && !(DLXI_PLANTED(2) && c->proposal != NULL)) || !s->member)
+        return;
     p->staged_hash = hash;
-    if (!p->staged) c->staged_count++;
     p->staged = true;
-    if (c->staged_count < c->rank_count) return;
-    const dlxi_run_site *other = site_differing(c);
+    for (uint16_t i = 0; i < c->count; i++)
+        if (c->sites[i].member && !DLXI_ALL(&c->sites[i], staged)) return;
+    const dlxi_run_site *first = &c->sites[c->proposal->member[0].site];
+    const dlxi_run_site *other = site_differing(c, first);
     char text[DLXI_REASON_MAX + 1];
     if (other == NULL) {
         round_commit(c);
         return;
     }
     snprintf(text, sizeof text, "sites '%.*s' and '%.*s' received different results",
-             DLXI_SITE_NAME_MAX, site_first(c)->name, DLXI_SITE_NAME_MAX, other->name);
+             DLXI_SITE_NAME_MAX, first->name, DLXI_SITE_NAME_MAX, other->name);
     attempt_abort(c, text, true);
-}
-
-/* ---- the end --------------------------------------------------------------------------------- */
-
-void dlxi_rounds_on_report(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p,
-                           const char *text) {
-    if (c->phase != DLXI_COORDINATOR_ENDING || p->reported) return;
-    if (p == &s->ranks[0] && (s->report = strdup(text)) == NULL) {
-        dlxi_coordinator_fail_memory(c);
-        return;
-    }
-    p->reported = true;
-    if (++c->reported_count < c->rank_count) return;
-    (void)dlxi_coordinator_compose(c, DLXI_FRAME_FINISHED);
-    dlxi_coordinator_put_all(c);
-    if (c->phase != DLXI_COORDINATOR_ENDING) return;
-    c->phase = DLXI_COORDINATOR_CLOSING;
-    c->closing_ms = c->now_ms;
-}
-
-void dlxi_rounds_on_finished(dlxi_coordinator *c, dlxi_run_rank *p) {
-    if (c->phase != DLXI_COORDINATOR_CLOSING || p->finished) return;
-    p->finished = true;
-    if (++c->finished_count == c->rank_count) c->phase = DLXI_COORDINATOR_DONE;
 }
 
 /* ---- what a rank lacks ----------------------------------------------------------------------- */
 
+/* The next round that it has not applied. */
+static void round_answer(dlxi_coordinator *c, uint16_t site, uint16_t rank, uint64_t round) {
+    dlxi_run_site *s = &c->sites[site];
+    const dlxi_record *record = dlxi_record_of(c, round);
+    char text[DLXI_REASON_MAX + 1];
+    if (record != NULL) {
+        commit_put(c, record, site, rank);
+        return;
+    }
+    snprintf(text, sizeof text,
+             "site '%s' was away for too long: it is at round %llu, the run at %llu", s->name,
+             (unsigned long long)round, (unsigned long long)c->round);
+    dlxi_presence_lose(c, s, NULL, DLX_PEER_LOST, text);
+}
+
 void dlxi_rounds_answer(dlxi_coordinator *c, uint16_t site, uint16_t rank, const dlxi_frame *frame,
                         int64_t now_ms) {
     dlxi_run_rank *p = &c->sites[site].ranks[rank];
-    if (!c->welcomed || now_ms - p->answered_ms < ANSWER_MS || DLXI_PLANTED(5)) return;
-    if (frame->term == 0) {
+    /* one that catches up gets the next round at once: it has to be faster than the run */
+    bool moved = frame->round > p->round;
+    if (moved) p->moved_ms = now_ms;
+    p->round = frame->round;
+    bool is_member = c->proposal != NULL && c->sites[site].member;
+    bool soon = now_ms - p->answered_ms < ANSWER_MS && !moved;
+    if (!c->welcomed || soon || DLXI_PLANTED(5)) return;
+    if (frame->term == 0)
         dlxi_gather_welcome_rank(c, site, rank);
-    } else if (frame->kind == DLXI_FRAME_LISTENING && c->phase >= DLXI_COORDINATOR_RUNNING) {
+    else if (frame->kind == DLXI_FRAME_LISTENING && c->phase >= DLXI_COORDINATOR_RUNNING &&
+             !c->restored) /* else all have it, and this life does not */
         dlxi_gather_peers_of_rank(c, site, rank);
-    } else if (c->round > 1 && frame->round + 1 == c->round) {
-        commit_put(c, site, rank);
-    } else if (c->phase == DLXI_COORDINATOR_RUNNING && frame->round == c->round &&
-               !c->begin_waits && frame->attempt < c->attempt) {
-        view_fill(&dlxi_coordinator_compose(c, DLXI_FRAME_BEGIN)->as.view, c, rank);
-        dlxi_coordinator_put(c, p, c->round, c->attempt);
+    else if (frame->round > 0 && frame->round < c->round)
+        round_answer(c, site, rank, frame->round);
+    else if (is_member && frame->round == c->round && frame->attempt < c->attempt)
+        begin_put(c, p, rank);
+    else if (!is_member && frame->round == c->round && frame->attempt > 0) {
+        dlxi_reason *over = &dlxi_coordinator_compose(c, DLXI_FRAME_ABORT)->as.reason;
+        *over = (dlxi_reason){.status = DLX_ABORTED, .about = DLXI_SITE_NONE};
+        dlxi_coordinator_put(c, p, c->round, frame->attempt);
     } else if (c->phase == DLXI_COORDINATOR_CLOSING && frame->kind == DLXI_FRAME_REPORT) {
         (void)dlxi_coordinator_compose(c, DLXI_FRAME_FINISHED);
         dlxi_coordinator_put(c, p, c->round, c->attempt);
     }
 }
 
+/* Says every ten seconds who is missing while no round can begin. */
+static void wait_tell(dlxi_coordinator *c) {
+    char names[DLXI_REASON_MAX - 120] = "";
+    size_t used = 0;
+    bool ready = false, behind = true; /* all that are here, if anybody is */
+    for (uint16_t i = 0; i < c->count; i++) {
+        const dlxi_run_site *s = &c->sites[i];
+        ready = ready || is_ready(s);
+        behind = behind && (s->presence != DLXI_PRESENT || dlxi_presence_is_behind(c, s));
+    }
+    bool waits = c->proposal == NULL && c->begun && (behind || (ready && round_is_due(c)));
+    if (!waits) {
+        c->waits_since_ms = 0;
+        return;
+    }
+    if (c->waits_since_ms == 0) c->waits_since_ms = c->waits_told_ms = c->now_ms;
+    if (c->now_ms - c->waits_told_ms < WAIT_TELL_MS) return;
+    c->waits_told_ms = c->now_ms;
+    uint16_t present = dlxi_coordinator_present(c);
+    for (uint16_t i = 0; i < c->count && used + DLXI_NAME_BYTES + 8 < sizeof names; i++)
+        if (c->sites[i].presence == DLXI_AWAY)
+            used += (size_t)snprintf(names + used, sizeof names - used, "%s'%s'",
+                                     used > 0 ? ", " : "", c->sites[i].name);
+    dlxi_lines_add(&c->log, "round %llu can't begin for %lld s: %u of %u sites are here%s%s%s",
+                   (unsigned long long)c->round, (long long)(c->now_ms - c->waits_since_ms) / 1000,
+                   present, c->count,
+                   behind && present > 0 ? ", and have not got the last round's results" : "",
+                   used > 0 ? ", missing: " : "", names);
+}
+
 void dlxi_rounds_on_tick(dlxi_coordinator *c, int64_t now_ms) {
     const dlxi_trouble *t = &c->trouble;
     char what[32] = "joining";
     if (c->phase != DLXI_COORDINATOR_RUNNING) return;
-    if (c->begin_waits && now_ms - c->begun_ms >= RETRY_MS) attempt_begin(c);
+    if (now_ms - c->begun_ms >= RETRY_MS) c->begin_waits = false;
+    round_consider(c);
+    wait_tell(c);
+    if (c->waits_since_ms > 0 && now_ms - c->waits_since_ms >= c->settings.patience_ms) {
+        c->leaves_run = dlxi_coordinator_present(c) == 0; /* nobody hears that it is over */
+        dlxi_coordinator_fail(c, DLX_PEER_LOST, NULL,
+                              "gave up on round %llu, which could not begin for %u s "
+                              "(wan.patience_s): %u of %u sites are here%s",
+                              (unsigned long long)c->round, c->settings.patience_ms / 1000,
+                              dlxi_coordinator_present(c), c->count,
+                              c->leaves_run ? "; a coordinator that is started again goes on" : "");
+        return;
+    }
     if (t->since_ms == 0 || now_ms - t->since_ms < c->settings.patience_ms) return;
-    if (c->attempt > 0) snprintf(what, sizeof what, "round %llu", (unsigned long long)c->round);
+    if (c->begun) snprintf(what, sizeof what, "round %llu", (unsigned long long)c->round);
     dlxi_coordinator_fail(c, DLX_PEER_LOST, NULL,
                           "gave up on %s after %lld s of trouble (wan.patience_s); last: %s", what,
                           (long long)(now_ms - t->since_ms) / 1000, t->text);

@@ -17,10 +17,11 @@ enum {
 
 static void site_put(dlxi_site *s, dlxi_frame_kind kind) {
     dlxi_frame header = {.term = s->term,
+                         .coordinator = s->coordinator_id,
                          .round = s->round,
-                         .attempt = s->attempt,
+                         .attempt = s->attempting && s->attempt_term == s->term ? s->attempt : 0,
                          .rank = s->hello.rank,
-                         .trip = s->linked};
+                         .trip = (uint16_t)(s->linked | (s->entered ? DLXI_SITE_ENTERED : 0))};
     header.site = s->phase == DLXI_SITE_JOINING ? DLXI_SITE_NONE : s->index;
     s->outbox.scratch.kind = kind;
     dlx_error error;
@@ -30,6 +31,14 @@ static void site_put(dlxi_site *s, dlxi_frame_kind kind) {
         s->phase = DLXI_SITE_DONE;
         s->result = error;
     }
+}
+
+static void ping_put(dlxi_site *s, int64_t stamp) {
+    s->outbox.scratch.as.ping = (dlxi_ping){.run_id = s->welcome.run_id,
+                                            .incarnation = s->hello.incarnation,
+                                            .stamp = stamp,
+                                            .sites = s->reached};
+    site_put(s, DLXI_FRAME_PING);
 }
 
 static void standing_drop(dlxi_site *s) {
@@ -53,6 +62,7 @@ dlx_status dlxi_site_open(dlxi_site **out, const dlxi_hello *hello,
     s->hello = *hello;
     s->timeout_ms = settings->timeout_ms;
     s->join_ms = settings->join_ms;
+    s->orphan_ms = settings->orphan_ms;
     if (settings->coordinator != NULL && settings->coordinator[0] != '\0')
         snprintf(s->coordinator, sizeof s->coordinator, " at %.*s", DLXI_ENDPOINT_MAX,
                  settings->coordinator);
@@ -109,7 +119,9 @@ static dlxi_site_action on_peers(dlxi_site *s) {
 }
 
 static dlxi_site_action on_begin(dlxi_site *s, const dlxi_frame *frame) {
-    if (s->phase != DLXI_SITE_RUNNING || frame->round != s->round || frame->attempt <= s->attempt)
+    bool newer =
+        frame->attempt > 0 && (frame->term != s->attempt_term || frame->attempt > s->attempt);
+    if (s->phase != DLXI_SITE_RUNNING || frame->round != s->round || !newer || s->following)
         return DLXI_SITE_NOTHING;
     if (!s->submitted)
         return site_end(s, DLX_DATA,
@@ -120,30 +132,103 @@ static dlxi_site_action on_begin(dlxi_site *s, const dlxi_frame *frame) {
     standing_drop(s);
     s->view = *view;
     s->attempt = frame->attempt;
+    s->attempt_term = frame->term;
+    s->attempt_coordinator = frame->coordinator;
+    s->attempting = true;
     s->staged = false;
     return DLXI_SITE_BEGIN;
 }
 
 static dlxi_site_action on_abort(dlxi_site *s, const dlxi_frame *frame) {
-    if (s->phase != DLXI_SITE_RUNNING || frame->round != s->round || frame->attempt != s->attempt)
+    bool mine = frame->attempt == (s->attempt_term == s->term ? s->attempt : 0);
+    if (s->phase != DLXI_SITE_RUNNING || frame->round != s->round || !mine || s->following)
         return DLXI_SITE_NOTHING;
-    if (s->attempt > 0) standing_drop(s); /* STAGED, or this site's own ABORT */
+    if (frame->attempt == 0) return DLXI_SITE_ABORT; /* a text to show */
+    standing_drop(s);                                /* STAGED, or this site's own ABORT */
+    s->attempting = false;
     s->staged = false;
     return DLXI_SITE_ABORT;
 }
 
+static bool is_member(const dlxi_view *view, uint16_t site) {
+    for (uint16_t i = 0; i < view->members; i++)
+        if (view->member[i].site == site) return true;
+    return false;
+}
+
+static void attempt_forget(dlxi_site *s) {
+    s->attempt = 0;
+    s->attempting = s->staged = false;
+}
+
 static dlxi_site_action on_commit(dlxi_site *s, const dlxi_frame *frame) {
-    bool stale = frame->round != s->round || frame->attempt != s->attempt;
-    if ((stale && !DLXI_PLANTED(1)) || s->attempt == 0) return DLXI_SITE_NOTHING;
-    if (!s->staged)
+    const dlxi_commit *m = &s->incoming.as.commit;
+    bool other = frame->round != s->round && !(DLXI_PLANTED(1) && s->staged);
+    if (other || !s->entered || s->following || s->applying)
+        return DLXI_SITE_NOTHING; /* it comes again */
+    if (m->view.member[m->view.members - 1].site >= s->count)
+        return site_end(s, DLX_DATA, "the coordinator's view has a site that the run has not");
+    if (!is_member(&m->view, s->index)) {
+        if (s->attempt > 0) standing_drop(s);
+        attempt_forget(s);
+        s->commit = *m;
+        s->following = true;
+        return DLXI_SITE_FOLLOW;
+    }
+    bool same = s->attempt > 0 && s->attempt == frame->attempt && s->attempt_term == m->term &&
+                s->attempt_coordinator == m->coordinator;
+    if (!s->staged || (!same && !DLXI_PLANTED(1)))
         return site_end(s, DLX_DATA,
                         "the coordinator committed a round that this site has not staged");
     standing_drop(s);
-    s->commit = s->incoming.as.commit;
+    s->commit = *m;
     s->round++;
-    s->attempt = 0;
-    s->submitted = s->staged = false;
+    attempt_forget(s);
+    s->submitted = false;
+    s->applying = true;
     return DLXI_SITE_COMMIT;
+}
+
+/* The coordinator may have forgotten the submission: it was started again, or lost this site for a
+ * while. */
+static void ready_repeat(dlxi_site *s) {
+    bool attempts = s->attempting && s->attempt_term == s->term;
+    if (!s->submitted || s->following || attempts || s->standing != NULL) return;
+    s->outbox.scratch.as.ready = s->ready;
+    site_put_standing(s, DLXI_FRAME_READY);
+}
+
+static dlxi_site_action on_ping(dlxi_site *s, const dlxi_frame *frame) {
+    const dlxi_ping *m = &s->incoming.as.ping;
+    if (m->stamp > s->stamp) s->stamp = m->stamp;
+    s->left_out_for = m->sites;
+    s->parts = m->parts;
+    s->part_count = m->part_count;
+    s->saves = m->saves;
+    bool lacks = frame->round == s->round && s->submitted && !s->following &&
+                 m->submission < s->ready.submission;
+    if (lacks && s->attempt > 0 && dlxi_outbox_peek(&s->outbox) == NULL) {
+        s->outbox.scratch.as.ready = s->ready; /* it has lost this site in the attempt */
+        site_put(s, DLXI_FRAME_READY);
+    } else if (lacks) {
+        ready_repeat(s);
+    }
+    return DLXI_SITE_NOTHING;
+}
+
+/* A frame of another life of the coordinator than before: what it knew of attempts is gone. What is
+ * staged may be a round that it has committed: it stays until this is known. */
+static void term_take(dlxi_site *s, const dlxi_frame *frame) {
+    s->term = frame->term;
+    s->coordinator_id = frame->coordinator;
+    s->stamp = 0;
+    if (s->attempt > 0) standing_drop(s);
+    if (s->standing != NULL && s->standing->frame.term > 0) {
+        s->standing->frame.term = s->term;
+        s->standing->frame.coordinator = s->coordinator_id;
+    }
+    if (!s->staged || DLXI_PLANTED(19)) attempt_forget(s);
+    ready_repeat(s);
 }
 
 static dlxi_site_action on_stop(dlxi_site *s) {
@@ -162,12 +247,15 @@ static dlxi_site_action on_finished(dlxi_site *s) {
 }
 
 dlxi_site_action dlxi_site_on_frame(dlxi_site *s, const dlxi_frame *frame, int64_t now_ms) {
-    if (s->phase == DLXI_SITE_DONE || frame->term < s->term) return DLXI_SITE_NOTHING;
+    bool other =
+        frame->term == s->term && frame->coordinator != s->coordinator_id && !DLXI_PLANTED(15);
+    if (s->phase == DLXI_SITE_DONE || (frame->term < s->term && !DLXI_PLANTED(15)) || other)
+        return DLXI_SITE_NOTHING;
     if (dlxi_message_decode(&s->incoming, frame, NULL) != DLX_OK)
         return site_end(
             s, DLX_DATA,
             "the coordinator sent a malformed message; check that all run the same version");
-    s->term = frame->term;
+    if (frame->term > s->term) term_take(s, frame);
     s->last_seen_ms = now_ms;
     s->all_linked = s->all_linked || frame->trip != 0;
     switch (frame->kind) {
@@ -181,6 +269,8 @@ dlxi_site_action dlxi_site_on_frame(dlxi_site *s, const dlxi_frame *frame, int64
         return on_abort(s, frame);
     case DLXI_FRAME_COMMIT:
         return on_commit(s, frame);
+    case DLXI_FRAME_PING:
+        return on_ping(s, frame);
     case DLXI_FRAME_STOP:
         return on_stop(s);
     case DLXI_FRAME_FINISHED:
@@ -197,17 +287,26 @@ static bool is_held_up(const dlxi_site *s) {
     return dlxi_outbox_peek(&s->outbox) != NULL;
 }
 
-void dlxi_site_keep_alive(dlxi_site *s, int64_t now_ms) {
+static void ping_if_due(dlxi_site *s, int64_t now_ms, int64_t stamp) {
     if (s->phase == DLXI_SITE_DONE || now_ms - s->pinged_ms < PING_MS || is_held_up(s)) return;
     s->pinged_ms = now_ms;
-    site_put(s, DLXI_FRAME_PING);
+    ping_put(s, stamp);
+}
+
+void dlxi_site_keep_alive(dlxi_site *s, int64_t now_ms) {
+    ping_if_due(s, now_ms, 0);
+}
+
+static bool is_orphan(const dlxi_site *s) {
+    return s->entered && s->ticked_ms - s->last_seen_ms > s->timeout_ms;
 }
 
 static dlxi_site_action silence_end(dlxi_site *s, int64_t silent_ms) {
     char text[DLXI_REASON_MAX + 1];
     if (dlxi_site_is_answered(s))
-        snprintf(text, sizeof text, "no message from the coordinator%s for %lld ms (wan.timeout_s)",
-                 s->coordinator, (long long)silent_ms);
+        snprintf(text, sizeof text, "no message from the coordinator%s for %lld ms (%s)",
+                 s->coordinator, (long long)silent_ms,
+                 s->entered ? "wan.timeout_s and wan.orphan_s" : "wan.timeout_s");
     else
         snprintf(text, sizeof text,
                  "no coordinator%s answered for %u s (wan.join_s); check wan.coordinator, wan.key "
@@ -222,22 +321,40 @@ dlxi_site_action dlxi_site_on_tick(dlxi_site *s, int64_t now_ms) {
     if (now_ms - s->ticked_ms > PAUSE_MS) {
         s->last_seen_ms += now_ms - s->ticked_ms;
         s->opened_ms += now_ms - s->ticked_ms;
+        s->stamp = 0; /* until it has received something again */
     }
     s->ticked_ms = now_ms;
     bool answered = dlxi_site_is_answered(s) || DLXI_PLANTED(12);
-    if (now_ms - s->last_seen_ms > (answered ? s->timeout_ms : s->join_ms))
-        return silence_end(s, now_ms - s->last_seen_ms);
+    int64_t most_ms = answered ? s->timeout_ms : s->join_ms;
+    if (s->entered) most_ms += s->orphan_ms;
+    if (now_ms - s->last_seen_ms > most_ms) return silence_end(s, now_ms - s->last_seen_ms);
     if (s->standing != NULL && now_ms - s->stood_ms >= REPEAT_MS && !is_held_up(s) &&
         !DLXI_PLANTED(4)) {
         s->stood_ms = now_ms;
         (void)dlxi_outbox_repeat(&s->outbox, s->standing, NULL); /* or at the next time */
     }
-    dlxi_site_keep_alive(s, now_ms);
+    ping_if_due(s, now_ms, s->stamp);
     return s->phase == DLXI_SITE_DONE ? DLXI_SITE_ENDED : DLXI_SITE_NOTHING;
+}
+
+/* At once, and when it is over. */
+static bool orphan_tell(dlxi_site *s, char *text, size_t text_bytes) {
+    bool orphan = is_orphan(s);
+    if (orphan == s->orphan_is_told) return false;
+    s->orphan_is_told = orphan;
+    if (orphan)
+        snprintf(text, text_bytes,
+                 "no message from the coordinator%s for %u s; training on, then waiting for it, up "
+                 "to %u s (wan.orphan_s)",
+                 s->coordinator, s->timeout_ms / 1000, s->orphan_ms / 1000);
+    else
+        snprintf(text, text_bytes, "the coordinator%s is back", s->coordinator);
+    return true;
 }
 
 bool dlxi_site_tell_wait(dlxi_site *s, char *text, size_t text_bytes) {
     bool answered = dlxi_site_is_answered(s), told = s->wait_is_told;
+    if (s->entered) return orphan_tell(s, text, text_bytes);
     if (s->phase != DLXI_SITE_JOINING || (answered ? !told : s->ticked_ms < s->tell_ms))
         return false;
     s->wait_is_told = !answered;
@@ -264,44 +381,68 @@ void dlxi_site_set_linked(dlxi_site *s, bool linked) {
     if (s->phase == DLXI_SITE_DONE || s->linked == linked) return;
     DLXI_ASSERT(s->phase == DLXI_SITE_RUNNING);
     s->linked = linked;
-    site_put(s, DLXI_FRAME_PING);
+    ping_put(s, s->stamp);
+}
+
+void dlxi_site_on_entered(dlxi_site *s) {
+    s->entered = true;
+    ping_put(s, s->stamp);
 }
 
 void dlxi_site_on_ready(dlxi_site *s, const dlxi_ready *ready) {
     if (s->phase == DLXI_SITE_DONE) return;
-    DLXI_ASSERT(s->phase == DLXI_SITE_RUNNING && !s->submitted && s->attempt == 0);
+    DLXI_ASSERT(s->phase == DLXI_SITE_RUNNING && s->attempt == 0);
     s->submitted = true;
-    s->outbox.scratch.as.ready = *ready;
-    site_put_standing(s, DLXI_FRAME_READY);
+    s->ready = *ready;
+    standing_drop(s);
+    ready_repeat(s);
+}
+
+void dlxi_site_on_applied(dlxi_site *s) {
+    DLXI_ASSERT(s->applying);
+    s->applying = false;
+}
+
+void dlxi_site_on_followed(dlxi_site *s) {
+    DLXI_ASSERT(s->following && s->attempt == 0);
+    s->following = false;
+    if (s->commit.finished) { /* no round is left for it */
+        s->submitted = false;
+        standing_drop(s);
+    }
+    s->round++;
 }
 
 void dlxi_site_on_staged(dlxi_site *s, uint64_t hash) {
     if (s->phase == DLXI_SITE_DONE) return;
-    DLXI_ASSERT(s->submitted && s->attempt > 0 && !s->staged);
+    DLXI_ASSERT(s->submitted && s->attempt > 0 && s->attempt_term == s->term && !s->staged);
     s->staged = true;
     s->outbox.scratch.as.staged.hash = hash;
     site_put_standing(s, DLXI_FRAME_STAGED);
 }
 
-static void reason_fill(dlxi_site *s, dlx_status status, const char *text) {
+static void reason_fill(dlxi_site *s, dlx_status status, uint16_t about, const char *text) {
     dlxi_reason *reason = &s->outbox.scratch.as.reason;
     reason->status = (uint16_t)status;
+    reason->about = about;
     dlxi_text_copy(reason->text, sizeof reason->text, text);
 }
 
-void dlxi_site_on_trouble(dlxi_site *s, const char *why) {
+void dlxi_site_on_trouble(dlxi_site *s, dlx_status status, uint16_t about, const char *why) {
     if (s->phase == DLXI_SITE_DONE) return;
     DLXI_ASSERT(!s->staged); /* what is staged is promised */
-    reason_fill(s, DLX_ABORTED, why);
+    reason_fill(s, status, about, why);
     if (s->attempt > 0)
         site_put_standing(s, DLXI_FRAME_ABORT);
     else
         site_put(s, DLXI_FRAME_ABORT);
 }
 
-void dlxi_site_on_report(dlxi_site *s, const char *text) {
+void dlxi_site_on_report(dlxi_site *s, uint64_t parts, uint16_t part_count, const char *text) {
     if (s->phase == DLXI_SITE_DONE) return;
     s->reported = true;
+    s->outbox.scratch.as.report.parts = parts;
+    s->outbox.scratch.as.report.part_count = part_count;
     dlxi_text_copy(s->outbox.scratch.as.report.text, sizeof s->outbox.scratch.as.report.text, text);
     site_put_standing(s, DLXI_FRAME_REPORT);
 }
@@ -311,7 +452,7 @@ void dlxi_site_fail(dlxi_site *s, const dlx_error *why) {
     if (!dlxi_site_is_answered(s) && is_held_up(s)) { /* nobody knows this site yet */
         dlxi_outbox_clear(&s->outbox);
     } else {
-        reason_fill(s, why->status, why->message);
+        reason_fill(s, why->status, DLXI_SITE_NONE, why->message);
         site_put(s, DLXI_FRAME_FAILED);
     }
     s->phase = DLXI_SITE_DONE;

@@ -6,8 +6,8 @@
 
 #include "base/error.h"
 
-/* Of a state, and of a record. */
-enum { DLXI_STORE_BYTES_MAX = 4 << 20 };
+/* Of a state, and of a record. The largest state has the reports of all sites. */
+enum { DLXI_STORE_BYTES_MAX = 8 << 20 };
 
 /* One thread at a time. Calls block while the disk works. While a store is open, its process must
  * not open and close the file by other means: the kernel would drop the lock. A child of fork must

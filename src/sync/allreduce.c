@@ -228,6 +228,31 @@ dlx_status dlxi_allreduce_begin_with(dlxi_allreduce *a, const dlxi_allreduce_beg
     return status;
 }
 
+dlx_status dlxi_allreduce_follow(dlxi_allreduce *a, const dlxi_segment *segments,
+                                 size_t segment_count, dlxi_quantiser quantiser, dlx_error *error) {
+    const float weight = 1;
+    const uint16_t site = 0;
+    const dlxi_allreduce_begin alone = {.segments = segments,
+                                        .segment_count = segment_count,
+                                        .quantiser = quantiser,
+                                        .members = 1,
+                                        .weights = &weight,
+                                        .member_site = &site};
+    a->members = 0;
+    DLX_TRY(settings_check(&alone, error));
+    dlx_status status = exchange_set_up(a, &alone, error);
+    if (status != DLX_OK) a->members = 0;
+    return status;
+}
+
+bool dlxi_allreduce_wants(const dlxi_allreduce *a, uint32_t *tensor, uint32_t *offset_groups) {
+    if (a->summed == total_groups(a)) return false;
+    size_t segment = segment_at(a, a->summed);
+    *tensor = a->segments[segment].tensor;
+    *offset_groups = (uint32_t)(a->summed - a->starts[segment]);
+    return true;
+}
+
 /* ---- the owner's sum ------------------------------------------------------------------------- */
 
 /* Codes of member m for `position` in the own block. */
@@ -342,10 +367,9 @@ static dlx_status origin_check(const dlxi_allreduce *a, uint32_t from, const dlx
     return DLX_OK;
 }
 
-/* Whether it holds exactly what comes next from this member: groups [cursor, …) within the owner's
- * block. */
-static dlx_status range_check(const dlxi_allreduce *a, const dlxi_frame *frame, const peer *owner,
-                              uint64_t cursor, dlx_error *error) {
+/* *position ← where its groups begin, which this exchange has. */
+static dlx_status groups_check(const dlxi_allreduce *a, const dlxi_frame *frame, uint64_t *position,
+                               dlx_error *error) {
     size_t segment = segment_find(a, frame->tensor);
     if (segment == a->segment_count)
         DLX_FAIL(error, DATA, "site %u: tensor %u is not part of this exchange", frame->site,
@@ -358,7 +382,16 @@ static dlx_status range_check(const dlxi_allreduce *a, const dlxi_frame *frame, 
     if (frame->payload == NULL || frame->payload_bytes != count * a->group_bytes)
         DLX_FAIL(error, DATA, "site %u, tensor %u: %u bytes for %llu groups of %zu", frame->site,
                  frame->tensor, frame->payload_bytes, (unsigned long long)count, a->group_bytes);
-    uint64_t position = a->starts[segment] + offset;
+    *position = a->starts[segment] + offset;
+    return DLX_OK;
+}
+
+/* Whether it holds exactly what comes next from this member: groups [cursor, …) within the owner's
+ * block. */
+static dlx_status range_check(const dlxi_allreduce *a, const dlxi_frame *frame, const peer *owner,
+                              uint64_t cursor, dlx_error *error) {
+    uint64_t position, offset = frame->offset_groups, count = frame->count_groups;
+    DLX_TRY(groups_check(a, frame, &position, error));
     if (position < owner->begin || position + count > owner->end)
         DLX_FAIL(error, DATA,
                  "site %u, tensor %u: groups %llu to %llu are not the block of site %u",
@@ -401,6 +434,25 @@ dlx_status dlxi_allreduce_on_frame(dlxi_allreduce *a, uint32_t from, const dlxi_
     dlx_status status = result_extend(a, contributed_end(a), error);
     if (status != DLX_OK) *cursor -= frame->count_groups;
     return status;
+}
+
+dlx_status dlxi_allreduce_on_entry(dlxi_allreduce *a, const dlxi_frame *frame, bool *moved,
+                                   dlx_error *error) {
+    uint64_t position;
+    *moved = false;
+    if (a->members != 1) DLX_FAIL(error, DATA, "a result that was not asked for");
+    DLX_TRY(groups_check(a, frame, &position, error));
+    if (position < a->summed) return DLX_OK;
+    if (position > a->summed)
+        DLX_FAIL(error, PEER_LOST, "results before tensor %u, group %u, were lost", frame->tensor,
+                 frame->offset_groups);
+    if (!dlxi_codes_valid(frame->payload, frame->count_groups, a->quantiser))
+        DLX_FAIL(error, DATA, "site %u, tensor %u: a scale or value is not finite", frame->site,
+                 frame->tensor);
+    memcpy(a->result + position * a->group_bytes, frame->payload, frame->payload_bytes);
+    a->summed += frame->count_groups;
+    *moved = true;
+    return DLX_OK;
 }
 
 /* ---- after ----------------------------------------------------------------------------------- */
@@ -449,6 +501,15 @@ void dlxi_allreduce_add_residual(const dlxi_allreduce *a, float *dst, float scal
         for (size_t i = 0; i < count * group; i++) into[i] += scale * tile[i];
         position += count;
     }
+}
+
+const uint8_t *dlxi_allreduce_codes(const dlxi_allreduce *a, const dlxi_segment **segments,
+                                    size_t *segment_count, size_t *group_bytes) {
+    DLXI_ASSERT(dlxi_allreduce_done(a));
+    *segments = a->segments;
+    *segment_count = a->segment_count;
+    *group_bytes = a->group_bytes;
+    return a->result;
 }
 
 uint64_t dlxi_allreduce_hash(const dlxi_allreduce *a) {

@@ -44,6 +44,17 @@ typedef struct dlxi_allreduce_begin {
 dlx_status dlxi_allreduce_begin_with(dlxi_allreduce *a, const dlxi_allreduce_begin *settings,
                                      const float *values, dlx_error *error);
 
+/* Instead: takes the result alone, of a round in which this site was not; segments ascend. Frames
+ * for it are of kind ENTRY, from the site that is asked. */
+dlx_status dlxi_allreduce_follow(dlxi_allreduce *a, const dlxi_segment *segments,
+                                 size_t segment_count, dlxi_quantiser quantiser, dlx_error *error);
+/* Where it goes on; false: it is complete. */
+bool dlxi_allreduce_wants(const dlxi_allreduce *a, uint32_t *tensor, uint32_t *offset_groups);
+/* DLX_OK: taken, or repeated (*moved says which); DLX_PEER_LOST: frames before it were lost;
+ * DLX_DATA. Nothing changes on refusal. */
+dlx_status dlxi_allreduce_on_entry(dlxi_allreduce *a, const dlxi_frame *frame, bool *moved,
+                                   dlx_error *error);
+
 /* peek: the next frame for member `to` (≠ me), or false if none is ready. It has groups of one
  * tensor, at most DLXI_FRAME_PAYLOAD_MAX bytes; its payload is valid until the next begin. advance:
  * the link accepted it. */
@@ -76,6 +87,9 @@ void dlxi_allreduce_own(const dlxi_allreduce *a, float *dst);
 /* After done. dst += scale · (what the second quantisation lost in the block that this site owns);
  * other groups unchanged. */
 void dlxi_allreduce_add_residual(const dlxi_allreduce *a, float *dst, float scale);
+/* After done. The result's codes, and what they are of. Valid until the next begin. */
+const uint8_t *dlxi_allreduce_codes(const dlxi_allreduce *a, const dlxi_segment **segments,
+                                    size_t *segment_count, size_t *group_bytes);
 /* After done. XXH3 over the result codes: equal on all members. */
 uint64_t dlxi_allreduce_hash(const dlxi_allreduce *a);
 /* Payload bytes of one site's whole vector (C in 2·C·(D−1)/D). */

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "base/panic.h"
 #include "codec/codec.h"
 
 typedef struct state_block {
@@ -71,6 +72,13 @@ dlx_status dlxi_consensus_state(dlxi_consensus *a, bool *committed, const dlx_er
         }
         return status;
     }
+    return DLX_OK;
+}
+
+dlx_status dlxi_consensus_first(dlxi_consensus *a, void *value, size_t bytes, dlx_error *error) {
+    DLXI_ASSERT(bytes <= sizeof(state_block));
+    DLX_TRY(a->gather(a->context, a->all, value, bytes, error));
+    memcpy(value, a->all, bytes);
     return DLX_OK;
 }
 

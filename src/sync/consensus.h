@@ -18,6 +18,9 @@ dlx_status dlxi_consensus_open(dlxi_consensus *a, uint16_t rank, uint16_t ranks,
                                void *context, dlx_error *error);
 void dlxi_consensus_close(dlxi_consensus *a); /* takes a zeroed one */
 
+/* *value ← that of rank 0. */
+dlx_status dlxi_consensus_first(dlxi_consensus *consensus, void *value, size_t bytes,
+                                dlx_error *error);
 /* *committed ← whether it was true on all ranks. If any rank reports a failure (`own`; status OK:
  * none), all return the status of the first that did, each with its own message or one that names
  * that rank. Blocks. */

@@ -4,23 +4,82 @@
 #include "base/clock.h"
 #include "base/flag.h"
 
-enum { TICK_MS = 100, SHUTDOWN_MS = 1000, FRAMES_AT_ONCE = 1024 };
+enum { TICK_MS = 100, SHUTDOWN_MS = 1000, FRAMES_AT_ONCE = 1024, LOST_AT_ONCE = 64 };
+
+_Static_assert(DLXI_STORE_BYTES_MAX > (DLXI_SITES_MAX + 2) * (DLXI_TEXT_MAX + 16384),
+               "a state with all reports fits");
 
 static int64_t now_ms(void) {
     return dlxi_clock_ns() / 1000000;
 }
 
-/* Messages for a lost peer are dropped. */
-static bool item_send(void *context, const dlxi_outbox_item *item) {
-    dlxi_coordinate *c = context;
-    return c->link->op->send(c->link, item->to, &item->frame, NULL) != DLX_AGAIN;
+/* ---- the store ------------------------------------------------------------------------------- */
+
+dlx_status dlxi_coordinate_save(dlxi_coordinate *c, dlx_error *error) {
+    dlxi_saved saved;
+    if (c->store_path == NULL || !dlxi_coordinator_is_unsaved(c->machine)) return DLX_OK;
+    if (c->store == NULL && dlxi_coordinator_phase_of(c->machine) == DLXI_COORDINATOR_DONE)
+        return DLX_OK; /* it failed before it had changed anything */
+    if (c->store == NULL) DLX_TRY(dlxi_store_open(&c->store, c->store_path, error));
+    DLX_TRY(dlxi_coordinator_save(c->machine, &saved, error));
+    dlx_status status = dlxi_store_write(c->store, saved.state, saved.state_bytes, saved.round,
+                                         saved.record, saved.record_bytes, error);
+    dlxi_saved_release(&saved);
+    return status;
 }
 
-static void machine_flush(dlxi_coordinate *c) {
+/* Before the first state is durable no site trains: they are told, and end. */
+static bool may_tell(const dlxi_coordinate *c) {
+    return c->store_path != NULL && (c->store == NULL || dlxi_store_is_empty(c->store));
+}
+
+/* This coordinator stops, and the run does not. */
+static dlx_status release(dlxi_coordinate *c, dlx_error *error) {
+    DLX_TRY(dlxi_coordinate_save(c, error));
+    DLX_TRY(dlxi_store_release(c->store, error));
+    DLX_FAIL(error, INTERRUPTED,
+             "the coordinator stopped at round %llu, and its sites wait for it (wan.orphan_s); go "
+             "on with the same command, here or where '%.200s' is moved to",
+             (unsigned long long)dlxi_coordinator_round(c->machine), c->store_path);
+}
+
+/* ---- the machine ----------------------------------------------------------------------------- */
+
+typedef struct sending {
+    dlxi_coordinate *c;
+    uint32_t lost[LOST_AT_ONCE]; /* peers */
+    int lost_count;
+} sending;
+
+/* Messages for a lost peer are dropped. */
+static bool item_send(void *context, const dlxi_outbox_item *item) {
+    sending *s = context;
+    dlx_status status = s->c->link->op->send(s->c->link, item->to, &item->frame, NULL);
+    bool known = s->lost_count > 0 && s->lost[s->lost_count - 1] == item->to;
+    if (status == DLX_PEER_LOST && !known && s->lost_count < LOST_AT_ONCE)
+        s->lost[s->lost_count++] = item->to;
+    return status != DLX_AGAIN;
+}
+
+static void log_flush(dlxi_coordinate *c) {
     char line[512];
     while (dlxi_coordinator_pop_log(c->machine, line, sizeof line))
         if (c->log != NULL) c->log(c->log_context, line);
-    dlxi_outbox_flush(dlxi_coordinator_outbox(c->machine), item_send, c);
+}
+
+static dlx_status machine_flush(sending *s, dlx_error *error) {
+    dlxi_coordinate *c = s->c;
+    s->lost_count = 0;
+    log_flush(c);
+    DLX_TRY(dlxi_coordinate_save(c, error));
+    dlxi_outbox_flush(dlxi_coordinator_outbox(c->machine), item_send, s);
+    return DLX_OK;
+}
+
+/* After all that has arrived: a peer may have said why it leaves. */
+static void lost_take(const sending *s) {
+    for (int i = 0; i < s->lost_count; i++)
+        dlxi_coordinator_on_closed(s->c->machine, s->lost[i], now_ms());
 }
 
 /* Waits for a frame and takes all that have arrived, before silence is judged. */
@@ -47,13 +106,51 @@ static void begin_announce(dlxi_coordinate *c) {
     if (status != DLX_OK) dlxi_coordinator_fail(c->machine, status, NULL, "%s", why.message);
 }
 
+/* Before there is a store nothing could go on. */
+static bool is_interrupted(const dlxi_coordinate *c) {
+    bool released = c->released || dlxi_flag_is_set(c->released_too);
+    return c->interrupted || dlxi_flag_is_set(c->interrupted_too) || (released && c->store == NULL);
+}
+
+static bool is_released(const dlxi_coordinate *c) {
+    return (c->released || dlxi_flag_is_set(c->released_too)) && c->store != NULL &&
+           dlxi_coordinator_phase_of(c->machine) != DLXI_COORDINATOR_DONE;
+}
+
+static void first_save_fail(dlxi_coordinate *c, dlx_status status, const dlx_error *why) {
+    dlxi_outbox_clear(dlxi_coordinator_outbox(c->machine));
+    dlxi_store_close(&c->store);
+    c->store_path = NULL;
+    dlxi_coordinator_fail(c->machine, status, NULL, "the coordinator's store: %s", why->message);
+}
+
+/* What tells the sites how the run ended. */
+static dlx_status last_send(sending *s, dlx_error *error) {
+    dlxi_outbox *outbox = dlxi_coordinator_outbox(s->c->machine);
+    int64_t deadline_ms = now_ms() + SHUTDOWN_MS;
+    for (;;) {
+        uint32_t peer;
+        dlxi_frame frame;
+        DLX_TRY(machine_flush(s, error));
+        if (dlxi_outbox_peek(outbox) == NULL || now_ms() >= deadline_ms) return DLX_OK;
+        (void)s->c->link->op->receive(s->c->link, 10, &peer, &frame, NULL);
+    }
+}
+
 dlx_status dlxi_coordinate_run(dlxi_coordinate *c,
                                void (*on_report)(void *context, const char *site, const char *text),
                                void *context, dlx_error *error) {
+    sending s = {.c = c};
     while (dlxi_coordinator_phase_of(c->machine) != DLXI_COORDINATOR_DONE) {
-        machine_flush(c);
-        dlx_status status = frames_receive(c, error);
-        if (c->interrupted || dlxi_flag_is_set(c->interrupted_too))
+        dlx_status status = machine_flush(&s, error);
+        if (status != DLX_OK && !may_tell(c)) return status;
+        if (status != DLX_OK) {
+            first_save_fail(c, status, error);
+            break;
+        }
+        status = frames_receive(c, error);
+        lost_take(&s);
+        if (is_interrupted(c))
             dlxi_coordinator_fail(c->machine, DLX_INTERRUPTED, NULL,
                                   "the coordinator was interrupted");
         else if (status != DLX_OK)
@@ -61,15 +158,9 @@ dlx_status dlxi_coordinate_run(dlxi_coordinate *c,
         else
             begin_announce(c);
         dlxi_coordinator_on_tick(c->machine, now_ms());
+        if (is_released(c)) return release(c, error);
     }
-    int64_t deadline_ms = now_ms() + SHUTDOWN_MS;
-    for (machine_flush(c);
-         dlxi_outbox_peek(dlxi_coordinator_outbox(c->machine)) != NULL && now_ms() < deadline_ms;
-         machine_flush(c)) {
-        uint32_t peer;
-        dlxi_frame frame;
-        (void)c->link->op->receive(c->link, 10, &peer, &frame, NULL);
-    }
+    DLX_TRY(last_send(&s, error));
     const char *name, *text;
     uint64_t round;
     for (uint16_t i = 0; c->on_drop != NULL && i < DLXI_SITES_MAX; i++)

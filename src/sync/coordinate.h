@@ -1,18 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The coordinator at work: its state machine, a link, and time. */
+/* The coordinator at work: its state machine, a link, its store, and time.
+ *
+ * With a store, what the machine has unsaved is on the disk before anything is sent. If it can't be
+ * written, nothing is sent any more, not even that this coordinator ends: its sites wait for one
+ * that is started again. They are told only if the first state can't be written, since they have
+ * not begun to train then. */
 #ifndef DLXI_SYNC_COORDINATE_H
 #define DLXI_SYNC_COORDINATE_H
 
 #include "link/link.h"
 #include "member/coordinator.h"
+#include "store/store.h"
 
 typedef struct dlxi_coordinate {
     dlxi_coordinator *machine;
     dlxi_link *link;
-    _Atomic bool interrupted;
+    dlxi_store *store;      /* the owner's; NULL: none, or to be created when the run begins */
+    const char *store_path; /* NULL: no store */
+    _Atomic bool interrupted, released;
     dlx_log log; /* may be NULL */
     void *log_context;
-    const volatile sig_atomic_t *interrupted_too; /* may be NULL: a signal handler's flag */
+    const volatile sig_atomic_t *interrupted_too, *released_too; /* may be NULL: a handler's */
     /* as in dlx_coordinator_on_drop; NULL: none */
     void (*on_drop)(void *context, const char *site, uint64_t round, const char *why);
     void *drop_context;
@@ -21,9 +29,13 @@ typedef struct dlxi_coordinate {
     void *begin_context;
 } dlxi_coordinate;
 
-/* Runs until the run is over, or interrupted; on_report as in dlx_coordinator_config. */
+/* Runs until the run is over, or this coordinator is interrupted or released; on_report as in
+ * dlx_coordinator_config. */
 dlx_status dlxi_coordinate_run(dlxi_coordinate *c,
                                void (*on_report)(void *context, const char *site, const char *text),
                                void *context, dlx_error *error);
+
+/* What the machine has unsaved → the store; DLX_OK without one. */
+dlx_status dlxi_coordinate_save(dlxi_coordinate *c, dlx_error *error);
 
 #endif

@@ -7,6 +7,10 @@
  *   → outcome.joined → request.submits … BEGIN, frames, COMMIT → outcome.committed → …
  *   → request.report → outcome.ended
  *
+ * A round that commits without this site is followed: its results are fetched from a site that has
+ * them, and applied; what was submitted stays, and is submitted for the next round. Each site keeps
+ * the results of the last rounds for others (history.h).
+ *
  * The state is lent to the engine: at open, until joined; and from submit to commit. The training
  * thread may recall it meanwhile; the engine then waits for it where it needs it.
  *
@@ -14,7 +18,8 @@
  * is under way or the sender computes, else one. A greeting says whether the other side's were
  * received, and how many data frames of the present attempt were sent before it. So the pair itself
  * notices silence, and frames that a broken connection lost. An attempt without progress for
- * timeout_ms is aborted, naming the pair, and begun again from the same M. */
+ * timeout_ms is aborted, naming the pair, and begun again from the same M. A way that the
+ * coordinator left this site out for is tried with larger greetings. */
 #ifndef DLXI_SYNC_ENGINE_H
 #define DLXI_SYNC_ENGINE_H
 
@@ -30,7 +35,9 @@ typedef struct dlxi_request {
     dlxi_ready ready;  /* exchange_* are the engine's to fill in */
     bool recalls;      /* the training thread needs the state for a while */
     char *report;      /* handed over, or NULL */
-    bool closes;       /* the engine ends; the others get `why` unless its status is DLX_OK */
+    uint64_t parts;    /* with report: as in dlxi_report */
+    uint16_t part_count;
+    bool closes; /* the engine ends; the others get `why` unless its status is DLX_OK */
     dlx_error why;
 } dlxi_request;
 
@@ -45,10 +52,14 @@ typedef struct dlxi_outcome {
     dlxi_lease leases[2]; /* of rounds 1 and 2 */
     /* with committed */
     dlxi_commit commit;
-    uint64_t view_tokens, own_tokens;    /* of all members, and of this site */
-    float weight;                        /* this site's */
+    uint64_t view_tokens, own_tokens; /* of all members, and of this site */
+    float weight;                     /* this site's */
+    double speed; /* its inner steps in the time of one of the median member; 0: not known */
     uint16_t member_index, member_count; /* this site's place among the view's members */
     /* always */
+    uint64_t parts; /* of the work at the end, as in dlxi_ping */
+    uint16_t part_count;
+    bool saves;
     uint64_t attempts;
     uint64_t exchange_ns, exchange_bytes; /* of the last committed round */
 } dlxi_outcome;
@@ -69,9 +80,10 @@ typedef struct dlxi_engine_action {
     char endpoint[DLXI_ENDPOINT_BYTES];
 } dlxi_engine_action;
 
-/* `options` are read now, and `state` is lent; on failure too it stays the caller's. */
-dlx_status dlxi_engine_open(dlxi_engine **out, const dlx_sync_config *options, dlxi_state *state,
-                            int64_t now_ms, dlx_error *error);
+/* `options` are read now, and `state` is lent; on failure too it stays the caller's. incarnation:
+ * random, of this process. */
+dlx_status dlxi_engine_open(dlxi_engine **out, const dlx_sync_config *options, uint64_t incarnation,
+                            dlxi_state *state, int64_t now_ms, dlx_error *error);
 /* Does not close a state that is still lent: dlxi_engine_outcome first. */
 void dlxi_engine_close(dlxi_engine **engine);
 

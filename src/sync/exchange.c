@@ -17,7 +17,7 @@ typedef struct early {
     uint8_t payload[];
 } early;
 
-typedef enum phase { IDLE, UNDER_WAY, STAGED } phase;
+typedef enum phase { IDLE, UNDER_WAY, STAGED, FOLLOWING } phase;
 
 /* The AllReduces of an attempt; STATISTICS runs beside the two others. */
 enum { FACTORS, PROJECTIONS, STATISTICS, TRIPS };
@@ -27,7 +27,7 @@ typedef struct part {
     int columns;          /* of the factors of this attempt */
     float *p_hat;         /* [columns_max, stride(rows)], orthonormal */
     float *q_hat, *q_own; /* [columns_max, stride(cols)]: the sum, and what this message said */
-    const float *update, *own; /* not low rank: the same of whole tensors, in flat and own */
+    float *update, *own;  /* in flat and own: P factors, or the same of whole tensors */
 } part;
 
 struct dlxi_exchange {
@@ -36,6 +36,7 @@ struct dlxi_exchange {
     uint32_t term, attempt;
     uint64_t round;
     uint16_t members, me, rank;
+    bool voided; /* what this site submitted counts for nothing */
     uint16_t member_site[DLXI_SITES_MAX], position[DLXI_SITES_MAX]; /* of sites; NOWHERE */
     float weights[DLXI_SITES_MAX];
     dlxi_adapt_member measured[DLXI_SITES_MAX];
@@ -171,9 +172,9 @@ void dlxi_exchange_close(dlxi_exchange **exchange) {
 
 static dlx_status early_replay(dlxi_exchange *x, dlx_error *error);
 
-static dlx_status trip_begin(dlxi_exchange *x, const dlxi_state *s, int trip, dlx_error *error) {
-    dlxi_quantiser quantiser =
-        trip == STATISTICS ? dlxi_statistics_quantiser(s->quantiser) : s->quantiser;
+/* x->segments ← what this trip has; their number is returned. */
+static size_t segments_list(const dlxi_exchange *x, const dlxi_state *s, int trip,
+                            dlxi_quantiser quantiser) {
     size_t segments = 0;
     for (size_t i = 0; i < x->count; i++) {
         const dlxi_state_tensor *t = &s->tensors[i];
@@ -182,6 +183,16 @@ static dlx_status trip_begin(dlxi_exchange *x, const dlxi_state *s, int trip, dl
             x->segments[segments++] =
                 (dlxi_segment){t->id, (uint32_t)(values / (size_t)quantiser.group)};
     }
+    return segments;
+}
+
+static dlxi_quantiser trip_quantiser(const dlxi_state *s, int trip) {
+    return trip == STATISTICS ? dlxi_statistics_quantiser(s->quantiser) : s->quantiser;
+}
+
+static dlx_status trip_begin(dlxi_exchange *x, const dlxi_state *s, int trip, dlx_error *error) {
+    dlxi_quantiser quantiser = trip_quantiser(s, trip);
+    size_t segments = segments_list(x, s, trip, quantiser);
     x->active[trip] = segments > 0;
     if (segments == 0) return DLX_OK;
     dlxi_allreduce_begin settings = {.segments = x->segments,
@@ -199,10 +210,10 @@ static dlx_status trip_begin(dlxi_exchange *x, const dlxi_state *s, int trip, dl
     return dlxi_allreduce_begin_with(x->trips[trip], &settings, x->flat[trip], error);
 }
 
-static dlx_status view_take(dlxi_exchange *x, const dlxi_view *view, uint16_t site,
-                            dlx_error *error) {
+static void view_take(dlxi_exchange *x, const dlxi_view *view, uint16_t site) {
     double total = 0;
     x->me = NOWHERE;
+    x->voided = false;
     x->members = view->members;
     for (uint16_t i = 0; i < DLXI_SITES_MAX; i++) x->position[i] = NOWHERE;
     for (uint16_t i = 0; i < view->members; i++) {
@@ -211,24 +222,36 @@ static dlx_status view_take(dlxi_exchange *x, const dlxi_view *view, uint16_t si
         x->position[view->member[i].site] = i;
         x->measured[i] = (dlxi_adapt_member){view->member[i].step_ns, view->member[i].exchange_ns,
                                              view->member[i].exchange_bytes};
-        if (view->member[i].site == site) x->me = i;
+        if (view->member[i].site != site) continue;
+        x->me = i;
+        x->voided = view->member[i].voided;
     }
-    if (x->me == NOWHERE || total <= 0)
-        DLX_FAIL(error, DATA, "the coordinator's view leaves out site %u", site);
     for (uint16_t i = 0; i < view->members; i++)
-        x->weights[i] = (float)((double)view->member[i].tokens / total);
-    return DLX_OK;
+        x->weights[i] = total > 0 ? (float)((double)view->member[i].tokens / total) : 0.0f;
 }
 
-/* flat ← what each trip starts from: P factors, and whole tensors. */
-static void values_lay_out(dlxi_exchange *x, const dlxi_state *s) {
+/* Where each tensor's values are in the first trip that has them. */
+static void parts_lay_out(dlxi_exchange *x, const dlxi_state *s) {
     size_t at[TRIPS] = {0};
     for (size_t i = 0; i < x->count; i++) {
         const dlxi_state_tensor *t = &s->tensors[i];
         part *p = &x->parts[i];
         int trip = t->kind == DLX_STATISTICS ? STATISTICS : FACTORS;
-        float *values = x->flat[trip] + at[trip];
         p->columns = t->basis_columns;
+        p->update = x->flat[trip] + at[trip];
+        p->own = x->own[trip] + at[trip];
+        at[trip] += tensor_values_in(s, t, trip, p->columns);
+    }
+}
+
+/* flat ← what each trip starts from: P factors, and whole tensors. */
+static void values_lay_out(dlxi_exchange *x, const dlxi_state *s) {
+    parts_lay_out(x, s);
+    for (size_t i = 0; i < x->count; i++) {
+        const dlxi_state_tensor *t = &s->tensors[i];
+        part *p = &x->parts[i];
+        int trip = t->kind == DLX_STATISTICS ? STATISTICS : FACTORS;
+        float *values = p->update;
         size_t room = tensor_values_in(s, t, trip, p->columns);
         if (DLXI_PLANTED(3)) t->error[0] *= 1.5f; /* M, before the commit */
         if (t->low_rank) {
@@ -238,10 +261,7 @@ static void values_lay_out(dlxi_exchange *x, const dlxi_state *s) {
             size_t count = (size_t)dlxi_state_tensor_values(t);
             memcpy(values, t->error, count * sizeof(float));
             memset(values + count, 0, (room - count) * sizeof(float));
-            p->update = values;
-            p->own = x->own[trip] + at[trip];
         }
-        at[trip] += room;
         keepalive_call(x);
     }
 }
@@ -251,7 +271,8 @@ dlx_status dlxi_exchange_begin(dlxi_exchange *x, const dlxi_state *s, const dlxi
                                dlx_error *error) {
     DLXI_ASSERT(s->count == x->count && attempt > 0);
     x->phase = IDLE;
-    DLX_TRY(view_take(x, view, site, error));
+    view_take(x, view, site);
+    if (x->me == NOWHERE) DLX_FAIL(error, DATA, "the coordinator's view leaves out site %u", site);
     x->term = term;
     x->round = round;
     x->attempt = attempt;
@@ -266,6 +287,53 @@ dlx_status dlxi_exchange_begin(dlxi_exchange *x, const dlxi_state *s, const dlxi
 
 void dlxi_exchange_abort(dlxi_exchange *x) {
     x->phase = IDLE;
+}
+
+dlx_status dlxi_exchange_follow(dlxi_exchange *x, const dlxi_state *s, const dlxi_view *view,
+                                uint64_t round, dlx_error *error) {
+    DLXI_ASSERT(s->count == x->count && s->rounds + 1 == round);
+    x->phase = IDLE;
+    view_take(x, view, DLXI_SITE_NONE);
+    x->round = round;
+    x->attempt = UINT32_MAX; /* no frame of its attempts is for this site */
+    parts_lay_out(x, s);
+    for (int trip = 0; trip < TRIPS; trip++) {
+        size_t segments = segments_list(x, s, trip, trip_quantiser(s, trip));
+        x->active[trip] = segments > 0;
+        if (segments > 0)
+            DLX_TRY(dlxi_allreduce_follow(x->trips[trip], x->segments, segments,
+                                          trip_quantiser(s, trip), error));
+    }
+    x->phase = FOLLOWING;
+    return DLX_OK;
+}
+
+bool dlxi_exchange_is_following(const dlxi_exchange *x) {
+    return x->phase == FOLLOWING;
+}
+
+bool dlxi_exchange_wants(const dlxi_exchange *x, dlxi_frame *fetch) {
+    DLXI_ASSERT(x->phase == FOLLOWING);
+    *fetch = (dlxi_frame){.kind = DLXI_FRAME_FETCH, .round = x->round};
+    for (uint16_t trip = 0; trip < TRIPS; trip++) {
+        fetch->trip = trip;
+        if (x->active[trip] &&
+            dlxi_allreduce_wants(x->trips[trip], &fetch->tensor, &fetch->offset_groups))
+            return true;
+    }
+    return false;
+}
+
+dlx_status dlxi_exchange_on_entry(dlxi_exchange *x, const dlxi_frame *frame, bool *moved,
+                                  dlx_error *error) {
+    dlxi_frame next;
+    *moved = false;
+    if (x->phase != FOLLOWING || frame->round != x->round || frame->trip >= TRIPS ||
+        !dlxi_exchange_wants(x, &next) || frame->trip < next.trip)
+        return DLX_OK;
+    if (frame->trip > next.trip)
+        DLX_FAIL(error, PEER_LOST, "results of trip %u were lost", next.trip);
+    return dlxi_allreduce_on_entry(x->trips[frame->trip], frame, moved, error);
 }
 
 /* ---- frames ---------------------------------------------------------------------------------- */
@@ -312,6 +380,7 @@ dlxi_awaited dlxi_exchange_awaits(const dlxi_exchange *x, uint16_t site) {
 /* Before, at, or after what this exchange takes now. */
 static int frame_order(const dlxi_exchange *x, const dlxi_frame *frame) {
     if (frame->round != x->round) return frame->round < x->round ? -1 : 1;
+    if (frame->term != x->term) return frame->term < x->term ? -1 : 1;
     if (frame->attempt != x->attempt && !DLXI_PLANTED(10))
         return frame->attempt < x->attempt ? -1 : 1;
     if (x->phase != UNDER_WAY) return -1; /* aborted or staged: all of this attempt is past */
@@ -347,10 +416,8 @@ static dlx_status early_keep(dlxi_exchange *x, const dlxi_frame *frame, dlx_erro
 dlx_status dlxi_exchange_on_frame(dlxi_exchange *x, const dlxi_frame *frame, dlx_error *error) {
     if (frame->term < x->term || frame->trip >= TRIPS) return DLX_OK;
     int order = frame_order(x, frame);
-    if (order < 0) return DLX_OK;
-    if (frame->round > x->round + 1) /* it would need this site's part in the round between */
-        DLX_FAIL(error, DATA, "site %u sends round %llu while this site is in round %llu",
-                 frame->site, (unsigned long long)frame->round, (unsigned long long)x->round);
+    /* a later round would need this site's part in the one between */
+    if (order < 0 || frame->round > x->round + 1) return DLX_OK;
     return order > 0 ? early_keep(x, frame, error) : frame_take(x, frame, error);
 }
 
@@ -375,25 +442,33 @@ static dlx_status early_replay(dlxi_exchange *x, dlx_error *error) {
 
 /* ---- between trips --------------------------------------------------------------------------- */
 
-/* P̂ ← orthonormalised sums; Q ← Mᵀ P̂. */
-static dlx_status projections_begin(dlxi_exchange *x, const dlxi_state *s, dlx_error *error) {
-    int group = s->quantiser.group;
-    const float *factors = x->flat[FACTORS];
-    float *at = x->flat[PROJECTIONS];
+/* P̂ ← orthonormalised sums. */
+static void factors_take(dlxi_exchange *x, const dlxi_state *s) {
     dlxi_arithmetic saved;
     for (size_t i = 0; i < x->count; i++) {
         const dlxi_state_tensor *t = &s->tensors[i];
         part *p = &x->parts[i];
+        if (!t->low_rank) continue;
         size_t values = tensor_values_in(s, t, FACTORS, p->columns);
-        if (t->low_rank) {
-            memcpy(p->p_hat, factors, values * sizeof(float));
-            dlxi_arithmetic_enter(&saved);
-            dlxi_orthonormalise(p->p_hat, t->rows, p->columns, group);
-            dlxi_arithmetic_leave(&saved);
-            dlxi_project_columns(at, t->error, p->p_hat, t->rows, t->cols, p->columns, group);
-            at += tensor_values_in(s, t, PROJECTIONS, p->columns);
-        }
-        factors += values;
+        memcpy(p->p_hat, p->update, values * sizeof(float));
+        dlxi_arithmetic_enter(&saved);
+        dlxi_orthonormalise(p->p_hat, t->rows, p->columns, s->quantiser.group);
+        dlxi_arithmetic_leave(&saved);
+        keepalive_call(x);
+    }
+}
+
+/* Q ← Mᵀ P̂. */
+static dlx_status projections_begin(dlxi_exchange *x, const dlxi_state *s, dlx_error *error) {
+    float *at = x->flat[PROJECTIONS];
+    factors_take(x, s);
+    for (size_t i = 0; i < x->count; i++) {
+        const dlxi_state_tensor *t = &s->tensors[i];
+        const part *p = &x->parts[i];
+        if (!t->low_rank) continue;
+        dlxi_project_columns(at, t->error, p->p_hat, t->rows, t->cols, p->columns,
+                             s->quantiser.group);
+        at += tensor_values_in(s, t, PROJECTIONS, p->columns);
         keepalive_call(x);
     }
     DLX_TRY(trip_begin(x, s, PROJECTIONS, error));
@@ -429,6 +504,12 @@ static void projections_take(dlxi_exchange *x, const dlxi_state *s) {
     }
 }
 
+/* A planted fault: a basis moves before the commit. */
+static void bases_spoil(const dlxi_state *s) {
+    for (size_t i = 0; i < s->count; i++)
+        if (s->tensors[i].low_rank) s->tensors[i].basis[0] += 0.25f;
+}
+
 static bool trip_done(const dlxi_exchange *x, int trip) {
     return !x->active[trip] || dlxi_allreduce_done(x->trips[trip]);
 }
@@ -452,6 +533,7 @@ dlx_status dlxi_exchange_poll(dlxi_exchange *x, const dlxi_state *s, bool *stage
     if (x->trip == STATISTICS && trip_done(x, STATISTICS)) {
         trip_collect(x, STATISTICS);
         x->phase = STAGED;
+        if (DLXI_PLANTED(21)) bases_spoil(s);
     }
     *staged = x->phase == STAGED;
     return DLX_OK;
@@ -479,11 +561,13 @@ static void own_row_expand(const part *p, const dlxi_state *s, const dlxi_state_
 /* e ← M − own; the outer step; row by row, since Δ and own stay factored. */
 static void tensor_commit(dlxi_exchange *x, const part *p, dlxi_state *s, dlxi_state_tensor *t) {
     float *expanded = x->row;
+    bool keeps = s->options.error_feedback && !x->voided;
     for (int64_t row = 0; row < t->rows; row++) {
         int64_t at = row * t->cols;
-        own_row_expand(p, s, t, expanded, row);
-        for (int64_t k = 0; k < t->cols; k++)
-            t->error[at + k] = s->options.error_feedback ? t->error[at + k] - expanded[k] : 0.0f;
+        if (x->me != NOWHERE) own_row_expand(p, s, t, expanded, row);
+        if (DLXI_PLANTED(22) && x->me == NOWHERE) t->error[at] -= 0.5f; /* as if it had sent */
+        for (int64_t k = 0; k < t->cols && x->me != NOWHERE; k++)
+            t->error[at + k] = keeps ? t->error[at + k] - expanded[k] : 0.0f;
         const float *update = t->low_rank ? expanded : p->update + at;
         if (t->low_rank)
             dlxi_expand_row(expanded, p->p_hat, p->q_hat, row, t->rows, t->cols, p->columns,
@@ -493,11 +577,14 @@ static void tensor_commit(dlxi_exchange *x, const part *p, dlxi_state *s, dlxi_s
     }
 }
 
-/* θ ← the mean of the sites' statistics; nothing of them waits for a later round. */
-static void statistics_commit(const part *p, dlxi_state_tensor *t) {
+/* θ ← the mean of the sites' statistics; nothing of them waits for a later round. Of one that is
+ * followed, what this site submitted is the difference to the new θ. */
+static void statistics_commit(const dlxi_exchange *x, const part *p, dlxi_state_tensor *t) {
     int64_t values = dlxi_state_tensor_values(t);
-    for (int64_t k = 0; k < values; k++) t->anchor[k] = t->anchor[k] - p->update[k];
-    memset(t->error, 0, (size_t)values * sizeof(float));
+    for (int64_t k = 0; k < values; k++) {
+        t->anchor[k] = t->anchor[k] - p->update[k];
+        t->error[k] = x->me == NOWHERE ? t->error[k] - p->update[k] : 0.0f;
+    }
 }
 
 /* The next basis: Q̂, orthonormalised; dead columns are drawn at random. */
@@ -555,7 +642,7 @@ static void tensors_commit(dlxi_exchange *x, dlxi_state *s) {
             memcpy(t->error, x->parts[i].update,
                    (size_t)dlxi_state_tensor_values(t) * sizeof(float));
         else if (t->kind == DLX_STATISTICS)
-            statistics_commit(&x->parts[i], t);
+            statistics_commit(x, &x->parts[i], t);
         else
             tensor_commit(x, &x->parts[i], s, t);
         if (t->low_rank) basis_turn(x, &x->parts[i], s, t);
@@ -563,9 +650,32 @@ static void tensors_commit(dlxi_exchange *x, dlxi_state *s) {
     }
 }
 
-void dlxi_exchange_commit(dlxi_exchange *x, dlxi_state *s) {
-    DLXI_ASSERT(x->phase == STAGED && s->count == x->count && s->rounds + 1 == x->round);
+/* As after the last trip. */
+static void results_take(dlxi_exchange *x, const dlxi_state *s) {
     dlxi_arithmetic saved;
+    dlxi_arithmetic_enter(&saved);
+    for (int trip = 0; trip < TRIPS; trip++)
+        if (x->active[trip]) dlxi_allreduce_result(x->trips[trip], x->flat[trip]);
+    dlxi_arithmetic_leave(&saved);
+    factors_take(x, s);
+    projections_take(x, s);
+}
+
+void dlxi_exchange_keep(const dlxi_exchange *x, dlxi_history *history) {
+    dlxi_entry_trip trips[TRIPS] = {0};
+    for (int trip = 0; trip < TRIPS; trip++)
+        if (x->active[trip])
+            trips[trip].codes = (uint8_t *)(uintptr_t)dlxi_allreduce_codes(
+                x->trips[trip], (const dlxi_segment **)&trips[trip].segments,
+                &trips[trip].segment_count, &trips[trip].group_bytes);
+    dlxi_history_keep(history, x->round, trips);
+}
+
+void dlxi_exchange_commit(dlxi_exchange *x, dlxi_state *s) {
+    DLXI_ASSERT(x->phase == STAGED || x->phase == FOLLOWING);
+    DLXI_ASSERT(s->count == x->count && s->rounds + 1 == x->round);
+    dlxi_arithmetic saved;
+    if (x->phase == FOLLOWING) results_take(x, s);
     dlxi_arithmetic_enter(&saved);
     tensors_commit(x, s);
     if (!s->method->averages_gradients) dlxi_state_rehash(s);
@@ -576,5 +686,5 @@ void dlxi_exchange_commit(dlxi_exchange *x, dlxi_state *s) {
 }
 
 float dlxi_exchange_weight(const dlxi_exchange *x) {
-    return x->weights[x->me];
+    return x->me == NOWHERE ? 0.0f : x->weights[x->me];
 }

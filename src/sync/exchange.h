@@ -6,12 +6,17 @@
  *   begin → trip 0: P factors of low-rank tensors, the rest whole → trip 1: Q factors → staged →
  *   commit | abort → begin
  *
+ * or, for a round in which this site was not:
+ *
+ *   follow → entries of all trips, as they were committed → followed → commit
+ *
  * Statistics travel beside trip 0, unquantised, as trip 2. Until commit nothing in the state
  * changes. */
 #ifndef DLXI_SYNC_EXCHANGE_H
 #define DLXI_SYNC_EXCHANGE_H
 
 #include "sync/allreduce.h"
+#include "sync/history.h"
 #include "sync/state.h"
 #include "wire/messages.h"
 
@@ -53,11 +58,25 @@ bool dlxi_exchange_is_staged(const dlxi_exchange *x);
 /* What an attempt still lacks from a site. */
 dlxi_awaited dlxi_exchange_awaits(const dlxi_exchange *x, uint16_t site);
 
-/* e, v, θ and the bases of a staged attempt; then ranks and H for the rounds to come. Can't fail.
- */
+/* The round after the state's was committed by this view, without this site: its results come as
+ * entries. */
+dlx_status dlxi_exchange_follow(dlxi_exchange *x, const dlxi_state *state, const dlxi_view *view,
+                                uint64_t round, dlx_error *error);
+bool dlxi_exchange_is_following(const dlxi_exchange *x);
+/* What is missing, as a FETCH frame says it; false: nothing, commit may be called. */
+bool dlxi_exchange_wants(const dlxi_exchange *x, dlxi_frame *fetch);
+/* An ENTRY frame of this round: as dlxi_allreduce_on_entry. */
+dlx_status dlxi_exchange_on_entry(dlxi_exchange *x, const dlxi_frame *frame, bool *moved,
+                                  dlx_error *error);
+
+/* Adds the results of a staged attempt, or a round that is followed, to the history. Without memory
+ * it is not kept. */
+void dlxi_exchange_keep(const dlxi_exchange *x, dlxi_history *history);
+/* e, v, θ and the bases of a staged attempt; then ranks and H for the rounds to come. Of a round
+ * that is followed the same, but M stays what it is. Can't fail. */
 void dlxi_exchange_commit(dlxi_exchange *x, dlxi_state *state);
 
-/* This site's weight in the last view. */
+/* This site's weight in the last view; 0 if it was not in it. */
 float dlxi_exchange_weight(const dlxi_exchange *x);
 
 #endif

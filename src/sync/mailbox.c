@@ -30,7 +30,11 @@ void dlxi_mailbox_ask(dlxi_mailbox *m, const dlxi_request *r) {
     DLXI_ASSERT(!r->submits || (r->state != NULL && !all->submits));
     if (r->state != NULL) all->state = r->state;
     if (r->submits) all->ready = r->ready;
-    if (r->report != NULL) all->report = r->report;
+    if (r->report != NULL) {
+        all->report = r->report;
+        all->parts = r->parts;
+        all->part_count = r->part_count;
+    }
     if (r->closes) all->why = r->why;
     all->submits = all->submits || r->submits;
     all->recalls = (all->recalls || r->recalls) && r->state == NULL;
@@ -74,6 +78,7 @@ void dlxi_mailbox_give(dlxi_mailbox *m, const dlxi_outcome *o) {
             m->outcome.view_tokens = old.view_tokens;
             m->outcome.own_tokens = old.own_tokens;
             m->outcome.weight = old.weight;
+            m->outcome.speed = old.speed;
             m->outcome.member_index = old.member_index;
             m->outcome.member_count = old.member_count;
         }

@@ -5,6 +5,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
 #include "base/clock.h"
 #include "base/flag.h"
@@ -35,12 +36,15 @@ struct dlx_sync {
     uint64_t round_tokens;   /* trained on in the present round */
     uint64_t flying_tokens;  /* of the round that is submitted and not applied */
     uint64_t applied_tokens; /* committed, as of the last apply */
-    double run_share;        /* the run's tokens to one of this site's, as of the last apply */
-    uint64_t windows_taken;  /* of the present round's lease */
-    double pace;             /* factor of H, for rounds from now on */
+    uint64_t applied_rounds;
+    double run_share;       /* the run's tokens to one of this site's, as of the last apply */
+    uint64_t windows_taken; /* of the present round's lease */
+    double pace;            /* factor of H, for rounds from now on */
+    double balance;         /* the same, for this site's speed */
     bool finished, reported;
+    dlx_end end;               /* what the caller was told */
     dlxi_outcome last;         /* the newest of each kind so far */
-    dlxi_lease leases[LEASES]; /* of round n at n mod LEASES */
+    dlxi_lease leases[LEASES]; /* of submission n at n mod LEASES */
     atomic_bool interrupted;
     pthread_mutex_t statistics_mutex;
     dlx_statistics statistics;
@@ -58,14 +62,14 @@ static void ask(dlx_sync *s, const dlxi_request *request) {
 }
 
 static void lease_keep(dlx_sync *s, const dlxi_lease *lease) {
-    s->leases[lease->round % LEASES] = *lease;
+    s->leases[lease->submission % LEASES] = *lease;
 }
 
 static void statistics_of_commit(dlx_sync *s, const dlxi_outcome *o) {
     dlxi_adapt_sums sums = dlxi_state_adapt_sums(s->state);
     pthread_mutex_lock(&s->statistics_mutex);
     dlx_statistics *st = &s->statistics;
-    st->rounds++;
+    st->rounds = s->state->rounds;
     st->committed_tokens = o->commit.committed_tokens;
     st->round_bytes = o->exchange_bytes;
     st->payload_bytes += o->exchange_bytes;
@@ -101,12 +105,16 @@ static void outcome_take(dlx_sync *s, int wait_ms) {
         s->last.view_tokens = o.view_tokens;
         s->last.own_tokens = o.own_tokens;
         s->last.weight = o.weight;
+        s->last.speed = o.speed;
         s->last.member_index = o.member_index;
         s->last.member_count = o.member_count;
         lease_keep(s, &o.commit.lease);
         statistics_of_commit(s, &o);
     }
     s->last.ended = s->last.ended || o.ended;
+    s->last.parts = o.parts;
+    s->last.part_count = o.part_count;
+    s->last.saves = o.saves;
     pthread_mutex_lock(&s->statistics_mutex);
     s->statistics.attempts = o.attempts;
     pthread_mutex_unlock(&s->statistics_mutex);
@@ -174,7 +182,7 @@ dlx_status dlxi_sync_open(dlx_sync **out, const dlx_sync_config *options, dlxi_l
     s->link = link;
     s->options = *options;
     s->method = dlxi_method_of(options->overlap);
-    s->pace = 1;
+    s->pace = s->balance = 1;
     s->round = (dlxi_round){.when = s->method->when,
                             .inner_steps = options->inner_steps,
                             .inner_steps_max = options->inner_steps_max,
@@ -185,7 +193,11 @@ dlx_status dlxi_sync_open(dlx_sync **out, const dlx_sync_config *options, dlxi_l
     DLX_TRY_OUT(dlxi_local_read(s->local, s->state, error));
     DLX_TRY_OUT(dlxi_consensus_open(&s->consensus, options->rank, options->ranks, options->gather,
                                     options->gather_context, error));
-    DLX_TRY_OUT(dlxi_engine_open(&s->engine, options, s->state, dlxi_clock_ns() / 1000000, error));
+    uint64_t incarnation;
+    if (getrandom(&incarnation, sizeof incarnation, 0) != sizeof incarnation)
+        DLX_FAIL_OUT(error, SYSTEM, "the system has no random numbers for this process's number");
+    DLX_TRY_OUT(dlxi_engine_open(&s->engine, options, incarnation, s->state,
+                                 dlxi_clock_ns() / 1000000, error));
     s->options.site = s->options.shared_text = NULL; /* the caller's, and read by now */
     statistics_begin(s);
     DLX_TRY_OUT(join(s, error));
@@ -258,24 +270,37 @@ static dlx_status next_inner_steps(dlx_sync *s, uint32_t *inner_steps, dlx_error
                                       error);
 }
 
+/* How long this site can wait for others at a round's begin without losing time: half of what
+ * training has to spare until it must wait itself; a tenth of the round if it waits anyway. */
+static uint32_t grace_ms(const dlx_sync *s, double step_s) {
+    double spare_s = (s->round.inner_steps_max - (double)s->round.inner_steps) * step_s -
+                     s->statistics.exchange_s;
+    double grace_s =
+        s->method->when == DLXI_WHEN_WAITED_FOR ? 0.1 * s->round.steps * step_s : 0.5 * spare_s;
+    return (uint32_t)(1000 * fmin(fmax(grace_s, 0), 86400));
+}
+
 /* The round's M is in place: the state is the engine's from here to the commit. */
 static dlx_status submit_to_engine(dlx_sync *s, double norm, dlx_error *error) {
     uint32_t next;
     DLX_TRY(next_inner_steps(s, &next, error));
+    double step_s = s->round.steps == 0 ? 0 : s->round_step_s / s->round.steps;
     dlxi_request request = {.state = s->state, .submits = true};
     request.ready = (dlxi_ready){
         .tokens = s->round_tokens,
         .windows_used = (uint32_t)s->windows_taken,
         .norm = norm,
         .anchor_hash = s->method->averages_gradients ? 0 : dlxi_state_anchor_hash(s->state),
-        .step_ns = s->round.steps == 0 ? 0 : (uint64_t)(s->round_step_s * 1e9 / s->round.steps)};
+        .step_ns = (uint64_t)(step_s * 1e9),
+        .grace_ms = grace_ms(s, step_s)};
     s->flying_tokens = s->round_tokens;
     s->round_tokens = 0;
     s->windows_taken = 0;
     s->round_step_s = 0;
+    double most = fmax(1, round(s->pace * s->options.inner_steps_max));
     double inner_steps = fmax(1, round(s->pace * next));
-    s->round.inner_steps_max =
-        (uint32_t)fmax(inner_steps, round(s->pace * s->options.inner_steps_max));
+    if (s->options.balance) inner_steps = fmin(fmax(1, round(s->balance * inner_steps)), most);
+    s->round.inner_steps_max = (uint32_t)fmax(inner_steps, most);
     dlxi_round_on_submitted(&s->round, (uint32_t)inner_steps);
     pthread_mutex_lock(&s->statistics_mutex);
     s->statistics.update_norm = norm;
@@ -286,13 +311,26 @@ static dlx_status submit_to_engine(dlx_sync *s, double norm, dlx_error *error) {
     return DLX_OK;
 }
 
+/* Towards this site's speed, in steps of at most a quarter; noise of a few per cent is left alone.
+ */
+static void balance_turn(dlx_sync *s) {
+    enum { NOISE_PERCENT = 5 };
+    const double step_max = 1.25;
+    if (!s->options.balance || s->last.speed <= 0) return;
+    double turn = s->last.speed / s->balance;
+    if (fabs(turn - 1) * 100 < NOISE_PERCENT) return;
+    s->balance *= fmin(fmax(turn, 1 / step_max), step_max);
+}
+
 /* The committed round takes effect for the training. */
 static void settle(dlx_sync *s) {
     s->applied_tokens = s->last.commit.committed_tokens;
+    s->applied_rounds = s->state->rounds;
     if (s->last.own_tokens > 0)
         s->run_share = (double)s->last.view_tokens / (double)s->last.own_tokens;
-    s->last.site_index = s->last.member_index;
     s->last.site_count = s->last.member_count;
+    s->last.site_index = s->last.member_index < s->last.member_count ? s->last.member_index : 0;
+    balance_turn(s);
     s->finished = s->last.commit.finished;
     s->last.committed = false;
     s->flying_tokens = 0;
@@ -397,7 +435,7 @@ dlx_status dlxi_sync_step(dlx_sync *s, uint64_t tokens, dlx_step *step, dlx_erro
         pthread_mutex_unlock(&s->statistics_mutex);
     }
     step->finished = s->finished;
-    step->round = s->round.number;
+    step->round = s->applied_rounds + 1 + s->round.outstanding;
     step->inner_steps = s->round.inner_steps;
     step->step_in_round = s->round.steps;
     s->outside_since_s = dlxi_clock_s();
@@ -434,7 +472,7 @@ dlx_status dlxi_sync_gradients(dlx_sync *s, float *const *gradients, uint64_t to
 
 dlx_status dlxi_sync_windows(dlx_sync *s, uint64_t *positions, uint32_t count, dlx_error *error) {
     const dlxi_lease *lease = &s->leases[s->round.number % LEASES];
-    uint64_t leased = lease->round == s->round.number ? dlxi_lease_windows(lease) : 0;
+    uint64_t leased = lease->submission == s->round.number ? dlxi_lease_windows(lease) : 0;
     if (s->windows_taken > leased || count > leased - s->windows_taken)
         DLX_FAIL(error, STATE, "the lease of round %llu has %llu windows left, not %u",
                  (unsigned long long)s->round.number,
@@ -445,16 +483,54 @@ dlx_status dlxi_sync_windows(dlx_sync *s, uint64_t *positions, uint32_t count, d
     return DLX_OK;
 }
 
+/* Whether this site has more to do than the caller was told. */
+static bool end_has_more(const dlx_sync *s) {
+    const dlxi_outcome *o = &s->last;
+    return o->part_count > 0 && (o->part_count != s->end.part_count ||
+                                 (o->parts & ~s->end.parts) != 0 || (o->saves && !s->end.saves));
+}
+
+dlx_status dlxi_sync_end(dlx_sync *s, dlx_end *end, dlx_error *error) {
+    if (!s->finished) DLX_FAIL(error, STATE, "the run is not finished");
+    outcome_take(s, 0);
+    while (s->last.part_count == 0 && !s->last.ended && !is_interrupted(s))
+        outcome_take(s, TICK_MS);
+    if (s->last.part_count == 0) {
+        DLX_TRY(dlxi_mailbox_failure(&s->mailbox, error));
+        DLX_FAIL(error, INTERRUPTED, "interrupted");
+    }
+    dlx_end own = {
+        .parts = s->last.parts, .part_count = s->last.part_count, .saves = s->last.saves};
+    if (s->options.ranks > 1) DLX_TRY(dlxi_consensus_first(&s->consensus, &own, sizeof own, error));
+    s->end = own;
+    end->parts = own.parts;
+    end->part_count = own.part_count;
+    end->saves = own.saves;
+    return DLX_OK;
+}
+
+/* Until the run is over. DLX_AGAIN: there is more to do first. */
 dlx_status dlxi_sync_report(dlx_sync *s, const char *text, dlx_error *error) {
     if (!s->finished) DLX_FAIL(error, STATE, "the run is not finished");
     if (s->reported) DLX_FAIL(error, STATE, "the run has this site's report already");
-    dlxi_request request = {.report = strdup(text)};
+    bool asks = s->end.part_count > 0;
+    dlxi_request request = {.report = strdup(text),
+                            .parts = asks ? s->end.parts : UINT64_MAX,
+                            .part_count = (uint16_t)s->end.part_count};
     if (request.report == NULL) DLX_FAIL(error, MEMORY, "out of memory for a report");
     s->reported = true;
     ask(s, &request);
+    outcome_take(s, 0);
+    while (!s->last.ended && !is_interrupted(s) && !(asks && end_has_more(s)))
+        outcome_take(s, TICK_MS);
+    if (!s->last.ended && !is_interrupted(s)) {
+        s->reported = false;
+        DLX_FAIL(error, AGAIN, "another site is lost, and its work is this site's now");
+    }
     dlx_error why;
-    dlx_status status = wait_for(s, &s->last.ended, NULL, &why);
-    if (status == DLX_OK) status = dlxi_mailbox_failure(&s->mailbox, &why);
+    dlx_status status = dlxi_mailbox_failure(&s->mailbox, &why);
+    if (status == DLX_OK && !s->last.ended)
+        status = dlxi_error_set(&why, DLX_INTERRUPTED, "interrupted");
     if (status != DLX_OK && error != NULL) *error = why;
     return status;
 }

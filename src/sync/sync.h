@@ -17,6 +17,7 @@ dlx_status dlxi_sync_step(dlx_sync *s, uint64_t tokens, dlx_step *step, dlx_erro
 dlx_status dlxi_sync_gradients(dlx_sync *s, float *const *gradients, uint64_t tokens,
                                double *waited_s, dlx_error *error);
 dlx_status dlxi_sync_windows(dlx_sync *s, uint64_t *positions, uint32_t count, dlx_error *error);
+dlx_status dlxi_sync_end(dlx_sync *s, dlx_end *end, dlx_error *error);
 dlx_status dlxi_sync_report(dlx_sync *s, const char *text, dlx_error *error);
 void dlxi_sync_pace(dlx_sync *s, double factor);
 uint64_t dlxi_sync_tokens(const dlx_sync *s);

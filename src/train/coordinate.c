@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The coordinator's process: collects the sites' summaries and writes the run's. */
+/* The coordinator's process: collects the sites' summaries and writes the run's; and keeps the run
+ * in run.dir/coordinator.db while it is not over. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,6 +50,48 @@ static dlx_status on_begin(void *context, dlx_error *error) {
     return status;
 }
 
+/* Opens the coordinator, with a store unless the sites end with this process, and checks that no
+ * other run than its own uses run.dir. */
+static dlx_status coordinator_open(dlx_coordinator **out, char store[DLXI_PATH_BYTES],
+                                   const dlx_coordinator_config *settings, const collected *c,
+                                   dlx_error *error) {
+    bool found, stored = c->options->hub == NULL && !c->options->unstored;
+    DLX_TRY(dlxi_folder_check_writable(c->run_dir, NULL, error));
+    DLX_TRY(dlxi_folder_store(store, &found, c->run_dir, error));
+    if (!found || !stored) DLX_TRY(dlxi_folder_check_unused(c->run_dir, 0, error));
+    if (found && !stored)
+        DLX_FAIL(error, CONFIG,
+                 "run.dir: '%.100s' has a run that is not over (coordinator.db): go on with it "
+                 "with 'dilocox coordinator', or move that file away to begin another run, or set "
+                 "another run.dir",
+                 c->run_dir);
+    if (!stored) {
+        store[0] = '\0';
+        return dlx_coordinator_open(out, settings, error);
+    }
+    DLX_TRY(dlx_coordinator_open_stored(out, settings, store, error));
+    return dlxi_folder_check_unused(c->run_dir, dlx_coordinator_run_id(*out), error);
+}
+
+/* What a run went through: attempts, recoveries, and each site's absences. */
+static json_t *membership_of(const dlx_coordinator *coordinator) {
+    dlx_coordinator_statistics st = DLX_COORDINATOR_STATISTICS_INIT;
+    dlx_site_statistics site = DLX_SITE_STATISTICS_INIT;
+    json_t *sites = json_array();
+    (void)dlx_coordinator_statistics_of(coordinator, &st, NULL); /* no argument is wrong */
+    for (uint32_t i = 0; dlx_coordinator_site_statistics(coordinator, i, &site, NULL) == DLX_OK;
+         i++)
+        json_array_append_new(sites, json_pack("{s:s, s:I, s:I, s:I, s:f}", "site", site.site,
+                                               "rounds", (json_int_t)site.rounds, "left_out",
+                                               (json_int_t)site.left_out, "away",
+                                               (json_int_t)site.away, "away_s", site.away_s));
+    return json_pack("{s:I, s:{s:I, s:I, s:I, s:I}, s:{s:I, s:f, s:f}, s:o}", "attempts",
+                     (json_int_t)st.attempts, "failed", "stalled", (json_int_t)st.stalled, "broken",
+                     (json_int_t)st.broken, "differing", (json_int_t)st.differing, "member_lost",
+                     (json_int_t)st.member_lost, "recoveries", "count", (json_int_t)st.recoveries,
+                     "mean_s", st.recovery_s_mean, "max_s", st.recovery_s_max, "sites", sites);
+}
+
 dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_options *options,
                            dlx_error *error) {
     dlx_status status = DLX_OK;
@@ -59,8 +102,9 @@ dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_optio
                    .dropped = json_array(),
                    .folder = DLXI_FOLDER_NONE};
     dlx_coordinator_config settings = config->coordinator;
-    char listen[128], path[DLXI_PATH_BYTES], run_id[DLXI_RUN_ID_BYTES], *shared_text = NULL;
-    json_t *merged = NULL;
+    char listen[128], path[DLXI_PATH_BYTES], store[DLXI_PATH_BYTES] = "", run_id[DLXI_RUN_ID_BYTES],
+                                             *shared_text = NULL;
+    json_t *merged = NULL, *membership = NULL;
     DLX_TRY_OUT(dlxi_config_check(config, error));
     DLX_TRY_OUT(dlxi_config_check_coordinator(config, options->coordinator, error));
     DLX_TRY_OUT(dlxi_config_link(&settings.link, listen, config, options->coordinator, options->hub,
@@ -78,21 +122,25 @@ dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_optio
     settings.interrupted = options->interrupted;
     DLX_TRY_OUT(dlxi_outputs_check(config, config->run.dir, error));
     DLX_TRY_OUT(dlxi_path_join(path, config->run.dir, "summary.json", error));
-    DLX_TRY_OUT(dlxi_folder_check(config->run.dir, NULL, error));
-    DLX_TRY_OUT(dlx_coordinator_open(&coordinator, &settings, error));
+    DLX_TRY_OUT(coordinator_open(&coordinator, store, &settings, &c, error));
     c.run_id = dlx_coordinator_run_id(coordinator);
     dlxi_run_id_show(run_id, c.run_id);
     dlx_coordinator_on_begin(coordinator, on_begin, &c);
     dlx_coordinator_on_drop(coordinator, on_drop, &c);
+    dlx_coordinator_release_when(coordinator, options->released);
     if (options->on_listening != NULL)
         options->on_listening(options->context, dlx_coordinator_endpoint(coordinator));
     DLX_TRY_OUT(dlx_coordinator_run(coordinator, error));
-    merged = dlxi_summary_merge(c.sites, c.dropped, run_id);
+    membership = membership_of(coordinator);
+    merged = dlxi_summary_merge(c.sites, c.dropped, membership, run_id);
     DLX_TRY_OUT(dlxi_summary_write(path, merged, error));
 out:
+    /* after the summary: until then a coordinator that is started again writes it */
+    if (dlx_coordinator_is_over(coordinator)) dlxi_folder_store_remove(store);
     dlx_coordinator_close(&coordinator);
     dlxi_folder_leave(&c.folder);
     json_decref(merged);
+    json_decref(membership);
     json_decref(c.sites);
     json_decref(c.dropped);
     free(shared_text);

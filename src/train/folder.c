@@ -16,6 +16,8 @@
 #include "train/results.h"
 
 #define LOCK_NAME      ".lock"
+#define STORE_NAME     "coordinator.db"
+#define STORE_JOURNAL  STORE_NAME "-journal"
 #define PREVIOUS       "previous-"
 #define LOCK_ID_PREFIX "run "
 
@@ -28,8 +30,9 @@ void dlxi_run_id_show(char text[DLXI_RUN_ID_BYTES], uint64_t run_id) {
 const char *dlxi_folder_misnames(const char *site) {
     if (!dlxi_name_valid(site)) return DLXI_NAME_RULE;
     if (strcmp(site, "weights") == 0 || strcmp(site, "summary.json") == 0 ||
+        strcmp(site, STORE_NAME) == 0 || strcmp(site, STORE_JOURNAL) == 0 ||
         strncmp(site, PREVIOUS, strlen(PREVIOUS)) == 0)
-        return "weights, summary.json and previous-… are other files of run.dir";
+        return "weights, summary.json, " STORE_NAME " and previous-… are other files of run.dir";
     return NULL;
 }
 
@@ -117,7 +120,7 @@ static dlx_status writable_check(const char *path, dlx_error *error) {
 }
 
 /* Asks for the lock without taking it. */
-dlx_status dlxi_folder_check_unused(const char *run_dir, dlx_error *error) {
+dlx_status dlxi_folder_check_unused(const char *run_dir, uint64_t run_id, dlx_error *error) {
     char path[DLXI_PATH_BYTES], holder[HOLDER_BYTES];
     struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
     DLX_TRY(dlxi_path_join(path, run_dir, LOCK_NAME, error));
@@ -125,9 +128,9 @@ dlx_status dlxi_folder_check_unused(const char *run_dir, dlx_error *error) {
     if (fd < 0 && errno == ENOENT) return DLX_OK;
     if (fd < 0) return fail_unusable(run_dir, path, strerror(errno), error);
     bool taken = fcntl(fd, F_OFD_GETLK, &whole) == 0 && whole.l_type != F_UNLCK;
-    (void)lock_read(fd, holder);
+    uint64_t id = lock_read(fd, holder);
     close(fd);
-    return taken ? fail_in_use(run_dir, holder, error) : DLX_OK;
+    return taken && (id == 0 || id != run_id) ? fail_in_use(run_dir, holder, error) : DLX_OK;
 }
 
 /* In whatever way it is written. */
@@ -137,7 +140,7 @@ static bool is_root(const char *path) {
            own.st_ino == root.st_ino;
 }
 
-dlx_status dlxi_folder_check(const char *run_dir, const char *site, dlx_error *error) {
+dlx_status dlxi_folder_check_writable(const char *run_dir, const char *site, dlx_error *error) {
     char path[DLXI_PATH_BYTES];
     if (is_root(run_dir))
         DLX_FAIL(error, CONFIG,
@@ -149,7 +152,29 @@ dlx_status dlxi_folder_check(const char *run_dir, const char *site, dlx_error *e
         DLX_TRY(dlxi_path_join(path, run_dir, site, error));
         DLX_TRY(writable_check(path, error));
     }
-    return dlxi_folder_check_unused(run_dir, error);
+    return DLX_OK;
+}
+
+dlx_status dlxi_folder_check(const char *run_dir, const char *site, dlx_error *error) {
+    DLX_TRY(dlxi_folder_check_writable(run_dir, site, error));
+    return dlxi_folder_check_unused(run_dir, 0, error);
+}
+
+/* ---- the coordinator's store ----------------------------------------------------------------- */
+
+dlx_status dlxi_folder_store(char path[DLXI_PATH_BYTES], bool *found, const char *run_dir,
+                             dlx_error *error) {
+    struct stat facts;
+    DLX_TRY(dlxi_path_join(path, run_dir, STORE_NAME, error));
+    *found = lstat(path, &facts) == 0;
+    return DLX_OK;
+}
+
+void dlxi_folder_store_remove(const char *path) {
+    char journal[DLXI_PATH_BYTES + 16];
+    snprintf(journal, sizeof journal, "%s-journal", path);
+    /* the file first: a journal without it means nothing */
+    if (unlink(path) == 0) (void)unlink(journal);
 }
 
 /* ---- earlier results ------------------------------------------------------------------------- */

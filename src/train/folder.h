@@ -4,7 +4,10 @@
  *
  * RUN_DIR/.lock names the run. Each process of a run locks it while it runs, shared; the first one
  * exclusively, while it moves what an earlier run left to RUN_DIR/previous-N. The system drops the
- * locks of a process that ends in whatever way. */
+ * locks of a process that ends in whatever way.
+ *
+ * RUN_DIR/coordinator.db is the store of the coordinator that runs there. It is removed when its
+ * run is over: a coordinator that finds it goes on with that run. */
 #ifndef DLXI_TRAIN_FOLDER_H
 #define DLXI_TRAIN_FOLDER_H
 
@@ -18,10 +21,19 @@ void dlxi_run_id_show(char text[DLXI_RUN_ID_BYTES], uint64_t run_id);
 /* NULL, or why no site may have this name: it is no name, or another file of run.dir. */
 const char *dlxi_folder_misnames(const char *site);
 
-/* Both change nothing. Whether no run uses run.dir; and whether it, and the directory `site` in it
- * (NULL: none), can be made and written, too. DLX_CONFIG. */
-dlx_status dlxi_folder_check_unused(const char *run_dir, dlx_error *error);
+/* These change nothing. Whether no other run than this one (0: none at all) uses run.dir; whether
+ * it, and the directory `site` in it (NULL: none), can be made and written; and both, for no run.
+ * DLX_CONFIG. */
+dlx_status dlxi_folder_check_unused(const char *run_dir, uint64_t run_id, dlx_error *error);
+dlx_status dlxi_folder_check_writable(const char *run_dir, const char *site, dlx_error *error);
 dlx_status dlxi_folder_check(const char *run_dir, const char *site, dlx_error *error);
+
+/* *found ← whether run.dir has the store of a run that is not over; path ← where it is, or would
+ * be. */
+dlx_status dlxi_folder_store(char path[DLXI_PATH_BYTES], bool *found, const char *run_dir,
+                             dlx_error *error);
+/* Of a run that is over. */
+void dlxi_folder_store_remove(const char *path);
 
 typedef struct dlxi_folder {
     int lock; /* a file descriptor; −1: none */

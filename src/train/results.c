@@ -148,7 +148,8 @@ static json_t *integer(double value) {
     return json_integer((json_int_t)value);
 }
 
-json_t *dlxi_summary_merge(const json_t *sites, const json_t *dropped, const char *run_id) {
+json_t *dlxi_summary_merge(const json_t *sites, const json_t *dropped, const json_t *membership,
+                           const char *run_id) {
     double count = (double)json_array_size(sites), utilization = 0;
     size_t i;
     json_t *site;
@@ -193,6 +194,7 @@ json_t *dlxi_summary_merge(const json_t *sites, const json_t *dropped, const cha
         {"anchor_hash", common(sites, "anchor_hash")},
         {"per_site", json_deep_copy(sites)},
         {"dropped", json_deep_copy(dropped)},
+        {"membership", json_deep_copy(membership)},
     };
     for (size_t k = 0; k < sizeof fields / sizeof *fields; k++)
         json_object_set_new(merged, fields[k].key, fields[k].value);

@@ -32,6 +32,7 @@ dlx_status dlxi_summary_write(const char *path, const json_t *summary, dlx_error
 
 /* The run's summary from an array of the sites' summaries: sums, means, and values that all sites
  * share; `dropped` goes into it as it is. A new reference. */
-json_t *dlxi_summary_merge(const json_t *sites, const json_t *dropped, const char *run_id);
+json_t *dlxi_summary_merge(const json_t *sites, const json_t *dropped, const json_t *membership,
+                           const char *run_id);
 
 #endif

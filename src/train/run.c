@@ -197,7 +197,7 @@ static dlx_status results_check(site_run *r, dlx_error *error) {
     if (reason != NULL) DLX_FAIL(error, CONFIG, "site: '%s' is not allowed; %s", shown, reason);
     DLX_TRY(dlxi_path_join(r->directory, r->config->run.dir, site, error));
     /* only the first rank writes there for sure */
-    if (r->rank != 0) return dlxi_folder_check_unused(r->config->run.dir, error);
+    if (r->rank != 0) return dlxi_folder_check_unused(r->config->run.dir, 0, error);
     DLX_TRY(dlxi_outputs_check(r->config, r->config->run.dir, error));
     DLX_TRY(dlxi_outputs_check(r->config, r->directory, error));
     return dlxi_folder_check(r->config->run.dir, site, error);
@@ -275,12 +275,19 @@ static void evaluation_show(const site_run *r, const char *of, double loss) {
     event_send(r, &event);
 }
 
-/* *loss_sum ← the loss of this site's part of the validation windows, summed over tokens. */
-static dlx_status site_evaluate(site_run *r, const char *of, double *loss_sum, dlx_error *error) {
-    DLX_TRY(dlxi_pipeline_evaluate(r->pipeline, r->validation_file,
-                                   (int64_t)r->config->train.eval_tokens,
-                                   dlx_sync_site_index(r->sync), dlx_sync_site_count(r->sync),
-                                   loss_sum, &r->val_tokens, error));
+/* The loss of these of `count` parts of the validation windows, summed over tokens, is added to
+ * *loss_sum, and the tokens to r->val_tokens. */
+static dlx_status parts_evaluate(site_run *r, const char *of, uint64_t parts, uint32_t count,
+                                 double *loss_sum, dlx_error *error) {
+    for (uint32_t part = 0; part < count; part++) {
+        double sum, tokens;
+        if ((parts >> part & 1u) == 0) continue;
+        DLX_TRY(dlxi_pipeline_evaluate(r->pipeline, r->validation_file,
+                                       (int64_t)r->config->train.eval_tokens, part, count, &sum,
+                                       &tokens, error));
+        *loss_sum += sum;
+        r->val_tokens += tokens;
+    }
     double loss = r->val_tokens > 0 ? *loss_sum / r->val_tokens : (double)NAN;
     evaluation_show(r, of, loss);
     return line_write(r,
@@ -509,6 +516,24 @@ static void run_end_early(site_run *r, dlx_status why, dlx_error *error) {
         lost_append(error, lost, &not_saved);
 }
 
+/* This site's part of the work after the last round; and that of sites that are lost meanwhile. */
+static dlx_status end_run(site_run *r, dlx_error *error) {
+    dlx_end done = {.size = sizeof done}, now = DLX_END_INIT;
+    for (;;) {
+        DLX_TRY(dlx_sync_end(r->sync, &now, error));
+        if (now.part_count != done.part_count) { /* cut anew */
+            done.parts = 0;
+            r->val_loss_sum = r->val_tokens = 0;
+        }
+        DLX_TRY(parts_evaluate(r, "end", now.parts & ~done.parts, now.part_count, &r->val_loss_sum,
+                               error));
+        if (now.saves && !done.saves) DLX_TRY(weights_save(r, r->config->run.dir, error));
+        done = now;
+        dlx_status status = report_send(r, error);
+        if (status != DLX_AGAIN) return status;
+    }
+}
+
 static void joining_announce(site_run *r) {
     char text[256];
     const char *coordinator = r->options->coordinator;
@@ -529,12 +554,12 @@ static dlx_status site_train(site_run *r, dlx_error *error) {
     dlx_event joined = {.kind = DLX_EVENT_JOINED, .sites = dlx_sync_site_count(r->sync)};
     event_send(r, &joined);
     r->start_s = dlxi_clock_s();
-    DLX_TRY(site_evaluate(r, "start", &r->val_loss_initial_sum, error));
+    r->sites = dlx_sync_site_count(r->sync);
+    DLX_TRY(parts_evaluate(r, "start", UINT64_C(1) << dlx_sync_site_index(r->sync),
+                           dlx_sync_site_count(r->sync), &r->val_loss_initial_sum, error));
     r->val_tokens_initial = r->val_tokens;
     while (!step.finished) DLX_TRY(step_train(r, &step, error));
-    DLX_TRY(site_evaluate(r, "end", &r->val_loss_sum, error));
-    if (dlx_sync_site_index(r->sync) == 0) DLX_TRY(weights_save(r, r->config->run.dir, error));
-    return report_send(r, error);
+    return end_run(r, error);
 }
 
 dlx_status dlxi_train(const dlxi_config *config, const dlx_train_options *options,

@@ -46,6 +46,7 @@ typedef struct site_run {
     uint64_t steps;
     double start_s, compute_s, wait_s, step_s_max;
     double recent_s, recent_tokens; /* decaying sums, for the displayed speed */
+    uint32_t sites;                 /* at the start */
     double val_loss_sum, val_loss_initial_sum, val_tokens, val_tokens_initial;
     double exchange_steps; /* Σ over exchange_rounds of the steps that an exchange took */
     uint64_t exchange_rounds;

@@ -74,7 +74,7 @@ json_t *dlxi_run_summarize(const site_run *r, const char *outcome) {
     for (int i = 0; i < r->ranks; i++)
         if (r->reports[i].peak_rss_bytes > peak_rss_bytes)
             peak_rss_bytes = r->reports[i].peak_rss_bytes;
-    double D = dlx_sync_site_count(r->sync), wall_s = dlxi_clock_s() - r->start_s;
+    double D = r->sites, wall_s = dlxi_clock_s() - r->start_s;
     double step_tokens = (double)(c->train.batch * c->model.context),
            trained = (double)r->steps * step_tokens;
     /* of the committed steps: tokens trained past the run's end are discarded */

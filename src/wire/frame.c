@@ -46,8 +46,12 @@ size_t dlxi_frame_encode(uint8_t *dst, const dlxi_frame *frame) {
     dlxi_write_u32(&w, frame->tensor);
     dlxi_write_u16(&w, frame->trip);
     dlxi_write_u16(&w, 0);
-    dlxi_write_u32(&w, frame->offset_groups);
-    dlxi_write_u32(&w, frame->count_groups);
+    if (!dlxi_frame_is_data(frame->kind)) {
+        dlxi_write_u64(&w, frame->coordinator);
+    } else {
+        dlxi_write_u32(&w, frame->offset_groups);
+        dlxi_write_u32(&w, frame->count_groups);
+    }
     dlxi_write_u64(&w, checksum(dst, payload, frame->payload_bytes));
     DLXI_ASSERT(!w.failed && w.used_bytes == DLXI_FRAME_HEADER_BYTES);
     return DLXI_FRAME_HEADER_BYTES + frame->payload_bytes;
@@ -88,8 +92,12 @@ dlx_status dlxi_frame_decode(dlxi_frame *frame, const uint8_t *bytes, size_t cou
     read.tensor = dlxi_read_u32(&r);
     read.trip = dlxi_read_u16(&r);
     uint16_t reserved = dlxi_read_u16(&r);
-    read.offset_groups = dlxi_read_u32(&r);
-    read.count_groups = dlxi_read_u32(&r);
+    if (!dlxi_frame_is_data(kind)) {
+        read.coordinator = dlxi_read_u64(&r);
+    } else {
+        read.offset_groups = dlxi_read_u32(&r);
+        read.count_groups = dlxi_read_u32(&r);
+    }
     uint64_t claimed = dlxi_read_u64(&r);
     if (reserved != 0)
         DLX_FAIL(error, DATA, "frame has reserved bits set: 0x%04x", (unsigned)reserved);

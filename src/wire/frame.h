@@ -10,6 +10,8 @@
  *  12  u32 term              32 u32 tensor         48 u64 XXH3 of bytes 0..47, seeded with
  *                                                         the payload's XXH3
  *
+ * In control frames bytes 40..47 are one u64, the id of the coordinator's life instead.
+ *
  * Values for one tensor travel in frames keyed by its id, so that both ends need not divide the
  * model the same way. */
 #ifndef DLXI_WIRE_FRAME_H
@@ -21,7 +23,7 @@
 enum {
     DLXI_FRAME_HEADER_BYTES = 56,
     DLXI_FRAME_PAYLOAD_MAX = 256 * 1024 - DLXI_FRAME_HEADER_BYTES,
-    DLXI_WIRE_VERSION = 1
+    DLXI_WIRE_VERSION = 2
 };
 
 /* X(NAME, number): numbers are part of the format. Control frames between a site and the
@@ -44,7 +46,9 @@ enum {
     X(CONTRIBUTION, 64)                                                                            \
     X(RESULT, 65)                                                                                  \
     X(ANCHOR, 66)                                                                                  \
-    X(GREETING, 67)
+    X(GREETING, 67)                                                                                \
+    X(FETCH, 68)                                                                                   \
+    X(ENTRY, 69)
 
 typedef enum dlxi_frame_kind {
 #define DLXI_FRAME_KIND_ENUM(name, number) DLXI_FRAME_##name = number,
@@ -55,12 +59,13 @@ typedef enum dlxi_frame_kind {
 typedef struct dlxi_frame {
     dlxi_frame_kind kind;
     uint32_t term;
+    uint64_t coordinator; /* control frames: with the term, which coordinator's life this is of */
     uint64_t round;
     uint32_t attempt;
     /* the sender's; DLXI_SITE_COORDINATOR for the coordinator, DLXI_SITE_NONE before welcome */
     uint16_t site, rank;
-    uint32_t tensor; /* contribution, result, anchor: the tensor's id */
-    uint16_t trip;   /* contribution, result: which of the attempt's AllReduces, 0 or 1 */
+    uint32_t tensor; /* contribution, result, anchor, fetch, entry: the tensor's id */
+    uint16_t trip;   /* contribution, result, fetch, entry: which of the attempt's AllReduces */
     /* the part of the tensor's flat vector that the payload holds */
     uint32_t offset_groups, count_groups;
     uint32_t payload_bytes;
@@ -68,6 +73,11 @@ typedef struct dlxi_frame {
 } dlxi_frame;
 
 enum { DLXI_SITE_COORDINATOR = 0xFFFE, DLXI_SITE_NONE = 0xFFFF };
+
+/* Whether such frames travel between sites; others to and from the coordinator. */
+static inline bool dlxi_frame_is_data(unsigned kind) {
+    return kind >= DLXI_FRAME_CONTRIBUTION;
+}
 
 /* Writes header and payload to dst, which has DLXI_FRAME_HEADER_BYTES + payload_bytes. Returns that
  * size. */

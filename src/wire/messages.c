@@ -24,6 +24,12 @@ DEFINE_FIELD(u32, uint32_t)
 DEFINE_FIELD(u64, uint64_t)
 DEFINE_FIELD(f64, double)
 
+static void field_i64(fields *f, int64_t *value) {
+    uint64_t bits = (uint64_t)*value;
+    field_u64(f, &bits);
+    *value = (int64_t)bits;
+}
+
 static void field_bool(fields *f, bool *value) {
     /* a reader finds any bytes here, which may be no bool */
     uint8_t byte = f->writer != NULL && *value;
@@ -51,7 +57,7 @@ static void field_count(fields *f, uint16_t *count, uint16_t max) {
 
 static void lease_fields(fields *f, dlxi_lease *lease) {
     uint16_t count = (uint16_t)lease->range_count;
-    field_u64(f, &lease->round);
+    field_u64(f, &lease->submission);
     field_count(f, &count, DLXI_LEASE_RANGES_MAX);
     lease->range_count = count;
     for (uint16_t i = 0; i < count; i++) {
@@ -72,6 +78,8 @@ static void hello_fields(fields *f, dlxi_hello *m) {
     field_u64(f, &m->tokens_per_window);
     field_u64(f, &m->data_hash);
     field_u32(f, &m->lease_windows);
+    field_u64(f, &m->incarnation);
+    field_bool(f, &m->keeps_history);
     field_string(f, m->shared_text, DLXI_TEXT_MAX);
 }
 
@@ -96,6 +104,8 @@ static void endpoints_fields(fields *f, dlxi_endpoints *m) {
 }
 
 static void ready_fields(fields *f, dlxi_ready *m) {
+    field_u64(f, &m->submission);
+    field_u64(f, &m->base_round);
     field_u64(f, &m->tokens);
     field_u32(f, &m->windows_used);
     field_u64(f, &m->anchor_hash);
@@ -103,6 +113,7 @@ static void ready_fields(fields *f, dlxi_ready *m) {
     field_u64(f, &m->step_ns);
     field_u64(f, &m->exchange_ns);
     field_u64(f, &m->exchange_bytes);
+    field_u32(f, &m->grace_ms);
 }
 
 static void view_fields(fields *f, dlxi_view *m) {
@@ -114,6 +125,7 @@ static void view_fields(fields *f, dlxi_view *m) {
         field_u64(f, &m->member[i].step_ns);
         field_u64(f, &m->member[i].exchange_ns);
         field_u64(f, &m->member[i].exchange_bytes);
+        field_bool(f, &m->member[i].voided);
         if (m->member[i].site >= DLXI_SITES_MAX ||
             (i > 0 && m->member[i].site <= m->member[i - 1].site))
             f->out_of_range = true;
@@ -121,13 +133,28 @@ static void view_fields(fields *f, dlxi_view *m) {
 }
 
 static void commit_fields(fields *f, dlxi_commit *m) {
+    field_u32(f, &m->term);
+    field_u64(f, &m->coordinator);
     field_u64(f, &m->committed_tokens);
     field_bool(f, &m->finished);
     lease_fields(f, &m->lease);
+    view_fields(f, &m->view);
+}
+
+static void ping_fields(fields *f, dlxi_ping *m) {
+    field_u64(f, &m->run_id);
+    field_u64(f, &m->incarnation);
+    field_i64(f, &m->stamp);
+    field_u64(f, &m->sites);
+    field_u64(f, &m->submission);
+    field_u64(f, &m->parts);
+    field_count(f, &m->part_count, DLXI_SITES_MAX);
+    field_bool(f, &m->saves);
 }
 
 static void reason_fields(fields *f, dlxi_reason *m) {
     field_u16(f, &m->status);
+    field_u16(f, &m->about);
     field_string(f, m->text, DLXI_REASON_MAX);
 }
 
@@ -161,10 +188,14 @@ static void message_fields(fields *f, dlxi_message *m) {
         reason_fields(f, &m->as.reason);
         break;
     case DLXI_FRAME_REPORT:
+        field_u64(f, &m->as.report.parts);
+        field_count(f, &m->as.report.part_count, DLXI_SITES_MAX);
         field_string(f, m->as.report.text, DLXI_TEXT_MAX);
         break;
-    case DLXI_FRAME_FINISHED:
     case DLXI_FRAME_PING:
+        ping_fields(f, &m->as.ping);
+        break;
+    case DLXI_FRAME_FINISHED:
         break;
     default:
         f->out_of_range = true;

@@ -13,9 +13,9 @@ typedef struct dlxi_range {
     uint32_t count;
 } dlxi_range;
 
-/* Positions in the global order of training windows that one site may use in one round. */
+/* Positions in the global order of training windows that one site may use for one submission. */
 typedef struct dlxi_lease {
-    uint64_t round;
+    uint64_t submission;
     uint32_t range_count;
     dlxi_range ranges[DLXI_LEASE_RANGES_MAX]; /* disjoint, count ≥ 1 */
 } dlxi_lease;
@@ -28,6 +28,8 @@ typedef struct dlxi_hello {
     uint64_t anchor_hash;
     uint64_t windows, tokens_per_window, data_hash;
     uint32_t lease_windows; /* wanted a round */
+    uint64_t incarnation;   /* of this process; random */
+    bool keeps_history;     /* it can serve, and take, a round's results later: not allreduce */
     char shared_text[DLXI_TEXT_MAX + 1];
 } dlxi_hello;
 
@@ -41,7 +43,7 @@ typedef struct dlxi_welcome {
         char public_key[DLXI_KEY_TEXT_MAX + 1];
         bool needs_anchor;
     } members[DLXI_SITES_MAX]; /* [sites] */
-    dlxi_lease leases[2];      /* of rounds 1 and 2 */
+    dlxi_lease leases[2];      /* of submissions 1 and 2 */
 } dlxi_welcome;
 
 /* site → coordinator: where I listen for each site; coordinator → site: where each site listens for
@@ -51,15 +53,19 @@ typedef struct dlxi_endpoints {
     char endpoint[DLXI_SITES_MAX][DLXI_ENDPOINT_MAX + 1];
 } dlxi_endpoints;
 
-/* site → coordinator: a round's pseudo-gradient is submitted. */
+/* site → coordinator: a pseudo-gradient is submitted, for the frame's round. A round that commits
+ * without it leaves it as it is, for the next. */
 typedef struct dlxi_ready {
+    uint64_t submission;   /* its number, from 1 */
+    uint64_t base_round;   /* the round that it was made for */
     uint64_t tokens;       /* trained on; the site's weight */
-    uint32_t windows_used; /* of the round's lease */
+    uint32_t windows_used; /* of the submission's lease */
     uint64_t anchor_hash;  /* after the last commit; 0 if replicas need not be equal */
     double norm;           /* of M */
     uint64_t step_ns;      /* an inner step takes */
     uint64_t exchange_ns;  /* the last exchange took, of exchange_bytes; 0: none yet */
     uint64_t exchange_bytes;
+    uint32_t grace_ms; /* this site can wait so long for others without losing time */
 } dlxi_ready;
 
 /* coordinator → site: the view of an attempt. */
@@ -69,6 +75,7 @@ typedef struct dlxi_view {
         uint16_t site;
         uint64_t tokens;
         uint64_t step_ns, exchange_ns, exchange_bytes;
+        bool voided;          /* its submission counts for nothing, and is forgotten */
     } member[DLXI_SITES_MAX]; /* [members], by site */
 } dlxi_view;
 
@@ -76,20 +83,47 @@ typedef struct dlxi_staged {
     uint64_t hash; /* of the results as received */
 } dlxi_staged;
 
-/* coordinator → site: the round counts. */
+/* coordinator → site: the frame's round counts, by the attempt that the frame names, of this
+ * coordinator. Members have staged it; the others fetch its results from one of them. */
 typedef struct dlxi_commit {
+    uint32_t term;
+    uint64_t coordinator;
     uint64_t committed_tokens; /* of the run */
     bool finished;
-    dlxi_lease lease; /* of the round after next */
+    dlxi_lease lease; /* the receiver's newest */
+    dlxi_view view;
 } dlxi_commit;
+
+/* In the `trip` of a rank's control frames. */
+enum { DLXI_SITE_LINKED = 1, DLXI_SITE_ENTERED = 2 };
+
+/* Four times a second, both ways. */
+typedef struct dlxi_ping {
+    uint64_t run_id, incarnation; /* incarnation: the rank's */
+    int64_t stamp; /* the coordinator's clock; from a rank, the newest received; 0: it can't say */
+    /* by site: from a rank, the sites that it exchanges frames with; from the coordinator, those
+     * that it left this one out for, to be tried with larger frames */
+    uint64_t sites;
+    uint64_t
+        submission; /* from the coordinator: the last that it has of this rank, for the round */
+    /* from the coordinator, at the end: the work is cut into part_count parts; bits of this site's;
+     * whether it saves the results. part_count 0: not yet */
+    uint64_t parts;
+    uint16_t part_count;
+    bool saves;
+} dlxi_ping;
 
 /* abort, failed, stop: why. */
 typedef struct dlxi_reason {
-    uint16_t status; /* a dlx_status */
+    uint16_t status; /* a dlx_status; of an abort: TIMEOUT (nothing moves), PEER_LOST (frames were
+                        lost), ABORTED */
+    uint16_t about;  /* of an abort: the site at the other end; DLXI_SITE_NONE: none */
     char text[DLXI_REASON_MAX + 1];
 } dlxi_reason;
 
 typedef struct dlxi_report {
+    uint64_t parts; /* that it is about, of part_count; all bits if the site asks for none */
+    uint16_t part_count;
     char text[DLXI_TEXT_MAX + 1];
 } dlxi_report;
 
@@ -107,7 +141,8 @@ typedef struct dlxi_message {
         dlxi_commit commit;
         dlxi_reason reason; /* ABORT, FAILED, STOP */
         dlxi_report report;
-    } as; /* FINISHED and PING are empty */
+        dlxi_ping ping;
+    } as; /* FINISHED is empty */
 } dlxi_message;
 
 /* Writes at most capacity_bytes and sets *used_bytes. DLX_ARGUMENT if it does not fit or a field

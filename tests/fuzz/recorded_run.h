@@ -17,6 +17,8 @@ enum {
     RUN_SITES_MAX = 3,
     RUN_PEERS_MAX = 2 * RUN_SITES_MAX,
     RUN_ROUNDS = 2,
+    RUN_SUBMISSIONS_MAX = 8, /* of a site, where rounds begin without another */
+    RUN_LIFE = 77,
     RUN_TURN_MS = 50,
     RUN_TURNS_MAX = 400,
     RECORDS_MAX = 4096,
@@ -52,6 +54,7 @@ typedef struct run_settings {
     uint16_t me;         /* of an engine: its site */
     uint32_t lose, fail; /* one of so many frames is lost; in that turn a link fails; 0: none */
     int64_t busy_ms;     /* as in lone */
+    uint32_t late;       /* the last site begins to train in that turn: rounds begin without it */
 } run_settings;
 
 typedef struct recording {
@@ -143,14 +146,17 @@ static inline bool run_deliver(void *context, const dlxi_outbox_item *item) {
 /* What the training thread does next. */
 static inline void run_go_on(run *r, uint16_t i) {
     lone *l = r->peers[i];
-    if (!l->last.joined || l->state == NULL || l->last.ended) return;
+    bool late = i / r->s->ranks == r->s->sites - 1 && r->turns < r->s->late;
+    uint64_t most = r->s->late > 0 ? RUN_SUBMISSIONS_MAX : RUN_ROUNDS;
+    if (!l->last.joined || l->state == NULL || l->last.ended || late) return;
     bool finished = l->last.committed && l->last.commit.finished;
     l->last.committed = false;
     if (finished) {
-        dlxi_request q = {.report = strdup("done")};
+        dlxi_request q = {.report = strdup("done"), .parts = UINT64_MAX};
+        r->rounds[i] = most;
         if (run_is_me(r, i)) record_add(r->out, (record){.event = RECORD_REPORT});
         dlxi_engine_on_request(l->engine, &q, r->now_ms);
-    } else if (r->rounds[i] < RUN_ROUNDS) {
+    } else if (r->rounds[i] < most) {
         if (run_is_me(r, i)) record_add(r->out, (record){.event = RECORD_SUBMIT});
         run_train(l, ++r->rounds[i]);
         lone_submit(l);
@@ -177,14 +183,21 @@ static inline bool run_turn(run *r, uint16_t peers) {
     return over;
 }
 
+static inline dlxi_coordinator_settings run_coordinator_settings(const run_settings *s) {
+    return (dlxi_coordinator_settings){.sites = s->sites,
+                                       .sites_min = s->late > 0,
+                                       .life_id = RUN_LIFE,
+                                       .limbo_ms = 2 * LONE_TIMEOUT_MS,
+                                       .tokens_target = RUN_ROUNDS * 10u * s->sites,
+                                       .timeout_ms = LONE_TIMEOUT_MS,
+                                       .join_ms = 8 * LONE_TIMEOUT_MS,
+                                       .patience_ms = 4 * LONE_TIMEOUT_MS,
+                                       .attempts_max = 3};
+}
+
 static inline dlxi_coordinator *run_coordinator_open(const run_settings *s) {
     dlxi_coordinator *c;
-    const dlxi_coordinator_settings settings = {.sites = s->sites,
-                                                .tokens_target = RUN_ROUNDS * 10u * s->sites,
-                                                .timeout_ms = LONE_TIMEOUT_MS,
-                                                .join_ms = 8 * LONE_TIMEOUT_MS,
-                                                .patience_ms = 4 * LONE_TIMEOUT_MS,
-                                                .attempts_max = 3};
+    const dlxi_coordinator_settings settings = run_coordinator_settings(s);
     DLXI_ASSERT(dlxi_coordinator_open(&c, &settings, 0, NULL) == DLX_OK);
     return c;
 }
@@ -200,7 +213,9 @@ static inline void run_record(recording *out, const run_settings *s, bool of_coo
         r.peers[i]->context = &r;
     }
     while (!run_turn(&r, peers)) DLXI_ASSERT(r.turns < RUN_TURNS_MAX);
-    bool failed = dlxi_coordinator_result(r.coordinator, NULL) != DLX_OK;
+    dlx_error error;
+    bool failed = dlxi_coordinator_result(r.coordinator, &error) != DLX_OK;
+    if (failed && s->fail == 0) fprintf(stderr, "%s\n", error.message);
     DLXI_ASSERT(failed == (s->fail > 0));
     for (uint16_t i = 0; i < peers; i++) lone_close(r.peers[i]);
     dlxi_coordinator_close(&r.coordinator);
@@ -225,7 +240,7 @@ static inline uint64_t number_edit(draws *d, uint64_t old) {
 
 static inline void field_edit(record *r, draws *d) {
     dlxi_frame *f = &r->frame;
-    uint64_t which = edit_draw(d, 11), kind = edit_draw(d, 18);
+    uint64_t which = edit_draw(d, 12), kind = edit_draw(d, 20);
     if (which == 0) f->kind = (dlxi_frame_kind)(kind < 14 ? kind + 1 : kind + 50);
     if (which == 1) f->term = (uint32_t)number_edit(d, f->term);
     if (which == 2) f->round = number_edit(d, f->round);
@@ -237,6 +252,7 @@ static inline void field_edit(record *r, draws *d) {
     if (which == 8) f->offset_groups = (uint32_t)number_edit(d, f->offset_groups);
     if (which == 9) f->count_groups = (uint32_t)number_edit(d, f->count_groups);
     if (which == 10) r->peer = (uint32_t)number_edit(d, r->peer);
+    if (which == 11) f->coordinator = number_edit(d, f->coordinator);
 }
 
 static inline void record_insert(recording *r, size_t at, record one) {
@@ -300,7 +316,7 @@ static inline void run_edit(recording *r, uint32_t seed) {
 static inline const recording *run_spoilt(const uint8_t *data, size_t bytes,
                                           const run_settings *runs, size_t run_count,
                                           bool of_coordinator, const run_settings **settings) {
-    enum { RUNS_MAX = 8 };
+    enum { RUNS_MAX = 10 };
     static recording honest[RUNS_MAX], spoilt;
     size_t which = data[0] % run_count;
     DLXI_ASSERT(run_count <= RUNS_MAX);

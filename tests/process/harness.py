@@ -281,6 +281,25 @@ def events(path, kind=None, partial=False):
     return [event for event in parsed if kind is None or event["event"] == kind]
 
 
+class Growing:
+    """A metrics.jsonl while it is written."""
+
+    def __init__(self, path):
+        self.path, self.read_bytes = path, 0
+
+    def more(self, kind):
+        """The events of this kind that were written since the last call."""
+        if not os.path.exists(self.path):
+            return []
+        with open(self.path, "rb") as lines:
+            lines.seek(self.read_bytes)
+            text = lines.read()
+        complete = text[:text.rfind(b"\n") + 1]
+        self.read_bytes += len(complete)
+        word = f'"{kind}"'.encode()  # most lines are of other kinds
+        return [event for line in complete.splitlines() if word in line and (event := json.loads(line))["event"] == kind]
+
+
 def summary(directory):
     with open(os.path.join(directory, "summary.json")) as text:
         return json.load(text)

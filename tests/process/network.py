@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two sites behind a router, in network namespaces of the test: what the sites' connection does is
-the test's choice. Needs root. A namespace lives as long as a file descriptor of this process, so
+"""Sites behind a router, in network namespaces of the test: what the sites' connections do is the
+test's choice. Needs root. A namespace lives as long as a file descriptor of this process, so
 nothing is left, however the test ends."""
 import ctypes
 import json
@@ -17,6 +17,8 @@ from harness import Case
 CLONE_NEWNET = 0x40000000
 ROUTER = "10.77.0.1"  # the router's own address, reached from both sites
 SITES = {"paris": "10.77.1.2", "tokyo": "10.77.2.2"}
+THREE = {"oslo": "10.77.3.2", **SITES}
+APART = {"coordinator": "10.77.4.2"}  # where it has a namespace of its own
 NOWHERE = "10.77.9.9"  # routed, and nobody's
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -72,10 +74,13 @@ class Namespace:
         finally:
             os.close(outside)
 
-    def ip(self, *words):
-        done = self.inside(lambda: subprocess.run(["ip", *words], capture_output=True, text=True))
+    def call(self, *words):
+        done = self.inside(lambda: subprocess.run(words, capture_output=True, text=True))
         if done.returncode != 0:
-            raise Unavailable(f"ip {' '.join(words)}: {done.stderr.strip()}")
+            raise Unavailable(f"{' '.join(words)}: {done.stderr.strip()}")
+
+    def ip(self, *words):
+        self.call("ip", *words)
 
     def counters(self, device):
         """What the kernel has counted at a device: {"rx": {"bytes", "packets", ...}, "tx": ...}."""
@@ -91,15 +96,18 @@ class Namespace:
 
 
 class Network:
-    def __init__(self):
+    def __init__(self, sites=SITES, coordinator=None):
+        """The coordinator is on the router, unless it has a place."""
         if os.geteuid() != 0:
             raise Unavailable("only root can make network namespaces")
         if shutil.which("ip") is None:
             raise Unavailable("no ip; Debian's iproute2 has it")
-        self.router, self.sites = None, {}
+        self.addresses, self.router, self.places = {**sites, **(coordinator or {})}, None, {}
         try:
             self.router = Namespace()
-            self.sites = {name: Namespace() for name in SITES}
+            self.places = {name: Namespace() for name in self.addresses}
+            self.sites = {name: self.places[name] for name in sites}
+            self.coordinator = self.places.get("coordinator", self.router)
             self.lay()
             self.forward(True)
         except (OSError, Unavailable) as error:
@@ -109,8 +117,8 @@ class Network:
     def lay(self):
         self.router.ip("link", "set", "lo", "up")
         self.router.ip("address", "add", ROUTER + "/32", "dev", "lo")
-        for name, address in SITES.items():
-            site, gateway = self.sites[name], address[:-1] + "1"
+        for name, address in self.addresses.items():
+            site, gateway = self.places[name], address[:-1] + "1"
             self.router.ip("link", "add", name, "type", "veth", "peer", "name", "wan", "netns", site.path())
             self.router.ip("address", "add", gateway + "/24", "dev", name)
             self.router.ip("link", "set", name, "up")
@@ -126,8 +134,19 @@ class Network:
                 switch.write(str(int(on)))
         self.router.inside(write)
 
+    def cut(self, source, target, on=True):
+        """Whether the router drops what goes from one place to another; the other way is its own."""
+        self.router.ip("rule", "add" if on else "del", "from", self.addresses[source], "to", self.addresses[target], "blackhole")
+
+    def slow(self, kilobits):
+        """How much each place sends and receives per second at most; None: anything."""
+        for name, place in self.places.items():
+            for namespace, device in ((self.router, name), (place, "wan")):
+                limit = ["replace", "dev", device, "root", "tbf", "rate", f"{kilobits}kbit", "burst", "16kb", "latency", "300ms"]
+                namespace.call("tc", "qdisc", *(limit if kilobits else ["del", "dev", device, "root"]))
+
     def close(self):
-        for namespace in filter(None, [self.router, *self.sites.values()]):
+        for namespace in filter(None, [self.router, *self.places.values()]):
             namespace.close()
 
 
@@ -136,7 +155,7 @@ class Proxy:
     each time that about `every_bytes` more have passed."""
 
     def __init__(self, network, site, port, every_bytes, resets):
-        self.network, self.target = network, (SITES[site], port)
+        self.network, self.target = network, (network.addresses[site], port)
         self.every_bytes, self.resets, self.left_bytes = every_bytes, resets, every_bytes
         self.random = random.Random(1)
         self.lock = threading.Lock()
@@ -202,7 +221,7 @@ class Proxy:
 
 
 class NetworkCase(Case):
-    """Runs whose coordinator is on the router, and whose sites are in their namespaces."""
+    """Runs whose coordinator and sites are in their namespaces."""
     network = None
 
     def setUp(self):
@@ -215,8 +234,9 @@ class NetworkCase(Case):
         """Each with a run.dir of its own; `more` for every site, of_site[name] for one."""
         def placed(name):
             return [*self.secured(name), "--run-dir", self.path(name)]
-        self.coordinator = self.network.router.inside(lambda: self.start(
-            "coordinator", file, "--listen", f"{ROUTER}:0", *placed("coordinator")))
+        address = self.network.addresses.get("coordinator", ROUTER)
+        self.coordinator = self.network.coordinator.inside(lambda: self.start(
+            "coordinator", file, "--sites", len(self.network.sites), "--listen", f"{address}:0", *placed("coordinator")))
         endpoint = self.coordinator.wait_line(r"^listening (\S+)$").group(1)
         self.sites = {name: place.inside(lambda: self.start(
             "train", file, "--site", name, "--coordinator", endpoint, *placed(name), *more, *of_site.get(name, ())))

@@ -11,7 +11,8 @@ class Failure(Case):
     def setUp(self):
         super().setUp()
         self.prepare_data()
-        self.file = self.config(train={"tokens": "1e12"})
+        # with all or not at all, and no wait for another coordinator
+        self.file = self.config(train={"tokens": "1e12"}, wan={"min_sites": 0, "orphan_s": 0})
 
     def started(self):
         run = self.start("launch", self.file, "--sites", 3)

@@ -19,7 +19,7 @@ class Broken(NetworkCase):
     def run_started(self, rounds=100, timeout_s=TIMEOUT_S, patience_s=600, paris=()):
         file = self.config(train={"batch": 4, "tokens": rounds * ROUND_TOKENS},
                            sync={"inner_steps": H, "inner_steps_max": H_MAX, "adaptation": "off"},
-                           wan={"timeout_s": timeout_s, "patience_s": patience_s})
+                           wan={"timeout_s": timeout_s, "patience_s": patience_s, "min_sites": 0})
         self.start_placed(file, paris=paris)
         self.all = [self.coordinator, *self.sites.values()]
 

@@ -114,16 +114,16 @@ class FullDisk(Case):
         self.assertEqual(os.listdir(weights), [])
 
     def test_another_site_has_the_anchor(self):
-        """A site that cannot save the weights fails the run, so that the others save theirs."""
+        """A site that cannot save the weights is lost, and another one saves them."""
         coordinator, endpoint = self.start_coordinator(self.file, 2, secure=False)
         sites = [self.start_site(self.file, name, endpoint, "--run-dir", directory, secure=False)
                  for name, directory in (("a", self.path("disk", "run")), ("b", self.path("run")))]
-        self.assertEqual([process.wait() for process in (*sites, coordinator)], [1, 1, 1])
+        self.assertEqual([process.wait() for process in (*sites, coordinator)], [1, 0, 0])
         self.assertRegex(sites[0].text("stderr"), r"^dilocox: .*/disk/run/weights/model\.safetensors: can't be written: No space left on "
                          r"device; the last anchor is not saved in .*/disk/run/weights$")
-        for process in (sites[1], coordinator):
-            self.assertRegex(process.text("stderr"), r"^dilocox: site 'a' failed: .*model\.safetensors: can't be written: No space left")
-        self.call("eval", self.path("run", "b", "weights"), "--data", self.path("data.validation.tokens"), "--tokens", 64)
+        self.assertRegex(coordinator.text("stdout"),
+                         r"site 'a' failed: .*model\.safetensors: can't be written: No space left.*; 1 of 2 sites go on")
+        self.call("eval", self.path("run", "weights"), "--data", self.path("data.validation.tokens"), "--tokens", 64)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 """With wan.min_sites a run goes on when a site is lost: the rest trains on to the end, and the
 results say who is missing."""
 import os
+import re
 import signal
 
 from harness import Case, events, main, summary
@@ -33,7 +34,8 @@ class Survival(Case):
         for site in s["dropped"]:
             self.assertRegex(site["why"], why)
             self.assertGreaterEqual(site["round"], 1)
-            self.assertRegex(run.text("stdout"), rf"site '{site['site']}' was dropped in round {site['round']}, \d of 3 go on: ")
+            self.assertRegex(run.text("stdout"), rf"coordinator  {re.escape(site['why'])}; \d of 3 sites go on")
+            self.assertRegex(run.text("stdout"), rf"dropped +'{site['site']}' in round {site['round']}: {re.escape(site['why'])}")
         self.assertEqual({site["anchor_hash"] for site in s["per_site"]}, {s["anchor_hash"]})
         self.assertGreaterEqual(s["tokens"], TOKENS)
         whole = s["per_site"][0]["val_tokens"] * len(rest)  # the rest shares all of the validation data
@@ -45,13 +47,13 @@ class Survival(Case):
     def test_a_site_is_killed(self):
         run = self.started()
         os.kill(self.pid_of("train", "site-2"), signal.SIGKILL)
-        self.check_done(run, ["site-2"], "no message from site 'site-2' for ")
+        self.check_done(run, ["site-2"], "^site 'site-2' has no connection$|^no message from site 'site-2' for ")
 
     def test_the_first_site_is_killed(self):
         """It would have saved the weights."""
         run = self.started()
         os.kill(self.pid_of("train", "site-1"), signal.SIGKILL)
-        self.check_done(run, ["site-1"], "no message from site 'site-1' for ")
+        self.check_done(run, ["site-1"], "^site 'site-1' has no connection$|^no message from site 'site-1' for ")
         others = [[e["loss"] for e in events(self.path("run", name, "metrics.jsonl"), "evaluation") if e["of"] == "end"]
                   for name in ("site-2", "site-3")]
         self.assertNotEqual(*others)  # parts of their own
@@ -60,14 +62,14 @@ class Survival(Case):
         run = self.started()
         for name in ("site-3", "site-1"):
             os.kill(self.pid_of("train", name), signal.SIGTERM)
-        self.check_done(run, ["site-1", "site-3"], "site 'site-[13]' failed: interrupted")
+        self.check_done(run, ["site-1", "site-3"], "site 'site-[13]' left: interrupted")
 
     def test_too_few_are_left(self):
         self.file = self.config(train={"tokens": "1e12"}, wan={"timeout_s": 2, "min_sites": 3}, sync={"inner_steps": 10})
         run = self.started()
         os.kill(self.pid_of("train", "site-3"), signal.SIGTERM)
         self.assertEqual(run.wait(), 1, run.everything())
-        self.assertRegex(run.text("stderr"), "site-3 failed: interrupted|site 'site-3' failed: interrupted")
+        self.assertRegex(run.text("stderr"), "site-3 failed: interrupted|site 'site-3' left: interrupted")
         self.wait_until_nothing_is_left()
 
 

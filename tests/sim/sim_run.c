@@ -10,7 +10,7 @@
  *   sim_run [--seed S] [--runs N] [--verbose]     seeds S … S + N − 1
  *   sim_run --fault F …                           with planted fault F (a build with
  *                                                 -DDLXI_FAULTS) */
-#include "sim_world.h"
+#include "sim_checks.h"
 
 /* ---- training -------------------------------------------------------------------------------- */
 
@@ -44,10 +44,28 @@ static void gradients_take(world *w, uint16_t i) {
     check_same(w, w->means, i, dlxi_state_hash(p->state, 1 << DLXI_STATE_ERROR));
 }
 
+/* Of what has to stay as it was submitted: all but statistics. */
+static uint64_t m_hash_of(const dlxi_state *s) {
+    uint64_t hash = 0;
+    for (size_t k = 0; k < s->count; k++) {
+        const dlxi_state_tensor *t = &s->tensors[k];
+        size_t bytes = (size_t)dlxi_state_tensor_values(t) * sizeof(float);
+        if (t->kind == DLX_TRAINED) hash = dlxi_hash(t->error, bytes, hash);
+    }
+    return hash;
+}
+
 static void train_and_submit(world *w, uint16_t i) {
     peer *p = &w->peer[i];
     dlxi_request r = {.state = p->state, .submits = true};
-    r.ready = (dlxi_ready){.tokens = TOKENS * (site_of(w, i) + 1u), .step_ns = 1000};
+    uint32_t tokens = TOKENS * (site_of(w, i) + 1u);
+    r.ready =
+        (dlxi_ready){.tokens = tokens, .windows_used = tokens / WINDOW_TOKENS, .step_ns = 1000};
+    p->submission++;
+    const dlxi_lease *lease = &p->leases[p->submission % 4];
+    CHECK(lease->submission == p->submission &&
+              (!w->t.elastic || dlxi_lease_windows(lease) >= r.ready.windows_used),
+          "peer %u has no lease for its submission %llu", i, (unsigned long long)p->submission);
     if (p->state->method->averages_gradients) {
         gradients_make(p, i);
     } else {
@@ -57,6 +75,8 @@ static void train_and_submit(world *w, uint16_t i) {
               "submit");
         r.ready.anchor_hash = dlxi_state_anchor_hash(p->state);
     }
+    p->lent = p->state;
+    p->m_hash = m_hash_of(p->state);
     p->state = NULL;
     p->submitted = true;
     dlxi_engine_on_request(p->engine, &r, w->now_ms);
@@ -70,6 +90,38 @@ static void check_met(const world *w) {
                   "a peer has joined, and %u not yet received a frame of %u", b, a);
 }
 
+/* A round has one record; no window is counted twice. */
+static void record_note(world *w, uint16_t i, const dlxi_commit *m) {
+    const peer *p = &w->peer[i];
+    uint64_t round = p->state->rounds, own = 0;
+    uint32_t members = 0;
+    CHECK(round < ROUNDS_MAX, "a run without end");
+    uint64_t hash = dlxi_hash(&m->coordinator, sizeof m->coordinator, m->term);
+    hash = dlxi_hash(&m->committed_tokens, sizeof m->committed_tokens, hash);
+    for (uint16_t k = 0; k < m->view.members; k++) {
+        uint64_t one[2] = {m->view.member[k].site, m->view.member[k].tokens};
+        hash = dlxi_hash(one, sizeof one, hash);
+        if (one[0] == site_of(w, i)) own = one[1];
+        members |= 1u << one[0];
+    }
+    w->members[round] = members;
+    check_continues(w, round);
+    check_tokens(w, round, m);
+    if (w->records[round] == 0) w->records[round] = hash;
+    CHECK(w->records[round] == hash, "two records of round %llu", (unsigned long long)round);
+    if (own == 0 || i % w->ranks > 0 || !w->t.elastic) return;
+    const dlxi_lease *lease = &p->leases[p->submission % 4];
+    for (uint64_t k = 0; k < own / WINDOW_TOKENS; k++) {
+        uint64_t position = dlxi_lease_position(lease, k);
+        CHECK(position < POSITIONS_MAX && w->counted[position]++ == 0,
+              "window %llu is counted twice", (unsigned long long)position);
+    }
+}
+
+static void lease_keep(peer *p, const dlxi_lease *lease) {
+    p->leases[lease->submission % 4] = *lease;
+}
+
 static void outcome_take(world *w, uint16_t i) {
     peer *p = &w->peer[i];
     dlxi_outcome o;
@@ -78,84 +130,64 @@ static void outcome_take(world *w, uint16_t i) {
         CHECK(p->state == NULL, "peer %u got a state while it had one", i);
         p->state = o.state;
         if (o.joined || p->round > 0) check_replicas(w, i);
+        CHECK(p->state->rounds >= p->applied, "peer %u goes back", i);
+        p->applied = p->state->rounds;
     }
     if (o.joined) {
         CHECK(p->round == 0 && p->state != NULL, "peer %u joined twice", i);
         check_met(w);
         CHECK(dlxi_local_apply(p->local, p->state, true, 0, NULL) == DLX_OK, "start");
         p->round = 1;
+        lease_keep(p, &o.leases[0]);
+        lease_keep(p, &o.leases[1]);
+        bool all = true;
+        for (uint16_t k = 0; k < w->peers; k++) all = all && w->peer[k].round > 0;
+        if (all) w->entered_ms = w->now_ms;
         p->train_at_ms = w->now_ms + (int64_t)draw(w, 300);
     }
     if (o.committed) {
-        CHECK(p->submitted && p->state->rounds == p->round, "peer %u committed round %llu in %llu",
-              i, (unsigned long long)p->state->rounds, (unsigned long long)p->round);
-        CHECK(o.exchange_ns > 0, "an exchange took no time");
+        bool plain = w->t.sites_min == 0;
+        CHECK(p->submitted && (plain ? p->state->rounds == p->round : p->state->rounds >= p->round),
+              "peer %u committed round %llu in %llu", i, (unsigned long long)p->state->rounds,
+              (unsigned long long)p->round);
+        CHECK(o.exchange_ns > 0 || !plain, "an exchange took no time");
+        w->followed += p->state->rounds - p->round + (o.own_tokens == 0);
+        record_note(w, i, &o.commit);
+        check_weight(w, i, &o);
+        lease_keep(p, &o.commit.lease);
+        p->lent = NULL;
         if (p->state->method->averages_gradients)
             gradients_take(w, i);
         else
             CHECK(dlxi_local_apply(p->local, p->state, false, o.weight, NULL) == DLX_OK, "apply");
         p->submitted = false;
-        p->round++;
+        p->round = p->state->rounds + 1;
         p->return_at_ms = -1;
         if (o.commit.finished) {
-            dlxi_request r = {.report = strdup("done")};
             p->finished = true;
-            dlxi_engine_on_request(p->engine, &r, w->now_ms);
         } else {
             p->train_at_ms = w->now_ms + (int64_t)draw(w, 300);
         }
     } else if (o.state != NULL && p->submitted && !o.ended) { /* a loan */
-        CHECK(p->state->rounds + 1 == p->round, "a loan of round %llu in %llu",
+        CHECK(p->state->rounds + 1 >= p->round, "a loan of round %llu in %llu",
               (unsigned long long)p->state->rounds, (unsigned long long)p->round);
         p->return_at_ms = w->now_ms + (int64_t)draw(w, 300);
     }
+    if (p->finished && !o.ended && o.part_count > 0 &&
+        (!p->reported || (o.parts & ~p->parts) != 0 || o.part_count != p->part_count)) {
+        dlxi_request r = {.report = strdup("done"), .parts = o.parts, .part_count = o.part_count};
+        p->reported = true;
+        p->parts = o.parts;
+        p->part_count = o.part_count;
+        dlxi_engine_on_request(p->engine, &r, w->now_ms);
+    }
     if (o.ended) {
         p->ended = true;
+        p->lent = NULL;
         p->failure = o.failure;
         CHECK(p->state != NULL, "peer %u ended without its state", i);
     }
     p->attempts = o.attempts;
-}
-
-static void line_note(world *w, const char *line) {
-    for (uint16_t i = 0; i < w->t.cut_count; i++) {
-        cut *c = &w->t.cuts[i];
-        char there[64], back[64];
-        snprintf(there, sizeof there, "no data from site '%c' to site '%c' (", 'a' + c->a,
-                 'a' + c->b);
-        snprintf(back, sizeof back, "no data from site '%c' to site '%c' (", 'a' + c->b,
-                 'a' + c->a);
-        bool named = strstr(line, there) != NULL || (!c->one_way && strstr(line, back) != NULL);
-        c->named = c->named || named;
-    }
-    w->lines++;
-}
-
-/* A pair that was cut for long, while a round could not do without it, is named on the
- * coordinator's terminal, unless other trouble ends attempts before. */
-static void check_named(const world *w) {
-    const trouble *t = &w->t;
-    const cut *c = &t->cuts[0];
-    bool is_alone = t->cut_count > 0 && c->b != COORDINATOR &&
-                    (t->cut_count == 1 || t->cuts[1].b == COORDINATOR) &&
-                    t->lose + t->reorder + t->repeat + t->reset + t->pause == 0 &&
-                    t->start_ms_max == 0;
-    bool is_long = c->until_ms - c->from_ms > 3 * TIMEOUT_MS;
-    bool missed = w->over_ms < 0 || w->over_ms > c->until_ms;
-    CHECK(!is_alone || !is_long || !missed || c->named, "nobody named sites %u and %u", c->a, c->b);
-}
-
-/* A failure is the hostile site's, and the coordinator says so, or a peer whose last message to it
- * was lost. */
-static void check_blamed(const world *w, const dlx_error *error) {
-    uint16_t site = site_of(w, w->t.hostile);
-    char name[8], number[16];
-    snprintf(name, sizeof name, "'%c'", 'a' + site);
-    snprintf(number, sizeof number, "site %u", site);
-    bool named = strstr(error->message, name) != NULL || strstr(error->message, number) != NULL;
-    for (uint16_t i = 0; i < w->peers; i++)
-        named = named || strstr(w->peer[i].failure.message, name) != NULL;
-    CHECK(named, "nobody named site %u: %s", site, error->message);
 }
 
 /* ---- the pumps ------------------------------------------------------------------------------- */
@@ -203,6 +235,9 @@ static void pump(world *w, uint16_t i) {
     do dlxi_engine_on_tick(p->engine, w->now_ms);
     while (actions_perform(w, i));
     outcome_take(w, i);
+    bool followed = p->lent != NULL && p->lent->rounds >= p->round;
+    CHECK(!followed || p->lent->method->averages_gradients || m_hash_of(p->lent) == p->m_hash,
+          "peer %u lost what it submitted", i);
     if (chance(w, w->t.recall) && p->submitted && p->state == NULL) {
         dlxi_request r = {.recalls = true};
         dlxi_engine_on_request(p->engine, &r, w->now_ms);
@@ -215,18 +250,108 @@ static void pump(world *w, uint16_t i) {
 
 static bool coordinator_send(void *context, const dlxi_outbox_item *item) {
     world *w = context;
+    if (w->sends_half && draw(w, 2) == 0) return false;
+    check_saved(w, &item->frame);
     return link_send(w, COORDINATOR, (uint16_t)item->to, &item->frame) != DLX_AGAIN;
 }
 
-static void coordinator_pump(world *w) {
+static dlxi_coordinator_settings settings_of(world *w) {
+    uint64_t tokens = 0;
+    for (uint16_t i = 0; i < w->sites; i++) tokens += TOKENS * (i + 1u);
+    return (dlxi_coordinator_settings){.sites = w->sites,
+                                       .sites_min = w->t.sites_min,
+                                       .tokens_target = ROUNDS * tokens,
+                                       .run_id = 7,
+                                       .life_id = dlxi_rng_u64(seed, 5, w->lives++) | 1,
+                                       .timeout_ms = TIMEOUT_MS,
+                                       .join_ms = JOIN_MS,
+                                       .patience_ms = w->t.hostile != NODES ? PATIENCE_HOSTILE_MS
+                                                                            : PATIENCE_MS,
+                                       .limbo_ms = LIMBO_MS,
+                                       .attempts_max = 5};
+}
+
+static void store_write(world *w) {
+    dlxi_saved saved;
+    CHECK(dlxi_coordinator_save(w->coordinator, &saved, NULL) == DLX_OK, "save");
+    free(w->store);
+    w->store = saved.state;
+    w->store_bytes = saved.state_bytes;
+    w->stored_term = (uint32_t)w->lives;
+    w->stored_round = dlxi_coordinator_round(w->coordinator);
+    check_windows(w);
+    if (saved.record == NULL) return;
+    CHECK(saved.round < ROUNDS_MAX, "a run without end");
+    free(w->stored_records[saved.round]);
+    w->stored_records[saved.round] = saved.record;
+    w->stored_bytes[saved.round] = saved.record_bytes;
+}
+
+/* From what is in the store. */
+static void coordinator_start(world *w) {
+    dlxi_coordinator_settings run = settings_of(w);
+    CHECK(dlxi_coordinator_restore(&w->coordinator, &run, w->store, w->store_bytes, w->now_ms,
+                                   NULL) == DLX_OK,
+          "restore");
+    for (uint64_t round = 1; round < dlxi_coordinator_round(w->coordinator); round++)
+        CHECK(dlxi_coordinator_restore_record(w->coordinator, w->stored_records[round],
+                                              w->stored_bytes[round], NULL) == DLX_OK,
+              "a record");
+    for (uint16_t i = 0; i < w->peers; i++)
+        CHECK(w->peer[i].applied < dlxi_coordinator_round(w->coordinator), "peer %u is further", i);
+    if (verbose) printf("%6lld ms: the coordinator starts again\n", (long long)w->now_ms);
+}
+
+static bool stops_now(const world *w, stop_point point) {
+    const stop *s = &w->t.stops[w->stopped];
+    return w->stopped < w->t.stop_count && w->now_ms >= s->at_ms && s->point == point &&
+           w->store != NULL;
+}
+
+static void coordinator_stop(world *w) {
+    int64_t down_ms = w->t.stops[w->stopped++].down_ms;
+    if (verbose) printf("%6lld ms: the coordinator stops\n", (long long)w->now_ms);
+    dlxi_coordinator_close(&w->coordinator);
+    w->coordinator_at_ms = w->now_ms + down_ms;
+}
+
+static void lines_take(world *w) {
     char line[512];
-    dlxi_coordinator_on_tick(w->coordinator, w->now_ms);
     while (dlxi_coordinator_pop_log(w->coordinator, line, sizeof line)) {
         line_note(w, line);
         if (verbose) printf("%6lld ms: coordinator: %s\n", (long long)w->now_ms, line);
     }
-    dlxi_outbox_flush(dlxi_coordinator_outbox(w->coordinator), coordinator_send, w);
+}
+
+static void coordinator_pump(world *w) {
+    if (w->coordinator == NULL) coordinator_start(w);
+    dlxi_coordinator_on_tick(w->coordinator, w->now_ms);
+    lines_take(w);
     bool done = dlxi_coordinator_phase_of(w->coordinator) == DLXI_COORDINATOR_DONE;
+    bool unsaved = dlxi_coordinator_is_unsaved(w->coordinator);
+    if (!done && unsaved && stops_now(w, STOP_UNSAVED)) {
+        coordinator_stop(w);
+        return;
+    }
+    if (DLXI_PLANTED(14))
+        dlxi_outbox_flush(dlxi_coordinator_outbox(w->coordinator), coordinator_send, w);
+    if (!done && unsaved && DLXI_PLANTED(14) && stops_now(w, STOP_UNSENT)) {
+        coordinator_stop(w);
+        return;
+    }
+    if (w->t.elastic && unsaved) store_write(w);
+    if (!done && unsaved && stops_now(w, STOP_UNSENT)) {
+        coordinator_stop(w);
+        return;
+    }
+    w->sends_half = !done && stops_now(w, STOP_HALF_SENT);
+    dlxi_outbox_flush(dlxi_coordinator_outbox(w->coordinator), coordinator_send, w);
+    check_bounds(w);
+    if (w->sends_half) {
+        w->sends_half = false;
+        coordinator_stop(w);
+        return;
+    }
     if (done && w->over_ms < 0) w->over_ms = w->now_ms;
     w->coordinator_at_ms = w->now_ms + 20 + (int64_t)draw(w, 80);
 }
@@ -237,7 +362,9 @@ static void deliver(world *w) {
     w->queued[p->from][p->to] -= !p->late;
     bool lost = is_cut(w, p->from, p->to);
     w->met[p->from][p->to] = w->met[p->from][p->to] || !lost;
-    if (p->to == COORDINATOR && !lost) {
+    if (p->to == COORDINATOR && !lost && w->coordinator == NULL) {
+        if (verbose) printf("%6lld ms: nobody takes a frame\n", (long long)w->now_ms);
+    } else if (p->to == COORDINATOR && !lost) {
         dlxi_coordinator_on_frame(w->coordinator, p->from, "", "", &p->frame, w->now_ms);
         if (draw(w, 2) == 0) coordinator_pump(w);
     } else if (p->to != COORDINATOR && !lost && !has_crashed(w, p->to)) {
@@ -262,6 +389,15 @@ static dlx_sync_config config_of(const world *w, uint16_t i) {
     config.ranks = w->ranks;
     config.timeout_ms = TIMEOUT_MS;
     config.join_ms = JOIN_MS;
+    config.orphan_ms = ORPHAN_MS;
+    config.history_mib = 1;
+    if (w->t.elastic) {
+        config.windows = WINDOWS;
+        config.tokens_per_window = WINDOW_TOKENS;
+        config.windows_per_step = TOKENS * SITES_MAX / WINDOW_TOKENS;
+        config.inner_steps = 1;
+        config.inner_steps_max = 1;
+    }
     config.overlap = overlaps[choice(0, 5)];
     config.outer_learning_rate = 0.7;
     config.outer_momentum = 0.9;
@@ -303,7 +439,7 @@ static void peer_open(world *w, uint16_t i) {
     CHECK(dlxi_state_open(&p->state, &config, tensors, count, NULL) == DLX_OK &&
               dlxi_local_open(&p->local, &config, tensors, count, NULL) == DLX_OK &&
               dlxi_local_read(p->local, p->state, NULL) == DLX_OK &&
-              dlxi_engine_open(&p->engine, &config, p->state, start_ms, NULL) == DLX_OK,
+              dlxi_engine_open(&p->engine, &config, 100 + i, p->state, start_ms, NULL) == DLX_OK,
           "open");
     p->state = NULL;
     keepalives[i] = (keepalive_of){w, i};
@@ -328,6 +464,40 @@ static void cuts_of_seed(world *w, trouble *t) {
     c->from_ms = TIMEOUT_MS + (int64_t)draw(w, 4000);
     c->until_ms = c->from_ms + TIMEOUT_MS / 3;
     t->pause = 0; /* together the two would be silence */
+}
+
+/* Sites that are cut off from the coordinator for long, crash, and a coordinator that stops. */
+static void elastic_of_seed(world *w, trouble *t) {
+    t->elastic = true;
+    t->hostile = t->lost = NODES;
+    uint64_t crashes = draw(w, 3) == 0 ? 1 + draw(w, w->sites - 1u) : 0;
+    for (; t->crash_count < crashes; t->crash_count++)
+        t->crashes_of[t->crash_count] =
+            (crash){(uint16_t)draw(w, w->sites), 1000 + (int64_t)draw(w, FAULTS_END_MS - 1000)};
+    if (t->cut_count < CUTS_MAX && draw(w, 3) == 0) {
+        cut *c = &t->cuts[t->cut_count++];
+        *c = (cut){.a = (uint16_t)draw(w, w->sites), .b = COORDINATOR, .one_way = draw(w, 2) == 0};
+        if (c->one_way && draw(w, 2) == 0) c->b = c->a, c->a = COORDINATOR;
+        c->from_ms = TIMEOUT_MS + (int64_t)draw(w, 6000);
+        c->until_ms = c->from_ms + (int64_t)draw(w, 10000);
+    }
+    /* one after the other, so that the run goes from one to the other */
+    if (t->cut_count + 2 <= CUTS_MAX && draw(w, 6) == 0) {
+        cut *c = &t->cuts[t->cut_count];
+        c[0] = (cut){.a = (uint16_t)draw(w, w->sites), .b = COORDINATOR};
+        c[0].from_ms = 1000 + (int64_t)draw(w, 3000);
+        c[0].until_ms = c[0].from_ms + TIMEOUT_MS + 200 + (int64_t)draw(w, 1500);
+        c[1] = (cut){.a = (uint16_t)((c[0].a + 1u) % w->sites), .b = COORDINATOR};
+        c[1].from_ms = c[0].until_ms - (int64_t)draw(w, 400);
+        c[1].until_ms = c[1].from_ms + 2 * TIMEOUT_MS;
+        t->cut_count += 2;
+    }
+    uint64_t stops = draw(w, 2) == 0 ? 1 + draw(w, STOPS_MAX) : 0;
+    for (int64_t at_ms = 500; t->stop_count < stops; t->stop_count++) {
+        at_ms += (int64_t)draw(w, 5000);
+        t->stops[t->stop_count] = (stop){at_ms, 50 + (int64_t)draw(w, draw(w, 3) == 0 ? 9000 : 500),
+                                         (stop_point)draw(w, STOP_POINTS)};
+    }
 }
 
 static trouble trouble_of_seed(world *w) {
@@ -364,17 +534,12 @@ static void world_open(world *w, bool calm) {
     if (calm) w->t = (trouble){.delay_ms_max = 10, .lost = NODES, .hostile = NODES};
     w->t.starts_elsewhere = choice(6, 4) == 0;
     if (!calm && choice(7, 8) == 0) w->t.start_ms_max = LATE_START_MS;
-    w->t.sites_min = (uint16_t)choice(8, 3);
-    uint64_t tokens = 0;
-    for (uint16_t i = 0; i < w->sites; i++) tokens += TOKENS * (i + 1u);
-    dlxi_coordinator_settings run = {.sites = w->sites,
-                                     .sites_min = w->t.sites_min,
-                                     .tokens_target = ROUNDS * tokens,
-                                     .timeout_ms = TIMEOUT_MS,
-                                     .join_ms = JOIN_MS,
-                                     .patience_ms =
-                                         w->t.hostile != NODES ? PATIENCE_HOSTILE_MS : PATIENCE_MS,
-                                     .attempts_max = 5};
+    w->entered_ms = -1;
+    if (!calm && choice(8, 2) == 0) {
+        elastic_of_seed(w, &w->t);
+        w->t.sites_min = (uint16_t)(1 + draw(w, 4) / 3);
+    }
+    dlxi_coordinator_settings run = settings_of(w);
     w->start_ms = w->coordinator_at_ms = start_choose(w, COORDINATOR);
     CHECK(dlxi_coordinator_open(&w->coordinator, &run, w->start_ms, NULL) == DLX_OK, "open");
     for (uint16_t i = 0; i < w->sites; i++)
@@ -399,6 +564,8 @@ static void world_close(world *w) {
         dlxi_state_close(&p->state);
     }
     dlxi_coordinator_close(&w->coordinator);
+    free(w->store);
+    for (int i = 0; i < ROUNDS_MAX; i++) free(w->stored_records[i]);
 }
 
 /* The next thing that is due happens. */
@@ -449,15 +616,15 @@ static bool is_one_lost(const world *w) {
 }
 
 static void check_time(const world *w) {
-    CHECK(w->now_ms < RUN_END_MS, "the run does not end; round %llu of peer 0",
-          (unsigned long long)w->peer[0].round);
+    CHECK(w->now_ms < (w->t.elastic ? ELASTIC_END_MS : RUN_END_MS),
+          "the run does not end; round %llu of peer 0", (unsigned long long)w->peer[0].round);
+    if (w->coordinator == NULL) return;
     bool waits = dlxi_coordinator_phase_of(w->coordinator) == DLXI_COORDINATOR_GATHERING;
     CHECK(!waits || w->now_ms <= w->start_ms + JOIN_MS + TIMEOUT_MS,
           "the coordinator waits for ever");
     int64_t lost_at_ms = w->start_ms > w->t.lost_at_ms ? w->start_ms : w->t.lost_at_ms;
-    bool goes_on = w->t.sites_min > 0;
-    CHECK(!is_one_lost(w) || goes_on ||
-              w->now_ms < lost_at_ms + JOIN_MS + CRASH_END_MS + TIMEOUT_MS,
+    CHECK(!is_one_lost(w) || w->t.elastic ||
+              w->now_ms < lost_at_ms + JOIN_MS + CRASH_END_MS + TIMEOUT_MS + ORPHAN_MS,
           "the run does not end after a rank was lost");
 }
 
@@ -467,6 +634,7 @@ static bool is_dropped(const world *w, uint16_t site) {
     /* the coordinator numbers sites by name, as this file does */
     if (!dlxi_coordinator_dropped(w->coordinator, site, &round, &name, &why)) return false;
     CHECK(strcmp(name, names[site]) == 0 && why[0] != '\0' && round > 0, "site %s", name);
+    check_reason(w, name, why);
     return true;
 }
 
@@ -475,15 +643,58 @@ static uint64_t check_dropped(const world *w, bool plain) {
     for (uint16_t site = 0; site < w->sites; site++) {
         if (!is_dropped(w, site)) continue;
         count++;
+        if (w->t.elastic) continue;
         CHECK(!plain, "site %s was dropped for nothing", names[site]);
         CHECK(w->t.hostile != NODES || site == site_of(w, w->t.lost), "the wrong site was dropped");
     }
-    CHECK(count == 0 || w->sites - count >= w->t.sites_min, "too many were dropped");
+    CHECK(count == 0 || w->t.elastic || w->sites - count >= w->t.sites_min,
+          "too many were dropped");
     return count;
+}
+
+/* The run may fail if a site was lost before all had entered; if nobody is left; or if all that
+ * were in the last round are. */
+static bool may_fail(const world *w) {
+    uint16_t crashed = 0;
+    for (uint16_t i = 0; i < w->peers; i++) crashed = (uint16_t)(crashed + has_crashed(w, i));
+    if (config_of(w, 0).overlap == DLX_OVERLAP_ALLREDUCE) return true; /* nobody comes back */
+    if (w->stopped > 0 && w->peer[0].finished) return true; /* they had left when it came back */
+    return w->entered_ms < 0 || w->over_ms < w->entered_ms + 2 * TIMEOUT_MS || crashed > 0;
+}
+
+/* All of the work at the end was done by sites that are still there. */
+static void check_parts(const world *w) {
+    const char *name;
+    uint64_t done = 0;
+    uint16_t count = 0;
+    for (uint16_t i = 0; i < w->peers; i += w->ranks) {
+        const peer *p = &w->peer[i];
+        if (!p->reported || dlxi_coordinator_report(w->coordinator, site_of(w, i), &name) == NULL)
+            continue;
+        count = p->part_count; /* the same for all: else it was not taken */
+        done |= p->parts;
+    }
+    CHECK(count == 0 || done == UINT64_MAX >> (64 - count), "parts %llx of %u are done",
+          (unsigned long long)done, count);
+}
+
+static void check_elastic_peer(const world *w, uint16_t i, bool failed) {
+    const peer *p = &w->peer[i];
+    if (has_crashed(w, i)) return;
+    check_reason(w, names[site_of(w, i)], p->failure.message);
+    if (failed || is_dropped(w, site_of(w, i))) {
+        CHECK(p->failure.status != DLX_OK || p->finished, "peer %u ended well", i);
+        return;
+    }
+    CHECK(p->finished, "peer %u did not finish: %s", i, p->failure.message);
 }
 
 static void check_peer(const world *w, uint16_t i, bool failed) {
     const peer *p = &w->peer[i];
+    if (w->t.elastic) {
+        check_elastic_peer(w, i, failed);
+        return;
+    }
     if (p->lost) {
         CHECK(w->t.crashes || p->finished || p->failure.status == DLX_SYSTEM, "peer %u: %s", i,
               p->failure.message);
@@ -511,10 +722,12 @@ static uint64_t simulate(bool calm, world *totals) {
         step(&w);
         check_time(&w);
     }
-    bool hostile = w.t.hostile != NODES, plain = !hostile && !is_one_lost(&w);
+    bool hostile = w.t.hostile != NODES, plain = !hostile && !is_one_lost(&w) && !w.t.elastic;
     dlx_error error = {0};
     bool failed = dlxi_coordinator_result(w.coordinator, &error) != DLX_OK;
     CHECK(!plain || !failed, "the coordinator: %s", error.message);
+    CHECK(!w.t.elastic || !failed || may_fail(&w), "the coordinator: %s", error.message);
+    if (!failed && !hostile) check_parts(&w);
     if (hostile && failed) check_blamed(&w, &error);
     if (plain) check_named(&w);
     totals->dropped += check_dropped(&w, plain);
@@ -529,6 +742,8 @@ static uint64_t simulate(bool calm, world *totals) {
     totals->frames += w.frames;
     totals->lines += w.lines;
     totals->damaged += w.damaged;
+    totals->followed += w.followed;
+    totals->lives += w.lives - 1;
     world_close(&w);
     return hash;
 }
@@ -553,15 +768,18 @@ int main(int argc, char **argv) {
         CHECK(got == 0 || got == expected, "trouble changed the result");
     }
     printf(
-        "%llu runs, %llu with a rank that is lost or hostile, %llu that went on without its site: "
+        "%llu runs, %llu with a rank that is lost or hostile, or without some sites; %llu sites "
+        "missing at the end, %llu rounds followed, %llu coordinators started again: "
         "%llu frames, %llu damaged, %llu attempts, %llu lines logged; without trouble %llu frames, "
         "%llu attempts\n",
         (unsigned long long)runs, (unsigned long long)others, (unsigned long long)tried.dropped,
+        (unsigned long long)tried.followed, (unsigned long long)tried.lives,
         (unsigned long long)tried.frames, (unsigned long long)tried.damaged,
         (unsigned long long)tried.attempts, (unsigned long long)tried.lines,
         (unsigned long long)calm.frames, (unsigned long long)calm.attempts);
-    CHECK(runs < 100 || (tried.attempts > calm.attempts && tried.lines > calm.lines && others > 0 &&
-                         tried.damaged > 0 && tried.dropped > 0),
+    CHECK(runs < 100 ||
+              (tried.attempts > calm.attempts && tried.lines > calm.lines && others > 0 &&
+               tried.damaged > 0 && tried.dropped > 0 && tried.followed > 0 && tried.lives > 0),
           "there was no trouble");
     return 0;
 }

@@ -12,8 +12,10 @@
 #include "base/hash.h"
 #include "base/rng.h"
 #include "member/coordinator.h"
+#include "member/lease.h"
 #include "sync/engine.h"
 #include "sync/local.h"
+#include "wire/bytes.h"
 
 #ifdef DLXI_FAULTS
 int dlxi_planted_fault;
@@ -25,7 +27,9 @@ enum {
     PEERS_MAX = SITES_MAX * RANKS_MAX,
     COORDINATOR = PEERS_MAX, /* a node's number */
     NODES = PEERS_MAX + 1,
-    CUTS_MAX = 3,
+    CUTS_MAX = 4,
+    CRASHES_MAX = 3,
+    STOPS_MAX = 3, /* of the coordinator */
     ROWS = 24,
     COLS = 40,
     PARAMETERS = ROWS * COLS + 30 + 33,
@@ -33,11 +37,17 @@ enum {
     ROUNDS = 3, /* if nobody is hostile */
     ROUNDS_MAX = 512,
     TOKENS = 100, /* of site 0 and round; site i: i + 1 times as many */
+    WINDOW_TOKENS = 50,
+    WINDOWS = 64, /* of an epoch */
+    POSITIONS_MAX = 16384,
     TIMEOUT_MS = 3000,
     PATIENCE_MS = 120000, /* … with a hostile rank: */
     PATIENCE_HOSTILE_MS = 25000,
-    FAULTS_END_MS = 20000,         /* from then on everything works */
-    RUN_END_MS = 60000,            /* by then the run is over */
+    FAULTS_END_MS = 20000,   /* from then on everything works */
+    RUN_END_MS = 60000,      /* by then the run is over */
+    ELASTIC_END_MS = 200000, /* … if it may go on without some sites */
+    ORPHAN_MS = 30000,
+    LIMBO_MS = 8000,
     CRASH_END_MS = 3 * TIMEOUT_MS, /* after a crash */
     JOIN_MS = 20000,
     LATE_START_MS = 8000, /* at most; longer than TIMEOUT_MS */
@@ -77,15 +87,34 @@ typedef struct peer {
     dlxi_local *local;
     dlxi_state *state; /* NULL while the engine has it */
     float p[PARAMETERS];
-    uint64_t round; /* being trained */
+    uint64_t round; /* being trained, or submitted */
+    uint64_t submission;
+    dlxi_lease leases[4]; /* of submission n at n mod 4 */
+    dlxi_state *lent;     /* the state, while the engine has it */
+    uint64_t m_hash;      /* of M, as it was submitted */
+    uint64_t applied;     /* rounds */
     uint64_t attempts;
-    bool submitted, ended, finished;
+    bool submitted, ended, finished, reported;
+    uint64_t parts; /* that were reported, of part_count */
+    uint16_t part_count;
     bool lost; /* it crashed, or its link failed */
     dlx_error failure;
     int64_t pump_at_ms, train_at_ms, return_at_ms; /* −1: not due */
     int64_t paused_ms;                             /* when the last pause ended */
     bool room;                                     /* for a frame that was not taken */
 } peer;
+
+typedef struct crash {
+    uint16_t site;
+    int64_t at_ms;
+} crash;
+
+/* The coordinator stops: before it saves, before it sends, or in the middle of that. */
+typedef enum stop_point { STOP_UNSAVED, STOP_UNSENT, STOP_HALF_SENT, STOP_POINTS } stop_point;
+typedef struct stop {
+    int64_t at_ms, down_ms;
+    stop_point point;
+} stop;
 
 /* Nothing goes from site a to site b (COORDINATOR: the coordinator), nor back unless one_way. */
 typedef struct cut {
@@ -102,6 +131,10 @@ typedef struct trouble {
     uint16_t cut_count;
     uint16_t lost, hostile; /* peers, or NODES */
     uint16_t sites_min;
+    bool elastic; /* the run goes on without sites that are missing, if there are sites_min */
+    crash crashes_of[CRASHES_MAX];
+    stop stops[STOPS_MAX];
+    uint16_t crash_count, stop_count;
     int64_t lost_at_ms;
     bool crashes;          /* the lost one; or its link fails */
     int64_t start_ms_max;  /* processes start at any time until then */
@@ -121,7 +154,23 @@ typedef struct world {
     uint64_t draws;
     uint64_t replicated[ROUNDS_MAX][RANKS_MAX]; /* hash after each round; 0: not seen yet */
     uint64_t means[ROUNDS_MAX][RANKS_MAX];      /* allreduce: of the gradients */
-    uint64_t frames, attempts, lines, damaged, dropped;
+    uint64_t frames, attempts, lines, damaged, dropped, followed, lives;
+    /* elastic runs */
+    uint64_t records[ROUNDS_MAX];   /* hash of each committed round */
+    uint32_t members[ROUNDS_MAX];   /* bits of its sites */
+    uint32_t term[NODES];           /* the highest that a peer has shown */
+    uint8_t counted[POSITIONS_MAX]; /* windows */
+    uint8_t *store, *stored_records[ROUNDS_MAX];
+    size_t store_bytes, stored_bytes[ROUNDS_MAX];
+    uint32_t stored_term;
+    uint64_t stored_round;
+    uint64_t tokens[ROUNDS_MAX];        /* committed, up to this round */
+    uint64_t shown[NODES], said[NODES]; /* by a peer: its round; its submission */
+    int64_t unused;                     /* windows that nobody trains on any more */
+    uint64_t waits_most;                /* frames for one peer that waited at the coordinator */
+    int64_t entered_ms;                 /* when the last peer did; −1: not yet */
+    uint16_t stopped;                   /* how often the coordinator has */
+    bool sends_half;
 } world;
 
 static uint64_t draw(world *w, uint64_t below) {
@@ -137,6 +186,9 @@ static uint16_t site_of(const world *w, uint16_t node) {
 }
 
 static bool has_crashed(const world *w, uint16_t i) {
+    for (uint16_t k = 0; k < w->t.crash_count; k++)
+        if (w->t.crashes_of[k].site == site_of(w, i) && w->now_ms >= w->t.crashes_of[k].at_ms)
+            return true;
     return w->peer[i].lost && w->t.crashes;
 }
 
@@ -222,12 +274,35 @@ static void packet_post_damaged(world *w, uint16_t from, uint16_t to, const dlxi
     packet_post(w, from, to, &f, false);
 }
 
+/* What a peer says of itself never goes back. */
+static void check_forward(world *w, uint16_t from, const dlxi_frame *frame) {
+    CHECK(frame->round >= w->shown[from], "peer %u: its round falls to %llu", from,
+          (unsigned long long)frame->round);
+    w->shown[from] = frame->round;
+    if (frame->kind != DLXI_FRAME_READY) return;
+    dlxi_reader reader = dlxi_reader_over(frame->payload, frame->payload_bytes);
+    uint64_t submission = dlxi_read_u64(&reader);
+    CHECK(submission >= w->said[from] && submission <= w->said[from] + 1,
+          "peer %u submits number %llu after %llu", from, (unsigned long long)submission,
+          (unsigned long long)w->said[from]);
+    w->said[from] = submission;
+}
+
 static dlx_status link_send(world *w, uint16_t from, uint16_t to, const dlxi_frame *frame) {
     bool control = from == COORDINATOR || to == COORDINATOR;
     if (from == w->t.lost && !w->t.crashes && w->now_ms >= w->t.lost_at_ms) {
         w->peer[from].lost = true;
         return DLX_SYSTEM;
     }
+    bool attempts = frame->kind == DLXI_FRAME_CONTRIBUTION || frame->kind == DLXI_FRAME_RESULT;
+    if (to == COORDINATOR) {
+        CHECK(frame->term >= w->term[from] || frame->term == 0, "peer %u: the term falls", from);
+        if (frame->term > w->term[from]) w->term[from] = frame->term;
+        check_forward(w, from, frame);
+    }
+    CHECK(!attempts || frame->term >= w->term[from],
+          "peer %u takes part in an attempt of term %u, after term %u", from, frame->term,
+          w->term[from]);
     if (w->queued[from][to] >= (uint32_t)(control ? CONTROL_FRAMES : DATA_FRAMES)) return DLX_AGAIN;
     if (to == COORDINATOR && w->now_ms < w->start_ms) return DLX_AGAIN;
     if (is_cut(w, from, to)) return draw(w, 2) == 0 ? DLX_AGAIN : DLX_OK; /* swallowed */

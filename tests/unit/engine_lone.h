@@ -15,6 +15,7 @@ enum {
     LONE_TENSORS = 3,
     LONE_TIMEOUT_MS = 3000,
     LONE_KINDS = 128,
+    LONE_LIFE = 77,         /* of the coordinator */
     LONE_ACTIONS_MAX = 5000 /* in a row: more never end */
 };
 
@@ -22,6 +23,7 @@ typedef struct lone lone;
 struct lone {
     dlxi_engine *engine;
     dlxi_state *state; /* NULL while the engine has it */
+    uint32_t term;     /* of the coordinator; each has another life */
     int64_t now_ms;
     dlx_status link;                                                  /* what a send returns */
     void (*on_send)(lone *l, uint32_t peer, const dlxi_frame *frame); /* if taken; may be NULL */
@@ -32,6 +34,7 @@ struct lone {
     uint32_t lines, reconnects, reconnected; /* reconnected: the last of them, a site */
     char line[DLXI_REASON_MAX + 1];          /* the last */
     dlxi_outcome last;                       /* flags are kept */
+    dlxi_view view;                          /* of the last BEGIN */
     dlxi_message speech;                     /* what the coordinator says next */
     uint8_t encoded[DLXI_FRAME_PAYLOAD_MAX];
     dlxi_message said; /* the last one to the coordinator */
@@ -108,12 +111,13 @@ static inline dlx_status lone_try(lone **out, const dlx_sync_config *config, siz
     dlx_status status = DLX_OK;
     lone *l = calloc(1, sizeof *l);
     DLXI_ASSERT(l != NULL);
+    l->term = 1;
     DLX_TRY_OUT(dlxi_state_open(&l->state, config, all, tensors, NULL));
     for (size_t i = 0; i < tensors; i++)
         for (int64_t k = 0; k < dlxi_state_tensor_values(&l->state->tensors[i]); k++)
             l->state->tensors[i].anchor[k] = start;
     dlxi_state_rehash(l->state);
-    DLX_TRY_OUT(dlxi_engine_open(&l->engine, config, l->state, 0, NULL));
+    DLX_TRY_OUT(dlxi_engine_open(&l->engine, config, 1, l->state, 0, NULL));
     dlxi_engine_set_keepalive(l->engine, lone_keepalive, l);
     l->state = NULL;
     *out = l;
@@ -164,13 +168,20 @@ static inline void lone_tell(lone *l, dlxi_frame_kind kind, uint64_t round, uint
                 DLX_OK);
     lone_hear(l, DLXI_SITE_COORDINATOR,
               (dlxi_frame){.kind = kind,
-                           .term = 1,
+                           .term = l->term,
+                           .coordinator = LONE_LIFE + l->term - 1,
                            .round = round,
                            .attempt = attempt,
                            .site = DLXI_SITE_COORDINATOR,
                            .trip = 1 /* all ways are linked */,
                            .payload = l->encoded,
                            .payload_bytes = (uint32_t)bytes});
+}
+
+/* `submission`: the last that it has of this rank, for the round. */
+static inline void lone_ping(lone *l, uint64_t round, uint32_t attempt, uint64_t submission) {
+    l->speech.as.ping = (dlxi_ping){.stamp = 1, .submission = submission};
+    lone_tell(l, DLXI_FRAME_PING, round, attempt);
 }
 
 static inline void lone_greet(lone *l, uint16_t from) {
@@ -212,17 +223,19 @@ static inline void lone_submit(lone *l) {
 
 static inline void lone_begin(lone *l, uint64_t round, uint32_t attempt, uint16_t first,
                               uint16_t members) {
-    dlxi_view *v = &l->speech.as.view;
+    dlxi_view *v = &l->view;
     *v = (dlxi_view){.members = members};
     for (uint16_t i = 0; i < members; i++) {
         v->member[i].site = (uint16_t)(first + i);
         v->member[i].tokens = 10;
     }
+    l->speech.as.view = *v;
     lone_tell(l, DLXI_FRAME_BEGIN, round, attempt);
 }
 
 static inline void lone_commit(lone *l, uint64_t round, uint32_t attempt) {
-    l->speech.as.commit = (dlxi_commit){.committed_tokens = 10 * round};
+    l->speech.as.commit = (dlxi_commit){
+        .term = 1, .coordinator = LONE_LIFE, .committed_tokens = 10 * round, .view = l->view};
     lone_tell(l, DLXI_FRAME_COMMIT, round, attempt);
 }
 

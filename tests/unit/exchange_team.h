@@ -58,8 +58,9 @@ static inline dlx_sync_config team_settings(int bits, int factor_rank) {
     return config;
 }
 
-/* A matrix with factors, one too small for them, and a bias. */
-static inline team *team_open(uint16_t members, const dlx_sync_config *settings) {
+/* A matrix with factors, one too small for them, and a bias of that kind. */
+static inline team *team_open_with(uint16_t members, const dlx_sync_config *settings,
+                                   dlx_kind kind) {
     team *t = calloc(1, sizeof *t);
     assert_non_null(t);
     t->members = members;
@@ -69,7 +70,7 @@ static inline team *team_open(uint16_t members, const dlx_sync_config *settings)
         const dlx_tensor tensors[TEAM_TENSORS] = {
             {.name = "matrix", .data = t->p[i], .rows = ROWS, .cols = COLS},
             {.name = "small", .data = t->p[i] + MATRIX, .rows = 6, .cols = 5, .plain = true},
-            {.name = "bias", .data = t->p[i] + MATRIX + 30, .rows = 1, .cols = 33},
+            {.name = "bias", .data = t->p[i] + MATRIX + 30, .rows = 1, .cols = 33, .kind = kind},
         };
         for (int k = 0; k < TEAM_PARAMETERS; k++) t->p[i][k] = (float)(k % 17) * 0.125f - 1.0f;
         assert_int_equal(dlxi_state_open(&t->state[i], settings, tensors, TEAM_TENSORS, NULL),
@@ -85,6 +86,10 @@ static inline team *team_open(uint16_t members, const dlx_sync_config *settings)
         t->view.member[i].exchange_bytes = 1000;
     }
     return t;
+}
+
+static inline team *team_open(uint16_t members, const dlx_sync_config *settings) {
+    return team_open_with(members, settings, DLX_TRAINED);
 }
 
 static inline void team_drop_frames(team *t) {

@@ -18,6 +18,7 @@ enum {
     TOKENS_PER_WINDOW = 10,
     TIMEOUT_MS = 5000,
     PATIENCE_MS = 20000,
+    LIMBO_MS = 60000,
     JOIN_MS = 3600000
 };
 
@@ -28,30 +29,38 @@ typedef struct world {
     int64_t now_ms;
     dlxi_message *message; /* being written or read */
     dlxi_message *last[PEERS_MAX];
-    int counts[PEERS_MAX][32]; /* by kind */
+    int counts[PEERS_MAX][32];      /* by kind */
+    dlxi_view view[PEERS_MAX];      /* of the last BEGIN */
+    uint64_t view_round[PEERS_MAX]; /* and its round */
     uint32_t attempt[PEERS_MAX];
     uint64_t round[PEERS_MAX];
     bool linked[PEERS_MAX]; /* it was told that all are */
-    bool links;             /* all peers say that they are linked */
+    bool links;             /* all peers say that they are linked, and have entered */
+    bool keeps;             /* those that join from now on keep results */
+    uint32_t term;          /* of the coordinator's frames, and the peers' */
     dlxi_outbox outgoing;   /* encodes what the sites say */
 } world;
 
-#define RUN_ID UINT64_C(0x0123456789abcdef)
+#define RUN_ID  UINT64_C(0x0123456789abcdef)
+#define LIFE_ID UINT64_C(0xfedcba9876543210) /* of a coordinator */
 
 static inline world *world_open(uint16_t sites, uint64_t tokens_target, const char *shared_text) {
     world *w = calloc(1, sizeof *w);
     assert_non_null(w);
     w->now_ms = 1000;
+    w->term = 1;
     w->message = calloc(1, sizeof *w->message);
     for (int i = 0; i < PEERS_MAX; i++) w->last[i] = calloc(1, sizeof *w->last[i]);
     w->settings = (dlxi_coordinator_settings){.sites = sites,
                                               .tokens_target = tokens_target,
                                               .run_id = RUN_ID,
+                                              .life_id = LIFE_ID,
                                               .shared_text = shared_text,
                                               .timeout_ms = TIMEOUT_MS,
                                               .join_ms = JOIN_MS,
                                               .patience_ms = PATIENCE_MS,
-                                              .attempts_max = 3};
+                                              .attempts_max = 3,
+                                              .limbo_ms = LIMBO_MS};
     assert_int_equal(dlxi_coordinator_open(&w->c, &w->settings, w->now_ms, NULL), DLX_OK);
     return w;
 }
@@ -72,11 +81,16 @@ static inline void drain(world *w) {
         assert_in_range(item->to, 0, PEERS_MAX - 1);
         assert_int_equal(dlxi_message_decode(w->last[item->to], &item->frame, NULL), DLX_OK);
         w->counts[item->to][item->frame.kind]++;
+        if (item->frame.kind == DLXI_FRAME_BEGIN) {
+            w->view[item->to] = w->last[item->to]->as.view;
+            w->view_round[item->to] = item->frame.round;
+        }
         w->attempt[item->to] = item->frame.attempt;
         w->round[item->to] = item->frame.round;
         w->linked[item->to] = item->frame.trip != 0;
         assert_int_equal(item->frame.site, DLXI_SITE_COORDINATOR);
-        assert_int_equal(item->frame.term, 1);
+        assert_int_equal(item->frame.term, w->term);
+        assert_true(item->frame.coordinator == w->settings.life_id);
         dlxi_outbox_drop(dlxi_coordinator_outbox(w->c));
     }
 }
@@ -95,7 +109,11 @@ static inline void say_as(world *w, uint32_t peer, const char *proved, dlxi_fram
 static inline void say(world *w, uint32_t peer, dlxi_frame_kind kind, uint64_t round,
                        uint32_t attempt) {
     say_as(w, peer, "", kind,
-           (dlxi_frame){.term = 1, .round = round, .attempt = attempt, .trip = w->links});
+           (dlxi_frame){.term = w->term,
+                        .coordinator = w->settings.life_id,
+                        .round = round,
+                        .attempt = attempt,
+                        .trip = w->links ? DLXI_SITE_LINKED | DLXI_SITE_ENTERED : 0});
 }
 
 static inline dlxi_hello *hello_of(world *w, const char *name) {
@@ -106,7 +124,8 @@ static inline dlxi_hello *hello_of(world *w, const char *name) {
                       .windows = 1000,
                       .tokens_per_window = TOKENS_PER_WINDOW,
                       .data_hash = 13,
-                      .lease_windows = 6};
+                      .lease_windows = 6,
+                      .keeps_history = w->keeps};
     dlxi_text_copy(h->site, sizeof h->site, name);
     dlxi_text_copy(h->shared_text, sizeof h->shared_text, "model.width: 64\nsync.bits: 4\n");
     return h;
@@ -128,7 +147,8 @@ static inline void listen_all(world *w, uint16_t sites) {
 }
 
 static inline dlxi_ready ready_of(uint64_t tokens) {
-    return (dlxi_ready){.tokens = tokens,
+    return (dlxi_ready){.submission = 1,
+                        .tokens = tokens,
                         .windows_used = (uint32_t)(tokens / TOKENS_PER_WINDOW),
                         .anchor_hash = 99,
                         .norm = 1.0,
@@ -137,14 +157,35 @@ static inline dlxi_ready ready_of(uint64_t tokens) {
                         .exchange_bytes = 7};
 }
 
-static inline void ready(world *w, uint32_t peer, uint64_t round, uint64_t tokens) {
+/* Of a site that was left out of rounds: numbers of submissions stay behind those of rounds. */
+static inline void ready_again(world *w, uint32_t peer, uint64_t round, uint64_t submission,
+                               uint64_t tokens) {
     w->message->as.ready = ready_of(tokens);
+    w->message->as.ready.submission = submission;
+    w->message->as.ready.base_round = submission; /* of a site that was in every round before */
     say(w, peer, DLXI_FRAME_READY, round, 0);
+}
+
+static inline void ready(world *w, uint32_t peer, uint64_t round, uint64_t tokens) {
+    ready_again(w, peer, round, round, tokens);
+}
+
+/* It has received the coordinator's newest. */
+static inline void ping(world *w, uint32_t peer, uint64_t round, uint32_t attempt) {
+    w->message->as.ping = (dlxi_ping){.run_id = RUN_ID, .stamp = w->now_ms};
+    say(w, peer, DLXI_FRAME_PING, round, attempt);
 }
 
 static inline void stage(world *w, uint32_t peer, uint64_t round, uint32_t attempt, uint64_t hash) {
     w->message->as.staged.hash = hash;
     say(w, peer, DLXI_FRAME_STAGED, round, attempt);
+}
+
+/* It asks for no parts of the work. */
+static inline void report(world *w, uint32_t peer, uint64_t round, const char *text) {
+    w->message->as.report.parts = UINT64_MAX;
+    dlxi_text_copy(w->message->as.report.text, sizeof w->message->as.report.text, text);
+    say(w, peer, DLXI_FRAME_REPORT, round, 0);
 }
 
 /* Time passes in ticks, while all of `peers` but `silent` ping; `silent` < 0: all do. Peers are in
@@ -153,7 +194,7 @@ static inline void wait_pinging(world *w, uint32_t peers, int silent, uint64_t r
     for (int64_t end_ms = w->now_ms + ms; w->now_ms < end_ms;) {
         w->now_ms = end_ms - w->now_ms > 500 ? w->now_ms + 500 : end_ms;
         for (uint32_t peer = 0; peer < peers; peer++)
-            if ((int)peer != silent) say(w, peer, DLXI_FRAME_PING, round, 0);
+            if ((int)peer != silent) ping(w, peer, round, 0);
         dlxi_coordinator_on_tick(w->c, w->now_ms);
         drain(w);
     }

@@ -8,15 +8,21 @@
 #include <string.h>
 
 static const dlxi_frame_kind sample_kinds[] = {
-    DLXI_FRAME_HELLO, DLXI_FRAME_WELCOME, DLXI_FRAME_LISTENING, DLXI_FRAME_PEERS, DLXI_FRAME_READY,
-    DLXI_FRAME_BEGIN, DLXI_FRAME_STAGED,  DLXI_FRAME_COMMIT,    DLXI_FRAME_ABORT, DLXI_FRAME_FAILED,
-    DLXI_FRAME_STOP,  DLXI_FRAME_REPORT,  DLXI_FRAME_FINISHED,  DLXI_FRAME_PING};
+    DLXI_FRAME_HELLO, DLXI_FRAME_WELCOME, DLXI_FRAME_LISTENING, DLXI_FRAME_PEERS,
+    DLXI_FRAME_READY, DLXI_FRAME_BEGIN,   DLXI_FRAME_STAGED,    DLXI_FRAME_COMMIT,
+    DLXI_FRAME_ABORT, DLXI_FRAME_FAILED,  DLXI_FRAME_STOP,      DLXI_FRAME_REPORT,
+    DLXI_FRAME_PING,  DLXI_FRAME_FINISHED};
 
 enum { SAMPLE_KINDS = sizeof sample_kinds / sizeof *sample_kinds };
 
-static inline dlxi_lease sample_lease(uint64_t round) {
-    return (dlxi_lease){
-        .round = round, .range_count = 2, .ranges = {{5, 6}, {UINT64_C(1) << 40, UINT32_MAX}}};
+static inline dlxi_lease sample_lease(uint64_t submission) {
+    return (dlxi_lease){.submission = submission,
+                        .range_count = 2,
+                        .ranges = {{5, 6}, {UINT64_C(1) << 40, UINT32_MAX}}};
+}
+
+static inline dlxi_view sample_view(void) {
+    return (dlxi_view){.members = 2, .member = {{0, 1, 2, 3, 4, true}, {63, 5, 6, 7, 8, false}}};
 }
 
 /* *message is all zeros but for what is set here. */
@@ -35,6 +41,8 @@ static inline void sample_message(dlxi_message *message, dlxi_frame_kind kind) {
                           .tokens_per_window = 4,
                           .data_hash = 5,
                           .lease_windows = 6,
+                          .incarnation = 7,
+                          .keeps_history = true,
                           .shared_text = "a.b: c\n"};
         break;
     }
@@ -58,33 +66,51 @@ static inline void sample_message(dlxi_message *message, dlxi_frame_kind kind) {
         strcpy(message->as.endpoints.endpoint[2], "mem:4");
         break;
     case DLXI_FRAME_READY:
-        message->as.ready = (dlxi_ready){.tokens = 1,
+        message->as.ready = (dlxi_ready){.submission = 8,
+                                         .base_round = 9,
+                                         .tokens = 1,
                                          .windows_used = 2,
                                          .anchor_hash = 3,
                                          .norm = -0.5,
                                          .step_ns = 4,
                                          .exchange_ns = 5,
-                                         .exchange_bytes = 6};
+                                         .exchange_bytes = 6,
+                                         .grace_ms = 7};
         break;
     case DLXI_FRAME_BEGIN:
-        message->as.view = (dlxi_view){.members = 2, .member = {{0, 1, 2, 3, 4}, {63, 5, 6, 7, 8}}};
+        message->as.view = sample_view();
         break;
     case DLXI_FRAME_STAGED:
         message->as.staged.hash = 0x0123456789abcdef;
         break;
     case DLXI_FRAME_COMMIT:
-        message->as.commit =
-            (dlxi_commit){.committed_tokens = 9, .finished = true, .lease = sample_lease(7)};
+        message->as.commit = (dlxi_commit){.term = 2,
+                                           .coordinator = 3,
+                                           .committed_tokens = 9,
+                                           .finished = true,
+                                           .lease = sample_lease(7),
+                                           .view = sample_view()};
         break;
     case DLXI_FRAME_ABORT:
     case DLXI_FRAME_FAILED:
     case DLXI_FRAME_STOP:
-        message->as.reason = (dlxi_reason){.status = 13, .text = "because"};
+        message->as.reason = (dlxi_reason){.status = 13, .about = 5, .text = "because"};
         break;
     case DLXI_FRAME_REPORT:
+        message->as.report.parts = 10;
         strcpy(message->as.report.text, "{\"loss\": 1}");
         break;
-    default:
+    case DLXI_FRAME_PING:
+        message->as.ping = (dlxi_ping){.run_id = 0xfedcba9876543210,
+                                       .incarnation = 7,
+                                       .stamp = INT64_MIN + 5,
+                                       .sites = 6,
+                                       .submission = 4,
+                                       .parts = 9,
+                                       .part_count = 8,
+                                       .saves = true};
+        break;
+    default: /* FINISHED is empty */
         break;
     }
 }

@@ -86,7 +86,7 @@ static void a_missing_anchor_is_reported(void **state) {
     lone *l = lone_open(&config, LONE_TENSORS, 0);
     lone_welcome(l, 1, 3, true);
     for (int i = 0; i < 5 * LONE_TIMEOUT_MS / 500; i++) {
-        lone_tell(l, DLXI_FRAME_PING, 1, 0);
+        lone_ping(l, 1, 0, 0);
         lone_greet(l, 0);
         lone_greet(l, 2);
         lone_turn(l, 500);
@@ -102,7 +102,7 @@ static void the_most_sites_reach_each_other(void **state) {
     lone *l = lone_open(&config, LONE_TENSORS, 0);
     lone_welcome(l, 0, DLXI_SITES_MAX, false);
     lone_turn(l, LONE_TIMEOUT_MS / 2);
-    lone_tell(l, DLXI_FRAME_PING, 1, 0);
+    lone_ping(l, 1, 0, 0);
     lone_turn(l, LONE_TIMEOUT_MS / 2);
     lone_turn(l, LONE_TIMEOUT_MS / 4);
     assert_int_equal(l->reconnects, DLXI_SITES_MAX - 1);
@@ -118,6 +118,48 @@ static void the_most_sites_reach_each_other(void **state) {
     lone_turn(l, 1);
     assert_in_range(l->sent[DLXI_FRAME_CONTRIBUTION], 1, 4 * DLXI_SITES_MAX);
     lone_close(l);
+}
+
+/* ---- other lives of the coordinator ---------------------------------------------------------- */
+
+/* A new life knows nothing of the attempt that is to begin, or is under way. */
+static void an_attempt_ends_with_its_coordinator(void **state) {
+    (void)state;
+    const dlx_sync_config config = lone_config();
+    for (int under_way = 0; under_way < 2; under_way++) {
+        lone *l = lone_open(&config, LONE_TENSORS, 0);
+        lone_join(l, 0, 3);
+        lone_submit(l);
+        lone_begin(l, 1, 1, 0, 3);
+        if (under_way) lone_turn(l, 1);
+        uint32_t contributions = l->sent[DLXI_FRAME_CONTRIBUTION];
+        l->term = 2;
+        lone_ping(l, 1, 0, 0);
+        lone_turn(l, 1);
+        assert_int_equal(l->sent[DLXI_FRAME_CONTRIBUTION], contributions);
+        assert_int_equal(l->said.kind, DLXI_FRAME_READY);
+        lone_begin(l, 1, 1, 0, 1);
+        lone_turn(l, 1);
+        assert_int_equal(l->sent[DLXI_FRAME_STAGED], 1);
+        lone_close(l);
+    }
+}
+
+/* What is staged may be committed: a new life's word about something else does not drop it. */
+static void what_is_staged_waits_for_the_next_coordinator(void **state) {
+    (void)state;
+    const dlx_sync_config config = lone_config();
+    lone *l = lone_open(&config, LONE_TENSORS, 0);
+    lone_join(l, 0, 3);
+    lone_submit(l);
+    lone_begin(l, 1, 1, 0, 1);
+    lone_turn(l, 1);
+    l->term = 2;
+    l->speech.as.reason = (dlxi_reason){.status = DLX_ABORTED, .text = "another site"};
+    lone_tell(l, DLXI_FRAME_ABORT, 1, 0);
+    lone_turn(l, 1);
+    lone_commit(l, 1, 1); /* of the life before, said by the next */
+    check_committed(l);
 }
 
 /* ---- what another site sends ----------------------------------------------------------------- */
@@ -172,7 +214,7 @@ static void silent_sites_are_named_within_the_timeout(void **state) {
         lone_turn(l, 1);
         int64_t begun_ms = l->now_ms;
         while (l->sent[DLXI_FRAME_ABORT] == 0) {
-            lone_tell(l, DLXI_FRAME_PING, 1, 1);
+            lone_ping(l, 1, 1, 1);
             lone_turn(l, 100);
         }
         assert_in_range(l->now_ms - begun_ms, LONE_TIMEOUT_MS, LONE_TIMEOUT_MS + 100);
@@ -189,8 +231,10 @@ static void a_silent_coordinator_is_dialled_once_more(void **state) {
     assert_int_equal(l->reconnects, 0); /* it was never there: the link itself tries again */
     lone_join(l, 0, 3);
     for (uint32_t silences = 1; silences <= 3; silences++) {
-        lone_tell(l, DLXI_FRAME_PING, 1, 0);
+        lone_ping(l, 1, 0, 0);
         for (int i = 1; i < 10; i++) {
+            lone_greet(l, 1); /* the ways to other sites work */
+            lone_greet(l, 2);
             lone_turn(l, LONE_TIMEOUT_MS / 10);
             assert_int_equal(l->reconnects, i < 5 ? silences - 1 : silences);
         }
@@ -352,6 +396,8 @@ int main(void) {
         cmocka_unit_test(more_frames_than_a_round_holds_keep_a_commit),
         cmocka_unit_test(a_missing_anchor_is_reported),
         cmocka_unit_test(the_most_sites_reach_each_other),
+        cmocka_unit_test(an_attempt_ends_with_its_coordinator),
+        cmocka_unit_test(what_is_staged_waits_for_the_next_coordinator),
         cmocka_unit_test(a_malformed_frame_ends_the_attempt_and_names_its_sender),
         cmocka_unit_test(a_site_that_sends_as_another_is_named),
         cmocka_unit_test(silent_sites_are_named_within_the_timeout),

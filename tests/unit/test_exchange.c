@@ -299,7 +299,7 @@ static void a_flood_is_bounded(void **state) {
     /* of rounds that nobody can be in: not kept at all */
     for (int i = 0; i < 1000; i++) {
         dlxi_frame frame = frame_of(t, 0, 3 + (uint64_t)i, 1, payload, sizeof payload);
-        assert_int_equal(dlxi_exchange_on_frame(t->exchange[1], &frame, &error), DLX_DATA);
+        assert_int_equal(dlxi_exchange_on_frame(t->exchange[1], &frame, &error), DLX_OK);
     }
     size_t kept = 0;
     dlx_status status = DLX_OK;
@@ -310,7 +310,7 @@ static void a_flood_is_bounded(void **state) {
     }
     assert_int_equal(status, DLX_DATA);
     assert_string_equal(error.message, "site 1 sends more than this round holds");
-    assert_in_range(kept, sizeof payload, 3 << 20);
+    assert_in_range(kept, 1 << 19, 3 << 20);
     /* nor is another site refused for it */
     dlxi_frame frame = frame_of(t, 2, 1, 2, payload, sizeof payload);
     assert_int_equal(dlxi_exchange_on_frame(t->exchange[1], &frame, &error), DLX_OK);

@@ -31,7 +31,7 @@ static void listen_as(world *w, uint32_t peer) {
 }
 
 static void assert_same_lease(const dlxi_lease *a, const dlxi_lease *b) {
-    assert_int_equal(a->round, b->round);
+    assert_int_equal(a->submission, b->submission);
     assert_int_equal(dlxi_lease_windows(a), dlxi_lease_windows(b));
     for (uint64_t i = 0; i < dlxi_lease_windows(a); i++)
         assert_int_equal(dlxi_lease_position(a, i), dlxi_lease_position(b, i));
@@ -380,8 +380,9 @@ static void the_report_of_rank_0_is_the_sites(void **state) {
     assert_int_equal(dlxi_coordinator_phase_of(w->c), DLXI_COORDINATOR_ENDING);
     for (uint32_t peer = BOTH; peer-- > 0;) {
         assert_int_equal(w->counts[5][DLXI_FRAME_FINISHED], 0);
-        snprintf(w->message->as.report.text, DLXI_TEXT_MAX, "from peer %u", peer);
-        say(w, peer, DLXI_FRAME_REPORT, 2, 0);
+        char text[32];
+        snprintf(text, sizeof text, "from peer %u", peer);
+        report(w, peer, 2, text);
     }
     for (uint32_t peer = 0; peer < BOTH; peer++)
         assert_int_equal(w->counts[peer][DLXI_FRAME_FINISHED], 1);

@@ -4,6 +4,8 @@
 
 #include "member/site.h"
 
+enum { ORPHAN_MS = 60000 };
+
 typedef struct lone {
     dlxi_site *s;
     dlxi_outbox coordinator;
@@ -14,8 +16,10 @@ static lone lone_open(void) {
     lone l = {.message = calloc(1, sizeof(dlxi_message))};
     dlxi_hello *hello = calloc(1, sizeof *hello);
     *hello = (dlxi_hello){.site = "a", .ranks = 1};
-    const dlxi_site_settings settings = {
-        .timeout_ms = TIMEOUT_MS, .join_ms = JOIN_MS, .coordinator = "10.0.0.1:4700"};
+    const dlxi_site_settings settings = {.timeout_ms = TIMEOUT_MS,
+                                         .join_ms = JOIN_MS,
+                                         .orphan_ms = ORPHAN_MS,
+                                         .coordinator = "10.0.0.1:4700"};
     assert_int_equal(dlxi_site_open(&l.s, hello, &settings, 0, NULL), DLX_OK);
     free(hello);
     return l;
@@ -27,11 +31,19 @@ static void lone_close(lone *l) {
     free(l->message);
 }
 
+/* Of the coordinator's life that has this term. */
+static uint64_t id_of(uint32_t term) {
+    return 100 + term;
+}
+
 static dlxi_site_action tell(lone *l, dlxi_frame_kind kind, uint32_t term, uint64_t round,
                              uint32_t attempt, int64_t now) {
     l->message->kind = kind;
-    dlxi_frame header = {
-        .term = term, .round = round, .attempt = attempt, .site = DLXI_SITE_COORDINATOR};
+    dlxi_frame header = {.term = term,
+                         .coordinator = id_of(term),
+                         .round = round,
+                         .attempt = attempt,
+                         .site = DLXI_SITE_COORDINATOR};
     assert_int_equal(dlxi_outbox_put(&l->coordinator, 0, header, l->message, NULL), DLX_OK);
     dlxi_site_action action =
         dlxi_site_on_frame(l->s, &dlxi_outbox_peek(&l->coordinator)->frame, now);
@@ -46,8 +58,10 @@ static void welcome_lone(lone *l) {
     assert_int_equal(tell(l, DLXI_FRAME_PEERS, 4, 1, 0, 0), DLXI_SITE_CONNECT);
 }
 
+/* It has all it needs to train, and does. */
 static void submit_lone(lone *l) {
     const dlxi_ready message = {.tokens = 5};
+    if (!l->s->entered) dlxi_site_on_entered(l->s);
     dlxi_site_on_ready(l->s, &message);
 }
 
@@ -56,9 +70,20 @@ static dlxi_site_action begin_lone(lone *l, uint32_t term, uint64_t round, uint3
     return tell(l, DLXI_FRAME_BEGIN, term, round, attempt, 0);
 }
 
+/* What this site alone staged, in an attempt of that term. */
+static dlxi_commit commit_of(uint32_t term) {
+    return (dlxi_commit){.term = term,
+                         .coordinator = id_of(term),
+                         .committed_tokens = 5,
+                         .view = {.members = 1, .member = {{.tokens = 5}}}};
+}
+
+/* The owner applies it at once. */
 static dlxi_site_action commit_lone(lone *l, uint64_t round, uint32_t attempt) {
-    l->message->as.commit = (dlxi_commit){.committed_tokens = 5};
-    return tell(l, DLXI_FRAME_COMMIT, 4, round, attempt, 0);
+    l->message->as.commit = commit_of(4);
+    dlxi_site_action action = tell(l, DLXI_FRAME_COMMIT, 4, round, attempt, 0);
+    if (action == DLXI_SITE_COMMIT) dlxi_site_on_applied(l->s);
+    return action;
 }
 
 static void a_site_follows_its_coordinator(void **state) {
@@ -69,6 +94,7 @@ static void a_site_follows_its_coordinator(void **state) {
     welcome_lone(&l);
     submit_lone(&l);
     assert_int_equal(begin_lone(&l, 4, 2, 1), DLXI_SITE_NOTHING); /* another round */
+    assert_int_equal(begin_lone(&l, 4, 1, 0), DLXI_SITE_NOTHING); /* there is no such attempt */
     assert_int_equal(begin_lone(&l, 4, 1, 1), DLXI_SITE_BEGIN);
     assert_int_equal(begin_lone(&l, 4, 1, 1), DLXI_SITE_NOTHING); /* twice */
     l.message->as.reason = (dlxi_reason){.status = DLX_ABORTED};
@@ -78,7 +104,6 @@ static void a_site_follows_its_coordinator(void **state) {
     l.message->as.reason = (dlxi_reason){.status = DLX_ABORTED};
     assert_int_equal(tell(&l, DLXI_FRAME_ABORT, 4, 1, 1, 0), DLXI_SITE_NOTHING);
     dlxi_site_on_staged(l.s, 3);
-    assert_int_equal(commit_lone(&l, 1, 1), DLXI_SITE_NOTHING); /* of the attempt that is over */
     assert_int_equal(commit_lone(&l, 1, 2), DLXI_SITE_COMMIT);
     assert_int_equal(l.s->round, 2);
     assert_int_equal(commit_lone(&l, 1, 2), DLXI_SITE_NOTHING); /* twice */
@@ -87,9 +112,10 @@ static void a_site_follows_its_coordinator(void **state) {
     assert_int_equal(begin_lone(&l, 5, 2, 1), DLXI_SITE_BEGIN);
     assert_int_equal(l.s->term, 5);
     dlxi_site_on_staged(l.s, 3);
-    l.message->as.commit = (dlxi_commit){.committed_tokens = 10, .finished = true};
+    l.message->as.commit = commit_of(5);
+    l.message->as.commit.finished = true;
     assert_int_equal(tell(&l, DLXI_FRAME_COMMIT, 5, 2, 1, 0), DLXI_SITE_COMMIT);
-    dlxi_site_on_report(l.s, "done");
+    dlxi_site_on_report(l.s, UINT64_MAX, 0, "done");
     assert_int_equal(tell(&l, DLXI_FRAME_FINISHED, 5, 3, 0, 0), DLXI_SITE_ENDED);
     assert_int_equal(l.s->result.status, DLX_OK);
     lone_close(&l);
@@ -104,6 +130,19 @@ static void a_commit_that_was_not_staged_ends_the_site(void **state) {
     assert_int_equal(commit_lone(&l, 1, 1), DLXI_SITE_ENDED);
     assert_int_equal(l.s->result.status, DLX_DATA);
     lone_close(&l);
+
+    for (int what = 0; what < 4; what++) { /* another attempt, term, id; what it is */
+        l = lone_open();
+        welcome_lone(&l);
+        submit_lone(&l);
+        begin_lone(&l, 4, 1, 2);
+        dlxi_site_on_staged(l.s, 3);
+        l.message->as.commit = commit_of(what == 1 ? 3 : 4);
+        l.message->as.commit.coordinator = id_of(what == 2 ? 5 : 4);
+        dlxi_site_action action = tell(&l, DLXI_FRAME_COMMIT, 4, 1, what == 0 ? 1 : 2, 0);
+        assert_int_equal(action, what < 3 ? DLXI_SITE_ENDED : DLXI_SITE_COMMIT);
+        lone_close(&l);
+    }
 }
 
 /* Nobody would ever send what the attempt waits for. */
@@ -253,6 +292,219 @@ static void a_coordinator_may_start_late(void **state) {
     lone_close(&l);
 }
 
+/* ---- other lives of the coordinator, and none ------------------------------------------------ */
+
+static dlxi_site_action ping_of(lone *l, uint32_t term, uint64_t id, uint64_t round) {
+    dlxi_frame header = {
+        .term = term, .coordinator = id, .round = round, .site = DLXI_SITE_COORDINATOR};
+    l->message->kind = DLXI_FRAME_PING;
+    l->message->as.ping = (dlxi_ping){.stamp = 5};
+    assert_int_equal(dlxi_outbox_put(&l->coordinator, 0, header, l->message, NULL), DLX_OK);
+    dlxi_site_action action =
+        dlxi_site_on_frame(l->s, &dlxi_outbox_peek(&l->coordinator)->frame, 0);
+    dlxi_outbox_drop(&l->coordinator);
+    return action;
+}
+
+/* Of what waits to be sent, the newest of this kind; NULL: none. */
+static const dlxi_frame *newest(const lone *l, dlxi_frame_kind kind) {
+    const dlxi_frame *frame = NULL;
+    for (const dlxi_outbox_item *item = l->s->outbox.first; item != NULL; item = item->next)
+        if (item->frame.kind == kind) frame = &item->frame;
+    return frame;
+}
+
+/* Only the highest term is listened to, and of each term one life. */
+static void an_older_coordinator_is_not_listened_to(void **state) {
+    (void)state;
+    lone l = lone_open();
+    welcome_lone(&l);
+    submit_lone(&l);
+    outbox_drain(&l);
+    l.message->as.reason = (dlxi_reason){.status = DLX_DATA, .text = "ha"};
+    assert_int_equal(tell(&l, DLXI_FRAME_STOP, 3, 1, 0, 0), DLXI_SITE_NOTHING);
+    ping_of(&l, 4, id_of(9), 1);
+    assert_int_equal(l.s->stamp, 0);
+    assert_true(l.s->coordinator_id == id_of(4));
+    assert_null(newest(&l, DLXI_FRAME_READY));
+    ping_of(&l, 6, id_of(9), 1);
+    assert_int_equal(l.s->term, 6);
+    assert_true(l.s->coordinator_id == id_of(9));
+    assert_int_equal(l.s->stamp, 5);
+    /* READY, which waits for its answer, is of the new term */
+    for (int64_t now = 0; newest(&l, DLXI_FRAME_READY) == NULL && now < 2000; now += 100) {
+        outbox_drain(&l);
+        assert_int_equal(dlxi_site_on_tick(l.s, now), DLXI_SITE_NOTHING);
+    }
+    const dlxi_frame *ready = newest(&l, DLXI_FRAME_READY);
+    assert_non_null(ready);
+    assert_int_equal(ready->term, 6);
+    assert_true(ready->coordinator == id_of(9));
+    assert_int_equal(begin_lone(&l, 4, 1, 9), DLXI_SITE_NOTHING);
+    lone_close(&l);
+}
+
+/* An attempt is gone with the coordinator that began it, and what was submitted is said again. */
+static void a_new_coordinator_knows_no_attempt(void **state) {
+    (void)state;
+    lone l = lone_open();
+    welcome_lone(&l);
+    submit_lone(&l);
+    begin_lone(&l, 4, 1, 3);
+    outbox_drain(&l);
+    ping_of(&l, 5, id_of(5), 1);
+    assert_int_equal(l.s->attempt, 0);
+    const dlxi_frame *ready = newest(&l, DLXI_FRAME_READY);
+    assert_non_null(ready);
+    assert_int_equal(ready->term, 5);
+    assert_int_equal(ready->attempt, 0);
+    assert_int_equal(begin_lone(&l, 5, 1, 1), DLXI_SITE_BEGIN); /* its attempts count from one */
+    lone_close(&l);
+}
+
+/* What is staged may be a round that the last life has committed: the next one knows. */
+static void what_is_staged_outlives_the_coordinator(void **state) {
+    (void)state;
+    for (int committed = 0; committed < 2; committed++) {
+        lone l = lone_open();
+        welcome_lone(&l);
+        submit_lone(&l);
+        begin_lone(&l, 4, 1, 3);
+        dlxi_site_on_staged(l.s, 9);
+        outbox_drain(&l);
+        ping_of(&l, 5, id_of(5), committed ? 2 : 1);
+        assert_true(l.s->staged);
+        assert_null(newest(&l, DLXI_FRAME_STAGED)); /* not of an attempt of this term */
+        assert_non_null(newest(&l, DLXI_FRAME_READY));
+        l.message->as.reason = (dlxi_reason){.status = DLX_ABORTED, .text = "another"};
+        assert_int_equal(tell(&l, DLXI_FRAME_ABORT, 5, 1, 0, 0), DLXI_SITE_ABORT); /* a text */
+        assert_true(l.s->staged);
+        if (committed) {
+            l.message->as.commit = commit_of(4);
+            assert_int_equal(tell(&l, DLXI_FRAME_COMMIT, 5, 1, 3, 0), DLXI_SITE_COMMIT);
+        } else {
+            assert_int_equal(begin_lone(&l, 5, 1, 1), DLXI_SITE_BEGIN);
+            assert_false(l.s->staged);
+        }
+        lone_close(&l);
+    }
+}
+
+/* A coordinator that lost what this site submitted hears it again. */
+static void a_submission_that_was_forgotten_is_said_again(void **state) {
+    (void)state;
+    lone l = lone_open();
+    welcome_lone(&l);
+    const dlxi_ready message = {.submission = 3, .tokens = 5};
+    dlxi_site_on_ready(l.s, &message);
+    begin_lone(&l, 4, 1, 1);
+    outbox_drain(&l);
+    for (int aborted = 0; aborted < 2; aborted++) { /* in an attempt, and after it */
+        l.message->as.ping = (dlxi_ping){.submission = 3};
+        tell(&l, DLXI_FRAME_PING, 4, 1, 1, 0);
+        assert_null(newest(&l, DLXI_FRAME_READY));
+        l.message->as.ping = (dlxi_ping){.submission = 2};
+        tell(&l, DLXI_FRAME_PING, 4, 2, 1, 0); /* of another round */
+        assert_null(newest(&l, DLXI_FRAME_READY));
+        l.message->as.ping = (dlxi_ping){.submission = 2};
+        tell(&l, DLXI_FRAME_PING, 4, 1, 1, 0);
+        assert_non_null(newest(&l, DLXI_FRAME_READY));
+        outbox_drain(&l);
+        l.message->as.reason = (dlxi_reason){.status = DLX_ABORTED};
+        if (aborted == 0) assert_int_equal(tell(&l, DLXI_FRAME_ABORT, 4, 1, 1, 0), DLXI_SITE_ABORT);
+    }
+    lone_close(&l);
+}
+
+/* Once the run has begun a site does without the coordinator for a while, and says so once. */
+static void an_orphan_waits_for_its_coordinator(void **state) {
+    (void)state;
+    char line[DLXI_REASON_MAX + 1];
+    for (int returns = 0; returns < 2; returns++) {
+        lone l = lone_open();
+        welcome_lone(&l);
+        assert_false(dlxi_site_tell_wait(l.s, line, sizeof line));
+        dlxi_site_on_entered(l.s);
+        int64_t now = 0;
+        for (; now <= TIMEOUT_MS; now += 500) {
+            assert_int_equal(dlxi_site_on_tick(l.s, now), DLXI_SITE_NOTHING);
+            assert_false(dlxi_site_tell_wait(l.s, line, sizeof line));
+        }
+        assert_int_equal(dlxi_site_on_tick(l.s, now), DLXI_SITE_NOTHING);
+        assert_told(&l, "no message from the coordinator at 10.0.0.1:4700 for 5 s; training on, "
+                        "then waiting for it, up to 60 s (wan.orphan_s)");
+        assert_false(dlxi_site_tell_wait(l.s, line, sizeof line));
+        for (; now <= TIMEOUT_MS + ORPHAN_MS; now += 500)
+            assert_int_equal(dlxi_site_on_tick(l.s, now), DLXI_SITE_NOTHING);
+        if (returns) {
+            tell(&l, DLXI_FRAME_PING, 4, 1, 0, now);
+            assert_told(&l, "the coordinator at 10.0.0.1:4700 is back");
+            assert_int_equal(dlxi_site_on_tick(l.s, now), DLXI_SITE_NOTHING);
+        } else {
+            assert_int_equal(dlxi_site_on_tick(l.s, now), DLXI_SITE_ENDED);
+            assert_int_equal(l.s->result.status, DLX_TIMEOUT);
+            assert_string_equal(l.s->result.message,
+                                "no message from the coordinator at 10.0.0.1:4700 for 65500 ms "
+                                "(wan.timeout_s and wan.orphan_s)");
+        }
+        lone_close(&l);
+    }
+}
+
+/* ---- rounds without this site ---------------------------------------------------------------- */
+
+static dlxi_site_action commit_of_another(lone *l, uint64_t round) {
+    l->message->as.commit = commit_of(4);
+    l->message->as.commit.view.member[0].site = 1;
+    return tell(l, DLXI_FRAME_COMMIT, 4, round, 7, 0);
+}
+
+static void a_round_without_this_site_is_followed(void **state) {
+    (void)state;
+    lone l = lone_open();
+    l.message->as.welcome = (dlxi_welcome){.site = 0, .sites = 2, .tokens_target = 10};
+    assert_int_equal(tell(&l, DLXI_FRAME_WELCOME, 4, 1, 0, 0), DLXI_SITE_LISTEN);
+    l.message->as.endpoints = (dlxi_endpoints){.sites = 2};
+    assert_int_equal(tell(&l, DLXI_FRAME_PEERS, 4, 1, 0, 0), DLXI_SITE_CONNECT);
+    assert_int_equal(commit_of_another(&l, 1), DLXI_SITE_NOTHING); /* it has no θ yet */
+    dlxi_site_on_entered(l.s);
+    assert_int_equal(commit_of_another(&l, 2), DLXI_SITE_NOTHING); /* one after the other */
+    assert_int_equal(commit_of_another(&l, 1), DLXI_SITE_FOLLOW);
+    assert_int_equal(commit_of_another(&l, 1), DLXI_SITE_NOTHING); /* it is being done */
+    assert_int_equal(l.s->round, 1);
+    outbox_drain(&l);
+    submit_lone(&l); /* meanwhile: for the next round */
+    assert_null(newest(&l, DLXI_FRAME_READY));
+    assert_int_equal(begin_lone(&l, 4, 1, 8), DLXI_SITE_NOTHING);
+    dlxi_site_on_followed(l.s);
+    assert_int_equal(l.s->round, 2);
+    submit_lone(&l);
+    assert_int_equal(newest(&l, DLXI_FRAME_READY)->round, 2);
+
+    /* it was a member of an attempt that was begun again without it */
+    assert_int_equal(begin_lone(&l, 4, 2, 1), DLXI_SITE_BEGIN);
+    dlxi_site_on_staged(l.s, 3);
+    assert_int_equal(commit_of_another(&l, 2), DLXI_SITE_FOLLOW);
+    assert_int_equal(l.s->attempt, 0);
+    assert_false(l.s->staged);
+    assert_true(l.s->submitted);
+    assert_null(l.s->standing);
+
+    /* after the last round there is nothing to submit for */
+    dlxi_site_on_followed(l.s);
+    const dlxi_ready second = {.submission = 2, .tokens = 5};
+    dlxi_site_on_ready(l.s, &second);
+    assert_int_equal(commit_of_another(&l, 3), DLXI_SITE_FOLLOW);
+    l.s->commit.finished = true;
+    dlxi_site_on_followed(l.s);
+    assert_null(l.s->standing);
+    outbox_drain(&l);
+    l.message->as.ping = (dlxi_ping){.part_count = 2};
+    tell(&l, DLXI_FRAME_PING, 4, 4, 0, 0);
+    assert_null(newest(&l, DLXI_FRAME_READY));
+    lone_close(&l);
+}
+
 /* A link that takes nothing for an hour costs no memory; then one hello says all. */
 static void nothing_piles_up_before_the_coordinator_starts(void **state) {
     (void)state;
@@ -298,6 +550,7 @@ static void pings_keep_an_idle_run_alive(void **state) {
             assert_int_equal(item->frame.kind, DLXI_FRAME_PING);
             dlxi_frame frame = item->frame;
             frame.term = 1;
+            frame.coordinator = LIFE_ID;
             dlxi_coordinator_on_frame(w->c, 0, "", "", &frame, w->now_ms + now);
             assert_true(w->now_ms + now - said_ms < SHORTEST_MS - TICK_MS);
             said_ms = w->now_ms + now;
@@ -307,6 +560,7 @@ static void pings_keep_an_idle_run_alive(void **state) {
             assert_int_equal(item->frame.kind, DLXI_FRAME_PING);
             dlxi_frame frame = item->frame;
             frame.term = 4;
+            frame.coordinator = id_of(4);
             assert_int_equal(dlxi_site_on_frame(l.s, &frame, now), DLXI_SITE_NOTHING);
             assert_true(w->now_ms + now - last_seen_ms < SHORTEST_MS - TICK_MS);
             last_seen_ms = w->now_ms + now;
@@ -329,6 +583,12 @@ int main(void) {
         cmocka_unit_test(the_reason_of_a_stop_reaches_the_caller),
         cmocka_unit_test(a_silent_coordinator_ends_the_site),
         cmocka_unit_test(a_coordinator_may_start_late),
+        cmocka_unit_test(an_older_coordinator_is_not_listened_to),
+        cmocka_unit_test(a_new_coordinator_knows_no_attempt),
+        cmocka_unit_test(what_is_staged_outlives_the_coordinator),
+        cmocka_unit_test(a_submission_that_was_forgotten_is_said_again),
+        cmocka_unit_test(an_orphan_waits_for_its_coordinator),
+        cmocka_unit_test(a_round_without_this_site_is_followed),
         cmocka_unit_test(nothing_piles_up_before_the_coordinator_starts),
         cmocka_unit_test(pings_keep_an_idle_run_alive),
     };

@@ -106,13 +106,20 @@ static void what_is_out_of_range_is_refused(void **state) {
     refused(b, DLXI_FRAME_PEERS, 0, 65, 2);
     refused(b, DLXI_FRAME_BEGIN, 0, 0, 2); /* nobody */
     refused(b, DLXI_FRAME_BEGIN, 0, 65, 2);
-    refused(b, DLXI_FRAME_BEGIN, 2 + 34, 64, 2); /* site 64 */
-    refused(b, DLXI_FRAME_BEGIN, 2 + 34, 0, 2);  /* site 0 twice */
-    refused(b, DLXI_FRAME_COMMIT, 8, 2, 1);
-    refused(b, DLXI_FRAME_COMMIT, 17, 65, 2);                  /* ranges of a lease */
-    refused(b, DLXI_FRAME_COMMIT, 19 + 8, 0, 4);               /* an empty range */
-    refused(b, DLXI_FRAME_COMMIT, 19, (uint64_t)INT64_MAX, 8); /* positions that would wrap */
-    refused(b, DLXI_FRAME_ABORT, 2, DLXI_REASON_MAX + 1, 2);
+    refused(b, DLXI_FRAME_BEGIN, 2 + 35, 64, 2); /* site 64 */
+    refused(b, DLXI_FRAME_BEGIN, 2 + 35, 0, 2);  /* site 0 twice */
+    refused(b, DLXI_FRAME_BEGIN, 2 + 34, 2, 1);  /* voided */
+    refused(b, DLXI_FRAME_HELLO, 63, 2, 1);      /* keeps_history */
+    refused(b, DLXI_FRAME_PING, 48, 65, 2);      /* parts */
+    refused(b, DLXI_FRAME_PING, 50, 2, 1);       /* saves */
+    enum { FINISHED = 20, LEASE = FINISHED + 1, RANGES = LEASE + 8, VIEW = RANGES + 2 + 2 * 12 };
+    refused(b, DLXI_FRAME_COMMIT, FINISHED, 2, 1);
+    refused(b, DLXI_FRAME_COMMIT, RANGES, 65, 2);
+    refused(b, DLXI_FRAME_COMMIT, RANGES + 2 + 8, 0, 4);               /* an empty range */
+    refused(b, DLXI_FRAME_COMMIT, RANGES + 2, (uint64_t)INT64_MAX, 8); /* that would wrap */
+    refused(b, DLXI_FRAME_COMMIT, VIEW, 0, 2);                         /* nobody */
+    refused(b, DLXI_FRAME_COMMIT, VIEW + 2 + 35, 0, 2);                /* site 0 twice */
+    refused(b, DLXI_FRAME_ABORT, 4, DLXI_REASON_MAX + 1, 2);
     sample_message(&b->written, DLXI_FRAME_PING);
     encode(b);
     b->written.kind = DLXI_FRAME_CONTRIBUTION; /* no control message */
@@ -127,36 +134,42 @@ static void a_refusal_names_kind_and_site(void **state) {
     assert_string_equal(error.message, "malformed message of kind 5 from site 3");
 }
 
+static void golden(buffers *b, dlxi_frame_kind kind, const uint8_t *expected, size_t bytes) {
+    sample_message(&b->written, kind);
+    encode(b);
+    assert_int_equal(b->used_bytes, bytes);
+    assert_memory_equal(b->bytes, expected, bytes);
+}
+
 /* The format is a promise: bytes written down once. */
 static void golden_bytes(void **state) {
     buffers *b = *state;
     static const uint8_t staged[] = {0xef, 0xcd, 0xab, 0x89, 0x67, 0x45, 0x23, 0x01};
-    sample_message(&b->written, DLXI_FRAME_STAGED);
-    encode(b);
-    assert_int_equal(b->used_bytes, sizeof staged);
-    assert_memory_equal(b->bytes, staged, sizeof staged);
-    /* tokens, finished */
-    static const uint8_t commit[] = {9, 0, 0, 0, 0, 0, 0, 0, 1,
-                                     /* round, ranges */
-                                     7, 0, 0, 0, 0, 0, 0, 0, 2, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0,
-                                     0, /* 5 … 10 */
-                                     0, 0, 0, 0, 0, 1, 0, 0, 0xff, 0xff, 0xff, 0xff};
-    sample_message(&b->written, DLXI_FRAME_COMMIT);
-    encode(b);
-    assert_int_equal(b->used_bytes, sizeof commit);
-    assert_memory_equal(b->bytes, commit, sizeof commit);
-    static const uint8_t ready[] = {1, 0, 0, 0, 0, 0, 0, 0, 2,    0,    0, 0, 3, 0, 0, 0, 0, 0,
-                                    0, 0, 0, 0, 0, 0, 0, 0, 0xe0, 0xbf, 4, 0, 0, 0, 0, 0, 0, 0,
-                                    5, 0, 0, 0, 0, 0, 0, 0, 6,    0,    0, 0, 0, 0, 0, 0};
-    sample_message(&b->written, DLXI_FRAME_READY);
-    encode(b);
-    assert_int_equal(b->used_bytes, sizeof ready);
-    assert_memory_equal(b->bytes, ready, sizeof ready);
-    static const uint8_t abort_reason[] = {13, 0, 7, 0, 'b', 'e', 'c', 'a', 'u', 's', 'e'};
-    sample_message(&b->written, DLXI_FRAME_ABORT);
-    encode(b);
-    assert_int_equal(b->used_bytes, sizeof abort_reason);
-    assert_memory_equal(b->bytes, abort_reason, sizeof abort_reason);
+    golden(b, DLXI_FRAME_STAGED, staged, sizeof staged);
+    /* term, id, tokens, finished */
+    static const uint8_t commit[] = {
+        2, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 1,
+        /* the lease: submission, ranges */
+        7, 0, 0, 0, 0, 0, 0, 0, 2, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, /* 5 … 10 */
+        0, 0, 0, 0, 0, 1, 0, 0, 0xff, 0xff, 0xff, 0xff,
+        /* the view: members; site, tokens, step, exchange, voided */
+        2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0,
+        0, 0, 0, 0, 0, 1, 63, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0,
+        0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0};
+    golden(b, DLXI_FRAME_COMMIT, commit, sizeof commit);
+    static const uint8_t ready[] = {8, 0, 0, 0, 0, 0, 0,    0,    9, 0, 0, 0, 0, 0, 0, 0, 1, 0,
+                                    0, 0, 0, 0, 0, 0, 2,    0,    0, 0, 3, 0, 0, 0, 0, 0, 0, 0,
+                                    0, 0, 0, 0, 0, 0, 0xe0, 0xbf, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0,
+                                    0, 0, 0, 0, 0, 0, 6,    0,    0, 0, 0, 0, 0, 0, 7, 0, 0, 0};
+    golden(b, DLXI_FRAME_READY, ready, sizeof ready);
+    static const uint8_t ping[] = {0x10, 0x32, 0x54, 0x76, 0x98, 0xba, 0xdc, 0xfe, 7, 0, 0, 0, 0, 0,
+                                   0, 0, 5, 0, 0, 0, 0, 0, 0, 0x80, 6, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0,
+                                   0, 0, 0, 0, 0,
+                                   /* parts, their number, saves */
+                                   9, 0, 0, 0, 0, 0, 0, 0, 8, 0, 1};
+    golden(b, DLXI_FRAME_PING, ping, sizeof ping);
+    static const uint8_t abort_reason[] = {13, 0, 5, 0, 7, 0, 'b', 'e', 'c', 'a', 'u', 's', 'e'};
+    golden(b, DLXI_FRAME_ABORT, abort_reason, sizeof abort_reason);
 }
 
 int main(void) {

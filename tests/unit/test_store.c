@@ -200,7 +200,7 @@ static void test_sizes(void **unused) {
          &error);
     assert_int_equal(dlxi_store_write(s, large, DLXI_STORE_BYTES_MAX + 1, 2, large, 1, &error),
                      DLX_ARGUMENT);
-    expect_words(&error, path, "4194305 bytes to write; allowed: up to 4194304");
+    expect_words(&error, path, "8388609 bytes to write; allowed: up to 8388608");
     assert_int_equal(dlxi_store_write(s, large, 1, 2, large, DLXI_STORE_BYTES_MAX + 1, &error),
                      DLX_ARGUMENT);
     must(dlxi_store_read(s, &state, &bytes, &error), &error); /* not a failure of the store */

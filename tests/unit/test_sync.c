@@ -3,6 +3,8 @@
  * baseline, one site alone, starting parameters, interrupts and departures. */
 #include "in_process.h"
 
+#include "base/clock.h"
+
 #include <math.h>
 #include <sched.h>
 #include <setjmp.h>
@@ -411,7 +413,9 @@ static void all_start_where_the_first_does(void **state) {
 
 static float lone_value[IN_PROCESS_SITES_MAX];
 
+/* All sites are needed. */
 static void set_up_endings(in_process *p, dlx_tensor *tensors, size_t count) {
+    p->coordinator.sites_min = 0;
     for (size_t i = 0; i < count; i++) {
         lone_value[i] = 1;
         tensors[i] = (dlx_tensor){.name = "p", .data = &lone_value[i], .rows = 1, .cols = 1};
@@ -620,6 +624,36 @@ static void pace_lengthens_the_rounds_that_follow(void **state) {
     free(p);
 }
 
+/* The second site takes ten times as long for a step. */
+static void take_time(in_process_site *site, uint64_t step) {
+    (void)step;
+    for (double end_s = dlxi_clock_s() + (site->index == 0 ? 0.001 : 0.01); dlxi_clock_s() < end_s;)
+        sched_yield();
+}
+
+/* It is the median of two: the first one does more, up to H_max. */
+static void balance_gives_a_fast_site_more_to_do(void **state) {
+    (void)state;
+    for (int balance = 0; balance < 2; balance++) {
+        in_process *p = in_process_new();
+        lengths l[2];
+        set_up_lengths(p, l, 2);
+        for (size_t i = 0; i < 2; i++) {
+            p->site[i].config.balance = balance == 1;
+            p->site[i].config.overlap = DLX_OVERLAP_CARRY;
+            p->site[i].config.exchange_steps = 1;
+            p->site[i].config.inner_steps_max = 6;
+            p->site[i].tokens_per_step = 1;
+            p->site[i].inner_step = take_time;
+        }
+        assert_true(in_process_run(p, 2, 6 * (4 + 6)));
+        assert_ended_well(p, 2);
+        assert_int_equal(l[0].inner_steps[5], balance == 1 ? 6 : 4);
+        assert_int_equal(l[1].inner_steps[5], 4);
+        free(p);
+    }
+}
+
 typedef struct watched {
     dlx_sync *sync;
     atomic_bool over, asked;
@@ -672,6 +706,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sites_of_unequal_size_end_together),
         cmocka_unit_test(pace_lengthens_the_rounds_that_follow),
+        cmocka_unit_test(balance_gives_a_fast_site_more_to_do),
         cmocka_unit_test(rounds_of_none),
         cmocka_unit_test(rounds_of_delayed),
         cmocka_unit_test(rounds_of_eager),

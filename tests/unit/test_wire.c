@@ -50,7 +50,11 @@ static const struct {
     const char *name;
     dlxi_frame frame;
 } golden[] = {
-    {"ping", {.kind = DLXI_FRAME_PING, .term = 1, .site = DLXI_SITE_COORDINATOR}},
+    {"ping",
+     {.kind = DLXI_FRAME_PING,
+      .term = 1,
+      .coordinator = 0x8182838485868788,
+      .site = DLXI_SITE_COORDINATOR}},
     {"hello",
      {.kind = DLXI_FRAME_HELLO,
       .site = DLXI_SITE_NONE,
@@ -82,11 +86,33 @@ static const struct {
       .count_groups = UINT32_MAX,
       .payload = (const uint8_t *)"\x00\xff",
       .payload_bytes = 2}},
+    {"fetch",
+     {.kind = DLXI_FRAME_FETCH,
+      .term = 3,
+      .round = 9,
+      .site = 2,
+      .rank = 1,
+      .tensor = 7,
+      .trip = 2,
+      .offset_groups = 5}},
+    {"entry",
+     {.kind = DLXI_FRAME_ENTRY,
+      .term = 3,
+      .round = 9,
+      .site = 4,
+      .rank = 1,
+      .tensor = 7,
+      .trip = 2,
+      .offset_groups = 5,
+      .count_groups = 1,
+      .payload = (const uint8_t *)"codes",
+      .payload_bytes = 5}},
 };
 
 static void assert_same(const dlxi_frame *a, const dlxi_frame *b) {
     assert_int_equal(a->kind, b->kind);
     assert_int_equal(a->term, b->term);
+    assert_true(a->coordinator == b->coordinator);
     assert_true(a->round == b->round);
     assert_int_equal(a->attempt, b->attempt);
     assert_int_equal(a->site, b->site);
@@ -137,10 +163,14 @@ static void every_kind_comes_back(void **state) {
                                .rank = (uint16_t)(draw >> 24),
                                .tensor = (uint32_t)(draw >> 32),
                                .trip = (uint16_t)(draw >> 40),
-                               .offset_groups = (uint32_t)(draw >> 11),
-                               .count_groups = (uint32_t)(draw >> 21),
                                .payload_bytes = sizes[s],
                                .payload = payload};
+            if (dlxi_frame_is_data(kinds[k])) { /* the two share their bytes */
+                sent.offset_groups = (uint32_t)(draw >> 11);
+                sent.count_groups = (uint32_t)(draw >> 21);
+            } else {
+                sent.coordinator = draw * 5;
+            }
             size_t count = dlxi_frame_encode(bytes, &sent);
             assert_int_equal(count, DLXI_FRAME_HEADER_BYTES + sizes[s]);
             dlxi_frame got;
@@ -212,11 +242,11 @@ static void hostile_headers_are_refused_by_name(void **state) {
     bytes[0] = 'X';
     expect_refusal(bytes, count, "frame begins with 0x31584c58 instead of 0x31584c44");
     memcpy(bytes, good, count);
-    bytes[4] = 2;
+    bytes[4] = 1;
     expect_refusal(
         bytes, count,
-        "frame has format version 2, this program speaks 1; use one version on all sites");
-    static const uint8_t unknown[][2] = {{0, 0}, {15, 0}, {63, 0}, {68, 0}, {1, 1}, {255, 255}};
+        "frame has format version 1, this program speaks 2; use one version on all sites");
+    static const uint8_t unknown[][2] = {{0, 0}, {15, 0}, {63, 0}, {70, 0}, {1, 1}, {255, 255}};
     for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++) {
         char message[64];
         memcpy(bytes, good, count);
@@ -250,7 +280,7 @@ static void a_payload_over_the_bound_is_refused(void **state) {
     size_t count = FRAME_BYTES_MAX + 1;
     uint8_t *bytes = calloc(1, count);
     assert_non_null(bytes);
-    memcpy(bytes, "DLX1\x01\x00\x0e\x00", 8);
+    memcpy(bytes, "DLX1\x02\x00\x0e\x00", 8);
     put_u32(bytes + 8, DLXI_FRAME_PAYLOAD_MAX + 1);
     expect_refusal(bytes, count, "frame claims a payload of 262089 bytes, allowed are 0 to 262088");
     put_u32(bytes + 8, DLXI_FRAME_PAYLOAD_MAX);

@@ -1,0 +1,382 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What outlives a coordinator's process: one function both writes and reads it. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/fault.h"
+#include "base/name.h"
+#include "base/panic.h"
+#include "member/coordinator_internal.h"
+#include "options/options.h"
+#include "wire/bytes.h"
+
+enum { FORMAT = 1, SITE_BYTES = 4096, HEAD_BYTES = 1024 };
+
+#define COUNT_MAX (UINT64_C(1) << 60) /* of rounds, submissions, tokens: so that none overflows */
+
+/* Exactly one of the two is set. */
+typedef struct both {
+    dlxi_writer *writer;
+    dlxi_reader *reader;
+    bool out_of_range;
+} both;
+
+#define DEFINE(name, type)                                                                         \
+    static void both_##name(both *b, type *value) {                                                \
+        if (b->writer != NULL)                                                                     \
+            dlxi_write_##name(b->writer, *value);                                                  \
+        else                                                                                       \
+            *value = dlxi_read_##name(b->reader);                                                  \
+    }
+DEFINE(u8, uint8_t)
+DEFINE(u16, uint16_t)
+DEFINE(u32, uint32_t)
+DEFINE(u64, uint64_t)
+
+static void both_bool(both *b, bool *value) {
+    uint8_t byte = b->writer != NULL && *value;
+    both_u8(b, &byte);
+    b->out_of_range = b->out_of_range || byte > 1;
+    *value = byte == 1;
+}
+
+static void both_text(both *b, char *text, size_t max_bytes) {
+    if (b->writer != NULL)
+        dlxi_write_string(b->writer, text, max_bytes);
+    else
+        dlxi_read_string(b->reader, text, max_bytes);
+}
+
+static void both_count(both *b, uint16_t *count, uint16_t min, uint16_t max) {
+    both_u16(b, count);
+    if (*count >= min && *count <= max) return;
+    b->out_of_range = true;
+    *count = 0;
+}
+
+static void both_lease(both *b, dlxi_lease *lease) {
+    uint16_t count = (uint16_t)lease->range_count;
+    both_u64(b, &lease->submission);
+    both_count(b, &count, 0, DLXI_LEASE_RANGES_MAX);
+    lease->range_count = count;
+    for (uint16_t i = 0; i < count; i++) {
+        both_u64(b, &lease->ranges[i].first);
+        both_u32(b, &lease->ranges[i].count);
+    }
+}
+
+/* ---- a site ---------------------------------------------------------------------------------- */
+
+static void both_site(both *b, dlxi_run_site *s) {
+    uint8_t gone = s->presence == DLXI_GONE;
+    /* why others were away in this life is of no use to the next one */
+    uint64_t lost_round = gone ? s->lost_round : 0;
+    uint16_t status = gone ? (uint16_t)s->lost_status : 0;
+    char none[DLXI_REASON_MAX + 1] = "", *why = gone || b->reader != NULL ? s->lost_why : none;
+    both_text(b, s->name, DLXI_SITE_NAME_MAX);
+    both_text(b, s->key, DLXI_KEY_TEXT_MAX);
+    both_u8(b, &gone);
+    both_u64(b, &s->windows);
+    both_u64(b, &s->tokens_per_window);
+    both_u64(b, &s->data_hash);
+    both_u32(b, &s->lease_windows);
+    both_bool(b, &s->keeps_history);
+    both_u64(b, &s->counted);
+    both_u64(b, &s->voided);
+    for (int i = 0; i < DLXI_COORDINATOR_LEASES; i++) both_lease(b, &s->leases[i]);
+    both_bool(b, &s->was_member);
+    both_u32(b, &s->left_out);
+    both_u32(b, &s->left_out_total);
+    both_u64(b, &lost_round);
+    both_u16(b, &status);
+    both_text(b, why, DLXI_REASON_MAX);
+    if (b->reader != NULL) {
+        s->presence = gone ? DLXI_GONE : DLXI_PRESENT;
+        s->lost_round = lost_round;
+        s->lost_status = (dlx_status)status;
+    }
+    both_count(b, &s->rank_count, 1, DLXI_RANKS_MAX);
+    if (b->reader != NULL)
+        s->ranks = calloc(s->rank_count > 0 ? s->rank_count : 1, sizeof *s->ranks);
+    for (uint16_t r = 0; r < s->rank_count && s->ranks != NULL; r++)
+        both_u64(b, &s->ranks[r].incarnation);
+}
+
+/* Once all have reported. A site without a report was away. */
+static void both_report(both *b, dlxi_run_site *s) {
+    char none[] = "", *text = s->report != NULL ? s->report : none;
+    bool has = s->report != NULL && DLXI_ALL(s, reported);
+    both_bool(b, &has);
+    if (!has || b->out_of_range) return;
+    if (b->reader != NULL && (text = s->report = malloc(DLXI_TEXT_MAX + 1)) == NULL) return;
+    both_text(b, text, DLXI_TEXT_MAX);
+}
+
+/* A site of an earlier life, until it is heard. One that has reported is not missed. */
+static void site_revive(dlxi_run_site *s, uint64_t round, int64_t now_ms) {
+    s->joined = s->rank_count;
+    if (s->presence != DLXI_GONE && s->report == NULL) {
+        s->presence = DLXI_AWAY;
+        s->revived = true;
+        s->lost_round = round;
+        s->lost_status = DLX_PEER_LOST;
+        dlxi_text_copy(s->lost_why, sizeof s->lost_why,
+                       "not heard since the coordinator was started again");
+    }
+    s->away_ms = now_ms;
+    for (uint16_t r = 0; r < s->rank_count; r++) {
+        dlxi_run_rank *p = &s->ranks[r];
+        p->joined = p->listening = p->linked = p->entered = true;
+        p->reported = s->report != NULL;
+        p->last_seen_ms = now_ms;
+    }
+}
+
+static bool lease_is_valid(const dlxi_lease *lease, uint64_t submission) {
+    bool valid = lease->submission == submission;
+    for (uint32_t i = 0; i < lease->range_count; i++)
+        valid = valid && lease->ranges[i].count > 0 && lease->ranges[i].first <= UINT64_MAX / 4;
+    return valid;
+}
+
+/* What the rest of a coordinator relies on. `previous`: the site before it, or NULL. */
+static bool site_is_valid(const dlxi_run_site *s, const dlxi_run_site *previous) {
+    if (!dlxi_name_valid(s->name) || (previous != NULL && strcmp(previous->name, s->name) >= 0) ||
+        (previous != NULL && previous->rank_count != s->rank_count) || s->counted > COUNT_MAX ||
+        s->voided > s->counted + 2 || s->lost_round > COUNT_MAX ||
+        (s->presence == DLXI_GONE && s->lost_round == 0) || (unsigned)s->lost_status > DLX_DIVERGED)
+        return false;
+    for (uint64_t n = s->counted + 1; n <= s->counted + 2; n++)
+        if (!lease_is_valid(&s->leases[n % DLXI_COORDINATOR_LEASES], n)) return false;
+    return true;
+}
+
+static bool whole_is_valid(const dlxi_coordinator *c) {
+    return c->term > 0 && c->term < UINT32_MAX && c->round > 0 && c->round <= COUNT_MAX &&
+           c->committed_tokens <= COUNT_MAX && c->count > 0 && dlxi_coordinator_left(c) > 0 &&
+           (uint32_t)c->count * c->sites[0].rank_count <= DLXI_RUN_RANKS_MAX;
+}
+
+/* ---- the whole ------------------------------------------------------------------------------- */
+
+static void both_head(both *b, dlxi_coordinator *c, dlxi_stage *stage) {
+    uint16_t format = FORMAT, number = (uint16_t)*stage;
+    both_u16(b, &format);
+    b->out_of_range = b->out_of_range || format != FORMAT;
+    both_count(b, &number, 0, DLXI_STAGE_OVER);
+    *stage = (dlxi_stage)number;
+    both_u64(b, &c->settings.run_id);
+    both_u64(b, &c->settings.tokens_target);
+    both_u32(b, &c->term);
+    both_u64(b, &c->round);
+    both_u64(b, &c->committed_tokens);
+    both_bool(b, &c->committed_last);
+    both_text(b, c->endpoint, DLXI_ENDPOINT_MAX);
+    both_count(b, &c->count, 1, DLXI_SITES_MAX);
+}
+
+static void both_record(both *b, dlxi_record *r) {
+    both_u64(b, &r->round);
+    both_u64(b, &r->committed_tokens);
+    both_u32(b, &r->term);
+    both_u32(b, &r->attempt);
+    both_u64(b, &r->coordinator);
+    both_bool(b, &r->finished);
+    for (uint16_t m = 0; m < r->members; m++) {
+        both_u16(b, &r->member[m].site);
+        both_bool(b, &r->member[m].voided);
+        both_u64(b, &r->member[m].tokens);
+        both_u64(b, &r->member[m].step_ns);
+        b->out_of_range = b->out_of_range || r->member[m].site >= DLXI_SITES_MAX ||
+                          (m > 0 && r->member[m].site <= r->member[m - 1].site);
+    }
+    for (size_t i = 0; i < (size_t)r->members * r->ranks; i++) {
+        both_u64(b, &r->exchange_ns[i]);
+        both_u64(b, &r->exchange_bytes[i]);
+    }
+}
+
+static dlxi_stage stage_of(const dlxi_coordinator *c) {
+    bool done = c->phase == DLXI_COORDINATOR_DONE;
+    if (c->leaves_run || c->phase < DLXI_COORDINATOR_CLOSING) return DLXI_STAGE_ROUNDS;
+    return (done && c->result.status != DLX_OK) || c->is_over ? DLXI_STAGE_OVER
+                                                              : DLXI_STAGE_REPORTED;
+}
+
+bool dlxi_coordinator_is_unsaved(const dlxi_coordinator *c) {
+    return c->begun && !c->leaves_run && (c->unsaved || stage_of(c) != c->saved_stage);
+}
+
+void dlxi_coordinator_set_over(dlxi_coordinator *c) {
+    DLXI_ASSERT(c->phase == DLXI_COORDINATOR_DONE);
+    c->is_over = true;
+}
+
+bool dlxi_coordinator_is_over(const dlxi_coordinator *c) {
+    return stage_of(c) == DLXI_STAGE_OVER;
+}
+
+void dlxi_coordinator_set_endpoint(dlxi_coordinator *c, const char *endpoint) {
+    dlxi_text_copy(c->endpoint, sizeof c->endpoint, endpoint);
+}
+
+const char *dlxi_coordinator_endpoint(const dlxi_coordinator *c) {
+    return c->endpoint;
+}
+
+static dlx_status record_save(dlxi_saved *out, dlxi_record *record, dlx_error *error) {
+    size_t most = HEAD_BYTES + (size_t)record->members * (19 + 16 * (size_t)record->ranks);
+    if ((out->record = malloc(most)) == NULL) DLX_FAIL(error, MEMORY, "out of memory for a record");
+    dlxi_writer writer = dlxi_writer_over(out->record, most);
+    both b = {.writer = &writer};
+    both_u16(&b, &record->members);
+    both_u16(&b, &record->ranks);
+    both_record(&b, record);
+    DLXI_ASSERT(!writer.failed);
+    out->record_bytes = writer.used_bytes;
+    out->round = record->round;
+    return DLX_OK;
+}
+
+dlx_status dlxi_coordinator_save(dlxi_coordinator *c, dlxi_saved *out, dlx_error *error) {
+    char none[] = "", *text = c->shared_text != NULL ? c->shared_text : none;
+    dlxi_stage stage = stage_of(c);
+    bool reports = stage == DLXI_STAGE_REPORTED;
+    size_t most = HEAD_BYTES + strlen(text) + dlxi_ledger_bytes(c->ledger);
+    for (uint16_t i = 0; i < c->count; i++) {
+        const dlxi_run_site *s = &c->sites[i];
+        most += SITE_BYTES + 8 * (size_t)s->rank_count;
+        most += reports && s->report != NULL ? strlen(s->report) : 0;
+    }
+    *out = (dlxi_saved){0};
+    if ((out->state = malloc(most)) == NULL)
+        DLX_FAIL(error, MEMORY, "out of memory for the coordinator's state");
+    dlxi_writer writer = dlxi_writer_over(out->state, most);
+    both b = {.writer = &writer};
+    both_head(&b, c, &stage);
+    both_text(&b, text, DLXI_TEXT_MAX);
+    dlxi_ledger_write(c->ledger, &writer);
+    for (uint16_t i = 0; i < c->count; i++) {
+        both_site(&b, &c->sites[i]);
+        if (reports) both_report(&b, &c->sites[i]);
+    }
+    DLXI_ASSERT(!writer.failed);
+    out->state_bytes = writer.used_bytes;
+    dlxi_record *record =
+        c->round > 1 ? (dlxi_record *)(uintptr_t)dlxi_record_of(c, c->round - 1) : NULL;
+    dlx_status status = record != NULL ? record_save(out, record, error) : DLX_OK;
+    if (status != DLX_OK)
+        dlxi_saved_release(out);
+    else
+        c->unsaved = false, c->saved_stage = stage;
+    return status;
+}
+
+void dlxi_saved_release(dlxi_saved *saved) {
+    free(saved->state);
+    free(saved->record);
+    *saved = (dlxi_saved){0};
+}
+
+/* ---- restoring ------------------------------------------------------------------------------- */
+
+static dlx_status settings_compare(const dlxi_coordinator *c, const char *then, dlx_error *error) {
+    dlxi_option_difference d;
+    if (c->shared_text == NULL ||
+        dlxi_options_canonical_equal(&d, c->shared_text, strlen(c->shared_text), then, strlen(then),
+                                     false))
+        return DLX_OK;
+    DLX_FAIL(error, CONFIG,
+             "%s: '%s' now, '%s' when this run began; start its coordinator again with the same "
+             "settings, or a new run in another run.dir",
+             d.key, d.ours, d.theirs);
+}
+
+static dlx_status sites_compare(const dlxi_coordinator *c, dlx_error *error) {
+    if (c->settings.sites == c->count) return DLX_OK;
+    DLX_FAIL(error, CONFIG,
+             "sites: %u now, %u when this run began; start its coordinator again with the same "
+             "number, or a new run in another run.dir",
+             c->settings.sites, c->count);
+}
+
+static dlx_status state_read(dlxi_coordinator *c, const uint8_t *state, size_t bytes,
+                             int64_t now_ms, dlx_error *error) {
+    char *text = malloc(DLXI_TEXT_MAX + 1);
+    if (text == NULL) DLX_FAIL(error, MEMORY, "out of memory for the coordinator's state");
+    dlxi_reader reader = dlxi_reader_over(state, bytes);
+    both b = {.reader = &reader};
+    both_head(&b, c, &c->saved_stage);
+    both_text(&b, text, DLXI_TEXT_MAX);
+    bool memory = true, fits = dlxi_ledger_read(c->ledger, &reader);
+    for (uint16_t i = 0; i < c->count && memory; i++) {
+        both_site(&b, &c->sites[i]);
+        if (c->saved_stage == DLXI_STAGE_REPORTED) both_report(&b, &c->sites[i]);
+        memory = c->sites[i].ranks != NULL;
+        fits = fits && site_is_valid(&c->sites[i], i > 0 ? &c->sites[i - 1] : NULL);
+        if (memory) site_revive(&c->sites[i], c->round, now_ms);
+    }
+    dlx_status status = DLX_OK;
+    if (!memory)
+        status = dlxi_error_set(error, DLX_MEMORY, "out of memory for the coordinator's state");
+    else if (b.out_of_range || !fits || !dlxi_reader_done(&reader) || !whole_is_valid(c))
+        status = dlxi_error_set(error, DLX_DATA, "the coordinator's saved state is malformed");
+    else if (c->saved_stage == DLXI_STAGE_OVER)
+        status = dlxi_error_set(error, DLX_STATE, "the run is over");
+    else
+        status = sites_compare(c, error);
+    if (status == DLX_OK) status = settings_compare(c, text, error);
+    free(text);
+    return status;
+}
+
+dlx_status dlxi_coordinator_restore(dlxi_coordinator **out,
+                                    const dlxi_coordinator_settings *settings, const uint8_t *state,
+                                    size_t bytes, int64_t now_ms, dlx_error *error) {
+    dlxi_coordinator *c;
+    DLX_TRY(dlxi_coordinator_open(&c, settings, now_ms, error));
+    dlx_status status = state_read(c, state, bytes, now_ms, error);
+    if (status != DLX_OK) {
+        dlxi_coordinator_close(&c);
+        *out = NULL;
+        return status;
+    }
+    if (!DLXI_PLANTED(18)) c->term++;
+    c->phase = c->saved_stage == DLXI_STAGE_REPORTED ? DLXI_COORDINATOR_CLOSING
+               : c->committed_last                   ? DLXI_COORDINATOR_ENDING
+                                                     : DLXI_COORDINATOR_RUNNING;
+    c->closing_ms = now_ms;
+    c->welcomed = c->begun = c->restored = c->unsaved = true;
+    dlxi_lines_add(&c->log,
+                   "goes on with run %016llx at round %llu, as term %u; waiting for its sites",
+                   (unsigned long long)c->settings.run_id, (unsigned long long)c->round, c->term);
+    *out = c;
+    return DLX_OK;
+}
+
+dlx_status dlxi_coordinator_restore_record(dlxi_coordinator *c, const uint8_t *bytes, size_t count,
+                                           dlx_error *error) {
+    dlxi_reader reader = dlxi_reader_over(bytes, count);
+    both b = {.reader = &reader};
+    uint16_t members, ranks;
+    both_count(&b, &members, 1, DLXI_SITES_MAX);
+    both_count(&b, &ranks, 1, DLXI_RANKS_MAX);
+    dlxi_record *record = members > 0 && ranks > 0 ? dlxi_record_new(members, ranks) : NULL;
+    if (record != NULL) both_record(&b, record);
+    if (record == NULL || b.out_of_range || !dlxi_reader_done(&reader) ||
+        ranks != c->sites[0].rank_count || record->member[members - 1].site >= c->count ||
+        record->round == 0 || record->round >= c->round) {
+        free(record);
+        DLX_FAIL(error, DATA, "a saved record of a round is malformed");
+    }
+    dlxi_record_keep(c, record);
+    return DLX_OK;
+}
+
+uint64_t dlxi_coordinator_round(const dlxi_coordinator *c) {
+    return c->round;
+}
+
+uint64_t dlxi_coordinator_run_id(const dlxi_coordinator *c) {
+    return c->settings.run_id;
+}

@@ -1,0 +1,436 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What may happen in a small world, and what has to hold after it. */
+#ifndef DLXI_TESTS_SMALL_EVENTS_H
+#define DLXI_TESTS_SMALL_EVENTS_H
+
+#include "small_world.h"
+#include "windows.h"
+
+/* Where a coordinator stops: STOP_SENT + n after it has sent n frames. */
+enum { STOP_NOT, STOP_UNSAVED, STOP_SENT };
+enum { PING_AFTER_MS = 400 };
+
+static uint32_t last_sent; /* by the coordinator, in its last step */
+static bool last_unsaved;  /* so it was, in its last step */
+static uint64_t target_tokens;
+
+static uint64_t tokens_of(uint16_t i) {
+    return i + 1u;
+}
+
+static bool is_active(uint16_t i) {
+    return !w.owner[i].dead && site[i]->phase != DLXI_SITE_DONE;
+}
+
+/* ---- one history ----------------------------------------------------------------------------- */
+
+static uint32_t members_of(const dlxi_view *v) {
+    uint32_t bits = 0;
+    for (uint16_t i = 0; i < v->members; i++) bits |= 1u << v->member[i].site;
+    return bits;
+}
+
+/* Round `round` counts by this record, says whoever shows it. */
+static void history_note(uint64_t round, uint64_t hash, uint64_t committed, const dlxi_view *v) {
+    CHECK(round > 0 && round < ROUNDS, "round %llu\n", (unsigned long long)round);
+    if (w.history[round] == 0) {
+        w.history[round] = hash;
+        w.members[round] = members_of(v);
+        w.committed[round] = committed;
+    }
+    CHECK(w.history[round] == hash, "two records of round %llu\n", (unsigned long long)round);
+    uint64_t tokens = w.committed[round - 1];
+    for (uint16_t i = 0; i < v->members; i++) tokens += v->member[i].tokens;
+    CHECK(tokens == committed, "round %llu: %llu tokens are committed, its members have %llu\n",
+          (unsigned long long)round, (unsigned long long)committed, (unsigned long long)tokens);
+}
+
+static uint64_t commit_hash(uint32_t attempt, const dlxi_commit *m) {
+    uint64_t hash = mix(mix(mix(0, m->term), m->coordinator), attempt);
+    return view_hash(mix(hash, m->committed_tokens), &m->view);
+}
+
+/* After each step of the coordinator: a view has a member of the last record's, which holds it. */
+static void coordinator_judge(void) {
+    const dlxi_coordinator *c = coordinator;
+    const dlxi_record *last = c->round > 1 ? dlxi_record_of(c, c->round - 1) : NULL;
+    uint32_t gone = 0, before = 0, now = 0;
+    for (uint16_t i = 0; i < sites; i++)
+        if (c->sites[i].presence == DLXI_GONE) gone |= 1u << i;
+    CHECK(c->round == 1 || last != NULL, "the last record is lost\n");
+    for (uint16_t i = 0; last != NULL && i < last->members; i++)
+        before |= 1u << last->member[i].site;
+    for (uint16_t i = 0; c->proposal != NULL && i < c->proposal->members; i++) {
+        const dlxi_record_member *m = &c->proposal->member[i];
+        now |= 1u << m->site;
+        CHECK(m->tokens == (m->voided ? 0 : tokens_of(m->site)), "site %u: %llu tokens\n", m->site,
+              (unsigned long long)m->tokens);
+    }
+    CHECK(now == 0 || last == NULL || (now & before) != 0 || (before & ~gone) == 0,
+          "round %llu has no member of the one before\n", (unsigned long long)c->round);
+    CHECK(windows_unused(c, 1) >= 0, "a window is in two places\n");
+    bool taken = c->leaves_run && c->term == w.stored_term;
+    CHECK(!taken, "the newest coordinator gives way to an older one\n");
+}
+
+/* Nothing is sent that rests on what the store has not. */
+static void sent_judge(const dlxi_frame *f, uint32_t to) {
+    CHECK(f->term <= w.stored_term && f->round <= w.stored_round,
+          "sent before it is saved: kind %d, term %u, round %llu\n", (int)f->kind, f->term,
+          (unsigned long long)f->round);
+    if (f->kind != DLXI_FRAME_COMMIT) return;
+    CHECK(f->round < w.stored_round && w.record_bytes[f->round] > 0,
+          "site %u is told of round %llu before it is saved\n", to, (unsigned long long)f->round);
+}
+
+/* ---- the coordinator ------------------------------------------------------------------------- */
+
+static void store_write(void) {
+    dlxi_saved saved;
+    dlxi_view v;
+    const dlxi_coordinator *c = coordinator;
+    CHECK(dlxi_coordinator_save(coordinator, &saved, NULL) == DLX_OK, "save\n");
+    CHECK(saved.state_bytes <= STATE_BYTES && saved.record_bytes <= RECORD_BYTES, "long\n");
+    CHECK(c->round >= w.stored_round && c->term >= w.stored_term, "the store goes back\n");
+    memcpy(w.state, saved.state, w.state_bytes = (uint16_t)saved.state_bytes);
+    w.stored_round = c->round;
+    w.stored_term = c->term;
+    w.stored_gone = 0;
+    for (uint16_t i = 0; i < sites; i++)
+        if (c->sites[i].presence == DLXI_GONE) w.stored_gone |= 1u << i;
+    if (saved.record != NULL) {
+        const dlxi_record *r = dlxi_record_of(c, saved.round);
+        CHECK(saved.round < ROUNDS, "a run without end\n");
+        dlxi_record_view(&v, r, 0);
+        history_note(saved.round, record_hash(0, r), r->committed_tokens, &v);
+        memcpy(w.record[saved.round], saved.record,
+               w.record_bytes[saved.round] = (uint16_t)saved.record_bytes);
+    }
+    dlxi_saved_release(&saved);
+}
+
+/* A run that is saved as failed is not begun again. */
+static void coordinator_stop(void) {
+    bool failed = coordinator->result.status != DLX_OK && !coordinator->leaves_run;
+    dlxi_outbox_clear(dlxi_coordinator_outbox(coordinator));
+    w.down = true;
+    w.over = failed && !dlxi_coordinator_is_unsaved(coordinator);
+    w.stops--;
+    w.life++;
+}
+
+/* Sends `most` frames; true: that was all. */
+static bool coordinator_flush(uint32_t most) {
+    dlxi_outbox *outbox = dlxi_coordinator_outbox(coordinator);
+    const dlxi_outbox_item *item;
+    for (last_sent = 0; (item = dlxi_outbox_peek(outbox)) != NULL; last_sent++) {
+        if (last_sent == most) return false;
+        if (w.state_bytes > 0) sent_judge(&item->frame, item->to);
+        queue_add(&w.to_site[w.life][item->to], frame_keep(&item->frame));
+        dlxi_outbox_drop(outbox);
+    }
+    return true;
+}
+
+/* As coordinate.c: what is new is saved before anything is sent. */
+static void coordinator_finish_step(uint32_t stop) {
+    char line[512];
+    while (dlxi_coordinator_pop_log(coordinator, line, sizeof line))
+        if (verbose) printf("    %s\n", line);
+    uint32_t most = stop >= STOP_SENT ? stop - STOP_SENT : UINT32_MAX;
+    last_unsaved = dlxi_coordinator_is_unsaved(coordinator);
+    coordinator_judge();
+    if (DLXI_PLANTED(14) && stop != STOP_UNSAVED && !coordinator_flush(most)) {
+        coordinator_stop();
+        return;
+    }
+    if (stop == STOP_UNSAVED) {
+        coordinator_stop();
+        return;
+    }
+    if (last_unsaved) store_write();
+    if (!coordinator_flush(most) || stop != STOP_NOT) {
+        coordinator_stop();
+        return;
+    }
+    if (dlxi_coordinator_phase_of(coordinator) != DLXI_COORDINATOR_DONE) return;
+    if (dlxi_coordinator_result(coordinator, NULL) == DLX_OK)
+        dlxi_coordinator_set_over(coordinator);
+    w.down = w.over = true;
+}
+
+static dlxi_coordinator_settings settings_of(uint8_t life) {
+    return (dlxi_coordinator_settings){.sites = sites,
+                                       .sites_min = 1,
+                                       .tokens_target = target_tokens,
+                                       .run_id = 7,
+                                       .life_id = 100u + life,
+                                       .timeout_ms = TIMEOUT_MS,
+                                       .join_ms = JOIN_MS,
+                                       .patience_ms = PATIENCE_MS,
+                                       .attempts_max = 3,
+                                       .limbo_ms = LIMBO_MS};
+}
+
+/* From the store: where any site is, the run is. */
+static void coordinator_start(void) {
+    static coordinator_image fresh;
+    dlxi_coordinator *c;
+    dlxi_coordinator_settings run = settings_of(w.life);
+    dlx_error error = {.message = ""};
+    CHECK(dlxi_coordinator_restore(&c, &run, w.state, w.state_bytes, w.now_ms, &error) == DLX_OK,
+          "it does not start again: %s\n", error.message);
+    for (uint64_t r = 1; r < dlxi_coordinator_round(c); r++)
+        CHECK(dlxi_coordinator_restore_record(c, w.record[r], w.record_bytes[r], NULL) == DLX_OK,
+              "record %llu\n", (unsigned long long)r);
+    coordinator_store(&fresh, c);
+    dlxi_coordinator_close(&c);
+    coordinator_load(coordinator, &fresh);
+    w.down = false;
+    for (uint16_t i = 0; i < sites; i++)
+        CHECK(w.owner[i].applied < coordinator->round, "site %u is further\n", i);
+    coordinator_finish_step(STOP_NOT);
+}
+
+static void coordinator_receive(uint16_t from, uint32_t frame, uint32_t stop) {
+    last_sent = 0;
+    last_unsaved = false;
+    if (w.down) return;
+    dlxi_coordinator_on_frame(coordinator, from, "", "", &kept[frame].frame, w.now_ms);
+    coordinator_finish_step(stop);
+}
+
+/* ---- a site ---------------------------------------------------------------------------------- */
+
+static void site_flush(uint16_t i) {
+    dlxi_outbox *outbox = &site[i]->outbox;
+    for (const dlxi_outbox_item *item; (item = dlxi_outbox_peek(outbox)) != NULL;) {
+        queue_add(&w.to_coordinator[i], frame_keep(&item->frame));
+        dlxi_outbox_drop(outbox);
+    }
+}
+
+static uint64_t lease_bits(const dlxi_lease *lease) {
+    uint64_t bits = 0;
+    for (uint64_t k = 0; k < dlxi_lease_windows(lease); k++) {
+        uint64_t position = dlxi_lease_position(lease, k);
+        CHECK(position < 64, "window %llu\n", (unsigned long long)position);
+        bits |= UINT64_C(1) << position;
+    }
+    return bits;
+}
+
+/* A member's windows count now: the lowest of its lease. */
+static void windows_count(uint16_t i, uint64_t used) {
+    owner *o = &w.owner[i];
+    uint64_t left = o->lease[o->submission % 3];
+    for (; used > 0; used--) {
+        uint64_t lowest = left & (~left + 1);
+        CHECK(lowest != 0, "site %u uses more than its lease\n", i);
+        CHECK((w.counted & lowest) == 0, "a window is counted twice\n");
+        w.counted |= lowest;
+        left &= ~lowest;
+    }
+}
+
+/* A member applies what it has staged, for that attempt; who follows, what it fetched. */
+static void site_apply(uint16_t i, uint32_t attempt, bool as_member) {
+    owner *o = &w.owner[i];
+    const dlxi_commit *m = &site[i]->commit;
+    uint64_t round = o->applied + 1;
+    history_note(round, commit_hash(attempt, m), m->committed_tokens, &m->view);
+    CHECK(round < w.stored_round && w.record_bytes[round] > 0,
+          "site %u applies round %llu, which is not saved\n", i, (unsigned long long)round);
+    o->applied = round;
+    o->finished = m->finished;
+    o->lease[m->lease.submission % 3] = lease_bits(&m->lease);
+    for (uint16_t k = 0; as_member && k < m->view.members; k++)
+        if (m->view.member[k].site == i) windows_count(i, m->view.member[k].tokens);
+}
+
+static void site_commit(uint16_t i, uint32_t attempt) {
+    owner *o = &w.owner[i];
+    const dlxi_commit *m = &site[i]->commit;
+    const held *s = &o->staged;
+    CHECK(s->is_set && s->term == m->term && s->coordinator == m->coordinator &&
+              s->attempt == attempt && s->round == o->applied + 1 &&
+              s->view == view_hash(0, &m->view),
+          "site %u applies attempt %u of term %u, having staged %s%u of term %u\n", i, attempt,
+          m->term, s->is_set ? "" : "none, not ", s->attempt, s->term);
+    site_apply(i, attempt, true);
+    o->staged = (held){0};
+    dlxi_site_on_applied(site[i]);
+}
+
+/* The parts of the work at the end that it is given, once it has the last round. */
+static void site_report(uint16_t i) {
+    owner *o = &w.owner[i];
+    const dlxi_site *s = site[i];
+    bool fresh = !o->reported || (s->parts & ~o->parts) != 0 || s->part_count != o->part_count;
+    if (!o->finished || s->part_count == 0 || !fresh || s->phase == DLXI_SITE_DONE) return;
+    o->reported = true;
+    o->parts = s->parts;
+    o->part_count = s->part_count;
+    dlxi_site_on_report(site[i], s->parts, s->part_count, "r");
+}
+
+static void site_act(uint16_t i, dlxi_site_action action, const dlxi_frame *f) {
+    dlxi_site *s = site[i];
+    owner *o = &w.owner[i];
+    const dlxi_endpoints none = {.sites = sites};
+    bool current = f == NULL || (f->term == s->term && f->coordinator == s->coordinator_id);
+    CHECK(current || action == DLXI_SITE_NOTHING, "site %u obeys term %u, and is at %u\n", i,
+          f->term, s->term);
+    switch (action) {
+    case DLXI_SITE_LISTEN:
+        o->lease[1] = lease_bits(&s->welcome.leases[0]);
+        o->lease[2] = lease_bits(&s->welcome.leases[1]);
+        dlxi_site_on_listening(s, &none);
+        break;
+    case DLXI_SITE_CONNECT:
+        dlxi_site_set_linked(s, true);
+        break;
+    case DLXI_SITE_BEGIN:
+        o->staged = (held){0};
+        o->troubled = false;
+        break;
+    case DLXI_SITE_ABORT: /* what is staged waits for its commit */
+        if (s->attempt > 0 && !s->staged) o->staged = (held){0};
+        o->troubled = false;
+        break;
+    case DLXI_SITE_COMMIT:
+        site_commit(i, f->attempt);
+        break;
+    case DLXI_SITE_FOLLOW:
+        o->staged = (held){.attempt = f->attempt}; /* of the record */
+        break;
+    case DLXI_SITE_ENDED:
+        CHECK(s->result.status != DLX_DATA, "site %u: %s\n", i, s->result.message);
+        break;
+    case DLXI_SITE_NOTHING:
+        break;
+    }
+    if (s->all_linked && !s->entered && s->phase == DLXI_SITE_RUNNING) dlxi_site_on_entered(s);
+    s->reached = (1u << sites) - 1;
+    site_report(i);
+    site_flush(i);
+}
+
+static void site_receive(uint16_t i, uint32_t frame) {
+    if (!is_active(i)) return;
+    site_act(i, dlxi_site_on_frame(site[i], &kept[frame].frame, w.now_ms), &kept[frame].frame);
+}
+
+static bool can_submit(uint16_t i) {
+    const dlxi_site *s = site[i];
+    return is_active(i) && s->entered && !s->submitted && !w.owner[i].finished;
+}
+
+static uint64_t anchor_of(uint64_t round) {
+    return round == 0 ? 1 : w.history[round];
+}
+
+static dlxi_ready ready_of(uint16_t i) {
+    return (dlxi_ready){.submission = w.owner[i].submission,
+                        .base_round = w.owner[i].base_round,
+                        .tokens = tokens_of(i),
+                        .windows_used = (uint32_t)tokens_of(i),
+                        .anchor_hash = anchor_of(w.owner[i].applied),
+                        .step_ns = 1000};
+}
+
+static void site_submit(uint16_t i) {
+    w.owner[i].submission++;
+    w.owner[i].base_round = w.owner[i].applied + 1;
+    dlxi_ready ready = ready_of(i);
+    dlxi_site_on_ready(site[i], &ready);
+    site_flush(i);
+}
+
+static bool can_stage(uint16_t i) {
+    const dlxi_site *s = site[i];
+    return is_active(i) && s->attempting && s->attempt > 0 && !s->staged && !w.owner[i].troubled;
+}
+
+/* What all members of the view have, if it is the same view. */
+static void site_stage(uint16_t i) {
+    dlxi_site *s = site[i];
+    uint64_t view = view_hash(0, &s->view);
+    w.owner[i].staged = (held){.is_set = true,
+                               .term = s->attempt_term,
+                               .attempt = s->attempt,
+                               .coordinator = s->attempt_coordinator,
+                               .round = s->round,
+                               .view = view};
+    dlxi_site_on_staged(s, mix(view, s->round));
+    site_flush(i);
+}
+
+/* Somebody else has the round, and what was submitted stands for the next one. */
+static bool can_follow(uint16_t i) {
+    const dlxi_site *s = site[i];
+    bool held_by_other = false;
+    for (uint16_t k = 0; k < sites; k++)
+        held_by_other = held_by_other || (k != i && is_active(k) && w.owner[k].applied >= s->round);
+    return is_active(i) && s->following && s->submitted && held_by_other;
+}
+
+static void site_follow(uint16_t i) {
+    owner *o = &w.owner[i];
+    site_apply(i, o->staged.attempt, false);
+    o->staged = (held){0};
+    dlxi_site_on_followed(site[i]);
+    dlxi_ready ready = ready_of(i);
+    if (!o->finished) dlxi_site_on_ready(site[i], &ready);
+    site_report(i);
+    site_flush(i);
+}
+
+/* Nothing moves between it and another member, or frames were lost. */
+static void site_complain(uint16_t i, bool lost) {
+    uint32_t others = members_of(&site[i]->view) & ~(1u << i);
+    uint16_t about = 0;
+    while ((others >> about & 1u) == 0) about++;
+    w.troubles--;
+    w.owner[i].troubled = true;
+    dlxi_site_on_trouble(site[i], lost ? DLX_PEER_LOST : DLX_TIMEOUT, about, "no data");
+    site_flush(i);
+}
+
+static bool can_complain(uint16_t i) {
+    return can_stage(i) && (members_of(&site[i]->view) & ~(1u << i)) != 0;
+}
+
+/* Its process is gone, with a word or without. */
+static void site_die(uint16_t i, bool says_so) {
+    const dlx_error why = {.status = DLX_INTERRUPTED, .message = "interrupted"};
+    w.deaths--;
+    if (says_so) {
+        dlxi_site_fail(site[i], &why);
+        site_flush(i);
+    }
+    w.owner[i].dead = true;
+    for (uint8_t life = 0; life <= LATE; life++) w.to_site[life][i] = (queue){0};
+}
+
+/* ---- time ------------------------------------------------------------------------------------ */
+
+static void sites_tick(void) {
+    for (uint16_t i = 0; i < sites; i++)
+        if (is_active(i)) site_act(i, dlxi_site_on_tick(site[i], w.now_ms), NULL);
+}
+
+/* Sites ping, and then repeat what waits for an answer. */
+static void time_pass(uint32_t stop) {
+    last_sent = 0;
+    last_unsaved = false;
+    w.now_ms += PING_AFTER_MS;
+    sites_tick();
+    w.now_ms += STEP_MS - PING_AFTER_MS;
+    sites_tick();
+    if (w.down) return;
+    dlxi_coordinator_on_tick(coordinator, w.now_ms);
+    coordinator_finish_step(stop);
+}
+
+#endif

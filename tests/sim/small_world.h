@@ -1,0 +1,482 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A small world that can be copied: one coordinator and its store, a few sites of one rank, and
+ * frames in flight, in order for each direction of each pair. An image holds all of it. */
+#ifndef DLXI_TESTS_SMALL_WORLD_H
+#define DLXI_TESTS_SMALL_WORLD_H
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/fault.h"
+#include "base/hash.h"
+#include "member/coordinator_internal.h"
+#include "member/site.h"
+
+#ifdef DLXI_FAULTS
+int dlxi_planted_fault;
+#endif
+
+enum {
+    SITES = 3,    /* at most */
+    LIVES = 3,    /* of the coordinator, at most */
+    LATE = LIVES, /* in the place of a life: copies of frames, beside the connection */
+    QUEUE = 6,    /* frames of one direction of one pair */
+    ROUNDS = 20,  /* at most, from 1 */
+    STATE_BYTES = 2048,
+    RECORD_BYTES = 256,
+    FREE_BYTES = 512, /* of the ledger's free ranges */
+    STEP_MS = 1000,   /* by which time passes: no longer than what machines take for a pause */
+    TIMEOUT_MS = 1000,
+    LIMBO_MS = 4000,
+    PATIENCE_MS = 20000,
+    ORPHAN_MS = 30000,
+    JOIN_MS = 100000,
+    AGE_MAX_MS = 5000 /* what is older is as good as older still */
+};
+
+/* Prints how the state was reached, and ends. */
+static void failed(const char *what);
+
+#define CHECK(condition, ...)                                                                      \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            fprintf(stderr, __VA_ARGS__);                                                          \
+            failed(#condition);                                                                    \
+        }                                                                                          \
+    } while (0)
+
+typedef struct queue {
+    uint32_t count, frame[QUEUE];
+} queue;
+
+/* What a site's exchange has staged, or is to. */
+typedef struct held {
+    bool is_set;
+    uint32_t term, attempt;
+    uint64_t coordinator, round, view;
+} held;
+
+/* A site but for its machine. */
+typedef struct owner {
+    bool dead, finished, reported, troubled;
+    uint16_t part_count;
+    uint64_t applied, submission, base_round, parts;
+    held staged;
+    uint64_t lease[3]; /* bits of windows, of submission n at n mod 3 */
+} owner;
+
+typedef struct small {
+    int64_t now_ms;
+    uint8_t losses, stops, deaths, lags, troubles, copies; /* that may still happen */
+    bool down, over;                                       /* the coordinator is; for good */
+    uint8_t life;
+    queue to_site[LIVES + 1][SITES], to_coordinator[SITES];
+    owner owner[SITES];
+    uint32_t stored_term, stored_gone; /* gone: bits of sites */
+    uint64_t stored_round;
+    uint64_t history[ROUNDS];   /* hash of the record, whoever showed it first; 0: nobody yet */
+    uint32_t members[ROUNDS];   /* bits of sites */
+    uint64_t committed[ROUNDS]; /* tokens, up to this round */
+    uint64_t counted;           /* bits of windows */
+    uint16_t state_bytes, record_bytes[ROUNDS];
+    uint8_t state[STATE_BYTES], record[ROUNDS][RECORD_BYTES];
+} small;
+
+typedef struct record_image {
+    bool is_set;
+    dlxi_record head;
+    dlxi_record_member member[SITES];
+} record_image;
+
+enum {
+    C_HEAD = offsetof(dlxi_coordinator, sites),
+    S_HEAD = offsetof(dlxi_site, welcome),
+    S_TAIL = offsetof(dlxi_site, entered),
+    S_TAIL_BYTES = offsetof(dlxi_site, outbox) - S_TAIL
+};
+
+/* Of a coordinator whose outbox is empty. */
+typedef struct coordinator_image {
+    _Alignas(8) uint8_t head[C_HEAD];
+    dlxi_run_site site[SITES];
+    dlxi_run_rank rank[SITES];
+    bool reported[SITES];
+    dlxi_run_peer peer[SITES];
+    record_image proposal, record[ROUNDS];
+    dlxi_pair pair[SITES][SITES];
+    uint64_t blocked[SITES];
+    dlxi_trouble trouble;
+    size_t ledger_bytes;
+    uint8_t ledger[FREE_BYTES];
+} coordinator_image;
+
+/* Of a site whose outbox is empty. */
+typedef struct site_image {
+    _Alignas(8) uint8_t head[S_HEAD];
+    dlxi_view view;
+    dlxi_commit commit;
+    _Alignas(8) uint8_t tail[S_TAIL_BYTES];
+    uint32_t standing; /* a frame, or 0 */
+    int64_t stood_ms;
+} site_image;
+
+typedef struct image {
+    small w;
+    coordinator_image c;
+    site_image site[SITES];
+} image;
+
+/* The present world; machines of which it consists are never closed. */
+static small w;
+static dlxi_coordinator *coordinator;
+static dlxi_site *site[SITES];
+static uint16_t sites;
+static bool verbose;
+
+/* ---- frames ---------------------------------------------------------------------------------- */
+
+typedef struct kept_frame {
+    dlxi_frame frame;
+    uint64_t exact, hash; /* hash: of what matters, but the stamp of a ping */
+    int64_t stamp;        /* 0: none */
+} kept_frame;
+
+static kept_frame *kept; /* from 1 */
+static uint32_t kept_count = 1, kept_room;
+static uint32_t *kept_index; /* open addressing; 0: free */
+static uint32_t kept_index_room;
+
+static uint64_t mix(uint64_t hash, uint64_t value) {
+    return dlxi_hash(&value, sizeof value, hash);
+}
+
+static void kept_grow(void) {
+    kept_room = kept_room == 0 ? 1024 : 2 * kept_room;
+    kept_index_room = 4 * kept_room;
+    kept = realloc(kept, kept_room * sizeof *kept);
+    free(kept_index);
+    kept_index = calloc(kept_index_room, sizeof *kept_index);
+    CHECK(kept != NULL && kept_index != NULL, "out of memory for frames\n");
+    for (uint32_t i = 1; i < kept_count; i++) {
+        uint32_t at = (uint32_t)kept[i].exact % kept_index_room;
+        while (kept_index[at] != 0) at = (at + 1) % kept_index_room;
+        kept_index[at] = i;
+    }
+}
+
+/* The number under which this frame is kept; equal ones have the same. */
+static uint32_t frame_keep(const dlxi_frame *f) {
+    if (kept_count + 1 >= kept_room) kept_grow();
+    uint64_t head = mix(mix(f->kind, f->coordinator), f->round);
+    head = mix(mix(mix(head, f->term), f->attempt), (uint64_t)f->site << 32 | f->trip);
+    uint64_t exact = dlxi_hash(f->payload, f->payload_bytes, head);
+    uint32_t at = (uint32_t)exact % kept_index_room;
+    for (; kept_index[at] != 0; at = (at + 1) % kept_index_room)
+        if (kept[kept_index[at]].exact == exact) return kept_index[at];
+    kept_frame *k = &kept[kept_count];
+    uint8_t *bytes = malloc(f->payload_bytes + (size_t)1);
+    CHECK(bytes != NULL, "out of memory for a frame\n");
+    if (f->payload_bytes > 0) memcpy(bytes, f->payload, f->payload_bytes);
+    *k = (kept_frame){.frame = *f, .exact = exact, .hash = exact};
+    k->frame.payload = bytes;
+    bool is_reason =
+        f->kind == DLXI_FRAME_ABORT || f->kind == DLXI_FRAME_STOP || f->kind == DLXI_FRAME_FAILED;
+    if (is_reason) k->hash = dlxi_hash(bytes, 4, head); /* the text is for people */
+    if (f->kind == DLXI_FRAME_PING) {
+        enum { STAMP_AT = 16 };
+        memcpy(&k->stamp, bytes + STAMP_AT, sizeof k->stamp);
+        k->hash = dlxi_hash(bytes + STAMP_AT + 8, f->payload_bytes - STAMP_AT - 8, head);
+    }
+    kept_index[at] = kept_count;
+    return kept_count++;
+}
+
+/* A ping that says the same as the one before it takes its place. A full queue loses the frame. */
+static void queue_add(queue *q, uint32_t frame) {
+    const kept_frame *k = &kept[frame];
+    bool again = q->count > 0 && kept[q->frame[q->count - 1]].hash == k->hash;
+    if (again)
+        q->frame[q->count - 1] = frame;
+    else if (q->count < QUEUE)
+        q->frame[q->count++] = frame;
+}
+
+static uint32_t queue_take(queue *q) {
+    uint32_t frame = q->frame[0];
+    q->count--;
+    memmove(q->frame, q->frame + 1, q->count * sizeof *q->frame);
+    q->frame[q->count] = 0;
+    return frame;
+}
+
+/* ---- images ---------------------------------------------------------------------------------- */
+
+static void record_store(record_image *to, const dlxi_record *r) {
+    *to = (record_image){.is_set = r != NULL};
+    if (r == NULL) return;
+    to->head = *r;
+    memcpy(to->member, r->member, r->members * sizeof *r->member);
+}
+
+static dlxi_record *record_load(const record_image *from, dlxi_record *into) {
+    if (!from->is_set) {
+        free(into);
+        return NULL;
+    }
+    if (into == NULL || into->members != from->head.members) {
+        free(into);
+        into = dlxi_record_new(from->head.members, 1);
+    }
+    dlxi_record places = *into;
+    *into = from->head;
+    into->member = places.member;
+    into->exchange_ns = places.exchange_ns;
+    into->exchange_bytes = places.exchange_bytes;
+    memcpy(into->member, from->member, from->head.members * sizeof *into->member);
+    return into;
+}
+
+static void coordinator_store(coordinator_image *to, const dlxi_coordinator *c) {
+    memcpy(to->head, c, C_HEAD);
+    for (uint16_t i = 0; i < sites; i++) {
+        to->site[i] = c->sites[i];
+        to->rank[i] = c->sites[i].ranks[0];
+        to->reported[i] = c->sites[i].report != NULL;
+        to->peer[i] = i < c->peer_room ? c->peers[i] : (dlxi_run_peer){.site = DLXI_SITE_NONE};
+        to->blocked[i] = c->pairs.blocked[i];
+        for (uint16_t k = 0; k < sites; k++) to->pair[i][k] = c->pairs.at[i][k];
+    }
+    record_store(&to->proposal, c->proposal);
+    for (uint64_t r = 1; r < ROUNDS; r++) record_store(&to->record[r], c->records[r]);
+    to->trouble = c->trouble;
+    to->ledger_bytes = dlxi_ledger_bytes(c->ledger);
+    CHECK(to->ledger_bytes <= FREE_BYTES, "many free ranges\n");
+    dlxi_writer writer = dlxi_writer_over(to->ledger, FREE_BYTES);
+    dlxi_ledger_write(c->ledger, &writer);
+}
+
+static void coordinator_load(dlxi_coordinator *c, const coordinator_image *from) {
+    void *expected = c->expected, *shared = c->shared_text, *of_sites = c->sites_text;
+    memcpy(c, from->head, C_HEAD);
+    c->expected = expected;
+    c->shared_text = shared;
+    c->sites_text = of_sites;
+    for (uint16_t i = 0; i < sites; i++) {
+        dlxi_run_site *s = &c->sites[i];
+        dlxi_run_rank *ranks = s->ranks;
+        char *report = s->report;
+        *s = from->site[i];
+        s->ranks = ranks;
+        *ranks = from->rank[i];
+        ranks->endpoints = NULL; /* all have them */
+        s->report = report;
+        if (from->reported[i] && report == NULL) s->report = strdup("r");
+        if (!from->reported[i]) free(report), s->report = NULL;
+        c->peers[i] = from->peer[i];
+        c->pairs.blocked[i] = from->blocked[i];
+        for (uint16_t k = 0; k < sites; k++) c->pairs.at[i][k] = from->pair[i][k];
+    }
+    c->proposal = record_load(&from->proposal, c->proposal);
+    for (uint64_t r = 1; r < ROUNDS; r++)
+        c->records[r] = record_load(&from->record[r], c->records[r]);
+    c->trouble = from->trouble;
+    dlxi_reader reader = dlxi_reader_over(from->ledger, from->ledger_bytes);
+    (void)dlxi_ledger_read(c->ledger, &reader);
+}
+
+static void site_store(site_image *to, const dlxi_site *s) {
+    memcpy(to->head, s, S_HEAD);
+    to->view = s->view;
+    to->commit = s->commit;
+    memcpy(to->tail, (const uint8_t *)s + S_TAIL, S_TAIL_BYTES);
+    to->standing = s->standing == NULL ? 0 : frame_keep(&s->standing->frame);
+    to->stood_ms = s->stood_ms;
+}
+
+static void site_load(dlxi_site *s, const site_image *from) {
+    memcpy(s, from->head, S_HEAD);
+    s->view = from->view;
+    s->commit = from->commit;
+    memcpy((uint8_t *)s + S_TAIL, from->tail, S_TAIL_BYTES);
+    free(s->standing);
+    s->standing = NULL;
+    s->stood_ms = from->stood_ms;
+    if (from->standing == 0) return;
+    const dlxi_frame *f = &kept[from->standing].frame;
+    s->standing = malloc(sizeof *s->standing + f->payload_bytes);
+    CHECK(s->standing != NULL, "out of memory for a frame\n");
+    *s->standing = (dlxi_outbox_item){.to = DLXI_SITE_COORDINATOR, .frame = *f};
+    if (f->payload_bytes > 0) memcpy(s->standing->bytes, f->payload, f->payload_bytes);
+    s->standing->frame.payload = s->standing->bytes;
+}
+
+static void image_store(image *to) {
+    to->w = w;
+    if (!w.down) coordinator_store(&to->c, coordinator);
+    for (uint16_t i = 0; i < sites; i++) site_store(&to->site[i], site[i]);
+}
+
+static void image_load(const image *from) {
+    w = from->w;
+    if (!w.down) coordinator_load(coordinator, &from->c);
+    for (uint16_t i = 0; i < sites; i++) site_load(site[i], &from->site[i]);
+}
+
+/* ---- what tells states apart ----------------------------------------------------------------- */
+
+static int64_t age_of(int64_t at_ms) {
+    int64_t age_ms = w.now_ms - at_ms;
+    return age_ms > AGE_MAX_MS ? AGE_MAX_MS : age_ms;
+}
+
+static void to_age(int64_t *at_ms) {
+    *at_ms = age_of(*at_ms);
+}
+
+/* Of a time of which 0 means that there is none. */
+static void to_age_or_none(int64_t *at_ms) {
+    *at_ms = *at_ms == 0 ? -1 : age_of(*at_ms);
+}
+
+static uint64_t frame_hash(uint64_t hash, uint32_t frame) {
+    if (frame == 0) return mix(hash, 0);
+    int64_t stamp = kept[frame].stamp;
+    return mix(mix(hash, kept[frame].hash), stamp == 0 ? 0 : 1 + (uint64_t)age_of(stamp));
+}
+
+static uint64_t queue_hash(uint64_t hash, const queue *q) {
+    hash = mix(hash, q->count);
+    for (uint32_t i = 0; i < q->count; i++) hash = frame_hash(hash, q->frame[i]);
+    return hash;
+}
+
+static uint64_t lease_hash(uint64_t hash, const dlxi_lease *lease) {
+    return dlxi_hash(lease->ranges, lease->range_count * sizeof *lease->ranges,
+                     mix(hash, lease->submission));
+}
+
+static uint64_t view_hash(uint64_t hash, const dlxi_view *v) {
+    for (uint16_t i = 0; i < v->members; i++) {
+        hash = mix(hash, (uint64_t)v->member[i].site << 1 | v->member[i].voided);
+        hash = mix(hash, v->member[i].tokens);
+    }
+    return mix(hash, v->members);
+}
+
+static uint64_t record_hash(uint64_t hash, const dlxi_record *r) {
+    dlxi_view v;
+    if (r == NULL) return mix(hash, 0);
+    dlxi_record_view(&v, r, 0);
+    hash = mix(mix(mix(hash, r->term), r->coordinator), r->attempt);
+    return view_hash(mix(hash, r->committed_tokens), &v);
+}
+
+static uint64_t run_site_hash(uint64_t hash, const dlxi_run_site *s) {
+    static dlxi_run_site p;
+    dlxi_run_rank r = s->ranks[0];
+    memcpy(&p, s, sizeof p);
+    for (int i = 0; i < DLXI_COORDINATOR_LEASES; i++) hash = lease_hash(hash, &s->leases[i]);
+    p.ranks = NULL;
+    p.report = NULL;
+    to_age(&p.away_ms);
+    if (p.presence == DLXI_PRESENT) p.away_ms = 0, p.lost_round = 0, p.lost_status = DLX_OK;
+    if (!p.member) p.tokens = p.windows_used = p.is_void = 0;
+    p.candidate = false;
+    to_age(&p.back_ms);
+    p.away_total_ms = 0;
+    p.away_count = p.left_out_total = 0;
+    hash = dlxi_hash(&p.windows, offsetof(dlxi_run_site, leases) - offsetof(dlxi_run_site, windows),
+                     hash);
+    size_t from = offsetof(dlxi_run_site, tokens), to = offsetof(dlxi_run_site, lost_why);
+    hash = dlxi_hash((const char *)&p + from, to - from, hash);
+    r.endpoints = NULL;
+    to_age(&r.last_seen_ms);
+    to_age(&r.answered_ms);
+    to_age(&r.moved_ms);
+    if (!r.ready) r.round_ready = (dlxi_ready){0};
+    if (!r.staged) r.staged_hash = 0;
+    return dlxi_hash(&r, sizeof r, mix(hash, s->report != NULL));
+}
+
+static uint64_t coordinator_hash(uint64_t hash) {
+    static dlxi_coordinator head; /* only that of it */
+    const dlxi_coordinator *c = coordinator;
+    memcpy(&head, c, C_HEAD);
+    memset(&head.result, 0, sizeof head.result);
+    head.expected = NULL;
+    head.shared_text = head.sites_text = NULL;
+    head.now_ms = head.waits_told_ms = head.tell_ms = 0;
+    to_age(&head.pinged_ms);
+    to_age(&head.ticked_ms);
+    to_age(&head.closing_ms);
+    if (head.phase != DLXI_COORDINATOR_CLOSING) head.closing_ms = 0;
+    to_age(&head.begun_ms);
+    to_age(&head.opened_ms);
+    to_age(&head.resumed_ms);
+    to_age_or_none(&head.majority_ms);
+    to_age_or_none(&head.waits_since_ms);
+    hash = dlxi_hash(&head, C_HEAD, mix(hash, c->result.status));
+    for (uint16_t i = 0; i < sites; i++) {
+        uint16_t peer_site = c->peers[i].site;
+        hash = mix(run_site_hash(hash, &c->sites[i]), peer_site);
+        hash = mix(hash, c->pairs.blocked[i]);
+        for (uint16_t k = 0; k < sites; k++) {
+            dlxi_pair p = c->pairs.at[i][k];
+            to_age(&p.blocked_ms);
+            to_age_or_none(&p.works_ms);
+            hash = mix(mix(hash, p.blocked | (uint64_t)p.losses << 1), (uint64_t)p.blocked_ms);
+            hash = mix(mix(hash, (uint64_t)p.works_ms), (uint64_t)p.probation_ms);
+        }
+    }
+    hash = record_hash(hash, c->proposal);
+    int64_t since_ms = c->trouble.since_ms;
+    to_age_or_none(&since_ms);
+    uint32_t attempts = c->trouble.attempts < 4 ? c->trouble.attempts : 4;
+    hash = mix(mix(hash, (uint64_t)since_ms), attempts << 8 | c->trouble.differing);
+    uint8_t ledger[FREE_BYTES];
+    dlxi_writer writer = dlxi_writer_over(ledger, FREE_BYTES);
+    dlxi_ledger_write(c->ledger, &writer);
+    return dlxi_hash(ledger, writer.used_bytes, hash);
+}
+
+static uint64_t site_hash(uint64_t hash, const dlxi_site *s) {
+    static dlxi_site p; /* only its head and tail */
+    memcpy(&p, s, S_HEAD);
+    memset(&p.result, 0, sizeof p.result);
+    to_age(&p.last_seen_ms);
+    to_age(&p.pinged_ms);
+    to_age(&p.ticked_ms);
+    p.opened_ms = p.tell_ms = 0;
+    p.wait_is_told = p.orphan_is_told = false;
+    hash = dlxi_hash(&p, S_HEAD, mix(hash, s->result.status));
+    if (s->attempt > 0) hash = view_hash(hash, &s->view);
+    if (s->following) hash = view_hash(mix(hash, s->commit.term), &s->commit.view);
+    memcpy((uint8_t *)&p + S_TAIL, (const uint8_t *)s + S_TAIL, S_TAIL_BYTES);
+    to_age_or_none(&p.stamp);
+    p.standing = NULL;
+    to_age(&p.stood_ms);
+    if (s->standing == NULL) p.stood_ms = 0;
+    hash = dlxi_hash((const uint8_t *)&p + S_TAIL, S_TAIL_BYTES, hash);
+    return frame_hash(hash, s->standing == NULL ? 0 : frame_keep(&s->standing->frame));
+}
+
+static uint64_t world_hash(void) {
+    const uint8_t left[] = {w.losses, w.stops,    w.deaths,
+                            w.lags,   w.troubles, (uint8_t)(w.down | w.over << 1),
+                            w.life,   w.copies};
+    uint64_t hash = dlxi_hash(left, sizeof left, 1);
+    for (uint16_t i = 0; i < sites; i++) {
+        for (int life = 0; life <= LATE; life++) hash = queue_hash(hash, &w.to_site[life][i]);
+        hash = queue_hash(hash, &w.to_coordinator[i]);
+        hash = mix(hash, w.owner[i].dead);
+        if (w.owner[i].dead) continue;
+        hash = dlxi_hash(&w.owner[i], sizeof w.owner[i], hash);
+        hash = site_hash(hash, site[i]);
+    }
+    hash = dlxi_hash(w.history, sizeof w.history, mix(hash, w.counted));
+    hash = dlxi_hash(w.state, w.state_bytes, mix(hash, w.stored_round));
+    return w.down ? hash : coordinator_hash(hash);
+}
+
+#endif
