@@ -289,7 +289,7 @@ typedef dlx_status (*dlx_gather)(void *context, void *all, const void *own, size
     X(MS, orphan_ms, "wan.orphan_s", 1800000, 0, 86400000, OWN,                                    \
       "when the coordinator is lost, wait this long for it to come back before the run ends")      \
     X(COUNT, history_mib, "sync.history_mib", 0, 0, 1048576, OWN,                                  \
-      "results of past rounds that are kept for sites that missed them; 0: 64, or two rounds")     \
+      "results of past rounds kept for sites that missed them; 0: 64, or more for a large model")  \
     X(FLAG, balance, "sync.balance", false, false, true, SAME,                                     \
       "slower sites take fewer inner steps, faster ones more, so that they submit together")
 

@@ -45,6 +45,9 @@ void dlx_coordinator_config_default(dlx_coordinator_config *config, size_t size)
 static dlx_status config_check(const dlx_coordinator_config *config, dlx_error *error) {
     const dlxi_option_table table = {rows, sizeof rows / sizeof *rows};
     DLX_TRY(dlxi_options_check(config, &table, false, error));
+    if (config->sites_min > config->sites)
+        DLX_FAIL(error, CONFIG, "wan.min_sites: %u is out of range; the run has %u site%s",
+                 config->sites_min, config->sites, config->sites == 1 ? "" : "s");
     if (config->tokens == 0)
         DLX_FAIL(error, CONFIG,
                  "tokens: 0 is out of range; a run ends when this many are committed");

@@ -68,9 +68,12 @@ static void end_consider(dlxi_coordinator *c) {
     }
     if (!any) {
         if (c->waits_since_ms == 0) c->waits_since_ms = c->now_ms;
-        if (c->now_ms - c->waits_since_ms > 2 * (int64_t)c->settings.timeout_ms)
-            dlxi_coordinator_fail(c, DLX_PEER_LOST, NULL,
-                                  "all tokens are committed, but no site is left to report");
+        if (c->now_ms - c->waits_since_ms < c->settings.patience_ms) return;
+        c->leaves_run = true; /* nobody hears that it is over */
+        dlxi_coordinator_fail(c, DLX_PEER_LOST, NULL,
+                              "all tokens are committed, but no site came to report for %u s "
+                              "(wan.patience_s); a coordinator that is started again goes on",
+                              c->settings.patience_ms / 1000);
         return;
     }
     c->waits_since_ms = 0;

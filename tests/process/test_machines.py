@@ -138,7 +138,7 @@ class Machines(Case):
         self.assertTrue(os.path.exists(self.path("paris", *weights)), "the name that sorts first")
         self.assertFalse(os.path.exists(self.path("tokyo", *weights)))
         self.assertIn("validation loss", coordinator.text("stdout"))
-        self.assertRegex(coordinator.text("stdout"), "the weights are on the site whose name sorts first$")
+        self.assertRegex(coordinator.text("stdout"), "the weights are on the site that says so$")
 
 
 if __name__ == "__main__":

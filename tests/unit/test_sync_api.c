@@ -273,6 +273,8 @@ static void coordinators_are_checked(void **state) {
     } while (0)
     REFUSED(DLX_CONFIG, "sites: 0 is out of range; allowed: 1 to 64", config.sites = 0);
     REFUSED(DLX_CONFIG, "sites: 65 is out of range; allowed: 1 to 64", config.sites = 65);
+    REFUSED(DLX_CONFIG, "wan.min_sites: 3 is out of range; the run has 2 sites",
+            config.sites_min = 3);
     REFUSED(DLX_CONFIG, "tokens: 0 is out of range; a run ends when this many are committed",
             config.tokens = 0);
     REFUSED(DLX_CONFIG, "timeout_ms: 10 is out of range; allowed: 1000 to 86400000",
