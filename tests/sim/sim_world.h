@@ -45,7 +45,7 @@ enum {
     PATIENCE_HOSTILE_MS = 25000,
     FAULTS_END_MS = 20000,   /* from then on everything works */
     RUN_END_MS = 60000,      /* by then the run is over */
-    ELASTIC_END_MS = 200000, /* … if it may go on without some sites */
+    ELASTIC_END_MS = 300000, /* … if it may go on without some sites */
     ORPHAN_MS = 30000,
     LIMBO_MS = 8000,
     CRASH_END_MS = 3 * TIMEOUT_MS, /* after a crash */
