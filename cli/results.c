@@ -86,8 +86,8 @@ int results_print(const dlx_config *config) {
         printf("\nfiles in %s: summary.json, <site>/metrics.jsonl, weights (%s/weights)\n",
                directory, directory);
     } else { /* no site is on this machine */
-        printf("\nthe summary is %s/summary.json; the weights are on the site whose name sorts "
-               "first\n",
+        printf("\nthe summary is %s/summary.json; the weights are on the site that "
+               "says so\n",
                directory);
     }
     json_decref(summary);

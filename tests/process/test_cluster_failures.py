@@ -14,7 +14,7 @@ class ClusterFailures(Case):
     def setUp(self):
         super().setUp()
         self.prepare_data()
-        self.file = self.config(model={"layers": 2}, train={"tokens": "1e12", "micro_batch": 1}, wan={"timeout_s": 2},
+        self.file = self.config(model={"layers": 2}, train={"tokens": "1e12", "micro_batch": 1}, wan={"timeout_s": 2, "min_sites": 0, "orphan_s": 0},
                                 site={"stages": 2, "replicas": 2})
 
     def workers(self, *words):
@@ -70,6 +70,18 @@ class ClusterFailures(Case):
         self.assertEqual(run.wait(), 1)
         self.assertIn("dilocox: site-2 failed: rank 1 (stage 0, replica 1) of site 'site-2' was ended by signal 9 (Killed)",
                       run.text("stderr"))
+        self.wait_until_nothing_is_left()
+
+    def test_a_site_goes_on_without_one_whose_rank_died(self):
+        tokens = 40 * 2 * 16 * 4 * 32  # rounds, sites, H, batch, context
+        run = self.start("launch", self.file, "--sites", 2, "--set", "wan.min_sites=1", "--set", f"train.tokens={tokens}")
+        self.rounds(self.path("run", "site-2"), 1)
+        os.kill(self.workers("site-2")[1], signal.SIGKILL)
+        self.assertEqual(run.wait(), 0, run.everything())
+        s = summary(self.path("run"))
+        self.assertEqual([site["site"] for site in s["per_site"]], ["site-1"])
+        self.assertEqual([site["site"] for site in s["dropped"]], ["site-2"])
+        self.assertGreaterEqual(s["tokens"], tokens)
         self.wait_until_nothing_is_left()
 
     def test_a_rank_of_one_job_dies(self):
