@@ -69,7 +69,7 @@ static void coordinator_judge(void) {
     CHECK(now == 0 || last == NULL || (now & before) != 0 || (before & ~gone) == 0,
           "round %llu has no member of the one before\n", (unsigned long long)c->round);
     CHECK(windows_unused(c, 1) >= 0, "a window is in two places\n");
-    bool taken = c->leaves_run && c->term == w.stored_term;
+    bool taken = c->leaves_run && c->result.status == DLX_STATE && c->term == w.stored_term;
     CHECK(!taken, "the newest coordinator gives way to an older one\n");
 }
 
@@ -111,7 +111,8 @@ static void store_write(void) {
 
 /* A run that is saved as failed is not begun again. */
 static void coordinator_stop(void) {
-    bool failed = coordinator->result.status != DLX_OK && !coordinator->leaves_run;
+    bool failed = coordinator->result.status != DLX_OK &&
+                  !(coordinator->leaves_run && coordinator->result.status == DLX_STATE);
     dlxi_outbox_clear(dlxi_coordinator_outbox(coordinator));
     w.down = true;
     w.over = failed && !dlxi_coordinator_is_unsaved(coordinator);
