@@ -10,6 +10,8 @@ typedef struct coordinator_arguments {
     config_arguments config;
     const char *listen;
     uint32_t sites;
+    bool takeover;
+    const char *without;
     bool for_launcher;
 } coordinator_arguments;
 
@@ -23,6 +25,14 @@ static const dlxi_option rows[] = {
         coordinator_arguments, "--listen", listen, "HOST:PORT",
         "instead of wan.coordinator; HOST may be an interface's name; port 0: any "
         "free one"),
+    DLXI_OPTION_ROW_BOOLEAN(
+        coordinator_arguments, "--takeover", takeover, "false",
+        "go on with a run whose coordinator.db is lost or was outrun, from what "
+        "its sites have"),
+    DLXI_OPTION_ROW_POINTER(
+        coordinator_arguments, "--without", without, "SITES",
+        "with --takeover: do not wait for these sites (names, with commas); what they trained or "
+        "committed since is given up, and they can't come back"),
     FOR_LAUNCHER_ROW(coordinator_arguments),
 };
 
@@ -43,6 +53,11 @@ static int run(void) {
     if (given.for_launcher) speak_to_launcher();
     dlx_config *config = config_load(&given.config);
     if (config == NULL) return EXIT_USE;
+    if (given.without != NULL && !given.takeover) {
+        fail_use("coordinator: --without goes with --takeover");
+        dlx_config_close(&config);
+        return EXIT_USE;
+    }
     if (given.for_launcher) prctl(PR_SET_PDEATHSIG, SIGTERM); /* launch takes it with it */
     interrupts_catch(false);
     if (dlx_config_one_job(config) || dlx_config_in_process(config)) {
@@ -59,6 +74,7 @@ static int run(void) {
     options.on_listening = on_listening;
     options.on_event = on_event;
     options.interrupted = &interrupted;
+    if (given.takeover) options.takeover_without = given.without != NULL ? given.without : "";
     options.unstored = given.for_launcher; /* launch ends the sites with it */
     if (!given.for_launcher) release_on_sigterm();
     options.released = &released;
@@ -80,7 +96,8 @@ const command coordinator_command = {
         "  The run is kept in RUN_DIR/coordinator.db until it is over. Killed, stopped, or ended\n"
         "  because that file could not be written, the coordinator goes on with the run when\n"
         "  the same command is given again; its sites wait for it up to wan.orphan_s. SIGINT\n"
-        "  (Ctrl-C) ends the run for all, SIGTERM stops the coordinator alone.\n",
+        "  (Ctrl-C) ends the run for all, SIGTERM stops the coordinator alone. If that file is\n"
+        "  lost, --takeover goes on from what the sites have.\n",
     .arguments = COMMAND_TABLE(rows),
     .needed = 1,
     .values = &given,

@@ -617,8 +617,22 @@ DLX_API dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordin
 DLX_API dlx_status dlx_coordinator_open_stored(dlx_coordinator **out,
                                                const dlx_coordinator_config *config,
                                                const char *store_path, dlx_error *error);
+/* Goes on with a run whose store is lost, or is on another machine, or was outrun: from what the
+ * sites keep. In dlx_coordinator_run it waits until all ranks of the sites that may know of a later
+ * round than the newest copy of the coordinator's state have answered, and do not hear their
+ * coordinator (for timeout_ms); then they obey this one, and it makes a new store. A file that is
+ * there is renamed to PATH.replaced then. `without`: names of sites, with commas, that are not
+ * waited for: what they have trained or committed since is given up, and they can't come back; NULL
+ * or "": none. The config is the run's, with its sites and tokens. Statuses as
+ * dlx_coordinator_open_stored; of dlx_coordinator_run also DLX_TIMEOUT: not all were heard within
+ * patience_ms; DLX_CONFIG: other settings than the run's. Texts are borrowed during the call. */
+DLX_API dlx_status dlx_coordinator_open_takeover(dlx_coordinator **out,
+                                                 const dlx_coordinator_config *config,
+                                                 const char *store_path, const char *without,
+                                                 dlx_error *error);
 /* Whether it goes on with a run that the store had; its id and the sites are known then, and
- * on_begin is called at the beginning of dlx_coordinator_run. Any thread. */
+ * on_begin is called at the beginning of dlx_coordinator_run. With a takeover it is true, and id
+ * and sites are known from on_begin on. Any thread. */
 DLX_API bool dlx_coordinator_was_restored(const dlx_coordinator *coordinator);
 /* After dlx_coordinator_run: whether the run that the store has is over, well or not, so that the
  * file can be removed. False if there is none, after a release, if it could not be written, and if
@@ -627,7 +641,7 @@ DLX_API bool dlx_coordinator_is_over(const dlx_coordinator *coordinator);
 /* "host:port" in use, "" on a hub; valid until close. Any thread. */
 DLX_API const char *dlx_coordinator_endpoint(const dlx_coordinator *coordinator);
 /* A random number other than 0 that all sites of the run receive: results that name it are one
- * run's. Any thread. */
+ * run's. 0 before a takeover's on_begin. Any thread. */
 DLX_API uint64_t dlx_coordinator_run_id(const dlx_coordinator *coordinator);
 /* Called once, in dlx_coordinator_run, when all sites have joined and reach each other: before that
  * a run has changed nothing. A status other than DLX_OK, and its error, fail the run. Before

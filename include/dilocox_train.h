@@ -160,6 +160,9 @@ typedef struct dlx_coordinate_options {
     const volatile sig_atomic_t *released;
     /* the sites end with this process: the run is not kept for another one. So it is with a hub */
     bool unstored;
+    /* not NULL: takes a run over from its sites, without those that are named here, with commas; ""
+     * names none (dlx_coordinator_open_takeover) */
+    const char *takeover_without;
 } dlx_coordinate_options;
 
 #define DLX_COORDINATE_OPTIONS_INIT                                                                \

@@ -88,9 +88,10 @@ static dlx_status records_restore(dlx_coordinator *c, dlx_error *error) {
     for (int i = 0; i < DLXI_COORDINATOR_RECORDS && --round > 0; i++) {
         uint8_t *record;
         size_t bytes;
-        DLX_TRY(dlxi_store_record(c->at_work.store, round, &record, &bytes, error));
-        dlx_status status =
-            dlxi_coordinator_restore_record(c->at_work.machine, record, bytes, error);
+        dlx_status status = dlxi_store_record(c->at_work.store, round, &record, &bytes, error);
+        if (status == DLX_STATE && i > 0) return DLX_OK; /* it took the run over then */
+        DLX_TRY(status);
+        status = dlxi_coordinator_restore_record(c->at_work.machine, record, bytes, error);
         free(record);
         DLX_TRY(status);
     }
@@ -105,10 +106,12 @@ static dlx_status machine_restore(dlx_coordinator *c, const dlxi_coordinator_set
     size_t bytes;
     dlxi_store *store = c->at_work.store;
     if (!dlxi_store_is_continuous(store, why))
-        DLX_FAIL(error, STATE,
-                 "%.200s: %s; its run may have gone on elsewhere: start the coordinator where it "
-                 "was last, or move this file away to begin another run",
-                 c->store_path, why);
+        DLX_FAIL(
+            error, STATE,
+            "%.200s: %s; its run may have gone on elsewhere: start the coordinator where it "
+            "was last; or, if that is lost, go on from what the sites have with --takeover; or "
+            "move this file away to begin another run",
+            c->store_path, why);
     DLX_TRY(dlxi_store_read(store, &state, &bytes, error));
     dlx_status status = dlxi_coordinator_restore(&c->at_work.machine, settings, state, bytes,
                                                  dlxi_clock_ns() / 1000000, error);
@@ -124,12 +127,18 @@ static dlx_status machine_restore(dlx_coordinator *c, const dlxi_coordinator_set
 
 /* A new store is made when the run has begun: a start that fails changes nothing. */
 static dlx_status machine_open(dlx_coordinator *c, const dlxi_coordinator_settings *settings,
-                               dlx_error *error) {
+                               const char *takeover_without, dlx_error *error) {
     dlxi_coordinate *at_work = &c->at_work;
     struct stat facts;
     at_work->store_path = c->store_path;
+    at_work->endpoint = c->endpoint;
     if (c->store_path != NULL && (stat(c->store_path, &facts) == 0 || errno != ENOENT))
         DLX_TRY(dlxi_store_open(&at_work->store, c->store_path, error));
+    if (takeover_without != NULL) {
+        const dlxi_takeover_settings own = {.run = *settings, .without = takeover_without};
+        c->restored = true;
+        return dlxi_takeover_open(&at_work->takeover, &own, dlxi_clock_ns() / 1000000, error);
+    }
     if (at_work->store != NULL && !dlxi_store_is_empty(at_work->store))
         return machine_restore(c, settings, error);
     return dlxi_coordinator_open(&at_work->machine, settings, dlxi_clock_ns() / 1000000, error);
@@ -139,9 +148,10 @@ static dlx_status machine_open(dlx_coordinator *c, const dlxi_coordinator_settin
 static dlx_status address_choose(char text[DLXI_ENDPOINT_BYTES], const dlx_coordinator *c,
                                  dlx_error *error) {
     dlxi_address asked, before;
-    const char *known = dlxi_coordinator_endpoint(c->at_work.machine);
     const dlx_link_config *link = &c->config.link;
     text[0] = '\0';
+    if (c->at_work.machine == NULL) return DLX_OK;
+    const char *known = dlxi_coordinator_endpoint(c->at_work.machine);
     if (!c->restored || link->hub != NULL || link->coordinator == NULL || known[0] == '\0')
         return DLX_OK;
     DLX_TRY(dlxi_address_parse(&asked, link->coordinator, "wan.coordinator", error));
@@ -160,14 +170,17 @@ static dlx_status link_open(dlx_coordinator *c, dlx_error *error) {
     if (address[0] != '\0') link.coordinator = address;
     DLX_TRY(dlxi_link_open_coordinator(&c->at_work.link, &link, unconnected_ms, own->log,
                                        own->log_context, c->endpoint, error));
+    if (c->at_work.machine == NULL) return DLX_OK;
     dlxi_coordinator_set_endpoint(c->at_work.machine, c->endpoint);
     return sites_expect(c, error);
 }
 
 /* ---- opening --------------------------------------------------------------------------------- */
 
+/* takeover_without: NULL: it does not take a run over. */
 static dlx_status coordinator_open(dlx_coordinator **out, const dlx_coordinator_config *config,
-                                   const char *store_path, dlx_error *error) {
+                                   const char *store_path, const char *takeover_without,
+                                   dlx_error *error) {
     dlx_coordinator_config own = config_default;
     DLX_TRY(dlxi_sized_read(&own, sizeof own, offsetof(dlx_coordinator_config, sites), config,
                             "DLX_COORDINATOR_CONFIG_INIT", error));
@@ -192,7 +205,7 @@ static dlx_status coordinator_open(dlx_coordinator **out, const dlx_coordinator_
                                           .attempts_max = ATTEMPTS_MAX};
     DLX_TRY_OUT(id_draw(&settings.run_id, error));
     DLX_TRY_OUT(id_draw(&settings.life_id, error));
-    DLX_TRY_OUT(machine_open(c, &settings, error));
+    DLX_TRY_OUT(machine_open(c, &settings, takeover_without, error));
     DLX_TRY_OUT(link_open(c, error));
     *out = c;
     return DLX_OK;
@@ -206,7 +219,7 @@ dlx_status dlx_coordinator_open(dlx_coordinator **out, const dlx_coordinator_con
     DLXI_NOT_NULL(out);
     *out = NULL;
     DLXI_NOT_NULL(config);
-    return coordinator_open(out, config, NULL, error);
+    return coordinator_open(out, config, NULL, NULL, error);
 }
 
 dlx_status dlx_coordinator_open_stored(dlx_coordinator **out, const dlx_coordinator_config *config,
@@ -215,7 +228,18 @@ dlx_status dlx_coordinator_open_stored(dlx_coordinator **out, const dlx_coordina
     *out = NULL;
     DLXI_NOT_NULL(config);
     DLXI_NOT_NULL(store_path);
-    return coordinator_open(out, config, store_path, error);
+    return coordinator_open(out, config, store_path, NULL, error);
+}
+
+dlx_status dlx_coordinator_open_takeover(dlx_coordinator **out,
+                                         const dlx_coordinator_config *config,
+                                         const char *store_path, const char *without,
+                                         dlx_error *error) {
+    DLXI_NOT_NULL(out);
+    *out = NULL;
+    DLXI_NOT_NULL(config);
+    DLXI_NOT_NULL(store_path);
+    return coordinator_open(out, config, store_path, without != NULL ? without : "", error);
 }
 
 bool dlx_coordinator_was_restored(const dlx_coordinator *c) {
@@ -223,7 +247,7 @@ bool dlx_coordinator_was_restored(const dlx_coordinator *c) {
 }
 
 bool dlx_coordinator_is_over(const dlx_coordinator *c) {
-    return c != NULL && c->at_work.store != NULL &&
+    return c != NULL && c->at_work.store != NULL && c->at_work.machine != NULL &&
            (c->ended_well || dlxi_coordinator_is_over(c->at_work.machine));
 }
 
@@ -232,7 +256,8 @@ const char *dlx_coordinator_endpoint(const dlx_coordinator *c) {
 }
 
 uint64_t dlx_coordinator_run_id(const dlx_coordinator *c) {
-    return c != NULL ? dlxi_coordinator_run_id(c->at_work.machine) : 0;
+    return c != NULL && c->at_work.machine != NULL ? dlxi_coordinator_run_id(c->at_work.machine)
+                                                   : 0;
 }
 
 void dlx_coordinator_on_drop(dlx_coordinator *c,
@@ -254,12 +279,12 @@ void dlx_coordinator_on_begin(dlx_coordinator *c,
 dlx_status dlx_coordinator_statistics_of(const dlx_coordinator *c,
                                          dlx_coordinator_statistics *statistics, dlx_error *error) {
     dlx_coordinator_statistics own = DLX_COORDINATOR_STATISTICS_INIT;
-    dlxi_coordinator_facts facts;
+    dlxi_coordinator_facts facts = {0};
     DLXI_NOT_NULL(c);
     DLXI_NOT_NULL(statistics);
     DLX_TRY(dlxi_sized_check(statistics, offsetof(dlx_coordinator_statistics, recovery_s_max),
                              sizeof own, "DLX_COORDINATOR_STATISTICS_INIT", error));
-    dlxi_coordinator_facts_of(c->at_work.machine, &facts);
+    if (c->at_work.machine != NULL) dlxi_coordinator_facts_of(c->at_work.machine, &facts);
     own.attempts = facts.attempts;
     own.stalled = facts.stalled;
     own.broken = facts.broken;
@@ -281,7 +306,7 @@ dlx_status dlx_coordinator_site_statistics(const dlx_coordinator *c, uint32_t si
     DLXI_NOT_NULL(statistics);
     DLX_TRY(dlxi_sized_check(statistics, offsetof(dlx_site_statistics, away_s), sizeof own,
                              "DLX_SITE_STATISTICS_INIT", error));
-    if (site >= DLXI_SITES_MAX ||
+    if (site >= DLXI_SITES_MAX || c->at_work.machine == NULL ||
         !dlxi_coordinator_site_facts(c->at_work.machine, (uint16_t)site, &facts))
         DLX_FAIL(error, STATE, "site: %u is out of range; the run has fewer", site);
     own.site = facts.name;
@@ -321,6 +346,7 @@ void dlx_coordinator_close(dlx_coordinator **coordinator) {
     /* if it fails, a coordinator that is started again finds the reports, and ends */
     if (c->ended_well) (void)dlxi_coordinate_save(&c->at_work, NULL);
     dlxi_link_close(&c->at_work.link);
+    dlxi_takeover_close(&c->at_work.takeover);
     dlxi_coordinator_close(&c->at_work.machine);
     dlxi_store_close(&c->at_work.store);
     free(c->store_path);

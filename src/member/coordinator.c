@@ -49,6 +49,7 @@ void dlxi_coordinator_close(dlxi_coordinator **coordinator) {
     free(c->proposal);
     dlxi_outbox_clear(&c->outbox);
     dlxi_ledger_close(&c->ledger);
+    free(c->copy);
     free(c->peers);
     free(c->shared_text);
     free(c->sites_text);
@@ -137,6 +138,19 @@ void dlxi_coordinator_fail(dlxi_coordinator *c, dlx_status status, const char *n
                                             text);
 }
 
+void dlxi_coordinator_leave(dlxi_coordinator *c, const char *format, ...) {
+    char text[DLXI_REASON_MAX + 1];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    c->leaves_run = true;
+    c->phase = DLXI_COORDINATOR_DONE;
+    dlxi_error_set(&c->result, DLX_STATE, "%s", text);
+    c->result.round = (int64_t)c->round;
+    dlxi_outbox_clear(&c->outbox);
+}
+
 void dlxi_coordinator_fail_memory(dlxi_coordinator *c) {
     dlxi_coordinator_fail(c, DLX_MEMORY, NULL, "the coordinator ran out of memory");
 }
@@ -213,11 +227,41 @@ static bool is_superseded(dlxi_coordinator *c, dlxi_run_rank *p, const dlxi_fram
                  (frame->term == c->term && frame->coordinator != c->settings.life_id);
     if (!other) p->superseding = 0;
     if (!other || frame->kind != DLXI_FRAME_PING || ++p->superseding < PINGS) return false;
-    c->leaves_run = true;
-    dlxi_coordinator_fail(c, DLX_STATE, NULL,
-                          "another coordinator has taken over this run (term %u; this one has %u)",
-                          frame->term, c->term);
+    dlxi_coordinator_leave(c,
+                           "another coordinator has taken over this run (term %u; this one has %u)",
+                           frame->term, c->term);
     return true;
+}
+
+/* Whether a site has rounds that the store has not: the run went on elsewhere. One site may be
+ * faulty, so this is so only until this life has committed something. */
+static bool is_outrun(dlxi_coordinator *c, const dlxi_run_site *s, const dlxi_frame *frame) {
+    if (!c->restored || c->committed || frame->round <= c->round) return false;
+    dlxi_coordinator_leave(
+        c,
+        "site '%s' has round %llu, and this coordinator only %llu: the run has gone on under "
+        "another one; start that one, or take the run over with --takeover",
+        s->name, (unsigned long long)frame->round - 1, (unsigned long long)c->round - 1);
+    return true;
+}
+
+/* A site that has not heard that this coordinator took the run over. */
+static void claim_put(dlxi_coordinator *c, dlxi_run_rank *p) {
+    enum { CLAIM_MS = 500 };
+    if (!p->has_peer || c->now_ms - p->answered_ms < CLAIM_MS) return;
+    dlxi_coordinator_compose(c, DLXI_FRAME_CLAIM)->as.claim =
+        (dlxi_claim){.run_id = c->settings.run_id};
+    dlxi_coordinator_put(c, p, c->round, c->attempt);
+}
+
+/* A site of another run, whose coordinator was at this address. */
+static void stranger_tell(dlxi_coordinator *c, const dlxi_ping *ping) {
+    if (ping->run_id == 0 || ping->run_id == c->settings.run_id || c->stranger_is_told) return;
+    c->stranger_is_told = true;
+    dlxi_lines_add(&c->log,
+                   "a site of run %016llx is looking for its coordinator here; to go on with that "
+                   "run: --takeover",
+                   (unsigned long long)ping->run_id);
 }
 
 static void on_message(dlxi_coordinator *c, uint32_t peer, const char *name, const char *key,
@@ -228,6 +272,7 @@ static void on_message(dlxi_coordinator *c, uint32_t peer, const char *name, con
         return; /* it speaks again, in this term, when it has heard of it */
     const dlxi_run_peer from = c->peers[peer];
     if (from.site == DLXI_SITE_NONE) {
+        if (frame->kind == DLXI_FRAME_PING) stranger_tell(c, &m->as.ping);
         if (frame->kind == DLXI_FRAME_HELLO)
             dlxi_gather_on_hello(c, peer, name, key, &m->as.hello, c->now_ms);
         return;
@@ -242,7 +287,10 @@ static void on_message(dlxi_coordinator *c, uint32_t peer, const char *name, con
     if (c->begun && is_superseded(c, p, frame)) return;
     /* before welcome a rank knows no term */
     bool mine = frame->term == c->term && frame->coordinator == c->settings.life_id;
+    bool foreign = dlxi_lineage_of(frame->coordinator) != dlxi_lineage_of(c->settings.life_id);
+    if (c->restored && foreign && frame->term < c->term) claim_put(c, p);
     if (!mine && !(frame->term == 0 && !p->listening)) return;
+    if (is_outrun(c, s, frame)) return;
     if (frame->kind == DLXI_FRAME_PING) dlxi_presence_on_ping(c, s, p, &m->as.ping);
     dlxi_presence_on_frame(c, s, p);
     dlxi_gather_on_linked(c, p, (frame->trip & DLXI_SITE_LINKED) != 0);

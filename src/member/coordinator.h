@@ -36,8 +36,8 @@ typedef struct dlxi_coordinator_settings {
     uint16_t sites;
     uint16_t sites_min; /* a round needs as many; 0: all of them */
     uint64_t tokens_target;
-    uint64_t run_id;         /* which the sites receive */
-    uint64_t life_id;        /* random: of this life of the run's coordinator */
+    uint64_t run_id;  /* which the sites receive */
+    uint64_t life_id; /* random: of this life of the run's coordinator; see dlxi_lineage_of */
     const char *shared_text; /* copied; each site's begins with it, what follows is compared between
                                 sites. NULL: none */
     uint32_t timeout_ms;
@@ -94,6 +94,16 @@ dlx_status dlxi_coordinator_restore(dlxi_coordinator **out,
  * sites that are behind. */
 dlx_status dlxi_coordinator_restore_record(dlxi_coordinator *c, const uint8_t *bytes, size_t count,
                                            dlx_error *error);
+/* Instead, from what a site keeps, at the same term; with its records. Without
+ * dlxi_coordinator_succeed it is there to be looked at. */
+dlx_status dlxi_coordinator_restore_copy(dlxi_coordinator **out,
+                                         const dlxi_coordinator_settings *settings,
+                                         const uint8_t *copy, size_t bytes, int64_t now_ms,
+                                         dlx_error *error);
+/* It takes the run over, as this life. */
+void dlxi_coordinator_succeed(dlxi_coordinator *c, uint32_t term, uint64_t life_id);
+/* The run goes on without this site, which may have gone on by itself. */
+void dlxi_coordinator_give_up(dlxi_coordinator *c, uint16_t site);
 enum { DLXI_COORDINATOR_RECORDS = 1024 };
 /* The present one. */
 uint64_t dlxi_coordinator_round(const dlxi_coordinator *c);

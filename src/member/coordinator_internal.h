@@ -154,6 +154,8 @@ struct dlxi_coordinator {
     bool unsaved;  /* what is durable has changed: nothing may be sent before it is written */
     dlxi_stage saved_stage;
     bool leaves_run;                    /* another coordinator has the run, or may go on with it */
+    bool committed;                     /* a round, in this life */
+    bool stranger_is_told;              /* terminals show that a site of another run speaks */
     bool is_over;                       /* the owner has the reports */
     char endpoint[DLXI_ENDPOINT_BYTES]; /* the owner's, only saved here */
     uint16_t count;                     /* sites, with all of their ranks or some */
@@ -169,6 +171,8 @@ struct dlxi_coordinator {
     dlxi_told told[DLXI_TOLD_MAX];
     dlxi_refused_site refused;
     dlxi_ledger *ledger;
+    uint8_t *copy; /* for sites, of the last committed round; NULL: none */
+    uint32_t copy_bytes;
     dlxi_outbox outbox;
     dlxi_message incoming;
     dlxi_lines log; /* for the operator */
@@ -214,6 +218,8 @@ void dlxi_coordinator_put_all(dlxi_coordinator *c);
 void dlxi_coordinator_put_reason(dlxi_coordinator *c, uint32_t peer, dlxi_frame_kind kind,
                                  dlx_status status, const char *text);
 void dlxi_coordinator_fail_memory(dlxi_coordinator *c);
+/* This coordinator ends, and the run may go on under another: no site is told. */
+void dlxi_coordinator_leave(dlxi_coordinator *c, const char *format, ...) DLXI_PRINTF(2, 3);
 void dlxi_run_site_release(dlxi_run_site *s);
 /* After sites were reordered. */
 void dlxi_coordinator_index_peers(dlxi_coordinator *c);
@@ -293,6 +299,12 @@ void dlxi_end_on_tick(dlxi_coordinator *c);
 
 /* An attempt fails, or a site is lost: the time until the next commit counts. */
 void dlxi_rounds_disturb(dlxi_coordinator *c);
+
+/* ---- durable.c ---- */
+
+/* After a commit, or a start with a saved state. Without memory, or if it is too large, there is
+ * none. */
+void dlxi_coordinator_copy_make(dlxi_coordinator *c);
 
 /* ---- record.c ---- */
 

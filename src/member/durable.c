@@ -4,13 +4,14 @@
 #include <string.h>
 
 #include "base/fault.h"
+#include "base/hash.h"
 #include "base/name.h"
 #include "base/panic.h"
 #include "member/coordinator_internal.h"
 #include "options/options.h"
 #include "wire/bytes.h"
 
-enum { FORMAT = 1, SITE_BYTES = 4096, HEAD_BYTES = 1024 };
+enum { FORMAT = 2, SITE_BYTES = 4096, HEAD_BYTES = 1024 };
 
 #define COUNT_MAX (UINT64_C(1) << 60) /* of rounds, submissions, tokens: so that none overflows */
 
@@ -161,12 +162,15 @@ static bool whole_is_valid(const dlxi_coordinator *c) {
 
 static void both_head(both *b, dlxi_coordinator *c, dlxi_stage *stage) {
     uint16_t format = FORMAT, number = (uint16_t)*stage;
+    uint32_t lineage = dlxi_lineage_of(c->settings.life_id);
     both_u16(b, &format);
     b->out_of_range = b->out_of_range || format != FORMAT;
     both_count(b, &number, 0, DLXI_STAGE_OVER);
     *stage = (dlxi_stage)number;
     both_u64(b, &c->settings.run_id);
     both_u64(b, &c->settings.tokens_target);
+    both_u32(b, &lineage);
+    c->settings.life_id = (uint64_t)lineage << 32 | (uint32_t)c->settings.life_id;
     both_u32(b, &c->term);
     both_u64(b, &c->round);
     both_u64(b, &c->committed_tokens);
@@ -224,46 +228,62 @@ const char *dlxi_coordinator_endpoint(const dlxi_coordinator *c) {
     return c->endpoint;
 }
 
-static dlx_status record_save(dlxi_saved *out, dlxi_record *record, dlx_error *error) {
-    size_t most = HEAD_BYTES + (size_t)record->members * (19 + 16 * (size_t)record->ranks);
+static size_t record_bytes_max(const dlxi_record *r) {
+    return HEAD_BYTES + (size_t)r->members * (19 + 16 * (size_t)r->ranks);
+}
+
+static void record_write(dlxi_writer *writer, const dlxi_record *record) {
+    dlxi_record *r = (dlxi_record *)(uintptr_t)record; /* a writer changes nothing */
+    both b = {.writer = writer};
+    both_u16(&b, &r->members);
+    both_u16(&b, &r->ranks);
+    both_record(&b, r);
+}
+
+static dlx_status record_save(dlxi_saved *out, const dlxi_record *record, dlx_error *error) {
+    size_t most = record_bytes_max(record);
     if ((out->record = malloc(most)) == NULL) DLX_FAIL(error, MEMORY, "out of memory for a record");
     dlxi_writer writer = dlxi_writer_over(out->record, most);
-    both b = {.writer = &writer};
-    both_u16(&b, &record->members);
-    both_u16(&b, &record->ranks);
-    both_record(&b, record);
+    record_write(&writer, record);
     DLXI_ASSERT(!writer.failed);
     out->record_bytes = writer.used_bytes;
     out->round = record->round;
     return DLX_OK;
 }
 
-dlx_status dlxi_coordinator_save(dlxi_coordinator *c, dlxi_saved *out, dlx_error *error) {
-    char none[] = "", *text = c->shared_text != NULL ? c->shared_text : none;
-    dlxi_stage stage = stage_of(c);
-    bool reports = stage == DLXI_STAGE_REPORTED;
+static size_t state_bytes_max(const dlxi_coordinator *c, dlxi_stage stage, const char *text) {
     size_t most = HEAD_BYTES + strlen(text) + dlxi_ledger_bytes(c->ledger);
     for (uint16_t i = 0; i < c->count; i++) {
         const dlxi_run_site *s = &c->sites[i];
         most += SITE_BYTES + 8 * (size_t)s->rank_count;
-        most += reports && s->report != NULL ? strlen(s->report) : 0;
+        most += stage == DLXI_STAGE_REPORTED && s->report != NULL ? strlen(s->report) : 0;
     }
+    return most;
+}
+
+static void state_write(dlxi_writer *writer, dlxi_coordinator *c, dlxi_stage stage, char *text) {
+    both b = {.writer = writer};
+    both_head(&b, c, &stage);
+    both_text(&b, text, DLXI_TEXT_MAX);
+    dlxi_ledger_write(c->ledger, writer);
+    for (uint16_t i = 0; i < c->count; i++) {
+        both_site(&b, &c->sites[i]);
+        if (stage == DLXI_STAGE_REPORTED) both_report(&b, &c->sites[i]);
+    }
+}
+
+dlx_status dlxi_coordinator_save(dlxi_coordinator *c, dlxi_saved *out, dlx_error *error) {
+    char none[] = "", *text = c->shared_text != NULL ? c->shared_text : none;
+    dlxi_stage stage = stage_of(c);
+    size_t most = state_bytes_max(c, stage, text);
     *out = (dlxi_saved){0};
     if ((out->state = malloc(most)) == NULL)
         DLX_FAIL(error, MEMORY, "out of memory for the coordinator's state");
     dlxi_writer writer = dlxi_writer_over(out->state, most);
-    both b = {.writer = &writer};
-    both_head(&b, c, &stage);
-    both_text(&b, text, DLXI_TEXT_MAX);
-    dlxi_ledger_write(c->ledger, &writer);
-    for (uint16_t i = 0; i < c->count; i++) {
-        both_site(&b, &c->sites[i]);
-        if (reports) both_report(&b, &c->sites[i]);
-    }
+    state_write(&writer, c, stage, text);
     DLXI_ASSERT(!writer.failed);
     out->state_bytes = writer.used_bytes;
-    dlxi_record *record =
-        c->round > 1 ? (dlxi_record *)(uintptr_t)dlxi_record_of(c, c->round - 1) : NULL;
+    const dlxi_record *record = dlxi_record_of(c, c->round - 1);
     dlx_status status = record != NULL ? record_save(out, record, error) : DLX_OK;
     if (status != DLX_OK)
         dlxi_saved_release(out);
@@ -278,11 +298,65 @@ void dlxi_saved_release(dlxi_saved *saved) {
     *saved = (dlxi_saved){0};
 }
 
+/* ---- the copy that sites keep ---------------------------------------------------------------- */
+
+enum { HASH_TEXT_BYTES = 18, COPY_BYTES = 8192 /* with records before the last */ };
+
+/* Stands for the text of the settings in a copy. */
+static void settings_hash(char text[HASH_TEXT_BYTES], const char *settings) {
+    text[0] = '\0';
+    if (settings != NULL)
+        snprintf(text, HASH_TEXT_BYTES, "#%016llx",
+                 (unsigned long long)dlxi_hash(settings, strlen(settings), 0));
+}
+
+/* A part of a copy begins with its length, which is known behind it. */
+static void part_end(dlxi_writer *writer, size_t at) {
+    dlxi_writer length = dlxi_writer_over(writer->bytes + at, sizeof(uint32_t));
+    dlxi_write_u32(&length, (uint32_t)(writer->used_bytes - at - sizeof(uint32_t)));
+}
+
+/* The state, the last record, and of those before it what there is room for: a site that is behind
+ * by more rounds can't go on with the run. */
+static void copy_write(dlxi_writer *writer, dlxi_coordinator *c) {
+    char text[HASH_TEXT_BYTES];
+    settings_hash(text, c->shared_text);
+    dlxi_write_u32(writer, 0);
+    state_write(writer, c, DLXI_STAGE_ROUNDS, text);
+    part_end(writer, 0);
+    for (uint64_t round = c->round - 1; round > 0; round--) {
+        const dlxi_record *record = dlxi_record_of(c, round);
+        size_t at = writer->used_bytes;
+        bool is_last = round == c->round - 1;
+        if (record == NULL || (!is_last && at + record_bytes_max(record) > COPY_BYTES)) break;
+        dlxi_write_u32(writer, 0);
+        record_write(writer, record);
+        if (writer->failed) break;
+        part_end(writer, at);
+    }
+}
+
+void dlxi_coordinator_copy_make(dlxi_coordinator *c) {
+    for (uint16_t i = 0; i < c->count; i++)
+        if (!c->sites[i].keeps_history) return;
+    if (c->copy == NULL && (c->copy = malloc(DLXI_COPY_MAX)) == NULL) return;
+    dlxi_writer writer = dlxi_writer_over(c->copy, DLXI_COPY_MAX);
+    copy_write(&writer, c);
+    c->copy_bytes = writer.failed ? 0 : (uint32_t)writer.used_bytes;
+}
+
 /* ---- restoring ------------------------------------------------------------------------------- */
 
 static dlx_status settings_compare(const dlxi_coordinator *c, const char *then, dlx_error *error) {
     dlxi_option_difference d;
-    if (c->shared_text == NULL ||
+    char hash[HASH_TEXT_BYTES];
+    settings_hash(hash, c->shared_text);
+    if (then[0] == '#' && c->shared_text != NULL && strcmp(then, hash) != 0)
+        DLX_FAIL(
+            error, CONFIG,
+            "the settings are not those of the run: start the coordinator with the config that "
+            "the run began with");
+    if (c->shared_text == NULL || then[0] == '#' ||
         dlxi_options_canonical_equal(&d, c->shared_text, strlen(c->shared_text), then, strlen(then),
                                      false))
         return DLX_OK;
@@ -330,9 +404,10 @@ static dlx_status state_read(dlxi_coordinator *c, const uint8_t *state, size_t b
     return status;
 }
 
-dlx_status dlxi_coordinator_restore(dlxi_coordinator **out,
-                                    const dlxi_coordinator_settings *settings, const uint8_t *state,
-                                    size_t bytes, int64_t now_ms, dlx_error *error) {
+static dlx_status coordinator_restore(dlxi_coordinator **out,
+                                      const dlxi_coordinator_settings *settings,
+                                      const uint8_t *state, size_t bytes, int64_t now_ms,
+                                      dlx_error *error) {
     dlxi_coordinator *c;
     DLX_TRY(dlxi_coordinator_open(&c, settings, now_ms, error));
     dlx_status status = state_read(c, state, bytes, now_ms, error);
@@ -341,16 +416,24 @@ dlx_status dlxi_coordinator_restore(dlxi_coordinator **out,
         *out = NULL;
         return status;
     }
-    if (!DLXI_PLANTED(18)) c->term++;
     c->phase = c->saved_stage == DLXI_STAGE_REPORTED ? DLXI_COORDINATOR_CLOSING
                : c->committed_last                   ? DLXI_COORDINATOR_ENDING
                                                      : DLXI_COORDINATOR_RUNNING;
     c->closing_ms = now_ms;
     c->welcomed = c->begun = c->restored = c->unsaved = true;
+    *out = c;
+    return DLX_OK;
+}
+
+dlx_status dlxi_coordinator_restore(dlxi_coordinator **out,
+                                    const dlxi_coordinator_settings *settings, const uint8_t *state,
+                                    size_t bytes, int64_t now_ms, dlx_error *error) {
+    DLX_TRY(coordinator_restore(out, settings, state, bytes, now_ms, error));
+    dlxi_coordinator *c = *out;
+    if (!DLXI_PLANTED(18)) c->term++;
     dlxi_lines_add(&c->log,
                    "goes on with run %016llx at round %llu, as term %u; waiting for its sites",
                    (unsigned long long)c->settings.run_id, (unsigned long long)c->round, c->term);
-    *out = c;
     return DLX_OK;
 }
 
@@ -371,6 +454,51 @@ dlx_status dlxi_coordinator_restore_record(dlxi_coordinator *c, const uint8_t *b
     }
     dlxi_record_keep(c, record);
     return DLX_OK;
+}
+
+/* The next part of a copy, behind its length. */
+static const uint8_t *part_read(dlxi_reader *reader, size_t *bytes) {
+    *bytes = dlxi_read_u32(reader);
+    return dlxi_read_bytes(reader, *bytes);
+}
+
+dlx_status dlxi_coordinator_restore_copy(dlxi_coordinator **out,
+                                         const dlxi_coordinator_settings *settings,
+                                         const uint8_t *copy, size_t bytes, int64_t now_ms,
+                                         dlx_error *error) {
+    dlxi_reader reader = dlxi_reader_over(copy, bytes);
+    size_t part_bytes;
+    const uint8_t *part = part_read(&reader, &part_bytes);
+    *out = NULL;
+    if (part == NULL)
+        DLX_FAIL(error, DATA, "a site's copy of the coordinator's state is malformed");
+    dlx_status status = coordinator_restore(out, settings, part, part_bytes, now_ms, error);
+    while (status == DLX_OK && dlxi_reader_left_bytes(&reader) > 0) {
+        part = part_read(&reader, &part_bytes);
+        status = part == NULL ? dlxi_error_set(error, DLX_DATA, "a saved record is malformed")
+                              : dlxi_coordinator_restore_record(*out, part, part_bytes, error);
+    }
+    if (status == DLX_OK && dlxi_record_of(*out, (*out)->round - 1) == NULL)
+        status = dlxi_error_set(error, DLX_DATA, "a site's copy lacks the last round's record");
+    if (status != DLX_OK) dlxi_coordinator_close(out);
+    return status;
+}
+
+void dlxi_coordinator_succeed(dlxi_coordinator *c, uint32_t term, uint64_t life_id) {
+    c->term = term;
+    c->settings.life_id = life_id;
+    dlxi_coordinator_copy_make(c);
+    dlxi_lines_add(&c->log, "takes over run %016llx at round %llu, as term %u",
+                   (unsigned long long)c->settings.run_id, (unsigned long long)c->round, c->term);
+}
+
+void dlxi_coordinator_give_up(dlxi_coordinator *c, uint16_t site) {
+    char text[DLXI_REASON_MAX + 1];
+    dlxi_run_site *s = &c->sites[site];
+    if (s->presence == DLXI_GONE) return;
+    snprintf(text, sizeof text, "site '%s' was given up when round %llu was the next", s->name,
+             (unsigned long long)c->round);
+    dlxi_presence_lose(c, s, NULL, DLX_PEER_LOST, text);
 }
 
 uint64_t dlxi_coordinator_round(const dlxi_coordinator *c) {

@@ -9,6 +9,12 @@
 /* When a wait at the start of a run is shown: at first, and then again and again. */
 enum { DLXI_WAIT_TELL_FIRST_MS = 2000, DLXI_WAIT_TELL_MS = 60000 };
 
+/* The first half of the id of a coordinator's life says from which it descends: lives that go on
+ * with the same store have it in common, and one that has taken the run over has another. */
+static inline uint32_t dlxi_lineage_of(uint64_t coordinator_id) {
+    return (uint32_t)(coordinator_id >> 32);
+}
+
 typedef struct dlxi_outbox_item {
     struct dlxi_outbox_item *next;
     uint32_t to;

@@ -461,6 +461,7 @@ void dlxi_rounds_on_presence(dlxi_coordinator *c, dlxi_run_site *s, const char *
 static void commit_put(dlxi_coordinator *c, const dlxi_record *record, uint16_t site,
                        uint16_t rank) {
     dlxi_run_site *s = &c->sites[site];
+    if (c->copy == NULL) dlxi_coordinator_copy_make(c);
     dlxi_commit *m = &dlxi_coordinator_compose(c, DLXI_FRAME_COMMIT)->as.commit;
     m->term = record->term;
     m->coordinator = record->coordinator;
@@ -468,6 +469,8 @@ static void commit_put(dlxi_coordinator *c, const dlxi_record *record, uint16_t 
     m->finished = record->finished;
     m->lease = s->leases[(s->counted + 2) % DLXI_COORDINATOR_LEASES];
     dlxi_record_view(&m->view, record, rank);
+    m->copy = (dlxi_copy){
+        .term = c->term, .round = c->round - 1, .bytes = c->copy_bytes, .data = c->copy};
     dlxi_coordinator_put(c, &s->ranks[rank], record->round, record->attempt);
 }
 
@@ -530,7 +533,8 @@ static void round_commit(dlxi_coordinator *c) {
     c->round++;
     c->attempt = 0;
     c->majority_ms = 0;
-    c->unsaved = true;
+    c->unsaved = c->committed = true;
+    dlxi_coordinator_copy_make(c);
     for (dlxi_run_site *s = NULL; (s = dlxi_run_site_next(c, s)) != NULL;)
         for (uint16_t r = 0; r < s->rank_count; r++)
             commit_put(c, record, (uint16_t)(s - c->sites), r);

@@ -33,6 +33,11 @@ static void site_put(dlxi_site *s, dlxi_frame_kind kind) {
     }
 }
 
+/* The link has not taken all messages: more would wait with them, and say no more. */
+static bool is_held_up(const dlxi_site *s) {
+    return dlxi_outbox_peek(&s->outbox) != NULL;
+}
+
 static void ping_put(dlxi_site *s, int64_t stamp) {
     s->outbox.scratch.as.ping = (dlxi_ping){.run_id = s->welcome.run_id,
                                             .incarnation = s->hello.incarnation,
@@ -78,6 +83,7 @@ void dlxi_site_close(dlxi_site **site) {
     if (*site == NULL) return;
     standing_drop(*site);
     dlxi_outbox_clear(&(*site)->outbox);
+    free((uint8_t *)(uintptr_t)(*site)->copy.data);
     free(*site);
     *site = NULL;
 }
@@ -161,11 +167,28 @@ static void attempt_forget(dlxi_site *s) {
     s->attempting = s->staged = false;
 }
 
+static bool is_newer(const dlxi_copy *a, const dlxi_copy *b) {
+    return a->term > b->term || (a->term == b->term && a->round > b->round);
+}
+
+/* Of the round that is about to be applied, or a later one: so whoever has applied a round has a
+ * copy of it. False: no memory. */
+static bool copy_keep(dlxi_site *s, const dlxi_copy *copy) {
+    if (copy->bytes == 0 || (s->copy.bytes > 0 && !is_newer(copy, &s->copy))) return true;
+    uint8_t *kept = realloc((uint8_t *)(uintptr_t)s->copy.data, copy->bytes);
+    if (kept == NULL) return false;
+    memcpy(kept, copy->data, copy->bytes);
+    s->copy = *copy;
+    s->copy.data = kept;
+    return true;
+}
+
 static dlxi_site_action on_commit(dlxi_site *s, const dlxi_frame *frame) {
-    const dlxi_commit *m = &s->incoming.as.commit;
+    dlxi_commit *m = &s->incoming.as.commit;
     bool other = frame->round != s->round && !(DLXI_PLANTED(1) && s->staged);
-    if (other || !s->entered || s->following || s->applying)
+    if (other || !s->entered || s->following || s->applying || !copy_keep(s, &m->copy))
         return DLXI_SITE_NOTHING; /* it comes again */
+    m->copy = (dlxi_copy){0};
     if (m->view.member[m->view.members - 1].site >= s->count)
         return site_end(s, DLX_DATA, "the coordinator's view has a site that the run has not");
     if (!is_member(&m->view, s->index)) {
@@ -231,6 +254,43 @@ static void term_take(dlxi_site *s, const dlxi_frame *frame) {
     ready_repeat(s);
 }
 
+static bool is_orphan(const dlxi_site *s) {
+    return s->entered && s->ticked_ms - s->last_seen_ms > s->timeout_ms;
+}
+
+static void position_put(dlxi_site *s, bool with_copy) {
+    dlxi_position *m = &s->outbox.scratch.as.position;
+    *m = (dlxi_position){.run_id = s->welcome.run_id,
+                         .incarnation = s->hello.incarnation,
+                         .hears = !is_orphan(s),
+                         .copy = s->copy};
+    for (uint16_t i = 0; i < s->view.members && s->attempt > 0; i++)
+        m->view |= UINT64_C(1) << s->view.member[i].site;
+    if (!with_copy) m->copy.bytes = 0;
+    site_put(s, DLXI_FRAME_POSITION);
+}
+
+/* A round that is followed may be one of which the new coordinator does not know. If it does, it
+ * says so again. */
+static dlxi_site_action on_claim(dlxi_site *s, const dlxi_frame *frame) {
+    const dlxi_claim *m = &s->incoming.as.claim;
+    bool mine = m->run_id == s->welcome.run_id;
+    dlxi_site_action action = DLXI_SITE_NOTHING;
+    if (!s->entered || is_held_up(s) || (!mine && m->run_id != 0)) return DLXI_SITE_NOTHING;
+    if (mine && frame->term > s->term && is_orphan(s)) {
+        term_take(s, frame);
+        if (s->following) {
+            s->following = false;
+            s->incoming.as.reason = (dlxi_reason){.about = DLXI_SITE_NONE};
+            action = DLXI_SITE_ABORT;
+        }
+    }
+    if (frame->term == s->term && frame->coordinator == s->coordinator_id)
+        s->last_seen_ms = s->ticked_ms;
+    position_put(s, m->wants_copy);
+    return action;
+}
+
 static dlxi_site_action on_stop(dlxi_site *s) {
     dlx_status status = s->incoming.as.reason.status <= DLX_DIVERGED
                             ? (dlx_status)s->incoming.as.reason.status
@@ -246,15 +306,25 @@ static dlxi_site_action on_finished(dlxi_site *s) {
     return site_end(s, DLX_OK, "");
 }
 
+/* Whether it is of the coordinator that this rank obeys, or of a later life of that one. One of
+ * another lineage may claim the run, or say that this site has no part in it any more. */
+static bool is_obeyed(const dlxi_site *s, const dlxi_frame *frame) {
+    bool higher = frame->term > s->term;
+    if (DLXI_PLANTED(15)) return true;
+    if (frame->term < s->term || (!higher && frame->coordinator != s->coordinator_id)) return false;
+    bool foreign =
+        s->term > 0 && dlxi_lineage_of(frame->coordinator) != dlxi_lineage_of(s->coordinator_id);
+    return !foreign || (frame->kind == DLXI_FRAME_STOP && is_orphan(s));
+}
+
 dlxi_site_action dlxi_site_on_frame(dlxi_site *s, const dlxi_frame *frame, int64_t now_ms) {
-    bool other =
-        frame->term == s->term && frame->coordinator != s->coordinator_id && !DLXI_PLANTED(15);
-    if (s->phase == DLXI_SITE_DONE || (frame->term < s->term && !DLXI_PLANTED(15)) || other)
-        return DLXI_SITE_NOTHING;
+    bool claim = frame->kind == DLXI_FRAME_CLAIM;
+    if (s->phase == DLXI_SITE_DONE || (!claim && !is_obeyed(s, frame))) return DLXI_SITE_NOTHING;
     if (dlxi_message_decode(&s->incoming, frame, NULL) != DLX_OK)
         return site_end(
             s, DLX_DATA,
             "the coordinator sent a malformed message; check that all run the same version");
+    if (claim) return on_claim(s, frame);
     if (frame->term > s->term) term_take(s, frame);
     s->last_seen_ms = now_ms;
     s->all_linked = s->all_linked || frame->trip != 0;
@@ -282,11 +352,6 @@ dlxi_site_action dlxi_site_on_frame(dlxi_site *s, const dlxi_frame *frame, int64
 
 /* ---- time ------------------------------------------------------------------------------------ */
 
-/* The link has not taken all messages: more would wait with them, and say no more. */
-static bool is_held_up(const dlxi_site *s) {
-    return dlxi_outbox_peek(&s->outbox) != NULL;
-}
-
 static void ping_if_due(dlxi_site *s, int64_t now_ms, int64_t stamp) {
     if (s->phase == DLXI_SITE_DONE || now_ms - s->pinged_ms < PING_MS || is_held_up(s)) return;
     s->pinged_ms = now_ms;
@@ -295,10 +360,6 @@ static void ping_if_due(dlxi_site *s, int64_t now_ms, int64_t stamp) {
 
 void dlxi_site_keep_alive(dlxi_site *s, int64_t now_ms) {
     ping_if_due(s, now_ms, 0);
-}
-
-static bool is_orphan(const dlxi_site *s) {
-    return s->entered && s->ticked_ms - s->last_seen_ms > s->timeout_ms;
 }
 
 static dlxi_site_action silence_end(dlxi_site *s, int64_t silent_ms) {

@@ -8,7 +8,9 @@
  * A coordinator may start later than its sites: JOINING lasts up to join_ms until it answers. Once
  * the run has begun it may fall silent: the site goes on until it needs it, and waits for it, or
  * its successor, up to orphan_ms. A successor has a higher term; whoever has a lower one, or the
- * same and another id, is not listened to.
+ * same and another id, is not listened to. A coordinator of another lineage (dlxi_lineage_of) has
+ * to claim the run, and only a site that does not hear its own one obeys it. Each site keeps a copy
+ * of what the coordinator needs for that.
  *
  * A round may commit without this site. Then it FOLLOWS: its owner fetches the round's results from
  * a member and applies them, and what this site has submitted stands for the next round.
@@ -86,6 +88,7 @@ typedef struct dlxi_site {
     int64_t stood_ms;           /* when it was last sent */
     dlxi_message incoming;      /* the last message; after ABORT as.reason */
     dlxi_hello hello;
+    dlxi_copy copy; /* the newest; data is this site's */
 } dlxi_site;
 
 dlx_status dlxi_site_open(dlxi_site **out, const dlxi_hello *hello,

@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "sync/coordinate.h"
 
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
 #include "base/clock.h"
 #include "base/flag.h"
 
@@ -41,6 +45,71 @@ static dlx_status release(dlxi_coordinate *c, dlx_error *error) {
              "the coordinator stopped at round %llu, and its sites wait for it (wan.orphan_s); go "
              "on with the same command, here or where '%.200s' is moved to",
              (unsigned long long)dlxi_coordinator_round(c->machine), c->store_path);
+}
+
+/* ---- taking over ----------------------------------------------------------------------------- */
+
+static void takeover_log(dlxi_coordinate *c) {
+    char line[512];
+    while (dlxi_takeover_pop_log(c->takeover, line, sizeof line))
+        if (c->log != NULL) c->log(c->log_context, line);
+}
+
+/* To a peer that does not take it, it is sent again. */
+static bool claim_send(void *context, const dlxi_outbox_item *item) {
+    dlxi_coordinate *c = context;
+    return c->link->op->send(c->link, item->to, &item->frame, NULL) != DLX_AGAIN;
+}
+
+static bool is_stopped(const dlxi_coordinate *c) {
+    return c->interrupted || dlxi_flag_is_set(c->interrupted_too) || c->released ||
+           dlxi_flag_is_set(c->released_too);
+}
+
+static void begin_announce(dlxi_coordinate *c) {
+    if (c->on_begin == NULL || !dlxi_coordinator_has_begun(c->machine)) return;
+    dlx_error why = {.message = ""};
+    dlx_status status = c->on_begin(c->begin_context, &why);
+    c->on_begin = NULL;
+    if (status != DLX_OK) dlxi_coordinator_fail(c->machine, status, NULL, "%s", why.message);
+}
+
+/* The file of another history stays beside the new one. */
+static dlx_status store_replace(dlxi_coordinate *c, dlx_error *error) {
+    char before[4096];
+    if (c->store == NULL) return DLX_OK;
+    dlxi_store_close(&c->store);
+    if ((size_t)snprintf(before, sizeof before, "%s.replaced", c->store_path) >= sizeof before ||
+        rename(c->store_path, before) != 0)
+        DLX_FAIL(error, SYSTEM, "%.300s: can't be renamed: %s", c->store_path, strerror(errno));
+    return DLX_OK;
+}
+
+/* The state is on the disk before anything is sent as the run's coordinator. */
+static dlx_status takeover_run(dlxi_coordinate *c, dlx_error *error) {
+    while (dlxi_takeover_phase_of(c->takeover) != DLXI_TAKEOVER_DONE) {
+        uint32_t peer;
+        dlxi_frame frame;
+        int64_t wait_ms = TICK_MS;
+        takeover_log(c);
+        dlxi_outbox_flush(dlxi_takeover_outbox(c->takeover), claim_send, c);
+        for (int i = 0; i < FRAMES_AT_ONCE; i++, wait_ms = 0) {
+            dlx_status status = c->link->op->receive(c->link, wait_ms, &peer, &frame, error);
+            if (dlx_status_class_of(status) == DLX_CLASS_RETRY) break;
+            DLX_TRY(status);
+            dlxi_takeover_on_frame(c->takeover, peer, c->link->op->peer_name(c->link, peer), &frame,
+                                   now_ms());
+        }
+        dlxi_takeover_on_tick(c->takeover, now_ms());
+        if (is_stopped(c)) DLX_FAIL(error, INTERRUPTED, "the takeover was interrupted");
+    }
+    takeover_log(c);
+    DLX_TRY(dlxi_takeover_result(c->takeover, &c->machine, error));
+    dlxi_takeover_close(&c->takeover);
+    dlxi_coordinator_set_endpoint(c->machine, c->endpoint);
+    DLX_TRY(store_replace(c, error));
+    begin_announce(c);
+    return dlxi_coordinate_save(c, error);
 }
 
 /* ---- the machine ----------------------------------------------------------------------------- */
@@ -98,14 +167,6 @@ static dlx_status frames_receive(dlxi_coordinate *c, dlx_error *error) {
     return DLX_OK;
 }
 
-static void begin_announce(dlxi_coordinate *c) {
-    if (c->on_begin == NULL || !dlxi_coordinator_has_begun(c->machine)) return;
-    dlx_error why = {.message = ""};
-    dlx_status status = c->on_begin(c->begin_context, &why);
-    c->on_begin = NULL;
-    if (status != DLX_OK) dlxi_coordinator_fail(c->machine, status, NULL, "%s", why.message);
-}
-
 /* Before there is a store nothing could go on. */
 static bool is_interrupted(const dlxi_coordinate *c) {
     bool released = c->released || dlxi_flag_is_set(c->released_too);
@@ -141,6 +202,7 @@ dlx_status dlxi_coordinate_run(dlxi_coordinate *c,
                                void (*on_report)(void *context, const char *site, const char *text),
                                void *context, dlx_error *error) {
     sending s = {.c = c};
+    if (c->takeover != NULL) DLX_TRY(takeover_run(c, error));
     while (dlxi_coordinator_phase_of(c->machine) != DLXI_COORDINATOR_DONE) {
         dlx_status status = machine_flush(&s, error);
         if (status != DLX_OK && !may_tell(c)) return status;

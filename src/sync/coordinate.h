@@ -9,14 +9,18 @@
 #define DLXI_SYNC_COORDINATE_H
 
 #include "link/link.h"
-#include "member/coordinator.h"
+#include "member/takeover.h"
 #include "store/store.h"
 
 typedef struct dlxi_coordinate {
     dlxi_coordinator *machine;
+    dlxi_takeover *takeover; /* gives the machine; NULL: there is one */
     dlxi_link *link;
-    dlxi_store *store;      /* the owner's; NULL: none, or to be created when the run begins */
+    /* the owner's; NULL: none, or to be created when the run begins. With a takeover, of the file
+     * that is replaced */
+    dlxi_store *store;
     const char *store_path; /* NULL: no store */
+    const char *endpoint;   /* with a takeover: where it listens */
     _Atomic bool interrupted, released;
     dlx_log log; /* may be NULL */
     void *log_context;

@@ -340,7 +340,8 @@ void dlxi_engine_outcome_of_commit(dlxi_engine *e) {
 
 static void round_commit(dlxi_engine *e) {
     DLXI_ASSERT(e->state != NULL && dlxi_exchange_is_staged(e->exchange));
-    if (e->keeps_history && e->site->count > 1) dlxi_exchange_keep(e->exchange, &e->history);
+    if (e->keeps_history && e->site->count > 1)
+        dlxi_exchange_keep(e->exchange, dlxi_lineage_of(e->site->commit.coordinator), &e->history);
     dlxi_exchange_commit(e->exchange, e->state);
     e->state->tokens = e->site->commit.committed_tokens;
     e->commits = false;
@@ -411,7 +412,7 @@ static void act(dlxi_engine *e, dlxi_site_action action) {
         break;
     case DLXI_SITE_ABORT:
         /* what is staged waits for its commit */
-        if (e->site->attempt > 0 && !e->site->staged) {
+        if (!e->site->staged && (e->site->attempt > 0 || dlxi_exchange_is_following(e->exchange))) {
             dlxi_exchange_abort(e->exchange);
             e->begins = false;
         }

@@ -69,7 +69,7 @@ static void follow_begin(dlxi_engine *e) {
 /* M stands for the next round. After the last one there is none. */
 static void follow_commit(dlxi_engine *e) {
     bool finished = e->site->commit.finished;
-    dlxi_exchange_keep(e->exchange, &e->history);
+    dlxi_exchange_keep(e->exchange, dlxi_lineage_of(e->site->commit.coordinator), &e->history);
     dlxi_exchange_commit(e->exchange, e->state);
     e->state->tokens = e->site->commit.committed_tokens;
     dlxi_site_on_followed(e->site);
@@ -93,11 +93,12 @@ void dlxi_engine_follow(dlxi_engine *e) {
 
 void dlxi_engine_on_fetch(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
     dlxi_way *v = &e->ways[from];
-    const dlxi_entry *entry = dlxi_history_find(&e->history, frame->round);
+    const dlxi_entry *entry = dlxi_history_find(&e->history, frame->round, frame->count_groups);
     const dlxi_entry *newest = e->history.newest;
     if (newest == NULL || frame->round > newest->round) return; /* not yet */
     v->serves = frame->attempt;
     v->serves_round = frame->round;
+    v->serves_lineage = frame->count_groups;
     if (entry == NULL || !dlxi_entry_seek(entry, &v->serves_at, frame)) v->serves_round = 0;
 }
 
@@ -138,6 +139,7 @@ bool dlxi_engine_fetch_make(const dlxi_engine *e, uint16_t to, dlxi_frame *frame
         !dlxi_exchange_wants(e->exchange, frame))
         return false;
     frame->attempt = f->number;
+    frame->count_groups = dlxi_lineage_of(e->site->commit.coordinator);
     frame_sign(e, frame);
     return true;
 }
@@ -145,7 +147,7 @@ bool dlxi_engine_fetch_make(const dlxi_engine *e, uint16_t to, dlxi_frame *frame
 bool dlxi_engine_entry_make(dlxi_engine *e, uint16_t to, dlxi_frame *frame) {
     dlxi_way *v = &e->ways[to];
     if (v->serves == 0) return false;
-    const dlxi_entry *entry = dlxi_history_find(&e->history, v->serves_round);
+    const dlxi_entry *entry = dlxi_history_find(&e->history, v->serves_round, v->serves_lineage);
     *frame = (dlxi_frame){.kind = DLXI_FRAME_ENTRY, .round = v->serves_round};
     if (entry != NULL && !dlxi_entry_peek(entry, &v->serves_at, frame)) {
         v->serves = 0;

@@ -37,6 +37,7 @@ typedef struct dlxi_way {
     int64_t hears_ms, large_ms, redialed_ms; /* it last said so; the last large greeting */
     uint32_t serves;                         /* number of its FETCH that is answered; 0: none */
     uint64_t serves_round;
+    uint32_t serves_lineage;
     dlxi_entry_cursor serves_at;
 } dlxi_way;
 

@@ -661,14 +661,14 @@ static void results_take(dlxi_exchange *x, const dlxi_state *s) {
     projections_take(x, s);
 }
 
-void dlxi_exchange_keep(const dlxi_exchange *x, dlxi_history *history) {
+void dlxi_exchange_keep(const dlxi_exchange *x, uint32_t lineage, dlxi_history *history) {
     dlxi_entry_trip trips[TRIPS] = {0};
     for (int trip = 0; trip < TRIPS; trip++)
         if (x->active[trip])
             trips[trip].codes = (uint8_t *)(uintptr_t)dlxi_allreduce_codes(
                 x->trips[trip], (const dlxi_segment **)&trips[trip].segments,
                 &trips[trip].segment_count, &trips[trip].group_bytes);
-    dlxi_history_keep(history, x->round, trips);
+    dlxi_history_keep(history, x->round, lineage, trips);
 }
 
 void dlxi_exchange_commit(dlxi_exchange *x, dlxi_state *s) {

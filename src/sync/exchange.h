@@ -71,7 +71,7 @@ dlx_status dlxi_exchange_on_entry(dlxi_exchange *x, const dlxi_frame *frame, boo
 
 /* Adds the results of a staged attempt, or a round that is followed, to the history. Without memory
  * it is not kept. */
-void dlxi_exchange_keep(const dlxi_exchange *x, dlxi_history *history);
+void dlxi_exchange_keep(const dlxi_exchange *x, uint32_t lineage, dlxi_history *history);
 /* e, v, θ and the bases of a staged attempt; then ranks and H for the rounds to come. Of a round
  * that is followed the same, but M stays what it is. Can't fail. */
 void dlxi_exchange_commit(dlxi_exchange *x, dlxi_state *state);

@@ -39,7 +39,7 @@ static void oldest_drop(dlxi_history *h) {
     entry_free(e);
 }
 
-void dlxi_history_keep(dlxi_history *h, uint64_t round,
+void dlxi_history_keep(dlxi_history *h, uint64_t round, uint32_t lineage,
                        const dlxi_entry_trip trips[DLXI_ENTRY_TRIPS]) {
     dlxi_entry *e = calloc(1, sizeof *e);
     bool whole = e != NULL;
@@ -52,6 +52,7 @@ void dlxi_history_keep(dlxi_history *h, uint64_t round,
         return;
     }
     e->round = round;
+    e->lineage = lineage;
     while (h->oldest != NULL && h->bytes + e->bytes > h->bytes_max) oldest_drop(h);
     if (h->newest != NULL)
         h->newest->next = e;
@@ -65,9 +66,9 @@ void dlxi_history_clear(dlxi_history *h) {
     while (h->oldest != NULL) oldest_drop(h);
 }
 
-const dlxi_entry *dlxi_history_find(const dlxi_history *h, uint64_t round) {
+const dlxi_entry *dlxi_history_find(const dlxi_history *h, uint64_t round, uint32_t lineage) {
     const dlxi_entry *e = h->oldest;
-    while (e != NULL && e->round != round) e = e->next;
+    while (e != NULL && (e->round != round || e->lineage != lineage)) e = e->next;
     return e;
 }
 

@@ -16,6 +16,7 @@ typedef struct dlxi_entry_trip {
 typedef struct dlxi_entry {
     struct dlxi_entry *next; /* a later round */
     uint64_t round;
+    uint32_t lineage; /* of the coordinator that committed it (dlxi_lineage_of) */
     size_t bytes;
     dlxi_entry_trip trips[DLXI_ENTRY_TRIPS];
 } dlxi_entry;
@@ -26,10 +27,10 @@ typedef struct dlxi_history {
 } dlxi_history;
 
 /* Copies. Rounds ascend. Without memory the entry is not kept. */
-void dlxi_history_keep(dlxi_history *h, uint64_t round,
+void dlxi_history_keep(dlxi_history *h, uint64_t round, uint32_t lineage,
                        const dlxi_entry_trip trips[DLXI_ENTRY_TRIPS]);
 void dlxi_history_clear(dlxi_history *h);
-const dlxi_entry *dlxi_history_find(const dlxi_history *h, uint64_t round);
+const dlxi_entry *dlxi_history_find(const dlxi_history *h, uint64_t round, uint32_t lineage);
 
 /* Where a reader of an entry is. */
 typedef struct dlxi_entry_cursor {

@@ -14,6 +14,7 @@ typedef struct collected {
     const dlx_coordinate_options *options;
     const char *run_dir;
     json_t *sites, *dropped;
+    const dlx_coordinator *coordinator;
     uint64_t run_id;
     dlxi_folder folder;
 } collected;
@@ -44,6 +45,7 @@ static void on_log(void *context, const char *line) {
 
 static dlx_status on_begin(void *context, dlx_error *error) {
     collected *c = context;
+    c->run_id = dlx_coordinator_run_id(c->coordinator);
     dlx_status status =
         dlxi_folder_enter(&c->folder, c->run_dir, "the coordinator", c->run_id, on_log, c, error);
     if (status != DLX_OK) dlxi_error_prefix(error, "the coordinator's "); /* sites get it, too */
@@ -58,6 +60,12 @@ static dlx_status coordinator_open(dlx_coordinator **out, char store[DLXI_PATH_B
     bool found, stored = c->options->hub == NULL && !c->options->unstored;
     DLX_TRY(dlxi_folder_check_writable(c->run_dir, NULL, error));
     DLX_TRY(dlxi_folder_store(store, &found, c->run_dir, error));
+    if (c->options->takeover_without != NULL) { /* its sites may be here; it is not known yet */
+        if (!stored)
+            DLX_FAIL(error, CONFIG, "a takeover needs a store, and sites that are processes");
+        return dlx_coordinator_open_takeover(out, settings, store, c->options->takeover_without,
+                                             error);
+    }
     if (!found || !stored) DLX_TRY(dlxi_folder_check_unused(c->run_dir, 0, error));
     if (found && !stored)
         DLX_FAIL(error, CONFIG,
@@ -123,14 +131,14 @@ dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_optio
     DLX_TRY_OUT(dlxi_outputs_check(config, config->run.dir, error));
     DLX_TRY_OUT(dlxi_path_join(path, config->run.dir, "summary.json", error));
     DLX_TRY_OUT(coordinator_open(&coordinator, store, &settings, &c, error));
-    c.run_id = dlx_coordinator_run_id(coordinator);
-    dlxi_run_id_show(run_id, c.run_id);
+    c.coordinator = coordinator;
     dlx_coordinator_on_begin(coordinator, on_begin, &c);
     dlx_coordinator_on_drop(coordinator, on_drop, &c);
     dlx_coordinator_release_when(coordinator, options->released);
     if (options->on_listening != NULL)
         options->on_listening(options->context, dlx_coordinator_endpoint(coordinator));
     DLX_TRY_OUT(dlx_coordinator_run(coordinator, error));
+    dlxi_run_id_show(run_id, dlx_coordinator_run_id(coordinator));
     membership = membership_of(coordinator);
     merged = dlxi_summary_merge(c.sites, c.dropped, membership, run_id);
     DLX_TRY_OUT(dlxi_summary_write(path, merged, error));

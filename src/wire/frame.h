@@ -43,6 +43,8 @@ enum {
     X(REPORT, 12)                                                                                  \
     X(FINISHED, 13)                                                                                \
     X(PING, 14)                                                                                    \
+    X(CLAIM, 15)                                                                                   \
+    X(POSITION, 16)                                                                                \
     X(CONTRIBUTION, 64)                                                                            \
     X(RESULT, 65)                                                                                  \
     X(ANCHOR, 66)                                                                                  \

@@ -132,6 +132,20 @@ static void view_fields(fields *f, dlxi_view *m) {
     }
 }
 
+static void copy_fields(fields *f, dlxi_copy *copy) {
+    field_u32(f, &copy->term);
+    field_u64(f, &copy->round);
+    field_u32(f, &copy->bytes);
+    if (copy->bytes > DLXI_COPY_MAX) {
+        f->out_of_range = true;
+        copy->bytes = 0;
+    }
+    if (f->writer != NULL && copy->bytes > 0)
+        dlxi_write_bytes(f->writer, copy->data, copy->bytes);
+    else if (f->reader != NULL)
+        copy->data = copy->bytes > 0 ? dlxi_read_bytes(f->reader, copy->bytes) : NULL;
+}
+
 static void commit_fields(fields *f, dlxi_commit *m) {
     field_u32(f, &m->term);
     field_u64(f, &m->coordinator);
@@ -139,6 +153,15 @@ static void commit_fields(fields *f, dlxi_commit *m) {
     field_bool(f, &m->finished);
     lease_fields(f, &m->lease);
     view_fields(f, &m->view);
+    copy_fields(f, &m->copy);
+}
+
+static void position_fields(fields *f, dlxi_position *m) {
+    field_u64(f, &m->run_id);
+    field_u64(f, &m->incarnation);
+    field_bool(f, &m->hears);
+    field_u64(f, &m->view);
+    copy_fields(f, &m->copy);
 }
 
 static void ping_fields(fields *f, dlxi_ping *m) {
@@ -194,6 +217,13 @@ static void message_fields(fields *f, dlxi_message *m) {
         break;
     case DLXI_FRAME_PING:
         ping_fields(f, &m->as.ping);
+        break;
+    case DLXI_FRAME_CLAIM:
+        field_u64(f, &m->as.claim.run_id);
+        field_bool(f, &m->as.claim.wants_copy);
+        break;
+    case DLXI_FRAME_POSITION:
+        position_fields(f, &m->as.position);
         break;
     case DLXI_FRAME_FINISHED:
         break;

@@ -83,6 +83,17 @@ typedef struct dlxi_staged {
     uint64_t hash; /* of the results as received */
 } dlxi_staged;
 
+/* What a coordinator needs to go on with the run, as the one of this term had it after this round;
+ * sites do not interpret it. */
+typedef struct dlxi_copy {
+    uint32_t term;
+    uint64_t round;
+    uint32_t bytes;      /* up to DLXI_COPY_MAX; 0: none */
+    const uint8_t *data; /* decode: points into the frame's payload */
+} dlxi_copy;
+
+enum { DLXI_COPY_MAX = 32768 };
+
 /* coordinator → site: the frame's round counts, by the attempt that the frame names, of this
  * coordinator. Members have staged it; the others fetch its results from one of them. */
 typedef struct dlxi_commit {
@@ -92,6 +103,7 @@ typedef struct dlxi_commit {
     bool finished;
     dlxi_lease lease; /* the receiver's newest */
     dlxi_view view;
+    dlxi_copy copy; /* of this round or a later one */
 } dlxi_commit;
 
 /* In the `trip` of a rank's control frames. */
@@ -121,6 +133,21 @@ typedef struct dlxi_reason {
     char text[DLXI_REASON_MAX + 1];
 } dlxi_reason;
 
+/* A coordinator that is to take the run over → site: who are you; and, if the frame has a term,
+ * obey this coordinator from now on. */
+typedef struct dlxi_claim {
+    uint64_t run_id; /* 0: any */
+    bool wants_copy;
+} dlxi_claim;
+
+/* The answer. The frame has whom the rank obeys, and the round that it has not got yet. */
+typedef struct dlxi_position {
+    uint64_t run_id, incarnation;
+    bool hears;     /* its coordinator, at present */
+    uint64_t view;  /* sites of the attempt that is under way or staged; 0: none */
+    dlxi_copy copy; /* its newest; without data if that is not asked for */
+} dlxi_position;
+
 typedef struct dlxi_report {
     uint64_t parts; /* that it is about, of part_count; all bits if the site asks for none */
     uint16_t part_count;
@@ -142,6 +169,8 @@ typedef struct dlxi_message {
         dlxi_reason reason; /* ABORT, FAILED, STOP */
         dlxi_report report;
         dlxi_ping ping;
+        dlxi_claim claim;
+        dlxi_position position;
     } as; /* FINISHED is empty */
 } dlxi_message;
 

@@ -25,8 +25,8 @@ class Coordinator(Case):
         self.prepare_data()
         self.configure()
 
-    def configure(self, tokens=TOKENS, **wan):
-        self.file = self.config(train={"tokens": tokens}, sync={"overlap": "none", "inner_steps": 10, "adaptation": "off"},
+    def configure(self, tokens=TOKENS, inner_steps=10, **wan):
+        self.file = self.config(train={"tokens": tokens}, sync={"overlap": "none", "inner_steps": inner_steps, "adaptation": "off"},
                                 wan={"timeout_s": 2, **wan})
 
     # ---- a run
@@ -232,7 +232,7 @@ class Refused(Coordinator):
         shutil.copytree(self.path("run"), self.path("backup"))
         for directory in ("other", "backup"):
             self.refuse(r"coordinator\.db: it is a copy: the coordinator wrote to another file; its run may have gone on elsewhere: "
-                        r"start the coordinator where it was last, or move this file away to begin another run",
+                        r"start the coordinator where it was last; or, if that is lost, go on from what the sites have with --takeover; or move this file away to begin another run",
                         *self.coordinate("--run-dir", self.path(directory)))
         self.check_done([self.again(endpoint), *sites])
 

@@ -8,10 +8,10 @@
 #include <string.h>
 
 static const dlxi_frame_kind sample_kinds[] = {
-    DLXI_FRAME_HELLO, DLXI_FRAME_WELCOME, DLXI_FRAME_LISTENING, DLXI_FRAME_PEERS,
-    DLXI_FRAME_READY, DLXI_FRAME_BEGIN,   DLXI_FRAME_STAGED,    DLXI_FRAME_COMMIT,
-    DLXI_FRAME_ABORT, DLXI_FRAME_FAILED,  DLXI_FRAME_STOP,      DLXI_FRAME_REPORT,
-    DLXI_FRAME_PING,  DLXI_FRAME_FINISHED};
+    DLXI_FRAME_HELLO, DLXI_FRAME_WELCOME,  DLXI_FRAME_LISTENING, DLXI_FRAME_PEERS,
+    DLXI_FRAME_READY, DLXI_FRAME_BEGIN,    DLXI_FRAME_STAGED,    DLXI_FRAME_COMMIT,
+    DLXI_FRAME_ABORT, DLXI_FRAME_FAILED,   DLXI_FRAME_STOP,      DLXI_FRAME_REPORT,
+    DLXI_FRAME_PING,  DLXI_FRAME_FINISHED, DLXI_FRAME_CLAIM,     DLXI_FRAME_POSITION};
 
 enum { SAMPLE_KINDS = sizeof sample_kinds / sizeof *sample_kinds };
 
@@ -23,6 +23,11 @@ static inline dlxi_lease sample_lease(uint64_t submission) {
 
 static inline dlxi_view sample_view(void) {
     return (dlxi_view){.members = 2, .member = {{0, 1, 2, 3, 4, true}, {63, 5, 6, 7, 8, false}}};
+}
+
+static inline dlxi_copy sample_copy(void) {
+    static const uint8_t data[] = {7, 8, 9};
+    return (dlxi_copy){.term = 5, .round = 6, .bytes = sizeof data, .data = data};
 }
 
 /* *message is all zeros but for what is set here. */
@@ -89,7 +94,8 @@ static inline void sample_message(dlxi_message *message, dlxi_frame_kind kind) {
                                            .committed_tokens = 9,
                                            .finished = true,
                                            .lease = sample_lease(7),
-                                           .view = sample_view()};
+                                           .view = sample_view(),
+                                           .copy = sample_copy()};
         break;
     case DLXI_FRAME_ABORT:
     case DLXI_FRAME_FAILED:
@@ -109,6 +115,16 @@ static inline void sample_message(dlxi_message *message, dlxi_frame_kind kind) {
                                        .parts = 9,
                                        .part_count = 8,
                                        .saves = true};
+        break;
+    case DLXI_FRAME_CLAIM:
+        message->as.claim = (dlxi_claim){.run_id = 0xfedcba9876543210, .wants_copy = true};
+        break;
+    case DLXI_FRAME_POSITION:
+        message->as.position = (dlxi_position){.run_id = 0xfedcba9876543210,
+                                               .incarnation = 7,
+                                               .hears = true,
+                                               .view = 1 | UINT64_C(1) << 63,
+                                               .copy = sample_copy()};
         break;
     default: /* FINISHED is empty */
         break;

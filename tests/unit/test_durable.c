@@ -82,7 +82,7 @@ static void all_return(world *w, uint64_t round) {
 
 static void what_is_saved_is_restored(void **state) {
     (void)state;
-    enum { TERM_AT = 2 + 2 + 8 + 8 };
+    enum { TERM_AT = 2 + 2 + 8 + 8 + 4 };
     world *w = world_running(100000);
     round_run(w, 1);
     w->message->as.reason = (dlxi_reason){.status = DLX_SYSTEM, .text = "a full disk"};

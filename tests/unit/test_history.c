@@ -8,7 +8,7 @@
 /* ---- entries --------------------------------------------------------------------------------- */
 
 /* Trip 0: tensor 5 of `groups` groups and tensor 9 of 3, of 100 bytes each; trip 2: tensor 2. */
-enum { GROUP_BYTES = 100 };
+enum { GROUP_BYTES = 100, LINEAGE = 77 };
 
 static void keep(dlxi_history *h, uint64_t round, uint32_t groups) {
     dlxi_segment first[2] = {{5, groups}, {9, 3}}, last[1] = {{2, 4}};
@@ -20,7 +20,7 @@ static void keep(dlxi_history *h, uint64_t round, uint32_t groups) {
         {.segments = first, .segment_count = 2, .group_bytes = GROUP_BYTES, .codes = codes},
         {0},
         {.segments = last, .segment_count = 1, .group_bytes = GROUP_BYTES, .codes = few}};
-    dlxi_history_keep(h, round, trips);
+    dlxi_history_keep(h, round, LINEAGE, trips);
     free(codes); /* it has copied them */
 }
 
@@ -28,25 +28,26 @@ static void the_oldest_are_dropped(void **state) {
     (void)state;
     enum { BYTES = (10 + 3 + 4) * GROUP_BYTES };
     dlxi_history h = {.bytes_max = 3 * BYTES};
-    assert_null(dlxi_history_find(&h, 1));
+    assert_null(dlxi_history_find(&h, 1, LINEAGE));
     for (uint64_t round = 1; round <= 5; round++) {
         keep(&h, round, 10);
         assert_int_equal(h.bytes, (round < 3 ? round : 3) * BYTES);
     }
     for (uint64_t round = 0; round <= 6; round++) {
-        const dlxi_entry *e = dlxi_history_find(&h, round);
+        const dlxi_entry *e = dlxi_history_find(&h, round, LINEAGE);
         assert_int_equal(e != NULL, round >= 3 && round <= 5);
         if (e != NULL) assert_int_equal(e->round, round);
     }
-    keep(&h, 6, 1000); /* more than all: the newest is kept */
-    assert_null(dlxi_history_find(&h, 5));
-    assert_non_null(dlxi_history_find(&h, 6));
+    assert_null(dlxi_history_find(&h, 5, LINEAGE + 1)); /* the same round of another history */
+    keep(&h, 6, 1000);                                  /* more than all: the newest is kept */
+    assert_null(dlxi_history_find(&h, 5, LINEAGE));
+    assert_non_null(dlxi_history_find(&h, 6, LINEAGE));
     keep(&h, 7, 10);
-    assert_null(dlxi_history_find(&h, 6));
+    assert_null(dlxi_history_find(&h, 6, LINEAGE));
     assert_int_equal(h.bytes, BYTES);
     dlxi_history_clear(&h);
     assert_int_equal(h.bytes, 0);
-    assert_null(dlxi_history_find(&h, 7));
+    assert_null(dlxi_history_find(&h, 7, LINEAGE));
 }
 
 static dlxi_frame fetch_of(uint16_t trip, uint32_t tensor, uint32_t group) {
@@ -60,7 +61,7 @@ static void an_entry_is_read_in_frames_from_any_place(void **state) {
     enum { GROUPS = 6000 }; /* of several frames */
     dlxi_history h = {.bytes_max = 1 << 20};
     keep(&h, 8, GROUPS);
-    const dlxi_entry *e = dlxi_history_find(&h, 8);
+    const dlxi_entry *e = dlxi_history_find(&h, 8, LINEAGE);
     static const struct {
         uint16_t trip;
         uint32_t tensor, group;
@@ -154,7 +155,7 @@ static void follow_rounds(const dlx_sync_config *settings, dlx_kind kind) {
         team_submit(t);
         team_begin(t, round, 1);
         assert_true(team_move(t));
-        dlxi_exchange_keep(t->exchange[1], &h);
+        dlxi_exchange_keep(t->exchange[1], LINEAGE, &h);
         team_commit(t);
         team_apply(t);
         for (size_t k = 0; k < TEAM_TENSORS; k++) {
@@ -164,8 +165,8 @@ static void follow_rounds(const dlx_sync_config *settings, dlx_kind kind) {
         }
         if (dlxi_exchange_follow(t->exchange[2], t->state[2], &t->view, round, &e) != DLX_OK)
             fail_msg("%s", e.message);
-        give(t, dlxi_history_find(&h, round));
-        dlxi_exchange_keep(t->exchange[2], &again); /* for others */
+        give(t, dlxi_history_find(&h, round, LINEAGE));
+        dlxi_exchange_keep(t->exchange[2], LINEAGE, &again); /* for others */
         dlxi_exchange_commit(t->exchange[2], t->state[2]);
         assert_true(dlxi_exchange_weight(t->exchange[2]) == 0.0f);
         assert_true(dlxi_state_hash(t->state[2], DLXI_STATE_REPLICATED) ==
@@ -173,7 +174,8 @@ static void follow_rounds(const dlx_sync_config *settings, dlx_kind kind) {
         assert_true(dlxi_state_anchor_hash(t->state[2]) == dlxi_state_anchor_hash(t->state[0]));
         for (size_t k = 0; k < TEAM_TENSORS; k++)
             assert_kept(error[k], anchor[k], &t->state[2]->tensors[k]);
-        const dlxi_entry *a = dlxi_history_find(&h, round), *b = dlxi_history_find(&again, round);
+        const dlxi_entry *a = dlxi_history_find(&h, round, LINEAGE),
+                         *b = dlxi_history_find(&again, round, LINEAGE);
         for (int trip = 0; trip < DLXI_ENTRY_TRIPS; trip++) {
             size_t groups = 0;
             for (size_t k = 0; k < a->trips[trip].segment_count; k++)
@@ -220,11 +222,11 @@ static void gaps_and_damage_are_refused(void **state) {
     team_submit(t);
     team_begin(t, 1, 1);
     assert_true(team_move(t));
-    dlxi_exchange_keep(t->exchange[0], &h);
+    dlxi_exchange_keep(t->exchange[0], LINEAGE, &h);
     team_commit(t);
     assert_int_equal(dlxi_exchange_follow(t->exchange[2], t->state[2], &t->view, 1, &error),
                      DLX_OK);
-    const dlxi_entry *e = dlxi_history_find(&h, 1);
+    const dlxi_entry *e = dlxi_history_find(&h, 1, LINEAGE);
     dlxi_entry_cursor cursor;
     dlxi_frame good, frame, fetch;
     assert_true(dlxi_exchange_wants(t->exchange[2], &fetch));

@@ -24,6 +24,13 @@ static int tear_down(void **state) {
     return 0;
 }
 
+/* NULL: it has none. */
+static dlxi_copy *copy_of(dlxi_message *m) {
+    return m->kind == DLXI_FRAME_COMMIT     ? &m->as.commit.copy
+           : m->kind == DLXI_FRAME_POSITION ? &m->as.position.copy
+                                            : NULL;
+}
+
 static dlx_status read_back(buffers *b, size_t bytes) {
     uint8_t *exact = malloc(bytes + 1); /* so that a sanitizer sees a read beyond the end */
     assert_non_null(exact);
@@ -32,6 +39,12 @@ static dlx_status read_back(buffers *b, size_t bytes) {
         .kind = b->written.kind, .payload = exact, .payload_bytes = (uint32_t)bytes};
     dlx_error error;
     dlx_status status = dlxi_message_decode(&b->read, &frame, &error);
+    dlxi_copy *read = copy_of(&b->read), *written = copy_of(&b->written);
+    if (status == DLX_OK && read != NULL) { /* data points into the payload */
+        assert_int_equal(read->bytes, written->bytes);
+        if (read->bytes > 0) assert_memory_equal(read->data, written->data, read->bytes);
+        read->data = written->data;
+    }
     free(exact);
     return status;
 }
@@ -119,6 +132,10 @@ static void what_is_out_of_range_is_refused(void **state) {
     refused(b, DLXI_FRAME_COMMIT, RANGES + 2, (uint64_t)INT64_MAX, 8); /* that would wrap */
     refused(b, DLXI_FRAME_COMMIT, VIEW, 0, 2);                         /* nobody */
     refused(b, DLXI_FRAME_COMMIT, VIEW + 2 + 35, 0, 2);                /* site 0 twice */
+    refused(b, DLXI_FRAME_COMMIT, VIEW + 2 + 2 * 35 + 12, DLXI_COPY_MAX + 1, 4);
+    refused(b, DLXI_FRAME_POSITION, 16, 2, 1); /* hears */
+    refused(b, DLXI_FRAME_POSITION, 16 + 1 + 8 + 12, DLXI_COPY_MAX + 1, 4);
+    refused(b, DLXI_FRAME_CLAIM, 8, 2, 1); /* wants_copy */
     refused(b, DLXI_FRAME_ABORT, 4, DLXI_REASON_MAX + 1, 2);
     sample_message(&b->written, DLXI_FRAME_PING);
     encode(b);
@@ -155,7 +172,9 @@ static void golden_bytes(void **state) {
         /* the view: members; site, tokens, step, exchange, voided */
         2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0,
         0, 0, 0, 0, 0, 1, 63, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0,
-        0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0};
+        0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0,
+        /* the copy: term, round, bytes */
+        5, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 7, 8, 9};
     golden(b, DLXI_FRAME_COMMIT, commit, sizeof commit);
     static const uint8_t ready[] = {8, 0, 0, 0, 0, 0, 0,    0,    9, 0, 0, 0, 0, 0, 0, 0, 1, 0,
                                     0, 0, 0, 0, 0, 0, 2,    0,    0, 0, 3, 0, 0, 0, 0, 0, 0, 0,
@@ -168,6 +187,13 @@ static void golden_bytes(void **state) {
                                    /* parts, their number, saves */
                                    9, 0, 0, 0, 0, 0, 0, 0, 8, 0, 1};
     golden(b, DLXI_FRAME_PING, ping, sizeof ping);
+    static const uint8_t claim[] = {0x10, 0x32, 0x54, 0x76, 0x98, 0xba, 0xdc, 0xfe, 1};
+    golden(b, DLXI_FRAME_CLAIM, claim, sizeof claim);
+    static const uint8_t position[] = {0x10, 0x32, 0x54, 0x76, 0x98, 0xba, 0xdc, 0xfe,
+                                       /* incarnation, hears, view, copy */
+                                       7, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0x80, 5, 0,
+                                       0, 0, 6, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 7, 8, 9};
+    golden(b, DLXI_FRAME_POSITION, position, sizeof position);
     static const uint8_t abort_reason[] = {13, 0, 5, 0, 7, 0, 'b', 'e', 'c', 'a', 'u', 's', 'e'};
     golden(b, DLXI_FRAME_ABORT, abort_reason, sizeof abort_reason);
 }

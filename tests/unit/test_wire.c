@@ -246,7 +246,7 @@ static void hostile_headers_are_refused_by_name(void **state) {
     expect_refusal(
         bytes, count,
         "frame has format version 1, this program speaks 2; use one version on all sites");
-    static const uint8_t unknown[][2] = {{0, 0}, {15, 0}, {63, 0}, {70, 0}, {1, 1}, {255, 255}};
+    static const uint8_t unknown[][2] = {{0, 0}, {17, 0}, {63, 0}, {70, 0}, {1, 1}, {255, 255}};
     for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++) {
         char message[64];
         memcpy(bytes, good, count);

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run goes on without its store: another coordinator takes it over from what the sites have, and
+whoever coordinated it before does not go on beside it."""
+import os
+import signal
+import socket
+import threading
+
+from harness import main, summary
+from test_coordinator import SITES, TOKENS, Coordinator as Case
+
+
+class Relay:
+    """Passes connections on to an endpoint that may change; then those that are there end."""
+
+    def __init__(self, case, target):
+        self.target = target
+        self.sockets = []
+        self.lock = threading.Lock()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        case.addCleanup(self.end)
+        self.endpoint = "127.0.0.1:%d" % self.listener.getsockname()[1]
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            try:
+                near, _ = self.listener.accept()
+            except OSError:
+                return
+            with self.lock:
+                host, port = self.target.split(":")
+                try:
+                    far = socket.create_connection((host, int(port)))
+                except OSError:
+                    near.close()
+                    continue
+                self.sockets += [near, far]
+            for a, b in ((near, far), (far, near)):
+                threading.Thread(target=self.copy, args=(a, b), daemon=True).start()
+
+    @staticmethod
+    def copy(a, b):
+        with a:
+            try:
+                while data := a.recv(65536):
+                    b.sendall(data)
+                b.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def end(self):
+        self.listener.close()
+        self.turn(None)
+
+    def turn(self, target):
+        with self.lock:
+            self.target = target
+            for s in self.sockets:
+                try:
+                    s.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass
+            self.sockets = []
+
+
+class Takeover(Case):
+    def take_over(self, endpoint, *more):
+        return self.start("coordinator", self.file, "--sites", 2, "--listen", endpoint, "--set", "wan.security=none", "--takeover", *more)
+
+    def store_lose(self):
+        os.remove(self.path("run", "coordinator.db"))
+        os.remove(self.path("run", "coordinator.db-journal"))
+
+    def test_store_is_lost(self):
+        """One that begins a new run says what to do; the one that takes over goes on, and can be
+        killed like any other."""
+        coordinator, endpoint, sites = self.started()
+        self.kill(coordinator)
+        self.store_lose()
+        for site in sites:
+            site.wait_line("no message from the coordinator at .*; training on")
+        other = self.start("coordinator", self.file, "--sites", 2, "--listen", endpoint, "--set", "wan.security=none",
+                           "--run-dir", self.path("other"))
+        other.wait_line(f"a site of run {self.rounds_run_id()} is looking for its coordinator here; to go on with that run: --takeover")
+        other.signal(signal.SIGINT)
+        self.assertEqual(other.wait(), 1)
+        coordinator = self.take_over(endpoint)
+        coordinator.wait_line(f"takes over run {self.rounds_run_id()} at round [0-9]+, as term 1001")
+        for site in sites:
+            site.wait_line("the coordinator at .* is back")
+        before = self.committed()
+        self.wait_for_rounds(before + 3)
+        self.kill(coordinator)
+        coordinator = self.again(endpoint)
+        self.check_done([coordinator, *sites])
+
+    def test_without_a_site(self):
+        coordinator, endpoint, sites = self.started()
+        self.kill(coordinator)
+        self.store_lose()
+        sites[1].signal(signal.SIGKILL)
+        sites[1].wait()
+        coordinator = self.take_over(endpoint)
+        coordinator.wait_line("waits for site 'tokyo', which may have gone on after round [0-9]+; --without tokyo gives it up, "
+                              "with all that it trained since")
+        coordinator.signal(signal.SIGINT)
+        self.assertEqual(coordinator.wait(), 1)
+        self.assertIn("the takeover was interrupted", coordinator.text("stderr"))
+        self.assertFalse(os.path.exists(self.path("run", "coordinator.db")))
+        coordinator = self.take_over(endpoint, "--without", "tokyo")
+        coordinator.wait_line("site 'tokyo' was given up when round [0-9]+ was the next; 0 of 2 sites go on")
+        self.wait_for_success(coordinator, sites[0])
+        s = summary(self.path("run"))
+        self.assertEqual([site["site"] for site in s["per_site"]], ["paris"])
+        self.assertEqual([d["site"] for d in s["dropped"]], ["tokyo"])
+        self.assertGreaterEqual(s["tokens"], TOKENS)
+
+    def test_a_site_that_was_given_up(self):
+        """It ends, as soon as it reaches the new coordinator."""
+        coordinator, endpoint, sites = self.started()
+        self.kill(coordinator)
+        self.store_lose()
+        sites[1].signal(signal.SIGSTOP)
+        coordinator = self.take_over(endpoint, "--without", "tokyo")
+        coordinator.wait_line("site 'tokyo' was given up when round [0-9]+ was the next")
+        sites[1].signal(signal.SIGCONT)
+        self.assertEqual(sites[1].wait(), 1, sites[1].everything())
+        self.assertIn("site 'tokyo' was given up when round", sites[1].text("stderr"))
+        self.wait_for_success(coordinator, sites[0])
+
+    def test_other_settings(self):
+        coordinator, endpoint, sites = self.started()
+        self.kill(coordinator)
+        self.store_lose()
+        for more, pattern in ((("--set", "train.learning_rate=1e-3"), "the settings are not those of the run: start the coordinator with"),
+                              (("--without", "oslo"), "without: 'oslo' is no site of this run")):
+            other = self.take_over(endpoint, *more)
+            self.assertEqual(other.wait(), 2, other.everything())
+            self.assertIn(pattern, other.text("stderr"))
+        self.refused("coordinator: --without goes with --takeover", "coordinator", self.file, "--without", "tokyo")
+        self.check_done([self.take_over(endpoint), *sites])
+
+
+class Two(Case):
+    """Both run; which one a site reaches is up to the network."""
+
+    def started(self):
+        coordinator, endpoint = self.coordinator()
+        self.relays = [Relay(self, endpoint) for _ in SITES]
+        sites = [self.start_site(self.file, name, relay.endpoint, secure=False) for name, relay in zip(SITES, self.relays)]
+        self.wait_for_rounds(3)
+        return coordinator, endpoint, sites
+
+    def second(self):
+        coordinator, endpoint = self.coordinator("--run-dir", self.path("other"), "--takeover")
+        return coordinator, endpoint
+
+    def turn(self, endpoint, *which):
+        for i in which:
+            self.relays[i].turn(endpoint)
+
+    def test_one_commits(self):
+        """What the first one commits before is known to the second one; then it can't any more."""
+        self.configure(tokens=5 * TOKENS, inner_steps=50)  # few rounds: so many records are kept
+        first, first_at, sites = self.started()
+        second, second_at = self.second()
+        self.turn(second_at, 1)
+        second.wait_line("waits for site 'paris', which may have gone on")  # and rightly so
+        before = self.committed()
+        self.wait_until("rounds of paris alone", lambda: self.rounds("paris")[-1]["committed_rounds"] > before)
+        self.turn(second_at, 0)
+        second.wait_line("takes over run .* at round [0-9]+, as term 1001")
+        before = self.committed()
+        self.wait_for_rounds(before + 3)
+        self.turn(first_at, 0)
+        self.assertEqual(first.wait(), 2, first.everything())
+        self.assertIn("another coordinator has taken over this run (term 1001; this one has 1)", first.text("stderr"))
+        self.turn(second_at, 0)
+        self.wait_for_success(second, *sites)
+        s = summary(self.path("other"))
+        self.assertEqual(len({site["anchor_hash"] for site in s["per_site"]}), 1)
+        self.assertTrue(os.path.exists(self.path("run", "coordinator.db")))
+
+    def test_the_first_one_is_there(self):
+        """A takeover that nobody needs changes nothing."""
+        self.configure(timeout_s=8)
+        first, first_at, sites = self.started()
+        second, second_at = self.second()
+        self.turn(second_at, 0, 1)
+        second.wait_line("site 'paris' hears its coordinator: the run needs no other one, or wait for 8 s")
+        self.turn(first_at, 0, 1)
+        before = self.committed()
+        self.wait_for_rounds(before + 3)
+        second.signal(signal.SIGINT)
+        self.assertEqual(second.wait(), 1)
+        self.wait_for_success(first, *sites)
+
+
+if __name__ == "__main__":
+    main()
