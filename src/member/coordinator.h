@@ -72,6 +72,9 @@ typedef struct dlxi_saved {
 bool dlxi_coordinator_is_unsaved(const dlxi_coordinator *c);
 /* The owner frees *out with dlxi_saved_release. From now on it counts as saved. */
 dlx_status dlxi_coordinator_save(dlxi_coordinator *c, dlxi_saved *out, dlx_error *error);
+/* The same with the record of that round, if there is one: after a takeover, for the earlier ones. */
+dlx_status dlxi_coordinator_save_round(dlxi_coordinator *c, uint64_t round, dlxi_saved *out,
+                                       dlx_error *error);
 void dlxi_saved_release(dlxi_saved *saved);
 
 /* The run ended well, and the owner has done with the reports all that it wants to: what is saved
@@ -101,7 +104,7 @@ dlx_status dlxi_coordinator_restore_copy(dlxi_coordinator **out,
                                          const uint8_t *copy, size_t bytes, int64_t now_ms,
                                          dlx_error *error);
 /* It takes the run over, as this life. */
-void dlxi_coordinator_succeed(dlxi_coordinator *c, uint32_t term, uint64_t life_id);
+void dlxi_coordinator_succeed(dlxi_coordinator *c, uint32_t term, uint64_t life_id, int64_t now_ms);
 /* The run goes on without this site, which may have gone on by itself. */
 void dlxi_coordinator_give_up(dlxi_coordinator *c, uint16_t site);
 enum { DLXI_COORDINATOR_RECORDS = 1024 };

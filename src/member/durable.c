@@ -114,7 +114,7 @@ static void both_report(both *b, dlxi_run_site *s) {
 }
 
 /* A site of an earlier life, until it is heard. One that has reported is not missed. */
-static void site_revive(dlxi_run_site *s, uint64_t round, int64_t now_ms) {
+static void site_revive(dlxi_run_site *s, uint64_t round) {
     s->joined = s->rank_count;
     if (s->presence != DLXI_GONE && s->report == NULL) {
         s->presence = DLXI_AWAY;
@@ -124,12 +124,20 @@ static void site_revive(dlxi_run_site *s, uint64_t round, int64_t now_ms) {
         dlxi_text_copy(s->lost_why, sizeof s->lost_why,
                        "not heard since the coordinator was started again");
     }
-    s->away_ms = now_ms;
     for (uint16_t r = 0; r < s->rank_count; r++) {
         dlxi_run_rank *p = &s->ranks[r];
         p->joined = p->listening = p->linked = p->entered = true;
         p->reported = s->report != NULL;
-        p->last_seen_ms = now_ms;
+    }
+}
+
+/* Its sites have just been lost. */
+static void times_begin(dlxi_coordinator *c, int64_t now_ms) {
+    c->now_ms = c->pinged_ms = c->ticked_ms = c->opened_ms = c->closing_ms = now_ms;
+    for (uint16_t i = 0; i < c->count; i++) {
+        c->sites[i].away_ms = now_ms;
+        for (uint16_t r = 0; r < c->sites[i].rank_count; r++)
+            c->sites[i].ranks[r].last_seen_ms = now_ms;
     }
 }
 
@@ -272,7 +280,8 @@ static void state_write(dlxi_writer *writer, dlxi_coordinator *c, dlxi_stage sta
     }
 }
 
-dlx_status dlxi_coordinator_save(dlxi_coordinator *c, dlxi_saved *out, dlx_error *error) {
+dlx_status dlxi_coordinator_save_round(dlxi_coordinator *c, uint64_t round, dlxi_saved *out,
+                                       dlx_error *error) {
     char none[] = "", *text = c->shared_text != NULL ? c->shared_text : none;
     dlxi_stage stage = stage_of(c);
     size_t most = state_bytes_max(c, stage, text);
@@ -283,13 +292,17 @@ dlx_status dlxi_coordinator_save(dlxi_coordinator *c, dlxi_saved *out, dlx_error
     state_write(&writer, c, stage, text);
     DLXI_ASSERT(!writer.failed);
     out->state_bytes = writer.used_bytes;
-    const dlxi_record *record = dlxi_record_of(c, c->round - 1);
+    const dlxi_record *record = dlxi_record_of(c, round);
     dlx_status status = record != NULL ? record_save(out, record, error) : DLX_OK;
     if (status != DLX_OK)
         dlxi_saved_release(out);
     else
         c->unsaved = false, c->saved_stage = stage;
     return status;
+}
+
+dlx_status dlxi_coordinator_save(dlxi_coordinator *c, dlxi_saved *out, dlx_error *error) {
+    return dlxi_coordinator_save_round(c, c->round - 1, out, error);
 }
 
 void dlxi_saved_release(dlxi_saved *saved) {
@@ -375,7 +388,7 @@ static dlx_status sites_compare(const dlxi_coordinator *c, dlx_error *error) {
 }
 
 static dlx_status state_read(dlxi_coordinator *c, const uint8_t *state, size_t bytes,
-                             int64_t now_ms, dlx_error *error) {
+                             dlx_error *error) {
     char *text = malloc(DLXI_TEXT_MAX + 1);
     if (text == NULL) DLX_FAIL(error, MEMORY, "out of memory for the coordinator's state");
     dlxi_reader reader = dlxi_reader_over(state, bytes);
@@ -388,7 +401,7 @@ static dlx_status state_read(dlxi_coordinator *c, const uint8_t *state, size_t b
         if (c->saved_stage == DLXI_STAGE_REPORTED) both_report(&b, &c->sites[i]);
         memory = c->sites[i].ranks != NULL;
         fits = fits && site_is_valid(&c->sites[i], i > 0 ? &c->sites[i - 1] : NULL);
-        if (memory) site_revive(&c->sites[i], c->round, now_ms);
+        if (memory) site_revive(&c->sites[i], c->round);
     }
     dlx_status status = DLX_OK;
     if (!memory)
@@ -410,7 +423,7 @@ static dlx_status coordinator_restore(dlxi_coordinator **out,
                                       dlx_error *error) {
     dlxi_coordinator *c;
     DLX_TRY(dlxi_coordinator_open(&c, settings, now_ms, error));
-    dlx_status status = state_read(c, state, bytes, now_ms, error);
+    dlx_status status = state_read(c, state, bytes, error);
     if (status != DLX_OK) {
         dlxi_coordinator_close(&c);
         *out = NULL;
@@ -419,7 +432,7 @@ static dlx_status coordinator_restore(dlxi_coordinator **out,
     c->phase = c->saved_stage == DLXI_STAGE_REPORTED ? DLXI_COORDINATOR_CLOSING
                : c->committed_last                   ? DLXI_COORDINATOR_ENDING
                                                      : DLXI_COORDINATOR_RUNNING;
-    c->closing_ms = now_ms;
+    times_begin(c, now_ms);
     c->welcomed = c->begun = c->restored = c->unsaved = true;
     *out = c;
     return DLX_OK;
@@ -484,7 +497,9 @@ dlx_status dlxi_coordinator_restore_copy(dlxi_coordinator **out,
     return status;
 }
 
-void dlxi_coordinator_succeed(dlxi_coordinator *c, uint32_t term, uint64_t life_id) {
+void dlxi_coordinator_succeed(dlxi_coordinator *c, uint32_t term, uint64_t life_id,
+                              int64_t now_ms) {
+    times_begin(c, now_ms);
     c->term = term;
     c->settings.life_id = life_id;
     dlxi_coordinator_copy_make(c);

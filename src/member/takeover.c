@@ -1,52 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "member/takeover.h"
+#include "member/takeover_internal.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/fault.h"
-#include "base/lines.h"
 #include "base/memory.h"
 #include "base/name.h"
 #include "base/panic.h"
-#include "member/coordinator_internal.h"
 
 enum {
     ASK_MS = 500,
     TELL_FIRST_MS = 3000,
     TELL_MS = 10000,
     TERMS = 1000 /* above the highest: so many lives another coordinator has before it is as high */
-};
-
-/* A rank as it last answered. */
-typedef struct heard {
-    uint16_t site, rank;
-    uint32_t peer;
-    char name[DLXI_NAME_BYTES]; /* "" without security */
-    bool answered, hears;
-    uint64_t incarnation, coordinator, round, view;
-    uint32_t term;
-    dlxi_copy copy; /* without data */
-    int64_t seen_ms, asked_ms;
-} heard;
-
-struct dlxi_takeover {
-    dlxi_takeover_settings settings;
-    char *shared_text, *without;
-    dlxi_takeover_phase phase;
-    dlx_error result;
-    uint64_t run_id; /* 0: not known yet */
-    uint32_t term;   /* that is claimed; 0: none */
-    heard *ranks;    /* [count] */
-    uint32_t count, room;
-    dlxi_copy best;      /* without data */
-    dlxi_coordinator *c; /* as the best copy says; NULL: there is none yet */
-    uint64_t given_up;   /* bits of its sites */
-    int64_t now_ms, opened_ms, told_ms;
-    dlxi_outbox outbox;
-    dlxi_message incoming;
-    dlxi_lines log;
 };
 
 dlx_status dlxi_takeover_open(dlxi_takeover **out, const dlxi_takeover_settings *settings,
@@ -89,19 +57,19 @@ static void takeover_fail(dlxi_takeover *t, const dlx_error *why) {
 /* ---- who is heard ---------------------------------------------------------------------------- */
 
 /* NULL: no room. */
-static heard *heard_find(dlxi_takeover *t, const dlxi_frame *frame) {
+static dlxi_heard *heard_find(dlxi_takeover *t, const dlxi_frame *frame) {
     for (uint32_t i = 0; i < t->count; i++)
         if (t->ranks[i].site == frame->site && t->ranks[i].rank == frame->rank) return &t->ranks[i];
     if (t->count == DLXI_RUN_RANKS_MAX) return NULL;
     if (t->count == t->room) {
         uint32_t room = t->room == 0 ? 16 : 2 * t->room;
-        heard *grown = realloc(t->ranks, room * sizeof *grown);
+        dlxi_heard *grown = realloc(t->ranks, room * sizeof *grown);
         if (grown == NULL) return NULL;
         t->ranks = grown;
         t->room = room;
     }
     t->ranks[t->count] =
-        (heard){.site = frame->site, .rank = frame->rank, .asked_ms = t->now_ms - ASK_MS};
+        (dlxi_heard){.site = frame->site, .rank = frame->rank, .asked_ms = t->now_ms - ASK_MS};
     return &t->ranks[t->count++];
 }
 
@@ -156,7 +124,7 @@ static void copy_take(dlxi_takeover *t, const dlxi_copy *copy) {
     t->best.data = NULL;
 }
 
-static void position_take(dlxi_takeover *t, heard *h, const dlxi_frame *frame) {
+static void position_take(dlxi_takeover *t, dlxi_heard *h, const dlxi_frame *frame) {
     const dlxi_position *m = &t->incoming.as.position;
     if (t->run_id == 0 && m->copy.round > 0) t->run_id = m->run_id;
     h->answered = true;
@@ -174,7 +142,7 @@ static void position_take(dlxi_takeover *t, heard *h, const dlxi_frame *frame) {
 
 /* A rank that says that it is one of a site, under another site's name, is not listened to: names
  * are proved, numbers are not. */
-static bool is_of_site(const dlxi_takeover *t, const heard *h) {
+static bool is_of_site(const dlxi_takeover *t, const dlxi_heard *h) {
     return t->c == NULL || h->name[0] == '\0' ||
            (h->site < t->c->count && strcmp(h->name, t->c->sites[h->site].name) == 0);
 }
@@ -189,7 +157,7 @@ void dlxi_takeover_on_frame(dlxi_takeover *t, uint32_t peer, const char *name,
     if ((!ping && !position) || dlxi_message_decode(&t->incoming, frame, NULL) != DLX_OK) return;
     uint64_t run_id = ping ? t->incoming.as.ping.run_id : t->incoming.as.position.run_id;
     if (run_id == 0 || (t->run_id != 0 && run_id != t->run_id)) return;
-    heard *h = heard_find(t, frame);
+    dlxi_heard *h = heard_find(t, frame);
     if (h == NULL) return;
     if (h->peer != peer || strcmp(h->name, name) != 0) h->answered = false;
     h->peer = peer;
@@ -204,11 +172,11 @@ void dlxi_takeover_on_frame(dlxi_takeover *t, uint32_t peer, const char *name,
 
 /* ---- who is needed --------------------------------------------------------------------------- */
 
-static bool is_fresh(const dlxi_takeover *t, const heard *h) {
+static bool is_fresh(const dlxi_takeover *t, const dlxi_heard *h) {
     return h->answered && is_of_site(t, h) && t->now_ms - h->seen_ms <= t->settings.run.timeout_ms;
 }
 
-static bool is_promised(const dlxi_takeover *t, const heard *h) {
+static bool is_promised(const dlxi_takeover *t, const dlxi_heard *h) {
     return t->term > 0 && h->term == t->term && h->coordinator == t->settings.run.life_id;
 }
 
@@ -226,7 +194,7 @@ static uint64_t needed_find(const dlxi_takeover *t) {
     for (uint64_t before = 0; before != needed;) {
         before = needed;
         for (uint32_t i = 0; i < t->count; i++) {
-            const heard *h = &t->ranks[i];
+            const dlxi_heard *h = &t->ranks[i];
             if (is_fresh(t, h) && (needed >> h->site & 1u) != 0 && !DLXI_PLANTED(25))
                 needed |= h->view & all;
         }
@@ -241,7 +209,7 @@ static missing site_missing(const dlxi_takeover *t, uint16_t site) {
     uint16_t fresh = 0;
     bool promised = true;
     for (uint32_t i = 0; i < t->count; i++) {
-        const heard *h = &t->ranks[i];
+        const dlxi_heard *h = &t->ranks[i];
         if (h->site != site || !is_fresh(t, h)) continue;
         if (h->rank < t->c->sites[site].rank_count) fresh++;
         if (h->hears && !is_promised(t, h)) return ITS_COORDINATOR;
@@ -270,7 +238,7 @@ static uint16_t missing_find(const dlxi_takeover *t, missing *what) {
 
 static void ranks_ask(dlxi_takeover *t) {
     for (uint32_t i = 0; i < t->count; i++) {
-        heard *h = &t->ranks[i];
+        dlxi_heard *h = &t->ranks[i];
         if (t->now_ms - h->asked_ms < ASK_MS ||
             t->now_ms - h->seen_ms >= t->settings.run.timeout_ms)
             continue;
@@ -296,7 +264,7 @@ static void wait_tell(dlxi_takeover *t, const char *text) {
 /* A site has a newer copy, which is asked for, or a round without one. */
 static bool lacks_copy(const dlxi_takeover *t) {
     for (uint32_t i = 0; i < t->count && t->c != NULL; i++) {
-        const heard *h = &t->ranks[i];
+        const dlxi_heard *h = &t->ranks[i];
         bool gone = (t->given_up >> h->site & 1u) != 0 ||
                     (h->site < t->c->count && t->c->sites[h->site].presence == DLXI_GONE);
         if (is_fresh(t, h) && (is_newer(&h->copy, &t->best) || (!gone && h->round > t->c->round)))
@@ -315,7 +283,7 @@ static void term_choose(dlxi_takeover *t) {
 }
 
 static void takeover_finish(dlxi_takeover *t) {
-    dlxi_coordinator_succeed(t->c, t->term, t->settings.run.life_id);
+    dlxi_coordinator_succeed(t->c, t->term, t->settings.run.life_id, t->now_ms);
     for (uint16_t i = 0; i < t->c->count; i++)
         if ((t->given_up >> i & 1u) != 0) dlxi_coordinator_give_up(t->c, i);
     t->phase = DLXI_TAKEOVER_DONE;

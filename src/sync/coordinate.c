@@ -19,6 +19,13 @@ static int64_t now_ms(void) {
 
 /* ---- the store ------------------------------------------------------------------------------- */
 
+static dlx_status saved_write(dlxi_coordinate *c, dlxi_saved *saved, dlx_error *error) {
+    dlx_status status = dlxi_store_write(c->store, saved->state, saved->state_bytes, saved->round,
+                                         saved->record, saved->record_bytes, error);
+    dlxi_saved_release(saved);
+    return status;
+}
+
 dlx_status dlxi_coordinate_save(dlxi_coordinate *c, dlx_error *error) {
     dlxi_saved saved;
     if (c->store_path == NULL || !dlxi_coordinator_is_unsaved(c->machine)) return DLX_OK;
@@ -26,10 +33,7 @@ dlx_status dlxi_coordinate_save(dlxi_coordinate *c, dlx_error *error) {
         return DLX_OK; /* it failed before it had changed anything */
     if (c->store == NULL) DLX_TRY(dlxi_store_open(&c->store, c->store_path, error));
     DLX_TRY(dlxi_coordinator_save(c->machine, &saved, error));
-    dlx_status status = dlxi_store_write(c->store, saved.state, saved.state_bytes, saved.round,
-                                         saved.record, saved.record_bytes, error);
-    dlxi_saved_release(&saved);
-    return status;
+    return saved_write(c, &saved, error);
 }
 
 /* Before the first state is durable no site trains: they are told, and end. */
@@ -85,6 +89,19 @@ static dlx_status store_replace(dlxi_coordinate *c, dlx_error *error) {
     return DLX_OK;
 }
 
+/* The records that the copy has, for sites that are behind: of the last rounds, without a gap. */
+static dlx_status records_save(dlxi_coordinate *c, dlx_error *error) {
+    dlxi_saved saved;
+    DLX_TRY(dlxi_coordinate_save(c, error));
+    for (uint64_t round = dlxi_coordinator_round(c->machine) - 1; --round > 0;) {
+        DLX_TRY(dlxi_coordinator_save_round(c->machine, round, &saved, error));
+        bool last = saved.record == NULL;
+        DLX_TRY(saved_write(c, &saved, error));
+        if (last) break;
+    }
+    return DLX_OK;
+}
+
 /* The state is on the disk before anything is sent as the run's coordinator. */
 static dlx_status takeover_run(dlxi_coordinate *c, dlx_error *error) {
     while (dlxi_takeover_phase_of(c->takeover) != DLXI_TAKEOVER_DONE) {
@@ -109,7 +126,9 @@ static dlx_status takeover_run(dlxi_coordinate *c, dlx_error *error) {
     dlxi_coordinator_set_endpoint(c->machine, c->endpoint);
     DLX_TRY(store_replace(c, error));
     begin_announce(c);
-    return dlxi_coordinate_save(c, error);
+    if (dlxi_coordinator_phase_of(c->machine) == DLXI_COORDINATOR_DONE)
+        return dlxi_coordinator_result(c->machine, error); /* no site is told */
+    return records_save(c, error);
 }
 
 /* ---- the machine ----------------------------------------------------------------------------- */

@@ -29,12 +29,14 @@ typedef enum choice_kind {
     DIE,  /* which: says so */
     PASS, /* time; the coordinator stops as `which` says */
     STOP,
-    START
+    START,
+    TURN, /* the site reaches the other coordinator from now on */
+    TAKE  /* the second coordinator begins to take the run over */
 } choice_kind;
 
 static const char *const kind_names[] = {"deliver", "lose",   "copy",   "hear",     "unheard",
                                          "stage",   "submit", "follow", "complain", "die",
-                                         "time",    "stop",   "start"};
+                                         "time",    "stop",   "start",  "turn",     "take over"};
 
 typedef struct choice {
     uint8_t kind, site, which;
@@ -54,7 +56,7 @@ typedef struct level {
 typedef struct bounds {
     uint16_t sites;
     uint8_t rounds; /* that all together would need */
-    uint8_t losses, stops, deaths, lags, troubles, copies;
+    uint8_t losses, stops, deaths, lags, troubles, copies, turns, takeovers;
     bool prompt; /* a ping that changes nothing arrives at once */
     uint64_t states_max;
 } bounds;
@@ -75,7 +77,8 @@ static void choice_print(FILE *to, const small *in, choice c) {
         DLXI_FRAME_KIND_TABLE(KIND_NAME)};
 #undef KIND_NAME
     fprintf(to, "  %s", kind_names[c.kind]);
-    if (c.kind < PASS) fprintf(to, " %c", 'a' + c.site);
+    if (c.kind < PASS || c.kind == TURN) fprintf(to, " %c", 'a' + c.site);
+    if (c.kind >= PASS && c.kind <= START && c.site > 0) fprintf(to, " of the second coordinator");
     if (c.which > 0) fprintf(to, " (%u)", c.which);
     if (c.kind <= UNHEARD) {
         const queue *q =
@@ -117,6 +120,16 @@ static void choice_add(choices *l, choice_kind kind, uint16_t of, uint32_t which
     l->at[l->count++] = (choice){(uint8_t)kind, (uint8_t)of, (uint8_t)which};
 }
 
+static bool listens(uint8_t number) {
+    return !w.seat[number].down || w.seat[number].taking;
+}
+
+/* The second one, once it was the coordinator. */
+static bool can_start(uint8_t number) {
+    const seat *s = &w.seat[number];
+    return s->down && !s->over && !s->taking && s->state_bytes > 0;
+}
+
 /* Frames in flight and sites that could go on. Returns how many: late frames don't count. */
 static uint32_t progress_list(choices *l) {
     uint32_t others = l->count;
@@ -126,12 +139,14 @@ static uint32_t progress_list(choices *l) {
             choice_add(l, DELIVER, i, life);
             others += life == LATE;
         }
-        if (w.to_coordinator[i].count > 0 && !w.down) choice_add(l, HEAR, i, STOP_NOT);
+        if (w.to_coordinator[i].count > 0 && listens(w.turned >> i & 1u))
+            choice_add(l, HEAR, i, STOP_NOT);
         if (can_stage(i)) choice_add(l, STAGE, i, 0);
         if (can_submit(i)) choice_add(l, SUBMIT, i, 0);
         if (can_follow(i)) choice_add(l, FOLLOW, i, 0);
     }
-    if (w.down && !w.over) choice_add(l, START, 0, 0);
+    for (uint8_t k = 0; k < 2; k++)
+        if (can_start(k)) choice_add(l, START, k, 0);
     return l->count - others;
 }
 
@@ -141,6 +156,7 @@ static void trouble_list(choices *l) {
             if (w.to_site[life][i].count > 0) choice_add(l, LOSE, i, life);
         for (uint8_t life = 0; life < LATE && w.copies > 0; life++)
             if (w.to_site[life][i].count > 0) choice_add(l, COPY, i, life);
+        if (w.turns > 0 && w.has_second && is_active(i)) choice_add(l, TURN, i, 0);
         if (w.to_coordinator[i].count > 0 && w.losses > 0) choice_add(l, UNHEARD, i, 0);
         if (can_complain(i) && w.troubles > 0) {
             choice_add(l, COMPLAIN, i, 0);
@@ -150,13 +166,16 @@ static void trouble_list(choices *l) {
         choice_add(l, DIE, i, 0);
         choice_add(l, DIE, i, 1);
     }
-    if (!w.down && w.stops > 0) choice_add(l, STOP, 0, 0);
+    for (uint8_t k = 0; k < 2; k++)
+        if (listens(k) && w.stops > 0) choice_add(l, STOP, k, 0);
+    if (w.takeovers > 0 && w.seat[1].state_bytes == 0 && !w.seat[1].taking)
+        choice_add(l, TAKE, 1, 0);
 }
 
 static bool is_over(void) {
     for (uint16_t i = 0; i < sites; i++)
         if (is_active(i)) return false;
-    return w.over;
+    return w.seat[0].over && !listens(1);
 }
 
 static bool is_ping(const small *in, choice c) {
@@ -170,14 +189,17 @@ static bool is_ping(const small *in, choice c) {
 static bool is_idle(const image *before, choice c) {
     const dlxi_site *s = (const dlxi_site *)(const void *)before->site[c.site].head;
     if (!is_ping(&before->w, c)) return false;
-    if (c.kind == HEAR) return last_sent == 0 && !last_unsaved;
+    uint8_t by = before->w.turned >> c.site & 1u;
+    if (c.kind == HEAR) return last_sent[by] == 0 && !last_unsaved[by] && !before->w.seat[1].taking;
     return before->w.to_coordinator[c.site].count == w.to_coordinator[c.site].count &&
            s->term == site[c.site]->term;
 }
 
 static void choices_list(choices *l) {
     l->count = l->next = 0;
-    if (is_over() || (!w.down && coordinator->round >= ROUNDS - 1)) return;
+    bool far = false;
+    for (int k = 0; k < 2; k++) far = far || (!w.seat[k].down && machines[k]->round >= ROUNDS - 1);
+    if (is_over() || far) return;
     uint32_t could = progress_list(l);
     for (uint32_t i = 0, pings = 0; i < l->count && now->prompt; i++) {
         choice c = l->at[i];
@@ -189,19 +211,24 @@ static void choices_list(choices *l) {
     if (could == 0 || w.lags > 0) choice_add(l, PASS, 0, STOP_NOT);
 }
 
-/* The coordinator could have stopped in the middle of what it just did. */
-static void stops_list(choices *l, choice done, uint8_t stops_left) {
-    if (stops_left == 0 || done.which != STOP_NOT || (done.kind != HEAR && done.kind != PASS))
+/* A coordinator could have stopped in the middle of what it just did. */
+static void stops_list(choices *l, choice done, const small *before) {
+    if (before->stops == 0 || done.which != STOP_NOT || (done.kind != HEAR && done.kind != PASS))
         return;
-    if (last_unsaved) choice_add(l, (choice_kind)done.kind, done.site, STOP_UNSAVED);
-    for (uint32_t sent = 0; sent < last_sent; sent++)
-        if (done.kind == HEAR || last_unsaved)
-            choice_add(l, (choice_kind)done.kind, done.site, STOP_SENT + sent);
+    for (uint8_t k = 0; k < 2; k++) {
+        bool did = done.kind == PASS || (before->turned >> done.site & 1u) == k;
+        if (!did || before->seat[k].down) continue;
+        uint16_t of = done.kind == PASS ? k : done.site;
+        if (last_unsaved[k]) choice_add(l, (choice_kind)done.kind, of, STOP_UNSAVED);
+        for (uint32_t sent = 0; sent < last_sent[k]; sent++)
+            if (done.kind == HEAR || last_unsaved[k])
+                choice_add(l, (choice_kind)done.kind, of, STOP_SENT + sent);
+    }
 }
 
 static void choice_make(choice c) {
     if (ending && verbose) choice_print(stdout, &w, c);
-    choices here;
+    choices others;
     switch (c.kind) {
     case DELIVER:
         site_receive(c.site, queue_take(&w.to_site[c.which][c.site]));
@@ -215,6 +242,7 @@ static void choice_make(choice c) {
         queue_add(&w.to_site[LATE][c.site], w.to_site[c.which][c.site].frame[0]);
         break;
     case HEAR:
+        seat_take(w.turned >> c.site & 1u);
         coordinator_receive(c.site, queue_take(&w.to_coordinator[c.site]), c.which);
         break;
     case UNHEARD:
@@ -237,15 +265,28 @@ static void choice_make(choice c) {
         site_die(c.site, c.which != 0);
         break;
     case PASS:
-        here.count = 0;
-        if (!ending && progress_list(&here) > 0) w.lags--;
-        time_pass(c.which);
+        others.count = 0;
+        if (!ending && progress_list(&others) > 0) w.lags--;
+        time_pass(c.site, c.which);
         break;
     case STOP:
-        coordinator_stop();
+        seat_take(c.site);
+        if (here->taking)
+            w.stops--, takeover_stop();
+        else
+            coordinator_stop();
         break;
     case START:
+        seat_take(c.site);
         coordinator_start();
+        break;
+    case TURN:
+        w.turns--;
+        w.turned ^= (uint8_t)(1u << c.site);
+        break;
+    case TAKE:
+        seat_take(1);
+        takeover_start();
         break;
     default:
         break;
@@ -254,6 +295,30 @@ static void choice_make(choice c) {
 
 /* ---- the end --------------------------------------------------------------------------------- */
 
+static uint64_t committed_at_the_end(void) {
+    uint64_t last = copies_count ? 0 : w.seat[0].stored_round - 1;
+    for (uint16_t i = 0; i < sites; i++)
+        if (w.owner[i].applied > last) last = w.owner[i].applied;
+    return w.committed[last];
+}
+
+/* All sites reach the coordinator that can go on; one that gave up the takeover, or was
+ * stopped, is started again. */
+static void second_help(void) {
+    bool active = false, known = w.seat[1].state_bytes > 0;
+    for (uint16_t i = 0; i < sites; i++) {
+        active = active || is_active(i);
+        known = known || site[i]->copy.bytes > 0; /* else there is nothing to take over */
+    }
+    if (!w.has_second) return;
+    w.turned = known ? (uint8_t)((1u << sites) - 1) : 0;
+    seat_take(1);
+    if (!known || !active || here->taking || here->state_bytes > 0) return;
+    here->over = false;
+    w.takeovers++;
+    takeover_start();
+}
+
 /* Whatever can go on does; then time passes; until the run has ended, which it does, and well if no
  * site has died. */
 static void end_judge(void) {
@@ -261,6 +326,7 @@ static void end_judge(void) {
     uint8_t deaths = w.deaths;
     ending = true;
     for (int step = 0; step < END_STEPS && !is_over(); step++) {
+        second_help();
         for (;;) {
             l.count = 0;
             if (progress_list(&l) == 0) break;
@@ -270,10 +336,11 @@ static void end_judge(void) {
     }
     ends++;
     dlx_error why = {.message = ""};
-    dlx_status status = dlxi_coordinator_result(coordinator, &why);
+    bool second = w.seat[1].state_bytes > 0;
+    dlx_status status = dlxi_coordinator_result(machines[second], &why);
     CHECK(is_over(), "the run does not end; round %llu of %c\n", (unsigned long long)site[0]->round,
           'a');
-    bool committed = w.committed[w.stored_round - 1] >= target_tokens;
+    bool committed = committed_at_the_end() >= target_tokens;
     CHECK(status != DLX_OK || committed, "the run ended well, and has not its tokens\n");
     CHECK(deaths < now->deaths || committed, "no site died, and the run ended: %s\n", why.message);
     CHECK(status == DLX_OK || why.message[0] != '\0', "the run ended without a reason\n");
@@ -297,12 +364,15 @@ static void begin(void) {
     const dlxi_site_settings settings = {
         .timeout_ms = TIMEOUT_MS, .orphan_ms = ORPHAN_MS, .join_ms = JOIN_MS};
     choices l;
-    w = (small){.now_ms = STEP_MS};
+    w = (small){.now_ms = STEP_MS, .seat = {{0}, {.down = true}}};
+    seat_take(0);
+    copies_count = now->takeovers > 0;
     sites = now->sites;
     target_tokens = 0;
     for (uint16_t i = 0; i < sites; i++) target_tokens += now->rounds * tokens_of(i);
     dlxi_coordinator_settings run = settings_of(0);
-    CHECK(dlxi_coordinator_open(&coordinator, &run, w.now_ms, NULL) == DLX_OK, "open\n");
+    CHECK(dlxi_coordinator_open(&machines[0], &run, w.now_ms, NULL) == DLX_OK, "open\n");
+    seat_take(0);
     for (uint16_t i = 0; i < sites; i++) {
         hello[i] = (dlxi_hello){.site = {(char)('a' + i)},
                                 .ranks = 1,
@@ -339,11 +409,15 @@ static void begin(void) {
     w.lags = now->lags;
     w.troubles = now->troubles;
     w.copies = now->copies;
+    w.turns = now->turns;
+    w.takeovers = now->takeovers;
 }
 
 static void end(void) {
-    coordinator_load(coordinator, &levels[0].from.c);
-    dlxi_coordinator_close(&coordinator);
+    coordinator_load(machines[0], &levels[0].from.c[0]);
+    for (int k = 0; k < 2; k++) dlxi_coordinator_close(&machines[k]);
+    takeover_best = 0;
+    dlxi_takeover_close(&takeover);
     for (uint16_t i = 0; i < sites; i++) dlxi_site_close(&site[i]);
 }
 
@@ -371,7 +445,7 @@ static void search(const bounds *b, uint64_t often) {
         image_load(&l->from);
         choice_make(c);
         transitions++;
-        stops_list(&l->c, c, l->from.w.stops);
+        stops_list(&l->c, c, &l->from.w);
         if (b->prompt && is_idle(&l->from, c)) l->c.count = l->c.next;
         uint64_t hash = world_hash();
         if (!visit(hash)) continue;
@@ -389,11 +463,11 @@ static void search(const bounds *b, uint64_t often) {
     clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &to);
     printf(
         "%u sites, %u rounds; at most %u lost, %u stops, %u deaths, %u delays, %u complaints, %u "
-        "copies%s: "
+        "copies, %u takeovers, %u turns%s: "
         "%llu states%s, %llu transitions, depth %u, %llu seen to their end, %llu of them well, "
         "%llu cut off, %.1f s\n",
         b->sites, b->rounds, b->losses, b->stops, b->deaths, b->lags, b->troubles, b->copies,
-        b->prompt ? "; prompt pings" : "", (unsigned long long)states,
+        b->takeovers, b->turns, b->prompt ? "; prompt pings" : "", (unsigned long long)states,
         states >= b->states_max ? " (not all)" : "", (unsigned long long)transitions, deepest,
         (unsigned long long)ends, (unsigned long long)ends_well, (unsigned long long)cut_off,
         (double)(to.tv_sec - from.tv_sec) + (double)(to.tv_nsec - from.tv_nsec) * 1e-9);
@@ -404,22 +478,33 @@ static void search(const bounds *b, uint64_t often) {
     end();
 }
 
-/* sites, rounds; losses, stops, deaths, delays, complaints, copies; prompt pings; states */
+/* sites, rounds; losses, stops, deaths, delays, complaints, copies, turns, takeovers; prompt pings;
+ * states */
 static const bounds small_bounds[] = {
-    {2, 2, 0, 0, 0, 0, 0, 1, false, UINT64_MAX}, {2, 2, 0, 0, 0, 0, 1, 0, false, UINT64_MAX},
-    {2, 2, 0, 1, 0, 0, 0, 0, false, UINT64_MAX}, {2, 2, 1, 0, 0, 0, 0, 0, false, UINT64_MAX},
-    {2, 2, 0, 0, 0, 1, 0, 0, false, UINT64_MAX}, {2, 2, 0, 1, 0, 0, 1, 0, false, UINT64_MAX},
-    {3, 1, 1, 0, 0, 0, 0, 0, false, UINT64_MAX}, {3, 1, 0, 0, 1, 0, 0, 0, false, UINT64_MAX},
-    {3, 1, 0, 0, 0, 0, 1, 0, false, UINT64_MAX}, {2, 1, 0, 1, 0, 1, 0, 0, true, UINT64_MAX},
-    {2, 1, 0, 1, 0, 0, 0, 1, true, UINT64_MAX},
+    {2, 2, 0, 0, 0, 0, 0, 1, 0, 0, false, UINT64_MAX},
+    {2, 2, 0, 0, 0, 0, 1, 0, 0, 0, false, UINT64_MAX},
+    {2, 2, 0, 1, 0, 0, 0, 0, 0, 0, false, UINT64_MAX},
+    {2, 2, 1, 0, 0, 0, 0, 0, 0, 0, false, UINT64_MAX},
+    {2, 2, 0, 0, 0, 1, 0, 0, 0, 0, false, UINT64_MAX},
+    {2, 2, 0, 1, 0, 0, 1, 0, 0, 0, false, UINT64_MAX},
+    {3, 1, 1, 0, 0, 0, 0, 0, 0, 0, false, UINT64_MAX},
+    {3, 1, 0, 0, 1, 0, 0, 0, 0, 0, false, UINT64_MAX},
+    {3, 1, 0, 0, 0, 0, 1, 0, 0, 0, false, UINT64_MAX},
+    {2, 1, 0, 1, 0, 1, 0, 0, 0, 0, true, UINT64_MAX},
+    {2, 1, 0, 1, 0, 0, 0, 1, 0, 0, true, UINT64_MAX},
 };
 static const bounds large_bounds[] = {
-    {3, 2, 1, 0, 0, 0, 0, 0, true, UINT64_MAX},  {3, 1, 0, 1, 0, 0, 0, 0, true, UINT64_MAX},
-    {2, 2, 2, 1, 0, 0, 0, 0, false, UINT64_MAX}, {2, 2, 1, 2, 0, 0, 0, 0, false, UINT64_MAX},
-    {2, 2, 0, 2, 1, 0, 1, 0, true, UINT64_MAX},  {3, 2, 0, 0, 1, 0, 1, 0, true, 3000000},
-    {2, 1, 0, 1, 1, 2, 1, 0, true, 3000000},     {2, 2, 1, 1, 1, 0, 1, 1, true, 3000000},
-    {2, 2, 0, 1, 0, 1, 0, 0, false, 3000000},    {3, 1, 0, 0, 1, 1, 0, 0, true, 3000000},
-    {3, 2, 0, 1, 0, 0, 1, 0, true, 3000000},
+    {3, 2, 1, 0, 0, 0, 0, 0, 0, 0, true, UINT64_MAX},
+    {3, 1, 0, 1, 0, 0, 0, 0, 0, 0, true, UINT64_MAX},
+    {2, 2, 2, 1, 0, 0, 0, 0, 0, 0, false, UINT64_MAX},
+    {2, 2, 1, 2, 0, 0, 0, 0, 0, 0, false, UINT64_MAX},
+    {2, 2, 0, 2, 1, 0, 1, 0, 0, 0, true, UINT64_MAX},
+    {3, 2, 0, 0, 1, 0, 1, 0, 0, 0, true, 3000000},
+    {2, 1, 0, 1, 1, 2, 1, 0, 0, 0, true, 3000000},
+    {2, 2, 1, 1, 1, 0, 1, 1, 0, 0, true, 3000000},
+    {2, 2, 0, 1, 0, 1, 0, 0, 0, 0, false, 3000000},
+    {3, 1, 0, 0, 1, 1, 0, 0, 0, 0, true, 3000000},
+    {3, 2, 0, 1, 0, 0, 1, 0, 0, 0, true, 3000000},
 };
 
 int main(int argc, char **argv) {
@@ -436,11 +521,11 @@ int main(int argc, char **argv) {
             all = small_bounds, count = sizeof small_bounds / sizeof *small_bounds, bits = 20;
         if (strcmp(argv[i], "--often") == 0 && !last) often = number;
         if (strcmp(argv[i], "--bits") == 0 && !last) bits = (int)number;
-        if (strcmp(argv[i], "--bounds") == 0 && i + 9 < argc) {
-            uint8_t n[9];
-            for (int k = 0; k < 9; k++) n[k] = (uint8_t)strtoul(argv[i + 1 + k], NULL, 10);
-            own =
-                (bounds){n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8] != 0, own.states_max};
+        if (strcmp(argv[i], "--bounds") == 0 && i + 11 < argc) {
+            uint8_t n[11];
+            for (int k = 0; k < 11; k++) n[k] = (uint8_t)strtoul(argv[i + 1 + k], NULL, 10);
+            own = (bounds){n[0], n[1], n[2], n[3], n[4],       n[5],
+                           n[6], n[7], n[8], n[9], n[10] != 0, own.states_max};
             all = &own;
             count = 1;
         }

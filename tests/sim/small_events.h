@@ -10,8 +10,8 @@
 enum { STOP_NOT, STOP_UNSAVED, STOP_SENT };
 enum { PING_AFTER_MS = 400 };
 
-static uint32_t last_sent; /* by the coordinator, in its last step */
-static bool last_unsaved;  /* so it was, in its last step */
+static uint32_t last_sent[2]; /* by each coordinator, in its last step */
+static bool last_unsaved[2];  /* so it was, in its last step */
 static uint64_t target_tokens;
 
 static uint64_t tokens_of(uint16_t i) {
@@ -69,42 +69,49 @@ static void coordinator_judge(void) {
     CHECK(now == 0 || last == NULL || (now & before) != 0 || (before & ~gone) == 0,
           "round %llu has no member of the one before\n", (unsigned long long)c->round);
     CHECK(windows_unused(c, 1) >= 0, "a window is in two places\n");
-    bool taken = c->leaves_run && c->result.status == DLX_STATE && c->term == w.stored_term;
-    CHECK(!taken, "the newest coordinator gives way to an older one\n");
+    bool taken = c->leaves_run && c->result.status == DLX_STATE && c->term == here->stored_term;
+    bool is_newest = whose == 1 || !w.has_second;
+    CHECK(!taken || !is_newest, "the newest coordinator gives way: %s\n", c->result.message);
 }
 
 /* Nothing is sent that rests on what the store has not. */
 static void sent_judge(const dlxi_frame *f, uint32_t to) {
-    CHECK(f->term <= w.stored_term && f->round <= w.stored_round,
+    CHECK(f->term <= here->stored_term && f->round <= here->stored_round,
           "sent before it is saved: kind %d, term %u, round %llu\n", (int)f->kind, f->term,
           (unsigned long long)f->round);
     if (f->kind != DLXI_FRAME_COMMIT) return;
-    CHECK(f->round < w.stored_round && w.record_bytes[f->round] > 0,
+    CHECK(f->round < here->stored_round && here->record_bytes[f->round] > 0,
           "site %u is told of round %llu before it is saved\n", to, (unsigned long long)f->round);
 }
 
 /* ---- the coordinator ------------------------------------------------------------------------- */
+
+static void record_put(const dlxi_saved *saved) {
+    CHECK(saved->record_bytes <= RECORD_BYTES && saved->round < ROUNDS, "a run without end\n");
+    if (saved->record != NULL)
+        memcpy(here->record[saved->round], saved->record,
+               here->record_bytes[saved->round] = (uint16_t)saved->record_bytes);
+}
 
 static void store_write(void) {
     dlxi_saved saved;
     dlxi_view v;
     const dlxi_coordinator *c = coordinator;
     CHECK(dlxi_coordinator_save(coordinator, &saved, NULL) == DLX_OK, "save\n");
-    CHECK(saved.state_bytes <= STATE_BYTES && saved.record_bytes <= RECORD_BYTES, "long\n");
-    CHECK(c->round >= w.stored_round && c->term >= w.stored_term, "the store goes back\n");
-    memcpy(w.state, saved.state, w.state_bytes = (uint16_t)saved.state_bytes);
-    w.stored_round = c->round;
-    w.stored_term = c->term;
-    w.stored_gone = 0;
+    CHECK(saved.state_bytes <= STATE_BYTES, "long\n");
+    CHECK(c->round >= here->stored_round && c->term >= here->stored_term, "the store goes back\n");
+    memcpy(here->state, saved.state, here->state_bytes = (uint16_t)saved.state_bytes);
+    here->stored_round = c->round;
+    here->stored_term = c->term;
+    here->stored_gone = 0;
     for (uint16_t i = 0; i < sites; i++)
-        if (c->sites[i].presence == DLXI_GONE) w.stored_gone |= 1u << i;
-    if (saved.record != NULL) {
-        const dlxi_record *r = dlxi_record_of(c, saved.round);
-        CHECK(saved.round < ROUNDS, "a run without end\n");
+        if (c->sites[i].presence == DLXI_GONE) here->stored_gone |= 1u << i;
+    record_put(&saved);
+    const dlxi_record *r = dlxi_record_of(c, saved.round);
+    /* if the run can be taken over, what counts is what a site has applied */
+    if (r != NULL && !copies_count) {
         dlxi_record_view(&v, r, 0);
         history_note(saved.round, record_hash(0, r), r->committed_tokens, &v);
-        memcpy(w.record[saved.round], saved.record,
-               w.record_bytes[saved.round] = (uint16_t)saved.record_bytes);
     }
     dlxi_saved_release(&saved);
 }
@@ -114,20 +121,30 @@ static void coordinator_stop(void) {
     bool failed = coordinator->result.status != DLX_OK &&
                   !(coordinator->leaves_run && coordinator->result.status == DLX_STATE);
     dlxi_outbox_clear(dlxi_coordinator_outbox(coordinator));
-    w.down = true;
-    w.over = failed && !dlxi_coordinator_is_unsaved(coordinator);
+    here->down = true;
+    here->over = failed && !dlxi_coordinator_is_unsaved(coordinator);
     w.stops--;
-    w.life++;
+    here->life++;
+}
+
+/* Whether the site's messages go to this coordinator, and back. */
+static bool is_reached(uint16_t i) {
+    return (w.turned >> i & 1u) == whose;
+}
+
+static void frame_send(const dlxi_outbox_item *item) {
+    if (is_reached((uint16_t)item->to))
+        queue_add(&w.to_site[whose == 0 ? here->life : SECOND][item->to], frame_keep(&item->frame));
 }
 
 /* Sends `most` frames; true: that was all. */
 static bool coordinator_flush(uint32_t most) {
     dlxi_outbox *outbox = dlxi_coordinator_outbox(coordinator);
     const dlxi_outbox_item *item;
-    for (last_sent = 0; (item = dlxi_outbox_peek(outbox)) != NULL; last_sent++) {
-        if (last_sent == most) return false;
-        if (w.state_bytes > 0) sent_judge(&item->frame, item->to);
-        queue_add(&w.to_site[w.life][item->to], frame_keep(&item->frame));
+    for (last_sent[whose] = 0; (item = dlxi_outbox_peek(outbox)) != NULL; last_sent[whose]++) {
+        if (last_sent[whose] == most) return false;
+        if (here->state_bytes > 0) sent_judge(&item->frame, item->to);
+        frame_send(item);
         dlxi_outbox_drop(outbox);
     }
     return true;
@@ -139,7 +156,7 @@ static void coordinator_finish_step(uint32_t stop) {
     while (dlxi_coordinator_pop_log(coordinator, line, sizeof line))
         if (verbose) printf("    %s\n", line);
     uint32_t most = stop >= STOP_SENT ? stop - STOP_SENT : UINT32_MAX;
-    last_unsaved = dlxi_coordinator_is_unsaved(coordinator);
+    last_unsaved[whose] = dlxi_coordinator_is_unsaved(coordinator);
     coordinator_judge();
     if (DLXI_PLANTED(14) && stop != STOP_UNSAVED && !coordinator_flush(most)) {
         coordinator_stop();
@@ -149,7 +166,7 @@ static void coordinator_finish_step(uint32_t stop) {
         coordinator_stop();
         return;
     }
-    if (last_unsaved) store_write();
+    if (last_unsaved[whose]) store_write();
     if (!coordinator_flush(most) || stop != STOP_NOT) {
         coordinator_stop();
         return;
@@ -157,15 +174,16 @@ static void coordinator_finish_step(uint32_t stop) {
     if (dlxi_coordinator_phase_of(coordinator) != DLXI_COORDINATOR_DONE) return;
     if (dlxi_coordinator_result(coordinator, NULL) == DLX_OK)
         dlxi_coordinator_set_over(coordinator);
-    w.down = w.over = true;
+    here->down = here->over = true;
 }
 
+/* The second one descends from another store. */
 static dlxi_coordinator_settings settings_of(uint8_t life) {
     return (dlxi_coordinator_settings){.sites = sites,
                                        .sites_min = 1,
                                        .tokens_target = target_tokens,
                                        .run_id = 7,
-                                       .life_id = 100u + life,
+                                       .life_id = (uint64_t)whose << 32 | (100u + life),
                                        .timeout_ms = TIMEOUT_MS,
                                        .join_ms = JOIN_MS,
                                        .patience_ms = PATIENCE_MS,
@@ -177,26 +195,120 @@ static dlxi_coordinator_settings settings_of(uint8_t life) {
 static void coordinator_start(void) {
     static coordinator_image fresh;
     dlxi_coordinator *c;
-    dlxi_coordinator_settings run = settings_of(w.life);
+    dlxi_coordinator_settings run = settings_of(here->life);
     dlx_error error = {.message = ""};
-    CHECK(dlxi_coordinator_restore(&c, &run, w.state, w.state_bytes, w.now_ms, &error) == DLX_OK,
+    CHECK(dlxi_coordinator_restore(&c, &run, here->state, here->state_bytes, w.now_ms, &error) ==
+              DLX_OK,
           "it does not start again: %s\n", error.message);
     for (uint64_t r = 1; r < dlxi_coordinator_round(c); r++)
-        CHECK(dlxi_coordinator_restore_record(c, w.record[r], w.record_bytes[r], NULL) == DLX_OK,
+        CHECK(dlxi_coordinator_restore_record(c, here->record[r], here->record_bytes[r], NULL) ==
+                  DLX_OK,
               "record %llu\n", (unsigned long long)r);
     coordinator_store(&fresh, c);
     dlxi_coordinator_close(&c);
     coordinator_load(coordinator, &fresh);
-    w.down = false;
-    for (uint16_t i = 0; i < sites; i++)
+    here->down = false;
+    for (uint16_t i = 0; i < sites && (whose == 1 || !w.has_second); i++)
         CHECK(w.owner[i].applied < coordinator->round, "site %u is further\n", i);
     coordinator_finish_step(STOP_NOT);
 }
 
+/* ---- taking over ----------------------------------------------------------------------------- */
+
+static void takeover_start(void) {
+    w.takeovers--;
+    w.has_second = here->taking = true;
+    const dlxi_coordinator_settings run = settings_of(here->life);
+    if (takeover == NULL) takeover = takeover_new(&run);
+    const takeover_image nothing = {
+        .life_id = run.life_id, .now_ms = w.now_ms, .opened_ms = w.now_ms};
+    w.best = 0;
+    takeover_load(takeover, &nothing);
+}
+
+static void takeover_stop(void) {
+    here->taking = false;
+    here->life++;
+    dlxi_outbox_clear(dlxi_takeover_outbox(takeover));
+}
+
+/* Nobody may have a round that it does not know, or get one. */
+static void takeover_judge(const dlxi_coordinator *c) {
+    for (uint16_t i = 0; i < sites; i++)
+        CHECK(w.owner[i].applied < c->round,
+              "site %u has applied round %llu, and the run is taken over at %llu\n", i,
+              (unsigned long long)w.owner[i].applied, (unsigned long long)c->round);
+}
+
+/* As coordinate.c: what it took over is saved before anything is sent. */
+static void takeover_finish(void) {
+    static coordinator_image fresh;
+    dlxi_coordinator *c;
+    here->taking = false;
+    if (dlxi_takeover_result(takeover, &c, NULL) != DLX_OK) {
+        here->over = true;
+        return;
+    }
+    takeover_best = 0;
+    takeover_judge(c);
+    coordinator_store(&fresh, c);
+    if (machines[1] != NULL) {
+        dlxi_coordinator_close(&c);
+    } else {
+        machines[1] = c;
+        c->peers = realloc(c->peers, SITES * sizeof *c->peers);
+        CHECK(c->peers != NULL, "out of memory\n");
+        c->peer_room = SITES;
+    }
+    seat_take(1);
+    coordinator_load(coordinator, &fresh);
+    here->down = false;
+    here->stored_round = here->stored_term = 0;
+    memset(here->record_bytes, 0, sizeof here->record_bytes);
+    store_write();
+    for (uint64_t round = 1; round < coordinator->round - 1; round++) {
+        dlxi_saved saved;
+        CHECK(dlxi_coordinator_save_round(coordinator, round, &saved, NULL) == DLX_OK, "save\n");
+        record_put(&saved);
+        dlxi_saved_release(&saved);
+    }
+    coordinator_finish_step(STOP_NOT);
+}
+
+static void takeover_finish_step(void) {
+    char line[512];
+    dlxi_outbox *outbox = dlxi_takeover_outbox(takeover);
+    dlxi_takeover_on_tick(takeover, w.now_ms);
+    while (dlxi_takeover_pop_log(takeover, line, sizeof line))
+        if (verbose) printf("    %s\n", line);
+    if (dlxi_takeover_phase_of(takeover) == DLXI_TAKEOVER_DONE) {
+        dlxi_outbox_clear(outbox);
+        takeover_finish();
+        return;
+    }
+    for (const dlxi_outbox_item *item; (item = dlxi_outbox_peek(outbox)) != NULL;) {
+        frame_send(item);
+        dlxi_outbox_drop(outbox);
+        last_sent[whose]++;
+    }
+}
+
+static void takeover_receive(uint16_t from, uint32_t frame) {
+    const dlxi_frame *f = &kept[frame].frame;
+    dlxi_copy before = takeover->best;
+    dlxi_takeover_on_frame(takeover, from, "", f, w.now_ms);
+    if (before.term != takeover->best.term || before.round != takeover->best.round) {
+        const dlxi_copy *copy = &takeover->incoming.as.position.copy;
+        w.best = takeover_best = copy_keep(copy->data, copy->bytes);
+    }
+    takeover_finish_step();
+}
+
 static void coordinator_receive(uint16_t from, uint32_t frame, uint32_t stop) {
-    last_sent = 0;
-    last_unsaved = false;
-    if (w.down) return;
+    last_sent[whose] = 0;
+    last_unsaved[whose] = false;
+    if (here->taking) takeover_receive(from, frame);
+    if (here->down || here->taking) return;
     dlxi_coordinator_on_frame(coordinator, from, "", "", &kept[frame].frame, w.now_ms);
     coordinator_finish_step(stop);
 }
@@ -240,9 +352,12 @@ static void site_apply(uint16_t i, uint32_t attempt, bool as_member) {
     const dlxi_commit *m = &site[i]->commit;
     uint64_t round = o->applied + 1;
     history_note(round, commit_hash(attempt, m), m->committed_tokens, &m->view);
-    CHECK(round < w.stored_round && w.record_bytes[round] > 0,
-          "site %u applies round %llu, which is not saved\n", i, (unsigned long long)round);
+    bool saved = false;
+    for (int k = 0; k < 2; k++)
+        saved = saved || (round < w.seat[k].stored_round && w.seat[k].record_bytes[round] > 0);
+    CHECK(saved, "site %u applies round %llu, which is not saved\n", i, (unsigned long long)round);
     o->applied = round;
+    o->lineages |= (uint64_t)dlxi_lineage_of(m->coordinator) << round;
     o->finished = m->finished;
     o->lease[m->lease.submission % 3] = lease_bits(&m->lease);
     for (uint16_t k = 0; as_member && k < m->view.members; k++)
@@ -296,7 +411,7 @@ static void site_act(uint16_t i, dlxi_site_action action, const dlxi_frame *f) {
         o->troubled = false;
         break;
     case DLXI_SITE_ABORT: /* what is staged waits for its commit */
-        if (s->attempt > 0 && !s->staged) o->staged = (held){0};
+        if (!s->staged) o->staged = (held){0};
         o->troubled = false;
         break;
     case DLXI_SITE_COMMIT:
@@ -367,12 +482,15 @@ static void site_stage(uint16_t i) {
     site_flush(i);
 }
 
-/* Somebody else has the round, and what was submitted stands for the next one. */
+/* Somebody else has that record's results, and what was submitted stands for the next round. */
 static bool can_follow(uint16_t i) {
     const dlxi_site *s = site[i];
     bool held_by_other = false;
-    for (uint16_t k = 0; k < sites; k++)
-        held_by_other = held_by_other || (k != i && is_active(k) && w.owner[k].applied >= s->round);
+    for (uint16_t k = 0; k < sites; k++) {
+        const owner *o = &w.owner[k];
+        bool same = (o->lineages >> s->round & 1u) == dlxi_lineage_of(s->commit.coordinator);
+        held_by_other = held_by_other || (k != i && is_active(k) && o->applied >= s->round && same);
+    }
     return is_active(i) && s->following && s->submitted && held_by_other;
 }
 
@@ -421,17 +539,24 @@ static void sites_tick(void) {
         if (is_active(i)) site_act(i, dlxi_site_on_tick(site[i], w.now_ms), NULL);
 }
 
-/* Sites ping, and then repeat what waits for an answer. */
-static void time_pass(uint32_t stop) {
-    last_sent = 0;
-    last_unsaved = false;
+/* Sites ping, and then repeat what waits for an answer. The coordinator `stopping` stops as `stop`
+ * says. */
+static void time_pass(uint8_t stopping, uint32_t stop) {
     w.now_ms += PING_AFTER_MS;
     sites_tick();
     w.now_ms += STEP_MS - PING_AFTER_MS;
     sites_tick();
-    if (w.down) return;
-    dlxi_coordinator_on_tick(coordinator, w.now_ms);
-    coordinator_finish_step(stop);
+    for (uint8_t k = 0; k < 2; k++) {
+        seat_take(k);
+        last_sent[k] = 0;
+        last_unsaved[k] = false;
+        if (here->taking) {
+            takeover_finish_step();
+        } else if (!here->down) {
+            dlxi_coordinator_on_tick(coordinator, w.now_ms);
+            coordinator_finish_step(k == stopping ? stop : STOP_NOT);
+        }
+    }
 }
 
 #endif

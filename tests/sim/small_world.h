@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A small world that can be copied: one coordinator and its store, a few sites of one rank, and
- * frames in flight, in order for each direction of each pair. An image holds all of it. */
+/* A small world that can be copied: a coordinator and its store, and maybe a second one that takes
+ * the run over; a few sites of one rank; and frames in flight, in order for each direction of each
+ * pair. An image holds all of it. */
 #ifndef DLXI_TESTS_SMALL_WORLD_H
 #define DLXI_TESTS_SMALL_WORLD_H
 
@@ -10,19 +11,22 @@
 
 #include "base/fault.h"
 #include "base/hash.h"
-#include "member/coordinator_internal.h"
 #include "member/site.h"
+#include "member/takeover_internal.h"
 
 #ifdef DLXI_FAULTS
 int dlxi_planted_fault;
 #endif
 
 enum {
-    SITES = 3,    /* at most */
-    LIVES = 3,    /* of the coordinator, at most */
-    LATE = LIVES, /* in the place of a life: copies of frames, beside the connection */
-    QUEUE = 6,    /* frames of one direction of one pair */
-    ROUNDS = 20,  /* at most, from 1 */
+    SITES = 3, /* at most */
+    LIVES = 3, /* of the first coordinator, at most */
+    /* in the place of a life: */
+    SECOND = LIVES,    /* the second coordinator */
+    LATE = SECOND + 1, /* copies of frames, beside the connection */
+    QUEUES,
+    QUEUE = 6,   /* frames of one direction of one pair */
+    ROUNDS = 20, /* at most, from 1 */
     STATE_BYTES = 2048,
     RECORD_BYTES = 256,
     FREE_BYTES = 512, /* of the ledger's free ranges */
@@ -62,25 +66,35 @@ typedef struct owner {
     bool dead, finished, reported, troubled;
     uint16_t part_count;
     uint64_t applied, submission, base_round, parts;
+    uint64_t lineages; /* bit t: round t is of the second coordinator's history */
     held staged;
     uint64_t lease[3]; /* bits of windows, of submission n at n mod 3 */
 } owner;
 
-typedef struct small {
-    int64_t now_ms;
-    uint8_t losses, stops, deaths, lags, troubles, copies; /* that may still happen */
-    bool down, over;                                       /* the coordinator is; for good */
+/* A process that coordinates, or did, and its store. */
+typedef struct seat {
+    bool down, over; /* the coordinator is; for good */
+    bool taking;     /* it is not the coordinator yet */
     uint8_t life;
-    queue to_site[LIVES + 1][SITES], to_coordinator[SITES];
-    owner owner[SITES];
     uint32_t stored_term, stored_gone; /* gone: bits of sites */
     uint64_t stored_round;
+    uint16_t state_bytes, record_bytes[ROUNDS];
+    uint8_t state[STATE_BYTES], record[ROUNDS][RECORD_BYTES];
+} seat;
+
+typedef struct small {
+    int64_t now_ms;
+    uint8_t losses, stops, deaths, lags, troubles, copies, turns, takeovers; /* that may happen */
+    uint8_t turned;  /* bits of sites that reach the second coordinator, not the first */
+    bool has_second; /* there is, or was, a second one */
+    queue to_site[QUEUES][SITES], to_coordinator[SITES];
+    owner owner[SITES];
+    seat seat[2];
+    uint32_t best;              /* the copy that the takeover is about, as kept; 0: none */
     uint64_t history[ROUNDS];   /* hash of the record, whoever showed it first; 0: nobody yet */
     uint32_t members[ROUNDS];   /* bits of sites */
     uint64_t committed[ROUNDS]; /* tokens, up to this round */
     uint64_t counted;           /* bits of windows */
-    uint16_t state_bytes, record_bytes[ROUNDS];
-    uint8_t state[STATE_BYTES], record[ROUNDS][RECORD_BYTES];
 } small;
 
 typedef struct record_image {
@@ -109,7 +123,18 @@ typedef struct coordinator_image {
     dlxi_trouble trouble;
     size_t ledger_bytes;
     uint8_t ledger[FREE_BYTES];
+    uint32_t copy; /* as kept; 0: none */
 } coordinator_image;
+
+/* Of a takeover whose outbox is empty. */
+typedef struct takeover_image {
+    dlxi_takeover_phase phase;
+    uint64_t life_id, run_id, given_up;
+    uint32_t term, count;
+    dlxi_heard ranks[SITES];
+    dlxi_copy best;
+    int64_t now_ms, opened_ms;
+} takeover_image;
 
 /* Of a site whose outbox is empty. */
 typedef struct site_image {
@@ -119,20 +144,38 @@ typedef struct site_image {
     _Alignas(8) uint8_t tail[S_TAIL_BYTES];
     uint32_t standing; /* a frame, or 0 */
     int64_t stood_ms;
+    dlxi_copy copy;
+    uint32_t copied; /* its data, as kept */
 } site_image;
 
 typedef struct image {
     small w;
-    coordinator_image c;
+    coordinator_image c[2];
+    takeover_image takeover;
     site_image site[SITES];
 } image;
 
 /* The present world; machines of which it consists are never closed. */
 static small w;
-static dlxi_coordinator *coordinator;
+static dlxi_coordinator *machines[2]; /* the second: NULL until one was needed */
+static dlxi_takeover *takeover;
+static uint32_t takeover_best; /* of which its coordinator was made, as kept */
 static dlxi_site *site[SITES];
 static uint16_t sites;
 static bool verbose;
+static bool
+    copies_count; /* a run can be taken over, so what a site can tell is part of the state */
+
+/* Whose turn it is. */
+static dlxi_coordinator *coordinator;
+static seat *here;
+static uint8_t whose;
+
+static void seat_take(uint8_t number) {
+    whose = number;
+    coordinator = machines[number];
+    here = &w.seat[number];
+}
 
 /* ---- frames ---------------------------------------------------------------------------------- */
 
@@ -182,7 +225,12 @@ static uint32_t frame_keep(const dlxi_frame *f) {
     k->frame.payload = bytes;
     bool is_reason =
         f->kind == DLXI_FRAME_ABORT || f->kind == DLXI_FRAME_STOP || f->kind == DLXI_FRAME_FAILED;
-    if (is_reason) k->hash = dlxi_hash(bytes, 4, head); /* the text is for people */
+    if (is_reason) k->hash = dlxi_hash(bytes, 4, head);  /* the text is for people */
+    if (f->kind == DLXI_FRAME_COMMIT && !copies_count) { /* the copy is at its end */
+        static dlxi_message m;
+        CHECK(dlxi_message_decode(&m, f, NULL) == DLX_OK, "a malformed frame\n");
+        k->hash = dlxi_hash(bytes, f->payload_bytes - m.as.commit.copy.bytes - 16, head);
+    }
     if (f->kind == DLXI_FRAME_PING) {
         enum { STAMP_AT = 16 };
         memcpy(&k->stamp, bytes + STAMP_AT, sizeof k->stamp);
@@ -190,6 +238,12 @@ static uint32_t frame_keep(const dlxi_frame *f) {
     }
     kept_index[at] = kept_count;
     return kept_count++;
+}
+
+/* The same for a copy of a coordinator's state. 0: there is none. */
+static uint32_t copy_keep(const uint8_t *data, uint32_t bytes) {
+    if (bytes == 0) return 0;
+    return frame_keep(&(dlxi_frame){.payload = data, .payload_bytes = bytes});
 }
 
 /* A ping that says the same as the one before it takes its place. A full queue loses the frame. */
@@ -254,6 +308,7 @@ static void coordinator_store(coordinator_image *to, const dlxi_coordinator *c) 
     CHECK(to->ledger_bytes <= FREE_BYTES, "many free ranges\n");
     dlxi_writer writer = dlxi_writer_over(to->ledger, FREE_BYTES);
     dlxi_ledger_write(c->ledger, &writer);
+    to->copy = copy_keep(c->copy, c->copy_bytes);
 }
 
 static void coordinator_load(dlxi_coordinator *c, const coordinator_image *from) {
@@ -283,6 +338,66 @@ static void coordinator_load(dlxi_coordinator *c, const coordinator_image *from)
     c->trouble = from->trouble;
     dlxi_reader reader = dlxi_reader_over(from->ledger, from->ledger_bytes);
     (void)dlxi_ledger_read(c->ledger, &reader);
+    if (from->copy == 0) {
+        free(c->copy);
+        c->copy = NULL;
+        c->copy_bytes = 0;
+        return;
+    }
+    const dlxi_frame *copy = &kept[from->copy].frame;
+    if (c->copy == NULL) c->copy = malloc(DLXI_COPY_MAX);
+    CHECK(c->copy != NULL, "out of memory for a copy\n");
+    memcpy(c->copy, copy->payload, c->copy_bytes = copy->payload_bytes);
+}
+
+/* One without a run yet. */
+static dlxi_takeover *takeover_new(const dlxi_coordinator_settings *run) {
+    const dlxi_takeover_settings settings = {.run = *run};
+    dlxi_takeover *t;
+    CHECK(dlxi_takeover_open(&t, &settings, w.now_ms, NULL) == DLX_OK, "takeover\n");
+    t->ranks = calloc(t->room = SITES, sizeof *t->ranks);
+    CHECK(t->ranks != NULL, "out of memory for a takeover\n");
+    return t;
+}
+
+/* Its coordinator is what the best copy says. */
+static void takeover_best_set(dlxi_takeover *t, uint32_t best) {
+    if (best == takeover_best) return;
+    takeover_best = best;
+    dlxi_coordinator_close(&t->c);
+    if (best == 0) return;
+    const dlxi_frame *f = &kept[best].frame;
+    CHECK(dlxi_coordinator_restore_copy(&t->c, &t->settings.run, f->payload, f->payload_bytes,
+                                        w.now_ms, NULL) == DLX_OK,
+          "a copy that was good\n");
+}
+
+static void takeover_store(takeover_image *to, const dlxi_takeover *t) {
+    *to = (takeover_image){.phase = t->phase,
+                           .life_id = t->settings.run.life_id,
+                           .run_id = t->run_id,
+                           .given_up = t->given_up,
+                           .term = t->term,
+                           .count = t->count,
+                           .best = t->best,
+                           .now_ms = t->now_ms,
+                           .opened_ms = t->opened_ms};
+    memcpy(to->ranks, t->ranks, t->count * sizeof *t->ranks);
+}
+
+static void takeover_load(dlxi_takeover *t, const takeover_image *from) {
+    t->phase = from->phase;
+    t->result = (dlx_error){0}; /* one that has failed is not kept */
+    t->settings.run.life_id = from->life_id;
+    t->run_id = from->run_id;
+    t->given_up = from->given_up;
+    t->term = from->term;
+    t->count = from->count;
+    t->best = from->best;
+    t->now_ms = from->now_ms;
+    t->opened_ms = from->opened_ms;
+    memcpy(t->ranks, from->ranks, t->count * sizeof *t->ranks);
+    takeover_best_set(t, w.best);
 }
 
 static void site_store(site_image *to, const dlxi_site *s) {
@@ -292,6 +407,8 @@ static void site_store(site_image *to, const dlxi_site *s) {
     memcpy(to->tail, (const uint8_t *)s + S_TAIL, S_TAIL_BYTES);
     to->standing = s->standing == NULL ? 0 : frame_keep(&s->standing->frame);
     to->stood_ms = s->stood_ms;
+    to->copy = s->copy;
+    to->copied = copy_keep(s->copy.data, s->copy.bytes);
 }
 
 static void site_load(dlxi_site *s, const site_image *from) {
@@ -299,6 +416,11 @@ static void site_load(dlxi_site *s, const site_image *from) {
     s->view = from->view;
     s->commit = from->commit;
     memcpy((uint8_t *)s + S_TAIL, from->tail, S_TAIL_BYTES);
+    uint8_t *data = (uint8_t *)(uintptr_t)s->copy.data;
+    s->copy = from->copy;
+    s->copy.data = data = realloc(data, from->copy.bytes + (size_t)1);
+    CHECK(data != NULL, "out of memory for a copy\n");
+    if (from->copied != 0) memcpy(data, kept[from->copied].frame.payload, from->copy.bytes);
     free(s->standing);
     s->standing = NULL;
     s->stood_ms = from->stood_ms;
@@ -313,13 +435,17 @@ static void site_load(dlxi_site *s, const site_image *from) {
 
 static void image_store(image *to) {
     to->w = w;
-    if (!w.down) coordinator_store(&to->c, coordinator);
+    for (int k = 0; k < 2; k++)
+        if (machines[k] != NULL && !w.seat[k].down) coordinator_store(&to->c[k], machines[k]);
+    if (w.seat[1].taking) takeover_store(&to->takeover, takeover);
     for (uint16_t i = 0; i < sites; i++) site_store(&to->site[i], site[i]);
 }
 
 static void image_load(const image *from) {
     w = from->w;
-    if (!w.down) coordinator_load(coordinator, &from->c);
+    for (int k = 0; k < 2; k++)
+        if (machines[k] != NULL && !w.seat[k].down) coordinator_load(machines[k], &from->c[k]);
+    if (w.seat[1].taking) takeover_load(takeover, &from->takeover);
     for (uint16_t i = 0; i < sites; i++) site_load(site[i], &from->site[i]);
 }
 
@@ -399,9 +525,8 @@ static uint64_t run_site_hash(uint64_t hash, const dlxi_run_site *s) {
     return dlxi_hash(&r, sizeof r, mix(hash, s->report != NULL));
 }
 
-static uint64_t coordinator_hash(uint64_t hash) {
+static uint64_t coordinator_hash(uint64_t hash, const dlxi_coordinator *c) {
     static dlxi_coordinator head; /* only that of it */
-    const dlxi_coordinator *c = coordinator;
     memcpy(&head, c, C_HEAD);
     memset(&head.result, 0, sizeof head.result);
     head.expected = NULL;
@@ -437,7 +562,27 @@ static uint64_t coordinator_hash(uint64_t hash) {
     uint8_t ledger[FREE_BYTES];
     dlxi_writer writer = dlxi_writer_over(ledger, FREE_BYTES);
     dlxi_ledger_write(c->ledger, &writer);
+    if (copies_count && c->copy != NULL) hash = dlxi_hash(c->copy, c->copy_bytes, hash);
     return dlxi_hash(ledger, writer.used_bytes, hash);
+}
+
+static uint64_t takeover_hash(uint64_t hash, const dlxi_takeover *t) {
+    hash = mix(mix(mix(hash, w.best), t->term), (uint64_t)age_of(t->opened_ms) << 8 | t->phase);
+    for (uint32_t i = 0; i < t->count; i++) {
+        dlxi_heard h;
+        memcpy(&h, &t->ranks[i], sizeof h);
+        to_age(&h.seen_ms);
+        to_age(&h.asked_ms);
+        hash = dlxi_hash(&h, sizeof h, hash);
+    }
+    return hash;
+}
+
+static uint64_t seat_hash(uint64_t hash, const seat *s, const dlxi_coordinator *c) {
+    hash = mix(hash, (uint64_t)s->life << 8 | (uint64_t)(s->down | s->over << 1 | s->taking << 2));
+    hash = dlxi_hash(s->state, s->state_bytes, mix(hash, s->stored_round));
+    if (s->taking) return takeover_hash(hash, takeover);
+    return s->down || c == NULL ? hash : coordinator_hash(hash, c);
 }
 
 static uint64_t site_hash(uint64_t hash, const dlxi_site *s) {
@@ -458,13 +603,16 @@ static uint64_t site_hash(uint64_t hash, const dlxi_site *s) {
     to_age(&p.stood_ms);
     if (s->standing == NULL) p.stood_ms = 0;
     hash = dlxi_hash((const uint8_t *)&p + S_TAIL, S_TAIL_BYTES, hash);
+    if (copies_count) {
+        hash = mix(mix(hash, s->copy.term), s->copy.round);
+        hash = dlxi_hash(s->copy.data, s->copy.bytes, hash);
+    }
     return frame_hash(hash, s->standing == NULL ? 0 : frame_keep(&s->standing->frame));
 }
 
 static uint64_t world_hash(void) {
-    const uint8_t left[] = {w.losses, w.stops,    w.deaths,
-                            w.lags,   w.troubles, (uint8_t)(w.down | w.over << 1),
-                            w.life,   w.copies};
+    const uint8_t left[] = {w.losses, w.stops, w.deaths,    w.lags,   w.troubles,
+                            w.copies, w.turns, w.takeovers, w.turned, w.has_second};
     uint64_t hash = dlxi_hash(left, sizeof left, 1);
     for (uint16_t i = 0; i < sites; i++) {
         for (int life = 0; life <= LATE; life++) hash = queue_hash(hash, &w.to_site[life][i]);
@@ -475,8 +623,8 @@ static uint64_t world_hash(void) {
         hash = site_hash(hash, site[i]);
     }
     hash = dlxi_hash(w.history, sizeof w.history, mix(hash, w.counted));
-    hash = dlxi_hash(w.state, w.state_bytes, mix(hash, w.stored_round));
-    return w.down ? hash : coordinator_hash(hash);
+    for (int k = 0; k < 2; k++) hash = seat_hash(hash, &w.seat[k], machines[k]);
+    return hash;
 }
 
 #endif
