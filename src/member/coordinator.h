@@ -72,7 +72,7 @@ typedef struct dlxi_saved {
 bool dlxi_coordinator_is_unsaved(const dlxi_coordinator *c);
 /* The owner frees *out with dlxi_saved_release. From now on it counts as saved. */
 dlx_status dlxi_coordinator_save(dlxi_coordinator *c, dlxi_saved *out, dlx_error *error);
-/* The same with the record of that round, if there is one: after a takeover, for the earlier ones. */
+/* The same with the record of that round, if there is one: for those before, after a takeover. */
 dlx_status dlxi_coordinator_save_round(dlxi_coordinator *c, uint64_t round, dlxi_saved *out,
                                        dlx_error *error);
 void dlxi_saved_release(dlxi_saved *saved);

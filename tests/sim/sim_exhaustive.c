@@ -14,7 +14,7 @@
 
 #include "small_events.h"
 
-enum { DEPTH_MAX = 160, CHOICES_MAX = 96, END_STEPS = 80 };
+enum { DEPTH_MAX = 200, CHOICES_MAX = 96, END_STEPS = 80 };
 
 typedef enum choice_kind {
     DELIVER, /* to the site, from the coordinator's life `which` */
@@ -492,8 +492,22 @@ static const bounds small_bounds[] = {
     {3, 1, 0, 0, 0, 0, 1, 0, 0, 0, false, UINT64_MAX},
     {2, 1, 0, 1, 0, 1, 0, 0, 0, 0, true, UINT64_MAX},
     {2, 1, 0, 1, 0, 0, 0, 1, 0, 0, true, UINT64_MAX},
+    {2, 1, 0, 0, 0, 1, 0, 0, 1, 1, true, UINT64_MAX},
+    {3, 1, 0, 0, 0, 0, 0, 0, 1, 1, true, UINT64_MAX},
+    {2, 1, 0, 0, 0, 0, 0, 0, 3, 1, true, 200000},
 };
 static const bounds large_bounds[] = {
+    {2, 1, 1, 0, 0, 0, 0, 0, 2, 1, true, UINT64_MAX},
+    {2, 1, 0, 1, 0, 0, 0, 0, 2, 1, true, 3000000},
+    {2, 1, 1, 1, 0, 0, 0, 0, 1, 1, true, UINT64_MAX},
+    {2, 2, 0, 1, 0, 0, 0, 0, 2, 1, true, 3000000},
+    {2, 1, 1, 0, 0, 1, 0, 0, 1, 1, true, 3000000},
+    {2, 1, 0, 0, 1, 0, 0, 0, 2, 1, true, 3000000},
+    {2, 2, 0, 0, 0, 0, 1, 1, 2, 1, true, 3000000},
+    {3, 1, 0, 1, 0, 0, 0, 0, 1, 1, true, 3000000},
+    {3, 2, 0, 0, 0, 0, 0, 0, 2, 1, true, 3000000},
+    {2, 1, 0, 2, 0, 0, 0, 0, 1, 2, true, 3000000},
+
     {3, 2, 1, 0, 0, 0, 0, 0, 0, 0, true, UINT64_MAX},
     {3, 1, 0, 1, 0, 0, 0, 0, 0, 0, true, UINT64_MAX},
     {2, 2, 2, 1, 0, 0, 0, 0, 0, 0, false, UINT64_MAX},
