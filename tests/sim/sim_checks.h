@@ -115,6 +115,14 @@ static void check_named(const world *w) {
     CHECK(!is_alone || !is_long || !missed || c->named, "nobody named sites %u and %u", c->a, c->b);
 }
 
+/* Frames that are lost, late or repeated, and connections that break, cost no attempt. */
+static void check_attempts(const world *w) {
+    if (w->t.cut_count > 0 || w->t.pause > 0) return;
+    for (uint16_t i = 0; i < w->peers; i++)
+        CHECK(w->peer[i].attempts == ROUNDS, "peer %u was in %llu attempts", i,
+              (unsigned long long)w->peer[i].attempts);
+}
+
 /* A failure is the hostile site's, and the coordinator says so, or a peer whose last message to it
  * was lost. */
 static void check_blamed(const world *w, const dlx_error *error) {

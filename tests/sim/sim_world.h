@@ -44,6 +44,7 @@ enum {
     PATIENCE_MS = 120000, /* … with a hostile rank: */
     PATIENCE_HOSTILE_MS = 25000,
     FAULTS_END_MS = 20000,   /* from then on everything works */
+    FLAP_MS = 800,           /* between two resets of a connection that flaps */
     RUN_END_MS = 60000,      /* by then the run is over */
     ELASTIC_END_MS = 300000, /* … if it may go on without some sites */
     ORPHAN_MS = 30000,
@@ -93,7 +94,7 @@ typedef struct peer {
     dlxi_state *lent;     /* the state, while the engine has it */
     uint64_t m_hash;      /* of M, as it was submitted */
     uint64_t applied;     /* rounds */
-    uint64_t attempts;
+    uint64_t attempts, repairs;
     bool submitted, ended, finished, reported;
     uint64_t parts; /* that were reported, of part_count */
     uint16_t part_count;
@@ -130,6 +131,7 @@ typedef struct trouble {
     cut cuts[CUTS_MAX];
     uint16_t cut_count;
     uint16_t lost, hostile; /* peers, or NODES */
+    uint16_t flaps;         /* the connections of this site to the next one do, or NODES */
     uint16_t sites_min;
     bool elastic; /* the run goes on without sites that are missing, if there are sites_min */
     crash crashes_of[CRASHES_MAX];
@@ -154,7 +156,8 @@ typedef struct world {
     uint64_t draws;
     uint64_t replicated[ROUNDS_MAX][RANKS_MAX]; /* hash after each round; 0: not seen yet */
     uint64_t means[ROUNDS_MAX][RANKS_MAX];      /* allreduce: of the gradients */
-    uint64_t frames, attempts, lines, damaged, dropped, followed, lives;
+    uint64_t frames, attempts, repairs, lines, damaged, dropped, followed, lives;
+    int64_t flapped_ms; /* the last time */
     /* elastic runs */
     uint64_t records[ROUNDS_MAX];   /* hash of each committed round */
     uint32_t members[ROUNDS_MAX];   /* bits of its sites */
