@@ -328,6 +328,7 @@ static void coordinator_pump(world *w) {
     if (w->coordinator == NULL) coordinator_start(w);
     dlxi_coordinator_on_tick(w->coordinator, w->now_ms);
     lines_take(w);
+    check_attempts_broken(w);
     bool done = dlxi_coordinator_phase_of(w->coordinator) == DLXI_COORDINATOR_DONE;
     bool unsaved = dlxi_coordinator_is_unsaved(w->coordinator);
     if (!done && unsaved && stops_now(w, STOP_UNSAVED)) {
