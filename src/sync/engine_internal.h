@@ -12,7 +12,8 @@ enum {
     GREET_MS = 1000,
     LARGE_BYTES = 16384, /* of a greeting that shows that a way carries more than small frames */
     PAUSE_MS = 1000,     /* a longer gap between ticks is this process's own pause, not a silence */
-    ANCHOR_FROM = 0      /* the site whose θ starts the run */
+    REPAIR_PAUSE_MS = 10000, /* at least, between two lines about lost frames of a way */
+    ANCHOR_FROM = 0          /* the site whose θ starts the run */
 };
 
 /* In the `trip` of a GREETING. */
@@ -32,8 +33,8 @@ typedef struct dlxi_way {
      * its newest one that was answered; the most groups that it said to have received */
     uint32_t asks, answered, answers;
     uint64_t arrived;
-    uint64_t repaired_round;                 /* the last in which frames were sent again */
-    dlxi_transfer gives;                     /* asked for by the other side */
+    int64_t repaired_ms; /* when it was last shown that frames are sent again; 0: never */
+    dlxi_transfer gives; /* asked for by the other side */
     int64_t hears_ms, large_ms, redialed_ms; /* it last said so; the last large greeting */
     uint32_t serves;                         /* number of its FETCH that is answered; 0: none */
     uint64_t serves_round;

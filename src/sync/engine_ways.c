@@ -53,10 +53,10 @@ static void frames_send_again(dlxi_engine *e, uint16_t to, const dlxi_greeting *
     v->answers = theirs->asks;
     v->greeted_ms = e->now_ms - GREET_MS; /* it says so before the first frame */
     e->outcome.repairs++;
-    if (v->repaired_round != e->begun_round)
-        dlxi_lines_add(&e->lines, "frames to site '%s' were lost, and are sent again",
-                       e->site->welcome.members[to].name);
-    v->repaired_round = e->begun_round;
+    if (v->repaired_ms > 0 && e->now_ms - v->repaired_ms < REPAIR_PAUSE_MS) return;
+    v->repaired_ms = e->now_ms;
+    dlxi_lines_add(&e->lines, "frames to site '%s' were lost, and are sent again",
+                   e->site->welcome.members[to].name);
 }
 
 /* Of the attempt that is under way here. */

@@ -314,6 +314,9 @@ static void coordinator_stop(world *w) {
     if (verbose) printf("%6lld ms: the coordinator stops\n", (long long)w->now_ms);
     dlxi_coordinator_close(&w->coordinator);
     w->coordinator_at_ms = w->now_ms + down_ms;
+    /* its last words may come after its next life's first ones */
+    uint64_t late = dlxi_rng_u64(seed, 6, w->stopped);
+    if (late % 2 == 0) packets_delay(w, COORDINATOR, down_ms + (int64_t)(late / 2 % LATE_MS));
 }
 
 static void lines_take(world *w) {

@@ -212,6 +212,37 @@ static bool is_cut(const world *w, uint16_t from, uint16_t to) {
     return false;
 }
 
+static void packet_insert(world *w, packet *p) {
+    packet **link = &w->in_flight;
+    while (*link != NULL && (*link)->at_ms <= p->at_ms) link = &(*link)->next;
+    p->next = *link;
+    *link = p;
+}
+
+/* What this node has sent on connections that are closed takes longer. */
+static void packets_delay(world *w, uint16_t from, int64_t more_ms) {
+    packet *delayed = NULL, **last = &delayed;
+    for (packet **link = &w->in_flight; *link != NULL;) {
+        packet *p = *link;
+        if (p->from != from) {
+            link = &p->next;
+            continue;
+        }
+        *link = p->next;
+        w->queued[p->from][p->to] -= !p->late;
+        p->next = NULL;
+        p->late = true;
+        *last = p;
+        last = &p->next;
+    }
+    while (delayed != NULL) {
+        packet *p = delayed;
+        delayed = p->next;
+        p->at_ms += more_ms;
+        packet_insert(w, p);
+    }
+}
+
 /* Behind every packet of the same way, unless it is reordered or `late`. */
 static void packet_post(world *w, uint16_t from, uint16_t to, const dlxi_frame *frame, bool late) {
     packet *p = malloc(sizeof *p + frame->payload_bytes);
@@ -221,12 +252,9 @@ static void packet_post(world *w, uint16_t from, uint16_t to, const dlxi_frame *
     p->frame.payload = p->payload;
     p->at_ms = w->now_ms + 1 + (int64_t)draw(w, (uint64_t)(late ? LATE_MS : w->t.delay_ms_max));
     bool ordered = !late && !chance(w, w->t.reorder);
-    packet **link = &w->in_flight;
     for (packet *q = w->in_flight; ordered && q != NULL; q = q->next)
         if (q->from == from && q->to == to && !q->late && q->at_ms > p->at_ms) p->at_ms = q->at_ms;
-    while (*link != NULL && (*link)->at_ms <= p->at_ms) link = &(*link)->next;
-    p->next = *link;
-    *link = p;
+    packet_insert(w, p);
     w->queued[from][to] += !late;
     w->frames++;
 }
