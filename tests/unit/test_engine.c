@@ -164,15 +164,19 @@ static void what_is_staged_waits_for_the_next_coordinator(void **state) {
 
 /* ---- what another site sends ----------------------------------------------------------------- */
 
-static lone *exchanging_lone(void) {
+static lone *exchanging_lone_of(uint16_t members) {
     const dlx_sync_config config = lone_config();
     lone *l = lone_open(&config, LONE_TENSORS, 0);
     lone_join(l, 0, 3);
     lone_submit(l);
-    lone_begin(l, 1, 1, 0, 3);
+    lone_begin(l, 1, 1, 0, members);
     lone_turn(l, 1);
     assert_int_equal(l->sent[DLXI_FRAME_STAGED], 0);
     return l;
+}
+
+static lone *exchanging_lone(void) {
+    return exchanging_lone_of(3);
 }
 
 /* What was sent to site 1. */
@@ -245,6 +249,36 @@ static void what_was_lost_is_asked_for(void **state) {
     lone_close(l);
 }
 
+/* Frames behind a gap ask once. */
+static void a_gap_is_asked_for_once(void **state) {
+    (void)state;
+    static const uint8_t payload[64];
+    const dlx_sync_config config = lone_config();
+    const size_t group_bytes =
+        dlxi_quantiser_group_bytes((dlxi_quantiser){config.bits, config.group});
+    lone *l = exchanging_lone_of(2); /* whose blocks have more than one group */
+    sent_to_1 s = {0};
+    dlxi_frame frame = {.kind = DLXI_FRAME_CONTRIBUTION,
+                        .term = 1,
+                        .round = 1,
+                        .attempt = 1,
+                        .site = 1,
+                        .offset_groups = 1,
+                        .count_groups = 1,
+                        .payload = payload,
+                        .payload_bytes = (uint32_t)group_bytes};
+    l->on_send = note_sent;
+    l->context = &s;
+    for (int i = 0; i < 3; i++) {
+        lone_hear(l, 1, frame);
+        lone_turn(l, 1);
+        assert_int_equal(s.greetings, 1);
+        assert_int_equal(s.newest.asks, 1);
+    }
+    assert_int_equal(l->sent[DLXI_FRAME_ABORT], 0);
+    lone_close(l);
+}
+
 /* Once per request; the greeting that answers it comes first. */
 static void what_is_asked_for_is_sent_again(void **state) {
     (void)state;
@@ -289,6 +323,21 @@ static void requests_are_no_progress(void **state) {
         assert_in_range(l->now_ms - begun_ms, 0, 2 * LONE_TIMEOUT_MS + 100);
     }
     assert_true(l->now_ms - begun_ms >= LONE_TIMEOUT_MS);
+    lone_close(l);
+}
+
+/* That another site has received more, as it says, is progress: once. */
+static void what_arrives_is_progress(void **state) {
+    (void)state;
+    lone *l = exchanging_lone();
+    int64_t begun_ms = l->now_ms;
+    while (l->sent[DLXI_FRAME_ABORT] == 0) {
+        lone_ping(l, 1, 1, 1);
+        if (l->now_ms - begun_ms >= LONE_TIMEOUT_MS - 200) greet_1(l, 1, 0, 0, 0, 1);
+        lone_turn(l, 100);
+        assert_in_range(l->now_ms - begun_ms, 0, 2 * LONE_TIMEOUT_MS);
+    }
+    assert_true(l->now_ms - begun_ms >= 2 * LONE_TIMEOUT_MS - 200);
     lone_close(l);
 }
 
@@ -516,8 +565,10 @@ int main(void) {
         cmocka_unit_test(an_attempt_ends_with_its_coordinator),
         cmocka_unit_test(what_is_staged_waits_for_the_next_coordinator),
         cmocka_unit_test(what_was_lost_is_asked_for),
+        cmocka_unit_test(a_gap_is_asked_for_once),
         cmocka_unit_test(what_is_asked_for_is_sent_again),
         cmocka_unit_test(requests_are_no_progress),
+        cmocka_unit_test(what_arrives_is_progress),
         cmocka_unit_test(a_malformed_frame_ends_the_attempt_and_names_its_sender),
         cmocka_unit_test(a_site_that_sends_as_another_is_named),
         cmocka_unit_test(silent_sites_are_named_within_the_timeout),
