@@ -62,9 +62,9 @@ bool dlxi_allreduce_peek(dlxi_allreduce *a, uint32_t to, dlxi_frame *frame);
 bool dlxi_allreduce_advance(dlxi_allreduce *a, uint32_t to);
 
 /* Takes a CONTRIBUTION or RESULT frame of this term, round, attempt and trip from member `from`.
- * DLX_OK: taken, or repeated (*moved says which). DLX_PEER_LOST: frames before it were lost; *moved:
- * none that was sent later has arrived. DLX_DATA: it is of a tensor or range that this exchange does
- * not have, from the wrong owner, or not finite. Nothing is taken on refusal. */
+ * DLX_OK: taken, or repeated (*moved says which). DLX_PEER_LOST: frames before it were lost; *moved
+ * if no later one has arrived. DLX_DATA: it is of a tensor or range that this exchange does not
+ * have, from the wrong owner, or not finite. Nothing is taken on refusal. */
 dlx_status dlxi_allreduce_on_frame(dlxi_allreduce *a, uint32_t from, const dlxi_frame *frame,
                                    bool *moved, dlx_error *error);
 

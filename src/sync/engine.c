@@ -161,8 +161,8 @@ static void trouble_of_way(dlxi_engine *e, uint16_t from, int64_t silent_ms) {
     trouble_report(e, DLX_TIMEOUT, from, text);
 }
 
-/* A malformed frame ends the attempt, if one is under way, which starts again from M; other failures
- * end the run. `about`: the site that the frame is from. */
+/* A malformed frame ends the attempt, if one is under way, which starts again from M; other
+ * failures end the run. `about`: the site that the frame is from. */
 static void exchange_result(dlxi_engine *e, uint16_t about, dlx_status status,
                             const dlx_error *error) {
     if (status == DLX_OK) return;

@@ -93,8 +93,8 @@ static inline bool is_under_way(const dlxi_engine *e) {
     return dlxi_exchange_trip(e->exchange) >= 0;
 }
 
-/* A staged attempt goes on for sites that lack frames of it, but not in a new term, in which they have
- * dropped it. */
+/* A staged attempt goes on for sites that lack frames of it, but not in a new term, in which they
+ * have dropped it. */
 static inline bool is_exchanging(const dlxi_engine *e) {
     return is_under_way(e) || (dlxi_exchange_is_staged(e->exchange) && e->site->staged &&
                                e->site->attempt_term == e->site->term);

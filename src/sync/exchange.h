@@ -45,8 +45,8 @@ bool dlxi_exchange_advance(dlxi_exchange *x, uint16_t site);
 
 /* A contribution or result from another site. Frames of attempts and trips to come are kept
  * (bounded) until then; those of past ones are dropped. *moved: it is no repetition.
- * DLX_PEER_LOST: frames before it were lost, and are to be asked for. DLX_DATA: it is malformed, and
- * the attempt can't go on. */
+ * DLX_PEER_LOST: frames before it were lost, and are to be asked for. DLX_DATA: it is malformed,
+ * and the attempt can't go on. */
 dlx_status dlxi_exchange_on_frame(dlxi_exchange *x, const dlxi_frame *frame, bool *moved,
                                   dlx_error *error);
 

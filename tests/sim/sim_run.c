@@ -576,15 +576,6 @@ static void world_close(world *w) {
     for (int i = 0; i < ROUNDS_MAX; i++) free(w->stored_records[i]);
 }
 
-static void flap(world *w) {
-    uint16_t a = w->t.flaps, b = (uint16_t)((a + 1u) % w->sites);
-    bool due = a != NODES && w->now_ms < FAULTS_END_MS && w->now_ms >= w->flapped_ms + FLAP_MS;
-    if (!due) return;
-    w->flapped_ms = w->now_ms;
-    for (uint16_t r = 0; r < w->ranks; r++)
-        link_reset(w, (uint16_t)(a * w->ranks + r), (uint16_t)(b * w->ranks + r));
-}
-
 /* The next thing that is due happens. */
 static void step(world *w) {
     int64_t at_ms = w->coordinator_at_ms;

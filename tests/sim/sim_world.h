@@ -360,4 +360,14 @@ static void link_reset(world *w, uint16_t a, uint16_t b) {
     }
 }
 
+/* Those between two sites break again and again. */
+static void flap(world *w) {
+    uint16_t a = w->t.flaps, b = (uint16_t)((a + 1u) % w->sites);
+    bool due = a != NODES && w->now_ms < FAULTS_END_MS && w->now_ms >= w->flapped_ms + FLAP_MS;
+    if (!due) return;
+    w->flapped_ms = w->now_ms;
+    for (uint16_t r = 0; r < w->ranks; r++)
+        link_reset(w, (uint16_t)(a * w->ranks + r), (uint16_t)(b * w->ranks + r));
+}
+
 #endif
