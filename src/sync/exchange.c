@@ -349,7 +349,7 @@ bool dlxi_exchange_is_staged(const dlxi_exchange *x) {
 /* Whether an attempt is under way with that site. A staged one goes on for those that lack its
  * frames. */
 static bool exchanges_with(const dlxi_exchange *x, uint16_t site) {
-    if (x->phase != UNDER_WAY && (x->phase != STAGED || DLXI_PLANTED(24))) return false;
+    if (x->phase != UNDER_WAY && (x->phase != STAGED || DLXI_PLANTED(26))) return false;
     return x->position[site] != NOWHERE && x->position[site] != x->me;
 }
 
