@@ -659,8 +659,8 @@ DLX_API void dlx_coordinator_on_drop(dlx_coordinator *coordinator,
 typedef struct dlx_coordinator_statistics {
     size_t size;
     uint64_t attempts; /* to exchange a round's pseudo-gradients */
-    /* that failed: nothing moved between two sites; frames were lost on the way or malformed;
-     * results differed; a site was lost */
+    /* that failed: nothing moved between two sites; a frame was malformed; results differed; a
+     * site was lost */
     uint64_t stalled, broken, differing, member_lost;
     /* times from a failed attempt or a lost site to the next commit */
     uint64_t recoveries;

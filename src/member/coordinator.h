@@ -142,8 +142,8 @@ bool dlxi_coordinator_dropped(const dlxi_coordinator *c, uint16_t site, uint64_t
 /* What happened since this life of the coordinator began. */
 typedef struct dlxi_coordinator_facts {
     uint64_t attempts; /* begun */
-    /* that failed: nothing moved between two sites; frames were lost, or malformed; results
-     * differed; a member was lost */
+    /* that failed: nothing moved between two sites; a frame was malformed; results differed; a
+     * member was lost */
     uint64_t stalled, broken, differing, member_lost;
     /* from a failed attempt or a lost site to the next commit */
     uint64_t recoveries;

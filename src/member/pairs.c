@@ -3,7 +3,7 @@
 
 #include "base/fault.h"
 
-enum { LOSSES_MAX = 3, MEMORY_MS = 3600000 };
+enum { FAULTS_MAX = 3, MEMORY_MS = 3600000 };
 
 static dlxi_pair *pair_of(dlxi_pairs *p, uint16_t a, uint16_t b) {
     return a < b ? &p->at[a][b] : &p->at[b][a];
@@ -26,19 +26,19 @@ void dlxi_pairs_block(dlxi_pairs *p, uint16_t a, uint16_t b, int64_t now_ms) {
     pair->blocked = true;
     pair->blocked_ms = now_ms;
     pair->works_ms = 0;
-    pair->losses = 0;
+    pair->faults = 0;
     bits_set(p, a, b, true);
 }
 
-bool dlxi_pairs_on_loss(dlxi_pairs *p, uint16_t a, uint16_t b, int64_t now_ms) {
+bool dlxi_pairs_on_fault(dlxi_pairs *p, uint16_t a, uint16_t b, int64_t now_ms) {
     dlxi_pair *pair = pair_of(p, a, b);
-    if (++pair->losses < LOSSES_MAX) return false;
+    if (++pair->faults < FAULTS_MAX) return false;
     dlxi_pairs_block(p, a, b, now_ms);
     return true;
 }
 
 void dlxi_pairs_on_commit(dlxi_pairs *p, uint16_t a, uint16_t b) {
-    pair_of(p, a, b)->losses = 0;
+    pair_of(p, a, b)->faults = 0;
 }
 
 bool dlxi_pairs_on_word(dlxi_pairs *p, uint16_t a, uint16_t b, bool works, int64_t now_ms) {

@@ -14,7 +14,7 @@ enum { DLXI_PAIR_PROBATION_MS = 10000, DLXI_PAIR_PROBATION_MAX_MS = 600000 };
 
 typedef struct dlxi_pair {
     bool blocked;
-    uint8_t losses;       /* of frames, since the last round that both were in */
+    uint8_t faults;       /* malformed frames, since the last round that both were in */
     int64_t blocked_ms;   /* since when; or when it last was */
     int64_t works_ms;     /* since when both say that it works; 0: they don't */
     int64_t probation_ms; /* how long it must have worked to be free; 0: never blocked */
@@ -27,8 +27,8 @@ typedef struct dlxi_pairs {
 
 /* Nothing moves between a and b. */
 void dlxi_pairs_block(dlxi_pairs *p, uint16_t a, uint16_t b, int64_t now_ms);
-/* Frames between them were lost: true if that is so often that the pair is now blocked. */
-bool dlxi_pairs_on_loss(dlxi_pairs *p, uint16_t a, uint16_t b, int64_t now_ms);
+/* A frame between them was malformed: true if that is so often that the pair is now blocked. */
+bool dlxi_pairs_on_fault(dlxi_pairs *p, uint16_t a, uint16_t b, int64_t now_ms);
 /* A round has committed with both. */
 void dlxi_pairs_on_commit(dlxi_pairs *p, uint16_t a, uint16_t b);
 /* Both of them say whether it works. True: the pair is free again, as of now. */

@@ -13,7 +13,7 @@
 enum {
     ANSWER_MS = 250, /* at least, between two messages that a rank lacked */
     TELL_MS = 1000,
-    LOSS_PAUSE_MS = 10000,
+    FAULT_PAUSE_MS = 10000,
     RETRY_MS = 250, /* between the begins of attempts, after RETRIES_AT_ONCE */
     RETRIES_AT_ONCE = 3,
     WAIT_TELL_MS = 10000,
@@ -338,7 +338,8 @@ static uint64_t cause_hash(const char *why, const char *duration) {
 }
 
 /* Whether terminals show this report: a cause at first, and again each time that the trouble has
- * lasted twice as long. A loss that is made good at once is shown at most every LOSS_PAUSE_MS. */
+ * lasted twice as long. One that the next attempt makes good is shown at most every
+ * FAULT_PAUSE_MS. */
 static bool cause_is_due(dlxi_coordinator *c, const char *why, int64_t now_ms) {
     const char *duration = strstr(why, " for ");
     const uint64_t cause = cause_hash(why, duration);
@@ -352,7 +353,7 @@ static bool cause_is_due(dlxi_coordinator *c, const char *why, int64_t now_ms) {
     else if (in_this_trouble)
         due = now_ms - since_ms >= 2 * (told->at_ms - since_ms) + TELL_MS;
     else
-        due = duration != NULL || now_ms - told->at_ms >= LOSS_PAUSE_MS;
+        due = duration != NULL || now_ms - told->at_ms >= FAULT_PAUSE_MS;
     if (due) *told = (dlxi_told){cause, now_ms};
     return due;
 }
@@ -421,8 +422,8 @@ static bool pair_note(dlxi_coordinator *c, const dlxi_run_site *s, const dlxi_re
     bool blocked = reason->status == DLX_TIMEOUT;
     if (blocked)
         dlxi_pairs_block(&c->pairs, me, other, c->now_ms);
-    else if (reason->status == DLX_PEER_LOST)
-        blocked = dlxi_pairs_on_loss(&c->pairs, me, other, c->now_ms);
+    else if (reason->status == DLX_DATA)
+        blocked = dlxi_pairs_on_fault(&c->pairs, me, other, c->now_ms);
     return blocked;
 }
 

@@ -2,10 +2,11 @@
 /* The flat quantised AllReduce (allreduce.h): the partition into blocks, and one site's side of the
  * two trips.
  *
- * Positions are in groups, over all segments in order. Per other member there are four cursors,
- * which only move forward: of its block sent to it, of the own block received from it, of the own
- * result sent to it, and of its result received. Frames of one member arrive in the order sent, so
- * one that does not begin at the cursor is a gap, a repetition, or invalid.
+ * Positions are in groups, over all segments in order. What one member sends another is a stream:
+ * its contribution to the other's block, then the result of its own. Offsets in a stream are in
+ * groups, too. Frames of a stream arrive in order or not at all, so one that does not begin where
+ * the receiver stands is repeated, or follows a gap. The buffers stay as they are until the next
+ * begin, so the sender can go back to any offset.
  *
  * Memory is three vectors of codes: own, result, and the other members' contributions to the own
  * block. The weighted sum is not kept, but computed again for the residual. */
@@ -24,8 +25,9 @@ enum { TILE_VALUES = 4096 /* of a weighted sum at a time, on the stack */ };
 
 typedef struct peer {
     uint64_t begin, end; /* the block that this member owns */
-    uint64_t contribution_sent, result_sent;
-    uint64_t contribution_received, result_received;
+    /* offsets in the streams to and from it; the largest so far: also sent before it went back, and
+     * received after a gap */
+    uint64_t sent, sent_max, received, received_max;
     float weight;
     uint16_t site;
 } peer;
@@ -69,6 +71,11 @@ static uint64_t total_groups(const dlxi_allreduce *a) {
 
 static uint64_t block_groups(const peer *p) {
     return p->end - p->begin;
+}
+
+/* Of the streams to and from another member. */
+static uint64_t stream_groups(const dlxi_allreduce *a, const peer *p) {
+    return block_groups(&a->peers[a->me]) + block_groups(p);
 }
 
 /* The segment that holds `position`. */
@@ -201,8 +208,6 @@ static dlx_status exchange_set_up(dlxi_allreduce *a, const dlxi_allreduce_begin 
         peer *p = &a->peers[m];
         p->weight = b->weights[m];
         p->site = b->member_site[m];
-        p->contribution_sent = p->result_received = p->begin;
-        p->result_sent = p->contribution_received = mine->begin;
     }
     a->summed = mine->begin;
     DLX_TRY(codes_grow(&a->own, &a->own_capacity, total_groups(a), a->group_bytes, error));
@@ -312,9 +317,9 @@ static uint64_t frame_groups(const dlxi_allreduce *a, size_t segment, uint64_t p
 bool dlxi_allreduce_peek(dlxi_allreduce *a, uint32_t to, dlxi_frame *frame) {
     if (to >= a->members || to == a->me) return false;
     const peer *p = &a->peers[to], *mine = &a->peers[a->me];
-    bool contributes = p->contribution_sent < p->end; /* first: the owner can't begin without */
-    if (!contributes && p->result_sent == mine->end) return false;
-    uint64_t position = contributes ? p->contribution_sent : p->result_sent;
+    bool contributes = p->sent < block_groups(p); /* first: the owner can't begin without */
+    if (p->sent == stream_groups(a, p)) return false;
+    uint64_t position = contributes ? p->begin + p->sent : mine->begin + p->sent - block_groups(p);
     size_t segment = segment_at(a, position);
     uint64_t count = frame_groups(a, segment, position, contributes ? p->end : mine->end);
     if (!contributes && position + count > a->summed) return false; /* whole frames only */
@@ -335,14 +340,29 @@ bool dlxi_allreduce_peek(dlxi_allreduce *a, uint32_t to, dlxi_frame *frame) {
     return true;
 }
 
-void dlxi_allreduce_advance(dlxi_allreduce *a, uint32_t to) {
+static bool offset_raise(uint64_t *max, uint64_t offset) {
+    bool higher = offset > *max;
+    if (higher) *max = offset;
+    return higher;
+}
+
+bool dlxi_allreduce_advance(dlxi_allreduce *a, uint32_t to) {
     dlxi_frame frame;
     bool ready = dlxi_allreduce_peek(a, to, &frame);
     DLXI_ASSERT(ready);
-    if (frame.kind == DLXI_FRAME_CONTRIBUTION)
-        a->peers[to].contribution_sent += frame.count_groups;
-    else
-        a->peers[to].result_sent += frame.count_groups;
+    peer *p = &a->peers[to];
+    p->sent += frame.count_groups;
+    return offset_raise(&p->sent_max, p->sent);
+}
+
+void dlxi_allreduce_offsets(const dlxi_allreduce *a, uint32_t with, uint64_t *sent,
+                            uint64_t *received) {
+    *sent = a->peers[with].sent;
+    *received = a->peers[with].received;
+}
+
+void dlxi_allreduce_go_back(dlxi_allreduce *a, uint32_t to, uint64_t offset) {
+    if (offset < a->peers[to].sent) a->peers[to].sent = offset;
 }
 
 /* ---- frames in ------------------------------------------------------------------------------- */
@@ -386,54 +406,62 @@ static dlx_status groups_check(const dlxi_allreduce *a, const dlxi_frame *frame,
     return DLX_OK;
 }
 
-/* Whether it holds exactly what comes next from this member: groups [cursor, …) within the owner's
- * block. */
+/* *position ← where its groups begin, within the owner's block. */
 static dlx_status range_check(const dlxi_allreduce *a, const dlxi_frame *frame, const peer *owner,
-                              uint64_t cursor, dlx_error *error) {
-    uint64_t position, offset = frame->offset_groups, count = frame->count_groups;
-    DLX_TRY(groups_check(a, frame, &position, error));
-    if (position < owner->begin || position + count > owner->end)
+                              uint64_t *position, dlx_error *error) {
+    uint64_t offset = frame->offset_groups, count = frame->count_groups;
+    DLX_TRY(groups_check(a, frame, position, error));
+    if (*position < owner->begin || *position + count > owner->end)
         DLX_FAIL(error, DATA,
                  "site %u, tensor %u: groups %llu to %llu are not the block of site %u",
                  frame->site, frame->tensor, (unsigned long long)offset,
                  (unsigned long long)(offset + count), owner->site);
-    if (position > cursor && !DLXI_PLANTED(8))
-        DLX_FAIL(error, PEER_LOST, "frames of site %u were lost: tensor %u goes on at group %llu",
-                 frame->site, frame->tensor, (unsigned long long)offset);
-    if (position < cursor)
-        DLX_FAIL(error, DATA, "site %u, tensor %u: groups from %llu on came twice", frame->site,
-                 frame->tensor, (unsigned long long)offset);
-    if (!dlxi_codes_valid(frame->payload, (size_t)count, a->quantiser))
-        DLX_FAIL(error, DATA, "site %u, tensor %u: a scale or value is not finite", frame->site,
-                 frame->tensor);
     return DLX_OK;
 }
 
 /* Where the shortest of the other members' contributions ends. */
 static uint64_t contributed_end(const dlxi_allreduce *a) {
-    uint64_t least = a->peers[a->me].end;
+    const peer *mine = &a->peers[a->me];
+    uint64_t min = block_groups(mine);
     for (uint32_t m = 0; m < a->members; m++)
-        if (m != a->me && a->peers[m].contribution_received < least)
-            least = a->peers[m].contribution_received;
-    return least;
+        if (m != a->me && a->peers[m].received < min) min = a->peers[m].received;
+    return mine->begin + min;
 }
 
 dlx_status dlxi_allreduce_on_frame(dlxi_allreduce *a, uint32_t from, const dlxi_frame *frame,
-                                   dlx_error *error) {
+                                   bool *moved, dlx_error *error) {
+    *moved = false;
     DLX_TRY(origin_check(a, from, frame, error));
-    peer *p = &a->peers[from];
+    peer *p = &a->peers[from], *mine = &a->peers[a->me];
     bool contributes = frame->kind == DLXI_FRAME_CONTRIBUTION;
-    uint64_t *cursor = contributes ? &p->contribution_received : &p->result_received;
-    DLX_TRY(range_check(a, frame, contributes ? &a->peers[a->me] : p, *cursor, error));
-    if (DLXI_PLANTED(8)) *cursor = a->starts[segment_find(a, frame->tensor)] + frame->offset_groups;
+    uint64_t position, count = frame->count_groups;
+    DLX_TRY(range_check(a, frame, contributes ? mine : p, &position, error));
+    uint64_t offset =
+        contributes ? position - mine->begin : block_groups(mine) + position - p->begin;
+    if (offset < p->received) return DLX_OK;
+    if (offset > p->received && DLXI_PLANTED(8)) p->received = offset;
+    if (offset > p->received) {
+        *moved = offset_raise(&p->received_max, offset + count);
+        DLX_FAIL(error, PEER_LOST, "site %u, tensor %u: frames before group %u were lost",
+                 frame->site, frame->tensor, frame->offset_groups);
+    }
+    if (!dlxi_codes_valid(frame->payload, (size_t)count, a->quantiser))
+        DLX_FAIL(error, DATA, "site %u, tensor %u: a scale or value is not finite", frame->site,
+                 frame->tensor);
     uint8_t *dst =
-        contributes ? contribution_at(a, from, *cursor) : a->result + *cursor * a->group_bytes;
+        contributes ? contribution_at(a, from, position) : a->result + position * a->group_bytes;
     memcpy(dst, frame->payload, frame->payload_bytes);
-    *cursor += frame->count_groups;
-    if (!contributes) return DLX_OK;
-    dlx_status status = result_extend(a, contributed_end(a), error);
-    if (status != DLX_OK) *cursor -= frame->count_groups;
-    return status;
+    p->received += count;
+    if (contributes) {
+        dlx_status status = result_extend(a, contributed_end(a), error);
+        if (status != DLX_OK) {
+            p->received -= count;
+            return status;
+        }
+    }
+    (void)offset_raise(&p->received_max, p->received);
+    *moved = true;
+    return DLX_OK;
 }
 
 dlx_status dlxi_allreduce_on_entry(dlxi_allreduce *a, const dlxi_frame *frame, bool *moved,
@@ -460,20 +488,15 @@ dlx_status dlxi_allreduce_on_entry(dlxi_allreduce *a, const dlxi_frame *frame, b
 dlxi_awaited dlxi_allreduce_awaits(const dlxi_allreduce *a, uint32_t from) {
     if (from >= a->members || from == a->me) return DLXI_AWAITED_NOTHING;
     const peer *p = &a->peers[from];
-    if (p->contribution_received < a->peers[a->me].end) return DLXI_AWAITED_CONTRIBUTION;
-    return p->result_received < p->end ? DLXI_AWAITED_RESULT : DLXI_AWAITED_NOTHING;
+    if (p->received < block_groups(&a->peers[a->me])) return DLXI_AWAITED_CONTRIBUTION;
+    return p->received < stream_groups(a, p) ? DLXI_AWAITED_RESULT : DLXI_AWAITED_NOTHING;
 }
 
 bool dlxi_allreduce_done(const dlxi_allreduce *a) {
     if (a->members == 0) return false;
-    const peer *mine = &a->peers[a->me];
-    bool done = a->summed == mine->end;
-    for (uint32_t m = 0; m < a->members; m++) {
-        const peer *p = &a->peers[m];
-        if (m == a->me) continue;
-        done &= p->result_received == p->end && p->contribution_sent == p->end &&
-                p->result_sent == mine->end;
-    }
+    bool done = a->summed == a->peers[a->me].end;
+    for (uint32_t m = 0; m < a->members; m++)
+        done &= m == a->me || a->peers[m].received == stream_groups(a, &a->peers[m]);
     return done;
 }
 

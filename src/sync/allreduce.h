@@ -57,15 +57,23 @@ dlx_status dlxi_allreduce_on_entry(dlxi_allreduce *a, const dlxi_frame *frame, b
 
 /* peek: the next frame for member `to` (≠ me), or false if none is ready. It has groups of one
  * tensor, at most DLXI_FRAME_PAYLOAD_MAX bytes; its payload is valid until the next begin. advance:
- * the link accepted it. */
+ * the link accepted it; true if it is sent for the first time. */
 bool dlxi_allreduce_peek(dlxi_allreduce *a, uint32_t to, dlxi_frame *frame);
-void dlxi_allreduce_advance(dlxi_allreduce *a, uint32_t to);
+bool dlxi_allreduce_advance(dlxi_allreduce *a, uint32_t to);
 
-/* Takes a CONTRIBUTION or RESULT frame of this term, round, attempt and trip from member `from`;
- * refuses what follows a gap (DLX_PEER_LOST), is of a tensor or range that this exchange does not
- * have, sent twice, from the wrong owner, or not finite (DLX_DATA). Nothing changes on refusal. */
+/* Takes a CONTRIBUTION or RESULT frame of this term, round, attempt and trip from member `from`.
+ * DLX_OK: taken, or repeated (*moved says which). DLX_PEER_LOST: frames before it were lost; *moved
+ * if no later one has arrived. DLX_DATA: it is of a tensor or range that this exchange does not
+ * have, from the wrong owner, or not finite. Nothing is taken on refusal. */
 dlx_status dlxi_allreduce_on_frame(dlxi_allreduce *a, uint32_t from, const dlxi_frame *frame,
-                                   dlx_error *error);
+                                   bool *moved, dlx_error *error);
+
+/* How much was sent to a member and received from it, in groups: its contribution, then the result.
+ */
+void dlxi_allreduce_offsets(const dlxi_allreduce *a, uint32_t with, uint64_t *sent,
+                            uint64_t *received);
+/* Sends again what follows `offset`, which that member has received up to. Any value is valid. */
+void dlxi_allreduce_go_back(dlxi_allreduce *a, uint32_t to, uint64_t offset);
 
 /* What is missing from member `from`: its contribution, which it can send at once, or its result,
  * which needs all contributions. */
@@ -76,7 +84,7 @@ typedef enum dlxi_awaited {
 } dlxi_awaited;
 dlxi_awaited dlxi_allreduce_awaits(const dlxi_allreduce *a, uint32_t from);
 
-/* True once every result arrived, and all own frames have been taken. */
+/* True once every result arrived. Own frames may still be to send, or be asked for again. */
 bool dlxi_allreduce_done(const dlxi_allreduce *a);
 
 /* After done. The weighted sum, dequantised: dst[Σ groups · group]; equal to the bit on all

@@ -124,6 +124,7 @@ bool dlxi_engine_outcome(dlxi_engine *e, dlxi_outcome *outcome) {
     e->outcome = (dlxi_outcome){.ended = e->outcome.ended,
                                 .failure = e->outcome.failure,
                                 .attempts = e->outcome.attempts,
+                                .repairs = e->outcome.repairs,
                                 .parts = e->outcome.parts,
                                 .part_count = e->outcome.part_count,
                                 .saves = e->outcome.saves,
@@ -160,15 +161,15 @@ static void trouble_of_way(dlxi_engine *e, uint16_t from, int64_t silent_ms) {
     trouble_report(e, DLX_TIMEOUT, from, text);
 }
 
-/* A malformed frame or a gap ends the attempt, if one is under way, which starts again from M;
- * other failures end the run. `about`: the site that the frame is from. */
+/* A malformed frame ends the attempt, if one is under way, which starts again from M; other
+ * failures end the run. `about`: the site that the frame is from. */
 static void exchange_result(dlxi_engine *e, uint16_t about, dlx_status status,
                             const dlx_error *error) {
     if (status == DLX_OK) return;
-    if (status != DLX_DATA && status != DLX_PEER_LOST)
+    if (status != DLX_DATA)
         dlxi_site_fail(e->site, error);
     else if (e->begins || is_under_way(e))
-        trouble_report(e, DLX_PEER_LOST, about, error->message);
+        trouble_report(e, DLX_DATA, about, error->message);
 }
 
 /* ---- joining --------------------------------------------------------------------------------- */
@@ -240,10 +241,21 @@ static void ways_begin(dlxi_engine *e) {
 
 /* ---- frames of other sites ------------------------------------------------------------------- */
 
+static void on_exchange_frame(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
+    dlx_error error;
+    bool moved;
+    dlx_status status = dlxi_exchange_on_frame(e->exchange, frame, &moved, &error);
+    if (moved) e->moved_ms = e->now_ms;
+    if (status == DLX_PEER_LOST) {
+        dlxi_way_on_gap(e, from);
+        return;
+    }
+    if (status == DLX_DATA) dlxi_error_prefix(&error, "from site '%s': ", name_of(e, from));
+    exchange_result(e, from, status, &error);
+}
+
 static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
     dlx_error error;
-    dlx_status status = DLX_OK;
-    dlxi_way *v = &e->ways[from];
     if (frame->site != from || frame->rank != e->rank) {
         dlxi_error_set(&error, DLX_DATA,
                        "site '%s' sent as rank %u of site %u, not as rank %u of site %u; check "
@@ -252,13 +264,12 @@ static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
         dlxi_site_fail(e->site, &error);
         return;
     }
-    v->last_seen_ms = e->now_ms;
+    e->ways[from].last_seen_ms = e->now_ms;
     switch (frame->kind) {
     case DLXI_FRAME_GREETING:
-        status = dlxi_way_on_greeting(e, from, frame);
+        dlxi_way_on_greeting(e, from, frame);
         break;
     case DLXI_FRAME_ANCHOR:
-        dlxi_way_count(v, frame);
         on_anchor(e, frame);
         break;
     case DLXI_FRAME_FETCH:
@@ -269,19 +280,11 @@ static void on_data(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
         break;
     case DLXI_FRAME_CONTRIBUTION:
     case DLXI_FRAME_RESULT:
-        dlxi_way_count(v, frame);
-        e->moved_ms = e->now_ms;
-        status = dlxi_exchange_on_frame(e->exchange, frame, &error);
-        if (status == DLX_DATA) dlxi_error_prefix(&error, "from site '%s': ", name_of(e, from));
+        on_exchange_frame(e, from, frame);
         break;
     default:
         break;
     }
-    if (status == DLX_PEER_LOST)
-        dlxi_error_set(&error, status,
-                       "frames from site '%s' to site '%s' were lost: the connection broke",
-                       name_of(e, from), e->name);
-    exchange_result(e, from, status, &error);
 }
 
 /* ---- rounds ---------------------------------------------------------------------------------- */
@@ -292,9 +295,9 @@ static void attempt_begin(dlxi_engine *e) {
     DLXI_ASSERT(e->state != NULL && s->submitted && s->attempt > 0 && !s->staged);
     e->begun_ms = e->now_ms;
     e->exchange_bytes = dlxi_state_exchange_bytes(e->state, 0);
-    e->sent_round = s->round;
-    e->sent_attempt = s->attempt;
-    e->sent_term = s->attempt_term;
+    e->begun_round = s->round;
+    e->begun_attempt = s->attempt;
+    e->begun_term = s->attempt_term;
     dlxi_ways_reset(e);
     exchange_result(e, DLXI_SITE_NONE,
                     dlxi_exchange_begin(e->exchange, e->state, &s->view, s->index, s->attempt_term,

@@ -16,10 +16,10 @@
  *
  * Ways. Each pair of sites exchanges GREETING frames: four per second while sites join, an attempt
  * is under way or the sender computes, else one. A greeting says whether the other side's were
- * received, and how many data frames of the present attempt were sent before it. So the pair itself
- * notices silence, and frames that a broken connection lost. An attempt without progress for
- * timeout_ms is aborted, naming the pair, and begun again from the same M. A way that the
- * coordinator left this site out for is tried with larger greetings. */
+ * received, and how much of the present attempt was sent and received. So the pair itself notices
+ * silence, and frames that a broken connection lost; these are sent again. An attempt without
+ * progress for timeout_ms is aborted, naming the pair, and begun again from the same M. A way that
+ * the coordinator left this site out for is tried with larger greetings. */
 #ifndef DLXI_SYNC_ENGINE_H
 #define DLXI_SYNC_ENGINE_H
 
@@ -60,7 +60,7 @@ typedef struct dlxi_outcome {
     uint64_t parts; /* of the work at the end, as in dlxi_ping */
     uint16_t part_count;
     bool saves;
-    uint64_t attempts;
+    uint64_t attempts, repairs; /* repairs: how often lost frames were sent again to a site */
     uint64_t exchange_ns, exchange_bytes; /* of the last committed round */
 } dlxi_outcome;
 

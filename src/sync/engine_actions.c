@@ -70,7 +70,7 @@ static bool next_data(dlxi_engine *e, dlxi_engine_action *a) {
         a->peer = to;
         if (!is_other(e, to) || e->ways[to].blocked) continue;
         if (!dlxi_way_greeting_make(e, to, &a->frame) && !anchor_make(e, to, &a->frame) &&
-            !dlxi_exchange_peek(e->exchange, to, &a->frame) &&
+            !(is_exchanging(e) && dlxi_exchange_peek(e->exchange, to, &a->frame)) &&
             !dlxi_engine_fetch_make(e, to, &a->frame) && !dlxi_engine_entry_make(e, to, &a->frame))
             continue;
         e->turn = (to + 1u) % e->site->count;
@@ -102,7 +102,6 @@ static void data_done(dlxi_engine *e, const dlxi_engine_action *a, bool sent) {
         break;
     case DLXI_FRAME_ANCHOR:
         dlxi_transfer_advance(&v->gives, e->state);
-        v->sent++;
         break;
     case DLXI_FRAME_FETCH:
         e->fetch.due = false;
@@ -114,9 +113,7 @@ static void data_done(dlxi_engine *e, const dlxi_engine_action *a, bool sent) {
             dlxi_entry_advance(&v->serves_at, &a->frame);
         break;
     default:
-        dlxi_exchange_advance(e->exchange, (uint16_t)a->peer);
-        e->moved_ms = e->now_ms;
-        v->sent++;
+        if (dlxi_exchange_advance(e->exchange, (uint16_t)a->peer)) e->moved_ms = e->now_ms;
     }
 }
 

@@ -12,7 +12,8 @@ enum {
     GREET_MS = 1000,
     LARGE_BYTES = 16384, /* of a greeting that shows that a way carries more than small frames */
     PAUSE_MS = 1000,     /* a longer gap between ticks is this process's own pause, not a silence */
-    ANCHOR_FROM = 0      /* the site whose θ starts the run */
+    REPAIR_PAUSE_MS = 10000, /* at least, between two lines about lost frames of a way */
+    ANCHOR_FROM = 0          /* the site whose θ starts the run */
 };
 
 /* In the `trip` of a GREETING. */
@@ -22,18 +23,18 @@ enum {
     GREETING_BUSY = 4    /* I am in a long computation */
 };
 
-/* The way to another site. A transfer of the starting anchor counts as that attempt of round 0. */
-
-/* The way to another site. A transfer of the starting anchor counts as that attempt of round 0. */
+/* The way to another site. */
 typedef struct dlxi_way {
     char endpoint[DLXI_ENDPOINT_BYTES]; /* of the side that listens */
     bool heard, hears, anchored;        /* its greetings; it has ours; its θ is complete */
     bool blocked;                       /* the link had no room */
     int64_t last_seen_ms, greeted_ms;
-    uint32_t sent, received; /* data frames of the present attempt */
-    uint64_t received_round; /* the attempt that `received` counts */
-    uint32_t received_attempt, received_term;
-    dlxi_transfer gives;                     /* asked for by the other side */
+    /* of the attempt last begun: requests for lost frames; those that the other side has answered;
+     * its newest one that was answered; the most groups that it said to have received */
+    uint32_t asks, answered, answers;
+    uint64_t arrived;
+    int64_t repaired_ms; /* when it was last shown that frames are sent again; 0: never */
+    dlxi_transfer gives; /* asked for by the other side */
     int64_t hears_ms, large_ms, redialed_ms; /* it last said so; the last large greeting */
     uint32_t serves;                         /* number of its FETCH that is answered; 0: none */
     uint64_t serves_round;
@@ -69,10 +70,11 @@ struct dlxi_engine {
     uint32_t turn;                /* the way that is asked first for data */
     uint16_t listened, connected; /* sites done, in order */
     bool control_blocked;         /* the link had no room */
-    uint64_t sent_round;          /* the attempt that way.sent counts */
-    uint32_t sent_attempt, sent_term;
-    dlxi_endpoints *listening; /* while listen is asked for */
-    dlxi_transfer anchor;      /* asked for here */
+    uint64_t begun_round;         /* the attempt last begun */
+    uint32_t begun_attempt, begun_term;
+    uint8_t greeting[LARGE_BYTES]; /* the last payload; zeros from DLXI_GREETING_BYTES on */
+    dlxi_endpoints *listening;     /* while listen is asked for */
+    dlxi_transfer anchor;          /* asked for here */
     int64_t anchor_moved_ms;
     int64_t now_ms, ticked_ms, told_ms, redialed_ms;
     uint64_t reconnect;         /* bit i: make the connection to site i anew */
@@ -89,6 +91,13 @@ struct dlxi_engine {
 
 static inline bool is_under_way(const dlxi_engine *e) {
     return dlxi_exchange_trip(e->exchange) >= 0;
+}
+
+/* A staged attempt goes on for sites that lack frames of it, but not in a new term, in which they
+ * have dropped it. */
+static inline bool is_exchanging(const dlxi_engine *e) {
+    return is_under_way(e) || (dlxi_exchange_is_staged(e->exchange) && e->site->staged &&
+                               e->site->attempt_term == e->site->term);
 }
 
 static inline bool is_other(const dlxi_engine *e, uint16_t site) {
@@ -119,15 +128,14 @@ bool dlxi_way_is_silent(const dlxi_engine *e, uint16_t site);
 bool dlxi_way_is_linked(const dlxi_engine *e, uint16_t site);
 /* It does now. */
 bool dlxi_way_works(const dlxi_engine *e, uint16_t site);
-/* Counts a data frame of the attempt that it names. */
-void dlxi_way_count(dlxi_way *v, const dlxi_frame *frame);
-/* DLX_PEER_LOST: frames of the attempt did not arrive. */
-dlx_status dlxi_way_on_greeting(dlxi_engine *e, uint16_t from, const dlxi_frame *frame);
+void dlxi_way_on_greeting(dlxi_engine *e, uint16_t from, const dlxi_frame *frame);
+/* Frames of the attempt were lost: asks for them, unless a request for them is on its way. */
+void dlxi_way_on_gap(dlxi_engine *e, uint16_t from);
 /* At the begin of an attempt. */
 void dlxi_ways_reset(dlxi_engine *e);
 /* Which ways work, for the coordinator; one that does not is made anew from time to time. */
 void dlxi_ways_watch(dlxi_engine *e);
-bool dlxi_way_greeting_make(const dlxi_engine *e, uint16_t to, dlxi_frame *frame);
+bool dlxi_way_greeting_make(dlxi_engine *e, uint16_t to, dlxi_frame *frame);
 
 /* ---- engine_follow.c ---- */
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Ways: whether they carry frames, and what is said on them for that. */
-#include "base/fault.h"
+#include <string.h>
+
 #include "base/panic.h"
 #include "sync/engine_internal.h"
 
@@ -19,27 +20,73 @@ bool dlxi_way_works(const dlxi_engine *e, uint16_t site) {
            e->now_ms - v->hears_ms < e->timeout_ms;
 }
 
-void dlxi_way_count(dlxi_way *v, const dlxi_frame *frame) {
-    if (v->received_round != frame->round || v->received_attempt != frame->attempt ||
-        v->received_term != frame->term) {
-        v->received_term = frame->term;
-        v->received_round = frame->round;
-        v->received_attempt = frame->attempt;
-        v->received = 0;
-    }
-    v->received++;
-}
+/* ---- lost frames ----------------------------------------------------------------------------- */
 
-/* Whether frames that were sent before this greeting did not arrive. */
-static bool frames_were_lost(const dlxi_way *v, const dlxi_frame *greeting) {
-    uint32_t sent = greeting->offset_groups;
-    bool same = v->received_round == greeting->round && v->received_attempt == greeting->attempt &&
-                v->received_term == greeting->term;
-    return sent > (same ? v->received : 0);
-}
-
-dlx_status dlxi_way_on_greeting(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
+void dlxi_way_on_gap(dlxi_engine *e, uint16_t from) {
     dlxi_way *v = &e->ways[from];
+    if (v->answered != v->asks) return; /* what came was sent before the request arrived */
+    v->asks++;
+    v->greeted_ms = e->now_ms - GREET_MS;
+}
+
+/* What the other side has received of what was sent, trip by trip. */
+static uint64_t groups_arrived(const dlxi_greeting *theirs, const dlxi_greeting *mine) {
+    uint64_t sum = 0;
+    for (int i = 0; i < DLXI_TRIPS; i++) {
+        uint64_t received = theirs->trips[i].received, sent = mine->trips[i].sent;
+        if (received != DLXI_NOT_BEGUN) sum += received < sent ? received : sent;
+    }
+    return sum;
+}
+
+/* Whether frames that were sent before this greeting did not arrive. Those of a trip that has not
+ * begun here are kept until it does. */
+static bool frames_were_lost(const dlxi_greeting *theirs, const dlxi_greeting *mine) {
+    bool lost = false;
+    for (int i = 0; i < DLXI_TRIPS; i++) lost |= theirs->trips[i].sent > mine->trips[i].received;
+    return lost;
+}
+
+static void frames_send_again(dlxi_engine *e, uint16_t to, const dlxi_greeting *theirs) {
+    dlxi_way *v = &e->ways[to];
+    dlxi_exchange_go_back(e->exchange, to, theirs);
+    v->answers = theirs->asks;
+    v->greeted_ms = e->now_ms - GREET_MS; /* it says so before the first frame */
+    e->outcome.repairs++;
+    if (v->repaired_ms > 0 && e->now_ms - v->repaired_ms < REPAIR_PAUSE_MS) return;
+    v->repaired_ms = e->now_ms;
+    dlxi_lines_add(&e->lines, "frames to site '%s' were lost, and are sent again",
+                   e->site->welcome.members[to].name);
+}
+
+/* Of the attempt that is under way here. */
+static void on_offsets(dlxi_engine *e, uint16_t from, const dlxi_greeting *theirs) {
+    dlxi_way *v = &e->ways[from];
+    dlxi_greeting mine;
+    if (!dlxi_exchange_offsets(e->exchange, from, &mine)) return;
+    uint64_t arrived = groups_arrived(theirs, &mine);
+    if (arrived > v->arrived) {
+        v->arrived = arrived;
+        e->moved_ms = e->now_ms;
+    }
+    if (theirs->asks > v->answers) frames_send_again(e, from, theirs);
+    if (theirs->answers != v->asks) return;
+    v->answered = v->asks;
+    if (frames_were_lost(theirs, &mine)) dlxi_way_on_gap(e, from);
+}
+
+/* ---- greetings ------------------------------------------------------------------------------- */
+
+static void anchor_check(dlxi_engine *e, uint16_t from, const dlxi_frame *greeting) {
+    const dlxi_transfer *t = &e->anchor;
+    if (e->linking && from == ANCHOR_FROM && greeting->attempt == t->number && t->missing > 0 &&
+        greeting->offset_groups > t->pieces)
+        dlxi_engine_anchor_ask(e);
+}
+
+void dlxi_way_on_greeting(dlxi_engine *e, uint16_t from, const dlxi_frame *frame) {
+    dlxi_way *v = &e->ways[from];
+    dlxi_greeting theirs;
     if (!v->heard) v->greeted_ms = e->now_ms - GREET_MS; /* it waits for an answer */
     v->heard = true;
     if ((frame->trip & GREETING_HEARD) != 0) v->hears = true, v->hears_ms = e->now_ms;
@@ -48,23 +95,19 @@ dlx_status dlxi_way_on_greeting(dlxi_engine *e, uint16_t from, const dlxi_frame 
     if ((frame->trip & GREETING_BUSY) != 0) e->moved_ms = e->now_ms;
     if (frame->count_groups > v->gives.number) { /* asks for θ, from its beginning */
         v->gives = (dlxi_transfer){.number = frame->count_groups};
-        v->sent = 0;
     }
-    if (!frames_were_lost(v, frame)) return DLX_OK;
-    if (is_under_way(e) && frame->round == e->site->round && frame->attempt == e->site->attempt &&
-        frame->term == e->site->attempt_term)
-        return DLX_PEER_LOST;
-    if (frame->round == 0 && e->linking && from == ANCHOR_FROM &&
-        frame->attempt == e->anchor.number && e->anchor.missing > 0)
-        dlxi_engine_anchor_ask(e);
-    return DLX_OK;
+    if (frame->round == 0) anchor_check(e, from, frame);
+    if (is_exchanging(e) && frame->round == e->begun_round && frame->attempt == e->begun_attempt &&
+        frame->term == e->begun_term && dlxi_greeting_decode(&theirs, frame))
+        on_offsets(e, from, &theirs);
 }
 
 void dlxi_ways_reset(dlxi_engine *e) {
     e->moved_ms = e->now_ms;
     for (uint16_t i = 0; i < e->site->count; i++) {
         dlxi_way *v = &e->ways[i];
-        if (!DLXI_PLANTED(9)) v->sent = 0;
+        v->asks = v->answered = v->answers = 0;
+        v->arrived = 0;
         v->greeted_ms = e->now_ms - GREET_MS;
         if (is_other(e, i) && e->now_ms - v->last_seen_ms >= e->timeout_ms / 2 + GREET_MS)
             e->reconnect |= UINT64_C(1) << i;
@@ -88,26 +131,37 @@ void dlxi_ways_watch(dlxi_engine *e) {
     e->site->reached = reached;
 }
 
-bool dlxi_way_greeting_make(const dlxi_engine *e, uint16_t to, dlxi_frame *frame) {
+/* The payload of the next greeting; its bytes are returned. */
+static uint32_t payload_make(dlxi_engine *e, uint16_t to) {
     const dlxi_way *v = &e->ways[to];
-    bool soon = e->linking || is_under_way(e) || e->busy;
-    if (e->now_ms - v->greeted_ms < (soon ? GREET_SOON_MS : GREET_MS)) return false;
-    bool started = e->sent_attempt > 0;
-    bool hears = v->heard && e->now_ms - v->last_seen_ms < e->timeout_ms;
     bool large = (e->site->left_out_for >> to & 1u) != 0;
+    dlxi_greeting mine = {.asks = v->asks, .answers = v->answers};
+    if (is_exchanging(e) && dlxi_exchange_offsets(e->exchange, to, &mine)) {
+        dlxi_greeting_encode(e->greeting, &mine);
+        return DLXI_GREETING_BYTES;
+    }
+    memset(e->greeting, 0, DLXI_GREETING_BYTES);
+    return large ? LARGE_BYTES : 0;
+}
+
+bool dlxi_way_greeting_make(dlxi_engine *e, uint16_t to, dlxi_frame *frame) {
+    const dlxi_way *v = &e->ways[to];
+    bool soon = e->linking || is_exchanging(e) || e->busy;
+    if (e->now_ms - v->greeted_ms < (soon ? GREET_SOON_MS : GREET_MS)) return false;
+    bool started = e->begun_attempt > 0;
+    bool hears = v->heard && e->now_ms - v->last_seen_ms < e->timeout_ms;
     int says = (hears ? GREETING_HEARD : 0) | (e->anchor.missing == 0 ? GREETING_ANCHOR : 0) |
                (e->busy ? GREETING_BUSY : 0);
-    static const uint8_t padding[LARGE_BYTES];
     *frame = (dlxi_frame){.kind = DLXI_FRAME_GREETING,
-                          .term = started ? e->sent_term : e->site->term,
-                          .round = started ? e->sent_round : 0,
-                          .attempt = started ? e->sent_attempt : v->gives.number,
+                          .term = started ? e->begun_term : e->site->term,
+                          .round = started ? e->begun_round : 0,
+                          .attempt = started ? e->begun_attempt : v->gives.number,
                           .site = e->site->index,
                           .rank = e->rank,
                           .trip = (uint16_t)says,
-                          .offset_groups = v->sent,
+                          .offset_groups = started ? 0 : v->gives.pieces,
                           .count_groups = to == ANCHOR_FROM ? e->anchor.number : 0,
-                          .payload_bytes = large ? LARGE_BYTES : 0,
-                          .payload = padding};
+                          .payload_bytes = payload_make(e, to),
+                          .payload = e->greeting};
     return true;
 }

@@ -20,7 +20,7 @@ typedef struct early {
 typedef enum phase { IDLE, UNDER_WAY, STAGED, FOLLOWING } phase;
 
 /* The AllReduces of an attempt; STATISTICS runs beside the two others. */
-enum { FACTORS, PROJECTIONS, STATISTICS, TRIPS };
+enum { FACTORS, PROJECTIONS, STATISTICS, TRIPS = DLXI_TRIPS };
 
 /* What the exchange keeps per tensor. */
 typedef struct part {
@@ -346,24 +346,48 @@ bool dlxi_exchange_is_staged(const dlxi_exchange *x) {
     return x->phase == STAGED;
 }
 
+/* Whether an attempt is under way with that site. A staged one goes on for those that lack its
+ * frames. */
+static bool exchanges_with(const dlxi_exchange *x, uint16_t site) {
+    if (x->phase != UNDER_WAY && (x->phase != STAGED || DLXI_PLANTED(26))) return false;
+    return x->position[site] != NOWHERE && x->position[site] != x->me;
+}
+
 /* The trip whose frame is next for a member: the earlier one's first. */
 static dlxi_allreduce *trip_with_frame(dlxi_exchange *x, uint16_t to, dlxi_frame *frame) {
-    if (x->trip != STATISTICS && x->active[x->trip] &&
-        dlxi_allreduce_peek(x->trips[x->trip], to, frame))
-        return x->trips[x->trip];
-    bool any = x->active[STATISTICS] && dlxi_allreduce_peek(x->trips[STATISTICS], to, frame);
-    return any ? x->trips[STATISTICS] : NULL;
+    for (int trip = 0; trip < TRIPS; trip++)
+        if (x->active[trip] && dlxi_allreduce_peek(x->trips[trip], to, frame))
+            return x->trips[trip];
+    return NULL;
 }
 
 bool dlxi_exchange_peek(dlxi_exchange *x, uint16_t site, dlxi_frame *frame) {
-    if (x->phase != UNDER_WAY || x->position[site] == NOWHERE) return false;
-    return trip_with_frame(x, x->position[site], frame) != NULL;
+    return exchanges_with(x, site) && trip_with_frame(x, x->position[site], frame) != NULL;
 }
 
-void dlxi_exchange_advance(dlxi_exchange *x, uint16_t site) {
+bool dlxi_exchange_advance(dlxi_exchange *x, uint16_t site) {
     dlxi_frame frame;
-    DLXI_ASSERT(x->phase == UNDER_WAY && x->position[site] != NOWHERE);
-    dlxi_allreduce_advance(trip_with_frame(x, x->position[site], &frame), x->position[site]);
+    DLXI_ASSERT(exchanges_with(x, site));
+    return dlxi_allreduce_advance(trip_with_frame(x, x->position[site], &frame), x->position[site]);
+}
+
+bool dlxi_exchange_offsets(const dlxi_exchange *x, uint16_t site, dlxi_greeting *greeting) {
+    if (!exchanges_with(x, site)) return false;
+    for (int trip = 0; trip < TRIPS; trip++) {
+        greeting->trips[trip].sent = 0;
+        greeting->trips[trip].received = DLXI_NOT_BEGUN;
+        if (x->active[trip])
+            dlxi_allreduce_offsets(x->trips[trip], x->position[site], &greeting->trips[trip].sent,
+                                   &greeting->trips[trip].received);
+    }
+    return true;
+}
+
+void dlxi_exchange_go_back(dlxi_exchange *x, uint16_t site, const dlxi_greeting *theirs) {
+    if (!exchanges_with(x, site) || DLXI_PLANTED(9)) return;
+    for (int trip = 0; trip < TRIPS; trip++)
+        if (x->active[trip])
+            dlxi_allreduce_go_back(x->trips[trip], x->position[site], theirs->trips[trip].received);
 }
 
 dlxi_awaited dlxi_exchange_awaits(const dlxi_exchange *x, uint16_t site) {
@@ -388,12 +412,14 @@ static int frame_order(const dlxi_exchange *x, const dlxi_frame *frame) {
     return frame->trip < x->trip ? -1 : frame->trip > x->trip;
 }
 
-static dlx_status frame_take(dlxi_exchange *x, const dlxi_frame *frame, dlx_error *error) {
+static dlx_status frame_take(dlxi_exchange *x, const dlxi_frame *frame, bool *moved,
+                             dlx_error *error) {
+    *moved = false;
     uint16_t from = frame->site < DLXI_SITES_MAX ? x->position[frame->site] : NOWHERE;
     if (from == NOWHERE || from == x->me || !x->active[frame->trip])
         DLX_FAIL(error, DATA, "a frame from site %u, trip %u, which is not in the view",
                  frame->site, frame->trip);
-    return dlxi_allreduce_on_frame(x->trips[frame->trip], from, frame, error);
+    return dlxi_allreduce_on_frame(x->trips[frame->trip], from, frame, moved, error);
 }
 
 static dlx_status early_keep(dlxi_exchange *x, const dlxi_frame *frame, dlx_error *error) {
@@ -413,16 +439,23 @@ static dlx_status early_keep(dlxi_exchange *x, const dlxi_frame *frame, dlx_erro
     return DLX_OK;
 }
 
-dlx_status dlxi_exchange_on_frame(dlxi_exchange *x, const dlxi_frame *frame, dlx_error *error) {
+dlx_status dlxi_exchange_on_frame(dlxi_exchange *x, const dlxi_frame *frame, bool *moved,
+                                  dlx_error *error) {
+    /* of another attempt: this one's may be on the way behind it */
+    *moved = frame->round != x->round || frame->attempt != x->attempt || frame->term != x->term;
     if (frame->term < x->term || frame->trip >= TRIPS) return DLX_OK;
     int order = frame_order(x, frame);
     /* a later round would need this site's part in the one between */
     if (order < 0 || frame->round > x->round + 1) return DLX_OK;
-    return order > 0 ? early_keep(x, frame, error) : frame_take(x, frame, error);
+    if (order == 0) return frame_take(x, frame, moved, error);
+    *moved = true;
+    return early_keep(x, frame, error);
 }
 
+/* What was lost between them is noticed by the sender's next greeting. */
 static dlx_status early_replay(dlxi_exchange *x, dlx_error *error) {
     dlx_status status = DLX_OK;
+    bool moved;
     early **link = &x->early_first;
     while (*link != NULL) {
         early *e = *link;
@@ -431,7 +464,8 @@ static dlx_status early_replay(dlxi_exchange *x, dlx_error *error) {
             link = &e->next;
             continue;
         }
-        if (order == 0 && status == DLX_OK) status = frame_take(x, &e->frame, error);
+        if (order == 0 && status == DLX_OK) status = frame_take(x, &e->frame, &moved, error);
+        if (status == DLX_PEER_LOST) status = DLX_OK;
         *link = e->next;
         x->early_bytes[e->frame.site] -= sizeof(early) + e->frame.payload_bytes;
         free(e);

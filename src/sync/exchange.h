@@ -38,14 +38,23 @@ dlx_status dlxi_exchange_begin(dlxi_exchange *x, const dlxi_state *state, const 
                                dlx_error *error);
 void dlxi_exchange_abort(dlxi_exchange *x);
 
-/* The next frame for that site, as dlxi_allreduce_peek and _advance. */
+/* The next frame for that site, as dlxi_allreduce_peek and _advance; when staged too, until the
+ * commit: others may lack frames. */
 bool dlxi_exchange_peek(dlxi_exchange *x, uint16_t site, dlxi_frame *frame);
-void dlxi_exchange_advance(dlxi_exchange *x, uint16_t site);
+bool dlxi_exchange_advance(dlxi_exchange *x, uint16_t site);
 
 /* A contribution or result from another site. Frames of attempts and trips to come are kept
- * (bounded) until then; those of past ones are dropped. DLX_DATA: it is malformed; DLX_PEER_LOST:
- * frames before it were lost. The attempt can't go on. */
-dlx_status dlxi_exchange_on_frame(dlxi_exchange *x, const dlxi_frame *frame, dlx_error *error);
+ * (bounded) until then; those of past ones are dropped. *moved: it is no repetition.
+ * DLX_PEER_LOST: frames before it were lost, and are to be asked for. DLX_DATA: it is malformed,
+ * and the attempt can't go on. */
+dlx_status dlxi_exchange_on_frame(dlxi_exchange *x, const dlxi_frame *frame, bool *moved,
+                                  dlx_error *error);
+
+/* How far the attempt's trips are with that site, both ways, written to greeting->trips; false
+ * outside an attempt, or if the site is not in it. */
+bool dlxi_exchange_offsets(const dlxi_exchange *x, uint16_t site, dlxi_greeting *greeting);
+/* Sends again what that site, by its greeting in this attempt, has not received. */
+void dlxi_exchange_go_back(dlxi_exchange *x, uint16_t site, const dlxi_greeting *theirs);
 
 /* Goes on to the next trip once the present one is done. *staged is true when the last one is. */
 dlx_status dlxi_exchange_poll(dlxi_exchange *x, const dlxi_state *state, bool *staged,

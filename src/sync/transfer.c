@@ -12,8 +12,7 @@ static bool next_piece(const dlxi_state *state, dlxi_state_cursor *cursor,
 }
 
 void dlxi_transfer_begin(dlxi_transfer *t, const dlxi_state *state) {
-    t->number++;
-    t->cursor = (dlxi_state_cursor){0};
+    *t = (dlxi_transfer){.number = t->number + 1};
     t->missing = dlxi_state_piece_values(state, 1u << DLXI_STATE_ANCHOR);
 }
 
@@ -38,6 +37,7 @@ dlxi_transfer_result dlxi_transfer_take(dlxi_transfer *t, dlxi_state *state,
         return DLXI_TRANSFER_MISFIT;
     t->cursor = cursor;
     t->missing -= piece.count;
+    t->pieces++;
     if (t->missing == 0) dlxi_state_rehash(state);
     return DLXI_TRANSFER_TAKEN;
 }
@@ -59,4 +59,5 @@ bool dlxi_transfer_peek(const dlxi_transfer *t, const dlxi_state *state, dlxi_fr
 void dlxi_transfer_advance(dlxi_transfer *t, const dlxi_state *state) {
     dlxi_state_piece piece;
     (void)next_piece(state, &t->cursor, &piece);
+    t->pieces++;
 }

@@ -12,6 +12,7 @@ typedef struct dlxi_transfer {
     uint32_t number;          /* from 1 */
     dlxi_state_cursor cursor; /* of the next piece */
     uint64_t missing;         /* values; the receiver's */
+    uint32_t pieces;          /* sent, or taken */
 } dlxi_transfer;
 
 typedef enum dlxi_transfer_result {

@@ -181,6 +181,15 @@ static void reason_fields(fields *f, dlxi_reason *m) {
     field_string(f, m->text, DLXI_REASON_MAX);
 }
 
+static void greeting_fields(fields *f, dlxi_greeting *m) {
+    field_u32(f, &m->asks);
+    field_u32(f, &m->answers);
+    for (int i = 0; i < DLXI_TRIPS; i++) {
+        field_u64(f, &m->trips[i].sent);
+        field_u64(f, &m->trips[i].received);
+    }
+}
+
 static void message_fields(fields *f, dlxi_message *m) {
     switch (m->kind) {
     case DLXI_FRAME_HELLO:
@@ -252,4 +261,19 @@ dlx_status dlxi_message_decode(dlxi_message *message, const dlxi_frame *frame, d
         DLX_FAIL(error, DATA, "malformed message of kind %d from site %u", (int)frame->kind,
                  frame->site);
     return DLX_OK;
+}
+
+void dlxi_greeting_encode(uint8_t dst[DLXI_GREETING_BYTES], const dlxi_greeting *greeting) {
+    dlxi_writer writer = dlxi_writer_over(dst, DLXI_GREETING_BYTES);
+    fields f = {.writer = &writer};
+    greeting_fields(&f, (dlxi_greeting *)(uintptr_t)greeting);
+    DLXI_ASSERT(!writer.failed && writer.used_bytes == DLXI_GREETING_BYTES);
+}
+
+bool dlxi_greeting_decode(dlxi_greeting *greeting, const dlxi_frame *frame) {
+    dlxi_reader reader = dlxi_reader_over(frame->payload, frame->payload_bytes);
+    fields f = {.reader = &reader};
+    if (frame->payload_bytes != DLXI_GREETING_BYTES) return false;
+    greeting_fields(&f, greeting);
+    return true;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Control messages: the payloads of the frames between a site and the coordinator. One function a
- * message both writes and reads it, so that the two can't disagree. Everything read is bounded
- * here; what it means is checked by its reader. */
+/* Control messages: the payloads of the frames between a site and the coordinator; and what a
+ * greeting between two sites says. One function per message both writes and reads it, so that the
+ * two can't disagree. Everything read is bounded here; what it means is checked by its reader. */
 #ifndef DLXI_WIRE_MESSAGES_H
 #define DLXI_WIRE_MESSAGES_H
 
@@ -127,8 +127,8 @@ typedef struct dlxi_ping {
 
 /* abort, failed, stop: why. */
 typedef struct dlxi_reason {
-    uint16_t status; /* a dlx_status; of an abort: TIMEOUT (nothing moves), PEER_LOST (frames were
-                        lost), ABORTED */
+    uint16_t status; /* a dlx_status; of an abort: TIMEOUT (nothing moves), DATA (a malformed
+                        frame), ABORTED */
     uint16_t about;  /* of an abort: the site at the other end; DLXI_SITE_NONE: none */
     char text[DLXI_REASON_MAX + 1];
 } dlxi_reason;
@@ -153,6 +153,18 @@ typedef struct dlxi_report {
     uint16_t part_count;
     char text[DLXI_TEXT_MAX + 1];
 } dlxi_report;
+
+enum { DLXI_TRIPS = 3, DLXI_GREETING_BYTES = 8 + DLXI_TRIPS * 16 };
+#define DLXI_NOT_BEGUN UINT64_MAX /* received of a trip that the sender has not begun */
+
+/* site → site, in a greeting during an attempt: how far its AllReduces are between the two. */
+typedef struct dlxi_greeting {
+    uint32_t asks;    /* number of the newest request to send again what follows `received` */
+    uint32_t answers; /* number of the other side's request that was answered last */
+    struct {
+        uint64_t sent, received; /* groups, as in dlxi_allreduce_offsets */
+    } trips[DLXI_TRIPS];
+} dlxi_greeting;
 
 /* A message to write, or the place to read one to, is the member that `kind` names. Large: allocate
  * it. */
@@ -181,5 +193,9 @@ dlx_status dlxi_message_encode(uint8_t *dst, size_t capacity_bytes, size_t *used
 /* The payload of a control frame. DLX_DATA if it is malformed or the frame is no control frame.
  */
 dlx_status dlxi_message_decode(dlxi_message *message, const dlxi_frame *frame, dlx_error *error);
+
+void dlxi_greeting_encode(uint8_t dst[DLXI_GREETING_BYTES], const dlxi_greeting *greeting);
+/* False: the frame says nothing of this. */
+bool dlxi_greeting_decode(dlxi_greeting *greeting, const dlxi_frame *frame);
 
 #endif

@@ -161,20 +161,25 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
         /* a frame's length is the link's to check */
         if (frame.payload_bytes > bytes - at - RECORD_BYTES) break;
         uint64_t before = observe(a, members);
-        dlx_status status = dlxi_allreduce_on_frame(a, data[at + 1], &frame, &error);
+        bool moved = true;
+        dlx_status status = dlxi_allreduce_on_frame(a, data[at + 1], &frame, &moved, &error);
         DLXI_ASSERT(status == DLX_OK || status == DLX_DATA || status == DLX_NUMERIC ||
                     status == DLX_PEER_LOST);
         if (status != DLX_OK)
             DLXI_ASSERT(observe(a, members) == before && error.message[0] != '\0');
-        if (status == DLX_OK) {
+        if (!moved) DLXI_ASSERT(observe(a, members) == before);
+        if (status == DLX_OK && moved) {
             uint32_t from = data[at + 1];
             bool result = frame.kind == DLXI_FRAME_RESULT;
             accepted[result][from] += frame.count_groups;
             DLXI_ASSERT(accepted[result][from] <= blocks[result ? from : me]);
             DLXI_ASSERT(dlxi_codes_valid(frame.payload, frame.count_groups, quantiser_of(data)));
-            DLXI_ASSERT(dlxi_allreduce_on_frame(a, from, &frame, &error) == DLX_DATA);
+            DLXI_ASSERT(dlxi_allreduce_on_frame(a, from, &frame, &moved, &error) == DLX_OK &&
+                        !moved);
         }
         take_frames(a, members, 1);
+        if (status == DLX_PEER_LOST) /* as if the other side had lost frames, too */
+            dlxi_allreduce_go_back(a, data[at + 1], frame.offset_groups);
         at += RECORD_BYTES + frame.payload_bytes;
     }
     take_frames(a, members, UINT32_MAX);
@@ -237,7 +242,8 @@ size_t fuzz_seed(uint8_t *data, int index) {
             dlxi_frame frame;
             if (!dlxi_allreduce_peek(all[from], to, &frame)) continue;
             if (to == me) bytes += record_with_twins(data + bytes, from, &frame);
-            DLXI_ASSERT(dlxi_allreduce_on_frame(all[to], from, &frame, NULL) == DLX_OK);
+            bool taken;
+            DLXI_ASSERT(dlxi_allreduce_on_frame(all[to], from, &frame, &taken, NULL) == DLX_OK);
             dlxi_allreduce_advance(all[from], to);
             moved = true;
         }

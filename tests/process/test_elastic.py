@@ -81,7 +81,7 @@ class Elastic(NetworkCase):
         print(f"{self.id().rsplit('.', 1)[1]}: {what} after {time.monotonic() - self.since_s:.1f} s", flush=True)
 
     def check_done(self):
-        """Quickly from here."""
+        """Quickly from here; the run's summary is returned."""
         self.network.slow(None)
         self.wait_for_success(*self.all)
         self.look()
@@ -90,6 +90,7 @@ class Elastic(NetworkCase):
         self.assertEqual([site["site"] for site in s["per_site"]], sorted(THREE))
         self.assertEqual({site["anchor_hash"] for site in s["per_site"]}, {s["anchor_hash"]})
         self.assertEqual(self.known.get(s["rounds"], (s["anchor_hash"],))[0], s["anchor_hash"])
+        return s
 
     # ---- cases
 
@@ -160,7 +161,9 @@ class Elastic(NetworkCase):
         self.since_s, proxy.resets = time.monotonic(), RESETS
         self.wait_until("all resets", lambda: self.look() or proxy.resets == 0)
         self.took(f"{RESETS} resets")
-        self.check_done()
+        s = self.check_done()
+        print(f"{s['rounds']} rounds in {s['attempts']} attempts, failed: {s['membership']['failed']}", flush=True)
+        self.assertEqual(s["membership"]["failed"]["broken"], 0)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ H, H_MAX = 20, 30
 ROUND_TOKENS = 2 * H * 4 * 32  # of two sites: steps, batch, context
 PORT = 5000  # the namespaces have no other programs
 RESETS = 25
+FRAMES_LOST = "were lost, and are sent again"
 NO_DATA = r"no data from site '(paris|tokyo)' to site '(paris|tokyo)' \((\S+):\d+\) for (\d+) s: check wan.listen and the firewall"
 
 
@@ -44,13 +45,14 @@ class Broken(NetworkCase):
             self.assertRegex(process.text("stderr"), f"^dilocox: {why} \\(wan.patience_s\\); last: {NO_DATA}")
 
     def check_done(self):
+        """The run's summary is returned."""
         for process in self.all:
             self.assertEqual(process.wait(), 0, process.everything())
         s = summary(self.path("coordinator"))
         self.assertEqual(s["status"], "done")
         hashes = {site["anchor_hash"] for site in s["per_site"]}
         self.assertEqual(hashes, {s["anchor_hash"]})
-        self.assertGreater(s["attempts"], s["rounds"])
+        return s
 
     def test_sites_never_reach_each_other(self):
         self.network.forward(False)
@@ -77,7 +79,8 @@ class Broken(NetworkCase):
         self.coordinator.wait_line(r"^round \d+ committed after \d+ failed attempts? in \d+\.\d s$")
         for process in self.sites.values():
             process.wait_line(r"round \d+ committed$")
-        self.check_done()
+        s = self.check_done()
+        self.assertGreater(s["attempts"], s["rounds"])
         for name in self.sites:
             self.assertEqual(set(self.steps_of_long_rounds(name)), {H_MAX})
 
@@ -108,8 +111,13 @@ class Broken(NetworkCase):
         proxy = Proxy(self.network, "paris", PORT + 1, 40_000, RESETS)
         self.addCleanup(proxy.close)
         self.run_started(rounds=200, timeout_s=20, paris=["--set", f"wan.listen={ROUTER}:{PORT}"])
-        self.check_done()
+        s = self.check_done()
         self.assertEqual(proxy.resets, 0)
+        lost = [line for process in self.sites.values() for line in process.lines["stdout"] if FRAMES_LOST in line]
+        print(f"{RESETS} resets: {s['rounds']} rounds in {s['attempts']} attempts", flush=True)
+        self.assertGreater(len(lost), 0)
+        self.assertEqual(s["attempts"], s["rounds"])
+        self.assertEqual(sum(s["membership"]["failed"].values()), 0)
 
 
 if __name__ == "__main__":

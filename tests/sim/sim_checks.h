@@ -115,6 +115,26 @@ static void check_named(const world *w) {
     CHECK(!is_alone || !is_long || !missed || c->named, "nobody named sites %u and %u", c->a, c->b);
 }
 
+/* Frames that are lost, late or repeated, and connections that break, cost no attempt. */
+static void check_attempts(const world *w) {
+    if (w->t.cut_count > 0 || w->t.pause > 0) return;
+    for (uint16_t i = 0; i < w->peers; i++)
+        CHECK(w->peer[i].attempts == ROUNDS, "peer %u was in %llu attempts", i,
+              (unsigned long long)w->peer[i].attempts);
+}
+
+/* Among honest sites no frame is malformed, and the results of an attempt are those of its members.
+ */
+static void check_attempts_broken(const world *w) {
+    dlxi_coordinator_facts facts;
+    if (w->t.hostile != NODES) return;
+    dlxi_coordinator_facts_of(w->coordinator, &facts);
+    CHECK(facts.broken == 0, "%llu attempts had malformed frames",
+          (unsigned long long)facts.broken);
+    CHECK(facts.differing == 0, "the results of %llu attempts differed",
+          (unsigned long long)facts.differing);
+}
+
 /* A failure is the hostile site's, and the coordinator says so, or a peer whose last message to it
  * was lost. */
 static void check_blamed(const world *w, const dlx_error *error) {

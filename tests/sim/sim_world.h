@@ -44,6 +44,7 @@ enum {
     PATIENCE_MS = 120000, /* … with a hostile rank: */
     PATIENCE_HOSTILE_MS = 25000,
     FAULTS_END_MS = 20000,   /* from then on everything works */
+    FLAP_MS = 800,           /* between two resets of a connection that flaps */
     RUN_END_MS = 60000,      /* by then the run is over */
     ELASTIC_END_MS = 300000, /* … if it may go on without some sites */
     ORPHAN_MS = 30000,
@@ -93,7 +94,7 @@ typedef struct peer {
     dlxi_state *lent;     /* the state, while the engine has it */
     uint64_t m_hash;      /* of M, as it was submitted */
     uint64_t applied;     /* rounds */
-    uint64_t attempts;
+    uint64_t attempts, repairs;
     bool submitted, ended, finished, reported;
     uint64_t parts; /* that were reported, of part_count */
     uint16_t part_count;
@@ -130,6 +131,7 @@ typedef struct trouble {
     cut cuts[CUTS_MAX];
     uint16_t cut_count;
     uint16_t lost, hostile; /* peers, or NODES */
+    uint16_t flaps;         /* the connections of this site to the next one do, or NODES */
     uint16_t sites_min;
     bool elastic; /* the run goes on without sites that are missing, if there are sites_min */
     crash crashes_of[CRASHES_MAX];
@@ -154,7 +156,8 @@ typedef struct world {
     uint64_t draws;
     uint64_t replicated[ROUNDS_MAX][RANKS_MAX]; /* hash after each round; 0: not seen yet */
     uint64_t means[ROUNDS_MAX][RANKS_MAX];      /* allreduce: of the gradients */
-    uint64_t frames, attempts, lines, damaged, dropped, followed, lives;
+    uint64_t frames, attempts, repairs, lines, damaged, dropped, followed, lives;
+    int64_t flapped_ms; /* the last time */
     /* elastic runs */
     uint64_t records[ROUNDS_MAX];   /* hash of each committed round */
     uint32_t members[ROUNDS_MAX];   /* bits of its sites */
@@ -209,6 +212,37 @@ static bool is_cut(const world *w, uint16_t from, uint16_t to) {
     return false;
 }
 
+static void packet_insert(world *w, packet *p) {
+    packet **link = &w->in_flight;
+    while (*link != NULL && (*link)->at_ms <= p->at_ms) link = &(*link)->next;
+    p->next = *link;
+    *link = p;
+}
+
+/* What this node has sent on connections that are closed takes longer. */
+static void packets_delay(world *w, uint16_t from, int64_t more_ms) {
+    packet *delayed = NULL, **last = &delayed;
+    for (packet **link = &w->in_flight; *link != NULL;) {
+        packet *p = *link;
+        if (p->from != from) {
+            link = &p->next;
+            continue;
+        }
+        *link = p->next;
+        w->queued[p->from][p->to] -= !p->late;
+        p->next = NULL;
+        p->late = true;
+        *last = p;
+        last = &p->next;
+    }
+    while (delayed != NULL) {
+        packet *p = delayed;
+        delayed = p->next;
+        p->at_ms += more_ms;
+        packet_insert(w, p);
+    }
+}
+
 /* Behind every packet of the same way, unless it is reordered or `late`. */
 static void packet_post(world *w, uint16_t from, uint16_t to, const dlxi_frame *frame, bool late) {
     packet *p = malloc(sizeof *p + frame->payload_bytes);
@@ -218,12 +252,9 @@ static void packet_post(world *w, uint16_t from, uint16_t to, const dlxi_frame *
     p->frame.payload = p->payload;
     p->at_ms = w->now_ms + 1 + (int64_t)draw(w, (uint64_t)(late ? LATE_MS : w->t.delay_ms_max));
     bool ordered = !late && !chance(w, w->t.reorder);
-    packet **link = &w->in_flight;
     for (packet *q = w->in_flight; ordered && q != NULL; q = q->next)
         if (q->from == from && q->to == to && !q->late && q->at_ms > p->at_ms) p->at_ms = q->at_ms;
-    while (*link != NULL && (*link)->at_ms <= p->at_ms) link = &(*link)->next;
-    p->next = *link;
-    *link = p;
+    packet_insert(w, p);
     w->queued[from][to] += !late;
     w->frames++;
 }
@@ -327,6 +358,16 @@ static void link_reset(world *w, uint16_t a, uint16_t b) {
         w->queued[p->from][p->to] -= !p->late;
         free(p);
     }
+}
+
+/* Those between two sites break again and again. */
+static void flap(world *w) {
+    uint16_t a = w->t.flaps, b = (uint16_t)((a + 1u) % w->sites);
+    bool due = a != NODES && w->now_ms < FAULTS_END_MS && w->now_ms >= w->flapped_ms + FLAP_MS;
+    if (!due) return;
+    w->flapped_ms = w->now_ms;
+    for (uint16_t r = 0; r < w->ranks; r++)
+        link_reset(w, (uint16_t)(a * w->ranks + r), (uint16_t)(b * w->ranks + r));
 }
 
 #endif

@@ -505,14 +505,14 @@ static void site_follow(uint16_t i) {
     site_flush(i);
 }
 
-/* Nothing moves between it and another member, or frames were lost. */
-static void site_complain(uint16_t i, bool lost) {
+/* Nothing moves between it and another member, or a frame was malformed. */
+static void site_complain(uint16_t i, bool malformed) {
     uint32_t others = members_of(&site[i]->view) & ~(1u << i);
     uint16_t about = 0;
     while ((others >> about & 1u) == 0) about++;
     w.troubles--;
     w.owner[i].troubled = true;
-    dlxi_site_on_trouble(site[i], lost ? DLX_PEER_LOST : DLX_TIMEOUT, about, "no data");
+    dlxi_site_on_trouble(site[i], malformed ? DLX_DATA : DLX_TIMEOUT, about, "no data");
     site_flush(i);
 }
 

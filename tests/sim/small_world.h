@@ -550,7 +550,7 @@ static uint64_t coordinator_hash(uint64_t hash, const dlxi_coordinator *c) {
             dlxi_pair p = c->pairs.at[i][k];
             to_age(&p.blocked_ms);
             to_age_or_none(&p.works_ms);
-            hash = mix(mix(hash, p.blocked | (uint64_t)p.losses << 1), (uint64_t)p.blocked_ms);
+            hash = mix(mix(hash, p.blocked | (uint64_t)p.faults << 1), (uint64_t)p.blocked_ms);
             hash = mix(mix(hash, (uint64_t)p.works_ms), (uint64_t)p.probation_ms);
         }
     }

@@ -39,6 +39,7 @@ typedef struct team {
     /* frames that stay in their queue: a trip of −1 holds none, a `from` of −1 those of all */
     int hold_trip, hold_from, hold_to;
     dlxi_frame_kind hold_kind;
+    bool loses; /* frames may be lost */
 } team;
 
 static inline dlx_sync_config team_settings(int bits, int factor_rank) {
@@ -146,7 +147,7 @@ static inline bool team_take(team *t, uint16_t from, uint16_t to) {
         copy->frame.payload = copy->payload;
         while (*end != NULL) end = &(*end)->next;
         *end = copy;
-        dlxi_exchange_advance(t->exchange[from], t->view.member[to].site);
+        (void)dlxi_exchange_advance(t->exchange[from], t->view.member[to].site);
         any = true;
     }
     return any;
@@ -162,7 +163,9 @@ static inline bool team_give(team *t, uint16_t from, uint16_t to) {
             continue;
         }
         dlx_error error;
-        if (dlxi_exchange_on_frame(t->exchange[to], &f->frame, &error) != DLX_OK)
+        bool moved;
+        dlx_status status = dlxi_exchange_on_frame(t->exchange[to], &f->frame, &moved, &error);
+        if (status != DLX_OK && !(status == DLX_PEER_LOST && t->loses))
             fail_msg("%s", error.message);
         *at = f->next;
         free(f);
@@ -194,6 +197,25 @@ static inline bool team_move(team *t) {
         }
     } while (moved);
     return staged;
+}
+
+/* Loses what is queued from one member to another. */
+static inline size_t team_lose(team *t, uint16_t from, uint16_t to) {
+    size_t count = 0;
+    for (; t->queue[from][to] != NULL; count++) {
+        team_frame *next = t->queue[from][to]->next;
+        free(t->queue[from][to]);
+        t->queue[from][to] = next;
+    }
+    t->loses = true;
+    return count;
+}
+
+/* As by a greeting: `from` sends again what `to` lacks. */
+static inline void team_go_back(team *t, uint16_t from, uint16_t to) {
+    dlxi_greeting theirs;
+    if (dlxi_exchange_offsets(t->exchange[to], t->view.member[from].site, &theirs))
+        dlxi_exchange_go_back(t->exchange[from], t->view.member[to].site, &theirs);
 }
 
 static inline void team_commit(team *t) {

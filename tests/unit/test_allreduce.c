@@ -146,24 +146,24 @@ static void bytes_are_shared_equally(void **state) {
         }
 }
 
-/* Not before the own frames are taken, even where everything else is there and the own block is
- * empty. */
-static void done_waits_for_own_frames(void **state) {
+/* Whether or not the own frames were taken: they may be asked for later. */
+static void done_is_having_every_result(void **state) {
     (void)state;
     float values[2 * 64] = {1.0f, 2.0f};
+    bool moved;
     mover *m = mover_open(2);
     mover_begin(m, one, 1, quantisers[0], values, 64);
     dlxi_frame frame;
     uint32_t owner = dlxi_allreduce_peek(m->member[0], 1, &frame) ? 1 : 0, other = 1 - owner;
     assert_true(dlxi_allreduce_peek(m->member[other], owner, &frame));
-    assert_int_equal(dlxi_allreduce_on_frame(m->member[owner], other, &frame, NULL), DLX_OK);
     assert_false(dlxi_allreduce_done(m->member[owner]));
-    assert_true(dlxi_allreduce_peek(m->member[owner], other, &frame));
-    assert_int_equal(dlxi_allreduce_on_frame(m->member[other], owner, &frame, NULL), DLX_OK);
-    dlxi_allreduce_advance(m->member[owner], other);
+    assert_int_equal(dlxi_allreduce_on_frame(m->member[owner], other, &frame, &moved, NULL),
+                     DLX_OK);
     assert_true(dlxi_allreduce_done(m->member[owner]));
+    assert_true(dlxi_allreduce_peek(m->member[owner], other, &frame));
     assert_false(dlxi_allreduce_done(m->member[other]));
-    dlxi_allreduce_advance(m->member[other], owner);
+    assert_int_equal(dlxi_allreduce_on_frame(m->member[other], owner, &frame, &moved, NULL),
+                     DLX_OK);
     assert_true(dlxi_allreduce_done(m->member[other]));
     mover_close(m);
 }
@@ -250,7 +250,8 @@ static void a_new_begin_forgets(void **state) {
 static void refused_as(dlx_status status, dlxi_allreduce *a, uint32_t from, const dlxi_frame *frame,
                        const char *reason) {
     dlx_error error = {0};
-    assert_int_equal(dlxi_allreduce_on_frame(a, from, frame, &error), status);
+    bool moved;
+    assert_int_equal(dlxi_allreduce_on_frame(a, from, frame, &moved, &error), status);
     if (strstr(error.message, reason) == NULL)
         fail_msg("'%s' does not say '%s'", error.message, reason);
 }
@@ -319,10 +320,14 @@ static void hostile_frames_are_refused(void **state) {
                 if (!dlxi_allreduce_peek(m->member[from], to, &frame)) continue;
                 bool middle = frame.tensor == 20 && to == 0;
                 if (middle) try_hostile(m->member[0], from, &frame, 90);
-                assert_int_equal(dlxi_allreduce_on_frame(m->member[to], from, &frame, NULL),
+                bool taken;
+                assert_int_equal(dlxi_allreduce_on_frame(m->member[to], from, &frame, &taken, NULL),
                                  DLX_OK);
+                assert_true(taken);
                 if (middle) {
-                    refused(m->member[0], from, &frame, "twice");
+                    assert_int_equal(
+                        dlxi_allreduce_on_frame(m->member[0], from, &frame, &taken, NULL), DLX_OK);
+                    assert_false(taken);
                     tried[frame.kind == DLXI_FRAME_RESULT]++;
                 }
                 dlxi_allreduce_advance(m->member[from], to);
@@ -355,9 +360,102 @@ static void a_sum_that_overflows_is_refused(void **state) {
     dlx_error error;
     assert_true(dlxi_allreduce_peek(m->member[1], 0, &frame));
     for (int again = 0; again < 2; again++) {
-        assert_int_equal(dlxi_allreduce_on_frame(m->member[0], 1, &frame, &error), DLX_NUMERIC);
+        bool moved;
+        assert_int_equal(dlxi_allreduce_on_frame(m->member[0], 1, &frame, &moved, &error),
+                         DLX_NUMERIC);
+        assert_false(moved);
         assert_non_null(strstr(error.message, "tensor 1: the sites' weighted mean is not finite"));
     }
+    mover_close(m);
+}
+
+/* ---- lost frames ----------------------------------------------------------------------------- */
+
+/* Moves frames in order and loses some; a sender goes back to where the receiver stands. */
+static void lossy_exchange(mover *m, uint64_t seed) {
+    bool over = false;
+    for (uint64_t n = 0; !over; n++) {
+        assert_true(n < 100000);
+        over = mover_done(m);
+        for (uint32_t from = 0; from < m->members; from++)
+            for (uint32_t to = 0; to < m->members; to++) {
+                dlxi_frame frame;
+                dlx_error error;
+                bool moved;
+                uint64_t sent, received, ignored, draw = dlxi_rng_u64(seed, n, from * 64 + to);
+                if (from == to) continue;
+                dlxi_allreduce_offsets(m->member[from], to, &sent, &ignored);
+                dlxi_allreduce_offsets(m->member[to], from, &ignored, &received);
+                assert_true(received <= sent);
+                if (received < sent && draw % 8 == 0) {
+                    dlxi_allreduce_go_back(m->member[from], to, received);
+                    dlxi_allreduce_offsets(m->member[from], to, &sent, &ignored);
+                    assert_int_equal(sent, received);
+                }
+                if (!dlxi_allreduce_peek(m->member[from], to, &frame)) continue;
+                (void)dlxi_allreduce_advance(m->member[from], to);
+                if (draw % 3 == 1) continue;
+                dlx_status status =
+                    dlxi_allreduce_on_frame(m->member[to], from, &frame, &moved, &error);
+                assert_int_equal(status, received < sent ? DLX_PEER_LOST : DLX_OK);
+            }
+    }
+}
+
+static void lost_frames_are_sent_again(void **state) {
+    (void)state;
+    for (size_t d = 1; d < MEMBER_CASES; d++)
+        for (size_t layout = 0; layout < LAYOUTS; layout++)
+            for (uint64_t seed = 0; seed < 5; seed++) {
+                const dlxi_segment *segments = layouts[layout].segments;
+                size_t count = layouts[layout].count, length = groups_of(segments, count) * 64;
+                mover *m = mover_open(members_of[d]);
+                float *values = random_values(m->members, length), *expected = new_floats(length),
+                      *result = new_floats(length);
+                plain_formula(expected, m, values, length / 64, quantisers[0]);
+                mover_begin(m, segments, count, quantisers[0], values, length);
+                lossy_exchange(m, seed);
+                for (uint32_t i = 0; i < m->members; i++) {
+                    dlxi_allreduce_result(m->member[i], result);
+                    assert_memory_equal(result, expected, length * sizeof *result);
+                }
+                free(values);
+                free(expected);
+                free(result);
+                mover_close(m);
+            }
+}
+
+/* What a peer without progress can do as often as it likes is no progress. */
+static void progress_is_counted_once(void **state) {
+    (void)state;
+    static const dlxi_segment segments[] = {{1, 20000}};
+    mover *m = mover_open(2);
+    float *values = random_values(2, 20000 * 64);
+    mover_begin(m, segments, 1, quantisers[3], values, 20000 * 64);
+    dlxi_allreduce *a = m->member[0], *b = m->member[1];
+    dlxi_frame frame;
+    dlx_error error;
+    bool moved;
+    uint64_t sent, received;
+    for (int again = 0; again < 3; again++) {
+        dlxi_allreduce_go_back(a, 1, 0);
+        for (int i = 0; i < 3; i++) {
+            assert_true(dlxi_allreduce_peek(a, 1, &frame));
+            assert_int_equal(dlxi_allreduce_advance(a, 1), again == 0);
+            if (i == 0) continue; /* the first one is lost each time */
+            assert_int_equal(dlxi_allreduce_on_frame(b, 0, &frame, &moved, &error), DLX_PEER_LOST);
+            assert_int_equal(moved, again == 0);
+        }
+    }
+    dlxi_allreduce_offsets(b, 0, &sent, &received);
+    assert_int_equal(received, 0);
+    dlxi_allreduce_offsets(a, 1, &sent, &received);
+    dlxi_allreduce_go_back(a, 1, UINT64_MAX); /* nor forward */
+    uint64_t after;
+    dlxi_allreduce_offsets(a, 1, &after, &received);
+    assert_int_equal(after, sent);
+    free(values);
     mover_close(m);
 }
 
@@ -406,8 +504,10 @@ int main(void) {
         cmocka_unit_test(a_new_begin_forgets),
         cmocka_unit_test(hostile_frames_are_refused),
         cmocka_unit_test(a_sum_that_overflows_is_refused),
+        cmocka_unit_test(lost_frames_are_sent_again),
+        cmocka_unit_test(progress_is_counted_once),
         cmocka_unit_test(settings_are_checked),
-        cmocka_unit_test(done_waits_for_own_frames),
+        cmocka_unit_test(done_is_having_every_result),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

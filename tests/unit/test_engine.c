@@ -164,15 +164,181 @@ static void what_is_staged_waits_for_the_next_coordinator(void **state) {
 
 /* ---- what another site sends ----------------------------------------------------------------- */
 
-static lone *exchanging_lone(void) {
+static lone *exchanging_lone_of(uint16_t members) {
     const dlx_sync_config config = lone_config();
     lone *l = lone_open(&config, LONE_TENSORS, 0);
     lone_join(l, 0, 3);
     lone_submit(l);
-    lone_begin(l, 1, 1, 0, 3);
+    lone_begin(l, 1, 1, 0, members);
     lone_turn(l, 1);
     assert_int_equal(l->sent[DLXI_FRAME_STAGED], 0);
     return l;
+}
+
+static lone *exchanging_lone(void) {
+    return exchanging_lone_of(3);
+}
+
+/* What was sent to site 1. */
+typedef struct sent_to_1 {
+    dlxi_greeting newest;                       /* that says something */
+    uint32_t greetings, contributions, answers; /* answers: as the last contribution was sent */
+} sent_to_1;
+
+static void note_sent(lone *l, uint32_t peer, const dlxi_frame *frame) {
+    sent_to_1 *s = l->context;
+    if (peer != 1) return;
+    if (frame->kind == DLXI_FRAME_GREETING && dlxi_greeting_decode(&s->newest, frame))
+        s->greetings++;
+    if (frame->kind != DLXI_FRAME_CONTRIBUTION) return;
+    s->contributions++;
+    s->answers = s->newest.answers;
+}
+
+/* Site 1's. `sent`, `received`: of trip 0. */
+static void greet_1(lone *l, uint32_t attempt, uint32_t asks, uint32_t answers, uint64_t sent,
+                    uint64_t received) {
+    uint8_t payload[DLXI_GREETING_BYTES];
+    dlxi_greeting g = {.asks = asks, .answers = answers};
+    for (int i = 0; i < DLXI_TRIPS; i++) g.trips[i].received = DLXI_NOT_BEGUN;
+    g.trips[0].sent = sent;
+    g.trips[0].received = received;
+    dlxi_greeting_encode(payload, &g);
+    lone_hear(l, 1,
+              (dlxi_frame){.kind = DLXI_FRAME_GREETING,
+                           .term = 1,
+                           .round = 1,
+                           .attempt = attempt,
+                           .site = 1,
+                           .trip = 3,
+                           .payload = payload,
+                           .payload_bytes = sizeof payload});
+}
+
+/* One request at a time, again and again, until it is answered; then the next. */
+static void what_was_lost_is_asked_for(void **state) {
+    (void)state;
+    lone *l = exchanging_lone();
+    sent_to_1 s = {0};
+    l->on_send = note_sent;
+    l->context = &s;
+    greet_1(l, 2, 0, 0, 5, 0); /* of another attempt */
+    lone_turn(l, 1);
+    assert_int_equal(s.greetings, 0);
+    greet_1(l, 1, 0, 0, 5, 0);
+    lone_turn(l, 1); /* not with the next one in turn, which comes after 250 ms */
+    assert_int_equal(s.greetings, 1);
+    assert_int_equal(s.newest.asks, 1);
+    assert_int_equal(s.newest.trips[0].received, 0);
+    greet_1(l, 1, 0, 0, 6, 0); /* before it got the request */
+    lone_turn(l, 1);
+    assert_int_equal(s.greetings, 1);
+    lone_turn(l, 250);
+    assert_int_equal(s.greetings, 2);
+    assert_int_equal(s.newest.asks, 1);
+    greet_1(l, 1, 0, 1, 0, 0);
+    lone_turn(l, 1);
+    assert_int_equal(s.greetings, 2);
+    greet_1(l, 1, 0, 1, 5, 0); /* lost again */
+    lone_turn(l, 1);
+    assert_int_equal(s.newest.asks, 2);
+    greet_1(l, 1, 0, UINT32_MAX, UINT64_MAX, 0); /* an answer to nothing */
+    lone_turn(l, 1);
+    assert_int_equal(s.newest.asks, 2);
+    assert_int_equal(l->sent[DLXI_FRAME_ABORT], 0);
+    lone_close(l);
+}
+
+/* Frames behind a gap ask once. */
+static void a_gap_is_asked_for_once(void **state) {
+    (void)state;
+    static const uint8_t payload[64];
+    const dlx_sync_config config = lone_config();
+    const size_t group_bytes =
+        dlxi_quantiser_group_bytes((dlxi_quantiser){config.bits, config.group});
+    lone *l = exchanging_lone_of(2); /* whose blocks have more than one group */
+    sent_to_1 s = {0};
+    dlxi_frame frame = {.kind = DLXI_FRAME_CONTRIBUTION,
+                        .term = 1,
+                        .round = 1,
+                        .attempt = 1,
+                        .site = 1,
+                        .offset_groups = 1,
+                        .count_groups = 1,
+                        .payload = payload,
+                        .payload_bytes = (uint32_t)group_bytes};
+    l->on_send = note_sent;
+    l->context = &s;
+    for (int i = 0; i < 3; i++) {
+        lone_hear(l, 1, frame);
+        lone_turn(l, 1);
+        assert_int_equal(s.greetings, 1);
+        assert_int_equal(s.newest.asks, 1);
+    }
+    assert_int_equal(l->sent[DLXI_FRAME_ABORT], 0);
+    lone_close(l);
+}
+
+/* Once per request; the greeting that answers it comes first. */
+static void what_is_asked_for_is_sent_again(void **state) {
+    (void)state;
+    lone *l = exchanging_lone();
+    sent_to_1 s = {0};
+    uint32_t of_two = l->sent[DLXI_FRAME_CONTRIBUTION];
+    l->on_send = note_sent;
+    l->context = &s;
+    greet_1(l, 2, 9, 0, 0, 0); /* of another attempt */
+    lone_turn(l, 1);
+    assert_int_equal(s.contributions, 0);
+    for (uint32_t request = 1; request <= 3; request++) {
+        for (int again = 0; again < 2; again++) {
+            s.contributions = 0;
+            greet_1(l, 1, request, 0, 0, 0);
+            lone_turn(l, 1);
+            if (again)
+                assert_int_equal(s.contributions, 0);
+            else
+                assert_in_range(s.contributions, 1, of_two - 1);
+            assert_int_equal(s.answers, request);
+        }
+    }
+    assert_int_equal(l->lines, 1);                   /* within 10 s */
+    greet_1(l, 1, UINT32_MAX, 0, 0, UINT64_MAX - 1); /* what was never sent */
+    s.contributions = 0;
+    lone_turn(l, 1);
+    assert_int_equal(s.contributions, 0);
+    assert_string_equal(l->line, "frames to site '01' were lost, and are sent again");
+    lone_close(l);
+}
+
+/* What repeats itself is no progress: requests do not keep an attempt alive. */
+static void requests_are_no_progress(void **state) {
+    (void)state;
+    lone *l = exchanging_lone();
+    int64_t begun_ms = l->now_ms;
+    for (uint32_t request = 1; l->sent[DLXI_FRAME_ABORT] == 0; request++) {
+        lone_ping(l, 1, 1, 1);
+        greet_1(l, 1, request, 0, request, 0);
+        lone_turn(l, 100);
+        assert_in_range(l->now_ms - begun_ms, 0, 2 * LONE_TIMEOUT_MS + 100);
+    }
+    assert_true(l->now_ms - begun_ms >= LONE_TIMEOUT_MS);
+    lone_close(l);
+}
+
+/* That another site has received more, as it says, is progress: once. */
+static void what_arrives_is_progress(void **state) {
+    (void)state;
+    lone *l = exchanging_lone();
+    int64_t begun_ms = l->now_ms;
+    while (l->sent[DLXI_FRAME_ABORT] == 0) {
+        lone_ping(l, 1, 1, 1);
+        if (l->now_ms - begun_ms >= LONE_TIMEOUT_MS - 200) greet_1(l, 1, 0, 0, 0, 1);
+        lone_turn(l, 100);
+        assert_in_range(l->now_ms - begun_ms, 0, 2 * LONE_TIMEOUT_MS);
+    }
+    assert_true(l->now_ms - begun_ms >= 2 * LONE_TIMEOUT_MS - 200);
+    lone_close(l);
 }
 
 static void a_malformed_frame_ends_the_attempt_and_names_its_sender(void **state) {
@@ -398,6 +564,11 @@ int main(void) {
         cmocka_unit_test(the_most_sites_reach_each_other),
         cmocka_unit_test(an_attempt_ends_with_its_coordinator),
         cmocka_unit_test(what_is_staged_waits_for_the_next_coordinator),
+        cmocka_unit_test(what_was_lost_is_asked_for),
+        cmocka_unit_test(a_gap_is_asked_for_once),
+        cmocka_unit_test(what_is_asked_for_is_sent_again),
+        cmocka_unit_test(requests_are_no_progress),
+        cmocka_unit_test(what_arrives_is_progress),
         cmocka_unit_test(a_malformed_frame_ends_the_attempt_and_names_its_sender),
         cmocka_unit_test(a_site_that_sends_as_another_is_named),
         cmocka_unit_test(silent_sites_are_named_within_the_timeout),

@@ -296,16 +296,17 @@ static void a_flood_is_bounded(void **state) {
     team_submit(t);
     team_begin(t, 1, 1);
     dlx_error error;
+    bool moved;
     /* of rounds that nobody can be in: not kept at all */
     for (int i = 0; i < 1000; i++) {
         dlxi_frame frame = frame_of(t, 0, 3 + (uint64_t)i, 1, payload, sizeof payload);
-        assert_int_equal(dlxi_exchange_on_frame(t->exchange[1], &frame, &error), DLX_OK);
+        assert_int_equal(dlxi_exchange_on_frame(t->exchange[1], &frame, &moved, &error), DLX_OK);
     }
     size_t kept = 0;
     dlx_status status = DLX_OK;
     for (int i = 0; i < 1000 && status == DLX_OK; i++) {
         dlxi_frame frame = frame_of(t, 0, 1, 2, payload, sizeof payload);
-        status = dlxi_exchange_on_frame(t->exchange[1], &frame, &error);
+        status = dlxi_exchange_on_frame(t->exchange[1], &frame, &moved, &error);
         if (status == DLX_OK) kept += sizeof payload;
     }
     assert_int_equal(status, DLX_DATA);
@@ -313,7 +314,7 @@ static void a_flood_is_bounded(void **state) {
     assert_in_range(kept, 1 << 19, 3 << 20);
     /* nor is another site refused for it */
     dlxi_frame frame = frame_of(t, 2, 1, 2, payload, sizeof payload);
-    assert_int_equal(dlxi_exchange_on_frame(t->exchange[1], &frame, &error), DLX_OK);
+    assert_int_equal(dlxi_exchange_on_frame(t->exchange[1], &frame, &moved, &error), DLX_OK);
     /* the attempt under way is not harmed, and the flood is gone with the attempt that it claimed
      * to be of */
     assert_true(team_move(t));
@@ -337,14 +338,15 @@ static void strangers_and_lower_terms(void **state) {
     team_submit(t);
     team_begin(t, 1, 1);
     dlx_error error;
+    bool moved;
     dlxi_frame frame = frame_of(t, 0, 1, 1, payload, sizeof payload);
     frame.site = 2;
-    assert_int_equal(dlxi_exchange_on_frame(t->exchange[1], &frame, &error), DLX_DATA);
+    assert_int_equal(dlxi_exchange_on_frame(t->exchange[1], &frame, &moved, &error), DLX_DATA);
     assert_string_equal(error.message, "a frame from site 2, trip 0, which is not in the view");
     frame = frame_of(t, 0, 1, 1, payload, sizeof payload);
     frame.term = 0;
     /* not heard */
-    assert_int_equal(dlxi_exchange_on_frame(t->exchange[1], &frame, &error), DLX_OK);
+    assert_int_equal(dlxi_exchange_on_frame(t->exchange[1], &frame, &moved, &error), DLX_OK);
     dlxi_view without = t->view;
     without.members = 1;
     assert_int_equal(dlxi_exchange_begin(t->exchange[1], t->state[1], &without,
@@ -352,6 +354,119 @@ static void strangers_and_lower_terms(void **state) {
                      DLX_DATA);
     assert_string_equal(error.message, "the coordinator's view leaves out site 3");
     team_close(t);
+}
+
+/* ---- lost frames ----------------------------------------------------------------------------- */
+
+static team *submitted_team(uint16_t members, dlx_kind kind) {
+    dlx_sync_config settings = team_settings(4, 4);
+    team *t = team_open_with(members, &settings, kind);
+    train(t, 1);
+    team_submit(t);
+    team_begin(t, 1, 1);
+    return t;
+}
+
+static void check_repaired(team *t) {
+    assert_true(team_move(t));
+    team_commit(t);
+    team *calm = submitted_team(t->members, t->state[0]->tensors[2].kind);
+    assert_true(team_move(calm));
+    team_commit(calm);
+    for (uint16_t i = 0; i < t->members; i++)
+        assert_true(dlxi_state_hash(t->state[i], DLXI_STATE_ALL) ==
+                    dlxi_state_hash(calm->state[i], DLXI_STATE_ALL));
+    team_close(calm);
+    team_close(t);
+}
+
+/* The last frames of a trip that a sender has left behind, and with them the first of the next,
+ * which came before their turn. */
+static void a_loss_across_trips_is_repaired(void **state) {
+    (void)state;
+    for (int next = 0; next < 2; next++) {
+        team *t = submitted_team(3, DLX_TRAINED);
+        t->hold_trip = 0;
+        t->hold_kind = DLXI_FRAME_RESULT;
+        t->hold_from = 0;
+        t->hold_to = 1;
+        assert_false(team_move(t));
+        assert_int_equal(dlxi_exchange_trip(t->exchange[0]), 1);
+        assert_int_equal(dlxi_exchange_trip(t->exchange[1]), 0);
+        assert_in_range(team_lose(t, 0, 1), 1, 10);
+        t->hold_trip = -1;
+        assert_false(team_move(t));
+        team_go_back(t, 0, 1);
+        assert_true(team_take(t, 0, 1));
+        if (next == 0) { /* lost again */
+            team_lose(t, 0, 1);
+            team_go_back(t, 0, 1);
+        }
+        check_repaired(t);
+    }
+}
+
+/* A member that has staged serves one that has not; after the commit, or an abort, nobody. */
+static void a_staged_member_sends_again(void **state) {
+    (void)state;
+    for (int trip = 0; trip < 2; trip++) {
+        team *t = submitted_team(2, trip == 0 ? DLX_STATISTICS : DLX_TRAINED);
+        dlxi_greeting offsets;
+        dlxi_frame frame;
+        t->hold_trip = trip == 0 ? 2 : 1;
+        t->hold_kind = DLXI_FRAME_RESULT;
+        t->hold_from = -1;
+        t->hold_to = 1;
+        assert_false(team_move(t));
+        assert_true(dlxi_exchange_is_staged(t->exchange[0]));
+        assert_false(dlxi_exchange_is_staged(t->exchange[1]));
+        assert_in_range(team_lose(t, 0, 1), 1, 10);
+        t->hold_trip = -1;
+        assert_false(team_move(t));
+        uint64_t staged = dlxi_exchange_staged_hash(t->exchange[0]);
+        team_go_back(t, 0, 1);
+        assert_true(dlxi_exchange_is_staged(t->exchange[0]));
+        assert_true(dlxi_exchange_staged_hash(t->exchange[0]) == staged);
+        assert_true(team_move(t));
+        assert_true(dlxi_exchange_offsets(t->exchange[0], t->view.member[1].site, &offsets));
+        assert_false(dlxi_exchange_offsets(t->exchange[0], t->view.member[0].site, &offsets));
+        memset(&offsets, 0, sizeof offsets);
+        team_commit(t);
+        dlxi_exchange_go_back(t->exchange[0], t->view.member[1].site, &offsets);
+        assert_false(dlxi_exchange_peek(t->exchange[0], t->view.member[1].site, &frame));
+        assert_false(dlxi_exchange_offsets(t->exchange[0], t->view.member[1].site, &offsets));
+        team_close(t);
+    }
+}
+
+/* Any frames, on any way, again and again. */
+static void random_losses_are_repaired(void **state) {
+    (void)state;
+    for (uint64_t seed = 0; seed < 200; seed++) {
+        team *t = submitted_team(2 + seed % 2, seed % 4 < 2 ? DLX_TRAINED : DLX_STATISTICS);
+        uint64_t draws = 0;
+        bool staged = false;
+        t->loses = true;
+        while (!staged) {
+            staged = true;
+            for (uint16_t n = 0; n < t->members * t->members; n++) {
+                uint16_t from = n / t->members, to = n % t->members;
+                uint64_t draw = dlxi_rng_u64(seed, 1, draws++);
+                if (draw % 5 == 0) team_go_back(t, from, to);
+                team_take(t, from, to);
+                if (draw / 5 % 3 == 0) team_lose(t, from, to);
+                if (draw / 15 % 3 == 0) team_give(t, from, to);
+            }
+            for (uint16_t i = 0; i < t->members; i++) {
+                bool one;
+                assert_int_equal(dlxi_exchange_poll(t->exchange[i], t->state[i], &one, NULL),
+                                 DLX_OK);
+                staged = staged && one;
+            }
+            assert_true(draws < 100000);
+        }
+        check_repaired(t);
+    }
 }
 
 static void what_is_not_finite_is_not_sent(void **state) {
@@ -537,6 +652,9 @@ int main(void) {
         cmocka_unit_test(the_next_round_may_come_early),
         cmocka_unit_test(a_flood_is_bounded),
         cmocka_unit_test(strangers_and_lower_terms),
+        cmocka_unit_test(a_loss_across_trips_is_repaired),
+        cmocka_unit_test(a_staged_member_sends_again),
+        cmocka_unit_test(random_losses_are_repaired),
         cmocka_unit_test(what_is_not_finite_is_not_sent),
         cmocka_unit_test(error_feedback_conserves),
         cmocka_unit_test(what_is_unsent_is_kept),

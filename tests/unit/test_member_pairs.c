@@ -148,21 +148,21 @@ static void a_pair_that_works_again_is_free(void **state) {
     world_close(w);
 }
 
-/* One loss is made good in the next attempt; a pair that keeps losing frames is kept apart. */
-static void a_pair_that_keeps_losing_frames_is_blocked(void **state) {
+/* A malformed frame costs an attempt; a pair that keeps sending them is kept apart. */
+static void a_pair_that_keeps_sending_malformed_frames_is_blocked(void **state) {
     (void)state;
     world *w = world_running(1);
     ready_all(w, 1, (uint64_t[]){1, 1, 1, 1});
-    abort_about(w, 0, DLX_PEER_LOST, 1);
-    abort_about(w, 1, DLX_PEER_LOST, 0);
-    abort_about(w, 0, DLX_PEER_LOST, 2); /* another pair */
+    abort_about(w, 0, DLX_DATA, 1);
+    abort_about(w, 1, DLX_DATA, 0);
+    abort_about(w, 0, DLX_DATA, 2); /* another pair */
     assert_int_equal(members_of(w, 0), ALL);
     stage_all(w, 1, ALL, 0);
     ready_all(w, 2, (uint64_t[]){2, 2, 2, 2}); /* a commit of both forgets them */
-    abort_about(w, 0, DLX_PEER_LOST, 1);
-    abort_about(w, 1, DLX_PEER_LOST, 0);
+    abort_about(w, 0, DLX_DATA, 1);
+    abort_about(w, 1, DLX_DATA, 0);
     assert_int_equal(members_of(w, 0), ALL);
-    abort_about(w, 0, DLX_PEER_LOST, 1);
+    abort_about(w, 0, DLX_DATA, 1);
     assert_int_equal(members_of(w, 0), 1 | 4 | 8);
     world_close(w);
 }
@@ -172,7 +172,7 @@ int main(void) {
         cmocka_unit_test(of_a_blocked_pair_one_is_left_out),
         cmocka_unit_test(what_is_no_pair_blocks_nobody),
         cmocka_unit_test(a_pair_that_works_again_is_free),
-        cmocka_unit_test(a_pair_that_keeps_losing_frames_is_blocked),
+        cmocka_unit_test(a_pair_that_keeps_sending_malformed_frames_is_blocked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -198,6 +198,37 @@ static void golden_bytes(void **state) {
     golden(b, DLXI_FRAME_ABORT, abort_reason, sizeof abort_reason);
 }
 
+static void a_greeting_has_one_length(void **state) {
+    (void)state;
+    static const dlxi_greeting written = {
+        .asks = 0x01020304,
+        .answers = 5,
+        .trips = {{6, 7}, {0x0102030405060708, DLXI_NOT_BEGUN}, {0, 8}}};
+    static const uint8_t expected[DLXI_GREETING_BYTES] = {
+        4,    3,    2, 1, 5, 0, 0, 0, 6, 0, 0, 0, 0, 0,    0,    0,    7,    0,    0,
+        0,    0,    0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+        0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0,    0,    0,    0,    0};
+    uint8_t bytes[DLXI_GREETING_BYTES];
+    dlxi_greeting_encode(bytes, &written);
+    assert_memory_equal(bytes, expected, sizeof expected);
+    for (uint32_t count = 0; count <= sizeof bytes; count++) {
+        uint8_t *exact = malloc(count + 1u); /* so that a sanitizer sees a read beyond the end */
+        assert_non_null(exact);
+        memcpy(exact, bytes, count);
+        dlxi_frame frame = {.kind = DLXI_FRAME_GREETING, .payload = exact, .payload_bytes = count};
+        dlxi_greeting read;
+        memset(&read, 0, sizeof read);
+        assert_int_equal(dlxi_greeting_decode(&read, &frame), count == sizeof bytes);
+        if (count == sizeof bytes) assert_memory_equal(&read, &written, sizeof read);
+        free(exact);
+    }
+    static uint8_t large[16384];
+    dlxi_frame frame = {
+        .kind = DLXI_FRAME_GREETING, .payload = large, .payload_bytes = sizeof large};
+    dlxi_greeting read;
+    assert_false(dlxi_greeting_decode(&read, &frame));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_is_written_is_read),
@@ -206,6 +237,7 @@ int main(void) {
         cmocka_unit_test(what_is_out_of_range_is_refused),
         cmocka_unit_test(a_refusal_names_kind_and_site),
         cmocka_unit_test(golden_bytes),
+        cmocka_unit_test(a_greeting_has_one_length),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
