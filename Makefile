@@ -15,7 +15,7 @@ help:
 	@echo "make data         data/kjv.{train,validation}.tokens"
 	@echo "make asan tsan    the tests under sanitizers (make test runs them too)"
 	@echo "make fuzz         the decoders' fuzzers, a minute each"
-	@echo "make chaos        faults at random moments, for SECONDS=600; SEED=n repeats their choice"
+	@echo "make chaos        200 kills at random moments (8 minutes); SECONDS=n: all kinds of faults, for so long; SEED=n repeats their choice"
 	@echo "make sim          10,000 simulated runs (a minute); SEEDS=N: as many; SEED=S: only that one, verbose"
 	@echo "make sim-exhaustive  all that can happen in small runs (10 minutes)"
 	@echo "make bench        the training step and the codec, measured"
@@ -75,7 +75,7 @@ fuzz: build-asan/build.ninja
 
 chaos: build
 	@DILOCOX=$(CURDIR)/$(BUILD)/dilocox SOURCE_ROOT=$(CURDIR) BUILD_ROOT=$(CURDIR)/$(BUILD) PYTHONDONTWRITEBYTECODE=1 \
-		$(PYTHON) tests/process/test_chaos.py --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+		$(PYTHON) tests/process/test_chaos.py --at-once 3 $(if $(SECONDS),--seconds $(SECONDS),--kills $(or $(KILLS),200)) $(if $(SEED),--seed $(SEED))
 
 # Two processes, each with half of the seeds.
 SEEDS ?= 10000

@@ -83,7 +83,8 @@ int results_print(const dlx_config *config) {
     if (access(path, F_OK) == 0) {
         snprintf(path, sizeof path, "%s/weights", directory);
         sample_print(path);
-        printf("\nfiles in %s: summary.json, <site>/metrics.jsonl, weights (%s/weights)\n",
+        printf("\nfiles in %s: summary.json, metrics.jsonl, <site>/metrics.jsonl, weights "
+               "(%s/weights)\n",
                directory, directory);
     } else { /* no site is on this machine */
         printf("\nthe summary is %s/summary.json; the weights are on the site that "

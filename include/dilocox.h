@@ -665,6 +665,7 @@ typedef struct dlx_coordinator_statistics {
     /* times from a failed attempt or a lost site to the next commit */
     uint64_t recoveries;
     double recovery_s_mean, recovery_s_max;
+    uint64_t round; /* the present one, from 1; 0 before a takeover has begun */
 } dlx_coordinator_statistics;
 
 #define DLX_COORDINATOR_STATISTICS_INIT                                                            \

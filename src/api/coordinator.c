@@ -294,6 +294,7 @@ dlx_status dlx_coordinator_statistics_of(const dlx_coordinator *c,
     if (facts.recoveries > 0)
         own.recovery_s_mean = 1e-3 * (double)facts.recovery_ms_sum / (double)facts.recoveries;
     own.recovery_s_max = 1e-3 * (double)facts.recovery_ms_max;
+    if (c->at_work.machine != NULL) own.round = dlxi_coordinator_round(c->at_work.machine);
     dlxi_sized_write(statistics, &own, sizeof own);
     return DLX_OK;
 }

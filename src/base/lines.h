@@ -8,7 +8,7 @@
 #include "base/error.h"
 #include "base/limits.h"
 
-enum { DLXI_LINES_MAX = 16, DLXI_LINE_BYTES = DLXI_REASON_MAX + 112 };
+enum { DLXI_LINES_MAX = 128, DLXI_LINE_BYTES = DLXI_REASON_MAX + 112 };
 
 typedef struct dlxi_lines {
     uint32_t first, count;

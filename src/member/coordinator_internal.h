@@ -23,8 +23,9 @@ typedef enum dlxi_presence { DLXI_PRESENT, DLXI_AWAY, DLXI_GONE } dlxi_presence;
 typedef struct dlxi_run_rank {
     bool joined; /* it said hello */
     bool listening, linked, entered, ready, staged, reported, finished;
-    bool deaf;     /* it does not receive this coordinator */
-    bool has_peer; /* `peer` is its number at the link */
+    bool deaf;        /* it does not receive this coordinator */
+    int64_t stamp_ms; /* the newest of this coordinator's clock that it returned; 0: none */
+    bool has_peer;    /* `peer` is its number at the link */
     uint32_t peer;
     uint64_t incarnation;
     uint64_t round;   /* the one after the last that it has applied, as it said */
@@ -39,6 +40,13 @@ typedef struct dlxi_run_rank {
     dlxi_ready round_ready;
     uint64_t staged_hash;
 } dlxi_run_rank;
+
+/* Why the last pair that a site is in was blocked. */
+typedef struct dlxi_apart {
+    char why[DLXI_REASON_MAX + 1]; /* without how long; "": none was */
+    int64_t since_ms;              /* nothing has moved; 0: frames were lost */
+    uint16_t other;
+} dlxi_apart;
 
 typedef struct dlxi_run_site {
     char name[DLXI_NAME_BYTES];
@@ -60,8 +68,12 @@ typedef struct dlxi_run_site {
     bool candidate, member;            /* of the attempt to begin; of the present one */
     bool was_member;                   /* of the last committed round */
     uint32_t left_out, left_out_total; /* rounds in a row; in all */
+    /* rounds in a row without it while it was present and submitted nothing; since when */
+    uint32_t idle_rounds;
+    int64_t idle_since_ms;
     uint64_t away_count;
     int64_t away_total_ms; /* before the present time */
+    uint64_t stuck_round;  /* whose exchange it did not finish */
     uint64_t lag;          /* rounds that it lacked when the last attempt began */
     uint64_t parts;        /* of the work at the end: bits */
     char *report;          /* its rank 0's */
@@ -72,6 +84,7 @@ typedef struct dlxi_run_site {
     uint64_t lost_round; /* in which it was last lost; 0: never */
     dlx_status lost_status;
     char lost_why[DLXI_REASON_MAX + 1];
+    dlxi_apart apart;
 } dlxi_run_site;
 
 /* The last site of several ranks that was refused: its ranks come one by one, and get the same
@@ -91,6 +104,7 @@ typedef struct dlxi_run_peer {
 /* A round that does not commit, or sites that do not reach each other. */
 typedef struct dlxi_trouble {
     int64_t since_ms;               /* 0: none */
+    int64_t patient_ms;             /* when a member that hung was left out: patience begins anew */
     bool told;                      /* terminals show it */
     uint32_t attempts;              /* that failed */
     uint32_t differing;             /* of them, because results differed */
@@ -139,9 +153,14 @@ struct dlxi_coordinator {
     uint16_t part_count; /* of the work at the end; 0: not cut yet */
     uint16_t saver;      /* the site that saves the results */
     int64_t now_ms, pinged_ms, ticked_ms, closing_ms, begun_ms;
-    int64_t opened_ms, tell_ms;            /* tell_ms: when terminals show next who is missing */
-    int64_t resumed_ms;                    /* when this process's last pause ended */
-    int64_t majority_ms;                   /* since when most are ready; 0: they are not */
+    int64_t staged_ms;          /* when a rank last staged the present attempt; 0: none has */
+    int64_t ending_ms;          /* when the work at the end was last given out */
+    int64_t opened_ms, tell_ms; /* tell_ms: when terminals show next who is missing */
+    int64_t resumed_ms;         /* when this process's last pause ended */
+    int64_t majority_ms;        /* since when most are ready; 0: they are not */
+    int64_t minority_ms, minority_told_ms; /* since when a few are; last shown; 0: not so */
+    bool minority_may;                     /* go on without the rest, in the end */
+    int64_t grace_taken_ms;                /* how long the present round has waited for the rest */
     int64_t waits_since_ms, waits_told_ms; /* too few can begin: since; last shown; 0: not so */
     char (*expected)[DLXI_NAME_BYTES];     /* [expected_count]: may join; 0: anybody */
     uint32_t expected_count;
@@ -206,6 +225,14 @@ uint16_t dlxi_coordinator_left(const dlxi_coordinator *c);
 bool dlxi_run_site_all(const dlxi_run_site *s, size_t flag_offset);
 #define DLXI_ALL(s, flag) dlxi_run_site_all(s, offsetof(dlxi_run_rank, flag))
 
+/* It is present, and all of its ranks have submitted. */
+static inline bool dlxi_run_site_is_ready(const dlxi_run_site *s) {
+    return s->presence == DLXI_PRESENT && DLXI_ALL(s, ready);
+}
+
+/* How many rounds' results it lacks. */
+uint64_t dlxi_run_site_lag(const dlxi_coordinator *c, const dlxi_run_site *s);
+
 /* ---- coordinator.c ---- */
 
 dlxi_label dlxi_label_of(const dlxi_run_site *s, const dlxi_run_rank *p);
@@ -269,6 +296,17 @@ void dlxi_presence_on_ping(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank 
 void dlxi_presence_on_tick(dlxi_coordinator *c, int64_t now_ms);
 /* A lost site that still speaks has not heard of it. */
 void dlxi_presence_answer_lost(dlxi_coordinator *c, const dlxi_run_site *s, dlxi_run_rank *p);
+
+/* ---- tell.c: lines for terminals about who is left out and waited for ---- */
+
+/* The reason of trouble between a and b that keeps them apart, for whoever is left out. */
+void dlxi_tell_keep_apart(dlxi_coordinator *c, uint16_t a, uint16_t b, const dlxi_reason *reason);
+/* As a round commits without the site. */
+void dlxi_tell_left_out(dlxi_coordinator *c, const dlxi_run_site *s, uint16_t members);
+/* Who is waited for, if too few are ready for long; `limit_ms`: so long they wait at most. */
+void dlxi_tell_minority(dlxi_coordinator *c, int64_t limit_ms);
+/* Who is missing while no round can begin, every ten seconds, and why. */
+void dlxi_tell_waits(dlxi_coordinator *c, const char *why);
 
 /* ---- rounds.c: attempts, commits, the end ---- */
 

@@ -12,26 +12,37 @@ static void done_consider(dlxi_coordinator *c) {
     c->phase = DLXI_COORDINATOR_DONE;
 }
 
-/* A site that has not got the last round's results, while all others have reported, gets them soon
- * or not at all. */
+/* Present sites without a report are lost in the end. One that has not got the last round's results
+ * gets them soon or not at all. One that has them may be slow: it gets several times as long as the
+ * others took, once one of those has reported. */
 static void end_judge(dlxi_coordinator *c) {
-    dlxi_run_site *late = NULL;
+    enum { SLOWER = 4 };
+    bool works = false, any = false;
+    uint64_t late = 0; /* bits */
     for (dlxi_run_site *s = NULL; (s = dlxi_run_site_next(c, s)) != NULL;) {
-        if (DLXI_ALL(s, reported)) continue;
-        late = dlxi_presence_is_behind(c, s) ? s : NULL;
-        if (late == NULL) break;
+        bool reported = DLXI_ALL(s, reported);
+        any = any || reported;
+        late |= (uint64_t)!reported << (s - c->sites);
+        works = works || (!reported && !dlxi_presence_is_behind(c, s));
     }
-    if (late == NULL || c->waits_since_ms == 0) {
-        c->waits_since_ms = late == NULL ? 0 : c->now_ms;
+    if (works && (!any || c->settings.sites_min == 0)) {
+        c->waits_since_ms = 0;
         return;
     }
-    if (c->now_ms - c->waits_since_ms < c->settings.patience_ms) return;
+    if (c->waits_since_ms == 0) c->waits_since_ms = c->now_ms;
+    int64_t waited_ms = c->now_ms - c->waits_since_ms, most_ms = c->settings.patience_ms;
+    if (works) most_ms += SLOWER * (c->waits_since_ms - c->ending_ms);
+    if (waited_ms < most_ms) return;
     c->waits_since_ms = 0;
     for (dlxi_run_site *s = NULL; (s = dlxi_run_site_next(c, s)) != NULL;) {
         char text[sizeof(dlxi_label) + 96];
-        if (!dlxi_presence_is_behind(c, s)) continue;
-        snprintf(text, sizeof text, "site '%s' can't get the last round's results: nobody has them",
-                 s->name);
+        bool is_late = (late >> (s - c->sites) & 1u) != 0; /* it may have got the work of another */
+        if (!is_late || c->phase != DLXI_COORDINATOR_ENDING) continue;
+        snprintf(text, sizeof text,
+                 dlxi_presence_is_behind(c, s)
+                     ? "site '%s' has not taken over the last round's results for %lld s"
+                     : "site '%s' has not reported for %lld s after the others",
+                 s->name, (long long)waited_ms / 1000);
         dlxi_presence_lose(c, s, NULL, DLX_PEER_LOST, text);
     }
 }
@@ -39,6 +50,7 @@ static void end_judge(dlxi_coordinator *c) {
 /* A part for each site that is present, in order; the first one saves. */
 static void parts_cut(dlxi_coordinator *c) {
     if (c->part_count > 0 || dlxi_presence_is_expecting(c)) return;
+    c->ending_ms = c->now_ms;
     for (dlxi_run_site *s = NULL; (s = dlxi_run_site_next(c, s)) != NULL;) {
         if (c->part_count == 0) c->saver = (uint16_t)(s - c->sites);
         s->parts = UINT64_C(1) << c->part_count++;
@@ -54,6 +66,8 @@ static void work_pass_on(dlxi_coordinator *c, dlxi_run_site *from) {
     from->parts = 0;
     if (saves) c->saver = (uint16_t)(to - c->sites);
     for (uint16_t r = 0; r < to->rank_count; r++) to->ranks[r].reported = false;
+    c->ending_ms = c->now_ms;
+    c->waits_since_ms = 0;
 }
 
 /* Once all that are present have reported, if any has. */
@@ -99,6 +113,7 @@ void dlxi_end_on_report(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p,
         }
     }
     p->reported = true;
+    c->waits_since_ms = 0;
     end_consider(c);
 }
 

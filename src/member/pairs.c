@@ -9,6 +9,10 @@ static dlxi_pair *pair_of(dlxi_pairs *p, uint16_t a, uint16_t b) {
     return a < b ? &p->at[a][b] : &p->at[b][a];
 }
 
+const dlxi_pair *dlxi_pairs_of(const dlxi_pairs *p, uint16_t a, uint16_t b) {
+    return a < b ? &p->at[a][b] : &p->at[b][a];
+}
+
 static void bits_set(dlxi_pairs *p, uint16_t a, uint16_t b, bool blocked) {
     uint64_t of_a = UINT64_C(1) << a, of_b = UINT64_C(1) << b;
     p->blocked[a] = blocked ? p->blocked[a] | of_b : p->blocked[a] & ~of_b;

@@ -25,6 +25,7 @@ typedef struct dlxi_pairs {
     uint64_t blocked[DLXI_SITES_MAX];             /* by site: bits of the others */
 } dlxi_pairs;
 
+const dlxi_pair *dlxi_pairs_of(const dlxi_pairs *p, uint16_t a, uint16_t b);
 /* Nothing moves between a and b. */
 void dlxi_pairs_block(dlxi_pairs *p, uint16_t a, uint16_t b, int64_t now_ms);
 /* A frame between them was malformed: true if that is so often that the pair is now blocked. */

@@ -8,6 +8,8 @@
 
 enum {
     LOST_ANSWER_MS = 1000,
+    /* one that has submitted nothing for so many may hang; what it trains on is stale by then */
+    IDLE_ROUNDS = 8,
     FOUND_AGAIN_MS = 3000, /* sites have so long to find a coordinator that was started again */
     PAUSE_MS = 1000 /* a longer gap between ticks is this process's own pause, not a silence */
 };
@@ -16,6 +18,14 @@ bool dlxi_presence_is_behind(const dlxi_coordinator *c, const dlxi_run_site *s) 
     for (uint16_t r = 0; r < s->rank_count; r++)
         if (s->ranks[r].round > 0 && s->ranks[r].round < c->round) return true;
     return false;
+}
+
+uint64_t dlxi_run_site_lag(const dlxi_coordinator *c, const dlxi_run_site *s) {
+    uint64_t lag = 0;
+    for (uint16_t r = 0; r < s->rank_count; r++)
+        if (s->ranks[r].round > 0 && c->round > s->ranks[r].round + lag)
+            lag = c->round - s->ranks[r].round;
+    return lag;
 }
 
 bool dlxi_presence_is_expecting(const dlxi_coordinator *c) {
@@ -58,6 +68,7 @@ static void site_leave(dlxi_coordinator *c, dlxi_run_site *s, dlxi_presence pres
     s->presence = presence;
     s->away_ms = c->now_ms;
     dlxi_rounds_disturb(c);
+    s->idle_rounds = 0;
     s->lost_round = c->round;
     s->lost_status = status;
     dlxi_text_copy(s->lost_why, sizeof s->lost_why, why);
@@ -171,7 +182,10 @@ void dlxi_presence_on_ping(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank 
     int64_t most_ms = 2 * (int64_t)c->settings.timeout_ms; /* there and back */
     int64_t since_ms = s->back_ms > c->resumed_ms ? s->back_ms : c->resumed_ms;
     bool settled = s->presence != DLXI_PRESENT || c->now_ms - since_ms > most_ms;
-    if (ping->stamp > 0) p->deaf = c->begun && settled && c->now_ms - ping->stamp > most_ms;
+    if (ping->stamp > 0) {
+        p->deaf = c->begun && settled && c->now_ms - ping->stamp > most_ms;
+        p->stamp_ms = ping->stamp;
+    }
     p->reaches = ping->sites;
     for (uint16_t other = 0; other < c->count; other++) {
         if ((c->pairs.blocked[me] >> other & 1u) == 0) continue;
@@ -203,6 +217,9 @@ static void pause_forgive(dlxi_coordinator *c, int64_t now_ms) {
     if (gap_ms <= PAUSE_MS) return;
     c->resumed_ms = now_ms;
     c->opened_ms += gap_ms;
+    if (c->staged_ms > 0) c->staged_ms += gap_ms;
+    if (c->minority_ms > 0) c->minority_ms += gap_ms;
+    if (c->waits_since_ms > 0) c->waits_since_ms += gap_ms;
     for (uint16_t i = 0; i < c->count; i++)
         for (uint16_t r = 0; r < c->sites[i].rank_count; r++) {
             if (c->sites[i].presence != DLXI_PRESENT) continue;
@@ -219,8 +236,10 @@ static void silence_judge(dlxi_coordinator *c) {
         if (silent != NULL) {
             char text[DLXI_REASON_MAX + 1];
             if (silent->deaf)
-                snprintf(text, sizeof text, "%s receives nothing from the coordinator",
-                         dlxi_label_of(s, silent).text);
+                snprintf(text, sizeof text,
+                         "%s has received nothing from the coordinator for %lld s",
+                         dlxi_label_of(s, silent).text,
+                         (long long)(c->now_ms - silent->stamp_ms) / 1000);
             else
                 snprintf(text, sizeof text, "no message from %s for %lld ms (wan.timeout_s)",
                          dlxi_label_of(s, silent).text,
@@ -241,12 +260,21 @@ static void limbo_judge(dlxi_coordinator *c) {
             dlxi_presence_lose(c, s, NULL, DLX_PEER_LOST, why);
             return;
         }
-        if (s->presence != DLXI_AWAY || c->now_ms - s->away_ms < c->settings.limbo_ms ||
-            s->voided >= s->counted + 2)
-            continue;
+        bool idle = s->presence == DLXI_PRESENT && s->idle_rounds >= IDLE_ROUNDS;
+        int64_t since_ms = idle ? s->idle_since_ms : s->away_ms;
+        bool away = s->presence == DLXI_AWAY && c->now_ms - s->away_ms >= c->settings.limbo_ms;
+        if ((!away && !idle) || s->voided >= s->counted + 2) continue;
+        uint64_t voided = s->voided;
         leases_return(c, s);
-        dlxi_lines_add(&c->log, "site '%s' has been away for %lld s; its windows go to others",
-                       s->name, (long long)(c->now_ms - s->away_ms) / 1000);
+        if (idle && DLXI_PLANTED(27)) s->voided = voided;
+        if (idle)
+            dlxi_lines_add(&c->log,
+                           "site '%s' is here, and has submitted nothing for %lld s and %u rounds; "
+                           "its windows go to others",
+                           s->name, (long long)(c->now_ms - since_ms) / 1000, s->idle_rounds);
+        else
+            dlxi_lines_add(&c->log, "site '%s' has been away for %lld s; its windows go to others",
+                           s->name, (long long)(c->now_ms - since_ms) / 1000);
     }
 }
 

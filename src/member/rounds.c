@@ -16,7 +16,6 @@ enum {
     FAULT_PAUSE_MS = 10000,
     RETRY_MS = 250, /* between the begins of attempts, after RETRIES_AT_ONCE */
     RETRIES_AT_ONCE = 3,
-    WAIT_TELL_MS = 10000,
     STALE_ROUNDS_MAX = 4, /* what was submitted so many rounds ago does more harm than good */
     PATIENT_FACTOR = 4    /* of the grace, for a site that was left out twice in a row */
 };
@@ -30,17 +29,13 @@ void dlxi_rounds_grant(dlxi_coordinator *c, dlxi_run_site *s, uint64_t submissio
 
 /* ---- who takes part -------------------------------------------------------------------------- */
 
-static bool is_ready(const dlxi_run_site *s) {
-    return s->presence == DLXI_PRESENT && DLXI_ALL(s, ready);
-}
-
 /* Whether all that are ready have the same anchor, and all ranks of a site the same tokens; ends
  * the run if not. */
 static bool round_is_consistent(dlxi_coordinator *c) {
     const dlxi_run_site *reference = NULL;
     for (uint16_t i = 0; i < c->count; i++) {
         const dlxi_run_site *s = &c->sites[i];
-        if (!is_ready(s)) continue;
+        if (!dlxi_run_site_is_ready(s)) continue;
         if (reference == NULL) reference = s;
         const dlxi_ready *first = &s->ranks[0].round_ready;
         for (uint16_t r = 0; r < s->rank_count; r++) {
@@ -119,7 +114,7 @@ static bool candidates_choose(dlxi_coordinator *c) {
     uint16_t ready = 0, chosen = 0, least = c->settings.sites_min;
     for (uint16_t i = 0; i < c->count; i++) {
         dlxi_run_site *s = &c->sites[i];
-        s->candidate = is_ready(s);
+        s->candidate = dlxi_run_site_is_ready(s) && s->stuck_round != c->round;
         ready = (uint16_t)(ready + s->candidate);
     }
     if (least == 0) return ready == c->count;
@@ -134,28 +129,20 @@ static int64_t grace_ms(dlxi_coordinator *c) {
     int64_t least_ms = INT32_MAX, floor_ms = c->settings.timeout_ms / 2;
     bool patient = false;
     for (const dlxi_run_site *s = NULL; (s = dlxi_run_site_next(c, s)) != NULL;) {
-        for (uint16_t r = 0; r < s->rank_count && is_ready(s); r++)
+        for (uint16_t r = 0; r < s->rank_count && dlxi_run_site_is_ready(s); r++)
             if (s->ranks[r].round_ready.grace_ms < least_ms)
                 least_ms = s->ranks[r].round_ready.grace_ms;
-        patient = patient || (!is_ready(s) && s->left_out >= 2 && !dlxi_presence_is_behind(c, s));
+        patient = patient || (!dlxi_run_site_is_ready(s) && s->left_out >= 2 &&
+                              !dlxi_presence_is_behind(c, s));
     }
     least_ms = least_ms > floor_ms ? least_ms : floor_ms;
     return patient ? PATIENT_FACTOR * least_ms : least_ms;
 }
 
-/* How many rounds' results it lacks. */
-static uint64_t site_lag(const dlxi_coordinator *c, const dlxi_run_site *s) {
-    uint64_t lag = 0;
-    for (uint16_t r = 0; r < s->rank_count; r++)
-        if (s->ranks[r].round > 0 && c->round > s->ranks[r].round + lag)
-            lag = c->round - s->ranks[r].round;
-    return lag;
-}
-
 /* It has submitted, and is ready as soon as it has the results that it lacks: of the last round; or
  * of more, and it gets some, but has not come nearer since the last begin. */
 static bool is_fetching(const dlxi_coordinator *c, const dlxi_run_site *s) {
-    uint64_t lag = site_lag(c, s);
+    uint64_t lag = dlxi_run_site_lag(c, s);
     if (s->presence != DLXI_PRESENT || !s->keeps_history || s->was_member || lag == 0 ||
         s->offered != s->counted + 1 || c->pairs.blocked[s - c->sites] != 0)
         return false;
@@ -163,6 +150,12 @@ static bool is_fetching(const dlxi_coordinator *c, const dlxi_run_site *s) {
     for (uint16_t r = 0; r < s->rank_count; r++)
         if (c->now_ms - s->ranks[r].moved_ms > c->settings.timeout_ms) return false;
     return lag >= s->lag;
+}
+
+/* If no more than half of the sites are ready, the rest may be slow: it gets longer than any grace,
+ * but the run goes on before its patience is over. */
+static int64_t hung_ms(const dlxi_coordinator *c) {
+    return c->settings.patience_ms / 2;
 }
 
 /* Whether the round may begin with those that are ready. */
@@ -177,15 +170,24 @@ static bool round_is_due(dlxi_coordinator *c) {
                     c->settings.sites_min > 0;
         present += s->presence == DLXI_PRESENT && !late;
         fetching = fetching || (late && is_fetching(c, s));
-        ready += is_ready(s);
+        ready += dlxi_run_site_is_ready(s);
         bool here = s->presence != DLXI_PRESENT || DLXI_ALL(s, entered);
         can_leave_out = can_leave_out && s->keeps_history && here;
     }
     if (dlxi_presence_is_expecting(c)) return false;
-    if (ready == present && (ready == 0 || !fetching)) return ready > 0;
-    if (ready < present && (!can_leave_out || 2 * ready <= present)) {
+    if (ready == present && (ready == 0 || !fetching)) {
+        c->minority_ms = 0;
+        return ready > 0;
+    }
+    bool few = ready < present && (!can_leave_out || 2 * ready <= present);
+    if (!few || ready == 0) c->minority_ms = 0;
+    if (few) {
         c->majority_ms = 0;
-        return false;
+        if (ready > 0 && c->minority_ms == 0)
+            c->minority_ms = c->minority_told_ms = c->now_ms != 0 ? c->now_ms : 1;
+        c->minority_may = can_leave_out && ready >= c->settings.sites_min;
+        return ready > 0 && c->minority_may && c->now_ms - c->minority_ms >= hung_ms(c) &&
+               !DLXI_PLANTED(28);
     }
     if (c->majority_ms == 0) c->majority_ms = c->now_ms != 0 ? c->now_ms : 1;
     return c->now_ms - c->majority_ms >= grace_ms(c);
@@ -248,8 +250,11 @@ static void attempt_begin(dlxi_coordinator *c) {
     c->facts.attempts++;
     c->begin_waits = false;
     c->begun_ms = c->now_ms;
-    c->waits_since_ms = c->majority_ms = 0;
-    for (uint16_t i = 0; i < c->count; i++) c->sites[i].lag = site_lag(c, &c->sites[i]);
+    c->staged_ms = 0;
+    int64_t since_ms = c->majority_ms > 0 ? c->majority_ms : c->minority_ms;
+    c->grace_taken_ms = since_ms > 0 ? c->now_ms - since_ms : 0;
+    c->waits_since_ms = c->majority_ms = c->minority_ms = 0;
+    for (uint16_t i = 0; i < c->count; i++) c->sites[i].lag = dlxi_run_site_lag(c, &c->sites[i]);
     if (!proposal_make(c)) {
         dlxi_coordinator_fail_memory(c);
         return;
@@ -424,6 +429,7 @@ static bool pair_note(dlxi_coordinator *c, const dlxi_run_site *s, const dlxi_re
         dlxi_pairs_block(&c->pairs, me, other, c->now_ms);
     else if (reason->status == DLX_DATA)
         blocked = dlxi_pairs_on_fault(&c->pairs, me, other, c->now_ms);
+    if (blocked) dlxi_tell_keep_apart(c, me, other, reason);
     return blocked;
 }
 
@@ -475,27 +481,26 @@ static void commit_put(dlxi_coordinator *c, const dlxi_record *record, uint16_t 
     dlxi_coordinator_put(c, &s->ranks[rank], record->round, record->attempt);
 }
 
+static void idle_count(const dlxi_coordinator *c, dlxi_run_site *s) {
+    bool idle = s->presence == DLXI_PRESENT && s->offered != s->counted + 1;
+    if (idle && s->idle_rounds == 0) s->idle_since_ms = c->now_ms;
+    s->idle_rounds = idle ? s->idle_rounds + 1 : 0;
+}
+
 static void site_commit(dlxi_coordinator *c, dlxi_run_site *s) {
     s->was_member = s->member;
     for (uint16_t r = 0; r < s->rank_count; r++) s->ranks[r].ready = s->ranks[r].staged = false;
     if (!s->member) {
         if (s->presence != DLXI_GONE) s->left_out++, s->left_out_total++;
+        idle_count(c, s);
         return;
     }
-    s->left_out = 0;
+    s->left_out = s->idle_rounds = 0;
     s->member = false;
     s->counted++;
     c->committed_tokens += s->tokens;
     dlxi_ledger_settle(c->ledger, &s->leases[s->counted % DLXI_COORDINATOR_LEASES],
                        s->windows_used);
-}
-
-static void left_out_tell(dlxi_coordinator *c, const dlxi_run_site *s, uint16_t members) {
-    const char *why = c->pairs.blocked[s - c->sites] != 0 ? "it does not reach another"
-                      : is_ready(s)                       ? "it came too late"
-                                                          : "it was not ready";
-    dlxi_lines_add(&c->log, "site '%s' was left out of round %llu: %s; %u of %u went on", s->name,
-                   (unsigned long long)c->round, why, members, c->count);
 }
 
 /* The round commits after trouble. */
@@ -512,7 +517,7 @@ static void round_commit(dlxi_coordinator *c) {
     dlxi_record *record = c->proposal;
     recovery_count(c);
     for (dlxi_run_site *s = NULL; (s = dlxi_run_site_next(c, s)) != NULL;)
-        if (!s->member && s->left_out == 0) left_out_tell(c, s, record->members);
+        if (!s->member && s->left_out == 0) dlxi_tell_left_out(c, s, record->members);
     for (uint16_t a = 0; a < record->members; a++)
         for (uint16_t b = (uint16_t)(a + 1); b < record->members; b++)
             dlxi_pairs_on_commit(&c->pairs, record->member[a].site, record->member[b].site);
@@ -555,6 +560,7 @@ void dlxi_rounds_on_staged(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank 
                            const dlxi_frame *frame, uint64_t hash) {
     if ((!frame_is_current(c, frame) && !(DLXI_PLANTED(2) && c->proposal != NULL)) || !s->member)
         return;
+    if (!p->staged) c->staged_ms = c->now_ms;
     p->staged_hash = hash;
     p->staged = true;
     for (uint16_t i = 0; i < c->count; i++)
@@ -569,6 +575,37 @@ void dlxi_rounds_on_staged(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank 
     snprintf(text, sizeof text, "sites '%.*s' and '%.*s' received different results",
              DLXI_SITE_NAME_MAX, first->name, DLXI_SITE_NAME_MAX, other->name);
     attempt_abort(c, text, true);
+}
+
+/* A member that hangs with its own state, which its training thread has and does not give back,
+ * lacks nothing of others, and nobody names it. The others took a while too, of which it gets
+ * several. */
+static bool is_stuck(const dlxi_run_site *s) {
+    return s->member && s->keeps_history && !DLXI_ALL(s, staged);
+}
+
+/* The first one; NULL: nobody waits for such a member, or it is not to be left out. */
+static const dlxi_run_site *stuck_first(const dlxi_coordinator *c) {
+    if (c->proposal == NULL || c->staged_ms == 0 || c->settings.sites_min == 0) return NULL;
+    for (uint16_t i = 0; i < c->count; i++)
+        if (is_stuck(&c->sites[i])) return &c->sites[i];
+    return NULL;
+}
+
+static void stuck_judge(dlxi_coordinator *c) {
+    enum { SLOWER = 4 };
+    char text[DLXI_REASON_MAX + 1];
+    const dlxi_run_site *first = stuck_first(c);
+    int64_t waited_ms = c->now_ms - c->staged_ms;
+    if (first == NULL || waited_ms < hung_ms(c) + SLOWER * (c->staged_ms - c->begun_ms) ||
+        DLXI_PLANTED(29))
+        return;
+    for (uint16_t i = 0; i < c->count; i++)
+        if (is_stuck(&c->sites[i])) c->sites[i].stuck_round = c->round;
+    snprintf(text, sizeof text, "site '%s' has not finished the exchange for %lld s after others",
+             first->name, (long long)waited_ms / 1000);
+    attempt_abort(c, text, false);
+    c->trouble.patient_ms = c->now_ms;
 }
 
 /* ---- what a rank lacks ----------------------------------------------------------------------- */
@@ -617,34 +654,25 @@ void dlxi_rounds_answer(dlxi_coordinator *c, uint16_t site, uint16_t rank, const
     }
 }
 
-/* Says every ten seconds who is missing while no round can begin. */
-static void wait_tell(dlxi_coordinator *c) {
-    char names[DLXI_REASON_MAX - 120] = "";
-    size_t used = 0;
+/* Whether a round can't begin, and since when. */
+static void wait_note(dlxi_coordinator *c) {
     bool ready = false, behind = true; /* all that are here, if anybody is */
     for (uint16_t i = 0; i < c->count; i++) {
         const dlxi_run_site *s = &c->sites[i];
-        ready = ready || is_ready(s);
+        ready = ready || dlxi_run_site_is_ready(s);
         behind = behind && (s->presence != DLXI_PRESENT || dlxi_presence_is_behind(c, s));
     }
     bool waits = c->proposal == NULL && c->begun && (behind || (ready && round_is_due(c)));
-    if (!waits) {
+    const char *why = "";
+    if (!waits)
         c->waits_since_ms = 0;
-        return;
-    }
-    if (c->waits_since_ms == 0) c->waits_since_ms = c->waits_told_ms = c->now_ms;
-    if (c->now_ms - c->waits_told_ms < WAIT_TELL_MS) return;
-    c->waits_told_ms = c->now_ms;
-    uint16_t present = dlxi_coordinator_present(c);
-    for (uint16_t i = 0; i < c->count && used + DLXI_NAME_BYTES + 8 < sizeof names; i++)
-        if (c->sites[i].presence == DLXI_AWAY)
-            used += (size_t)snprintf(names + used, sizeof names - used, "%s'%s'",
-                                     used > 0 ? ", " : "", c->sites[i].name);
-    dlxi_lines_add(&c->log, "round %llu can't begin for %lld s: %u of %u sites are here%s%s%s",
-                   (unsigned long long)c->round, (long long)(c->now_ms - c->waits_since_ms) / 1000,
-                   present, c->count,
-                   behind && present > 0 ? ", and have not got the last round's results" : "",
-                   used > 0 ? ", missing: " : "", names);
+    else if (c->waits_since_ms == 0)
+        c->waits_since_ms = c->waits_told_ms = c->now_ms;
+    if (behind && dlxi_coordinator_present(c) > 0)
+        why = ", and have not got the last round's results";
+    else if (ready && !continues_last_view(c))
+        why = ", and none that was in the last round is ready";
+    dlxi_tell_waits(c, why);
 }
 
 void dlxi_rounds_on_tick(dlxi_coordinator *c, int64_t now_ms) {
@@ -652,8 +680,10 @@ void dlxi_rounds_on_tick(dlxi_coordinator *c, int64_t now_ms) {
     char what[32] = "joining";
     if (c->phase != DLXI_COORDINATOR_RUNNING) return;
     if (now_ms - c->begun_ms >= RETRY_MS) c->begin_waits = false;
+    stuck_judge(c);
     round_consider(c);
-    wait_tell(c);
+    if (c->proposal == NULL) dlxi_tell_minority(c, hung_ms(c));
+    wait_note(c);
     if (c->waits_since_ms > 0 && now_ms - c->waits_since_ms >= c->settings.patience_ms) {
         c->leaves_run = dlxi_coordinator_present(c) == 0; /* nobody hears that it is over */
         dlxi_coordinator_fail(c, DLX_PEER_LOST, NULL,
@@ -664,7 +694,9 @@ void dlxi_rounds_on_tick(dlxi_coordinator *c, int64_t now_ms) {
                               c->leaves_run ? "; a coordinator that is started again goes on" : "");
         return;
     }
-    if (t->since_ms == 0 || now_ms - t->since_ms < c->settings.patience_ms) return;
+    int64_t since_ms = t->patient_ms > t->since_ms ? t->patient_ms : t->since_ms;
+    if (t->since_ms == 0 || now_ms - since_ms < c->settings.patience_ms || stuck_first(c) != NULL)
+        return;
     if (c->begun) snprintf(what, sizeof what, "round %llu", (unsigned long long)c->round);
     dlxi_coordinator_fail(c, DLX_PEER_LOST, NULL,
                           "gave up on %s after %lld s of trouble (wan.patience_s); last: %s", what,

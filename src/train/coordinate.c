@@ -10,11 +10,15 @@
 #include "train/results.h"
 #include "train/run.h"
 
+enum { EARLY_MAX = 256 };
+
 typedef struct collected {
     const dlx_coordinate_options *options;
     const char *run_dir;
+    const dlx_coordinator *coordinator; /* NULL until it is open */
     json_t *sites, *dropped;
-    const dlx_coordinator *coordinator;
+    dlxi_metrics *metrics; /* NULL until run.dir is this run's */
+    json_t *early;         /* its first notices, until then */
     uint64_t run_id;
     dlxi_folder folder;
 } collected;
@@ -36,11 +40,37 @@ static void on_drop(void *context, const char *site, uint64_t round, const char 
                                                 (json_int_t)round, "why", why));
 }
 
+/* A line that can't be written ends nothing: the store says so, if the disk is full. */
+static void notice_keep(collected *c, const char *text) {
+    dlx_coordinator_statistics st = DLX_COORDINATOR_STATISTICS_INIT;
+    if (c->coordinator != NULL) (void)dlx_coordinator_statistics_of(c->coordinator, &st, NULL);
+    json_t *line = dlxi_notice_make(text, st.round);
+    if (c->metrics != NULL)
+        (void)dlxi_metrics_write(c->metrics, line, NULL);
+    else if (json_array_size(c->early) < EARLY_MAX)
+        json_array_append_new(c->early, line);
+    else
+        json_decref(line);
+}
+
 static void on_log(void *context, const char *line) {
     collected *c = context;
     dlx_event event = {
         .size = sizeof event, .kind = DLX_EVENT_MESSAGE, .site = "coordinator", .text = line};
     if (c->options->on_event != NULL) c->options->on_event(c->options->context, &event);
+    notice_keep(c, line);
+}
+
+/* Behind those of the coordinator's earlier lives. */
+static dlx_status notices_begin(collected *c, dlx_error *error) {
+    char path[DLXI_PATH_BYTES];
+    size_t i;
+    json_t *line;
+    DLX_TRY(dlxi_path_join(path, c->run_dir, "metrics.jsonl", error));
+    DLX_TRY(dlxi_metrics_open(&c->metrics, path, true, error));
+    json_array_foreach(c->early, i, line)
+        DLX_TRY(dlxi_metrics_write(c->metrics, json_incref(line), error));
+    return DLX_OK;
 }
 
 static dlx_status on_begin(void *context, dlx_error *error) {
@@ -48,6 +78,7 @@ static dlx_status on_begin(void *context, dlx_error *error) {
     c->run_id = dlx_coordinator_run_id(c->coordinator);
     dlx_status status =
         dlxi_folder_enter(&c->folder, c->run_dir, "the coordinator", c->run_id, on_log, c, error);
+    if (status == DLX_OK) status = notices_begin(c, error);
     if (status != DLX_OK) dlxi_error_prefix(error, "the coordinator's "); /* sites get it, too */
     return status;
 }
@@ -100,6 +131,15 @@ static json_t *membership_of(const dlx_coordinator *coordinator) {
                      "mean_s", st.recovery_s_mean, "max_s", st.recovery_s_max, "sites", sites);
 }
 
+/* The last line says why it ended. */
+static dlx_status coordinator_run(dlx_coordinator *coordinator, collected *c, dlx_error *error) {
+    dlx_error why = {.message = ""};
+    dlx_status status = dlx_coordinator_run(coordinator, &why);
+    notice_keep(c, status == DLX_OK ? "the run is complete" : why.message);
+    if (status != DLX_OK && error != NULL) *error = why;
+    return status;
+}
+
 dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_options *options,
                            dlx_error *error) {
     dlx_status status = DLX_OK;
@@ -108,6 +148,7 @@ dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_optio
                    .run_dir = config->run.dir,
                    .sites = json_array(),
                    .dropped = json_array(),
+                   .early = json_array(),
                    .folder = DLXI_FOLDER_NONE};
     dlx_coordinator_config settings = config->coordinator;
     char listen[128], path[DLXI_PATH_BYTES], store[DLXI_PATH_BYTES] = "", run_id[DLXI_RUN_ID_BYTES],
@@ -137,7 +178,7 @@ dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_optio
     dlx_coordinator_release_when(coordinator, options->released);
     if (options->on_listening != NULL)
         options->on_listening(options->context, dlx_coordinator_endpoint(coordinator));
-    DLX_TRY_OUT(dlx_coordinator_run(coordinator, error));
+    DLX_TRY_OUT(coordinator_run(coordinator, &c, error));
     dlxi_run_id_show(run_id, dlx_coordinator_run_id(coordinator));
     membership = membership_of(coordinator);
     merged = dlxi_summary_merge(c.sites, c.dropped, membership, run_id);
@@ -151,6 +192,8 @@ out:
     json_decref(membership);
     json_decref(c.sites);
     json_decref(c.dropped);
+    json_decref(c.early);
+    dlxi_metrics_close(&c.metrics);
     free(shared_text);
     return status;
 }

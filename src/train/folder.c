@@ -27,12 +27,18 @@ void dlxi_run_id_show(char text[DLXI_RUN_ID_BYTES], uint64_t run_id) {
     snprintf(text, DLXI_RUN_ID_BYTES, "%016llx", (unsigned long long)run_id);
 }
 
+/* Of the run as a whole; each site has a directory. */
+static bool is_run_result(const char *name) {
+    return strcmp(name, "summary.json") == 0 || strcmp(name, "weights") == 0 ||
+           strcmp(name, "metrics.jsonl") == 0;
+}
+
 const char *dlxi_folder_misnames(const char *site) {
     if (!dlxi_name_valid(site)) return DLXI_NAME_RULE;
-    if (strcmp(site, "weights") == 0 || strcmp(site, "summary.json") == 0 ||
-        strcmp(site, STORE_NAME) == 0 || strcmp(site, STORE_JOURNAL) == 0 ||
+    if (is_run_result(site) || strcmp(site, STORE_NAME) == 0 || strcmp(site, STORE_JOURNAL) == 0 ||
         strncmp(site, PREVIOUS, strlen(PREVIOUS)) == 0)
-        return "weights, summary.json, " STORE_NAME " and previous-… are other files of run.dir";
+        return "weights, summary.json, metrics.jsonl, " STORE_NAME
+               " and previous-… are other files of run.dir";
     return NULL;
 }
 
@@ -182,7 +188,7 @@ void dlxi_folder_store_remove(const char *path) {
 /* Whether an entry of run.dir is a run's: a directory with metrics is a site's. */
 static bool is_result(const char *run_dir, const char *name) {
     char path[DLXI_PATH_BYTES];
-    if (strcmp(name, "summary.json") == 0 || strcmp(name, "weights") == 0) return true;
+    if (is_run_result(name)) return true;
     if (dlxi_folder_misnames(name) != NULL) return false;
     int length = snprintf(path, sizeof path, "%s/%s/metrics.jsonl", run_dir, name);
     return length > 0 && length < (int)sizeof path && access(path, F_OK) == 0;

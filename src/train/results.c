@@ -7,9 +7,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/file.h"
+#include "base/lines.h"
 #include "base/memory.h"
 
 dlx_status dlxi_directory_make(const char *path, dlx_error *error) {
@@ -65,11 +67,22 @@ struct dlxi_metrics {
     char path[DLXI_PATH_BYTES];
 };
 
-dlx_status dlxi_metrics_open(dlxi_metrics **out, const char *path, dlx_error *error) {
+/* Without a part of a line, which a process that was killed may have left. */
+static bool cut_to_line(dlxi_metrics *metrics) {
+    if (fseeko(metrics->file, 0, SEEK_END) != 0) return false;
+    metrics->complete = ftello(metrics->file);
+    for (; metrics->complete > 0; metrics->complete--) {
+        if (fseeko(metrics->file, metrics->complete - 1, SEEK_SET) != 0) return false;
+        if (fgetc(metrics->file) == '\n') break;
+    }
+    return ftruncate(fileno(metrics->file), metrics->complete) == 0;
+}
+
+dlx_status dlxi_metrics_open(dlxi_metrics **out, const char *path, bool goes_on, dlx_error *error) {
     DLX_TRY(DLXI_NEW(out, 1, error));
     dlxi_text_copy((*out)->path, sizeof(*out)->path, path);
-    (*out)->file = fopen(path, "we");
-    if ((*out)->file != NULL) return DLX_OK;
+    (*out)->file = fopen(path, goes_on ? "a+e" : "we");
+    if ((*out)->file != NULL && (!goes_on || cut_to_line(*out))) return DLX_OK;
     dlx_status status = dlxi_file_write_fail(path, error);
     dlxi_metrics_close(out);
     return status;
@@ -88,6 +101,28 @@ dlx_status dlxi_metrics_write(dlxi_metrics *metrics, json_t *line, dlx_error *er
     /* without a part of a line; if that fails too, the message is the same */
     if (ftruncate(fileno(metrics->file), metrics->complete) != 0) errno = 0;
     return status;
+}
+
+json_t *dlxi_notice_make(const char *text, uint64_t round) {
+    char at[32] = "", whole[48], plain[DLXI_LINE_BYTES];
+    struct timespec now;
+    struct tm utc;
+    if (clock_gettime(CLOCK_REALTIME, &now) == 0 && gmtime_r(&now.tv_sec, &utc) != NULL &&
+        strftime(at, sizeof at, "%Y-%m-%dT%H:%M:%S", &utc) > 0)
+        snprintf(whole, sizeof whole, "%s.%03ldZ", at, now.tv_nsec / 1000000);
+    else
+        whole[0] = '\0';
+    json_t *shown = json_string(text);
+    if (shown == NULL) { /* not UTF-8 */
+        dlxi_text_copy(plain, sizeof plain, text);
+        for (char *p = plain; *p != '\0'; p++)
+            if ((*p & 0x80) != 0) *p = '?';
+        shown = json_string(plain);
+    }
+    json_t *line = json_pack("{s:s, s:s}", "event", "notice", "time", whole);
+    if (round > 0) json_object_set_new(line, "round", json_integer((json_int_t)round));
+    json_object_set_new(line, "text", shown);
+    return line;
 }
 
 void dlxi_metrics_close(dlxi_metrics **metrics) {

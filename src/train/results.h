@@ -18,12 +18,16 @@ dlx_status dlxi_outputs_check(const dlxi_config *config, const char *directory, 
 
 typedef struct dlxi_metrics dlxi_metrics;
 
-/* Replaces the file. */
-dlx_status dlxi_metrics_open(dlxi_metrics **out, const char *path, dlx_error *error);
+/* Replaces the file; or goes on behind its last complete line. */
+dlx_status dlxi_metrics_open(dlxi_metrics **out, const char *path, bool goes_on, dlx_error *error);
 /* Writes one line; takes ownership of it, also on failure, after which the file ends with the line
  * before. Its numbers must be finite. */
 dlx_status dlxi_metrics_write(dlxi_metrics *metrics, json_t *line, dlx_error *error);
 void dlxi_metrics_close(dlxi_metrics **metrics);
+
+/* An event for operators, as of now; in this round unless it is 0. Text may be a peer's. NULL: no
+ * memory. */
+json_t *dlxi_notice_make(const char *text, uint64_t round);
 
 /* A number, or null if it is not finite. */
 json_t *dlxi_json_real(double value);

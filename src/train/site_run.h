@@ -3,6 +3,8 @@
 #ifndef DLXI_TRAIN_SITE_RUN_H
 #define DLXI_TRAIN_SITE_RUN_H
 
+#include <pthread.h>
+
 #include "base/file.h"
 #include "model/optimizer.h"
 #include "pipeline/pipeline.h"
@@ -38,7 +40,9 @@ typedef struct site_run {
     float **gradients;
     int64_t parameter_count;
     dlx_sync *sync;
-    dlxi_metrics *metrics; /* rank 0's */
+    /* rank 0's; NULL until it is open. Under the lock: the exchange thread writes notices. */
+    dlxi_metrics *metrics;
+    pthread_mutex_t metrics_lock;
     uint64_t *positions;   /* [batch] */
     double failed_since_s; /* when a wait first saw that the run failed; 0: it has not */
     bool fails_together;   /* in a call that fails on all ranks of the site or on none */

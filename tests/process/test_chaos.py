@@ -1,23 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults at random moments: sites and the coordinator are killed, stopped for a while, interrupted;
-the rest of the run goes on, and all that is there has the same anchor after every round.
+"""Faults at random moments: sites, ranks of sites and the coordinator are killed, stopped for a while, interrupted,
+in rounds and at the end; the rest of the run goes on, and all that is there has the same anchor after every round.
 
     test_chaos.py --seconds 90 --seed 7
+    test_chaos.py --kills 200                kill -9 only, at so many moments
 
 The same seed makes the same choices; what they hit in a process differs from run to run. A process can't rejoin, so
-a run that is down to its last site is ended, and another one begins."""
+a run that is down to its last site is ended, and another one begins. Some runs come to the end of their tokens, and
+somebody is killed while the sites evaluate, save and report. Much of the time is waiting: some runs go at once."""
 import argparse
 import os
 import random
 import re
+import shutil
 import signal
 import sqlite3
 import statistics
 import struct
 import sys
+import threading
 import time
 
-from harness import Case, Growing, main, summary
+from harness import Case, Growing, events, main, summary
 
 TIMEOUT_S = 2
 PATIENCE_S = 120  # a run that has not gone on by then hangs
@@ -25,8 +29,26 @@ SITES = ("oslo", "paris", "quito", "tokyo")
 H, BATCH, CONTEXT = 20, 8, 64
 SITE_TOKENS = H * BATCH * CONTEXT  # of a round
 OVERLAPS = ("none", "delayed", "eager", "carry")
+EVAL_TOKENS = 40000
+ENDING_S = 0.8  # about as long as sites evaluate, save and report
 
-options = argparse.Namespace(seconds=90, seed=None)
+options = argparse.Namespace(seconds=90, kills=0, at_once=1, seed=None)
+
+
+def command_line(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as line:
+            return line.read().decode().split("\0")
+    except OSError:
+        return None  # it has ended
+
+
+def parent_of(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return int(stat.read().rsplit(")", 1)[1].split()[1])
+    except OSError:
+        return 0
 
 
 class Site:
@@ -44,24 +66,32 @@ class Run:
         self.secure = self.random.random() < 0.5
         self.directory = case.path(f"run-{number}")
         overlap = self.random.choice(OVERLAPS)
-        names = SITES[:self.random.choice((3, 4))]
+        self.ranks = self.random.choice((1, 1, 2))
+        names = SITES[:self.random.choice((3, 4)) if self.ranks == 1 else 3]
+        shape = {"stages": 2, "replicas": 1} if self.random.random() < 0.5 else {"stages": 1, "replicas": 2}
+        self.target = len(names) * SITE_TOKENS * self.random.randint(6, 16) if self.random.random() < 0.5 else None
         self.file = case.config(f"config-{number}.yaml", run={"dir": self.directory},
                                 model={"layers": 2, "width": 64, "heads": 4, "kv_heads": 2, "mlp_width": 128, "context": CONTEXT},
-                                train={"tokens": "1e12", "batch": BATCH, "micro_batch": BATCH},
+                                train={"tokens": self.target or "1e12", "batch": BATCH, "micro_batch": BATCH // self.ranks,
+                                       "eval_tokens": EVAL_TOKENS},
+                                site=shape if self.ranks > 1 else {},
                                 sync={"overlap": overlap, "inner_steps": H, "inner_steps_max": H, "adaptation": "off"},
                                 wan={"timeout_s": TIMEOUT_S})
         self.count = len(names)
         self.known = {}  # committed rounds: anchor, committed tokens
-        self.changed = self.newest = 0
+        self.changed = self.newest = self.newest_tokens = 0
+        self.restarts = 0
         self.whole = False  # all that run were in a round since who runs has last changed
         self.coordinator_runs = False
         self.endpoint, self.sites, self.live = None, [], []
         case.run_now = self
         self.start_coordinator()
-        self.sites = [Site(name, case.start_site(self.file, name, self.endpoint, secure=self.secure),
+        self.sites = [Site(name, case.start_site(self.file, name, self.endpoint, secure=self.secure, ranks=self.ranks),
                            os.path.join(self.directory, name, "metrics.jsonl")) for name in names]
         self.live = list(self.sites)
-        case.say(f"run {number}: {self.count} sites, {overlap}, {'curve' if self.secure else 'no security'}")
+        ranks = f" of 2 {'stages' if shape['stages'] > 1 else 'replicas'}" if self.ranks > 1 else ""
+        end = f", {self.target // (self.count * SITE_TOKENS)} rounds" if self.target else ""
+        case.say(f"run {number}: {self.count} sites{ranks}, {overlap}, {'curve' if self.secure else 'no security'}{end}")
         self.wait(lambda: self.whole and self.newest >= 3, "the first rounds")
 
     def start_coordinator(self):
@@ -74,6 +104,10 @@ class Run:
     def running(self):
         return [site for site in self.live if not site.stopped]
 
+    def is_ending(self):
+        """All tokens are committed: the sites evaluate, save and report."""
+        return self.target is not None and self.newest_tokens >= self.target
+
     def note(self, site, event):
         rounds, tokens = event["committed_rounds"], event["committed_tokens"]
         self.case.assertGreaterEqual((rounds, tokens), (site.rounds, site.tokens), f"{site.name} went back")
@@ -82,7 +116,7 @@ class Run:
             return
         seen = self.known.setdefault(rounds, (event["anchor_hash"], tokens))
         self.case.assertEqual((event["anchor_hash"], tokens), seen, f"{site.name} after round {rounds} is not as another site")
-        self.newest = max(self.newest, rounds)
+        self.newest, self.newest_tokens = max(self.newest, rounds), max(self.newest_tokens, tokens)
         if rounds > self.changed + 1 and rounds - 1 in self.known:
             gained = tokens - self.known[rounds - 1][1]
             self.case.assertGreaterEqual(gained, 0, f"round {rounds}")
@@ -94,7 +128,7 @@ class Run:
                 self.note(site, event)
         expected = [site.process for site in self.live] + [self.coordinator] * self.coordinator_runs
         for process in expected:
-            if process.popen.poll() is not None:
+            if process.popen.poll() not in ((None, 0) if self.is_ending() else (None,)):
                 self.case.fail(f"it ended by itself, with {process.wait()}: {process.everything()}")
 
     def wait(self, happened, what, while_waiting=lambda: False):
@@ -136,12 +170,31 @@ class Run:
             self.case.assertIn("dilocox: interrupted", site.process.text("stderr"))
         self.changes()
 
+    def kill_rank(self, site):
+        """Its other rank ends with it."""
+        workers = self.case.workers(site.name)
+        if not workers:
+            return False  # they have just ended
+        self.live.remove(site)
+        os.kill(self.random.choice(workers), signal.SIGKILL)
+        self.case.assertNotEqual(site.process.wait(), 0, site.process.everything())
+        self.changes()
+        return True
+
+    def kill_site(self, site):
+        if self.ranks > 1:
+            return self.kill_rank(site)
+        self.lose(site, signal.SIGKILL, -signal.SIGKILL)
+        return True
+
     def kill_coordinator(self):
         self.coordinator_runs = False
         self.coordinator.signal(signal.SIGKILL)
         self.case.assertEqual(self.coordinator.wait(), -signal.SIGKILL)
+        self.check_records()
 
     def start_coordinator_again(self):
+        self.restarts += 1
         self.start_coordinator()
         self.coordinator.wait_line("goes on with run [0-9a-f]+ at round [0-9]+, as term [0-9]+; waiting for its sites")
         self.changes()
@@ -156,6 +209,39 @@ class Run:
         self.changes()
 
     # ---- the end
+
+    def end(self):
+        """The tokens are committed, and somebody has been killed since: all that is left ends well, but for a site that
+        was away when the run ended, and waits for its coordinator."""
+        if not self.coordinator_runs and os.path.exists(self.store()):
+            self.start_coordinator_again()
+        if self.coordinator_runs:
+            self.case.assertEqual(self.coordinator.wait(), 0, self.coordinator.everything())
+        away = {site["site"] for site in summary(self.directory)["dropped"]}
+        for site in self.live:
+            if site.name in away and site.process.popen.poll() is None:
+                site.process.signal(signal.SIGINT)
+            self.case.assertIn(site.process.wait(), (0, 1) if site.name in away else (0,), site.process.everything())
+        self.look()
+        self.live, self.coordinator_runs = [], False
+        self.case.assertFalse(os.path.exists(self.store()))
+        s = summary(self.directory)
+        self.case.assertGreaterEqual(s["tokens"], self.target)
+        self.case.assertEqual(s["tokens"], self.newest_tokens)
+        self.case.assertIsNotNone(s["val_loss"])
+        for name in ["the run", *(site["site"] for site in s["per_site"])]:
+            of = s if name == "the run" else summary(os.path.join(self.directory, name))
+            self.case.assertEqual((of["rounds"], of["anchor_hash"]), (self.newest, self.known[self.newest][0]), name)
+        self.case.assertTrue(any(os.path.exists(os.path.join(self.directory, "weights", name))
+                                 for name in ("model.safetensors", "model.safetensors.index.json")))
+        self.check_notices()
+        self.case.wait_until_nothing_is_left()
+
+    def check_notices(self):
+        """A life of the coordinator that was killed leaves no part of a line; it may have had no time for any."""
+        notices = [e["text"] for e in events(os.path.join(self.directory, "metrics.jsonl"), "notice")]
+        again = [text for text in notices if text.startswith("goes on with run ")]
+        self.case.assertLessEqual(len(again), self.restarts, notices)
 
     def finish(self):
         """All that run are in rounds again; what is saved agrees with what they wrote; Ctrl-C ends
@@ -180,11 +266,16 @@ class Run:
                 continue
             s = summary(path)
             self.case.assertEqual(s["anchor_hash"], self.known.get(s["rounds"], (s["anchor_hash"],))[0], site.name)
-        self.case.assertFalse(os.path.exists(os.path.join(self.directory, "coordinator.db")))
+        self.case.assertFalse(os.path.exists(self.store()))
+        self.check_notices()
         self.case.wait_until_nothing_is_left()
+
+    def store(self):
+        return os.path.join(self.directory, "coordinator.db")
 
     def check_records(self):
         """Each round's tokens are its members'; none counts for more rounds than it has submitted."""
+        self.look()
         counted, before = [0] * self.count, 0
         for record in self.records():
             self.case.assertEqual(record["tokens"] - before, sum(m["tokens"] for m in record["members"]), record)
@@ -192,14 +283,25 @@ class Run:
             self.case.assertIn(self.known.get(record["round"], (None, before))[1], (before,), record)
             for member in record["members"]:
                 counted[member["site"]] += 1
-                self.case.assertIn(member["tokens"], (0, SITE_TOKENS) if member["voided"] else (SITE_TOKENS,), record)
+                if self.target is not None and record["tokens"] >= self.target:  # the last round is as long as need be
+                    self.case.assertLessEqual(member["tokens"], SITE_TOKENS, record)
+                else:
+                    self.case.assertIn(member["tokens"], (0, SITE_TOKENS) if member["voided"] else (SITE_TOKENS,), record)
         for site, rounds in zip(self.sites, counted):  # one that was killed may not have written its last one
             self.case.assertLessEqual(rounds, site.submitted + 1, f"{site.name} counts more often than it has submitted")
 
     def records(self):
-        """As docs/formats.md has them."""
-        store = sqlite3.connect(f"file:{os.path.join(self.directory, 'coordinator.db')}?mode=ro", uri=True)
-        for (text,) in store.execute("SELECT bytes FROM record ORDER BY round"):
+        """As docs/formats.md has them; of a copy, which may have to be rolled back."""
+        copy = self.case.path("copy.db")
+        for end in ("", "-journal"):
+            if os.path.exists(copy + end):
+                os.remove(copy + end)
+            if os.path.exists(self.store() + end):
+                shutil.copy(self.store() + end, copy + end)
+        if not os.path.exists(copy):
+            return  # the run is over
+        store = sqlite3.connect(copy)
+        for (text,) in store.execute("SELECT bytes FROM record ORDER BY round").fetchall():
             count, _, round, tokens, *_ = struct.unpack_from("<HHQQIIQB", text)
             members = [struct.unpack_from("<HBQQ", text, 37 + 19 * i) for i in range(count)]
             yield {"round": round, "tokens": tokens,
@@ -215,47 +317,126 @@ class Fault:
         self.kind, self.since_s, self.before = kind, None, None
 
 
+class Totals:
+    """Of all that run at once."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.begun_s = time.monotonic()
+        self.rounds = self.runs = self.left = 0
+        self.faults, self.times_s = {}, {}
+
+    def count(self, kind):
+        with self.lock:
+            self.faults[kind] += 1
+
+    def time(self, kind, seconds):
+        with self.lock:
+            self.times_s[kind].append(seconds)
+
+    def kills(self):
+        return sum(count for kind, count in self.faults.items() if kind.startswith("kill"))
+
+    def is_over(self):
+        if options.kills:
+            return self.kills() >= options.kills
+        return time.monotonic() - self.begun_s >= options.seconds
+
+    def show(self):
+        print(f"seed {options.seed}: {time.monotonic() - self.begun_s:.0f} s, {self.runs} runs, {self.rounds} rounds committed, "
+              f"{self.kills()} kills\n"
+              f"{'fault':<32}{'count':>6}{'alone':>7}{'median':>9}{'worst':>9}   until a round that began after it has "
+              "committed; at the end, until all have ended")
+        for kind, count in self.faults.items():
+            times = self.times_s[kind]
+            shown = f"{statistics.median(times):>7.2f} s{max(times):>7.2f} s" if times else ""
+            print(f"{kind:<32}{count:>6}{len(times):>7}{shown}", flush=True)
+
+
+totals = Totals()
+
+
 class Chaos(Case):
-    KINDS = {"kill a site": 1, "interrupt a site": 1, "stop a site": 4, "kill the coordinator": 4, "stop the coordinator": 3}
+    KILLS = {"kill a site": 4, "kill a rank": 4, "kill the coordinator": 3}
+    KINDS = {**KILLS, "interrupt a site": 1, "stop a site": 2, "stop the coordinator": 1}
+    AT_THE_END = ("kill a site at the end", "kill the coordinator at the end")
 
     def say(self, text):
-        print(f"{time.monotonic() - self.begun_s:7.2f}  {text}", flush=True)
+        which = f"{self.index}: " if options.at_once > 1 else ""
+        print(f"{time.monotonic() - totals.begun_s:7.2f}  {which}{text}", flush=True)
 
-    def runTest(self):
-        self.seed = random.randrange(10 ** 6) if options.seed is None else options.seed
-        print(f"seed {self.seed}, {options.seconds} s", flush=True)
-        self.random = random.Random(self.seed)
-        self.begun_s = time.monotonic()
-        self.times_s = {kind: [] for kind in self.KINDS}
-        self.faults = {kind: 0 for kind in self.KINDS}
-        self.rounds = self.runs = 0
+    def chaos(self, index):
+        self.index = index
+        self.random = random.Random(f"{options.seed}/{index}")
+        self.kinds = self.KILLS if options.kills else self.KINDS
+        self.number = 0
+        self.ended = {}  # kind of fault at the end: when
         self.run_now = None
         try:
-            self.prepare_data()
+            self.prepare_data(30 * self.license_text())
             self.keys(SITES)
-            while not self.is_over():
+            while not totals.is_over():
                 self.one_run()
         except BaseException:
             self.keep_logs()
             raise
-        self.show()
+        with totals.lock:
+            totals.left -= 1
+            if totals.left == 0:
+                totals.show()
 
-    def is_over(self):
-        return time.monotonic() - self.begun_s >= options.seconds
+    def workers(self, name):
+        """The processes of a site's ranks: each is the child of one that is called alike."""
+        called = {pid: (parent, line) for pid in self.pids() if (line := command_line(pid)) and (parent := parent_of(pid))
+                  and name in line}
+        return sorted(pid for pid, (parent, line) in called.items() if called.get(parent, (0, None))[1] == line)
 
     def one_run(self):
-        self.runs += 1
-        run = Run(self, self.runs)
+        self.number += 1
+        run = Run(self, self.number)
         self.later = []  # (when, what): ends of faults
         self.fault = None
-        while len(run.live) > 1 and not self.is_over():
+        while len(run.live) > 1 and not totals.is_over() and not run.is_ending():
             self.do(self.choose())
-            if self.random.random() < 0.75:  # else the next one comes before the rest goes on
+            if self.random.random() < 0.6:  # else the next one comes before the rest goes on
                 run.wait(lambda: self.fault is None, f"a round after '{self.fault and self.fault.kind}'", self.step)
-            self.pass_time(self.random.uniform(0, 2))
+            self.pass_time(self.random.uniform(0, 0.5))
         run.wait(lambda: not self.later and self.fault is None, "the end of the faults", self.step)
-        run.finish()
-        self.rounds += run.newest
+        if run.target is None:
+            run.finish()
+        else:
+            self.end(run)
+        with totals.lock:
+            totals.runs += 1
+            totals.rounds += run.newest
+
+    def end(self, run):
+        """Somebody is killed between the last commit and the end, or both are."""
+        run.wait(run.is_ending, "the last round")
+        begun_s = time.monotonic()
+        kinds = self.random.choice((("site",), ("coordinator",), ("coordinator",), ("coordinator", "site"), ("site", "coordinator")))
+        for kind in kinds:
+            self.pass_time(self.random.uniform(0, ENDING_S))
+            if kind == "coordinator":
+                if run.coordinator.popen.poll() is None:
+                    self.note_end(self.AT_THE_END[1])
+                    run.kill_coordinator()
+            else:
+                alive = [site for site in run.live if site.process.popen.poll() is None]
+                if len(alive) > 1 and len(alive) == len(run.live) and run.whole:
+                    site = self.random.choice(alive)
+                    if run.kill_site(site):
+                        self.note_end(self.AT_THE_END[0], site.name)
+        run.end()
+        self.say(f"    the rest ended after {time.monotonic() - begun_s:.2f} s")
+        for kind in self.ended:
+            totals.time(kind, time.monotonic() - self.ended[kind])
+        self.ended = {}
+
+    def note_end(self, kind, name=None):
+        self.say(kind + (f": {name}" if name else ""))
+        totals.count(kind)
+        self.ended[kind] = time.monotonic()
 
     # ---- time
 
@@ -271,8 +452,10 @@ class Chaos(Case):
             end[1]()
             return True
         fault = self.fault
-        if fault is not None and fault.since_s is not None and run.newest >= fault.before + 2:
-            self.times_s[fault.kind].append(now - fault.since_s)
+        if fault is not None and run.is_ending():
+            self.fault = None  # there is no round after it
+        elif fault is not None and fault.since_s is not None and run.newest >= fault.before + 2:
+            totals.time(fault.kind, now - fault.since_s)
             self.say(f"    the rest went on after {now - fault.since_s:.2f} s")
             self.fault = None
         return False
@@ -288,13 +471,18 @@ class Chaos(Case):
     def choose(self):
         """A kind that the run can stand now: one site runs, and a process is lost only if another one
         surely has the last round's results."""
-        run, kinds = self.run_now, dict(self.KINDS)
+        run, kinds = self.run_now, dict(self.kinds)
+        kinds["kill a rank" if run.ranks == 1 else "kill a site"] = 0
+        if run.ranks > 1:
+            kinds = {kind: weight for kind, weight in kinds.items() if kind not in ("stop a site", "interrupt a site")}
         if not run.coordinator_runs:
             kinds["kill the coordinator"] = kinds["stop the coordinator"] = 0
         if len(run.running()) < 2:
             kinds["stop a site"] = 0
-        if len(run.running()) < 2 or not run.whole:
-            kinds["kill a site"] = kinds["interrupt a site"] = 0
+        spare = 1 if run.target is None else 2  # one of them at the end
+        if len(run.running()) <= spare or not run.whole or run.is_ending():
+            kinds["kill a site"] = kinds["kill a rank"] = kinds["interrupt a site"] = 0
+        kinds = {kind: weight for kind, weight in kinds.items() if kind in self.kinds}
         weights = list(kinds.values())
         return self.random.choices(list(kinds), weights)[0] if any(weights) else None
 
@@ -302,12 +490,15 @@ class Chaos(Case):
         run = self.run_now
         if kind is None:
             return
-        self.faults[kind] += 1
+        totals.count(kind)
         self.fault = fault = Fault(kind)
-        if kind in ("kill a site", "interrupt a site"):
+        if kind in ("kill a site", "kill a rank", "interrupt a site"):
             site = self.random.choice(run.running())
             self.say(f"{kind}: {site.name}")
-            run.lose(site, *((signal.SIGKILL, -signal.SIGKILL) if kind == "kill a site" else (signal.SIGINT, 1)))
+            if kind == "interrupt a site":
+                run.lose(site, signal.SIGINT, 1)
+            else:
+                run.kill_site(site)
             self.hits(fault)
         elif kind == "stop a site":
             site, seconds = self.random.choice(run.running()), TIMEOUT_S * self.random.uniform(0.5, 2)
@@ -316,7 +507,7 @@ class Chaos(Case):
             self.hits(fault)
             self.after(seconds, lambda: self.go_on(site))
         elif kind == "kill the coordinator":
-            seconds = self.random.uniform(0, 3)
+            seconds = self.random.uniform(0, 1 if options.kills else 3)
             self.say(f"{kind}, for {seconds:.1f} s")
             run.kill_coordinator()
             self.after(seconds, lambda: self.coordinator_is_back(fault, run.start_coordinator_again))
@@ -340,31 +531,32 @@ class Chaos(Case):
             self.hits(waits)
         how()
 
-    # ---- what is shown
-
-    def show(self):
-        seconds = time.monotonic() - self.begun_s
-        print(f"seed {self.seed}: {seconds:.0f} s, {self.runs} runs, {self.rounds} rounds committed\n"
-              f"{'fault':<22}{'count':>6}{'alone':>7}{'median':>9}{'worst':>9}   until a round that began after it has committed")
-        for kind, count in self.faults.items():
-            times = self.times_s[kind]
-            shown = f"{statistics.median(times):>7.2f} s{max(times):>7.2f} s" if times else ""
-            print(f"{kind:<22}{count:>6}{len(times):>7}{shown}", flush=True)
-
     def keep_logs(self):
         for site in self.run_now.sites if self.run_now else []:
             if site.stopped and site.process.popen.poll() is None:
                 site.process.signal(signal.SIGCONT)
         for process in [p for p in self.processes if p.arguments[0] in ("coordinator", "train")]:
             self.write(re.sub(r"\W", "-", f"{process.arguments[0]}-{process.pid}") + ".log", process.everything())
-        print(f"seed {self.seed} failed; logs are in {self.directory}", flush=True)
+        print(f"seed {options.seed} failed; logs are in {self.directory}", flush=True)
         self._cleanups = [(f, a, k) for f, a, k in self._cleanups if a != (self.directory,)]
+
+
+def case_of(index):
+    return lambda self: self.chaos(index)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=90)
-    parser.add_argument("--seed", type=int)
+    parser.add_argument("--kills", type=int, default=0, help="kill only, so often, however long it takes")
+    parser.add_argument("--at-once", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=random.randrange(10 ** 6))
     options, rest = parser.parse_known_args()
+    print(f"seed {options.seed}, {f'{options.kills} kills' if options.kills else f'{options.seconds:.0f} s'}", flush=True)
+    totals.left = options.at_once
+    totals.faults = {kind: 0 for kind in (*(Chaos.KILLS if options.kills else Chaos.KINDS), *Chaos.AT_THE_END)}
+    totals.times_s = {kind: [] for kind in totals.faults}
+    for i in range(1, options.at_once + 1):
+        setattr(Chaos, f"test_{i}", case_of(i))
     sys.argv = [sys.argv[0], *rest]
-    main()
+    main(options.at_once)

@@ -78,7 +78,22 @@ class Coordinator(Case):
         self.assertEqual(s["status"], "done")
         self.check_counts(s)
         left = {name for name in os.listdir(self.path("run")) if ".part-" not in name}  # of a process that was killed
-        self.assertEqual(left, {".lock", "summary.json", "weights", *SITES})
+        self.assertEqual(left, {".lock", "summary.json", "metrics.jsonl", "weights", *SITES})
+        self.check_notices()
+
+    def check_notices(self):
+        """What the coordinator's terminals have shown, in order, over all of its lives."""
+        lines = events(self.path("run", "metrics.jsonl"))
+        for line in lines:
+            self.assertEqual(line["event"], "notice")
+            self.assertRegex(line["time"], r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")
+            self.assertGreaterEqual(line.get("round", 1), 1)  # a takeover has none before it begins
+        self.assertEqual([line["time"] for line in lines], sorted(line["time"] for line in lines))
+        texts = [line["text"] for line in lines]
+        self.assertEqual({text.split("'")[1] for text in texts[:2]}, set(SITES))
+        self.assertEqual(texts[-1], "the run is complete")
+        lives = [p for p in self.processes if p.arguments[0] == "coordinator" and "goes on with run" in p.text("stdout")]
+        self.assertEqual(sum(text.startswith("goes on with run ") for text in texts), len(lives), texts)
 
     def check_counts(self, s):
         """Each round counts what its members trained on, once: a run that was never disturbed has as
@@ -276,7 +291,8 @@ class Refused(Coordinator):
         for link in ("zmq", "mem"):
             self.refuse(unfinished, "launch", self.file, "--set", f"wan.link={link}")
         os.remove(self.path("run", "coordinator.db"))
-        os.remove(self.path("run", "coordinator.db-journal"))
+        if os.path.exists(self.path("run", "coordinator.db-journal")):  # if it was killed amid a write
+            os.remove(self.path("run", "coordinator.db-journal"))
         self.call("launch", self.file, "--set", "wan.link=mem")
         self.assertTrue(os.path.exists(self.path("run", "previous-1", SITES[0], "metrics.jsonl")))
 

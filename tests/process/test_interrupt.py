@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C: a run ends within two seconds with a message, without processes left, and saved."""
+"""Ctrl-C: a run ends within two seconds with a message, without processes left, and saved; at one site of several it
+is that site that ends."""
 import os
 import signal
 import time
@@ -95,6 +96,77 @@ class Interrupt(Case):
         said = [site.wait() and site.text("stderr") for site in twice]
         self.assertRegex("\n".join(said), "the coordinator was interrupted")
         self.assert_nothing_left()
+
+    # ---- each process of a run on several machines
+
+    def started_apart(self, count=3):
+        """A coordinator and its sites, in rounds."""
+        names = ("oslo", "paris", "tokyo")[:count]
+        coordinator, endpoint = self.start_coordinator(self.file, count, secure=False)
+        sites = {name: self.start_site(self.file, name, endpoint, secure=False) for name in names}
+        for name in names:
+            self.wait_for_round(name, 2)
+        return coordinator, sites
+
+    def wait_for_round(self, name, round):
+        return self.wait_for_event(self.path("run", name, "metrics.jsonl"),
+                                   lambda e: e["event"] == "round" and e["committed_rounds"] >= round)["committed_rounds"]
+
+    def last_notice(self, *of):
+        return events(self.path("run", *of, "metrics.jsonl"))[-1]
+
+    def check_saved_by(self, name):
+        self.assertEqual(summary(self.path("run", name))["status"], "interrupted")
+        self.assertTrue(any(os.path.exists(self.path("run", *of, "weights", "model.safetensors")) for of in ((), (name,))))
+
+    def test_one_site(self):
+        """The others go on, and it does not come back."""
+        coordinator, sites = self.started_apart()
+        paris = sites.pop("paris")
+        self.assertEqual(self.interrupted(paris), 1)
+        self.assertEqual(paris.text("stderr"), "dilocox: interrupted")
+        self.check_saved_by("paris")
+        self.assertEqual(self.last_notice("paris")["event"], "notice")
+        coordinator.wait_line("^site 'paris' left: interrupted; 2 of 3 sites go on$")
+        before = self.wait_for_round("oslo", 2)
+        for name in sites:
+            self.wait_for_round(name, before + 3)
+        told = [e["text"] for e in events(self.path("run", "metrics.jsonl"), "notice", partial=True)]
+        self.assertIn("site 'paris' left: interrupted; 2 of 3 sites go on", told)
+        self.assertEqual(self.interrupted(coordinator), 1)
+
+    def test_the_last_site(self):
+        """There is nobody left to go on."""
+        coordinator, sites = self.started_apart(2)
+        self.assertEqual(self.interrupted(sites["oslo"]), 1)
+        coordinator.wait_line("site 'oslo' left: interrupted; 1 of 2 sites go on")
+        self.assertEqual(self.interrupted(sites["paris"]), 1)
+        self.assertEqual(coordinator.wait(), 1)
+        self.assertEqual(coordinator.text("stderr"), "dilocox: site 'paris' left: interrupted")
+        self.assert_nothing_left()
+
+    def test_the_coordinator(self):
+        """It ends the run for all; nothing is left to go on with."""
+        coordinator, sites = self.started_apart()
+        self.assertEqual(self.interrupted(coordinator), 1)
+        for name, site in sites.items():
+            self.assertEqual(site.wait(), 1, site.everything())
+            self.assertIn("the coordinator was interrupted", site.text("stderr"))
+            self.check_saved_by(name)
+            self.assertIn("the coordinator was interrupted", self.last_notice(name)["text"])
+        self.assertIn("the coordinator was interrupted", self.last_notice()["text"])
+        self.assertFalse(os.path.exists(self.path("run", "coordinator.db")))
+        self.assert_nothing_left()
+
+    def test_the_coordinator_terminated(self):
+        """It alone ends; its sites train on, and wait for it."""
+        coordinator, sites = self.started_apart()
+        self.assertEqual(self.interrupted(coordinator, signal.SIGTERM), 1)
+        self.assertRegex(self.last_notice()["text"], "^the coordinator stopped at round [0-9]+, and its sites wait for it")
+        self.assertTrue(os.path.exists(self.path("run", "coordinator.db")))
+        for site in sites.values():
+            self.assertIsNone(site.popen.poll())
+            self.assertEqual(self.interrupted(site), 1)  # one that waits can be interrupted, too
 
     def test_no_coordinator(self):
         self.keys(["a"])

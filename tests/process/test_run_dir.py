@@ -126,7 +126,7 @@ class FailedStart(Folder):
         self.check_unchanged(what)
 
     def test_names_of_sites(self):
-        for name in ("", ".", "..", "../x", "a/b", "/x", "-x", "a b", "x" * 64, "weights", "summary.json", "previous-1", "é"):
+        for name in ("", ".", "..", "../x", "a/b", "/x", "-x", "a b", "x" * 64, "weights", "summary.json", "metrics.jsonl", "previous-1", "é"):
             self.refuse("site: '.*' is not allowed; ", "train", self.file, "--site=" + name, "--coordinator", "127.0.0.1:9",
                         "--set", "wan.security=none")
 
@@ -163,7 +163,7 @@ class InUse(Folder):
         self.assertIn("partial results are in", first.text("stderr"))
         for name in ("site-1", "site-2"):
             self.check_whole(name)
-        self.assertEqual(sorted(os.listdir(self.path("run"))), [".lock", "site-1", "site-2", "weights"])
+        self.assertEqual(sorted(os.listdir(self.path("run"))), [".lock", "metrics.jsonl", "site-1", "site-2", "weights"])
 
     def test_lock_of_a_killed_run(self):
         self.start_long()
@@ -172,7 +172,7 @@ class InUse(Folder):
         self.wait_until_nothing_is_left()
         self.launch()
         kept = set(os.listdir(self.path("run", "previous-1"))) - {"weights"}  # if a site outlived its launcher
-        self.assertEqual(kept, {"site-1", "site-2"})
+        self.assertEqual(kept, {"metrics.jsonl", "site-1", "site-2"})
 
     def test_two_at_once(self):
         two = [self.start("launch", self.file, "--sites", 2, "--set", f"train.tokens={LONG}", env=self.env) for _ in range(2)]
@@ -244,7 +244,7 @@ class Previous(Folder):
         said = self.launch(link="mem").text("stdout")
         self.assertIn(f"the results of the run before are now in {self.path('run')}/previous-1", said)
         self.assertTrue(os.path.exists(self.path("run", "notes.txt")) and os.path.exists(self.path("run", "scripts", "plot.py")))
-        self.assertEqual(sorted(os.listdir(self.path("run", "previous-1"))), ["site-1", "site-2", "summary.json", "weights"])
+        self.assertEqual(sorted(os.listdir(self.path("run", "previous-1"))), ["metrics.jsonl", "site-1", "site-2", "summary.json", "weights"])
 
     def test_processes_by_themselves(self):
         def run():

@@ -79,7 +79,7 @@ class Streams(Case):
                                   prefix=shell(redirections))
                 self.assertEqual((site.wait(), coordinator.wait()), (0, 0), site.everything())
                 self.assertEqual({event["event"] for event in events(self.path("run", "a", "metrics.jsonl"))},
-                                 {"run", "evaluation", "step", "round"})
+                                 {"run", "evaluation", "step", "round", "notice"})
 
     def test_a_run_whose_reader_is_gone(self):
         done = subprocess.run(["bash", "-c", '"$0" launch "$1" --sites 2 | true; echo ${PIPESTATUS[0]}', DILOCOX, self.file],

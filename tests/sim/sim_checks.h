@@ -19,6 +19,25 @@ static void check_continues(const world *w, uint64_t round) {
           "round %llu has no member of the one before", (unsigned long long)round);
 }
 
+/* If one site's training hangs, and nothing else is wrong, no other one is left out three times in
+ * a row; nor is that one, once it is in rounds again. */
+static void check_left_out(const world *w) {
+    const trouble *t = &w->t;
+    uint32_t out[SITES_MAX] = {0};
+    if (t->hangs.peer == NODES || t->cut_count + t->crash_count + t->stop_count > 0 ||
+        t->lose + t->reorder + t->repeat + t->reset + t->pause + t->slow + t->recall > 0 ||
+        t->start_ms_max > 0 || t->delay_ms_max > 200 || t->flaps != NODES)
+        return;
+    for (uint64_t round = 1; round < ROUNDS_MAX && w->members[round] != 0; round++)
+        for (uint16_t site = 0; site < w->sites; site++) {
+            bool is_in = (w->members[round] >> site & 1u) != 0;
+            bool hung = site == site_of(w, t->hangs.peer) && w->hung_until_round > round;
+            out[site] = is_in || hung ? 0 : out[site] + 1;
+            CHECK(out[site] < 3, "site %u is left out of rounds up to %llu", site,
+                  (unsigned long long)round);
+        }
+}
+
 /* What is committed is what members had: what they trained on, or nothing that is void. */
 static void check_tokens(world *w, uint64_t round, const dlxi_commit *m) {
     uint64_t sum = w->tokens[round - 1];

@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Whole runs under virtual time: the production coordinator and engines, over links that lose,
  * delay, reorder and repeat frames, break, and are cut, in both directions or one; processes that
- * pause, or compute for long; ranks that crash, or whose link fails; a rank that sends damaged
- * copies of its frames. All from a seed. Whatever happens, replicas stay equal, a run in which
- * nobody is lost or hostile ends with the bits of a run without trouble, and any other ends for
- * everybody: well for all but a site that was dropped, if the run can spare one; a failure by a
- * hostile rank names its site.
+ * pause, or compute for long; training that hangs while its process speaks; ranks that crash, or
+ * whose link fails; a rank that sends damaged copies of its frames. All from a seed. Whatever
+ * happens, replicas stay equal, a run in which nobody is lost or hostile ends with the bits of a
+ * run without trouble, and any other ends for everybody: well for all but a site that was dropped,
+ * if the run can spare one; a failure by a hostile rank names its site.
  *
  *   sim_run [--seed S] [--runs N] [--verbose]     seeds S … S + N − 1
  *   sim_run --fault F …                           with planted fault F (a build with
  *                                                 -DDLXI_FAULTS) */
 #include "sim_checks.h"
+#include "sim_trouble.h"
 
 /* ---- training -------------------------------------------------------------------------------- */
 
@@ -62,6 +63,7 @@ static void train_and_submit(world *w, uint16_t i) {
     r.ready =
         (dlxi_ready){.tokens = tokens, .windows_used = tokens / WINDOW_TOKENS, .step_ns = 1000};
     p->submission++;
+    p->submitted_ms = w->now_ms;
     const dlxi_lease *lease = &p->leases[p->submission % 4];
     CHECK(lease->submission == p->submission &&
               (!w->t.elastic || dlxi_lease_windows(lease) >= r.ready.windows_used),
@@ -105,6 +107,9 @@ static void record_note(world *w, uint16_t i, const dlxi_commit *m) {
         members |= 1u << one[0];
     }
     w->members[round] = members;
+    bool hung = w->t.hangs.peer != NODES && site_of(w, i) == site_of(w, w->t.hangs.peer);
+    if (hung && p->submitted_ms >= w->t.hangs.until_ms && round < w->hung_until_round)
+        w->hung_until_round = round;
     check_continues(w, round);
     check_tokens(w, round, m);
     if (w->records[round] == 0) w->records[round] = hash;
@@ -120,6 +125,15 @@ static void record_note(world *w, uint16_t i, const dlxi_commit *m) {
 
 static void lease_keep(peer *p, const dlxi_lease *lease) {
     p->leases[lease->submission % 4] = *lease;
+}
+
+/* It never gives back what it has asked for amid an exchange. */
+static void hang_with_state(world *w, uint16_t i) {
+    hang *h = &w->t.hangs;
+    if (!h->keeps_state || h->peer != i || h->from_ms != INT64_MAX || w->now_ms < h->earliest_ms)
+        return;
+    h->from_ms = w->now_ms;
+    if (verbose) printf("%6lld ms: peer %u hangs\n", (long long)w->now_ms, i);
 }
 
 static void outcome_take(world *w, uint16_t i) {
@@ -172,6 +186,7 @@ static void outcome_take(world *w, uint16_t i) {
         CHECK(p->state->rounds + 1 >= p->round, "a loan of round %llu in %llu",
               (unsigned long long)p->state->rounds, (unsigned long long)p->round);
         p->return_at_ms = w->now_ms + (int64_t)draw(w, 300);
+        hang_with_state(w, i);
     }
     if (p->finished && !o.ended && o.part_count > 0 &&
         (!p->reported || (o.parts & ~p->parts) != 0 || o.part_count != p->part_count)) {
@@ -235,11 +250,11 @@ static void pump(world *w, uint16_t i) {
     p->room = false;
     do dlxi_engine_on_tick(p->engine, w->now_ms);
     while (actions_perform(w, i));
-    outcome_take(w, i);
-    bool followed = p->lent != NULL && p->lent->rounds >= p->round;
+    if (!hangs(w, i)) outcome_take(w, i);
+    bool followed = !hangs(w, i) && p->lent != NULL && p->lent->rounds >= p->round;
     CHECK(!followed || p->lent->method->averages_gradients || m_hash_of(p->lent) == p->m_hash,
           "peer %u lost what it submitted", i);
-    if (chance(w, w->t.recall) && p->submitted && p->state == NULL) {
+    if (chance(w, w->t.recall) && p->submitted && p->state == NULL && !hangs(w, i)) {
         dlxi_request r = {.recalls = true};
         dlxi_engine_on_request(p->engine, &r, w->now_ms);
     }
@@ -261,7 +276,7 @@ static dlxi_coordinator_settings settings_of(world *w) {
     for (uint16_t i = 0; i < w->sites; i++) tokens += TOKENS * (i + 1u);
     return (dlxi_coordinator_settings){.sites = w->sites,
                                        .sites_min = w->t.sites_min,
-                                       .tokens_target = ROUNDS * tokens,
+                                       .tokens_target = w->t.rounds * tokens,
                                        .run_id = 7,
                                        .life_id = dlxi_rng_u64(seed, 5, w->lives++) | 1,
                                        .timeout_ms = TIMEOUT_MS,
@@ -383,41 +398,6 @@ static void deliver(world *w) {
 
 /* ---- a run ----------------------------------------------------------------------------------- */
 
-static const char *const names[SITES_MAX] = {"a", "b", "c", "d"};
-
-static dlx_sync_config config_of(const world *w, uint16_t i) {
-    static const dlx_overlap overlaps[] = {DLX_OVERLAP_NONE, DLX_OVERLAP_CARRY, DLX_OVERLAP_DELAYED,
-                                           DLX_OVERLAP_EAGER, DLX_OVERLAP_ALLREDUCE};
-    dlx_sync_config config = DLX_SYNC_CONFIG_INIT;
-    config.site = names[site_of(w, i)];
-    config.rank = i % w->ranks;
-    config.ranks = w->ranks;
-    config.timeout_ms = TIMEOUT_MS;
-    config.join_ms = JOIN_MS;
-    config.orphan_ms = ORPHAN_MS;
-    config.history_mib = 1;
-    if (w->t.elastic) {
-        config.windows = WINDOWS;
-        config.tokens_per_window = WINDOW_TOKENS;
-        config.windows_per_step = TOKENS * SITES_MAX / WINDOW_TOKENS;
-        config.inner_steps = 1;
-        config.inner_steps_max = 1;
-    }
-    config.overlap = overlaps[choice(0, 5)];
-    config.outer_learning_rate = 0.7;
-    config.outer_momentum = 0.9;
-    config.bits = choice(1, 5) == 0 ? 32 : 4;
-    config.group = 16;
-    config.error_feedback = choice(2, 4) != 0;
-    config.keep_unsent = config.error_feedback && choice(3, 4) != 0;
-    config.seed = 3;
-    config.factor_rank = 4;
-    config.factor_rank_min = 1;
-    config.factor_rank_max = 8;
-    config.adaptation = choice(4, 2) == 0 ? DLX_ADAPTATION_PAPER : DLX_ADAPTATION_OFF;
-    return dlxi_sync_options_resolve(&config);
-}
-
 static int64_t start_choose(const world *w, uint16_t node) {
     return (int64_t)choice(10 + node, (uint64_t)w->t.start_ms_max + 1);
 }
@@ -451,102 +431,33 @@ static void peer_open(world *w, uint16_t i) {
     dlxi_engine_set_keepalive(p->engine, keepalive, &keepalives[i]);
 }
 
-/* Pairs of sites are cut for any time; from the coordinator a site is for less than its timeout. */
-static void cuts_of_seed(world *w, trouble *t) {
-    uint64_t pairs = draw(w, 3) == 0 ? 1 + draw(w, 2) : 0;
-    for (; t->cut_count < pairs; t->cut_count++) {
-        cut *c = &t->cuts[t->cut_count];
-        c->a = (uint16_t)draw(w, w->sites);
-        c->b = (uint16_t)((c->a + 1 + draw(w, w->sites - 1u)) % w->sites);
-        c->one_way = draw(w, 2) == 0;
-        c->from_ms = (int64_t)draw(w, 4000);
-        c->until_ms = c->from_ms + (int64_t)draw(w, FAULTS_END_MS - 4000);
-    }
-    if (pairs > 0 && draw(w, 2) == 0) t->lose = t->reorder = t->repeat = t->reset = t->pause = 0;
-    if (draw(w, 4) > 0) return;
-    cut *c = &t->cuts[t->cut_count++];
-    *c = (cut){.a = (uint16_t)draw(w, w->sites), .b = COORDINATOR};
-    c->from_ms = TIMEOUT_MS + (int64_t)draw(w, 4000);
-    c->until_ms = c->from_ms + TIMEOUT_MS / 3;
-    t->pause = 0; /* together the two would be silence */
-}
-
-/* Sites that are cut off from the coordinator for long, crash, and a coordinator that stops. */
-static void elastic_of_seed(world *w, trouble *t) {
-    t->elastic = true;
-    t->hostile = t->lost = NODES;
-    uint64_t crashes = draw(w, 3) == 0 ? 1 + draw(w, w->sites - 1u) : 0;
-    for (; t->crash_count < crashes; t->crash_count++)
-        t->crashes_of[t->crash_count] =
-            (crash){(uint16_t)draw(w, w->sites), 1000 + (int64_t)draw(w, FAULTS_END_MS - 1000)};
-    if (t->cut_count < CUTS_MAX && draw(w, 3) == 0) {
-        cut *c = &t->cuts[t->cut_count++];
-        *c = (cut){.a = (uint16_t)draw(w, w->sites), .b = COORDINATOR, .one_way = draw(w, 2) == 0};
-        if (c->one_way && draw(w, 2) == 0) c->b = c->a, c->a = COORDINATOR;
-        c->from_ms = TIMEOUT_MS + (int64_t)draw(w, 6000);
-        c->until_ms = c->from_ms + (int64_t)draw(w, 10000);
-    }
-    /* one after the other, so that the run goes from one to the other */
-    if (t->cut_count + 2 <= CUTS_MAX && draw(w, 6) == 0) {
-        cut *c = &t->cuts[t->cut_count];
-        c[0] = (cut){.a = (uint16_t)draw(w, w->sites), .b = COORDINATOR};
-        c[0].from_ms = 1000 + (int64_t)draw(w, 3000);
-        c[0].until_ms = c[0].from_ms + TIMEOUT_MS + 200 + (int64_t)draw(w, 1500);
-        c[1] = (cut){.a = (uint16_t)((c[0].a + 1u) % w->sites), .b = COORDINATOR};
-        c[1].from_ms = c[0].until_ms - (int64_t)draw(w, 400);
-        c[1].until_ms = c[1].from_ms + 2 * TIMEOUT_MS;
-        t->cut_count += 2;
-    }
-    uint64_t stops = draw(w, 2) == 0 ? 1 + draw(w, STOPS_MAX) : 0;
-    for (int64_t at_ms = 500; t->stop_count < stops; t->stop_count++) {
-        at_ms += (int64_t)draw(w, 5000);
-        t->stops[t->stop_count] = (stop){at_ms, 50 + (int64_t)draw(w, draw(w, 3) == 0 ? 9000 : 500),
-                                         (stop_point)draw(w, STOP_POINTS)};
-    }
-}
-
-static trouble trouble_of_seed(world *w) {
-    static const uint32_t rates[] = {0, 2, 10, 40};
-    static const int64_t delays[] = {10, 10, 200, 600};
-    trouble t = {.lose = rates[draw(w, 4)],
-                 .reorder = rates[draw(w, 3)],
-                 .repeat = rates[draw(w, 4)],
-                 .reset = rates[draw(w, 3)],
-                 .pause = rates[draw(w, 3)],
-                 .recall = rates[draw(w, 4)],
-                 .slow = rates[draw(w, 4)],
-                 .damage = (uint32_t)(25 << draw(w, 3)),
-                 .delay_ms_max = delays[draw(w, 4)],
-                 .lost = NODES,
-                 .hostile = NODES,
-                 .flaps = choice(9, 6) == 0 ? (uint16_t)choice(20, w->sites) : (uint16_t)NODES};
-    /* a request and its answer must fit between two breaks */
-    if (t.flaps != NODES && t.delay_ms_max > FLAP_MS / 4) t.delay_ms_max = FLAP_MS / 4;
-    cuts_of_seed(w, &t);
-    if (draw(w, 8) == 0) {
-        t.lost = (uint16_t)draw(w, w->peers);
-        t.lost_at_ms = (int64_t)draw(w, 6000);
-        t.crashes = draw(w, 2) == 0;
-    } else if (draw(w, 4) == 0) {
-        t.hostile = (uint16_t)draw(w, w->peers);
-    }
-    return t;
-}
-
 static void world_open(world *w, bool calm) {
     *w = (world){.over_ms = -1};
     w->sites = (uint16_t)(2 + draw(w, SITES_MAX - 1));
     w->ranks = (uint16_t)(1 + draw(w, RANKS_MAX));
     w->peers = (uint16_t)(w->sites * w->ranks);
     w->t = trouble_of_seed(w);
-    if (calm) w->t = (trouble){.delay_ms_max = 10, .lost = NODES, .hostile = NODES, .flaps = NODES};
+    if (calm)
+        w->t = (trouble){.delay_ms_max = 10,
+                         .lost = NODES,
+                         .hostile = NODES,
+                         .flaps = NODES,
+                         .rounds = ROUNDS,
+                         .hangs = {.peer = NODES}};
     w->t.starts_elsewhere = choice(6, 4) == 0;
     if (!calm && choice(7, 8) == 0) w->t.start_ms_max = LATE_START_MS;
     w->entered_ms = -1;
+    w->hung_until_round = UINT64_MAX;
     if (!calm && choice(8, 2) == 0) {
         elastic_of_seed(w, &w->t);
         w->t.sites_min = (uint16_t)(1 + draw(w, 4) / 3);
+        hang_of_seed(w, &w->t);
     }
+    const hang *h = &w->t.hangs;
+    if (verbose && h->peer != NODES)
+        printf("%s %u hangs%s from %lld to %lld ms\n", h->whole_site ? "the site of peer" : "peer",
+               h->peer, h->keeps_state ? " with its state" : "", (long long)h->from_ms,
+               (long long)h->until_ms);
     dlxi_coordinator_settings run = settings_of(w);
     w->start_ms = w->coordinator_at_ms = start_choose(w, COORDINATOR);
     CHECK(dlxi_coordinator_open(&w->coordinator, &run, w->start_ms, NULL) == DLX_OK, "open");
@@ -600,13 +511,14 @@ static void step(world *w) {
         p->lost = true;
         return;
     }
-    if (p->return_at_ms >= 0 && w->now_ms >= p->return_at_ms && p->state != NULL && !p->ended) {
+    bool acts = !p->ended && !hangs(w, who);
+    if (p->return_at_ms >= 0 && w->now_ms >= p->return_at_ms && p->state != NULL && acts) {
         dlxi_request r = {.state = p->state};
         p->state = NULL;
         p->return_at_ms = -1;
         dlxi_engine_on_request(p->engine, &r, w->now_ms);
     }
-    if (p->train_at_ms >= 0 && w->now_ms >= p->train_at_ms && !p->ended) {
+    if (p->train_at_ms >= 0 && w->now_ms >= p->train_at_ms && acts) {
         p->train_at_ms = -1;
         train_and_submit(w, who);
     }
@@ -616,7 +528,8 @@ static void step(world *w) {
 
 static bool all_over(const world *w) {
     bool over = w->over_ms >= 0;
-    for (uint16_t i = 0; i < w->peers; i++) over = over && (w->peer[i].ended || has_crashed(w, i));
+    for (uint16_t i = 0; i < w->peers; i++)
+        over = over && (w->peer[i].ended || has_crashed(w, i) || hangs_for_ever(w, i));
     return over;
 }
 
@@ -661,10 +574,20 @@ static uint64_t check_dropped(const world *w, bool plain) {
     return count;
 }
 
+/* No other site was in the last round, of which a round needs a member. */
+static bool hangs_with_last_round(const world *w) {
+    uint32_t members = 0;
+    if (w->t.hangs.peer == NODES || w->t.hangs.until_ms != INT64_MAX) return false;
+    for (uint16_t i = 0; i < w->sites; i++)
+        members |= (uint32_t)w->coordinator->sites[i].was_member << i;
+    return members == 1u << site_of(w, w->t.hangs.peer);
+}
+
 /* The run may fail if a site was lost before all had entered; if nobody is left; or if all that
- * were in the last round are. */
+ * were in the last round are, or hang. */
 static bool may_fail(const world *w) {
     uint16_t crashed = 0;
+    if (hangs_with_last_round(w)) return true;
     for (uint16_t i = 0; i < w->peers; i++) crashed = (uint16_t)(crashed + has_crashed(w, i));
     if (config_of(w, 0).overlap == DLX_OVERLAP_ALLREDUCE) return true; /* nobody comes back */
     if (w->stopped > 0 && w->peer[0].finished) return true; /* they had left when it came back */
@@ -689,7 +612,7 @@ static void check_parts(const world *w) {
 
 static void check_elastic_peer(const world *w, uint16_t i, bool failed) {
     const peer *p = &w->peer[i];
-    if (has_crashed(w, i)) return;
+    if (has_crashed(w, i) || hangs_for_ever(w, i)) return;
     check_reason(w, names[site_of(w, i)], p->failure.message);
     if (failed || is_dropped(w, site_of(w, i))) {
         CHECK(p->failure.status != DLX_OK || p->finished, "peer %u ended well", i);
@@ -739,6 +662,7 @@ static uint64_t simulate(bool calm, world *totals) {
     if (!failed && !hostile) check_parts(&w);
     if (hostile && failed) check_blamed(&w, &error);
     if (plain) check_named(&w);
+    if (w.t.elastic) check_left_out(&w);
     if (plain) check_attempts(&w);
     totals->dropped += check_dropped(&w, plain);
     uint64_t hash = 0;

@@ -46,7 +46,7 @@ enum {
     FAULTS_END_MS = 20000,   /* from then on everything works */
     FLAP_MS = 800,           /* between two resets of a connection that flaps */
     RUN_END_MS = 60000,      /* by then the run is over */
-    ELASTIC_END_MS = 300000, /* … if it may go on without some sites */
+    ELASTIC_END_MS = 500000, /* … if it may go on without some sites */
     ORPHAN_MS = 30000,
     LIMBO_MS = 8000,
     CRASH_END_MS = 3 * TIMEOUT_MS, /* after a crash */
@@ -96,6 +96,7 @@ typedef struct peer {
     uint64_t applied;     /* rounds */
     uint64_t attempts, repairs;
     bool submitted, ended, finished, reported;
+    int64_t submitted_ms;
     uint64_t parts; /* that were reported, of part_count */
     uint16_t part_count;
     bool lost; /* it crashed, or its link failed */
@@ -117,6 +118,16 @@ typedef struct stop {
     stop_point point;
 } stop;
 
+/* The training thread of a rank, or of all ranks of its site, does nothing, and its engine goes on.
+ */
+typedef struct hang {
+    uint16_t peer; /* NODES: none */
+    bool whole_site;
+    bool keeps_state; /* from when it has recalled it, at the earliest: */
+    int64_t earliest_ms;
+    int64_t from_ms, until_ms; /* from_ms INT64_MAX: not yet; until_ms INT64_MAX: for ever */
+} hang;
+
 /* Nothing goes from site a to site b (COORDINATOR: the coordinator), nor back unless one_way. */
 typedef struct cut {
     uint16_t a, b;
@@ -137,6 +148,8 @@ typedef struct trouble {
     crash crashes_of[CRASHES_MAX];
     stop stops[STOPS_MAX];
     uint16_t crash_count, stop_count;
+    hang hangs;
+    uint64_t rounds; /* of all sites, until the run's tokens are committed */
     int64_t lost_at_ms;
     bool crashes;          /* the lost one; or its link fails */
     int64_t start_ms_max;  /* processes start at any time until then */
@@ -171,6 +184,7 @@ typedef struct world {
     uint64_t shown[NODES], said[NODES]; /* by a peer: its round; its submission */
     int64_t unused;                     /* windows that nobody trains on any more */
     uint64_t waits_most;                /* frames for one peer that waited at the coordinator */
+    uint64_t hung_until_round;          /* in which the site that hung is a member again */
     int64_t entered_ms;                 /* when the last peer did; −1: not yet */
     uint16_t stopped;                   /* how often the coordinator has */
     bool sends_half;
@@ -193,6 +207,16 @@ static bool has_crashed(const world *w, uint16_t i) {
         if (w->t.crashes_of[k].site == site_of(w, i) && w->now_ms >= w->t.crashes_of[k].at_ms)
             return true;
     return w->peer[i].lost && w->t.crashes;
+}
+
+static bool hangs(const world *w, uint16_t i) {
+    const hang *h = &w->t.hangs;
+    bool is_it = h->whole_site ? site_of(w, i) == site_of(w, h->peer) : i == h->peer;
+    return h->peer != NODES && is_it && w->now_ms >= h->from_ms && w->now_ms < h->until_ms;
+}
+
+static bool hangs_for_ever(const world *w, uint16_t i) {
+    return hangs(w, i) && w->t.hangs.until_ms == INT64_MAX;
 }
 
 /* A choice that a run with and one without trouble share. */

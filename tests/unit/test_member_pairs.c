@@ -167,12 +167,91 @@ static void a_pair_that_keeps_sending_malformed_frames_is_blocked(void **state) 
     world_close(w);
 }
 
+static void abort_saying(world *w, uint32_t peer, dlx_status status, uint16_t about,
+                         const char *text) {
+    w->message->as.reason = (dlxi_reason){.status = (uint16_t)status, .about = about};
+    dlxi_text_copy(w->message->as.reason.text, sizeof w->message->as.reason.text, text);
+    say(w, peer, DLXI_FRAME_ABORT, w->round[peer], w->attempt[peer]);
+    w->now_ms += 300;
+    dlxi_coordinator_on_tick(w->c, w->now_ms);
+    drain(w);
+}
+
+static void assert_left_out(world *w, const char *why) {
+    char line[512], expected[512];
+    bool told = false;
+    snprintf(expected, sizeof expected, "site 'b' was left out of round %llu: %s; 3 of 4 went on",
+             (unsigned long long)w->round[0], why);
+    while (dlxi_coordinator_pop_log(w->c, line, sizeof line))
+        told = told || strcmp(line, expected) == 0;
+    if (!told) fail_msg("no line '%s'", expected);
+}
+
+/* With the pair, the address that was tried, and for how long nothing has moved. */
+static void who_is_left_out_is_told_with_its_pair(void **state) {
+    (void)state;
+    static const uint64_t both[SITES] = {2, 1};
+    static const char nothing[] =
+        "no data from site 'b' to site 'a' (10.1.2.3:4993) for 12 s: check "
+        "wan.listen and the firewall";
+    world *w = world_running(1);
+    ready_all(w, 1, (uint64_t[]){1, 1, 1, 1});
+    abort_saying(w, 0, DLX_TIMEOUT, 1, nothing);
+    w->now_ms += 3000;
+    stage_all(w, 1, 1 | 4 | 8, 0);
+    assert_left_out(w, "no data from site 'b' to site 'a' (10.1.2.3:4993) for 15 s");
+    world_close(w);
+
+    w = world_running(1);
+    ready_all(w, 1, (uint64_t[]){1, 1, 1, 1});
+    abort_saying(w, 0, DLX_TIMEOUT, 1, nothing);
+    stage_all(w, 1, 1 | 4 | 8, 0);
+    wait_reaching(w, 2, both, 4000);
+    for (uint32_t i = 0; i < SITES; i++) ready_again(w, i, 2, i == 1 ? 1 : 2, 60);
+    stage_all(w, 2, 1 | 4 | 8, 0);
+    char line[512];
+    int lines = 0;
+    while (dlxi_coordinator_pop_log(w->c, line, sizeof line))
+        lines += strstr(line, "was left out") != NULL;
+    assert_int_equal(lines, 1); /* of several rounds in a row the first */
+    world_close(w);
+
+    w = world_running(1); /* frames that are malformed again and again have no duration */
+    ready_all(w, 1, (uint64_t[]){1, 1, 1, 1});
+    for (int i = 0; i < 3; i++)
+        abort_saying(w, 0, DLX_DATA, 1, "a frame from site 'b' is malformed");
+    stage_all(w, 1, 1 | 4 | 8, 0);
+    assert_left_out(w, "a frame from site 'b' is malformed");
+    world_close(w);
+
+    /* a peer's text may be anything */
+    static const char *const odd[] = {"", " for ", "x for -3 s", "x for 99999999999999999999 s"};
+    static const char *const shown[] = {"it does not reach 'a'", "it does not reach 'a'", "x", "x"};
+    for (size_t i = 0; i < sizeof odd / sizeof *odd; i++) {
+        w = world_running(1);
+        ready_all(w, 1, (uint64_t[]){1, 1, 1, 1});
+        abort_saying(w, 0, DLX_TIMEOUT, 1, odd[i]);
+        stage_all(w, 1, 1 | 4 | 8, 0);
+        assert_left_out(w, shown[i]);
+        world_close(w);
+    }
+
+    w = world_running(1); /* it works again before the round commits */
+    ready_all(w, 1, (uint64_t[]){1, 1, 1, 1});
+    abort_saying(w, 0, DLX_TIMEOUT, 1, nothing);
+    wait_reaching(w, 1, both, 4000);
+    stage_all(w, 1, 1 | 4 | 8, 0);
+    assert_left_out(w, "it has reached 'a' again for 4 s, of 10 s");
+    world_close(w);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(of_a_blocked_pair_one_is_left_out),
         cmocka_unit_test(what_is_no_pair_blocks_nobody),
         cmocka_unit_test(a_pair_that_works_again_is_free),
         cmocka_unit_test(a_pair_that_keeps_sending_malformed_frames_is_blocked),
+        cmocka_unit_test(who_is_left_out_is_told_with_its_pair),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
