@@ -39,6 +39,8 @@ typedef struct world {
     bool keeps;             /* those that join from now on keep results */
     uint32_t term;          /* of the coordinator's frames, and the peers' */
     dlxi_outbox outgoing;   /* encodes what the sites say */
+    dlxi_copy copy;         /* of the last COMMIT */
+    uint8_t copy_data[DLXI_COPY_MAX];
 } world;
 
 #define RUN_ID  UINT64_C(0x0123456789abcdef)
@@ -84,6 +86,11 @@ static inline void drain(world *w) {
         if (item->frame.kind == DLXI_FRAME_BEGIN) {
             w->view[item->to] = w->last[item->to]->as.view;
             w->view_round[item->to] = item->frame.round;
+        }
+        if (item->frame.kind == DLXI_FRAME_COMMIT) {
+            w->copy = w->last[item->to]->as.commit.copy;
+            if (w->copy.bytes > 0) memcpy(w->copy_data, w->copy.data, w->copy.bytes);
+            w->copy.data = w->copy_data;
         }
         w->attempt[item->to] = item->frame.attempt;
         w->round[item->to] = item->frame.round;

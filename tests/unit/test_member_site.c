@@ -451,6 +451,116 @@ static void an_orphan_waits_for_its_coordinator(void **state) {
     }
 }
 
+/* ---- another coordinator takes the run over -------------------------------------------------- */
+
+#define OTHER (UINT64_C(1) << 32 | 5) /* of another lineage than id_of */
+
+static dlxi_site_action claim(lone *l, uint32_t term, uint64_t run_id, int64_t now) {
+    l->message->kind = DLXI_FRAME_CLAIM;
+    l->message->as.claim = (dlxi_claim){.run_id = run_id, .wants_copy = true};
+    dlxi_frame header = {.term = term, .coordinator = OTHER, .site = DLXI_SITE_COORDINATOR};
+    assert_int_equal(dlxi_outbox_put(&l->coordinator, 0, header, l->message, NULL), DLX_OK);
+    dlxi_site_action action =
+        dlxi_site_on_frame(l->s, &dlxi_outbox_peek(&l->coordinator)->frame, now);
+    dlxi_outbox_drop(&l->coordinator);
+    return action;
+}
+
+/* What it says to that, and nothing else waits. */
+static dlxi_position position_of(lone *l, uint32_t term) {
+    const dlxi_frame *frame = newest(l, DLXI_FRAME_POSITION);
+    assert_non_null(frame);
+    assert_int_equal(frame->term, term);
+    assert_int_equal(dlxi_message_decode(l->message, frame, NULL), DLX_OK);
+    dlxi_position position = l->message->as.position;
+    outbox_drain(l);
+    return position;
+}
+
+static void only_an_orphan_obeys_a_claim(void **state) {
+    (void)state;
+    lone l = lone_open();
+    welcome_lone(&l);
+    outbox_drain(&l);
+    int64_t now = 0;
+    assert_int_equal(claim(&l, 0, 0, now), DLXI_SITE_NOTHING);
+    assert_null(newest(&l, DLXI_FRAME_POSITION)); /* it has not entered */
+    submit_lone(&l);
+    outbox_drain(&l);
+    claim(&l, 9, 0, now); /* a term for any run is none for this one */
+    claim(&l, 9, 1, now);
+    assert_int_equal(l.s->term, 4);
+    outbox_drain(&l);
+    claim(&l, 9, l.s->welcome.run_id, now);
+    assert_true(position_of(&l, 4).hears);
+    /* nor does it obey that one's other messages, whatever the term */
+    l.message->as.view = (dlxi_view){.members = 1, .member = {{.tokens = 5}}};
+    l.message->kind = DLXI_FRAME_BEGIN;
+    dlxi_frame header = {
+        .term = 9, .coordinator = OTHER, .round = 1, .attempt = 1, .site = DLXI_SITE_COORDINATOR};
+    assert_int_equal(dlxi_outbox_put(&l.coordinator, 0, header, l.message, NULL), DLX_OK);
+    assert_int_equal(dlxi_site_on_frame(l.s, &dlxi_outbox_peek(&l.coordinator)->frame, now),
+                     DLXI_SITE_NOTHING);
+    dlxi_outbox_drop(&l.coordinator);
+    assert_int_equal(l.s->term, 4);
+
+    begin_lone(&l, 4, 1, 3);
+    dlxi_site_on_staged(l.s, 3);
+    outbox_drain(&l);
+    for (; now <= TIMEOUT_MS + 500; now += 500) dlxi_site_on_tick(l.s, now);
+    outbox_drain(&l);
+    claim(&l, 0, l.s->welcome.run_id, now);
+    dlxi_position orphan = position_of(&l, 4);
+    assert_false(orphan.hears);
+    assert_int_equal(orphan.view, 1);       /* what it has staged is with itself alone */
+    claim(&l, 4, l.s->welcome.run_id, now); /* no higher term */
+    assert_true(l.s->coordinator_id == id_of(4));
+    outbox_drain(&l);
+    claim(&l, 9, l.s->welcome.run_id, now);
+    assert_int_equal(l.s->term, 9);
+    assert_true(l.s->coordinator_id == OTHER);
+    assert_int_equal(position_of(&l, 9).view, 1); /* the new one may know of its commit */
+    dlxi_site_on_tick(l.s, now += 500);           /* it hears the one that it obeys */
+    outbox_drain(&l);
+    claim(&l, 9, l.s->welcome.run_id, now);
+    assert_true(position_of(&l, 9).hears);
+    /* the first one's later life is of the other lineage now */
+    assert_int_equal(begin_lone(&l, 10, 1, 1), DLXI_SITE_NOTHING);
+    assert_int_equal(commit_lone(&l, 1, 3), DLXI_SITE_NOTHING);
+    lone_close(&l);
+}
+
+static void a_site_keeps_the_newest_copy(void **state) {
+    (void)state;
+    static const uint8_t bytes[][3] = {{1, 2, 3}, {4, 5, 6}, {7, 8, 9}};
+    const dlxi_copy copies[] = {
+        {.term = 4, .round = 2, .bytes = 3, .data = bytes[0]},
+        {.term = 4, .round = 1, .bytes = 3, .data = bytes[1]}, /* older, by a late commit */
+        {.term = 5, .round = 1, .bytes = 2, .data = bytes[2]}, /* the term comes first */
+    };
+    lone l = lone_open();
+    welcome_lone(&l);
+    for (uint64_t round = 1; round <= 3; round++) {
+        submit_lone(&l);
+        begin_lone(&l, 4, round, 1);
+        dlxi_site_on_staged(l.s, 3);
+        l.message->as.commit = commit_of(4);
+        l.message->as.commit.copy = copies[round - 1];
+        assert_int_equal(tell(&l, DLXI_FRAME_COMMIT, 4, round, 1, 0), DLXI_SITE_COMMIT);
+        assert_int_equal(l.s->commit.copy.bytes, 0); /* it is not the owner's */
+        dlxi_site_on_applied(l.s);
+        outbox_drain(&l);
+        claim(&l, 0, 0, 0);
+        dlxi_position position = position_of(&l, 4);
+        const dlxi_copy *expected = &copies[round < 3 ? 0 : 2];
+        assert_int_equal(position.copy.term, expected->term);
+        assert_int_equal(position.copy.round, expected->round);
+        assert_int_equal(position.copy.bytes, expected->bytes);
+        assert_int_equal(l.s->copy.data[0], expected->data[0]);
+    }
+    lone_close(&l);
+}
+
 /* ---- rounds without this site ---------------------------------------------------------------- */
 
 static dlxi_site_action commit_of_another(lone *l, uint64_t round) {
@@ -588,6 +698,8 @@ int main(void) {
         cmocka_unit_test(what_is_staged_outlives_the_coordinator),
         cmocka_unit_test(a_submission_that_was_forgotten_is_said_again),
         cmocka_unit_test(an_orphan_waits_for_its_coordinator),
+        cmocka_unit_test(only_an_orphan_obeys_a_claim),
+        cmocka_unit_test(a_site_keeps_the_newest_copy),
         cmocka_unit_test(a_round_without_this_site_is_followed),
         cmocka_unit_test(nothing_piles_up_before_the_coordinator_starts),
         cmocka_unit_test(pings_keep_an_idle_run_alive),
