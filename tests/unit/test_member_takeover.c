@@ -474,6 +474,24 @@ static void a_promise_that_falls_silent_is_none(void **state) {
     claims_close(&k);
 }
 
+/* However long it waited for a promise. */
+static void sites_are_away_since_the_takeover(void **state) {
+    (void)state;
+    char line[512];
+    world *w = world_running();
+    w->settings.limbo_ms = 3000;
+    round_run(w, 1);
+    claims k = claims_open(w, NULL);
+    for (int i = 0; i < 10; i++, w->now_ms += 600) answer_all(&k, 7);
+    for (uint32_t i = 0; i < SITES; i++) promises(&k, i);
+    take(&k);
+    dlxi_coordinator_on_tick(w->c, w->now_ms += 100);
+    assert_true(dlxi_coordinator_pop_log(w->c, line, sizeof line));
+    assert_string_equal(line, "takes over run 0123456789abcdef at round 2, as term 1001");
+    assert_false(dlxi_coordinator_pop_log(w->c, line, sizeof line)); /* no window is given away */
+    claims_close(&k);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(it_asks_is_promised_to_and_goes_on),
@@ -487,6 +505,7 @@ int main(void) {
         cmocka_unit_test(a_faster_coordinator_makes_the_term_rise),
         cmocka_unit_test(it_gives_up),
         cmocka_unit_test(a_promise_that_falls_silent_is_none),
+        cmocka_unit_test(sites_are_away_since_the_takeover),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
