@@ -222,6 +222,7 @@ class Run:
             if site.name in away and site.process.popen.poll() is None:
                 site.process.signal(signal.SIGINT)
             self.case.assertIn(site.process.wait(), (0, 1) if site.name in away else (0,), site.process.everything())
+        self.live = [site for site in self.live if site.name not in away]
         self.look()
         self.live, self.coordinator_runs = [], False
         self.case.assertFalse(os.path.exists(self.store()))
