@@ -228,7 +228,8 @@ static bool is_superseded(dlxi_coordinator *c, dlxi_run_rank *p, const dlxi_fram
     if (!other) p->superseding = 0;
     if (!other || frame->kind != DLXI_FRAME_PING || ++p->superseding < PINGS) return false;
     dlxi_coordinator_leave(c,
-                           "another coordinator has taken over this run (term %u; this one has %u)",
+                           "another coordinator has taken over this run (term %u; this one has "
+                           "%u); start that one, or take the run over with --takeover",
                            frame->term, c->term);
     return true;
 }

@@ -103,10 +103,10 @@ dlx_status dlxi_coordinator_restore_copy(dlxi_coordinator **out,
                                          const dlxi_coordinator_settings *settings,
                                          const uint8_t *copy, size_t bytes, int64_t now_ms,
                                          dlx_error *error);
-/* It takes the run over, as this life. */
-void dlxi_coordinator_succeed(dlxi_coordinator *c, uint32_t term, uint64_t life_id, int64_t now_ms);
-/* The run goes on without this site, which may have gone on by itself. */
-void dlxi_coordinator_give_up(dlxi_coordinator *c, uint16_t site);
+/* It takes the run over, as this life, and goes on without the sites of these bits, which may have
+ * gone on by themselves. The rest is away. */
+void dlxi_coordinator_succeed(dlxi_coordinator *c, uint32_t term, uint64_t life_id,
+                              uint64_t given_up, int64_t now_ms);
 enum { DLXI_COORDINATOR_RECORDS = 1024 };
 /* The present one. */
 uint64_t dlxi_coordinator_round(const dlxi_coordinator *c);

@@ -175,6 +175,7 @@ struct dlxi_coordinator {
     bool leaves_run;                    /* another coordinator has the run, or may go on with it */
     bool committed;                     /* a round, in this life */
     bool stranger_is_told;              /* terminals show that a site of another run speaks */
+    bool no_copy_is_told;               /* and that the state is too large for a copy */
     bool is_over;                       /* the owner has the reports */
     char endpoint[DLXI_ENDPOINT_BYTES]; /* the owner's, only saved here */
     uint16_t count;                     /* sites, with all of their ranks or some */

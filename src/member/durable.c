@@ -99,8 +99,8 @@ static void both_site(both *b, dlxi_run_site *s) {
     both_count(b, &s->rank_count, 1, DLXI_RANKS_MAX);
     if (b->reader != NULL)
         s->ranks = calloc(s->rank_count > 0 ? s->rank_count : 1, sizeof *s->ranks);
-    for (uint16_t r = 0; r < s->rank_count && s->ranks != NULL; r++)
-        both_u64(b, &s->ranks[r].incarnation);
+    if (s->ranks == NULL) s->rank_count = 0;
+    for (uint16_t r = 0; r < s->rank_count; r++) both_u64(b, &s->ranks[r].incarnation);
 }
 
 /* Once all have reported. A site without a report was away. */
@@ -356,6 +356,11 @@ void dlxi_coordinator_copy_make(dlxi_coordinator *c) {
     dlxi_writer writer = dlxi_writer_over(c->copy, DLXI_COPY_MAX);
     copy_write(&writer, c);
     c->copy_bytes = writer.failed ? 0 : (uint32_t)writer.used_bytes;
+    if (c->copy_bytes > 0 || c->no_copy_is_told) return;
+    c->no_copy_is_told = true;
+    dlxi_lines_add(&c->log,
+                   "the run's state is too large for sites to keep: if coordinator.db is lost, "
+                   "--takeover can't go on");
 }
 
 /* ---- restoring ------------------------------------------------------------------------------- */
@@ -491,29 +496,33 @@ dlx_status dlxi_coordinator_restore_copy(dlxi_coordinator **out,
         status = part == NULL ? dlxi_error_set(error, DLX_DATA, "a saved record is malformed")
                               : dlxi_coordinator_restore_record(*out, part, part_bytes, error);
     }
+    if (status == DLX_OK && (*out)->saved_stage != DLXI_STAGE_ROUNDS)
+        status = dlxi_error_set(error, DLX_DATA, "a site's copy is of another stage of the run");
     if (status == DLX_OK && dlxi_record_of(*out, (*out)->round - 1) == NULL)
         status = dlxi_error_set(error, DLX_DATA, "a site's copy lacks the last round's record");
     if (status != DLX_OK) dlxi_coordinator_close(out);
     return status;
 }
 
-void dlxi_coordinator_succeed(dlxi_coordinator *c, uint32_t term, uint64_t life_id,
-                              int64_t now_ms) {
-    times_begin(c, now_ms);
-    c->term = term;
-    c->settings.life_id = life_id;
-    dlxi_coordinator_copy_make(c);
-    dlxi_lines_add(&c->log, "takes over run %016llx at round %llu, as term %u",
-                   (unsigned long long)c->settings.run_id, (unsigned long long)c->round, c->term);
-}
-
-void dlxi_coordinator_give_up(dlxi_coordinator *c, uint16_t site) {
+static void site_give_up(dlxi_coordinator *c, dlxi_run_site *s) {
     char text[DLXI_REASON_MAX + 1];
-    dlxi_run_site *s = &c->sites[site];
     if (s->presence == DLXI_GONE) return;
     snprintf(text, sizeof text, "site '%s' was given up when round %llu was the next", s->name,
              (unsigned long long)c->round);
     dlxi_presence_lose(c, s, NULL, DLX_PEER_LOST, text);
+}
+
+void dlxi_coordinator_succeed(dlxi_coordinator *c, uint32_t term, uint64_t life_id,
+                              uint64_t given_up, int64_t now_ms) {
+    times_begin(c, now_ms);
+    c->term = term;
+    c->settings.life_id = life_id;
+    dlxi_lines_add(&c->log,
+                   "takes over run %016llx at round %llu, as term %u; waiting for its sites",
+                   (unsigned long long)c->settings.run_id, (unsigned long long)c->round, c->term);
+    for (uint16_t i = 0; i < c->count; i++)
+        if ((given_up >> i & 1u) != 0) site_give_up(c, &c->sites[i]);
+    dlxi_coordinator_copy_make(c);
 }
 
 uint64_t dlxi_coordinator_round(const dlxi_coordinator *c) {

@@ -167,14 +167,10 @@ static void attempt_forget(dlxi_site *s) {
     s->attempting = s->staged = false;
 }
 
-static bool is_newer(const dlxi_copy *a, const dlxi_copy *b) {
-    return a->term > b->term || (a->term == b->term && a->round > b->round);
-}
-
 /* Of the round that is about to be applied, or a later one: so whoever has applied a round has a
  * copy of it. False: no memory. */
 static bool copy_keep(dlxi_site *s, const dlxi_copy *copy) {
-    if (copy->bytes == 0 || (s->copy.bytes > 0 && !is_newer(copy, &s->copy))) return true;
+    if (copy->bytes == 0 || (s->copy.bytes > 0 && !dlxi_copy_is_newer(copy, &s->copy))) return true;
     uint8_t *kept = realloc((uint8_t *)(uintptr_t)s->copy.data, copy->bytes);
     if (kept == NULL) return false;
     memcpy(kept, copy->data, copy->bytes);
@@ -273,10 +269,10 @@ static void position_put(dlxi_site *s, bool with_copy) {
 /* A round that is followed may be one of which the new coordinator does not know. If it does, it
  * says so again. */
 static dlxi_site_action on_claim(dlxi_site *s, const dlxi_frame *frame) {
-    const dlxi_claim *m = &s->incoming.as.claim;
-    bool mine = m->run_id == s->welcome.run_id;
+    const dlxi_claim claim = s->incoming.as.claim;
+    bool mine = claim.run_id == s->welcome.run_id;
     dlxi_site_action action = DLXI_SITE_NOTHING;
-    if (!s->entered || is_held_up(s) || (!mine && m->run_id != 0)) return DLXI_SITE_NOTHING;
+    if (!s->entered || is_held_up(s) || (!mine && claim.run_id != 0)) return DLXI_SITE_NOTHING;
     if (mine && frame->term > s->term && is_orphan(s)) {
         term_take(s, frame);
         if (s->following) {
@@ -287,7 +283,7 @@ static dlxi_site_action on_claim(dlxi_site *s, const dlxi_frame *frame) {
     }
     if (frame->term == s->term && frame->coordinator == s->coordinator_id)
         s->last_seen_ms = s->ticked_ms;
-    position_put(s, m->wants_copy);
+    position_put(s, claim.wants_copy);
     return action;
 }
 
@@ -321,9 +317,10 @@ dlxi_site_action dlxi_site_on_frame(dlxi_site *s, const dlxi_frame *frame, int64
     bool claim = frame->kind == DLXI_FRAME_CLAIM;
     if (s->phase == DLXI_SITE_DONE || (!claim && !is_obeyed(s, frame))) return DLXI_SITE_NOTHING;
     if (dlxi_message_decode(&s->incoming, frame, NULL) != DLX_OK)
-        return site_end(
-            s, DLX_DATA,
-            "the coordinator sent a malformed message; check that all run the same version");
+        return claim ? DLXI_SITE_NOTHING
+                     : site_end(s, DLX_DATA,
+                                "the coordinator sent a malformed message; check that all run the "
+                                "same version");
     if (claim) return on_claim(s, frame);
     if (frame->term > s->term) term_take(s, frame);
     s->last_seen_ms = now_ms;

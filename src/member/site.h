@@ -52,7 +52,7 @@ typedef struct dlxi_site_settings {
 typedef struct dlxi_site {
     dlxi_site_phase phase;
     dlx_error result; /* after DONE; status DLX_OK if the run ended well */
-    uint32_t term;    /* the highest seen; lower ones are refused */
+    uint32_t term;    /* of the coordinator that it obeys; lower ones are refused */
     uint64_t coordinator_id;
     uint64_t round;   /* whose exchange is under way or next */
     uint32_t attempt; /* the present one; 0: none */

@@ -3,14 +3,13 @@
  * and goes on from the newest copy of the coordinator's state that one of them keeps. A pure state
  * machine: it owns no socket, thread or clock.
  *
- *   ASKING    until all ranks of the sites that may know of a later round have answered, and none
- *             of them hears its coordinator
- *   CLAIMING  until they obey this one, and nobody else
- *   DONE      dlxi_takeover_result gives the coordinator that goes on
+ * It asks until all ranks of the sites that may know of a later round have answered, and none of
+ * them hears its coordinator; then it claims the run, until they obey this one and nobody else.
  *
  * Those sites are the members of the last record, and of any attempt that one of them is in. A
  * later round has a member of the last one, which has staged it, and so names the others; so if all
- * of them obey this coordinator and none has a later round, nobody can have one, or get it. */
+ * of them obey this coordinator and none has a later round, nobody can have one, or get it. A site
+ * that is given up may have made a round with anybody: then all others are needed. */
 #ifndef DLXI_MEMBER_TAKEOVER_H
 #define DLXI_MEMBER_TAKEOVER_H
 
@@ -22,12 +21,6 @@ typedef struct dlxi_takeover_settings {
     dlxi_coordinator_settings run; /* life_id: of another lineage than the run's */
     const char *without;           /* names of sites, with commas: they are given up; NULL: none */
 } dlxi_takeover_settings;
-
-typedef enum dlxi_takeover_phase {
-    DLXI_TAKEOVER_ASKING,
-    DLXI_TAKEOVER_CLAIMING,
-    DLXI_TAKEOVER_DONE
-} dlxi_takeover_phase;
 
 /* Texts are copied. */
 dlx_status dlxi_takeover_open(dlxi_takeover **out, const dlxi_takeover_settings *settings,
@@ -41,9 +34,11 @@ void dlxi_takeover_on_tick(dlxi_takeover *t, int64_t now_ms);
 /* Takes the oldest line for the operator. */
 bool dlxi_takeover_pop_log(dlxi_takeover *t, char *text, size_t text_bytes);
 dlxi_outbox *dlxi_takeover_outbox(dlxi_takeover *t);
-dlxi_takeover_phase dlxi_takeover_phase_of(const dlxi_takeover *t);
+/* Whether sites may have been told to obey it: they obey no other one that is older. */
+bool dlxi_takeover_has_claimed(const dlxi_takeover *t);
 
-/* After DONE. *out ← the coordinator, the caller's, which has sent nothing yet; or why it failed:
+bool dlxi_takeover_is_done(const dlxi_takeover *t);
+/* After that. *out ← the coordinator, the caller's, which has sent nothing yet; or why it failed:
  * DLX_TIMEOUT: after patience_ms; DLX_CONFIG: its settings are not the run's; DLX_DATA. */
 dlx_status dlxi_takeover_result(dlxi_takeover *t, dlxi_coordinator **out, dlx_error *error);
 

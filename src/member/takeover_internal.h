@@ -13,7 +13,7 @@ typedef struct dlxi_heard {
     uint32_t peer;
     char name[DLXI_NAME_BYTES]; /* "" without security */
     bool answered, hears;
-    uint64_t incarnation, coordinator, round, view;
+    uint64_t coordinator, round, view;
     uint32_t term;
     dlxi_copy copy; /* without data */
     int64_t seen_ms, asked_ms;
@@ -22,7 +22,7 @@ typedef struct dlxi_heard {
 struct dlxi_takeover {
     dlxi_takeover_settings settings;
     char *shared_text, *without;
-    dlxi_takeover_phase phase;
+    bool done;
     dlx_error result;
     uint64_t run_id;   /* 0: not known yet */
     uint32_t term;     /* that is claimed; 0: none */
@@ -32,6 +32,7 @@ struct dlxi_takeover {
     dlxi_coordinator *c; /* as the best copy says; NULL: there is none yet */
     uint64_t given_up;   /* bits of its sites */
     int64_t now_ms, opened_ms, told_ms;
+    char waits[DLXI_REASON_MAX + 1]; /* what for, as it was last told */
     dlxi_outbox outbox;
     dlxi_message incoming;
     dlxi_lines log;

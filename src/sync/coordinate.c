@@ -2,6 +2,7 @@
 #include "sync/coordinate.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -78,15 +79,23 @@ static void begin_announce(dlxi_coordinate *c) {
     if (status != DLX_OK) dlxi_coordinator_fail(c->machine, status, NULL, "%s", why.message);
 }
 
-/* The file of another history stays beside the new one. */
+/* The file of another history stays beside the new one; none is overwritten. */
 static dlx_status store_replace(dlxi_coordinate *c, dlx_error *error) {
-    char before[4096];
-    if (c->store == NULL) return DLX_OK;
+    enum { NAMES = 1000 };
+    char name[4096];
+    bool keep = c->store != NULL && !dlxi_store_is_empty(c->store);
     dlxi_store_close(&c->store);
-    if ((size_t)snprintf(before, sizeof before, "%s.replaced", c->store_path) >= sizeof before ||
-        rename(c->store_path, before) != 0)
-        DLX_FAIL(error, SYSTEM, "%.300s: can't be renamed: %s", c->store_path, strerror(errno));
-    return DLX_OK;
+    if (!keep) return DLX_OK;
+    for (int i = 1; i <= NAMES; i++) {
+        int bytes = i == 1 ? snprintf(name, sizeof name, "%s.replaced", c->store_path)
+                           : snprintf(name, sizeof name, "%s.replaced-%d", c->store_path, i);
+        errno = ENAMETOOLONG;
+        bool fits = bytes > 0 && (size_t)bytes < sizeof name;
+        if (fits && renameat2(AT_FDCWD, c->store_path, AT_FDCWD, name, RENAME_NOREPLACE) == 0)
+            return DLX_OK;
+        if (errno != EEXIST) break;
+    }
+    DLX_FAIL(error, SYSTEM, "%.300s: can't be renamed: %s", c->store_path, strerror(errno));
 }
 
 /* The records that the copy has, for sites that are behind: of the last rounds, without a gap. */
@@ -102,9 +111,8 @@ static dlx_status records_save(dlxi_coordinate *c, dlx_error *error) {
     return DLX_OK;
 }
 
-/* The state is on the disk before anything is sent as the run's coordinator. */
-static dlx_status takeover_run(dlxi_coordinate *c, dlx_error *error) {
-    while (dlxi_takeover_phase_of(c->takeover) != DLXI_TAKEOVER_DONE) {
+static dlx_status takeover_wait(dlxi_coordinate *c, dlx_error *error) {
+    while (!dlxi_takeover_is_done(c->takeover)) {
         uint32_t peer;
         dlxi_frame frame;
         int64_t wait_ms = TICK_MS;
@@ -121,14 +129,28 @@ static dlx_status takeover_run(dlxi_coordinate *c, dlx_error *error) {
         if (is_stopped(c)) DLX_FAIL(error, INTERRUPTED, "the takeover was interrupted");
     }
     takeover_log(c);
-    DLX_TRY(dlxi_takeover_result(c->takeover, &c->machine, error));
-    dlxi_takeover_close(&c->takeover);
+    return dlxi_takeover_result(c->takeover, &c->machine, error);
+}
+
+/* The state is on the disk before anything is sent as the run's coordinator. If this fails, no site
+ * is told. */
+static dlx_status takeover_begin(dlxi_coordinate *c, dlx_error *error) {
     dlxi_coordinator_set_endpoint(c->machine, c->endpoint);
-    DLX_TRY(store_replace(c, error));
     begin_announce(c);
     if (dlxi_coordinator_phase_of(c->machine) == DLXI_COORDINATOR_DONE)
-        return dlxi_coordinator_result(c->machine, error); /* no site is told */
+        return dlxi_coordinator_result(c->machine, error);
+    DLX_TRY(store_replace(c, error));
     return records_save(c, error);
+}
+
+static dlx_status takeover_run(dlxi_coordinate *c, dlx_error *error) {
+    dlx_status status = takeover_wait(c, error);
+    bool claimed = dlxi_takeover_has_claimed(c->takeover);
+    dlxi_takeover_close(&c->takeover);
+    if (status == DLX_OK) status = takeover_begin(c, error);
+    if (status != DLX_OK && claimed)
+        dlxi_error_prefix(error, "start --takeover again, since sites wait for it now: ");
+    return status;
 }
 
 /* ---- the machine ----------------------------------------------------------------------------- */

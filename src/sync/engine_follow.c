@@ -96,6 +96,8 @@ void dlxi_engine_on_fetch(dlxi_engine *e, uint16_t from, const dlxi_frame *frame
     const dlxi_entry *entry = dlxi_history_find(&e->history, frame->round, frame->count_groups);
     const dlxi_entry *newest = e->history.newest;
     if (newest == NULL || frame->round > newest->round) return; /* not yet */
+    /* that one's coordinator is about to be told that another one has the run */
+    if (dlxi_history_differs(&e->history, frame->round, frame->count_groups)) return;
     v->serves = frame->attempt;
     v->serves_round = frame->round;
     v->serves_lineage = frame->count_groups;

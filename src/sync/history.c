@@ -72,6 +72,12 @@ const dlxi_entry *dlxi_history_find(const dlxi_history *h, uint64_t round, uint3
     return e;
 }
 
+bool dlxi_history_differs(const dlxi_history *h, uint64_t round, uint32_t lineage) {
+    const dlxi_entry *e = h->oldest;
+    while (e != NULL && e->round != round) e = e->next;
+    return e != NULL && e->lineage != lineage;
+}
+
 bool dlxi_entry_seek(const dlxi_entry *e, dlxi_entry_cursor *cursor, const dlxi_frame *fetch) {
     *cursor = (dlxi_entry_cursor){.trip = fetch->trip, .group = fetch->offset_groups};
     if (fetch->trip >= DLXI_ENTRY_TRIPS) return false;

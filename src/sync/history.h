@@ -31,6 +31,8 @@ void dlxi_history_keep(dlxi_history *h, uint64_t round, uint32_t lineage,
                        const dlxi_entry_trip trips[DLXI_ENTRY_TRIPS]);
 void dlxi_history_clear(dlxi_history *h);
 const dlxi_entry *dlxi_history_find(const dlxi_history *h, uint64_t round, uint32_t lineage);
+/* Whether that round is kept, and is of another one. */
+bool dlxi_history_differs(const dlxi_history *h, uint64_t round, uint32_t lineage);
 
 /* Where a reader of an entry is. */
 typedef struct dlxi_entry_cursor {

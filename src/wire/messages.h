@@ -94,6 +94,10 @@ typedef struct dlxi_copy {
 
 enum { DLXI_COPY_MAX = 32768 };
 
+static inline bool dlxi_copy_is_newer(const dlxi_copy *a, const dlxi_copy *b) {
+    return a->term > b->term || (a->term == b->term && a->round > b->round);
+}
+
 /* coordinator → site: the frame's round counts, by the attempt that the frame names, of this
  * coordinator. Members have staged it; the others fetch its results from one of them. */
 typedef struct dlxi_commit {

@@ -139,7 +139,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
         while (dlxi_takeover_pop_log(t, line, sizeof line)) DLXI_ASSERT(line[0] != '\0');
         dlxi_outbox_flush(dlxi_takeover_outbox(t), item_take, &claimed);
     }
-    bool done = dlxi_takeover_phase_of(t) == DLXI_TAKEOVER_DONE;
+    bool done = dlxi_takeover_is_done(t);
     dlx_status status = done ? dlxi_takeover_result(t, &c, &error) : DLX_AGAIN;
     DLXI_ASSERT(!done || (status == DLX_OK) == (error.message[0] == '\0'));
     if (status == DLX_OK) go_on(c, now_ms);

@@ -267,7 +267,7 @@ class Refused(Coordinator):
             usurper, _ = self.coordinator("--run-dir", self.path("other"))
             self.wait_for_rounds(before + 3)
             self.kill(usurper)
-        self.refuse(r"another coordinator has taken over this run \(term 3; this one has 2\)", *self.coordinate())
+        self.refuse(r"another coordinator has taken over this run \(term 3; this one has 2\); start that one, or take the run over with --takeover", *self.coordinate())
         self.assertTrue(os.path.exists(self.path("run", "coordinator.db")))
         usurper, _ = self.coordinator("--run-dir", self.path("other"))
         self.wait_for_success(usurper, *sites)

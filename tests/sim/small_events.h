@@ -281,7 +281,7 @@ static void takeover_finish_step(void) {
     dlxi_takeover_on_tick(takeover, w.now_ms);
     while (dlxi_takeover_pop_log(takeover, line, sizeof line))
         if (verbose) printf("    %s\n", line);
-    if (dlxi_takeover_phase_of(takeover) == DLXI_TAKEOVER_DONE) {
+    if (dlxi_takeover_is_done(takeover)) {
         dlxi_outbox_clear(outbox);
         takeover_finish();
         return;

@@ -128,7 +128,6 @@ typedef struct coordinator_image {
 
 /* Of a takeover whose outbox is empty. */
 typedef struct takeover_image {
-    dlxi_takeover_phase phase;
     uint64_t life_id, run_id, given_up;
     uint32_t term, count;
     dlxi_heard ranks[SITES];
@@ -373,8 +372,7 @@ static void takeover_best_set(dlxi_takeover *t, uint32_t best) {
 }
 
 static void takeover_store(takeover_image *to, const dlxi_takeover *t) {
-    *to = (takeover_image){.phase = t->phase,
-                           .life_id = t->settings.run.life_id,
+    *to = (takeover_image){.life_id = t->settings.run.life_id,
                            .run_id = t->run_id,
                            .given_up = t->given_up,
                            .term = t->term,
@@ -386,7 +384,7 @@ static void takeover_store(takeover_image *to, const dlxi_takeover *t) {
 }
 
 static void takeover_load(dlxi_takeover *t, const takeover_image *from) {
-    t->phase = from->phase;
+    t->done = false;
     t->result = (dlx_error){0}; /* one that has failed is not kept */
     t->settings.run.life_id = from->life_id;
     t->run_id = from->run_id;
@@ -567,7 +565,7 @@ static uint64_t coordinator_hash(uint64_t hash, const dlxi_coordinator *c) {
 }
 
 static uint64_t takeover_hash(uint64_t hash, const dlxi_takeover *t) {
-    hash = mix(mix(mix(hash, w.best), t->term), (uint64_t)age_of(t->opened_ms) << 8 | t->phase);
+    hash = mix(mix(mix(hash, w.best), t->term), (uint64_t)age_of(t->opened_ms));
     for (uint32_t i = 0; i < t->count; i++) {
         dlxi_heard h;
         memcpy(&h, &t->ranks[i], sizeof h);

@@ -716,8 +716,11 @@ static void a_coordinator_whose_run_was_taken_over_ends(void **state) {
         assert_int_equal(dlxi_coordinator_phase_of(w->c), DLXI_COORDINATOR_DONE);
         dlx_error error;
         char expected[128];
-        snprintf(expected, sizeof expected,
-                 "another coordinator has taken over this run (term %u; this one has 1)", term);
+        snprintf(
+            expected, sizeof expected,
+            "another coordinator has taken over this run (term %u; this one has 1); start that "
+            "one, or take the run over with --takeover",
+            term);
         assert_int_equal(dlxi_coordinator_result(w->c, &error), DLX_STATE);
         assert_string_equal(error.message, expected);
         world_close(w);

@@ -4,9 +4,10 @@
 
 #include "member/takeover.h"
 
-enum { SITES = 3, TERM = 1, CLAIMED = 1001 };
+enum { SITES = 3, TERM = 1, TERMS = 1 << 20 };
 
 #define OTHER_LIFE UINT64_C(0x0102030405060708) /* of another lineage than LIFE_ID */
+#define CLAIMED    (TERM + TERMS + 0x0708)
 
 static const char settings_text[] = "model.width: 64\nsync.bits: 4\n";
 static const char *const names[SITES] = {"a", "b", "c"};
@@ -43,7 +44,7 @@ typedef struct claims {
     uint32_t term[SITES]; /* of the last CLAIM; 0: it only asks */
     int count[SITES];
     uint64_t view[SITES]; /* what each rank says of itself */
-    bool hears[SITES];
+    bool hears[SITES], elsewhere[SITES];
     const char *proved[SITES];
     uint32_t obeys[SITES];
     uint64_t round;
@@ -78,7 +79,9 @@ static void claims_say(claims *k, uint32_t site, dlxi_frame_kind kind, uint64_t 
     world *w = k->w;
     w->message->kind = kind;
     dlxi_frame header = {.term = k->obeys[site],
-                         .coordinator = k->obeys[site] == TERM ? LIFE_ID : OTHER_LIFE,
+                         .coordinator = k->elsewhere[site]       ? OTHER_LIFE + 1
+                                        : k->obeys[site] == TERM ? LIFE_ID
+                                                                 : OTHER_LIFE,
                          .round = round,
                          .site = (uint16_t)site};
     assert_int_equal(dlxi_outbox_put(&w->outgoing, 0, header, w->message, NULL), DLX_OK);
@@ -110,6 +113,7 @@ static void answers(claims *k, uint32_t site) {
 static void promises(claims *k, uint32_t site) {
     assert_true(k->term[site] > 0);
     k->obeys[site] = k->term[site];
+    k->elsewhere[site] = false;
     answers(k, site);
 }
 
@@ -119,7 +123,7 @@ static void passes(claims *k, int64_t ms) {
 }
 
 static bool is_done(const claims *k) {
-    return dlxi_takeover_phase_of(k->t) == DLXI_TAKEOVER_DONE;
+    return dlxi_takeover_is_done(k->t);
 }
 
 /* Its last line; "" if there is none. */
@@ -243,15 +247,20 @@ static void a_site_that_hears_its_coordinator_is_left_alone(void **state) {
     claims_close(&k);
 }
 
+/* Round 2, of a and b alone. */
+static void round_of_two(world *w) {
+    for (uint32_t i = 0; i < 2; i++) ready(w, i, 2, 60);
+    wait_pinging(w, SITES, -1, 2, PATIENCE_MS / 2);
+    for (uint32_t i = 0; i < 2; i++) stage(w, i, 2, 1, 2);
+    assert_int_equal(w->copy.round, 2);
+}
+
 static void it_waits_for_all_that_may_have_gone_on(void **state) {
     (void)state;
     for (int linked = 0; linked < 2; linked++) {
         world *w = world_running();
         round_run(w, 1);
-        for (uint32_t i = 0; i < 2; i++) ready(w, i, 2, 60); /* c is left out of round 2 */
-        wait_pinging(w, SITES, -1, 2, PATIENCE_MS / 2);
-        for (uint32_t i = 0; i < 2; i++) stage(w, i, 2, 1, 2);
-        assert_int_equal(w->copy.round, 2);
+        round_of_two(w);
         claims k = claims_open(w, NULL);
         if (linked == 1) k.view[1] = 1u << 1 | 1u << 2; /* and b is in an attempt with it */
         answer_all(&k, 1);
@@ -314,8 +323,44 @@ static void a_site_may_be_given_up(void **state) {
     round_run(w, 1);
     k = claims_open(w, "b,oslo");
     answer_all(&k, 1);
-    assert_failed(&k, DLX_CONFIG, "without: 'oslo' is no site of this run");
+    assert_failed(&k, DLX_CONFIG, "run 0123456789abcdef: --without: 'oslo' is no site of this run");
     claims_close(&k);
+}
+
+/* Which may have made a round with any of them. */
+static void all_others_are_needed_then(void **state) {
+    (void)state;
+    world *w = world_running();
+    round_run(w, 1);
+    round_of_two(w);
+    claims k = claims_open(w, "b");
+    answer_all(&k, 1);
+    w->now_ms += 3000;
+    answer_all(&k, 1);
+    assert_said(&k,
+                "waits for site 'c', which may have gone on after round 2; --without c gives it "
+                "up, with all that it trained since");
+    for (int i = 0; i < 2; i++, w->now_ms += 600) answer_all(&k, 5);
+    promises(&k, 0);
+    assert_false(is_done(&k));
+    promises(&k, 2);
+    assert_true(is_done(&k));
+    claims_close(&k);
+
+    for (int all = 0; all < 2; all++) { /* too many */
+        w = world_running();
+        round_run(w, 1);
+        w->settings.sites_min = all ? 1 : 0;
+        k = claims_open(w, all ? "a,c,b" : "b");
+        answer_all(&k, 1);
+        assert_failed(
+            &k, DLX_CONFIG,
+            all ? "run 0123456789abcdef: --without leaves 0 of 3 sites, and the run needs 1 "
+                  "(wan.min_sites)"
+                : "run 0123456789abcdef: --without leaves 2 of 3 sites, and the run needs 3 "
+                  "(wan.min_sites)");
+        claims_close(&k);
+    }
 }
 
 static void another_run_or_site_is_not_heard(void **state) {
@@ -355,10 +400,12 @@ static void a_copy_that_cannot_be_used_is_the_end(void **state) {
         if (what == 3) w->copy_data[sizeof(uint32_t)] ^= 1; /* the version */
         answer_all(&k, 1);
         static const char *const why[] = {
-            "the settings are not those of the run: start the coordinator with the config that the "
+            "run 0123456789abcdef: the settings are not those of the run: start the coordinator "
+            "with the config that the "
             "run began with",
-            "a saved record is malformed", "a site's copy is not what it says",
-            "the coordinator's saved state is malformed"};
+            "run 0123456789abcdef: a saved record is malformed",
+            "run 0123456789abcdef: a site's copy is not what it says",
+            "run 0123456789abcdef: the coordinator's saved state is malformed"};
         assert_failed(&k, what == 0 ? DLX_CONFIG : DLX_DATA, why[what]);
         claims_close(&k);
     }
@@ -422,12 +469,13 @@ static void a_faster_coordinator_makes_the_term_rise(void **state) {
     w->now_ms += 600;
     answer_all(&k, 7);
     promises(&k, 0);
-    k.obeys[1] = 1500; /* of somebody else, whom it does not hear any more */
+    k.obeys[1] = CLAIMED; /* to somebody else, whom it does not hear any more, the same one */
+    k.elsewhere[1] = true;
     w->now_ms += 600;
     answer_all(&k, 7);
     w->now_ms += 600;
     answer_all(&k, 7);
-    for (uint32_t i = 0; i < SITES; i++) assert_int_equal(k.term[i], 2500);
+    for (uint32_t i = 0; i < SITES; i++) assert_int_equal(k.term[i], CLAIMED + TERMS + 0x0708);
     for (uint32_t i = 0; i < SITES; i++) {
         assert_false(is_done(&k));
         promises(&k, i);
@@ -448,9 +496,11 @@ static void it_gives_up(void **state) {
     assert_said(&k, "no site speaks yet");
     answer_all(&k, 3);
     passes(&k, PATIENCE_MS);
-    assert_failed(&k, DLX_TIMEOUT,
-                  "gave up the takeover after 20 s (wan.patience_s): not all sites that may have "
-                  "gone on were heard");
+    assert_failed(
+        &k, DLX_TIMEOUT,
+        "gave up the takeover after 20 s (wan.patience_s); last: waits for site 'c', which "
+        "may have gone on after round 1; --without c gives it up, with all that it trained "
+        "since");
     claims_close(&k);
 }
 
@@ -487,7 +537,8 @@ static void sites_are_away_since_the_takeover(void **state) {
     take(&k);
     dlxi_coordinator_on_tick(w->c, w->now_ms += 100);
     assert_true(dlxi_coordinator_pop_log(w->c, line, sizeof line));
-    assert_string_equal(line, "takes over run 0123456789abcdef at round 2, as term 1001");
+    assert_string_equal(
+        line, "takes over run 0123456789abcdef at round 2, as term 1050377; waiting for its sites");
     assert_false(dlxi_coordinator_pop_log(w->c, line, sizeof line)); /* no window is given away */
     claims_close(&k);
 }
@@ -498,6 +549,7 @@ int main(void) {
         cmocka_unit_test(a_site_that_hears_its_coordinator_is_left_alone),
         cmocka_unit_test(it_waits_for_all_that_may_have_gone_on),
         cmocka_unit_test(a_site_may_be_given_up),
+        cmocka_unit_test(all_others_are_needed_then),
         cmocka_unit_test(another_run_or_site_is_not_heard),
         cmocka_unit_test(a_copy_that_cannot_be_used_is_the_end),
         cmocka_unit_test(the_newest_copy_counts),
