@@ -344,6 +344,9 @@ void dlxi_rounds_disturb(dlxi_coordinator *c);
 /* After a commit, or a start with a saved state. Without memory, or if it is too large, there is
  * none. */
 void dlxi_coordinator_copy_make(dlxi_coordinator *c);
+/* Behind the copy, for a site that is behind: the records before the last, back to that of round
+ * `from`, as many as there is room for. Returns the bytes of all. */
+uint32_t dlxi_coordinator_copy_extend(dlxi_coordinator *c, uint64_t from);
 
 /* ---- record.c ---- */
 

@@ -313,7 +313,7 @@ void dlxi_saved_release(dlxi_saved *saved) {
 
 /* ---- the copy that sites keep ---------------------------------------------------------------- */
 
-enum { HASH_TEXT_BYTES = 18, COPY_BYTES = 8192 /* with records before the last */ };
+enum { HASH_TEXT_BYTES = 18 };
 
 /* Stands for the text of the settings in a copy. */
 static void settings_hash(char text[HASH_TEXT_BYTES], const char *settings) {
@@ -329,24 +329,26 @@ static void part_end(dlxi_writer *writer, size_t at) {
     dlxi_write_u32(&length, (uint32_t)(writer->used_bytes - at - sizeof(uint32_t)));
 }
 
-/* The state, the last record, and of those before it what there is room for: a site that is behind
- * by more rounds can't go on with the run. */
-static void copy_write(dlxi_writer *writer, dlxi_coordinator *c) {
+/* False: no room; nothing is written then. */
+static bool record_part_write(dlxi_writer *writer, const dlxi_record *record) {
+    dlxi_writer before = *writer;
+    dlxi_write_u32(writer, 0);
+    record_write(writer, record);
+    if (!writer->failed) part_end(writer, before.used_bytes);
+    if (writer->failed) *writer = before;
+    return writer->used_bytes > before.used_bytes;
+}
+
+/* The state, and the last record. Sites keep those of the rounds before, too. */
+static bool copy_write(dlxi_writer *writer, dlxi_coordinator *c) {
     char text[HASH_TEXT_BYTES];
+    const dlxi_record *record = dlxi_record_of(c, c->round - 1);
     settings_hash(text, c->shared_text);
     dlxi_write_u32(writer, 0);
     state_write(writer, c, DLXI_STAGE_ROUNDS, text);
+    if (writer->failed) return false;
     part_end(writer, 0);
-    for (uint64_t round = c->round - 1; round > 0; round--) {
-        const dlxi_record *record = dlxi_record_of(c, round);
-        size_t at = writer->used_bytes;
-        bool is_last = round == c->round - 1;
-        if (record == NULL || (!is_last && at + record_bytes_max(record) > COPY_BYTES)) break;
-        dlxi_write_u32(writer, 0);
-        record_write(writer, record);
-        if (writer->failed) break;
-        part_end(writer, at);
-    }
+    return record == NULL || record_part_write(writer, record);
 }
 
 void dlxi_coordinator_copy_make(dlxi_coordinator *c) {
@@ -354,13 +356,22 @@ void dlxi_coordinator_copy_make(dlxi_coordinator *c) {
         if (!c->sites[i].keeps_history) return;
     if (c->copy == NULL && (c->copy = malloc(DLXI_COPY_MAX)) == NULL) return;
     dlxi_writer writer = dlxi_writer_over(c->copy, DLXI_COPY_MAX);
-    copy_write(&writer, c);
-    c->copy_bytes = writer.failed ? 0 : (uint32_t)writer.used_bytes;
+    c->copy_bytes = copy_write(&writer, c) ? (uint32_t)writer.used_bytes : 0;
     if (c->copy_bytes > 0 || c->no_copy_is_told) return;
     c->no_copy_is_told = true;
     dlxi_lines_add(&c->log,
                    "the run's state is too large for sites to keep: if coordinator.db is lost, "
                    "--takeover can't go on");
+}
+
+uint32_t dlxi_coordinator_copy_extend(dlxi_coordinator *c, uint64_t from) {
+    dlxi_writer writer = dlxi_writer_over(c->copy, DLXI_COPY_MAX);
+    writer.used_bytes = c->copy_bytes;
+    for (uint64_t round = c->round - 1; c->copy_bytes > 0 && --round >= from && round > 0;) {
+        const dlxi_record *record = dlxi_record_of(c, round);
+        if (record == NULL || !record_part_write(&writer, record)) break;
+    }
+    return (uint32_t)writer.used_bytes;
 }
 
 /* ---- restoring ------------------------------------------------------------------------------- */

@@ -476,8 +476,10 @@ static void commit_put(dlxi_coordinator *c, const dlxi_record *record, uint16_t 
     m->finished = record->finished;
     m->lease = s->leases[(s->counted + 2) % DLXI_COORDINATOR_LEASES];
     dlxi_record_view(&m->view, record, rank);
-    m->copy = (dlxi_copy){
-        .term = c->term, .round = c->round - 1, .bytes = c->copy_bytes, .data = c->copy};
+    m->copy = (dlxi_copy){.term = c->term,
+                          .round = c->round - 1,
+                          .bytes = dlxi_coordinator_copy_extend(c, record->round),
+                          .data = c->copy};
     dlxi_coordinator_put(c, &s->ranks[rank], record->round, record->attempt);
 }
 

@@ -8,6 +8,7 @@
 #include "base/fault.h"
 #include "base/memory.h"
 #include "base/panic.h"
+#include "wire/bytes.h"
 
 enum {
     PING_MS = 250, /* well below the shortest timeout, 1 s */
@@ -167,15 +168,57 @@ static void attempt_forget(dlxi_site *s) {
     s->attempting = s->staged = false;
 }
 
+/* Bytes of the first part of a copy, with its length; of what is malformed all. */
+static size_t part_bytes(const uint8_t *data, size_t bytes) {
+    dlxi_reader reader = dlxi_reader_over(data, bytes);
+    size_t count = dlxi_read_u32(&reader);
+    return dlxi_read_bytes(&reader, count) != NULL ? sizeof(uint32_t) + count : bytes;
+}
+
+/* How many parts there are, or the first `most` of them; *bytes ← theirs. */
+static uint64_t parts_count(const dlxi_copy *copy, uint64_t most, size_t *bytes) {
+    uint64_t count = 0;
+    for (*bytes = 0; *bytes < copy->bytes && count < most; count++)
+        *bytes += part_bytes(copy->data + *bytes, copy->bytes - *bytes);
+    return count;
+}
+
+/* Records before those of `copy`, of which the kept copy has some: as many as there is room for. A
+ * copy is the state, and records from that of its round on backwards. */
+static size_t older_find(const dlxi_site *s, const dlxi_copy *copy, const uint8_t **older) {
+    enum { KEPT_BYTES = 8192 };
+    const dlxi_copy *kept = &s->copy;
+    size_t bytes, at;
+    uint64_t records = parts_count(copy, UINT64_MAX, &bytes) - 1;
+    uint64_t last = copy->round > records ? copy->round - records : 0; /* the first that it lacks */
+    if (kept->bytes == 0 || s->copy_lineage != dlxi_lineage_of(s->coordinator_id) ||
+        kept->round < last)
+        return 0;
+    (void)parts_count(kept, 1 + kept->round - last, &at);
+    *older = kept->data + at;
+    for (bytes = 0; at + bytes < kept->bytes;) {
+        size_t more = part_bytes(kept->data + at + bytes, kept->bytes - at - bytes);
+        if (copy->bytes + bytes + more > KEPT_BYTES) break;
+        bytes += more;
+    }
+    return bytes;
+}
+
 /* Of the round that is about to be applied, or a later one: so whoever has applied a round has a
  * copy of it. False: no memory. */
 static bool copy_keep(dlxi_site *s, const dlxi_copy *copy) {
+    const uint8_t *older = NULL;
     if (copy->bytes == 0 || (s->copy.bytes > 0 && !dlxi_copy_is_newer(copy, &s->copy))) return true;
-    uint8_t *kept = realloc((uint8_t *)(uintptr_t)s->copy.data, copy->bytes);
+    size_t older_bytes = older_find(s, copy, &older);
+    uint8_t *kept = malloc(copy->bytes + older_bytes);
     if (kept == NULL) return false;
     memcpy(kept, copy->data, copy->bytes);
+    if (older_bytes > 0) memcpy(kept + copy->bytes, older, older_bytes);
+    free((uint8_t *)(uintptr_t)s->copy.data);
     s->copy = *copy;
+    s->copy.bytes += (uint32_t)older_bytes;
     s->copy.data = kept;
+    s->copy_lineage = dlxi_lineage_of(s->coordinator_id);
     return true;
 }
 

@@ -80,7 +80,8 @@ typedef struct dlxi_site {
     int64_t stamp;    /* the coordinator's newest */
     uint64_t reached; /* sites, as in dlxi_ping */
     uint64_t left_out_for;
-    uint64_t parts; /* of the work at the end, as in dlxi_ping and dlxi_report */
+    uint32_t copy_lineage; /* of who gave the copy */
+    uint64_t parts;        /* of the work at the end, as in dlxi_ping and dlxi_report */
     uint16_t part_count;
     bool saves;
     dlxi_outbox outbox;

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Addresses: each is checked by the process that it was given to, before it joins, and the message
 names the option as it was given. What is written as the help says works."""
+import random
 import socket
 import unittest
 
@@ -37,6 +38,17 @@ def has_ipv6():
         return True
     except OSError:
         return False
+
+
+def two_free_ports():
+    """The first of two in a row, below those that the kernel gives to whoever asks for any."""
+    while True:
+        port = random.randrange(10000, 30000)
+        try:
+            with socket.create_server(("127.0.0.1", port)), socket.create_server(("127.0.0.1", port + 1)):
+                return port
+        except OSError:
+            pass
 
 
 class Addresses(Case):
@@ -112,9 +124,7 @@ class Addresses(Case):
 
     def test_names_and_interfaces(self):
         self.keys(["a", "b"])
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1] % 60000
+        port = two_free_ports()
         self.runs("localhost")
         self.runs("lo", coordinator="lo:0")
         self.assertRegex(self.runs(f"lo:{port}", coordinator="lo:0", secure=False), r"^127\.0\.0\.1:\d+$")

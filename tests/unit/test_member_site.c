@@ -561,6 +561,88 @@ static void a_site_keeps_the_newest_copy(void **state) {
     lone_close(&l);
 }
 
+enum { PART_MAX = 4000 };
+
+/* A part of a copy: `bytes` of them. Returns the place behind it. */
+static uint8_t *part_put(uint8_t *at, uint8_t byte, size_t bytes) {
+    memset(at, 0, 4);
+    at[0] = (uint8_t)bytes;
+    at[1] = (uint8_t)(bytes >> 8);
+    memset(at + 4, byte, bytes);
+    return at + 4 + bytes;
+}
+
+/* The state and records of a copy of that round, back to round `from`; states are 200, and a record
+ * is its round, `bytes` of them. */
+static dlxi_copy copy_of(uint8_t *data, uint32_t term, uint64_t round, uint64_t from,
+                         size_t bytes) {
+    uint8_t *at = part_put(data, 200, 3);
+    for (uint64_t r = round; r >= from; r--) at = part_put(at, (uint8_t)r, bytes);
+    return (dlxi_copy){.term = term, .round = round, .bytes = (uint32_t)(at - data), .data = data};
+}
+
+static void commit_with(lone *l, uint64_t round, const dlxi_copy *copy) {
+    submit_lone(l);
+    begin_lone(l, l->s->term, round, 1);
+    dlxi_site_on_staged(l->s, 3);
+    l->message->as.commit = commit_of(l->s->term);
+    l->message->as.commit.copy = *copy;
+    assert_int_equal(tell(l, DLXI_FRAME_COMMIT, l->s->term, round, 1, 0), DLXI_SITE_COMMIT);
+    dlxi_site_on_applied(l->s);
+    outbox_drain(l);
+}
+
+/* The kept copy is this one. */
+static void assert_kept(const lone *l, const dlxi_copy *expected) {
+    assert_int_equal(l->s->copy.round, expected->round);
+    assert_int_equal(l->s->copy.bytes, expected->bytes);
+    assert_memory_equal(l->s->copy.data, expected->data, expected->bytes);
+}
+
+static void a_site_keeps_earlier_records(void **state) {
+    (void)state;
+    static uint8_t data[16 * PART_MAX], all[16 * PART_MAX];
+    lone l = lone_open();
+    welcome_lone(&l);
+    dlxi_copy copy, kept;
+    for (uint64_t round = 1; round <= 3; round++) { /* each is given the last record alone */
+        copy = copy_of(data, 4, round, round, 20);
+        commit_with(&l, round, &copy);
+    }
+    kept = copy_of(all, 4, 3, 1, 20);
+    assert_kept(&l, &kept);
+    copy = copy_of(data, 4, 9, 4, 20); /* it is behind */
+    commit_with(&l, 4, &copy);
+    kept = copy_of(all, 4, 9, 1, 20);
+    assert_kept(&l, &kept);
+    copy = copy_of(data, 5, 9, 8, 20); /* a later life has the same round, and says it again */
+    commit_with(&l, 5, &copy);
+    kept.term = 5;
+    assert_kept(&l, &kept);
+    copy = copy_of(data, 5, 11, 11, 20); /* a gap */
+    commit_with(&l, 6, &copy);
+    assert_kept(&l, &copy);
+    l.s->copy_lineage = 7; /* of the coordinator from which this one took the run over */
+    copy = copy_of(data, 5, 12, 12, 20);
+    commit_with(&l, 7, &copy);
+    assert_kept(&l, &copy);
+    for (uint64_t round = 13; round < 16; round++) { /* 8,192 bytes at most, and whole records */
+        copy = copy_of(data, 5, round, round, 3000);
+        commit_with(&l, round - 5, &copy);
+    }
+    kept = copy_of(all, 5, 15, 14, 3000);
+    assert_kept(&l, &kept);
+    for (size_t bytes = 1; bytes < 12; bytes++) { /* malformed ones stay what they are */
+        copy = copy_of(data, 5, 15 + bytes, 15 + bytes, 3000);
+        copy.bytes = (uint32_t)bytes;
+        commit_with(&l, 10 + bytes, &copy);
+        assert_int_equal(l.s->copy.round, 15 + bytes);
+        assert_in_range(l.s->copy.bytes, bytes, 8192);
+        assert_memory_equal(l.s->copy.data, data, bytes);
+    }
+    lone_close(&l);
+}
+
 /* ---- rounds without this site ---------------------------------------------------------------- */
 
 static dlxi_site_action commit_of_another(lone *l, uint64_t round) {
@@ -700,6 +782,7 @@ int main(void) {
         cmocka_unit_test(an_orphan_waits_for_its_coordinator),
         cmocka_unit_test(only_an_orphan_obeys_a_claim),
         cmocka_unit_test(a_site_keeps_the_newest_copy),
+        cmocka_unit_test(a_site_keeps_earlier_records),
         cmocka_unit_test(a_round_without_this_site_is_followed),
         cmocka_unit_test(nothing_piles_up_before_the_coordinator_starts),
         cmocka_unit_test(pings_keep_an_idle_run_alive),

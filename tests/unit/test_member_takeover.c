@@ -168,6 +168,12 @@ static void it_asks_is_promised_to_and_goes_on(void **state) {
     round_run(w, 1);
     round_run(w, 2);
     dlxi_saved before, after;
+    uint32_t last_alone = w->copy.bytes;
+    w->now_ms += 300;
+    ping(w, 2, 1, 0); /* c is behind: it is given all that it needs */
+    assert_int_equal(w->round[2], 1);
+    assert_int_equal(w->copy.round, 2);
+    assert_true(w->copy.bytes > last_alone);
     assert_int_equal(dlxi_coordinator_save(w->c, &before, NULL), DLX_OK);
     claims k = claims_open(w, NULL);
     speaks(&k, 0);
