@@ -265,6 +265,17 @@ static void stranger_tell(dlxi_coordinator *c, const dlxi_ping *ping) {
                    (unsigned long long)ping->run_id);
 }
 
+/* What a site had when it was given up. */
+static void given_up_tell(dlxi_coordinator *c, const dlxi_run_site *s, uint64_t round) {
+    uint64_t bit = UINT64_C(1) << (s - c->sites);
+    if ((c->given_up & ~c->given_up_told & bit) == 0) return;
+    c->given_up_told |= bit;
+    uint64_t lost = round > c->taken_round ? round - c->taken_round : 0;
+    dlxi_lines_add(&c->log,
+                   "site '%s', which was given up, had applied %llu round%s that this run has not",
+                   s->name, (unsigned long long)lost, lost == 1 ? "" : "s");
+}
+
 static void on_message(dlxi_coordinator *c, uint32_t peer, const char *name, const char *key,
                        const dlxi_frame *frame) {
     const dlxi_message *m = &c->incoming;
@@ -281,6 +292,7 @@ static void on_message(dlxi_coordinator *c, uint32_t peer, const char *name, con
     dlxi_run_site *s = &c->sites[from.site];
     dlxi_run_rank *p = &s->ranks[from.rank];
     if (s->presence == DLXI_GONE) {
+        given_up_tell(c, s, frame->round);
         dlxi_presence_answer_lost(c, s, p);
         return;
     }

@@ -191,7 +191,9 @@ struct dlxi_coordinator {
     dlxi_told told[DLXI_TOLD_MAX];
     dlxi_refused_site refused;
     dlxi_ledger *ledger;
-    uint8_t *copy; /* for sites, of the last committed round; NULL: none */
+    uint64_t taken_round;             /* at which this life took the run over; 0: it did not */
+    uint64_t given_up, given_up_told; /* bits of sites: then; what these gave up has been told */
+    uint8_t *copy;                    /* for sites, of the last committed round; NULL: none */
     uint32_t copy_bytes;
     dlxi_outbox outbox;
     dlxi_message incoming;

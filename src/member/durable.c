@@ -531,6 +531,8 @@ void dlxi_coordinator_succeed(dlxi_coordinator *c, uint32_t term, uint64_t life_
     dlxi_lines_add(&c->log,
                    "takes over run %016llx at round %llu, as term %u; waiting for its sites",
                    (unsigned long long)c->settings.run_id, (unsigned long long)c->round, c->term);
+    c->taken_round = c->round;
+    c->given_up = given_up;
     for (uint16_t i = 0; i < c->count; i++)
         if ((given_up >> i & 1u) != 0) site_give_up(c, &c->sites[i]);
     dlxi_coordinator_copy_make(c);

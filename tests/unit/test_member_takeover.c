@@ -304,6 +304,7 @@ static void returns(world *w, uint16_t site, uint64_t round) {
 
 static void a_site_may_be_given_up(void **state) {
     (void)state;
+    char line[512];
     world *w = world_running();
     round_run(w, 1);
     claims k = claims_open(w, "b");
@@ -316,7 +317,12 @@ static void a_site_may_be_given_up(void **state) {
     promises(&k, 2);
     assert_true(is_done(&k));
     take(&k);
-    for (int i = 0; i < 2; i++) returns(w, 1, 1); /* it is known by the first one */
+    while (dlxi_coordinator_pop_log(w->c, line, sizeof line)) continue;
+    for (int i = 0; i < 3; i++) returns(w, 1, 4); /* it is known by the first one */
+    assert_true(dlxi_coordinator_pop_log(w->c, line, sizeof line));
+    assert_string_equal(line,
+                        "site 'b', which was given up, had applied 2 rounds that this run has not");
+    assert_false(dlxi_coordinator_pop_log(w->c, line, sizeof line));
     assert_int_equal(w->last[1]->kind, DLXI_FRAME_STOP);
     assert_string_equal(w->last[1]->as.reason.text,
                         "site 'b' was given up when round 2 was the next");
