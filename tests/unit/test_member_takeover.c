@@ -233,6 +233,13 @@ static void answer_all(claims *k, uint32_t sites) {
     }
 }
 
+/* All answer, and are claimed if nothing is missing. */
+static void claim_all(claims *k) {
+    answer_all(k, 7);
+    k->w->now_ms += 600;
+    answer_all(k, 7);
+}
+
 static void a_site_that_hears_its_coordinator_is_left_alone(void **state) {
     (void)state;
     world *w = world_running();
@@ -308,9 +315,7 @@ static void a_site_may_be_given_up(void **state) {
     world *w = world_running();
     round_run(w, 1);
     claims k = claims_open(w, "b");
-    answer_all(&k, 7);
-    w->now_ms += 600;
-    answer_all(&k, 7);
+    claim_all(&k);
     assert_int_equal(k.term[0], CLAIMED);
     assert_int_equal(k.term[1], 0); /* though it is there */
     promises(&k, 0);
@@ -393,9 +398,7 @@ static void another_run_or_site_is_not_heard(void **state) {
                 "waits for site 'c', which may have gone on after round 1; --without c gives it "
                 "up, with all that it trained since");
     k.proved[2] = "c";
-    answer_all(&k, 7);
-    w->now_ms += 600;
-    answer_all(&k, 7);
+    claim_all(&k);
     assert_int_equal(k.term[2], CLAIMED);
     claims_close(&k);
 }
@@ -477,16 +480,12 @@ static void a_faster_coordinator_makes_the_term_rise(void **state) {
     world *w = world_running();
     round_run(w, 1);
     claims k = claims_open(w, NULL);
-    answer_all(&k, 7);
-    w->now_ms += 600;
-    answer_all(&k, 7);
+    claim_all(&k);
     promises(&k, 0);
     k.obeys[1] = CLAIMED; /* to somebody else, whom it does not hear any more, the same one */
     k.elsewhere[1] = true;
     w->now_ms += 600;
-    answer_all(&k, 7);
-    w->now_ms += 600;
-    answer_all(&k, 7);
+    claim_all(&k);
     for (uint32_t i = 0; i < SITES; i++) assert_int_equal(k.term[i], CLAIMED + TERMS + 0x0708);
     for (uint32_t i = 0; i < SITES; i++) {
         assert_false(is_done(&k));
@@ -522,9 +521,7 @@ static void a_promise_that_falls_silent_is_none(void **state) {
     world *w = world_running();
     round_run(w, 1);
     claims k = claims_open(w, NULL);
-    answer_all(&k, 7);
-    w->now_ms += 600;
-    answer_all(&k, 7);
+    claim_all(&k);
     promises(&k, 0);
     promises(&k, 1);
     w->now_ms += TIMEOUT_MS + 100;
