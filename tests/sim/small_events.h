@@ -123,6 +123,7 @@ static void coordinator_stop(void) {
     dlxi_outbox_clear(dlxi_coordinator_outbox(coordinator));
     here->down = true;
     here->over = failed && !dlxi_coordinator_is_unsaved(coordinator);
+    here->has_failed = here->over;
     w.stops--;
     here->life++;
 }
@@ -172,8 +173,12 @@ static void coordinator_finish_step(uint32_t stop) {
         return;
     }
     if (dlxi_coordinator_phase_of(coordinator) != DLXI_COORDINATOR_DONE) return;
-    if (dlxi_coordinator_result(coordinator, NULL) == DLX_OK)
-        dlxi_coordinator_set_over(coordinator);
+    dlx_error why = {.message = ""};
+    here->has_succeeded = dlxi_coordinator_result(coordinator, &why) == DLX_OK;
+    here->has_failed = !here->has_succeeded && !coordinator->leaves_run;
+    CHECK(here->has_succeeded || why.message[0] != '\0', "the run ended without a reason\n");
+    if (here->has_succeeded) dlxi_coordinator_set_over(coordinator);
+    if (verbose && !here->has_succeeded) printf("    %s\n", why.message);
     here->down = here->over = true;
 }
 
@@ -183,7 +188,8 @@ static dlxi_coordinator_settings settings_of(uint8_t life) {
                                        .sites_min = 1,
                                        .tokens_target = target_tokens,
                                        .run_id = 7,
-                                       .life_id = (uint64_t)whose << 32 | (100u + life),
+                                       .life_id = (uint64_t)(whose == 0 ? 0 : w.lineage) << 32 |
+                                                  (100u + life),
                                        .timeout_ms = TIMEOUT_MS,
                                        .join_ms = JOIN_MS,
                                        .patience_ms = PATIENCE_MS,
@@ -217,7 +223,10 @@ static void coordinator_start(void) {
 
 static void takeover_start(void) {
     w.takeovers--;
+    w.lineage++;
     w.has_second = here->taking = true;
+    here->over = false;
+    here->state_bytes = 0; /* if it had taken the run over before, that store is lost, too */
     const dlxi_coordinator_settings run = settings_of(here->life);
     if (takeover == NULL) takeover = takeover_new(&run);
     const takeover_image nothing = {
@@ -357,7 +366,7 @@ static void site_apply(uint16_t i, uint32_t attempt, bool as_member) {
         saved = saved || (round < w.seat[k].stored_round && w.seat[k].record_bytes[round] > 0);
     CHECK(saved, "site %u applies round %llu, which is not saved\n", i, (unsigned long long)round);
     o->applied = round;
-    o->lineages |= (uint64_t)dlxi_lineage_of(m->coordinator) << round;
+    o->lineages |= (uint64_t)dlxi_lineage_of(m->coordinator) << 3 * round;
     o->finished = m->finished;
     o->lease[m->lease.submission % 3] = lease_bits(&m->lease);
     for (uint16_t k = 0; as_member && k < m->view.members; k++)
@@ -488,7 +497,7 @@ static bool can_follow(uint16_t i) {
     bool held_by_other = false;
     for (uint16_t k = 0; k < sites; k++) {
         const owner *o = &w.owner[k];
-        bool same = (o->lineages >> s->round & 1u) == dlxi_lineage_of(s->commit.coordinator);
+        bool same = (o->lineages >> 3 * s->round & 7u) == dlxi_lineage_of(s->commit.coordinator);
         held_by_other = held_by_other || (k != i && is_active(k) && o->applied >= s->round && same);
     }
     return is_active(i) && s->following && s->submitted && held_by_other;

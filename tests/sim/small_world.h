@@ -66,15 +66,16 @@ typedef struct owner {
     bool dead, finished, reported, troubled;
     uint16_t part_count;
     uint64_t applied, submission, base_round, parts;
-    uint64_t lineages; /* bit t: round t is of the second coordinator's history */
+    uint64_t lineages; /* three bits of each round that it has applied */
     held staged;
     uint64_t lease[3]; /* bits of windows, of submission n at n mod 3 */
 } owner;
 
 /* A process that coordinates, or did, and its store. */
 typedef struct seat {
-    bool down, over; /* the coordinator is; for good */
-    bool taking;     /* it is not the coordinator yet */
+    bool down, over;                /* the coordinator is; for good */
+    bool taking;                    /* it is not the coordinator yet */
+    bool has_succeeded, has_failed; /* at ending the run */
     uint8_t life;
     uint32_t stored_term, stored_gone; /* gone: bits of sites */
     uint64_t stored_round;
@@ -87,6 +88,7 @@ typedef struct small {
     uint8_t losses, stops, deaths, lags, troubles, copies, turns, takeovers; /* that may happen */
     uint8_t turned;  /* bits of sites that reach the second coordinator, not the first */
     bool has_second; /* there is, or was, a second one */
+    uint8_t lineage; /* of the second one: how often a takeover has begun */
     queue to_site[QUEUES][SITES], to_coordinator[SITES];
     owner owner[SITES];
     seat seat[2];
@@ -609,8 +611,8 @@ static uint64_t site_hash(uint64_t hash, const dlxi_site *s) {
 }
 
 static uint64_t world_hash(void) {
-    const uint8_t left[] = {w.losses, w.stops, w.deaths,    w.lags,   w.troubles,
-                            w.copies, w.turns, w.takeovers, w.turned, w.has_second};
+    const uint8_t left[] = {w.losses, w.stops,     w.deaths, w.lags,       w.troubles, w.copies,
+                            w.turns,  w.takeovers, w.turned, w.has_second, w.lineage};
     uint64_t hash = dlxi_hash(left, sizeof left, 1);
     for (uint16_t i = 0; i < sites; i++) {
         for (int life = 0; life <= LATE; life++) hash = queue_hash(hash, &w.to_site[life][i]);
