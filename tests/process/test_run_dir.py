@@ -177,9 +177,11 @@ class InUse(Folder):
     def test_two_at_once(self):
         two = [self.start("launch", self.file, "--sites", 2, "--set", f"train.tokens={LONG}", env=self.env) for _ in range(2)]
         loser = self.wait_for_exit_of_one(two)
+        self.assertEqual(loser.wait(), 2, loser.everything())
         self.assertRegex(loser.text("stderr"), r"run\.dir: .* is in use by ")
         winner = two[1 - two.index(loser)]
-        self.wait_for_event(self.path("run", "site-2", "metrics.jsonl"), lambda e: e["event"] == "step")
+        for name in ("site-1", "site-2"):
+            self.wait_for_event(self.path("run", name, "metrics.jsonl"), lambda e: e["event"] == "step")
         winner.signal(signal.SIGINT)
         self.assertEqual(winner.wait(), 1)
         ids = set()
