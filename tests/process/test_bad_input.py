@@ -258,7 +258,7 @@ class Rendezvous(Case):
     def unequal(self, pattern, *more, name="b"):
         coordinator, endpoint = self.start_coordinator(self.file, 2, secure=False)
         first = self.start_site(self.file, "a", endpoint, secure=False)
-        first.wait_line("joining")
+        coordinator.wait_line("site 'a' connected")
         second = self.start_site(self.file, name, endpoint, *more, secure=False)
         self.assertEqual(second.wait(), 1, second.everything())
         self.assertRegex(second.text("stderr"), "^dilocox: " + pattern)
