@@ -61,6 +61,12 @@ static dlx_status communicators_open(dlxi_cluster *cluster, dlx_error *error) {
     return dlxi_mpi_check(MPI_Comm_size(cluster->job, &cluster->ranks), "number of ranks", error);
 }
 
+/* At exit: it waits for all ranks, and by then the one that has the message has shown it. Ranks that
+ * had left before would have the job ended, with the message lost. */
+static void finalize(void) {
+    MPI_Finalize();
+}
+
 dlx_status dlxi_cluster_open(dlxi_cluster **out, dlx_error *error) {
     *out = NULL;
     int initialized = 0;
@@ -84,8 +90,8 @@ dlx_status dlxi_cluster_open(dlxi_cluster **out, dlx_error *error) {
     if (status == DLX_OK)
         *out = cluster;
     else {
-        MPI_Finalize();
         free(cluster);
+        if (atexit(finalize) != 0) MPI_Finalize();
     }
     return status;
 }
