@@ -59,7 +59,7 @@ typedef struct dlx_cluster dlx_cluster;
 /* Starts MPI, once per process; without a launcher, as a job of one rank. Collective over the job:
  * blocks until all ranks call it. Close with dlx_cluster_close. DLX_STATE: MPI is already started.
  * DLX_SYSTEM: the MPI library lacks MPI_THREAD_MULTIPLE, or fails; of the ranks that lack it, one
- * has a message. */
+ * has a message, and MPI ends as the process exits. */
 DLX_API dlx_status dlx_cluster_open(dlx_cluster **out, dlx_error *error);
 /* Ends MPI. Collective: blocks until all ranks call it. Takes NULL. */
 DLX_API void dlx_cluster_close(dlx_cluster **cluster);

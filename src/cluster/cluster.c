@@ -61,8 +61,8 @@ static dlx_status communicators_open(dlxi_cluster *cluster, dlx_error *error) {
     return dlxi_mpi_check(MPI_Comm_size(cluster->job, &cluster->ranks), "number of ranks", error);
 }
 
-/* At exit: it waits for all ranks, and by then the one that has the message has shown it. Ranks that
- * had left before would have the job ended, with the message lost. */
+/* At exit: it waits for all ranks, and by then the one that has the message has shown it. If others
+ * left before, the launcher would end the job, and the message be lost. */
 static void finalize(void) {
     MPI_Finalize();
 }
