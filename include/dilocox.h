@@ -631,8 +631,9 @@ DLX_API dlx_status dlx_coordinator_open_takeover(dlx_coordinator **out,
                                                  const char *store_path, const char *without,
                                                  dlx_error *error);
 /* Whether it goes on with a run that the store had; its id and the sites are known then, and
- * on_begin is called at the beginning of dlx_coordinator_run. With a takeover it is true, and id
- * and sites are known from on_begin on. Any thread. */
+ * on_begin is called at the beginning of dlx_coordinator_run. With a takeover it is true, and id,
+ * sites and statistics are there from on_begin on: until then only the thread that runs it may ask
+ * for them. Any thread. */
 DLX_API bool dlx_coordinator_was_restored(const dlx_coordinator *coordinator);
 /* After dlx_coordinator_run: whether the run that the store has is over, well or not, so that the
  * file can be removed. False if there is none, after a release, if it could not be written, and if

@@ -95,8 +95,7 @@ static bool is_unready(const dlxi_run_site *s) {
     return s->presence == DLXI_PRESENT && !dlxi_run_site_is_ready(s);
 }
 
-/* At half of the limit, and each time that it has
- * lasted twice as long. */
+/* At half of the limit, and each time that it has lasted twice as long. */
 void dlxi_tell_minority(dlxi_coordinator *c, int64_t limit_ms) {
     char names[DLXI_REASON_MAX - 160], after[64] = "";
     int64_t waited_ms = c->now_ms - c->minority_ms, told_ms = c->minority_told_ms - c->minority_ms;

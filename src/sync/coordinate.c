@@ -52,23 +52,54 @@ static dlx_status release(dlxi_coordinate *c, dlx_error *error) {
              (unsigned long long)dlxi_coordinator_round(c->machine), c->store_path);
 }
 
-/* ---- taking over ----------------------------------------------------------------------------- */
+/* ---- what arrives ---------------------------------------------------------------------------- */
 
-static void takeover_log(dlxi_coordinate *c) {
+static bool interrupt_is_asked(const dlxi_coordinate *c) {
+    return c->interrupted || dlxi_flag_is_set(c->interrupted_too);
+}
+
+static bool release_is_asked(const dlxi_coordinate *c) {
+    return c->released || dlxi_flag_is_set(c->released_too);
+}
+
+/* By the machine that is there: a takeover, until it is done. */
+static void frame_take(dlxi_coordinate *c, uint32_t peer, const dlxi_frame *frame) {
+    const char *name = c->link->op->peer_name(c->link, peer);
+    if (c->takeover != NULL)
+        dlxi_takeover_on_frame(c->takeover, peer, name, frame, now_ms());
+    else
+        dlxi_coordinator_on_frame(c->machine, peer, name, c->link->op->peer_key(c->link, peer),
+                                  frame, now_ms());
+}
+
+/* Waits for a frame and takes all that have arrived, before silence is judged. */
+static dlx_status frames_receive(dlxi_coordinate *c, dlx_error *error) {
+    uint32_t peer;
+    dlxi_frame frame;
+    int64_t wait_ms = TICK_MS;
+    for (int i = 0; i < FRAMES_AT_ONCE; i++) {
+        dlx_status status = c->link->op->receive(c->link, wait_ms, &peer, &frame, error);
+        if (status != DLX_OK)
+            return dlx_status_class_of(status) == DLX_CLASS_RETRY ? DLX_OK : status;
+        frame_take(c, peer, &frame);
+        wait_ms = 0;
+    }
+    return DLX_OK;
+}
+
+static void log_flush(dlxi_coordinate *c) {
     char line[512];
-    while (dlxi_takeover_pop_log(c->takeover, line, sizeof line))
+    while (c->takeover != NULL ? dlxi_takeover_pop_log(c->takeover, line, sizeof line)
+                               : dlxi_coordinator_pop_log(c->machine, line, sizeof line))
         if (c->log != NULL) c->log(c->log_context, line);
 }
+
+/* ---- taking over ----------------------------------------------------------------------------- */
 
 /* To a peer that does not take it, it is sent again. */
 static bool claim_send(void *context, const dlxi_outbox_item *item) {
     dlxi_coordinate *c = context;
     return c->link->op->send(c->link, item->to, &item->frame, NULL) != DLX_AGAIN;
-}
-
-static bool is_stopped(const dlxi_coordinate *c) {
-    return c->interrupted || dlxi_flag_is_set(c->interrupted_too) || c->released ||
-           dlxi_flag_is_set(c->released_too);
 }
 
 static void begin_announce(dlxi_coordinate *c) {
@@ -113,22 +144,14 @@ static dlx_status records_save(dlxi_coordinate *c, dlx_error *error) {
 
 static dlx_status takeover_wait(dlxi_coordinate *c, dlx_error *error) {
     while (!dlxi_takeover_is_done(c->takeover)) {
-        uint32_t peer;
-        dlxi_frame frame;
-        int64_t wait_ms = TICK_MS;
-        takeover_log(c);
+        log_flush(c);
         dlxi_outbox_flush(dlxi_takeover_outbox(c->takeover), claim_send, c);
-        for (int i = 0; i < FRAMES_AT_ONCE; i++, wait_ms = 0) {
-            dlx_status status = c->link->op->receive(c->link, wait_ms, &peer, &frame, error);
-            if (dlx_status_class_of(status) == DLX_CLASS_RETRY) break;
-            DLX_TRY(status);
-            dlxi_takeover_on_frame(c->takeover, peer, c->link->op->peer_name(c->link, peer), &frame,
-                                   now_ms());
-        }
+        DLX_TRY(frames_receive(c, error));
         dlxi_takeover_on_tick(c->takeover, now_ms());
-        if (is_stopped(c)) DLX_FAIL(error, INTERRUPTED, "the takeover was interrupted");
+        if (interrupt_is_asked(c) || release_is_asked(c))
+            DLX_FAIL(error, INTERRUPTED, "the takeover was interrupted");
     }
-    takeover_log(c);
+    log_flush(c);
     return dlxi_takeover_result(c->takeover, &c->machine, error);
 }
 
@@ -171,12 +194,6 @@ static bool item_send(void *context, const dlxi_outbox_item *item) {
     return status != DLX_AGAIN;
 }
 
-static void log_flush(dlxi_coordinate *c) {
-    char line[512];
-    while (dlxi_coordinator_pop_log(c->machine, line, sizeof line))
-        if (c->log != NULL) c->log(c->log_context, line);
-}
-
 static dlx_status machine_flush(sending *s, dlx_error *error) {
     dlxi_coordinate *c = s->c;
     s->lost_count = 0;
@@ -192,30 +209,13 @@ static void lost_take(const sending *s) {
         dlxi_coordinator_on_closed(s->c->machine, s->lost[i], now_ms());
 }
 
-/* Waits for a frame and takes all that have arrived, before silence is judged. */
-static dlx_status frames_receive(dlxi_coordinate *c, dlx_error *error) {
-    uint32_t peer;
-    dlxi_frame frame;
-    int64_t wait_ms = TICK_MS;
-    for (int i = 0; i < FRAMES_AT_ONCE; i++) {
-        dlx_status status = c->link->op->receive(c->link, wait_ms, &peer, &frame, error);
-        if (status != DLX_OK)
-            return dlx_status_class_of(status) == DLX_CLASS_RETRY ? DLX_OK : status;
-        dlxi_coordinator_on_frame(c->machine, peer, c->link->op->peer_name(c->link, peer),
-                                  c->link->op->peer_key(c->link, peer), &frame, now_ms());
-        wait_ms = 0;
-    }
-    return DLX_OK;
-}
-
 /* Before there is a store nothing could go on. */
 static bool is_interrupted(const dlxi_coordinate *c) {
-    bool released = c->released || dlxi_flag_is_set(c->released_too);
-    return c->interrupted || dlxi_flag_is_set(c->interrupted_too) || (released && c->store == NULL);
+    return interrupt_is_asked(c) || (release_is_asked(c) && c->store == NULL);
 }
 
 static bool is_released(const dlxi_coordinate *c) {
-    return (c->released || dlxi_flag_is_set(c->released_too)) && c->store != NULL &&
+    return release_is_asked(c) && c->store != NULL &&
            dlxi_coordinator_phase_of(c->machine) != DLXI_COORDINATOR_DONE;
 }
 

@@ -46,6 +46,8 @@ typedef struct world {
 #define RUN_ID  UINT64_C(0x0123456789abcdef)
 #define LIFE_ID UINT64_C(0xfedcba9876543210) /* of a coordinator */
 
+static const char world_text[] = "model.width: 64\nsync.bits: 4\n"; /* every site's settings */
+
 static inline world *world_open(uint16_t sites, uint64_t tokens_target, const char *shared_text) {
     world *w = calloc(1, sizeof *w);
     assert_non_null(w);
@@ -134,7 +136,7 @@ static inline dlxi_hello *hello_of(world *w, const char *name) {
                       .lease_windows = 6,
                       .keeps_history = w->keeps};
     dlxi_text_copy(h->site, sizeof h->site, name);
-    dlxi_text_copy(h->shared_text, sizeof h->shared_text, "model.width: 64\nsync.bits: 4\n");
+    dlxi_text_copy(h->shared_text, sizeof h->shared_text, world_text);
     return h;
 }
 
@@ -187,6 +189,38 @@ static inline void stage(world *w, uint32_t peer, uint64_t round, uint32_t attem
     w->message->as.staged.hash = hash;
     say(w, peer, DLXI_FRAME_STAGED, round, attempt);
 }
+
+/* ---- a run of three sites, a, b and c, that keep results ------------------------------------- */
+
+enum { THREE = 3 };
+static const char *const three_names[THREE] = {"a", "b", "c"};
+
+/* Incarnations are 50, 51, 52. It has begun, and what is to be saved first is not saved yet. */
+static inline world *three_open(uint64_t tokens_target) {
+    world *w = world_open(THREE, tokens_target, world_text);
+    w->settings.sites_min = 1;
+    w->keeps = true;
+    dlxi_coordinator_close(&w->c);
+    assert_int_equal(dlxi_coordinator_open(&w->c, &w->settings, w->now_ms, NULL), DLX_OK);
+    for (uint32_t i = 0; i < THREE; i++) {
+        hello_of(w, three_names[i])->incarnation = 50 + i;
+        say_as(w, i, "", DLXI_FRAME_HELLO, (dlxi_frame){.term = 0});
+    }
+    listen_all(w, THREE);
+    assert_false(dlxi_coordinator_is_unsaved(w->c));
+    w->links = true;
+    for (uint32_t i = 0; i < THREE; i++) ping(w, i, 1, 0);
+    assert_true(dlxi_coordinator_is_unsaved(w->c));
+    return w;
+}
+
+static inline void three_round(world *w, uint64_t round) {
+    for (uint32_t i = 0; i < THREE; i++) ready(w, i, round, 60);
+    for (uint32_t i = 0; i < THREE; i++) stage(w, i, round, 1, round);
+    for (uint32_t i = 0; i < THREE; i++) assert_int_equal(w->last[i]->kind, DLXI_FRAME_COMMIT);
+}
+
+/* ---- the end --------------------------------------------------------------------------------- */
 
 /* It asks for no parts of the work. */
 static inline void report(world *w, uint32_t peer, uint64_t round, const char *text) {

@@ -4,34 +4,7 @@
 
 #include "base/rng.h"
 
-enum { SITES = 3, SAVED_MAX = 1 << 16 };
-
-static const char settings_text[] = "model.width: 64\nsync.bits: 4\n";
-static const char *const names[SITES] = {"a", "b", "c"};
-
-static world *world_running(uint64_t tokens_target) {
-    world *w = world_open(SITES, tokens_target, settings_text);
-    w->settings.sites_min = 1;
-    w->keeps = true;
-    dlxi_coordinator_close(&w->c);
-    assert_int_equal(dlxi_coordinator_open(&w->c, &w->settings, w->now_ms, NULL), DLX_OK);
-    for (uint32_t i = 0; i < SITES; i++) {
-        hello_of(w, names[i])->incarnation = 50 + i;
-        say_as(w, i, "", DLXI_FRAME_HELLO, (dlxi_frame){.term = 0});
-    }
-    listen_all(w, SITES);
-    assert_false(dlxi_coordinator_is_unsaved(w->c));
-    w->links = true;
-    for (uint32_t i = 0; i < SITES; i++) ping(w, i, 1, 0);
-    assert_true(dlxi_coordinator_is_unsaved(w->c));
-    return w;
-}
-
-static void round_run(world *w, uint64_t round) {
-    for (uint32_t i = 0; i < SITES; i++) ready(w, i, round, 60);
-    for (uint32_t i = 0; i < SITES; i++) stage(w, i, round, 1, round);
-    for (uint32_t i = 0; i < SITES; i++) assert_int_equal(w->last[i]->kind, DLXI_FRAME_COMMIT);
-}
+enum { SITES = THREE, SAVED_MAX = 1 << 16 };
 
 static dlxi_saved saved_of(world *w) {
     dlxi_saved saved;
@@ -75,7 +48,8 @@ static void ping_as(world *w, uint32_t peer, uint16_t site, const char *proved, 
 
 /* All are found again, as peers 3, 4, 5 for a, b, c, and speak in the new term. */
 static void all_return(world *w, uint64_t round) {
-    for (uint16_t i = 0; i < SITES; i++) ping_as(w, SITES + i, i, names[i], RUN_ID, 50u + i, round);
+    for (uint16_t i = 0; i < SITES; i++)
+        ping_as(w, SITES + i, i, three_names[i], RUN_ID, 50u + i, round);
     w->now_ms += 300;
     for (uint32_t i = 0; i < SITES; i++) ping(w, SITES + i, round, 0);
 }
@@ -83,8 +57,8 @@ static void all_return(world *w, uint64_t round) {
 static void what_is_saved_is_restored(void **state) {
     (void)state;
     enum { TERM_AT = 2 + 2 + 8 + 8 + 4 };
-    world *w = world_running(100000);
-    round_run(w, 1);
+    world *w = three_open(100000);
+    three_round(w, 1);
     w->message->as.reason = (dlxi_reason){.status = DLX_SYSTEM, .text = "a full disk"};
     say(w, 2, DLXI_FRAME_FAILED, 2, 0);
     assert_true(dlxi_coordinator_is_unsaved(w->c)); /* its windows are free */
@@ -110,8 +84,8 @@ static void what_is_saved_is_restored(void **state) {
 
 static void a_run_goes_on_in_another_life(void **state) {
     (void)state;
-    world *w = world_running(100000);
-    round_run(w, 1);
+    world *w = three_open(100000);
+    three_round(w, 1);
     dlxi_saved saved = saved_of(w);
     for (uint32_t i = 0; i < SITES; i++) ready(w, i, 2, 60);
     world_restore(w, &saved);
@@ -123,7 +97,7 @@ static void a_run_goes_on_in_another_life(void **state) {
     ping_as(w, 3, 7, "a", RUN_ID, 50, 2);
     assert_int_equal(w->counts[3][DLXI_FRAME_PING], 0);
     for (uint16_t i = 0; i < SITES; i++) {
-        ping_as(w, SITES + i, i, i == 0 ? "" : names[i], RUN_ID, 50u + i, i == 2 ? 1 : 2);
+        ping_as(w, SITES + i, i, i == 0 ? "" : three_names[i], RUN_ID, 50u + i, i == 2 ? 1 : 2);
         assert_int_equal(w->counts[SITES + i][DLXI_FRAME_PING], 1); /* it learns the term */
         assert_true(w->last[SITES + i]->as.ping.run_id == RUN_ID);
     }
@@ -177,7 +151,7 @@ static void a_run_goes_on_in_another_life(void **state) {
 /* Those that are found do not begin at once without the others. */
 static void sites_have_some_time_to_find_it(void **state) {
     (void)state;
-    world *w = world_running(100000);
+    world *w = three_open(100000);
     dlxi_saved saved = saved_of(w);
     assert_null(saved.record);
     world_restore(w, &saved);
@@ -203,8 +177,8 @@ static void sites_have_some_time_to_find_it(void **state) {
 
 static void the_end_is_restored_too(void **state) {
     (void)state;
-    world *w = world_running(180);
-    round_run(w, 1);
+    world *w = three_open(180);
+    three_round(w, 1);
     assert_int_equal(dlxi_coordinator_phase_of(w->c), DLXI_COORDINATOR_ENDING);
     dlxi_saved saved = saved_of(w);
     world_restore(w, &saved);
@@ -217,7 +191,7 @@ static void the_end_is_restored_too(void **state) {
     }
     for (uint32_t i = 0; i < SITES; i++) {
         assert_int_equal(w->counts[SITES][DLXI_FRAME_FINISHED], 0);
-        report(w, SITES + i, 2, names[i]);
+        report(w, SITES + i, 2, three_names[i]);
     }
     for (uint32_t i = 0; i < SITES; i++) {
         assert_int_equal(w->counts[SITES + i][DLXI_FRAME_FINISHED], 1);
@@ -232,7 +206,7 @@ static void the_end_is_restored_too(void **state) {
 
 static void other_settings_are_refused(void **state) {
     (void)state;
-    world *w = world_running(100000);
+    world *w = three_open(100000);
     dlxi_saved saved = saved_of(w);
     w->settings.shared_text = "model.width: 64\nsync.bits: 8\n";
     dlxi_coordinator *c = w->c;
@@ -313,9 +287,9 @@ static bool try_restore(world *w, const uint8_t *bytes, size_t count, const dlxi
 static void damage_is_refused_or_harmless(void **state) {
     (void)state;
     enum { TRIES = 3000 };
-    world *w = world_running(100000);
-    round_run(w, 1);
-    round_run(w, 2);
+    world *w = three_open(100000);
+    three_round(w, 1);
+    three_round(w, 2);
     dlxi_saved saved = saved_of(w);
     uint8_t *damaged = malloc(saved.state_bytes + 1);
     int taken = 0;

@@ -4,36 +4,10 @@
 
 #include "member/takeover.h"
 
-enum { SITES = 3, TERM = 1, TERMS = 1 << 20 };
+enum { SITES = THREE, TERM = 1, TERMS = 1 << 20 };
 
 #define OTHER_LIFE UINT64_C(0x0102030405060708) /* of another lineage than LIFE_ID */
 #define CLAIMED    (TERM + TERMS + 0x0708)
-
-static const char settings_text[] = "model.width: 64\nsync.bits: 4\n";
-static const char *const names[SITES] = {"a", "b", "c"};
-
-/* A run of three sites whose coordinator is gone: its copy is w->copy. */
-static world *world_running(void) {
-    world *w = world_open(SITES, 100000, settings_text);
-    w->settings.sites_min = 1;
-    w->keeps = true;
-    dlxi_coordinator_close(&w->c);
-    assert_int_equal(dlxi_coordinator_open(&w->c, &w->settings, w->now_ms, NULL), DLX_OK);
-    for (uint32_t i = 0; i < SITES; i++) {
-        hello_of(w, names[i])->incarnation = 50 + i;
-        say_as(w, i, "", DLXI_FRAME_HELLO, (dlxi_frame){.term = 0});
-    }
-    listen_all(w, SITES);
-    w->links = true;
-    for (uint32_t i = 0; i < SITES; i++) ping(w, i, 1, 0);
-    return w;
-}
-
-static void round_run(world *w, uint64_t round) {
-    for (uint32_t i = 0; i < SITES; i++) ready(w, i, round, 60);
-    for (uint32_t i = 0; i < SITES; i++) stage(w, i, round, 1, round);
-    assert_int_equal(w->copy.round, round);
-}
 
 /* ---- a takeover alone with a test, which speaks for the ranks -------------------------------- */
 
@@ -58,6 +32,13 @@ static claims claims_open(world *w, const char *without) {
     for (int i = 0; i < SITES; i++) k.proved[i] = "", k.obeys[i] = TERM;
     assert_int_equal(dlxi_takeover_open(&k.t, &settings, w->now_ms, NULL), DLX_OK);
     return k;
+}
+
+/* Round 1 has committed, and its coordinator is gone. */
+static claims claims_of_one(const char *without) {
+    world *w = three_open(100000);
+    three_round(w, 1);
+    return claims_open(w, without);
 }
 
 static void claims_take(claims *k) {
@@ -164,9 +145,9 @@ static void claims_close(claims *k) {
 static void it_asks_is_promised_to_and_goes_on(void **state) {
     (void)state;
     enum { TERM_AT = 2 + 2 + 8 + 8 + 4, LINEAGE_AT = TERM_AT - 4 };
-    world *w = world_running();
-    round_run(w, 1);
-    round_run(w, 2);
+    world *w = three_open(100000);
+    three_round(w, 1);
+    three_round(w, 2);
     dlxi_saved before, after;
     uint32_t last_alone = w->copy.bytes;
     w->now_ms += 300;
@@ -242,9 +223,8 @@ static void claim_all(claims *k) {
 
 static void a_site_that_hears_its_coordinator_is_left_alone(void **state) {
     (void)state;
-    world *w = world_running();
-    round_run(w, 1);
-    claims k = claims_open(w, NULL);
+    claims k = claims_of_one(NULL);
+    world *w = k.w;
     k.hears[1] = true;
     answer_all(&k, 7);
     w->now_ms += 3000;
@@ -271,8 +251,8 @@ static void round_of_two(world *w) {
 static void it_waits_for_all_that_may_have_gone_on(void **state) {
     (void)state;
     for (int linked = 0; linked < 2; linked++) {
-        world *w = world_running();
-        round_run(w, 1);
+        world *w = three_open(100000);
+        three_round(w, 1);
         round_of_two(w);
         claims k = claims_open(w, NULL);
         if (linked == 1) k.view[1] = 1u << 1 | 1u << 2; /* and b is in an attempt with it */
@@ -312,9 +292,8 @@ static void returns(world *w, uint16_t site, uint64_t round) {
 static void a_site_may_be_given_up(void **state) {
     (void)state;
     char line[512];
-    world *w = world_running();
-    round_run(w, 1);
-    claims k = claims_open(w, "b");
+    claims k = claims_of_one("b");
+    world *w = k.w;
     claim_all(&k);
     assert_int_equal(k.term[0], CLAIMED);
     assert_int_equal(k.term[1], 0); /* though it is there */
@@ -336,8 +315,8 @@ static void a_site_may_be_given_up(void **state) {
     assert_int_equal(w->counts[1][DLXI_FRAME_CLAIM], 0);
     claims_close(&k);
 
-    w = world_running();
-    round_run(w, 1);
+    w = three_open(100000);
+    three_round(w, 1);
     k = claims_open(w, "b,oslo");
     answer_all(&k, 1);
     assert_failed(&k, DLX_CONFIG, "run 0123456789abcdef: --without: 'oslo' is no site of this run");
@@ -347,8 +326,8 @@ static void a_site_may_be_given_up(void **state) {
 /* Which may have made a round with any of them. */
 static void all_others_are_needed_then(void **state) {
     (void)state;
-    world *w = world_running();
-    round_run(w, 1);
+    world *w = three_open(100000);
+    three_round(w, 1);
     round_of_two(w);
     claims k = claims_open(w, "b");
     answer_all(&k, 1);
@@ -365,8 +344,8 @@ static void all_others_are_needed_then(void **state) {
     claims_close(&k);
 
     for (int all = 0; all < 2; all++) { /* too many */
-        w = world_running();
-        round_run(w, 1);
+        w = three_open(100000);
+        three_round(w, 1);
         w->settings.sites_min = all ? 1 : 0;
         k = claims_open(w, all ? "a,c,b" : "b");
         answer_all(&k, 1);
@@ -382,10 +361,9 @@ static void all_others_are_needed_then(void **state) {
 
 static void another_run_or_site_is_not_heard(void **state) {
     (void)state;
-    world *w = world_running();
-    round_run(w, 1);
-    claims k = claims_open(w, NULL);
-    for (int i = 0; i < SITES; i++) k.proved[i] = names[i];
+    claims k = claims_of_one(NULL);
+    world *w = k.w;
+    for (int i = 0; i < SITES; i++) k.proved[i] = three_names[i];
     answer_all(&k, 3);
     w->message->as.ping = (dlxi_ping){.run_id = RUN_ID + 1, .incarnation = 52};
     claims_say(&k, 2, DLXI_FRAME_PING, k.round);
@@ -406,8 +384,8 @@ static void another_run_or_site_is_not_heard(void **state) {
 static void a_copy_that_cannot_be_used_is_the_end(void **state) {
     (void)state;
     for (int what = 0; what < 4; what++) {
-        world *w = world_running();
-        round_run(w, 1);
+        world *w = three_open(100000);
+        three_round(w, 1);
         if (what == 0) w->settings.shared_text = "model.width: 65\nsync.bits: 4\n";
         claims k = claims_open(w, NULL);
         if (what == 1) w->copy.bytes--;
@@ -429,12 +407,12 @@ static void a_copy_that_cannot_be_used_is_the_end(void **state) {
 static void the_newest_copy_counts(void **state) {
     (void)state;
     static uint8_t older_data[DLXI_COPY_MAX];
-    world *w = world_running();
-    round_run(w, 1);
+    world *w = three_open(100000);
+    three_round(w, 1);
     dlxi_copy older = w->copy;
     memcpy(older_data, w->copy.data, w->copy.bytes);
     older.data = older_data;
-    round_run(w, 2);
+    three_round(w, 2);
     claims k = claims_open(w, NULL);
     speaks(&k, 0);
     answers_with(&k, 0, &older);
@@ -459,9 +437,8 @@ static void the_newest_copy_counts(void **state) {
 
 static void a_round_that_no_copy_has_is_waited_for(void **state) {
     (void)state;
-    world *w = world_running();
-    round_run(w, 1);
-    claims k = claims_open(w, NULL);
+    claims k = claims_of_one(NULL);
+    world *w = k.w;
     answer_all(&k, 3);
     k.round++; /* c has applied round 2 */
     answer_all(&k, 4);
@@ -477,9 +454,8 @@ static void a_round_that_no_copy_has_is_waited_for(void **state) {
 
 static void a_faster_coordinator_makes_the_term_rise(void **state) {
     (void)state;
-    world *w = world_running();
-    round_run(w, 1);
-    claims k = claims_open(w, NULL);
+    claims k = claims_of_one(NULL);
+    world *w = k.w;
     claim_all(&k);
     promises(&k, 0);
     k.obeys[1] = CLAIMED; /* to somebody else, whom it does not hear any more, the same one */
@@ -497,9 +473,7 @@ static void a_faster_coordinator_makes_the_term_rise(void **state) {
 
 static void it_gives_up(void **state) {
     (void)state;
-    world *w = world_running();
-    round_run(w, 1);
-    claims k = claims_open(w, NULL);
+    claims k = claims_of_one(NULL);
     passes(&k, 2900);
     assert_said(&k, "takes the run over: waits for its sites, which wait for their coordinator for "
                     "wan.timeout_s first");
@@ -518,9 +492,8 @@ static void it_gives_up(void **state) {
 /* A promise holds as long as the site is heard. */
 static void a_promise_that_falls_silent_is_none(void **state) {
     (void)state;
-    world *w = world_running();
-    round_run(w, 1);
-    claims k = claims_open(w, NULL);
+    claims k = claims_of_one(NULL);
+    world *w = k.w;
     claim_all(&k);
     promises(&k, 0);
     promises(&k, 1);
@@ -537,9 +510,9 @@ static void a_promise_that_falls_silent_is_none(void **state) {
 static void sites_are_away_since_the_takeover(void **state) {
     (void)state;
     char line[512];
-    world *w = world_running();
+    world *w = three_open(100000);
     w->settings.limbo_ms = 3000;
-    round_run(w, 1);
+    three_round(w, 1);
     claims k = claims_open(w, NULL);
     for (int i = 0; i < 10; i++, w->now_ms += 600) answer_all(&k, 7);
     for (uint32_t i = 0; i < SITES; i++) promises(&k, i);
