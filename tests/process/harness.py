@@ -9,6 +9,8 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
+import struct
 import subprocess
 import sys
 import tempfile
@@ -268,6 +270,25 @@ class Case(unittest.TestCase):
         prefix = (*MPIRUN, "-n", str(ranks)) if ranks > 1 else ()
         return self.start("train", config, "--site", name, "--coordinator", coordinator, *security, *more, env=env,
                           prefix=prefix)
+
+    def records(self, store):
+        """The committed rounds in a coordinator's store, as docs/formats.md has them; of a copy, which may have to be
+        rolled back."""
+        copy = self.path("copy.db")
+        for end in ("", "-journal"):
+            if os.path.exists(copy + end):
+                os.remove(copy + end)
+            if os.path.exists(store + end):
+                shutil.copy(store + end, copy + end)
+        if not os.path.exists(copy):
+            return  # the run is over
+        database = sqlite3.connect(copy)
+        for (text,) in database.execute("SELECT bytes FROM record ORDER BY round").fetchall():
+            count, _, round, tokens, *_ = struct.unpack_from("<HHQQIIQB", text)
+            members = [struct.unpack_from("<HBQQ", text, 37 + 19 * i) for i in range(count)]
+            yield {"round": round, "tokens": tokens,
+                   "members": [{"site": site, "voided": voided, "tokens": own} for site, voided, own, _ in members]}
+        database.close()
 
 
 def events(path, kind=None, partial=False):
