@@ -156,6 +156,7 @@ struct dlxi_coordinator {
     int64_t staged_ms;          /* when a rank last staged the present attempt; 0: none has */
     int64_t ending_ms;          /* when the work at the end was last given out */
     int64_t opened_ms, tell_ms; /* tell_ms: when terminals show next who is missing */
+    int64_t found_ms;           /* when a site last came where none was; 0: never */
     int64_t resumed_ms;         /* when this process's last pause ended */
     int64_t majority_ms;        /* since when most are ready; 0: they are not */
     int64_t minority_ms, minority_told_ms; /* since when a few are; last shown; 0: not so */

@@ -10,7 +10,7 @@ enum {
     LOST_ANSWER_MS = 1000,
     /* one that has submitted nothing for so many may hang; what it trains on is stale by then */
     IDLE_ROUNDS = 8,
-    FOUND_AGAIN_MS = 3000, /* sites have so long to find a coordinator that was started again */
+    FOUND_AGAIN_MS = 3000, /* the others have so long to find a coordinator that had no site */
     PAUSE_MS = 1000 /* a longer gap between ticks is this process's own pause, not a silence */
 };
 
@@ -35,7 +35,7 @@ bool dlxi_presence_is_expecting(const dlxi_coordinator *c) {
         needed = needed || (c->sites[i].presence == DLXI_AWAY && !c->sites[i].keeps_history);
     }
     return (needed && c->phase == DLXI_COORDINATOR_RUNNING) ||
-           (any && c->restored && c->now_ms - c->opened_ms < FOUND_AGAIN_MS);
+           (any && c->found_ms > 0 && c->now_ms - c->found_ms < FOUND_AGAIN_MS);
 }
 
 static bool others_have_entered(dlxi_coordinator *c, const dlxi_run_site *but) {
@@ -163,6 +163,7 @@ void dlxi_presence_on_frame(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank
         dlxi_text_copy(s->lost_why, sizeof s->lost_why, "the run has ended without this site");
         return;
     }
+    if (dlxi_coordinator_present(c) == 0) c->found_ms = c->now_ms != 0 ? c->now_ms : 1;
     s->presence = DLXI_PRESENT;
     if (s->revived)
         dlxi_lines_add(&c->log, "site '%s' is here", s->name);
@@ -217,6 +218,7 @@ static void pause_forgive(dlxi_coordinator *c, int64_t now_ms) {
     if (gap_ms <= PAUSE_MS) return;
     c->resumed_ms = now_ms;
     c->opened_ms += gap_ms;
+    if (c->found_ms > 0) c->found_ms += gap_ms;
     if (c->staged_ms > 0) c->staged_ms += gap_ms;
     if (c->minority_ms > 0) c->minority_ms += gap_ms;
     if (c->waits_since_ms > 0) c->waits_since_ms += gap_ms;

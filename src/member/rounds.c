@@ -123,22 +123,6 @@ static bool candidates_choose(dlxi_coordinator *c) {
     return chosen >= least && chosen > 0 && continues_last_view(c);
 }
 
-/* How long most may wait for the rest: half of what the least patient can without loss, but not so
- * short that a site is left out by chance. */
-static int64_t grace_ms(dlxi_coordinator *c) {
-    int64_t least_ms = INT32_MAX, floor_ms = c->settings.timeout_ms / 2;
-    bool patient = false;
-    for (const dlxi_run_site *s = NULL; (s = dlxi_run_site_next(c, s)) != NULL;) {
-        for (uint16_t r = 0; r < s->rank_count && dlxi_run_site_is_ready(s); r++)
-            if (s->ranks[r].round_ready.grace_ms < least_ms)
-                least_ms = s->ranks[r].round_ready.grace_ms;
-        patient = patient || (!dlxi_run_site_is_ready(s) && s->left_out >= 2 &&
-                              !dlxi_presence_is_behind(c, s));
-    }
-    least_ms = least_ms > floor_ms ? least_ms : floor_ms;
-    return patient ? PATIENT_FACTOR * least_ms : least_ms;
-}
-
 /* It has submitted, and is ready as soon as it has the results that it lacks: of the last round; or
  * of more, and it gets some, but has not come nearer since the last begin. */
 static bool is_fetching(const dlxi_coordinator *c, const dlxi_run_site *s) {
@@ -150,6 +134,22 @@ static bool is_fetching(const dlxi_coordinator *c, const dlxi_run_site *s) {
     for (uint16_t r = 0; r < s->rank_count; r++)
         if (c->now_ms - s->ranks[r].moved_ms > c->settings.timeout_ms) return false;
     return lag >= s->lag;
+}
+
+/* How long most may wait for the rest: half of what the least patient can without loss, but not so
+ * short that a site is left out by chance. */
+static int64_t grace_ms(dlxi_coordinator *c) {
+    int64_t least_ms = INT32_MAX, floor_ms = c->settings.timeout_ms / 2;
+    bool patient = false;
+    for (const dlxi_run_site *s = NULL; (s = dlxi_run_site_next(c, s)) != NULL;) {
+        for (uint16_t r = 0; r < s->rank_count && dlxi_run_site_is_ready(s); r++)
+            if (s->ranks[r].round_ready.grace_ms < least_ms)
+                least_ms = s->ranks[r].round_ready.grace_ms;
+        patient = patient || (!dlxi_run_site_is_ready(s) && s->left_out >= 2 &&
+                              (is_fetching(c, s) || !dlxi_presence_is_behind(c, s)));
+    }
+    least_ms = least_ms > floor_ms ? least_ms : floor_ms;
+    return patient ? PATIENT_FACTOR * least_ms : least_ms;
 }
 
 /* If no more than half of the sites are ready, the rest may be slow: it gets longer than any grace,

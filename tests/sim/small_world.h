@@ -539,6 +539,7 @@ static uint64_t coordinator_hash(uint64_t hash, const dlxi_coordinator *c) {
     to_age(&head.begun_ms);
     to_age(&head.opened_ms);
     to_age(&head.resumed_ms);
+    to_age_or_none(&head.found_ms);
     to_age_or_none(&head.majority_ms);
     to_age_or_none(&head.waits_since_ms);
     hash = dlxi_hash(&head, C_HEAD, mix(hash, c->result.status));

@@ -481,13 +481,35 @@ static void who_lacks_the_last_results_alone_is_waited_for(void **state) {
     ping(w, SILENT, 4, 0);
     ready(w, 0, 5, 60);
     ready(w, 1, 5, 60);
-    assert_begins_after(w, 4, TIMEOUT_MS / 2); /* it lacks one */
+    assert_begins_after(w, 4, 4 * TIMEOUT_MS / 2); /* it lacks one, and was left out twice */
     for (uint32_t i = 0; i < SILENT; i++) stage(w, i, 5, 1, 5);
     ready(w, 0, 6, 60);
     ready(w, 1, 6, 60);
-    assert_int_equal(w->counts[0][DLXI_FRAME_BEGIN], 5); /* two, and one at the last begin */
+    assert_int_equal(w->counts[0][DLXI_FRAME_BEGIN], 6); /* two, and it gets nothing */
+    for (uint32_t i = 0; i < SILENT; i++) stage(w, i, 6, 1, 6);
     ping(w, SILENT, 5, 0);
-    assert_int_equal(w->counts[0][DLXI_FRAME_BEGIN], 5); /* one */
+    ready(w, 0, 7, 60);
+    ready(w, 1, 7, 60);
+    assert_int_equal(w->counts[0][DLXI_FRAME_BEGIN], 6); /* two, as at the last begin */
+    ping(w, SILENT, 6, 0);
+    assert_int_equal(w->counts[0][DLXI_FRAME_BEGIN], 6); /* one */
+    world_close(w);
+}
+
+/* They come back one by one: the first does not run away from the others. */
+static void who_finds_nobody_waits_for_the_others(void **state) {
+    (void)state;
+    world *w = world_running(1, true);
+    wait_pinging(w, 0, -1, 1, TIMEOUT_MS + 1);
+    w->now_ms++;
+    ready(w, 0, 1, 60);
+    wait_pinging(w, 1, -1, 1, 1000);
+    assert_int_equal(w->counts[0][DLXI_FRAME_BEGIN], 0);
+    ready(w, 1, 1, 60);
+    wait_pinging(w, 2, -1, 1, 1999);
+    assert_int_equal(w->counts[0][DLXI_FRAME_BEGIN], 0);
+    wait_pinging(w, 2, -1, 1, 1);
+    assert_int_equal(w->counts[0][DLXI_FRAME_BEGIN], 1);
     world_close(w);
 }
 
@@ -745,6 +767,7 @@ int main(void) {
         cmocka_unit_test(who_was_left_out_twice_is_waited_for_longer),
         cmocka_unit_test(who_catches_up_is_answered_at_once),
         cmocka_unit_test(who_lacks_the_last_results_alone_is_waited_for),
+        cmocka_unit_test(who_finds_nobody_waits_for_the_others),
         cmocka_unit_test(of_two_both_are_needed),
         cmocka_unit_test(a_view_continues_the_last_one),
         cmocka_unit_test(what_was_in_limbo_is_void),
