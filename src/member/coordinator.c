@@ -131,6 +131,7 @@ void dlxi_coordinator_fail(dlxi_coordinator *c, dlx_status status, const char *n
     dlxi_error_set(&c->result, status, "%s", text);
     c->result.round = (int64_t)c->round;
     dlxi_text_copy(c->result.site, sizeof c->result.site, name == NULL ? "" : name);
+    if (c->leaves_run) return; /* sites that hear and are not heard wait for who goes on */
     for (uint16_t i = 0; i < c->count; i++)
         for (uint16_t r = 0; r < c->sites[i].rank_count; r++)
             if (c->sites[i].ranks[r].has_peer)

@@ -513,6 +513,24 @@ static void who_finds_nobody_waits_for_the_others(void **state) {
     world_close(w);
 }
 
+/* Its sites may hear it though it does not hear them: they wait for its next life. */
+static void who_hears_nobody_stops_nobody(void **state) {
+    (void)state;
+    for (uint64_t tokens = 120; tokens <= 100000; tokens += 100000 - 120) {
+        dlx_error error;
+        world *w = world_running_to(tokens, 1, true);
+        ready_all(w, 1);
+        for (uint32_t i = 0; i < SITES; i++) stage(w, i, 1, 1, 1);
+        assert_int_equal(w->last[0]->as.commit.finished, tokens == 120);
+        wait_pinging(w, 0, -1, 2, TIMEOUT_MS + PATIENCE_MS + 1500);
+        assert_int_equal(dlxi_coordinator_phase_of(w->c), DLXI_COORDINATOR_DONE);
+        assert_int_equal(dlxi_coordinator_result(w->c, &error), DLX_PEER_LOST);
+        assert_non_null(strstr(error.message, "; a coordinator that is started again goes on"));
+        for (uint32_t i = 0; i < SITES; i++) assert_int_equal(w->counts[i][DLXI_FRAME_STOP], 0);
+        world_close(w);
+    }
+}
+
 /* Half is no majority: each could go on without the other. */
 static void of_two_both_are_needed(void **state) {
     (void)state;
@@ -768,6 +786,7 @@ int main(void) {
         cmocka_unit_test(who_catches_up_is_answered_at_once),
         cmocka_unit_test(who_lacks_the_last_results_alone_is_waited_for),
         cmocka_unit_test(who_finds_nobody_waits_for_the_others),
+        cmocka_unit_test(who_hears_nobody_stops_nobody),
         cmocka_unit_test(of_two_both_are_needed),
         cmocka_unit_test(a_view_continues_the_last_one),
         cmocka_unit_test(what_was_in_limbo_is_void),
