@@ -179,6 +179,7 @@ static void coordinator_finish_step(uint32_t stop) {
     CHECK(here->has_succeeded || why.message[0] != '\0', "the run ended without a reason\n");
     if (here->has_succeeded) dlxi_coordinator_set_over(coordinator);
     if (verbose && !here->has_succeeded) printf("    %s\n", why.message);
+    here->has_given_up = coordinator->leaves_run && why.status == DLX_PEER_LOST;
     here->down = here->over = true;
 }
 
@@ -225,7 +226,7 @@ static void takeover_start(void) {
     w.takeovers--;
     w.lineage++;
     w.has_second = here->taking = true;
-    here->over = false;
+    here->over = here->has_given_up = false;
     here->state_bytes = 0; /* if it had taken the run over before, that store is lost, too */
     const dlxi_coordinator_settings run = settings_of(here->life);
     if (takeover == NULL) takeover = takeover_new(&run);

@@ -76,6 +76,7 @@ typedef struct seat {
     bool down, over;                /* the coordinator is; for good */
     bool taking;                    /* it is not the coordinator yet */
     bool has_succeeded, has_failed; /* at ending the run */
+    bool has_given_up;              /* heard no site for long; another life could go on */
     uint8_t life;
     uint32_t stored_term, stored_gone; /* gone: bits of sites */
     uint64_t stored_round;
