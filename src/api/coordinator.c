@@ -15,6 +15,7 @@
 #include "sync/coordinate.h"
 
 enum {
+    FIND_MS = 3000,
     ATTEMPTS_MAX = 5,
     UNCONNECTED_MS = 1000 /* a site without a connection for so long is away */
 };
@@ -201,6 +202,7 @@ static dlx_status coordinator_open(dlx_coordinator **out, const dlx_coordinator_
                                           .join_ms = own.join_ms,
                                           .patience_ms = own.patience_ms,
                                           .limbo_ms = own.limbo_ms,
+                                          .find_ms = FIND_MS,
                                           .sites_min = (uint16_t)own.sites_min,
                                           .attempts_max = ATTEMPTS_MAX};
     DLX_TRY_OUT(id_draw(&settings.run_id, error));

@@ -45,6 +45,7 @@ typedef struct dlxi_coordinator_settings {
     uint32_t patience_ms;  /* from a round's first failed attempt to its commit */
     uint32_t attempts_max; /* of one round whose results differ between sites */
     uint32_t limbo_ms;     /* a site that is away keeps its windows for so long */
+    uint32_t find_ms;      /* when a site comes where none was, the others have so long to come */
 } dlxi_coordinator_settings;
 
 typedef enum dlxi_coordinator_phase {

@@ -10,7 +10,6 @@ enum {
     LOST_ANSWER_MS = 1000,
     /* one that has submitted nothing for so many may hang; what it trains on is stale by then */
     IDLE_ROUNDS = 8,
-    FOUND_AGAIN_MS = 3000, /* the others have so long to find a coordinator that had no site */
     PAUSE_MS = 1000 /* a longer gap between ticks is this process's own pause, not a silence */
 };
 
@@ -35,7 +34,7 @@ bool dlxi_presence_is_expecting(const dlxi_coordinator *c) {
         needed = needed || (c->sites[i].presence == DLXI_AWAY && !c->sites[i].keeps_history);
     }
     return (needed && c->phase == DLXI_COORDINATOR_RUNNING) ||
-           (any && c->found_ms > 0 && c->now_ms - c->found_ms < FOUND_AGAIN_MS);
+           (any && c->found_ms > 0 && c->now_ms - c->found_ms < c->settings.find_ms);
 }
 
 static bool others_have_entered(dlxi_coordinator *c, const dlxi_run_site *but) {

@@ -188,6 +188,7 @@ static inline dlxi_coordinator_settings run_coordinator_settings(const run_setti
                                        .sites_min = s->late > 0,
                                        .life_id = RUN_LIFE,
                                        .limbo_ms = 2 * LONE_TIMEOUT_MS,
+                                       .find_ms = 3000,
                                        .tokens_target = RUN_ROUNDS * 10u * s->sites,
                                        .timeout_ms = LONE_TIMEOUT_MS,
                                        .join_ms = 8 * LONE_TIMEOUT_MS,

@@ -284,6 +284,7 @@ static dlxi_coordinator_settings settings_of(world *w) {
                                        .patience_ms = w->t.hostile != NODES ? PATIENCE_HOSTILE_MS
                                                                             : PATIENCE_MS,
                                        .limbo_ms = LIMBO_MS,
+                                       .find_ms = 3000,
                                        .attempts_max = 5};
 }
 

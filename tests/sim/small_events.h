@@ -195,7 +195,8 @@ static dlxi_coordinator_settings settings_of(uint8_t life) {
                                        .join_ms = JOIN_MS,
                                        .patience_ms = PATIENCE_MS,
                                        .attempts_max = 3,
-                                       .limbo_ms = LIMBO_MS};
+                                       .limbo_ms = LIMBO_MS,
+                                       .find_ms = 0};
 }
 
 /* From the store: where any site is, the run is. */

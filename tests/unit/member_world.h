@@ -64,7 +64,8 @@ static inline world *world_open(uint16_t sites, uint64_t tokens_target, const ch
                                               .join_ms = JOIN_MS,
                                               .patience_ms = PATIENCE_MS,
                                               .attempts_max = 3,
-                                              .limbo_ms = LIMBO_MS};
+                                              .limbo_ms = LIMBO_MS,
+                                              .find_ms = 3000};
     assert_int_equal(dlxi_coordinator_open(&w->c, &w->settings, w->now_ms, NULL), DLX_OK);
     return w;
 }
