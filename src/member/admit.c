@@ -140,6 +140,7 @@ bool dlxi_coordinator_mismatch(char text[DLXI_REASON_MAX + 1], const dlxi_coordi
                                const dlxi_run_site *s, const dlxi_hello *hello) {
     /* the settings name a cause, the model's hash does not; what only sites know comes last */
     return mismatch_of_rank(text, c, s, hello) || mismatch_with_run(text, c, s, hello) ||
+           dlxi_resume_mismatch(text, c, s, hello) ||
            (c->shared_text == NULL && mismatch_of_sites(text, c, s, hello)) ||
            mismatch_of_model(text, c, s, hello) || mismatch_of_sites(text, c, s, hello);
 }
