@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Names, and manifest.json: written, and read without trust. */
 #include "checkpoint/manifest.h"
-#include "checkpoint/safetensors.h"
 #include "base/hash.h"
 #include "base/limits.h"
 #include "base/memory.h"
@@ -274,9 +273,9 @@ static dlx_status tensor_check(dlxi_snapshot_part *part, const dlxi_file_tensor 
     return DLX_OK;
 }
 
-static dlx_status file_compare(dlxi_manifest *m, int rank, const dlxi_safetensors *file,
-                               const char *path, dlx_error *error) {
-    const dlxi_manifest_file *listed = &m->file[rank];
+dlx_status dlxi_manifest_compare(dlxi_manifest *manifest, int rank, const dlxi_safetensors *file,
+                                 const char *path, dlx_error *error) {
+    const dlxi_manifest_file *listed = &manifest->file[rank];
     if (dlxi_safetensors_bytes(file) != listed->bytes)
         DLX_FAIL(error, DATA,
                  "%s: has %" PRIu64 " bytes, the manifest lists %" PRIu64
@@ -287,7 +286,7 @@ static dlx_status file_compare(dlxi_manifest *m, int rank, const dlxi_safetensor
                  "%s: has %zu parts, the manifest lists %zu; do the files belong together?", path,
                  dlxi_safetensors_count(file), listed->count);
     for (size_t i = 0; i < listed->count; i++) {
-        dlxi_snapshot_part *part = &m->part[listed->first + i];
+        dlxi_snapshot_part *part = &manifest->part[listed->first + i];
         DLX_TRY(tensor_check(part, dlxi_safetensors_find(file, part->name), path, error));
     }
     return DLX_OK;
@@ -301,7 +300,7 @@ dlx_status dlxi_manifest_check_file(dlxi_manifest *manifest, int rank, const cha
     dlx_status status = dlxi_safetensors_open_header(&file, path, error);
     if (status == DLX_SYSTEM && error->system_errno == ENOENT)
         DLX_FAIL(error, DATA, "%s: this file, which the manifest lists, is missing", path);
-    if (status == DLX_OK) status = file_compare(manifest, rank, file, path, error);
+    if (status == DLX_OK) status = dlxi_manifest_compare(manifest, rank, file, path, error);
     dlxi_safetensors_close(&file);
     return status;
 }

@@ -3,7 +3,7 @@
 #ifndef DLXI_CHECKPOINT_MANIFEST_H
 #define DLXI_CHECKPOINT_MANIFEST_H
 
-#include "base/file.h"
+#include "checkpoint/safetensors.h"
 #include "checkpoint/snapshot.h"
 
 #define DLXI_MANIFEST_NAME "manifest.json"
@@ -46,6 +46,9 @@ void dlxi_manifest_close(dlxi_manifest **manifest); /* takes NULL */
 
 /* Checks one of the files against the manifest, and sets its parts' offsets. DLX_DATA names what
  * differs; messages call the file `path`. */
+dlx_status dlxi_manifest_compare(dlxi_manifest *manifest, int rank, const dlxi_safetensors *file,
+                                 const char *path, dlx_error *error);
+/* The same with the file at `path`; also DLX_SYSTEM. Blocks. */
 dlx_status dlxi_manifest_check_file(dlxi_manifest *manifest, int rank, const char *path,
                                     dlx_error *error);
 

@@ -114,7 +114,7 @@ static void test_round_trip(void **unused) {
     expect_newest(12345, RANKS, WIDE, 7, 0, NULL);
 }
 
-/* No parts, and a part of a rank that no other has. */
+/* No parts, and a part of a rank that no other has; both ranks write at the same time. */
 static void test_unequal_ranks(void **unused) {
     (void)unused;
     static const int64_t value[] = {-1, INT64_MIN, INT64_MAX};
@@ -126,6 +126,8 @@ static void test_unequal_ranks(void **unused) {
     dlx_error error;
     for (int r = 0; r < 2; r++) {
         must(dlxi_snapshot_begin(&writer[r], directory, 0, r, 2, &part, (size_t)r, &error), &error);
+    }
+    for (int r = 0; r < 2; r++) {
         must(dlxi_snapshot_result(writer[r], &description[r], &error), &error);
         assert_null(strchr(description[r], '\n'));
     }
