@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,15 +21,12 @@ typedef struct printer {
     void *context;
 } printer;
 
-static void print(const printer *to, const char *format, ...) DLXI_PRINTF(2, 3);
-static void print(const printer *to, const char *format, ...) {
-    char text[1024];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    to->line(to->context, text);
-}
+#define PRINT(to, ...)                                                                             \
+    do {                                                                                           \
+        char print_text_[1024];                                                                    \
+        snprintf(print_text_, sizeof print_text_, __VA_ARGS__);                                    \
+        (to)->line((to)->context, print_text_);                                                    \
+    } while (0)
 
 static const char *size_format(char text[32], uint64_t bytes) {
     static const char *const units[] = {"kB", "MB", "GB", "TB"};
@@ -124,7 +120,7 @@ static dlx_status parts_print(const printer *to, const dlxi_snapshot *snapshot, 
     for (size_t i = 0; i < count; i++) {
         const dlxi_snapshot_part *part = groups[i].part;
         snprintf(each, sizeof each, groups[i].count > 1 ? "%zu of " : "", groups[i].count);
-        print(to, "  %-40s %8s%-3s %" PRId64 " x %" PRId64 ", %s",
+        PRINT(to, "  %-40s %8s%-3s %" PRId64 " x %" PRId64 ", %s",
               groups[i].count > 1 ? groups[i].pattern : part->name, each,
               dlxi_part_kind_name(part->kind), part->rows, part->cols,
               size_format(size, part->bytes * groups[i].count));
@@ -160,14 +156,14 @@ static dlx_status one_print(const printer *to, const char *path, dlx_error *erro
     char text[DLXI_JSON_SHOWN_BYTES], size[32];
     DLX_TRY_OUT(dlxi_snapshot_open(&snapshot, path, error));
     size_t parts = dlxi_snapshot_part_count(snapshot);
-    print(to, "%-8s %" PRIu64, "step", dlxi_snapshot_step(snapshot));
+    PRINT(to, "%-8s %" PRIu64, "step", dlxi_snapshot_step(snapshot));
     for (size_t i = 0; i < KNOWN; i++)
-        if (meta_format(text, snapshot, known[i].key)) print(to, "%-8s %s", known[i].name, text);
-    print(to, "%-8s %d", "ranks", dlxi_snapshot_ranks(snapshot));
-    print(to, "%-8s %zu, %s", "parts", parts, size_format(size, bytes_sum(snapshot)));
+        if (meta_format(text, snapshot, known[i].key)) PRINT(to, "%-8s %s", known[i].name, text);
+    PRINT(to, "%-8s %d", "ranks", dlxi_snapshot_ranks(snapshot));
+    PRINT(to, "%-8s %zu, %s", "parts", parts, size_format(size, bytes_sum(snapshot)));
     DLX_TRY_OUT(parts_print(to, snapshot, error));
     DLX_TRY_OUT(dlxi_snapshot_verify(snapshot, error));
-    print(to, "%-8s whole: all checksums match", "state");
+    PRINT(to, "%-8s whole: all checksums match", "state");
 out:
     dlxi_snapshot_close_opened(&snapshot);
     return status;
@@ -186,11 +182,11 @@ static dlx_status line_print(bool *damaged, const printer *to, const char *direc
     if (status == DLX_OK) status = dlxi_snapshot_verify(snapshot, error);
     *damaged = status == DLX_DATA || status == DLX_SYSTEM;
     if (*damaged) {
-        print(to, "%s  damaged: %s", name, error->message);
+        PRINT(to, "%s  damaged: %s", name, error->message);
         status = DLX_OK;
     } else if (status == DLX_OK) {
         if (meta_format(text, snapshot, "round")) snprintf(round, sizeof round, "round %s, ", text);
-        print(to, "%s  whole: %s%d %s, %s", name, round, dlxi_snapshot_ranks(snapshot),
+        PRINT(to, "%s  whole: %s%d %s, %s", name, round, dlxi_snapshot_ranks(snapshot),
               dlxi_snapshot_ranks(snapshot) == 1 ? "rank" : "ranks",
               size_format(size, bytes_sum(snapshot)));
     }
@@ -226,7 +222,7 @@ static dlx_status list_print(const printer *to, const char *directory, dlx_error
     for (int i = count - 1; i >= 0; i--) { /* the newest first */
         bool is_damaged = false;
         if (is_unfinished(name[i]->d_name)) {
-            print(to, "%s  unfinished: removed when the run goes on", name[i]->d_name);
+            PRINT(to, "%s  unfinished: removed when the run goes on", name[i]->d_name);
             continue;
         }
         DLX_TRY_OUT(line_print(&is_damaged, to, directory, name[i]->d_name, error));

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Snapshots while every system call that changes the disk is, one after the other, the process's
- * last one, or fails: the newest snapshot or the one before it is whole, and nothing is left. And
- * that a directory gets its name after its files are flushed, and others go after that. */
+ * last one, or fails: the newest snapshot or the one before it is whole, and nothing is left. A
+ * directory gets its name after its files are flushed, and others go after that. Waiting for parts
+ * waits for nothing else. */
 #include "snapshot_sample.h"
 #include "base/file.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -81,6 +83,17 @@ static bool is_regular(int fd) {
     return fstat(fd, &facts) == 0 && S_ISREG(facts.st_mode);
 }
 
+/* The write of this number, or the first flush, waits until it is released. */
+static struct {
+    int write; /* from 1; 0: none */
+    bool flush;
+    sem_t released;
+} hold;
+
+static void hold_here(bool here) {
+    while (here && sem_wait(&hold.released) != 0 && errno == EINTR) continue;
+}
+
 static bool ends_with(const char *text, const char *end) {
     size_t length = strlen(text), end_length = strlen(end);
     return length >= end_length && strcmp(text + length - end_length, end) == 0;
@@ -148,6 +161,7 @@ ssize_t __wrap_pwrite64(int, const void *, size_t, off64_t);
 ssize_t __wrap_pwrite64(int fd, const void *data, size_t bytes, off64_t at) {
     bool fails = before_call(), dies = now.what == DIE_AFTER && now.calls == now.at;
     int was = errno;
+    hold_here(hold.write > 0 && --hold.write == 0);
     file_mark(fd, true);
     ssize_t result = __real_pwrite64(fd, data, fails || dies ? bytes / 2 : bytes, at);
     after_call();
@@ -164,6 +178,8 @@ int __wrap_fsync(int fd) {
         now.must_fail |= is_regular(fd);
         return -1;
     }
+    hold_here(hold.flush);
+    hold.flush = false;
     file_mark(fd, false);
     after_call();
     return 0;
@@ -365,11 +381,41 @@ static void test_failing_without_exchange(void **unused) {
     failing_at_every_call(FAIL_ONCE, true);
 }
 
+/* ---- held ------------------------------------------------------------------------------------ */
+
+/* wait returns while later parts are not written, and while the file is not flushed; it would hang
+ * here if it waited for more. */
+static void test_wait_is_short(void **unused) {
+    (void)unused;
+    dlxi_part part[SAMPLE_PARTS];
+    dlx_error error;
+    sample_make(part, COLUMNS, 1, 0);
+    for (int flush = 0; flush < 2; flush++) {
+        dlxi_snapshot_writer *writer;
+        char *description;
+        faults_set(NONE, 0, false);
+        assert_int_equal(sem_init(&hold.released, 0, 0), 0);
+        hold.write = flush ? 0 : 1 + 2 + 1; /* behind the header and two parts */
+        hold.flush = flush;
+        assert_int_equal(
+            dlxi_snapshot_begin(&writer, directory, 1, 0, 1, part, SAMPLE_PARTS, &error), DLX_OK);
+        dlxi_snapshot_wait(writer, flush ? SAMPLE_PARTS : 2);
+        assert_false(dlxi_snapshot_is_written(writer));
+        sem_post(&hold.released);
+        assert_int_equal(dlxi_snapshot_result(writer, &description, &error), DLX_OK);
+        dlxi_snapshot_close(&writer);
+        sem_destroy(&hold.released);
+        free(description);
+    }
+    sample_free(part);
+}
+
 int main(void) {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
         TEST(test_killed_before), TEST(test_killed_after), TEST(test_killed_without_exchange),
         TEST(test_failing_once),  TEST(test_failing_from), TEST(test_failing_without_exchange),
+        TEST(test_wait_is_short),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
