@@ -34,7 +34,8 @@ typedef struct command {
 } command;
 
 extern const command launch_command, train_command, coordinator_command, eval_command,
-    generate_command, tokenize_command, config_command, keygen_command, bench_command;
+    generate_command, tokenize_command, config_command, inspect_command, keygen_command,
+    bench_command;
 
 #define COMMAND_TABLE(rows)                                                                        \
     { (rows), sizeof(rows) / sizeof *(rows) }

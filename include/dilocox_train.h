@@ -244,6 +244,14 @@ DLX_API dlx_status dlx_tokenize(const char *out_path, const char *in_path,
                                 uint64_t *train_tokens, uint64_t *validation_tokens,
                                 dlx_error *error);
 
+/* ---- snapshots ------------------------------------------------------------------------------- */
+
+/* Reads a snapshot, a directory step-…, and compares all its checksums; of a directory of
+ * snapshots, each of them. `line` gets what is in it, a line at a time, on the calling thread; the
+ * words may change. Blocks on the disk; any thread. DLX_CONFIG: no such directory, or another one;
+ * DLX_DATA: damaged, with the file and the part; DLX_SYSTEM. */
+DLX_API dlx_status dlx_inspect(const char *path, dlx_log line, void *context, dlx_error *error);
+
 /* ---- benchmarks ------------------------------------------------------------------------------ */
 
 typedef struct dlx_bench_model_result {
