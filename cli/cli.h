@@ -181,6 +181,6 @@ int results_print(const dlx_config *config);
 int interruption_print(const dlx_config *config, bool begun);
 
 /* launch with wan.link: mem: sites are threads of this process. */
-int threads_launch(const dlx_config *config, int sites);
+int threads_launch(const dlx_config *config, int sites, bool resume);
 
 #endif

@@ -444,8 +444,8 @@ DLX_API dlx_status dlx_sync_save(dlx_sync *sync, dlx_hold hold, void *context,
  * what the saved site was about to do: a submission that was under way is submitted again, and
  * parameters may change. If the run is over by then, dlx_sync_failure or the caller's flag says so:
  * dlx_sync_windows and dlx_sync_step fail, and what dlx_sync_save gives goes with the parameters as
- * they are, before another step. Options that replicas share have to be those of the run. Also DLX_DATA:
- * what was restored can't be; DLX_STATE: it can't be gone on from. */
+ * they are, before another step. Options that replicas share have to be those of the run. Also
+ * DLX_DATA: what was restored can't be; DLX_STATE: it can't be gone on from. */
 DLX_API dlx_status dlx_sync_resume(dlx_sync **out, const dlx_sync_config *config,
                                    const dlx_tensor *tensors, size_t tensor_count,
                                    dlx_restore restore, void *context, dlx_error *error);

@@ -126,6 +126,9 @@ typedef struct dlx_train_options {
     dlx_on_event on_event;   /* may be NULL; on rank 0 of a site */
     void *context;
     const volatile sig_atomic_t *interrupted; /* may be NULL; set by a signal handler to stop */
+    /* not NULL: goes on from a snapshot; "": the newest whole one in RUN_DIR/<site>/snapshots; else
+     * a snapshot's directory */
+    const char *resume;
 } dlx_train_options;
 
 #define DLX_TRAIN_OPTIONS_INIT                                                                     \
@@ -139,7 +142,8 @@ DLX_API void dlx_train_options_default(dlx_train_options *options, size_t size);
  * there changes before all sites have joined; then an earlier run's results move to
  * RUN_DIR/previous-N. DLX_CONFIG while another run uses RUN_DIR. A run that
  * fails or is interrupted leaves the same: a summary that says so, and the last committed weights,
- * the other sites' in RUN_DIR/<site>/weights. DLX_CONFIG, DLX_DATA, DLX_SYSTEM: options or files;
+ * the other sites' in RUN_DIR/<site>/weights; and a site of one rank a snapshot in
+ * RUN_DIR/<site>/snapshots, where it also puts one from time to time (snapshots.minutes). DLX_CONFIG, DLX_DATA, DLX_SYSTEM: options or files;
  * the statuses of dlx_sync_open, dlx_sync_step and dlx_sync_report; DLX_INTERRUPTED. If it fails
  * and there is a cluster, call dlx_cluster_all_failed. Several sites may be threads of one process
  * (wan.link mem). */

@@ -45,7 +45,7 @@ struct dlx_sync {
     double pace;            /* factor of H, for rounds from now on */
     double balance;         /* the same, for this site's speed */
     bool finished, reported;
-    bool unready; /* the run was over before what was restored could go on */
+    bool unready;                        /* the run was over before what was restored could go on */
     dlx_end end;                         /* what the caller was told */
     dlxi_outcome last;                   /* the newest of each kind so far */
     dlxi_lease leases[DLXI_SYNC_LEASES]; /* of submission n at n mod LEASES */
