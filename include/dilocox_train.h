@@ -140,13 +140,13 @@ DLX_API void dlx_train_options_default(dlx_train_options *options, size_t size);
 /* Trains one rank of a site, from joining the run to its end; blocks. Rank 0 writes metrics.jsonl
  * and summary.json to RUN_DIR/<site>, and the first site its weights to RUN_DIR/weights. Nothing
  * there changes before all sites have joined; then an earlier run's results move to
- * RUN_DIR/previous-N. DLX_CONFIG while another run uses RUN_DIR. A run that
- * fails or is interrupted leaves the same: a summary that says so, and the last committed weights,
- * the other sites' in RUN_DIR/<site>/weights; and a site of one rank a snapshot in
- * RUN_DIR/<site>/snapshots, where it also puts one from time to time (snapshots.minutes). DLX_CONFIG, DLX_DATA, DLX_SYSTEM: options or files;
- * the statuses of dlx_sync_open, dlx_sync_step and dlx_sync_report; DLX_INTERRUPTED. If it fails
- * and there is a cluster, call dlx_cluster_all_failed. Several sites may be threads of one process
- * (wan.link mem). */
+ * RUN_DIR/previous-N. DLX_CONFIG while another run uses RUN_DIR. A run that fails or is interrupted
+ * leaves the same: a summary that says so, and the last committed weights, the other sites' in
+ * RUN_DIR/<site>/weights; and a site of one rank a snapshot in RUN_DIR/<site>/snapshots, where it
+ * also puts one from time to time (snapshots.minutes). DLX_CONFIG, DLX_DATA, DLX_SYSTEM: options or
+ * files; the statuses of dlx_sync_resume, dlx_sync_step and dlx_sync_report; DLX_INTERRUPTED. If it
+ * fails and there is a cluster, call dlx_cluster_all_failed. Several sites may be threads of one
+ * process (wan.link mem). */
 DLX_API dlx_status dlx_train(const dlx_config *config, const dlx_train_options *options,
                              dlx_error *error);
 

@@ -12,6 +12,11 @@ bool dlxi_coordinator_has_no_room(char text[DLXI_REASON_MAX + 1], const dlxi_coo
                                   const char *proved_name, const dlxi_run_site *s,
                                   const dlxi_hello *hello) {
     size_t size = DLXI_REASON_MAX + 1;
+    if (c->welcomed && hello->resumed_run == c->settings.run_id)
+        return snprintf(text, size,
+                        "the run goes on, and a process that was started again can't come back "
+                        "into it; to go on from snapshots, end its coordinator and all sites "
+                        "(Ctrl-C), and start them again, sites with --resume");
     if (c->welcomed)
         return snprintf(text, size, "the run has begun with %u sites; start a new run", c->count);
     if (!dlxi_name_valid(hello->site))

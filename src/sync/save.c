@@ -138,7 +138,7 @@ static bool numbers_all(dlx_sync *s, int64_t at[DLXI_SYNC_NUMBERS], bool reads) 
 
 /* ---- the list -------------------------------------------------------------------------------- */
 
-/* A field of a tensor as the list has it; rows 0: it has none. `numbers`: room for an adaptation. */
+/* A field of a tensor as the list has it; rows 0: it has none. */
 static dlx_part part_of(const dlx_sync *s, size_t tensor, int field, int32_t *adaptation) {
     const dlxi_state_tensor *t = &s->state->tensors[tensor];
     dlx_part part = {.kind = DLX_PART_F32, .rows = t->rows, .cols = t->cols};

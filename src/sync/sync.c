@@ -110,6 +110,8 @@ static void statistics_begin(dlx_sync *s) {
     st->outer_learning_rate = s->options.outer_learning_rate;
     st->outer_momentum = s->options.outer_momentum;
     st->inner_steps = s->round.inner_steps;
+    st->rounds = s->state->rounds;
+    st->committed_tokens = s->state->tokens;
     st->anchor_hash = dlxi_state_anchor_hash(s->state);
     for (size_t i = 0; i < s->state->count; i++) {
         const dlxi_state_tensor *t = &s->state->tensors[i];

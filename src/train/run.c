@@ -394,8 +394,7 @@ static dlx_status step_train(site_run *r, dlx_step *step, dlx_error *error) {
         r->fails_together = false;
         sync_s = dlxi_clock_s() - before_s;
     }
-    dlx_statistics own = DLX_STATISTICS_INIT;
-    (void)dlx_sync_statistics(r->sync, &own, NULL); /* no argument is wrong */
+    const dlx_statistics own = dlxi_run_statistics(r);
     double sums[] = {dlxi_optimizer_sum_of_squares(r->optimizer), loss, (double)own.wan_bytes_sent,
                      (double)own.wan_bytes_received};
     DLX_TRY(dlxi_pipeline_sum(r->pipeline, sums, sizeof sums / sizeof *sums, error));
@@ -577,7 +576,7 @@ static dlx_status site_train(site_run *r, dlx_error *error) {
     DLX_TRY(results_begin(r, error));
     dlx_event joined = {.kind = DLX_EVENT_JOINED, .sites = dlx_sync_site_count(r->sync)};
     event_send(r, &joined);
-    r->start_s = dlxi_clock_s();
+    r->start_s = dlxi_clock_s() - r->trained_s;
     bool resumes = r->snapshots.resumed != NULL;
     DLX_TRY(dlxi_snapshots_begin(r, error));
     if (!resumes) {

@@ -31,27 +31,36 @@ static bool writes(const site_run *r) {
 
 /* ---- the trainer's parts --------------------------------------------------------------------- */
 
-/* To or from the array. */
-static void numbers_pack(site_run *r, int64_t at[8]) {
-    at[0] = (int64_t)r->steps;
-    at[1] = *dlxi_optimizer_steps(r->optimizer);
-    memcpy(&at[2], &r->val_loss_initial_sum, sizeof at[2]);
-    memcpy(&at[3], &r->val_tokens_initial, sizeof at[3]);
-    memcpy(&at[4], &r->exchange_steps, sizeof at[4]);
-    at[5] = (int64_t)r->exchange_rounds;
-    at[6] = r->sites;
-    at[7] = 0;
+/* What is counted in integers comes first. */
+static void numbers_pack(site_run *r, int64_t at[DLXI_TRAIN_NUMBERS]) {
+    const dlx_statistics st = dlxi_run_statistics(r);
+    const uint64_t counts[] = {r->steps,           (uint64_t)*dlxi_optimizer_steps(r->optimizer),
+                               r->exchange_rounds, r->sites,
+                               st.wan_bytes_sent,  st.wan_bytes_received};
+    const double reals[] = {r->val_loss_initial_sum,     r->val_tokens_initial, r->exchange_steps,
+                            dlxi_clock_s() - r->start_s, r->compute_s,          r->wait_s};
+    memcpy(at, counts, sizeof counts);
+    memcpy(at + sizeof counts / sizeof *counts, reals, sizeof reals);
 }
 
-static bool numbers_unpack(site_run *r, const int64_t at[8]) {
-    if (at[0] < 1 || at[1] < 1 || at[5] < 0 || at[6] < 1 || at[6] > DLXI_SITES_MAX) return false;
+static bool numbers_unpack(site_run *r, const int64_t at[DLXI_TRAIN_NUMBERS]) {
+    double reals[6];
+    memcpy(reals, at + 6, sizeof reals);
+    for (int i = 0; i < 6; i++)
+        if (at[i] < (i < 2 ? 1 : 0) || !(reals[i] >= 0 && reals[i] <= 1e18)) return false;
+    if (at[3] < 1 || at[3] > DLXI_SITES_MAX) return false;
     r->steps = (uint64_t)at[0];
     *dlxi_optimizer_steps(r->optimizer) = at[1];
-    memcpy(&r->val_loss_initial_sum, &at[2], sizeof at[2]);
-    memcpy(&r->val_tokens_initial, &at[3], sizeof at[3]);
-    memcpy(&r->exchange_steps, &at[4], sizeof at[4]);
-    r->exchange_rounds = (uint64_t)at[5];
-    r->sites = (uint32_t)at[6];
+    r->exchange_rounds = (uint64_t)at[2];
+    r->sites = (uint32_t)at[3];
+    r->sent_before = (uint64_t)at[4];
+    r->received_before = (uint64_t)at[5];
+    r->val_loss_initial_sum = reals[0];
+    r->val_tokens_initial = reals[1];
+    r->exchange_steps = reals[2];
+    r->trained_s = reals[3];
+    r->compute_s = reals[4];
+    r->wait_s = reals[5];
     return true;
 }
 
@@ -67,8 +76,7 @@ static float *tensor_part(site_run *r, int64_t i, int which) {
 /* ---- writing --------------------------------------------------------------------------------- */
 
 static json_t *meta_make(site_run *r) {
-    dlx_statistics st = DLX_STATISTICS_INIT;
-    (void)dlx_sync_statistics(r->sync, &st, NULL);
+    const dlx_statistics st = dlxi_run_statistics(r);
     char data[20];
     snprintf(data, sizeof data, "%016llx", (unsigned long long)r->data_hash);
     return json_pack(
@@ -105,7 +113,7 @@ static dlx_status writer_begin(site_run *r, const dlx_part *synced, size_t synce
             parts[n++] = (dlxi_part){name, DLXI_PART_F32, t->rows, t->cols, data};
         }
     numbers_pack(r, s->numbers);
-    parts[n++] = (dlxi_part){NUMBERS_NAME, DLXI_PART_I64, 1, 8, s->numbers};
+    parts[n++] = (dlxi_part){NUMBERS_NAME, DLXI_PART_I64, 1, DLXI_TRAIN_NUMBERS, s->numbers};
     s->own_parts = n;
     for (size_t k = 0; k < synced_count; k++)
         parts[n++] = (dlxi_part){synced[k].name, (dlxi_part_kind)synced[k].kind, synced[k].rows,
@@ -271,7 +279,7 @@ static void on_line(void *run, const char *line) {
 dlx_status dlxi_snapshots_resume(site_run *r, dlx_error *error) {
     const char *from = r->options->resume;
     char path[DLXI_PATH_BYTES], name[DLXI_TENSOR_NAME_MAX + 8], text[DLXI_PATH_BYTES + 32];
-    int64_t numbers[8];
+    int64_t numbers[DLXI_TRAIN_NUMBERS];
     if (r->ranks > 1)
         DLX_FAIL(error, CONFIG,
                  "--resume: a site of several ranks writes no snapshots, and can't go on from one");
@@ -294,7 +302,7 @@ dlx_status dlxi_snapshots_resume(site_run *r, dlx_error *error) {
             snprintf(name, sizeof name, "%s%s", t->name, suffixes[which]);
             DLX_TRY(part_read(r, name, DLXI_PART_F32, t->rows, t->cols, data, error));
         }
-    DLX_TRY(part_read(r, NUMBERS_NAME, DLXI_PART_I64, 1, 8, numbers, error));
+    DLX_TRY(part_read(r, NUMBERS_NAME, DLXI_PART_I64, 1, DLXI_TRAIN_NUMBERS, numbers, error));
     if (!numbers_unpack(r, numbers))
         DLX_FAIL(error, DATA, "%s: " NUMBERS_NAME ": what it says can't be",
                  dlxi_snapshot_path(r->snapshots.resumed));
