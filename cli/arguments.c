@@ -59,6 +59,8 @@ static bool flag_parse(const command *c, char **arguments, int *i) {
         value = argument + length + 1;
     else if (option->kind == DLXI_OPTION_BOOLEAN)
         value = "true";
+    else if (option->bare_text != NULL)
+        value = option->bare_text;
     else
         value = arguments[++*i]; /* the last one is followed by NULL */
     if (value == NULL)

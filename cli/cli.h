@@ -34,7 +34,8 @@ typedef struct command {
 } command;
 
 extern const command launch_command, train_command, coordinator_command, eval_command,
-    generate_command, tokenize_command, config_command, keygen_command, bench_command;
+    generate_command, tokenize_command, config_command, inspect_command, keygen_command,
+    bench_command;
 
 #define COMMAND_TABLE(rows)                                                                        \
     { (rows), sizeof(rows) / sizeof *(rows) }
@@ -180,6 +181,6 @@ int results_print(const dlx_config *config);
 int interruption_print(const dlx_config *config, bool begun);
 
 /* launch with wan.link: mem: sites are threads of this process. */
-int threads_launch(const dlx_config *config, int sites);
+int threads_launch(const dlx_config *config, int sites, bool resume);
 
 #endif

@@ -21,6 +21,7 @@ enum {
     ARGUMENTS_MAX = 48,
     SETS_ROOM = SETS_MAX + 3, /* with those of --stages and --replicas */
     GRACE_MS = 1500,
+    STOP_MS = 30000,     /* of sites that the coordinator stops: they end their step and save */
     JOB_GRACE_MS = 5000, /* of mpirun, which asks its ranks in turn */
     REASON_BYTES = 2048,
     PIPES = 2
@@ -29,6 +30,7 @@ enum {
 typedef struct launch_arguments {
     config_arguments config;
     int sites, stages, replicas;
+    bool resume;
 } launch_arguments;
 
 static launch_arguments given;
@@ -41,6 +43,8 @@ static const dlxi_option rows[] = {
                             "pipeline stages of a site; 0: site.stages", .value_name = "S"),
     DLXI_OPTION_ROW_INTEGER(launch_arguments, "--replicas", replicas, 0, DLXI_RANKS_MAX, "0",
                             "copies of each stage; 0: site.replicas", .value_name = "R"),
+    DLXI_OPTION_ROW_BOOLEAN(launch_arguments, "--resume", resume, "false",
+                            "go on from the newest snapshots in RUN_DIR"),
 };
 
 typedef enum child_kind { SITE, COORDINATOR, JOB /* of all sites */ } child_kind;
@@ -140,6 +144,7 @@ static bool child_start(launch *l, child *c) {
     } else {
         words_append(arguments, &count, "--sites", sites);
     }
+    if (c->kind != COORDINATOR && given.resume) words_append(arguments, &count, "--resume", NULL);
     words_append(arguments, &count, "--", config);
     arguments[count] = NULL;
 
@@ -326,6 +331,17 @@ static void children_end(launch *l, int number, int job_grace_ms) {
     while (running_count(l) > 0) pipes_poll(l, 50);
 }
 
+/* The coordinator ends the run for all, so that their snapshots are of one round. A second Ctrl-C
+ * ends this program, and they with it. */
+static void run_stop(launch *l) {
+    child *coordinator = &l->children[l->count - 1];
+    if (l->begun && coordinator->kind == COORDINATOR && coordinator->pid > 0) {
+        kill(coordinator->pid, SIGINT);
+        children_wait(l, STOP_MS);
+    }
+    children_end(l, SIGINT, INT_MAX);
+}
+
 /* Why a child ended. */
 static void failure_print(const child *c) {
     const char *why = c->reason[0] != '\0' ? c->reason : c->noise;
@@ -396,7 +412,7 @@ static int children_run(launch *l) {
             display_text(
                 l->display, "launch",
                 "interrupted; ranks end their step and save. Ctrl-C again ends them at once");
-        children_end(l, SIGINT, INT_MAX);
+        run_stop(l);
         display_close(l->display);
         for (int i = 0; i < l->count; i++)
             if (l->children[i].has_cause || has_crashed(&l->children[i]))
@@ -477,8 +493,8 @@ static int run(void) {
     launcher_forget();
     l.config = config;
     l.sites = given.sites;
-    int exit_code =
-        dlx_config_in_process(config) ? threads_launch(config, l.sites) : processes_launch(&l);
+    int exit_code = dlx_config_in_process(config) ? threads_launch(config, l.sites, given.resume)
+                                                  : processes_launch(&l);
     dlx_config_close(&config);
     l.config = NULL;
     return exit_code;

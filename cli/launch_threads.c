@@ -12,6 +12,8 @@ typedef struct shared {
     dlx_hub *hub;
     display *display;
     int sites;
+    bool resume;
+    volatile sig_atomic_t coordinator_over;
     atomic_int failed;
     atomic_bool begun;
     bool interrupted; /* why the first one ended; it sets this, read after all are joined */
@@ -49,13 +51,16 @@ static void *worker_run(void *context) {
         options.context = w;
         options.interrupted = &interrupted;
         w->status = dlx_coordinate(w->shared->config, &options, &w->error);
+        w->shared->coordinator_over = 1;
     } else {
         dlx_train_options options = DLX_TRAIN_OPTIONS_INIT;
         options.site = w->name;
         options.hub = w->shared->hub;
         options.on_event = on_event;
         options.context = w;
-        options.interrupted = &interrupted;
+        /* Ctrl-C is the coordinator's, which ends the run for all sites at the same round */
+        options.interrupted = &w->shared->coordinator_over;
+        options.resume = w->shared->resume ? "" : NULL;
         w->status = dlx_train(w->shared->config, &options, &w->error);
     }
     if (w->status != DLX_OK) {
@@ -67,11 +72,11 @@ static void *worker_run(void *context) {
     return NULL;
 }
 
-int threads_launch(const dlx_config *config, int sites) {
+int threads_launch(const dlx_config *config, int sites, bool resume) {
     static worker workers[DLXI_SITES_MAX + 1];
     const char *names[DLXI_SITES_MAX];
     dlx_error error;
-    shared all = {.config = config, .sites = sites};
+    shared all = {.config = config, .sites = sites, .resume = resume};
     if (dlx_config_ranks(config) > 1)
         return fail_use("wan.link: %s has sites of one rank; set site.stages and site.replicas to "
                         "1, or another link",

@@ -10,7 +10,7 @@
 
 typedef struct train_arguments {
     config_arguments config;
-    const char *site, *coordinator;
+    const char *site, *coordinator, *resume;
     int sites; /* of the job; 0: it is one site, or a process alone */
     bool for_launcher;
 } train_arguments;
@@ -27,6 +27,9 @@ static const dlxi_option rows[] = {
                             "under mpirun: the job holds N sites and the coordinator (wan.link: "
                             "mpi); 0: it is one site",
                             .value_name = "N"),
+    {DLXI_OPTION_HEAD_(train_arguments, "--resume", POINTER, resume), .value_name = "[=DIR]",
+     .bare_text = "",
+     .comment = "go on from the newest snapshot in RUN_DIR/NAME/snapshots, or from this one"},
     FOR_LAUNCHER_ROW(train_arguments),
 };
 
@@ -159,6 +162,7 @@ static dlx_status site_train(const dlx_config *config, dlx_cluster *cluster, dlx
     options.on_event = on_event;
     options.context = &p;
     options.interrupted = &interrupted;
+    options.resume = given.resume;
     if (status == DLX_OK) status = dlx_train(config, &options, error);
     display_close(p.display);
     status = host_end(&h, status, error);

@@ -407,6 +407,51 @@ typedef struct dlx_sync dlx_sync;
 DLX_API dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config,
                                  const dlx_tensor *tensors, size_t tensor_count, dlx_error *error);
 
+/* ---- stopping and going on ---- */
+
+typedef enum dlx_part_kind { DLX_PART_F32, DLX_PART_I32, DLX_PART_I64, DLX_PART_U8 } dlx_part_kind;
+
+/* A part of what a site needs to go on: data[rows, cols]. */
+typedef struct dlx_part {
+    const char *name;
+    dlx_part_kind kind;
+    int64_t rows, cols;
+    void *data;
+} dlx_part;
+
+/* Returns when the parts of the last dlx_sync_save are needed no more. The library calls it once,
+ * before it changes any of them, on the thread and inside the call that would. */
+typedef void (*dlx_hold)(void *context);
+/* part->data ← the part of that name, kind and shape, as it was saved. What is not DLX_OK ends
+ * dlx_sync_resume with that status. */
+typedef dlx_status (*dlx_restore)(void *context, const dlx_part *part, dlx_error *error);
+
+/* All that this site needs to go on from where it stands, but for the caller's parameters and
+ * whatever else the caller has (the inner optimiser's state): *parts[*count], where they are. They
+ * are not copied; their memory stays as it is until `hold` has returned, which may be NULL: then
+ * until the next call. So a caller can write them while training goes on. Names are a tensor's with
+ * ".anchor" and so on, and begin with "sync." (docs/formats.md).
+ *
+ * DLX_AGAIN: an exchange is under way; call again after a later step. After the run has failed or
+ * this site was interrupted it ends the exchange thread first, blocking up to a second or so, and
+ * does not return DLX_AGAIN. DLX_STATE: the run is finished. DLX_MEMORY. */
+DLX_API dlx_status dlx_sync_save(dlx_sync *sync, dlx_hold hold, void *context,
+                                 const dlx_part **parts, size_t *count, dlx_error *error);
+
+/* As dlx_sync_open, for a site that goes on: the caller has put its parameters in place, and
+ * `restore` gives the parts of dlx_sync_save, one call each. Sites join as at a start, all from
+ * snapshots of the same round; the coordinator takes up the run where it was. Then the call does
+ * what the saved site was about to do: a submission that was under way is submitted again, and
+ * parameters may change. If the run is over by then, dlx_sync_failure or the caller's flag says so:
+ * dlx_sync_windows and dlx_sync_step fail, and what dlx_sync_save gives goes with the parameters as
+ * they are, before another step. Options that replicas share have to be those of the run. Also
+ * DLX_DATA: what was restored can't be; DLX_STATE: it can't be gone on from. */
+DLX_API dlx_status dlx_sync_resume(dlx_sync **out, const dlx_sync_config *config,
+                                   const dlx_tensor *tensors, size_t tensor_count,
+                                   dlx_restore restore, void *context, dlx_error *error);
+/* As dlx_step's `finished` of the last step; after dlx_sync_resume nothing may be left to train. */
+DLX_API bool dlx_sync_is_finished(const dlx_sync *sync);
+
 /* What a step did, and where the site stands after it. */
 typedef struct dlx_step {
     size_t size;

@@ -126,6 +126,9 @@ typedef struct dlx_train_options {
     dlx_on_event on_event;   /* may be NULL; on rank 0 of a site */
     void *context;
     const volatile sig_atomic_t *interrupted; /* may be NULL; set by a signal handler to stop */
+    /* not NULL: goes on from a snapshot; "": the newest whole one in RUN_DIR/<site>/snapshots; else
+     * a snapshot's directory */
+    const char *resume;
 } dlx_train_options;
 
 #define DLX_TRAIN_OPTIONS_INIT                                                                     \
@@ -137,12 +140,13 @@ DLX_API void dlx_train_options_default(dlx_train_options *options, size_t size);
 /* Trains one rank of a site, from joining the run to its end; blocks. Rank 0 writes metrics.jsonl
  * and summary.json to RUN_DIR/<site>, and the first site its weights to RUN_DIR/weights. Nothing
  * there changes before all sites have joined; then an earlier run's results move to
- * RUN_DIR/previous-N. DLX_CONFIG while another run uses RUN_DIR. A run that
- * fails or is interrupted leaves the same: a summary that says so, and the last committed weights,
- * the other sites' in RUN_DIR/<site>/weights. DLX_CONFIG, DLX_DATA, DLX_SYSTEM: options or files;
- * the statuses of dlx_sync_open, dlx_sync_step and dlx_sync_report; DLX_INTERRUPTED. If it fails
- * and there is a cluster, call dlx_cluster_all_failed. Several sites may be threads of one process
- * (wan.link mem). */
+ * RUN_DIR/previous-N. DLX_CONFIG while another run uses RUN_DIR. A run that fails or is interrupted
+ * leaves the same: a summary that says so, and the last committed weights, the other sites' in
+ * RUN_DIR/<site>/weights; and a site of one rank a snapshot in RUN_DIR/<site>/snapshots, where it
+ * also puts one from time to time (snapshots.minutes). DLX_CONFIG, DLX_DATA, DLX_SYSTEM: options or
+ * files; the statuses of dlx_sync_resume, dlx_sync_step and dlx_sync_report; DLX_INTERRUPTED. If it
+ * fails and there is a cluster, call dlx_cluster_all_failed. Several sites may be threads of one
+ * process (wan.link mem). */
 DLX_API dlx_status dlx_train(const dlx_config *config, const dlx_train_options *options,
                              dlx_error *error);
 
@@ -243,6 +247,14 @@ DLX_API dlx_status dlx_tokenize(const char *out_path, const char *in_path,
                                 uint32_t validation_every, uint32_t block_bytes,
                                 uint64_t *train_tokens, uint64_t *validation_tokens,
                                 dlx_error *error);
+
+/* ---- snapshots ------------------------------------------------------------------------------- */
+
+/* Reads a snapshot, a directory step-…, and compares all its checksums; of a directory of
+ * snapshots, each of them. `line` gets what is in it, a line at a time, on the calling thread; the
+ * words may change. Blocks on the disk; any thread. DLX_CONFIG: no such directory, or another one;
+ * DLX_DATA: damaged, with the file and the part; DLX_SYSTEM. */
+DLX_API dlx_status dlx_inspect(const char *path, dlx_log line, void *context, dlx_error *error);
 
 /* ---- benchmarks ------------------------------------------------------------------------------ */
 

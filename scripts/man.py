@@ -70,7 +70,8 @@ What
 .BR bench ,
 .BR config ,
 .BR eval ,
-.B generate
+.BR generate ,
+.B inspect
 and
 .B keygen
 print is their result: they fail if it is lost, and end with status 141 or by SIGPIPE if its reader

@@ -145,15 +145,13 @@ static void instability_warn(const dlx_sync_config *resolved) {
     resolved->log(resolved->log_context, line);
 }
 
-dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config, const dlx_tensor *tensors,
-                         size_t tensor_count, dlx_error *error) {
+static dlx_status sync_open(dlx_sync **out, const dlx_sync_config *config,
+                            const dlx_tensor *tensors, size_t tensor_count, dlx_restore restore,
+                            void *context, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlx_sync_config options = config_default;
     dlx_tensor *own = NULL;
     dlxi_link *link;
-    DLXI_NOT_NULL(out);
-    *out = NULL;
-    DLXI_NOT_NULL(config);
     /* a caller of any size has all before the options */
     DLX_TRY(dlxi_sized_read(&options, sizeof options, offsetof(dlx_sync_config, overlap), config,
                             "DLX_SYNC_CONFIG_INIT", error));
@@ -165,10 +163,40 @@ dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config, const dl
     instability_warn(&options);
     DLX_TRY_OUT(dlxi_link_open_site(&link, &options.link, options.site, options.rank,
                                     options.timeout_ms, options.log, options.log_context, error));
-    status = dlxi_sync_open(out, &options, link, own, tensor_count, error);
+    status = dlxi_sync_open(out, &options, link, own, tensor_count, restore, context, error);
 out:
     free(own);
     return status;
+}
+
+dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config, const dlx_tensor *tensors,
+                         size_t tensor_count, dlx_error *error) {
+    DLXI_NOT_NULL(out);
+    *out = NULL;
+    DLXI_NOT_NULL(config);
+    return sync_open(out, config, tensors, tensor_count, NULL, NULL, error);
+}
+
+dlx_status dlx_sync_resume(dlx_sync **out, const dlx_sync_config *config, const dlx_tensor *tensors,
+                           size_t tensor_count, dlx_restore restore, void *context,
+                           dlx_error *error) {
+    DLXI_NOT_NULL(out);
+    *out = NULL;
+    DLXI_NOT_NULL(config);
+    DLXI_NOT_NULL(restore);
+    return sync_open(out, config, tensors, tensor_count, restore, context, error);
+}
+
+bool dlx_sync_is_finished(const dlx_sync *sync) {
+    return sync != NULL && dlxi_sync_is_finished(sync);
+}
+
+dlx_status dlx_sync_save(dlx_sync *sync, dlx_hold hold, void *context, const dlx_part **parts,
+                         size_t *count, dlx_error *error) {
+    DLXI_NOT_NULL(sync);
+    DLXI_NOT_NULL(parts);
+    DLXI_NOT_NULL(count);
+    return dlxi_sync_save(sync, hold, context, parts, count, error);
 }
 
 dlx_status dlx_sync_step(dlx_sync *sync, uint64_t tokens, dlx_step *step, dlx_error *error) {

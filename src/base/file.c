@@ -85,17 +85,20 @@ out:
     return status;
 }
 
+static dlx_status regular_check(struct stat *facts, int fd, const char *path, dlx_error *error) {
+    if (fstat(fd, facts) != 0)
+        DLX_FAIL(error, SYSTEM, "%s: can't be read: %s", path, strerror(errno));
+    if (S_ISREG(facts->st_mode)) return DLX_OK;
+    DLX_FAIL(error, DATA, "%s: not a regular file; give a file, not a directory or pipe", path);
+}
+
 dlx_status dlxi_file_map_open(dlxi_file_map *out, const char *path, dlx_error *error) {
     dlx_status status = DLX_OK;
     int fd = -1;
     struct stat facts;
     *out = (dlxi_file_map){0};
     DLX_TRY_OUT(file_open(&fd, path, error));
-    if (fstat(fd, &facts) != 0)
-        DLX_FAIL_OUT(error, SYSTEM, "%s: can't be read: %s", path, strerror(errno));
-    if (!S_ISREG(facts.st_mode))
-        DLX_FAIL_OUT(error, DATA, "%s: not a regular file; give a file, not a directory or pipe",
-                     path);
+    DLX_TRY_OUT(regular_check(&facts, fd, path, error));
     if ((uint64_t)facts.st_size > SIZE_MAX / 2)
         DLX_FAIL_OUT(error, DATA, "%s: larger than this machine's address space", path);
     if (facts.st_size > 0) {
@@ -112,6 +115,43 @@ out:
 void dlxi_file_map_close(dlxi_file_map *map) {
     if (map->data != NULL) munmap((void *)(uintptr_t)map->data, map->bytes);
     *map = (dlxi_file_map){0};
+}
+
+dlx_status dlxi_file_reader_open(dlxi_file_reader *out, const char *path, dlx_error *error) {
+    dlx_status status = DLX_OK;
+    dlxi_file_reader reader = {.fd = -1};
+    struct stat facts;
+    *out = reader;
+    DLX_TRY_OUT(file_open(&reader.fd, path, error));
+    DLX_TRY_OUT(regular_check(&facts, reader.fd, path, error));
+    reader.bytes = (uint64_t)facts.st_size;
+    *out = reader;
+    reader.fd = -1;
+out:
+    dlxi_file_reader_close(&reader);
+    return status;
+}
+
+dlx_status dlxi_file_reader_read(const dlxi_file_reader *reader, void *dst, uint64_t offset,
+                                 size_t bytes, const char *path, dlx_error *error) {
+    char *to = dst;
+    while (bytes > 0) {
+        ssize_t got = pread(reader->fd, to, bytes, (off_t)offset);
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) DLX_FAIL(error, SYSTEM, "%s: can't be read: %s", path, strerror(errno));
+        if (got == 0)
+            DLX_FAIL(error, DATA, "%s: ends after %llu bytes; the file is cut short: copy it again",
+                     path, (unsigned long long)offset);
+        to += got;
+        offset += (uint64_t)got;
+        bytes -= (size_t)got;
+    }
+    return DLX_OK;
+}
+
+void dlxi_file_reader_close(dlxi_file_reader *reader) {
+    if (reader->fd >= 0) close(reader->fd);
+    reader->fd = -1;
 }
 
 /* ---- writing --------------------------------------------------------------------------------- */
@@ -209,6 +249,15 @@ dlx_status dlxi_file_writer_append(dlxi_file_writer *writer, const void *data, s
     return DLX_OK;
 }
 
+dlx_status dlxi_file_writer_extend(dlxi_file_writer *writer, uint64_t bytes, dlx_error *error) {
+    DLX_TRY(writer_flush(writer, error));
+    if (bytes < writer->written)
+        DLX_FAIL(error, ARGUMENT, "%s: extended to less than was appended", writer->path);
+    if (ftruncate(writer->fd, (off_t)bytes) != 0) return dlxi_file_write_fail(writer->path, error);
+    writer->written = bytes;
+    return DLX_OK;
+}
+
 dlx_status dlxi_file_writer_replace(dlxi_file_writer *writer, uint64_t offset, const void *data,
                                     size_t bytes, dlx_error *error) {
     DLX_TRY(writer_flush(writer, error));
@@ -217,17 +266,23 @@ dlx_status dlxi_file_writer_replace(dlxi_file_writer *writer, uint64_t offset, c
     return writer_write_at(writer, offset, data, bytes, error);
 }
 
-/* A rename is on disk only once its directory is. Ignores file systems that cannot sync one. */
-static void directory_sync(const char *path) {
+dlx_status dlxi_directory_sync(const char *directory, dlx_error *error) {
+    int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) DLX_FAIL(error, SYSTEM, "%s: can't be opened: %s", directory, strerror(errno));
+    int failure = fsync(fd) != 0 ? errno : 0;
+    close(fd);
+    if (failure == 0 || failure == EINVAL || failure == ENOTSUP) return DLX_OK;
+    errno = failure;
+    return dlxi_file_write_fail(directory, error);
+}
+
+/* A rename is on disk only once its directory is. */
+static void parent_sync(const char *path) {
     const char *slash = strrchr(path, '/');
     char *directory = slash == NULL   ? strdup(".")
                       : slash == path ? strdup("/")
                                       : strndup(path, (size_t)(slash - path));
-    int fd = directory != NULL ? open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
-    if (fd >= 0) {
-        fsync(fd);
-        close(fd);
-    }
+    if (directory != NULL) (void)dlxi_directory_sync(directory, NULL);
     free(directory);
 }
 
@@ -237,7 +292,7 @@ dlx_status dlxi_file_writer_commit(dlxi_file_writer *writer, dlx_error *error) {
     if (rename(writer->temporary, writer->path) != 0)
         DLX_FAIL(error, SYSTEM, "%s: can't be replaced: %s", writer->path, strerror(errno));
     writer->temporary[0] = '\0';
-    directory_sync(writer->path);
+    parent_sync(writer->path);
     return DLX_OK;
 }
 

@@ -36,6 +36,21 @@ typedef struct dlxi_file_map {
 dlx_status dlxi_file_map_open(dlxi_file_map *out, const char *path, dlx_error *error);
 void dlxi_file_map_close(dlxi_file_map *map);
 
+/* An open file, read in pieces. Unlike with a map, a file that shrinks and a disk that fails are
+ * errors. */
+typedef struct dlxi_file_reader {
+    int fd; /* -1: not open */
+    uint64_t bytes;
+} dlxi_file_reader;
+
+/* Statuses as dlxi_file_read. Only regular files. Close takes one that is not open. */
+dlx_status dlxi_file_reader_open(dlxi_file_reader *out, const char *path, dlx_error *error);
+/* dst[bytes] ← the file from `offset` on; messages call it `path`. DLX_DATA if it is shorter;
+ * DLX_SYSTEM. Blocks. */
+dlx_status dlxi_file_reader_read(const dlxi_file_reader *reader, void *dst, uint64_t offset,
+                                 size_t bytes, const char *path, dlx_error *error);
+void dlxi_file_reader_close(dlxi_file_reader *reader);
+
 /* Writes path.part-…; commit flushes it to disk and renames it to path. What exists at path must be
  * a regular file: DLX_CONFIG. One thread at a time. */
 typedef struct dlxi_file_writer dlxi_file_writer;
@@ -43,6 +58,8 @@ typedef struct dlxi_file_writer dlxi_file_writer;
 dlx_status dlxi_file_writer_open(dlxi_file_writer **out, const char *path, dlx_error *error);
 dlx_status dlxi_file_writer_append(dlxi_file_writer *writer, const void *data, size_t bytes,
                                    dlx_error *error);
+/* Appends zeros until the file has `bytes`, for replace to overwrite; they take no space before. */
+dlx_status dlxi_file_writer_extend(dlxi_file_writer *writer, uint64_t bytes, dlx_error *error);
 /* Overwrites appended bytes: a header whose checksum is known only at the end. */
 dlx_status dlxi_file_writer_replace(dlxi_file_writer *writer, uint64_t offset, const void *data,
                                     size_t bytes, dlx_error *error);
@@ -50,6 +67,10 @@ dlx_status dlxi_file_writer_replace(dlxi_file_writer *writer, uint64_t offset, c
 dlx_status dlxi_file_writer_commit(dlxi_file_writer *writer, dlx_error *error);
 /* Without a commit, removes the temporary file and leaves path unchanged. */
 void dlxi_file_writer_close(dlxi_file_writer **writer);
+
+/* Renames in a directory are on disk after this. DLX_SYSTEM; file systems that cannot sync a
+ * directory are taken to do it by themselves. */
+dlx_status dlxi_directory_sync(const char *directory, dlx_error *error);
 
 /* Replaces path with the text and a newline. */
 dlx_status dlxi_file_write_text(const char *path, const char *text, dlx_error *error);

@@ -2,6 +2,7 @@
 /* Reads safetensors files. The header is checked in full at open; afterwards every range is in the
  * file. */
 #include "checkpoint/safetensors.h"
+#include "base/bits.h"
 #include "base/file.h"
 #include "base/memory.h"
 #include "base/panic.h"
@@ -20,6 +21,7 @@ struct dlxi_safetensors {
     json_t *header; /* owns the names */
     dlxi_file_tensor *tensor;
     size_t count;
+    uint64_t bytes;
     char path[256];
 };
 
@@ -30,7 +32,7 @@ static const struct {
               {"I16", 2},  {"U16", 2}, {"F16", 2}, {"BF16", 2},    {"I32", 4},
               {"U32", 4},  {"F32", 4}, {"F64", 8}, {"I64", 8},     {"U64", 8}};
 
-static size_t dtype_bytes(const char *name) {
+size_t dlxi_dtype_bytes(const char *name) {
     for (size_t i = 0; i < sizeof dtypes / sizeof *dtypes; i++)
         if (strcmp(dtypes[i].name, name) == 0) return dtypes[i].bytes;
     return 0;
@@ -90,7 +92,7 @@ static dlx_status tensor_parse(dlxi_safetensors *file, dlxi_file_tensor *tensor,
     tensor->name = name;
     const char *dtype = json_string_value(json_object_get(entry, "dtype"));
     if (!json_is_object(entry) || dtype == NULL) FAIL_TENSOR(name, "it has no dtype");
-    size_t item_bytes = dtype_bytes(dtype);
+    size_t item_bytes = dlxi_dtype_bytes(dtype);
     if (item_bytes == 0) FAIL_TENSOR(name, "unknown dtype '%.20s'", dtype);
     snprintf(tensor->dtype, sizeof tensor->dtype, "%s", dtype);
     DLX_TRY(shape_parse(file, tensor, json_object_get(entry, "shape"), error));
@@ -140,29 +142,40 @@ static dlx_status padding_check(const dlxi_safetensors *file, const uint8_t *hea
              file->path, bytes - end, bytes);
 }
 
-static dlx_status header_parse(dlxi_safetensors *file, const uint8_t *data, size_t bytes,
-                               dlx_error *error) {
-    if (bytes < PREFIX_BYTES)
-        DLX_FAIL(error, DATA, "%s: %zu bytes are too few for a safetensors file", file->path,
-                 bytes);
-    uint64_t header_bytes = 0;
-    for (int i = 0; i < PREFIX_BYTES; i++) header_bytes |= (uint64_t)data[i] << (8 * i);
-    if (header_bytes > HEADER_BYTES_MAX || header_bytes > bytes - PREFIX_BYTES)
+static dlx_status size_check(const dlxi_safetensors *file, dlx_error *error) {
+    if (file->bytes < PREFIX_BYTES)
+        DLX_FAIL(error, DATA, "%s: %" PRIu64 " bytes are too few for a safetensors file",
+                 file->path, file->bytes);
+    if (file->bytes > SIZE_MAX / 2)
+        DLX_FAIL(error, DATA, "%s: larger than this machine's address space", file->path);
+    return DLX_OK;
+}
+
+/* *header_bytes ← what the file's first bytes say, at most what the file has. */
+static dlx_status prefix_parse(size_t *header_bytes, const dlxi_safetensors *file,
+                               const uint8_t prefix[PREFIX_BYTES], dlx_error *error) {
+    uint64_t length = dlxi_load64(prefix);
+    if (length > HEADER_BYTES_MAX || length > file->bytes - PREFIX_BYTES)
         DLX_FAIL(error, DATA,
-                 "%s: a header of %" PRIu64
-                 " bytes does not fit (file %zu bytes, headers at most %d); is this a "
-                 "complete safetensors file?",
-                 file->path, header_bytes, bytes, HEADER_BYTES_MAX);
-    DLX_TRY(padding_check(file, data + PREFIX_BYTES, (size_t)header_bytes, error));
+                 "%s: a header of %" PRIu64 " bytes does not fit (file %" PRIu64
+                 " bytes, headers at most %d); is this a complete safetensors file?",
+                 file->path, length, file->bytes, HEADER_BYTES_MAX);
+    *header_bytes = (size_t)length;
+    return DLX_OK;
+}
+
+/* data: behind the header; NULL if it was not read. */
+static dlx_status header_parse(dlxi_safetensors *file, const uint8_t *header, size_t header_bytes,
+                               const uint8_t *data, dlx_error *error) {
+    DLX_TRY(padding_check(file, header, header_bytes, error));
     json_error_t json;
-    file->header = json_loadb((const char *)data + PREFIX_BYTES, (size_t)header_bytes,
-                              JSON_REJECT_DUPLICATES, &json);
+    file->header = json_loadb((const char *)header, header_bytes, JSON_REJECT_DUPLICATES, &json);
     if (file->header == NULL)
         DLX_FAIL(error, DATA, "%s: its header is not JSON: %.120s", file->path, json.text);
     if (!json_is_object(file->header))
         DLX_FAIL(error, DATA, "%s: its header is not a JSON object", file->path);
 
-    size_t start = PREFIX_BYTES + (size_t)header_bytes, room = bytes - start;
+    size_t start = PREFIX_BYTES + header_bytes, room = (size_t)file->bytes - start;
     DLX_TRY(DLXI_NEW(&file->tensor, json_object_size(file->header), error));
     const char *name;
     json_t *entry;
@@ -170,25 +183,60 @@ static dlx_status header_parse(dlxi_safetensors *file, const uint8_t *data, size
         if (strcmp(name, "__metadata__") == 0) continue;
         dlxi_file_tensor *tensor = &file->tensor[file->count];
         DLX_TRY(tensor_parse(file, tensor, name, entry, room, error));
-        tensor->data = data + start + tensor->begin;
+        tensor->data = data != NULL ? data + tensor->begin : NULL;
+        tensor->offset = start + tensor->begin;
         file->count++;
     }
     return cover_check(file, room, error);
 }
 
+static dlx_status file_new(dlxi_safetensors **out, uint64_t bytes, const char *path,
+                           dlx_error *error) {
+    DLX_TRY(DLXI_NEW(out, 1, error));
+    (*out)->bytes = bytes;
+    dlxi_text_copy((*out)->path, sizeof(*out)->path, path);
+    return size_check(*out, error);
+}
+
 dlx_status dlxi_safetensors_parse(dlxi_safetensors **out, const uint8_t *data, size_t bytes,
                                   const char *path, dlx_error *error) {
+    dlx_status status = DLX_OK;
     dlxi_safetensors *file = NULL;
+    size_t header_bytes;
     *out = NULL;
-    DLX_TRY(DLXI_NEW(&file, 1, error));
-    snprintf(file->path, sizeof file->path, "%s", path);
-    dlx_status status = header_parse(file, data, bytes, error);
-    if (status != DLX_OK) {
-        dlxi_safetensors_close(&file);
-        return status;
-    }
+    DLX_TRY_OUT(file_new(&file, bytes, path, error));
+    DLX_TRY_OUT(prefix_parse(&header_bytes, file, data, error));
+    data += PREFIX_BYTES;
+    DLX_TRY_OUT(header_parse(file, data, header_bytes, data + header_bytes, error));
     *out = file;
-    return DLX_OK;
+    file = NULL;
+out:
+    dlxi_safetensors_close(&file);
+    return status;
+}
+
+dlx_status dlxi_safetensors_open_header(dlxi_safetensors **out, const char *path,
+                                        dlx_error *error) {
+    dlx_status status = DLX_OK;
+    dlxi_safetensors *file = NULL;
+    dlxi_file_reader reader = {.fd = -1};
+    uint8_t prefix[PREFIX_BYTES], *header = NULL;
+    size_t header_bytes;
+    *out = NULL;
+    DLX_TRY_OUT(dlxi_file_reader_open(&reader, path, error));
+    DLX_TRY_OUT(file_new(&file, reader.bytes, path, error));
+    DLX_TRY_OUT(dlxi_file_reader_read(&reader, prefix, 0, PREFIX_BYTES, path, error));
+    DLX_TRY_OUT(prefix_parse(&header_bytes, file, prefix, error));
+    DLX_TRY_OUT(DLXI_NEW(&header, header_bytes, error));
+    DLX_TRY_OUT(dlxi_file_reader_read(&reader, header, PREFIX_BYTES, header_bytes, path, error));
+    DLX_TRY_OUT(header_parse(file, header, header_bytes, NULL, error));
+    *out = file;
+    file = NULL;
+out:
+    free(header);
+    dlxi_safetensors_close(&file);
+    dlxi_file_reader_close(&reader);
+    return status;
 }
 
 dlx_status dlxi_safetensors_open(dlxi_safetensors **out, const char *path, dlx_error *error) {
@@ -231,6 +279,10 @@ const dlxi_file_tensor *dlxi_safetensors_find(const dlxi_safetensors *file, cons
 
 const char *dlxi_safetensors_path(const dlxi_safetensors *file) {
     return file->path;
+}
+
+uint64_t dlxi_safetensors_bytes(const dlxi_safetensors *file) {
+    return file->bytes;
 }
 
 /* ---- elements -------------------------------------------------------------------------------- */

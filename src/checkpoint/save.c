@@ -73,7 +73,7 @@ static dlx_status sources_list(dlxi_tensor_source **source, size_t *count, dlxi_
         DLXI_ASSERT(given == 0 || given == e->parts);
         if (given == 0) continue;
         (*source)[(*count)++] =
-            (dlxi_tensor_source){e->name, e->rows, e->cols, e->vector, rows_write, e};
+            (dlxi_tensor_source){e->name, "F32", e->rows, e->cols, e->vector, rows_write, e};
     }
     return DLX_OK;
 }

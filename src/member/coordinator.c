@@ -50,6 +50,7 @@ void dlxi_coordinator_close(dlxi_coordinator **coordinator) {
     dlxi_outbox_clear(&c->outbox);
     dlxi_ledger_close(&c->ledger);
     free(c->copy);
+    free((uint8_t *)(uintptr_t)c->resumed.data);
     free(c->peers);
     free(c->shared_text);
     free(c->sites_text);
@@ -430,7 +431,7 @@ void dlxi_coordinator_check(const dlxi_coordinator *c) {
     DLXI_ASSERT(c->proposal == NULL || (c->phase == DLXI_COORDINATOR_RUNNING && c->attempt > 0));
     DLXI_ASSERT(c->proposal == NULL || !c->begin_waits);
     DLXI_ASSERT(!c->welcomed || dlxi_coordinator_left(c) > 0);
-    DLXI_ASSERT(c->phase != DLXI_COORDINATOR_GATHERING || c->round == 1);
+    DLXI_ASSERT(c->phase != DLXI_COORDINATOR_GATHERING || c->round == 1 || c->welcomed);
     DLXI_ASSERT(c->phase < DLXI_COORDINATOR_ENDING || c->phase == DLXI_COORDINATOR_DONE ||
                 c->committed_last);
 }

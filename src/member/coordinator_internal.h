@@ -59,6 +59,7 @@ typedef struct dlxi_run_site {
     /* submissions: up to which they are counted; up to which they are void, since their windows
      * were given to others */
     uint64_t counted, voided;
+    uint64_t resumed_run;                       /* as it said when it joined; 0: it starts anew */
     dlxi_lease leases[DLXI_COORDINATOR_LEASES]; /* of submission n at n mod this */
     /* of the present submission, once all its ranks are ready */
     uint64_t tokens;
@@ -196,6 +197,7 @@ struct dlxi_coordinator {
     uint64_t given_up, given_up_told; /* bits of sites: then; what these gave up has been told */
     uint8_t *copy;                    /* for sites, of the last committed round; NULL: none */
     uint32_t copy_bytes;
+    dlxi_copy resumed; /* that a site brought when it joined; data is the coordinator's */
     dlxi_outbox outbox;
     dlxi_message incoming;
     dlxi_lines log; /* for the operator */
@@ -350,6 +352,22 @@ void dlxi_coordinator_copy_make(dlxi_coordinator *c);
 /* Behind the copy, for a site that is behind: the records before the last, back to that of round
  * `from`, as many as there is room for. Returns the bytes of all. */
 uint32_t dlxi_coordinator_copy_extend(dlxi_coordinator *c, uint64_t from);
+
+/* A coordinator as it was when that copy was made, whatever the present sites and settings are: of
+ * settings only the times count. */
+dlx_status dlxi_coordinator_read_copy(dlxi_coordinator **out,
+                                      const dlxi_coordinator_settings *settings,
+                                      const dlxi_copy *copy, int64_t now_ms, dlx_error *error);
+
+/* ---- resume.c ---- */
+
+/* Why this rank, which goes on with a run or starts one, does not fit the first site; or false. */
+bool dlxi_resume_mismatch(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
+                          const dlxi_run_site *s, const dlxi_hello *hello);
+/* What a site that joins brings. False: no memory. */
+bool dlxi_resume_note(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_hello *hello);
+/* All sites have joined: if they go on with a run, so does the coordinator. False: it can't. */
+bool dlxi_resume_adopt(dlxi_coordinator *c);
 
 /* ---- record.c ---- */
 

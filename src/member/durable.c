@@ -352,8 +352,6 @@ static bool copy_write(dlxi_writer *writer, dlxi_coordinator *c) {
 }
 
 void dlxi_coordinator_copy_make(dlxi_coordinator *c) {
-    for (uint16_t i = 0; i < c->count; i++)
-        if (!c->sites[i].keeps_history) return;
     if (c->copy == NULL && (c->copy = malloc(DLXI_COPY_MAX)) == NULL) return;
     dlxi_writer writer = dlxi_writer_over(c->copy, DLXI_COPY_MAX);
     c->copy_bytes = copy_write(&writer, c) ? (uint32_t)writer.used_bytes : 0;
@@ -361,7 +359,7 @@ void dlxi_coordinator_copy_make(dlxi_coordinator *c) {
     c->no_copy_is_told = true;
     dlxi_lines_add(&c->log,
                    "the run's state is too large for sites to keep: if coordinator.db is lost, "
-                   "--takeover can't go on");
+                   "--takeover can't go on, nor --resume");
 }
 
 uint32_t dlxi_coordinator_copy_extend(dlxi_coordinator *c, uint64_t from) {
@@ -403,7 +401,8 @@ static dlx_status sites_compare(const dlxi_coordinator *c, dlx_error *error) {
              c->settings.sites, c->count);
 }
 
-static dlx_status state_read(dlxi_coordinator *c, const uint8_t *state, size_t bytes,
+/* same: the sites and settings have to be those of now. */
+static dlx_status state_read(dlxi_coordinator *c, const uint8_t *state, size_t bytes, bool same,
                              dlx_error *error) {
     char *text = malloc(DLXI_TEXT_MAX + 1);
     if (text == NULL) DLX_FAIL(error, MEMORY, "out of memory for the coordinator's state");
@@ -426,20 +425,20 @@ static dlx_status state_read(dlxi_coordinator *c, const uint8_t *state, size_t b
         status = dlxi_error_set(error, DLX_DATA, "the coordinator's saved state is malformed");
     else if (c->saved_stage == DLXI_STAGE_OVER)
         status = dlxi_error_set(error, DLX_STATE, "the run is over");
-    else
+    else if (same)
         status = sites_compare(c, error);
-    if (status == DLX_OK) status = settings_compare(c, text, error);
+    if (status == DLX_OK && same) status = settings_compare(c, text, error);
     free(text);
     return status;
 }
 
 static dlx_status coordinator_restore(dlxi_coordinator **out,
                                       const dlxi_coordinator_settings *settings,
-                                      const uint8_t *state, size_t bytes, int64_t now_ms,
+                                      const uint8_t *state, size_t bytes, bool same, int64_t now_ms,
                                       dlx_error *error) {
     dlxi_coordinator *c;
     DLX_TRY(dlxi_coordinator_open(&c, settings, now_ms, error));
-    dlx_status status = state_read(c, state, bytes, error);
+    dlx_status status = state_read(c, state, bytes, same, error);
     if (status != DLX_OK) {
         dlxi_coordinator_close(&c);
         *out = NULL;
@@ -457,7 +456,7 @@ static dlx_status coordinator_restore(dlxi_coordinator **out,
 dlx_status dlxi_coordinator_restore(dlxi_coordinator **out,
                                     const dlxi_coordinator_settings *settings, const uint8_t *state,
                                     size_t bytes, int64_t now_ms, dlx_error *error) {
-    DLX_TRY(coordinator_restore(out, settings, state, bytes, now_ms, error));
+    DLX_TRY(coordinator_restore(out, settings, state, bytes, true, now_ms, error));
     dlxi_coordinator *c = *out;
     if (!DLXI_PLANTED(18)) c->term++;
     dlxi_lines_add(&c->log,
@@ -491,17 +490,16 @@ static const uint8_t *part_read(dlxi_reader *reader, size_t *bytes) {
     return dlxi_read_bytes(reader, *bytes);
 }
 
-dlx_status dlxi_coordinator_restore_copy(dlxi_coordinator **out,
-                                         const dlxi_coordinator_settings *settings,
-                                         const uint8_t *copy, size_t bytes, int64_t now_ms,
-                                         dlx_error *error) {
+static dlx_status copy_restore(dlxi_coordinator **out, const dlxi_coordinator_settings *settings,
+                               const uint8_t *copy, size_t bytes, bool same, int64_t now_ms,
+                               dlx_error *error) {
     dlxi_reader reader = dlxi_reader_over(copy, bytes);
     size_t part_bytes;
     const uint8_t *part = part_read(&reader, &part_bytes);
     *out = NULL;
     if (part == NULL)
         DLX_FAIL(error, DATA, "a site's copy of the coordinator's state is malformed");
-    dlx_status status = coordinator_restore(out, settings, part, part_bytes, now_ms, error);
+    dlx_status status = coordinator_restore(out, settings, part, part_bytes, same, now_ms, error);
     while (status == DLX_OK && dlxi_reader_left_bytes(&reader) > 0) {
         part = part_read(&reader, &part_bytes);
         status = part == NULL ? dlxi_error_set(error, DLX_DATA, "a saved record is malformed")
@@ -513,6 +511,19 @@ dlx_status dlxi_coordinator_restore_copy(dlxi_coordinator **out,
         status = dlxi_error_set(error, DLX_DATA, "a site's copy lacks the last round's record");
     if (status != DLX_OK) dlxi_coordinator_close(out);
     return status;
+}
+
+dlx_status dlxi_coordinator_restore_copy(dlxi_coordinator **out,
+                                         const dlxi_coordinator_settings *settings,
+                                         const uint8_t *copy, size_t bytes, int64_t now_ms,
+                                         dlx_error *error) {
+    return copy_restore(out, settings, copy, bytes, true, now_ms, error);
+}
+
+dlx_status dlxi_coordinator_read_copy(dlxi_coordinator **out,
+                                      const dlxi_coordinator_settings *settings,
+                                      const dlxi_copy *copy, int64_t now_ms, dlx_error *error) {
+    return copy_restore(out, settings, copy->data, copy->bytes, false, now_ms, error);
 }
 
 static void site_give_up(dlxi_coordinator *c, dlxi_run_site *s) {

@@ -35,15 +35,16 @@ void dlxi_gather_welcome_rank(dlxi_coordinator *c, uint16_t site, uint16_t rank)
     *w = (dlxi_welcome){.site = site,
                         .sites = c->count,
                         .tokens_target = c->settings.tokens_target,
-                        .run_id = c->settings.run_id};
+                        .run_id = c->settings.run_id,
+                        .counted = c->sites[site].counted};
     for (uint16_t i = 0; i < c->count; i++) {
         memcpy(w->members[i].name, c->sites[i].name, sizeof w->members[i].name);
         memcpy(w->members[i].public_key, c->sites[i].key, sizeof w->members[i].public_key);
         w->members[i].needs_anchor =
             c->sites[i].ranks[rank].anchor_hash != c->sites[0].ranks[rank].anchor_hash;
     }
-    w->leases[0] = c->sites[site].leases[1 % DLXI_COORDINATOR_LEASES];
-    w->leases[1] = c->sites[site].leases[2 % DLXI_COORDINATOR_LEASES];
+    for (uint64_t k = 0; k < 2; k++)
+        w->leases[k] = c->sites[site].leases[(w->counted + 1 + k) % DLXI_COORDINATOR_LEASES];
     dlxi_coordinator_put(c, p, c->round, c->attempt);
 }
 
@@ -53,8 +54,13 @@ void dlxi_gather_welcome_rank(dlxi_coordinator *c, uint16_t site, uint16_t rank)
 static void sites_welcome(dlxi_coordinator *c) {
     qsort(c->sites, c->count, sizeof *c->sites, sites_compare);
     dlxi_coordinator_index_peers(c);
-    for (uint64_t submission = 1; submission <= 2; submission++)
-        for (uint16_t i = 0; i < c->count; i++) dlxi_rounds_grant(c, &c->sites[i], submission);
+    if (!dlxi_resume_adopt(c)) return;
+    for (uint64_t k = 1; k <= 2; k++)
+        for (uint16_t i = 0; i < c->count; i++) {
+            dlxi_run_site *s = &c->sites[i];
+            const dlxi_lease *lease = &s->leases[(s->counted + k) % DLXI_COORDINATOR_LEASES];
+            if (lease->submission != s->counted + k) dlxi_rounds_grant(c, s, s->counted + k);
+        }
     c->welcomed = true;
     for (uint16_t i = 0; i < c->count; i++)
         for (uint16_t r = 0; r < c->sites[i].rank_count; r++) dlxi_gather_welcome_rank(c, i, r);
@@ -163,6 +169,10 @@ void dlxi_gather_on_hello(dlxi_coordinator *c, uint32_t peer, const char *name, 
                                             .answered_ms = now_ms};
     s->joined++;
     dlxi_coordinator_index_peers(c);
+    if (!dlxi_resume_note(c, s, hello)) {
+        dlxi_coordinator_fail_memory(c);
+        return;
+    }
     if (!dlxi_run_site_is_complete(s)) return;
     uint16_t complete = complete_sites_count(c);
     dlxi_lines_add(&c->log, "site '%s' connected, %u of %u", s->name, complete, c->settings.sites);

@@ -74,8 +74,9 @@ dlx_status dlxi_site_open(dlxi_site **out, const dlxi_hello *hello,
                  settings->coordinator);
     s->last_seen_ms = s->pinged_ms = s->ticked_ms = s->opened_ms = now_ms;
     s->tell_ms = now_ms + DLXI_WAIT_TELL_FIRST_MS;
-    s->round = 1;
+    s->round = hello->resumed_run != 0 ? hello->round : 1;
     s->outbox.scratch.as.hello = s->hello;
+    s->hello.copy = (dlxi_copy){0}; /* the caller's */
     site_put_standing(s, DLXI_FRAME_HELLO);
     return DLX_OK;
 }
@@ -303,6 +304,7 @@ static void position_put(dlxi_site *s, bool with_copy) {
                          .incarnation = s->hello.incarnation,
                          .hears = !is_orphan(s),
                          .copy = s->copy};
+    if (!s->hello.keeps_history) m->copy = (dlxi_copy){0}; /* it can't be taken over */
     for (uint16_t i = 0; i < s->view.members && s->attempt > 0; i++)
         m->view |= UINT64_C(1) << s->view.member[i].site;
     if (!with_copy) m->copy.bytes = 0;

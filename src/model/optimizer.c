@@ -102,6 +102,15 @@ void dlxi_optimizer_close(dlxi_optimizer **optimizer) {
     *optimizer = NULL;
 }
 
+void dlxi_optimizer_state(dlxi_optimizer *optimizer, int64_t i, float **first, float **second) {
+    *first = optimizer->state[i].first;
+    *second = optimizer->state[i].second;
+}
+
+int64_t *dlxi_optimizer_steps(dlxi_optimizer *optimizer) {
+    return &optimizer->step;
+}
+
 double dlxi_optimizer_sum_of_squares(dlxi_optimizer *optimizer) {
     dlxi_kernels *k = optimizer->kernels;
     double sum = 0.0;

@@ -40,6 +40,11 @@ dlx_status dlxi_optimizer_step_with_norm(dlxi_optimizer *optimizer, float learni
                                          float gradient_scale, double sum_of_squares, double *norm,
                                          dlx_error *error);
 
+/* The state of tensor i, of its shape, and how many steps were taken: to save and restore.
+ * *second ← NULL if it has one array. */
+void dlxi_optimizer_state(dlxi_optimizer *optimizer, int64_t i, float **first, float **second);
+int64_t *dlxi_optimizer_steps(dlxi_optimizer *optimizer);
+
 /* dst[rows, cols] ← src with its singular values driven towards 1: the direction of Muon's step.
  * scratch: dlxi_muon_scratch_count floats, the first of which may be src; dst may not be. */
 int64_t dlxi_muon_scratch_count(int64_t rows, int64_t cols);

@@ -48,6 +48,7 @@ typedef struct dlxi_option {
     double default_value;
     const char *comment;    /* one line, no final dot */
     const char *value_name; /* flags: N, FILE */
+    const char *bare_text;  /* flags: the value where none is given by `=`; NULL: one is needed */
     bool allow_auto;        /* integer and real */
     bool site_may_differ;   /* not in the canonical text */
 } dlxi_option;

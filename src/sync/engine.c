@@ -30,6 +30,13 @@ static dlx_status site_open(dlxi_engine *e, const dlx_sync_config *options, uint
     hello->ranks = options->ranks;
     hello->tensors_hash = dlxi_state_tensors_hash(e->state);
     hello->anchor_hash = dlxi_state_anchor_hash(e->state);
+    if (e->state->run_id != 0) {
+        hello->resumed_run = e->state->run_id;
+        hello->round = e->state->rounds + 1;
+        hello->counted = e->state->counted;
+        hello->copy = e->state->copy;
+        hello->anchor_hash = dlxi_state_hash(e->state, DLXI_STATE_REPLICATED);
+    }
     hello->windows = options->windows;
     hello->tokens_per_window = options->tokens_per_window;
     hello->data_hash = options->data_hash;
@@ -71,6 +78,7 @@ dlx_status dlxi_engine_open(dlxi_engine **out, const dlx_sync_config *options, u
     e->keeps_history = !state->method->averages_gradients;
     e->history.bytes_max = history_bytes(options, state);
     e->now_ms = e->ticked_ms = now_ms;
+    e->ready.submission = state->counted;
     DLX_TRY_OUT(DLXI_NEW(&e->listening, 1, error));
     DLX_TRY_OUT(dlxi_exchange_open(&e->exchange, state, options->rank, error));
     dlxi_exchange_set_keepalive(e->exchange, busy_keepalive, e);
@@ -108,8 +116,12 @@ static void state_return(dlxi_engine *e) {
     e->has_news = true;
 }
 
-/* The run is over for this rank: the state goes back. */
+static void round_commit(dlxi_engine *e);
+
+/* The run is over for this rank: the state goes back. A round that it knows to be committed counts:
+ * others have it. */
 static void engine_end(dlxi_engine *e) {
+    if (e->commits && e->state != NULL) round_commit(e);
     e->outcome.ended = e->has_news = true;
     e->outcome.failure = e->site->result;
     e->linking = e->begins = e->commits = false;
@@ -192,6 +204,7 @@ static void join_if_linked(dlxi_engine *e) {
     o->tokens_target = w->tokens_target;
     o->run_id = w->run_id;
     memcpy(o->leases, w->leases, sizeof o->leases);
+    e->state->run_id = w->run_id;
     e->in_trouble = false;
     dlxi_site_on_entered(e->site);
     state_return(e);
@@ -347,6 +360,8 @@ static void round_commit(dlxi_engine *e) {
         dlxi_exchange_keep(e->exchange, dlxi_lineage_of(e->site->commit.coordinator), &e->history);
     dlxi_exchange_commit(e->exchange, e->state);
     e->state->tokens = e->site->commit.committed_tokens;
+    e->state->counted = e->ready.submission;
+    dlxi_state_set_copy(e->state, &e->site->copy);
     e->commits = false;
     dlxi_site_on_applied(e->site);
     e->outcome.exchange_bytes = e->exchange_bytes;

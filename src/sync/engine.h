@@ -49,7 +49,7 @@ typedef struct dlxi_outcome {
     /* with joined */
     uint16_t site_index, site_count;
     uint64_t tokens_target, run_id;
-    dlxi_lease leases[2]; /* of rounds 1 and 2 */
+    dlxi_lease leases[2]; /* of the next two submissions */
     /* with committed */
     dlxi_commit commit;
     uint64_t view_tokens, own_tokens; /* of all members, and of this site */

@@ -72,6 +72,7 @@ static void follow_commit(dlxi_engine *e) {
     dlxi_exchange_keep(e->exchange, dlxi_lineage_of(e->site->commit.coordinator), &e->history);
     dlxi_exchange_commit(e->exchange, e->state);
     e->state->tokens = e->site->commit.committed_tokens;
+    dlxi_state_set_copy(e->state, &e->site->copy);
     dlxi_site_on_followed(e->site);
     if (finished) {
         dlxi_engine_outcome_of_commit(e);

@@ -121,6 +121,10 @@ void dlxi_local_close(dlxi_local **local) {
     *local = NULL;
 }
 
+float *dlxi_local_start(const dlxi_local *l, size_t tensor) {
+    return l->tensors[tensor].start;
+}
+
 /* ---- chunks ---------------------------------------------------------------------------------- */
 
 /* p itself, if it is f32 in this process's memory; else NULL. */

@@ -21,6 +21,9 @@ void dlxi_local_close(dlxi_local **local);
 /* θ, start ← p, and θ's hashes: how a run starts, and how one of gradient means ends. */
 dlx_status dlxi_local_read(dlxi_local *local, dlxi_state *state, dlx_error *error);
 
+/* start of a tensor, for a save or a restore; NULL: it is not kept. */
+float *dlxi_local_start(const dlxi_local *local, size_t tensor);
+
 /* M ← δ + e, *norm ← ‖M‖; then p, start ← by method if `applies` (a committed update at the same
  * step), else start ← p. `weight`: this site's in the view just committed. */
 dlx_status dlxi_local_submit(dlxi_local *local, dlxi_state *state, bool applies, float weight,

@@ -164,8 +164,18 @@ void dlxi_state_close(dlxi_state **state) {
         free(s->tensors[i].name);
     }
     free(s->tensors);
+    free((uint8_t *)(uintptr_t)s->copy.data);
     free(s);
     *state = NULL;
+}
+
+void dlxi_state_set_copy(dlxi_state *s, const dlxi_copy *copy) {
+    uint8_t *data = NULL;
+    bool fits = copy->bytes > 0 && copy->round == s->rounds;
+    if (fits && (data = malloc(copy->bytes)) != NULL) memcpy(data, copy->data, copy->bytes);
+    free((uint8_t *)(uintptr_t)s->copy.data);
+    s->copy = data != NULL ? *copy : (dlxi_copy){0};
+    s->copy.data = data;
 }
 
 /* ---- hashes and sizes ------------------------------------------------------------------------ */

@@ -11,6 +11,7 @@
 #include "codec/codec.h"
 #include "outer/adapt.h"
 #include "outer/sync_options.h"
+#include "wire/messages.h"
 
 /* Values are [rows, cols], row-major, unless said. */
 typedef struct dlxi_state_tensor {
@@ -38,6 +39,9 @@ typedef struct dlxi_state {
     uint64_t rounds; /* committed */
     uint64_t tokens; /* committed, of the run */
     dlxi_adapt adapt;
+    uint64_t run_id;  /* 0: it has not joined a run */
+    uint64_t counted; /* this site's submissions in committed rounds */
+    dlxi_copy copy;   /* of the coordinator, after the last round; without data: none is known */
 } dlxi_state;
 
 /* θ is zero until it is set; everything else is as a run starts. *out is the caller's. A rank may
@@ -45,6 +49,9 @@ typedef struct dlxi_state {
 dlx_status dlxi_state_open(dlxi_state **out, const dlx_sync_config *options,
                            const dlx_tensor *tensors, size_t count, dlx_error *error);
 void dlxi_state_close(dlxi_state **state);
+
+/* `copy` is copied if it is of the last round; else, and without memory, there is none. */
+void dlxi_state_set_copy(dlxi_state *state, const dlxi_copy *copy);
 
 /* Statistics are sent as f32: they are few, and their mean should be exact. */
 static inline dlxi_quantiser dlxi_statistics_quantiser(dlxi_quantiser q) {

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "sync/sync.h"
+#include "sync/sync_internal.h"
 
 #include <math.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -12,43 +11,10 @@
 #include "base/memory.h"
 #include "base/panic.h"
 #include "member/lease.h"
-#include "outer/round.h"
-#include "sync/consensus.h"
-#include "sync/pump.h"
 
-enum { TICK_MS = 100, LEASES = 4 };
+enum { TICK_MS = 100 };
 
 static const char left_early[] = "it left before the run's end";
-
-struct dlx_sync {
-    dlx_sync_config options; /* resolved */
-    const dlxi_method *method;
-    dlxi_local *local;
-    dlxi_state *state; /* NULL while the engine has it */
-    dlxi_engine *engine;
-    dlxi_link *link;
-    dlxi_mailbox mailbox;
-    dlxi_pump pump;
-    dlxi_consensus consensus; /* with the other ranks of this site */
-    dlxi_round round;
-    double outside_since_s;  /* when the last call returned */
-    double round_step_s;     /* time spent outside, i.e. training, in the present round */
-    uint64_t round_tokens;   /* trained on in the present round */
-    uint64_t flying_tokens;  /* of the round that is submitted and not applied */
-    uint64_t applied_tokens; /* committed, as of the last apply */
-    uint64_t applied_rounds;
-    double run_share;       /* the run's tokens to one of this site's, as of the last apply */
-    uint64_t windows_taken; /* of the present round's lease */
-    double pace;            /* factor of H, for rounds from now on */
-    double balance;         /* the same, for this site's speed */
-    bool finished, reported;
-    dlx_end end;               /* what the caller was told */
-    dlxi_outcome last;         /* the newest of each kind so far */
-    dlxi_lease leases[LEASES]; /* of submission n at n mod LEASES */
-    atomic_bool interrupted;
-    pthread_mutex_t statistics_mutex;
-    dlx_statistics statistics;
-};
 
 static bool is_interrupted(const dlx_sync *s) {
     return s->interrupted || dlxi_flag_is_set(s->options.interrupted);
@@ -62,7 +28,7 @@ static void ask(dlx_sync *s, const dlxi_request *request) {
 }
 
 static void lease_keep(dlx_sync *s, const dlxi_lease *lease) {
-    s->leases[lease->submission % LEASES] = *lease;
+    s->leases[lease->submission % DLXI_SYNC_LEASES] = *lease;
 }
 
 static void statistics_of_commit(dlx_sync *s, const dlxi_outcome *o) {
@@ -91,8 +57,10 @@ static void outcome_take(dlx_sync *s, int wait_ms) {
     }
     if (o.joined) {
         s->last.joined = true;
-        s->last.site_index = o.site_index;
-        s->last.site_count = o.site_count;
+        if (s->applied_rounds == 0 && !s->last.committed) { /* else as the last view has it */
+            s->last.site_index = o.site_index;
+            s->last.site_count = o.site_count;
+        }
         s->last.tokens_target = o.tokens_target;
         s->last.run_id = o.run_id;
         lease_keep(s, &o.leases[0]);
@@ -132,6 +100,8 @@ static dlx_status wait_for(dlx_sync *s, const bool *flag, double *waited_s, dlx_
     DLX_FAIL(error, STATE, "the run is over");
 }
 
+static dlx_status go_on(dlx_sync *s, dlx_error *error);
+
 /* ---- open and close -------------------------------------------------------------------------- */
 
 static void statistics_begin(dlx_sync *s) {
@@ -140,6 +110,8 @@ static void statistics_begin(dlx_sync *s) {
     st->outer_learning_rate = s->options.outer_learning_rate;
     st->outer_momentum = s->options.outer_momentum;
     st->inner_steps = s->round.inner_steps;
+    st->rounds = s->state->rounds;
+    st->committed_tokens = s->state->tokens;
     st->anchor_hash = dlxi_state_anchor_hash(s->state);
     for (size_t i = 0; i < s->state->count; i++) {
         const dlxi_state_tensor *t = &s->state->tensors[i];
@@ -167,7 +139,8 @@ static dlx_status join(dlx_sync *s, dlx_error *error) {
 }
 
 dlx_status dlxi_sync_open(dlx_sync **out, const dlx_sync_config *options, dlxi_link *link,
-                          const dlx_tensor *tensors, size_t count, dlx_error *error) {
+                          const dlx_tensor *tensors, size_t count, dlx_restore restore,
+                          void *restore_context, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlx_sync *s = NULL;
     *out = NULL;
@@ -190,7 +163,10 @@ dlx_status dlxi_sync_open(dlx_sync **out, const dlx_sync_config *options, dlxi_l
                             .number = 1};
     DLX_TRY_OUT(dlxi_state_open(&s->state, options, tensors, count, error));
     DLX_TRY_OUT(dlxi_local_open(&s->local, options, tensors, count, error));
-    DLX_TRY_OUT(dlxi_local_read(s->local, s->state, error));
+    if (restore == NULL)
+        DLX_TRY_OUT(dlxi_local_read(s->local, s->state, error));
+    else
+        DLX_TRY_OUT(dlxi_sync_restore(s, restore, restore_context, error));
     DLX_TRY_OUT(dlxi_consensus_open(&s->consensus, options->rank, options->ranks, options->gather,
                                     options->gather_context, error));
     uint64_t incarnation;
@@ -201,6 +177,11 @@ dlx_status dlxi_sync_open(dlx_sync **out, const dlx_sync_config *options, dlxi_l
     s->options.site = s->options.shared_text = NULL; /* the caller's, and read by now */
     statistics_begin(s);
     DLX_TRY_OUT(join(s, error));
+    if (restore != NULL && (status = go_on(s, error)) != DLX_OK) {
+        if (!dlxi_sync_is_over(s)) goto out;
+        s->unready = true; /* it can be saved again */
+        status = DLX_OK;
+    }
     s->outside_since_s = dlxi_clock_s();
     *out = s;
     return DLX_OK;
@@ -230,13 +211,24 @@ static void engine_stop(dlx_sync *s) {
     (void)dlxi_mailbox_failure(&s->mailbox, &request.why);
     if (s->pump.started) ask(s, &request);
     dlxi_pump_join(&s->pump);
-    while (dlxi_mailbox_take(&s->mailbox, &s->last, 0))
-        if (s->last.state != NULL) s->state = s->last.state;
+    outcome_take(s, 0);
+}
+
+/* The run is over for this site, as far as it got. */
+void dlxi_sync_stop(dlx_sync *s) {
+    if (!s->finished && is_interrupted(s)) leave(s, DLX_INTERRUPTED, "interrupted");
+    engine_stop(s);
+}
+
+bool dlxi_sync_is_over(dlx_sync *s) {
+    outcome_take(s, 0);
+    return s->last.ended || is_interrupted(s) || dlxi_mailbox_failure(&s->mailbox, NULL) != DLX_OK;
 }
 
 void dlxi_sync_close(dlx_sync **sync) {
     dlx_sync *s = *sync;
     if (s == NULL) return;
+    dlxi_saving_end(s);
     bool failed = dlxi_mailbox_failure(&s->mailbox, NULL) != DLX_OK;
     if (s->pump.started && s->finished && !s->reported && !failed)
         (void)dlxi_sync_report(s, "", NULL);
@@ -286,7 +278,7 @@ static dlx_status submit_to_engine(dlx_sync *s, double norm, dlx_error *error) {
     DLX_TRY(next_inner_steps(s, &next, error));
     double step_s = s->round.steps == 0 ? 0 : s->round_step_s / s->round.steps;
     dlxi_request request = {.state = s->state, .submits = true};
-    request.ready = (dlxi_ready){
+    request.ready = s->flying = (dlxi_ready){
         .tokens = s->round_tokens,
         .windows_used = (uint32_t)s->windows_taken,
         .norm = norm,
@@ -376,6 +368,7 @@ static dlx_status wait_for_commit(dlx_sync *s, double *waited_s, dlx_error *erro
 static dlx_status submit(dlx_sync *s, bool applies, dlx_step *step, dlx_error *error) {
     double norm;
     step->submitted = true;
+    dlxi_saving_end(s);
     DLX_TRY(dlxi_local_submit(s->local, s->state, applies, s->last.weight, &norm, error));
     if (applies) {
         step->applied = true;
@@ -388,9 +381,16 @@ static dlx_status submit(dlx_sync *s, bool applies, dlx_step *step, dlx_error *e
 static dlx_status apply(dlx_sync *s, bool final, dlx_step *step, dlx_error *error) {
     step->exchange_steps = s->round.steps_since;
     step->applied = true;
+    dlxi_saving_end(s);
     DLX_TRY(dlxi_local_apply(s->local, s->state, final, s->last.weight, error));
     settle(s);
     return DLX_OK;
+}
+
+/* Of a run that was over before it could go on: why. */
+static dlx_status ready_check(dlx_sync *s, dlx_error *error) {
+    DLX_TRY(dlxi_mailbox_failure(&s->mailbox, error));
+    DLX_FAIL(error, INTERRUPTED, "interrupted");
 }
 
 static dlx_status proceed(dlx_sync *s, dlx_step *step, dlx_error *error) {
@@ -420,8 +420,20 @@ static dlx_status proceed(dlx_sync *s, dlx_step *step, dlx_error *error) {
     return DLX_OK;
 }
 
+/* What the interrupted run was about to do: its last step's submission again, or what followed. */
+static dlx_status go_on(dlx_sync *s, dlx_error *error) {
+    dlx_step step = {0};
+    if (s->round.outstanding && !s->last.committed) {
+        dlxi_request request = {.state = s->state, .submits = true, .ready = s->flying};
+        s->state = NULL;
+        ask(s, &request);
+    }
+    return s->method->averages_gradients ? DLX_OK : proceed(s, &step, error);
+}
+
 dlx_status dlxi_sync_step(dlx_sync *s, uint64_t tokens, dlx_step *step, dlx_error *error) {
     dlx_status status = DLX_OK;
+    if (s->unready) DLX_TRY(ready_check(s, error));
     if (!s->method->averages_gradients) {
         if (s->finished) DLX_FAIL(error, STATE, "the run is finished");
         s->round_step_s += dlxi_clock_s() - s->outside_since_s;
@@ -449,6 +461,9 @@ dlx_status dlxi_sync_gradients(dlx_sync *s, float *const *gradients, uint64_t to
                  "gradients are exchanged under overlap allreduce only; call dlx_sync_step");
     if (s->finished) DLX_FAIL(error, STATE, "the run is finished");
     double sum = 0, waited = 0;
+    bool committed, finished;
+    if (s->options.ranks == 1) DLX_TRY(check(s, &committed, &finished, error));
+    dlxi_saving_end(s);
     for (size_t i = 0; i < s->state->count; i++) {
         const dlxi_state_tensor *t = &s->state->tensors[i];
         int64_t values = dlxi_state_tensor_values(t);
@@ -458,7 +473,12 @@ dlx_status dlxi_sync_gradients(dlx_sync *s, float *const *gradients, uint64_t to
     }
     s->round_tokens = tokens;
     DLX_TRY(submit_to_engine(s, sqrt(sum), error));
-    DLX_TRY(wait_for_commit(s, &waited, error));
+    dlx_status status = wait_for_commit(s, &waited, error);
+    if (status == DLX_INTERRUPTED && s->options.ranks == 1) {
+        dlxi_sync_stop(s); /* if it has committed meanwhile, the caller's step is to be finished */
+        if (s->last.committed) status = DLX_OK;
+    }
+    if (status != DLX_OK) return status;
     for (size_t i = 0; i < s->state->count; i++) {
         const dlxi_state_tensor *t = &s->state->tensors[i];
         memcpy(gradients[i], t->error, (size_t)dlxi_state_tensor_values(t) * sizeof(float));
@@ -471,7 +491,8 @@ dlx_status dlxi_sync_gradients(dlx_sync *s, float *const *gradients, uint64_t to
 /* ---- windows, reports ------------------------------------------------------------------------ */
 
 dlx_status dlxi_sync_windows(dlx_sync *s, uint64_t *positions, uint32_t count, dlx_error *error) {
-    const dlxi_lease *lease = &s->leases[s->round.number % LEASES];
+    if (s->unready) DLX_TRY(ready_check(s, error));
+    const dlxi_lease *lease = &s->leases[s->round.number % DLXI_SYNC_LEASES];
     uint64_t leased = lease->submission == s->round.number ? dlxi_lease_windows(lease) : 0;
     if (s->windows_taken > leased || count > leased - s->windows_taken)
         DLX_FAIL(error, STATE, "the lease of round %llu has %llu windows left, not %u",
@@ -547,6 +568,10 @@ uint64_t dlxi_sync_tokens(const dlx_sync *s) {
     return s->applied_tokens + (uint64_t)(share * (double)(s->flying_tokens + s->round_tokens));
 }
 
+bool dlxi_sync_is_finished(const dlx_sync *s) {
+    return s->finished;
+}
+
 uint64_t dlxi_sync_tokens_target(const dlx_sync *s) {
     return s->last.tokens_target;
 }
@@ -609,6 +634,7 @@ dlx_status dlxi_sync_anchor_hashes(dlx_sync *s, uint64_t *dst, dlx_error *error)
 
 dlx_status dlxi_sync_take_anchor(dlx_sync *s, uint64_t *rounds, dlx_error *error) {
     bool lent = false;
+    dlxi_saving_end(s);
     dlx_status status = state_borrow(s, &lent, error);
     if (status == DLX_OK && !s->method->averages_gradients)
         status = dlxi_local_apply(s->local, s->state, true, 0, error);

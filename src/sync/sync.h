@@ -9,9 +9,13 @@
 #include "sync/local.h"
 
 /* As the dlx_sync_* of the same name: arguments are checked and options resolved, and structs are
- * this library's. Takes the link over, on failure too. */
+ * this library's. open is resume if `restore` is given. Takes the link over, on failure too. */
 dlx_status dlxi_sync_open(dlx_sync **out, const dlx_sync_config *options, dlxi_link *link,
-                          const dlx_tensor *tensors, size_t count, dlx_error *error);
+                          const dlx_tensor *tensors, size_t count, dlx_restore restore,
+                          void *restore_context, dlx_error *error);
+dlx_status dlxi_sync_save(dlx_sync *s, dlx_hold hold, void *context, const dlx_part **parts,
+                          size_t *count, dlx_error *error);
+bool dlxi_sync_is_finished(const dlx_sync *s);
 /* `step` is zeroed. */
 dlx_status dlxi_sync_step(dlx_sync *s, uint64_t tokens, dlx_step *step, dlx_error *error);
 dlx_status dlxi_sync_gradients(dlx_sync *s, float *const *gradients, uint64_t tokens,

@@ -111,6 +111,14 @@ static const dlxi_option options[] = {
     BOOLEAN("sync.compression.tables", low_rank_tables, "true",
             "embedding and head may be low rank too"),
 
+    INTEGER("snapshots.keep", snapshots.keep, 0, 1000, "2",
+            "of each site, to go on from with --resume; 0: none are written",
+            .site_may_differ = true),
+    REAL("snapshots.minutes", snapshots.minutes, 0, 1e6, "10",
+         "from one to the next; 0: one when the run is stopped", .site_may_differ = true),
+    INTEGER("snapshots.rounds", snapshots.rounds, 0, 1e9, "0",
+            "committed rounds from one to the next; 0: by time alone", .site_may_differ = true),
+
     CHOICE("wan.link", wan.link, links, "zmq",
            "what the sites of this run are" DLXI_LINKS(LINK_TEXT)),
     STRING("wan.coordinator", wan.coordinator, "127.0.0.1:0",

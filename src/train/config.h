@@ -44,6 +44,10 @@ typedef struct dlxi_config {
     /* as generated from their tables; what is no option of these structs is the run's to fill in */
     dlx_sync_config sync;
     dlx_coordinator_config coordinator;
+    struct {
+        int64_t keep, rounds;
+        double minutes;
+    } snapshots;
     int pace;             /* sync.pace */
     bool low_rank_tables; /* sync.compression.tables */
     struct {

@@ -13,7 +13,7 @@
 #include "base/memory.h"
 #include "link/links.h"
 #include "options/options.h"
-#include "train/site_run.h"
+#include "train/snapshots.h"
 
 enum { PACE_MAX = 10, LOST_BYTES = 360 };
 
@@ -38,13 +38,17 @@ static dlx_status line_write(site_run *r, json_t *line, dlx_error *error) {
 
 /* A dlx_log, too: also of the exchange thread. If the line can't be written, the next step's can't
  * either, and says so. */
-static void message_send(void *run, const char *text) {
+void dlxi_run_say(void *run, const char *text) {
     dlx_event event = {.kind = DLX_EVENT_MESSAGE, .text = text};
     event_send(run, &event);
     (void)line_write(run, dlxi_notice_make(text, 0), NULL);
 }
 
 /* ---- opening --------------------------------------------------------------------------------- */
+
+static uint64_t data_hash(const dlxi_token_file *file) {
+    return dlxi_hash(file->payload, (size_t)file->count * file->token_bytes, 0);
+}
 
 static dlx_status data_open(site_run *r, dlx_error *error) {
     const dlxi_config *c = r->config;
@@ -54,6 +58,7 @@ static dlx_status data_open(site_run *r, dlx_error *error) {
     DLX_TRY(dlxi_token_file_check_vocabulary(r->train_file, c->model.vocabulary, error));
     DLX_TRY(dlxi_token_file_check_vocabulary(r->validation_file, c->model.vocabulary, error));
     DLX_TRY(dlxi_token_file_check_same_tokenizer(r->validation_file, r->train_file, error));
+    r->data_hash = data_hash(r->train_file);
     return dlxi_sampler_open(&r->sampler, r->train_file, c->model.context, (uint64_t)c->run.seed,
                              error);
 }
@@ -145,10 +150,6 @@ static bool site_hangs(void *context) {
     return now_s - r->failed_since_s > PATIENCE_S + r->step_s_max;
 }
 
-static uint64_t data_hash(const dlxi_token_file *file) {
-    return dlxi_hash(file->payload, (size_t)file->count * file->token_bytes, 0);
-}
-
 /* *text ← the settings that all sites must share, as the coordinator has them too, and behind them
  * the data, which only sites have; free with free(). That data.train is equal is for its hash. */
 static dlx_status shared_text_make(char **text, const site_run *r, dlx_error *error) {
@@ -189,13 +190,16 @@ static dlx_status sync_open(site_run *r, dlx_error *error) {
         sync.pace_max = PACE_MAX;
     sync.windows = (uint64_t)r->sampler.windows;
     sync.tokens_per_window = (uint64_t)c->model.context;
-    sync.data_hash = data_hash(r->train_file);
+    sync.data_hash = r->data_hash;
     sync.windows_per_step = (uint32_t)c->train.batch;
-    sync.log = message_send;
+    sync.log = dlxi_run_say;
     sync.log_context = r;
     sync.interrupted = r->options->interrupted;
+    const size_t count = (size_t)r->parameter_count;
     dlx_status status =
-        dlx_sync_open(&r->sync, &sync, r->tensors, (size_t)r->parameter_count, error);
+        r->snapshots.resumed == NULL
+            ? dlx_sync_open(&r->sync, &sync, r->tensors, count, error)
+            : dlx_sync_resume(&r->sync, &sync, r->tensors, count, dlxi_snapshots_restore, r, error);
     free(shared_text);
     if (status != DLX_OK) return status;
     if (r->ranks > 1) dlxi_mpi_cancel_when(site_hangs, r);
@@ -221,11 +225,11 @@ static dlx_status results_open(site_run *r, dlx_error *error) {
     char path[DLXI_PATH_BYTES], who[DLXI_NAME_BYTES + 16];
     snprintf(who, sizeof who, "site '%s'", r->options->site);
     DLX_TRY(dlxi_folder_enter(&r->folder, r->config->run.dir, who, dlx_sync_run_id(r->sync),
-                              message_send, r, error));
+                              dlxi_run_say, r, error));
     DLX_TRY(dlxi_directory_make(r->directory, error));
     DLX_TRY(dlxi_path_join(path, r->directory, "metrics.jsonl", error));
     dlxi_metrics *metrics;
-    DLX_TRY(dlxi_metrics_open(&metrics, path, false, error));
+    DLX_TRY(dlxi_metrics_open(&metrics, path, r->snapshots.resumed != NULL, error));
     dlx_status status = dlxi_metrics_write(metrics,
                                            json_pack("{s:s, s:s, s:s, s:i}", "event", "run",
                                                      "run_id", r->run_id, "site", r->options->site,
@@ -256,6 +260,7 @@ static dlx_status results_begin(site_run *r, dlx_error *error) {
 static void run_close(site_run *r) {
     dlxi_mpi_cancel_when(NULL, NULL);
     dlx_sync_close(&r->sync);
+    dlxi_snapshots_close(r);
     dlxi_metrics_close(&r->metrics);
     dlxi_folder_leave(&r->folder);
     free(r->reports);
@@ -378,7 +383,9 @@ static dlx_status step_train(site_run *r, dlx_step *step, dlx_error *error) {
     float rate = dlxi_schedule_rate(&schedule, (int64_t)dlx_sync_tokens(r->sync) + step_tokens);
     if (c->pace == DLXI_PACE_RATE && dlx_sync_tokens(r->sync) >= (uint64_t)c->train.warmup_tokens)
         dlx_sync_pace(r->sync, (double)schedule.peak / (double)rate);
+    r->fails_together = r->ranks == 1;
     DLX_TRY(dlx_sync_windows(r->sync, r->positions, (uint32_t)c->train.batch, error));
+    r->fails_together = false;
     DLX_TRY(dlxi_pipeline_accumulate(r->pipeline, r->positions, &loss, error));
     if (c->sync.overlap == DLX_OVERLAP_ALLREDUCE) {
         double before_s = dlxi_clock_s();
@@ -387,14 +394,14 @@ static dlx_status step_train(site_run *r, dlx_step *step, dlx_error *error) {
         r->fails_together = false;
         sync_s = dlxi_clock_s() - before_s;
     }
-    dlx_statistics own = DLX_STATISTICS_INIT;
-    (void)dlx_sync_statistics(r->sync, &own, NULL); /* no argument is wrong */
+    const dlx_statistics own = dlxi_run_statistics(r);
     double sums[] = {dlxi_optimizer_sum_of_squares(r->optimizer), loss, (double)own.wan_bytes_sent,
                      (double)own.wan_bytes_received};
     DLX_TRY(dlxi_pipeline_sum(r->pipeline, sums, sizeof sums / sizeof *sums, error));
     loss = sums[1];
     r->wan_bytes_sent = (uint64_t)sums[2];
     r->wan_bytes_received = (uint64_t)sums[3];
+    dlxi_snapshots_wait(r);
     dlx_status status =
         dlxi_optimizer_step_with_norm(r->optimizer, rate, scale, sums[0], &norm, error);
     if (status != DLX_OK) {
@@ -418,6 +425,7 @@ static dlx_status step_train(site_run *r, dlx_step *step, dlx_error *error) {
     r->exchange_rounds += step->applied;
     DLX_TRY(step_record(r, step, loss, norm, rate, error));
     step_show(r, step, loss, rate, now_s - begun_s);
+    if (!step->finished) dlxi_snapshots_on_step(r);
     return DLX_OK;
 }
 
@@ -427,7 +435,7 @@ static dlx_status weights_save(site_run *r, const char *directory, dlx_error *er
     DLX_TRY(dlxi_run_save(r, directory, error));
     char text[DLXI_PATH_BYTES + 32];
     snprintf(text, sizeof text, "weights saved in %s/weights", directory);
-    message_send(r, text);
+    dlxi_run_say(r, text);
     return DLX_OK;
 }
 
@@ -488,6 +496,7 @@ static dlx_status partial_results_save(site_run *r, dlx_status why, char lost[LO
     const char *directory = r->directory;
     if (r->sync == NULL || r->steps == 0 || (r->ranks > 1 && !r->fails_together)) return DLX_OK;
     if (why != DLX_NUMERIC && why != DLX_DIVERGED) {
+        if (r->fails_together) (void)dlxi_snapshots_last(r);
         if (dlx_sync_site_index(r->sync) == 0) directory = r->config->run.dir;
         snprintf(lost, LOST_BYTES, "the last anchor is not saved in %.300s/weights", directory);
         DLX_TRY(anchor_take_common(r, error));
@@ -552,7 +561,7 @@ static void joining_announce(site_run *r) {
     const char *coordinator = r->options->coordinator;
     snprintf(text, sizeof text, "joining at %s, waiting for every site",
              coordinator != NULL ? coordinator : r->config->wan.coordinator);
-    message_send(r, text);
+    dlxi_run_say(r, text);
 }
 
 static dlx_status site_train(site_run *r, dlx_error *error) {
@@ -561,16 +570,22 @@ static dlx_status site_train(site_run *r, dlx_error *error) {
     DLX_TRY(results_check(r, error));
     DLX_TRY(data_open(r, error));
     DLX_TRY(model_open(r, error));
+    if (r->options->resume != NULL) DLX_TRY(dlxi_snapshots_resume(r, error));
     if (r->options->hub == NULL) joining_announce(r);
     DLX_TRY(sync_open(r, error));
     DLX_TRY(results_begin(r, error));
     dlx_event joined = {.kind = DLX_EVENT_JOINED, .sites = dlx_sync_site_count(r->sync)};
     event_send(r, &joined);
-    r->start_s = dlxi_clock_s();
-    r->sites = dlx_sync_site_count(r->sync);
-    DLX_TRY(parts_evaluate(r, "start", UINT64_C(1) << dlx_sync_site_index(r->sync),
-                           dlx_sync_site_count(r->sync), &r->val_loss_initial_sum, error));
-    r->val_tokens_initial = r->val_tokens;
+    r->start_s = dlxi_clock_s() - r->trained_s;
+    bool resumes = r->snapshots.resumed != NULL;
+    DLX_TRY(dlxi_snapshots_begin(r, error));
+    if (!resumes) {
+        r->sites = dlx_sync_site_count(r->sync);
+        DLX_TRY(parts_evaluate(r, "start", UINT64_C(1) << dlx_sync_site_index(r->sync),
+                               dlx_sync_site_count(r->sync), &r->val_loss_initial_sum, error));
+        r->val_tokens_initial = r->val_tokens;
+    }
+    step.finished = dlx_sync_is_finished(r->sync);
     while (!step.finished) DLX_TRY(step_train(r, &step, error));
     return end_run(r, error);
 }

@@ -6,6 +6,7 @@
 #include <pthread.h>
 
 #include "base/file.h"
+#include "checkpoint/snapshot.h"
 #include "model/optimizer.h"
 #include "pipeline/pipeline.h"
 #include "train/folder.h"
@@ -19,6 +20,21 @@ typedef struct dlxi_rank_report {
     int64_t peak_rss_bytes, stage_parameters, shard_parameters;
 } dlxi_rank_report;
 
+enum { DLXI_TRAIN_NUMBERS = 12 };
+
+/* What is saved from time to time, and at the end. */
+typedef struct dlxi_snapshots {
+    char directory[DLXI_PATH_BYTES];
+    dlxi_snapshot_writer *writer; /* NULL: none is being written */
+    uint64_t step;                /* of the one that is, or of the last */
+    size_t own_parts, parts;      /* of the trainer, which come first; of all */
+    json_t *meta;
+    int64_t numbers[DLXI_TRAIN_NUMBERS];
+    double begun_s; /* the last one, or the run */
+    uint64_t begun_round;
+    dlxi_snapshot *resumed; /* while it is restored */
+} dlxi_snapshots;
+
 typedef struct site_run {
     const dlxi_config *config;
     const dlx_train_options *options;
@@ -29,6 +45,7 @@ typedef struct site_run {
     int rank, ranks; /* of the site; 0 of 1 */
 
     dlxi_token_file *train_file, *validation_file;
+    uint64_t data_hash; /* of train_file's tokens */
     dlxi_sampler sampler;
     dlxi_kernels *kernels;
     dlxi_partition partition;
@@ -43,25 +60,34 @@ typedef struct site_run {
     /* rank 0's; NULL until it is open. Under the lock: the exchange thread writes notices. */
     dlxi_metrics *metrics;
     pthread_mutex_t metrics_lock;
+    dlxi_snapshots snapshots;
     uint64_t *positions;   /* [batch] */
     double failed_since_s; /* when a wait first saw that the run failed; 0: it has not */
     bool fails_together;   /* in a call that fails on all ranks of the site or on none */
 
     uint64_t steps;
+    double trained_s; /* by processes before this one, from join to end */
     double start_s, compute_s, wait_s, step_s_max;
     double recent_s, recent_tokens; /* decaying sums, for the displayed speed */
     uint32_t sites;                 /* at the start */
     double val_loss_sum, val_loss_initial_sum, val_tokens, val_tokens_initial;
     double exchange_steps; /* Σ over exchange_rounds of the steps that an exchange took */
     uint64_t exchange_rounds;
+    uint64_t sent_before, received_before;       /* by this site's processes before this one */
     uint64_t wan_bytes_sent, wan_bytes_received; /* by all ranks, as of the present step's end */
     dlxi_rank_report *reports;                   /* [ranks], of the last dlxi_run_collect */
     dlx_statistics statistics;                   /* the site's, of the same */
 } site_run;
 
+/* A message to the terminal and to metrics.jsonl. A dlx_log whose context is a site_run; of any
+ * thread. */
+void dlxi_run_say(void *run, const char *text);
+
 /* A dlx_gather whose context is a site_run. Collective over the site. */
 dlx_status dlxi_run_gather(void *run, void *all, const void *own, size_t bytes, dlx_error *error);
 
+/* This rank's as of now, with what earlier processes sent. */
+dlx_statistics dlxi_run_statistics(site_run *r);
 /* Fills reports and statistics: sums of bytes, the longest exchange, means by parameters.
  * Collective over the site. */
 dlx_status dlxi_run_collect(site_run *r, dlx_error *error);

@@ -20,13 +20,21 @@ dlx_status dlxi_run_gather(void *run, void *all, const void *own, size_t bytes, 
 
 /* ---- statistics ------------------------------------------------------------------------------ */
 
+dlx_statistics dlxi_run_statistics(site_run *r) {
+    dlx_statistics st = DLX_STATISTICS_INIT;
+    (void)dlx_sync_statistics(r->sync, &st, NULL); /* no argument is wrong */
+    st.wan_bytes_sent += r->sent_before;
+    st.wan_bytes_received += r->received_before;
+    return st;
+}
+
 static dlxi_rank_report report_make(site_run *r) {
     dlxi_rank_report report = {.statistics = DLX_STATISTICS_INIT,
                                .times = dlxi_pipeline_times_of(r->pipeline)};
     struct rusage usage = {0};
     getrusage(RUSAGE_SELF, &usage);
     report.peak_rss_bytes = (int64_t)usage.ru_maxrss * 1024;
-    (void)dlx_sync_statistics(r->sync, &report.statistics, NULL); /* no argument is wrong */
+    report.statistics = dlxi_run_statistics(r);
     int64_t count;
     const dlxi_parameter *held = dlxi_stage_parameters(dlxi_pipeline_stage(r->pipeline), &count);
     for (int64_t i = 0; i < count; i++) report.stage_parameters += held[i].count;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Evaluation, generation and benchmarks: what needs no run. The arguments are checked. */
+/* Evaluation, generation, snapshots, benchmarks: what needs no run. The arguments are checked. */
 #ifndef DLXI_TRAIN_TOOLS_H
 #define DLXI_TRAIN_TOOLS_H
 
@@ -10,6 +10,7 @@ dlx_status dlxi_evaluate(double *loss, uint64_t *tokens_used, const char *checkp
                          const char *data, const dlx_evaluate_options *options, dlx_error *error);
 dlx_status dlxi_generate(char **text, size_t *text_bytes, const char *checkpoint,
                          const dlx_generate_options *options, dlx_error *error);
+dlx_status dlxi_inspect(const char *path, dlx_log line, void *context, dlx_error *error);
 dlx_status dlxi_bench_model(dlx_bench_model_result *result, uint32_t batch, uint32_t length,
                             uint32_t steps, int threads, bool f32, dlx_error *error);
 dlx_status dlxi_bench_stages(dlx_bench_stages_result *result, const dlxi_config *config, int stages,

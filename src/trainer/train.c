@@ -185,6 +185,12 @@ dlx_status dlx_tokenize(const char *out_path, const char *in_path, uint32_t vali
     return DLX_OK;
 }
 
+dlx_status dlx_inspect(const char *path, dlx_log line, void *context, dlx_error *error) {
+    DLXI_NOT_NULL(path);
+    DLXI_NOT_NULL(line);
+    return dlxi_inspect(path, line, context, error);
+}
+
 dlx_status dlx_bench_model(dlx_bench_model_result *result, uint32_t batch, uint32_t length,
                            uint32_t steps, int threads, bool f32, dlx_error *error) {
     DLXI_NOT_NULL(result);

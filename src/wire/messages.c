@@ -68,6 +68,20 @@ static void lease_fields(fields *f, dlxi_lease *lease) {
     }
 }
 
+static void copy_fields(fields *f, dlxi_copy *copy) {
+    field_u32(f, &copy->term);
+    field_u64(f, &copy->round);
+    field_u32(f, &copy->bytes);
+    if (copy->bytes > DLXI_COPY_MAX) {
+        f->out_of_range = true;
+        copy->bytes = 0;
+    }
+    if (f->writer != NULL && copy->bytes > 0)
+        dlxi_write_bytes(f->writer, copy->data, copy->bytes);
+    else if (f->reader != NULL)
+        copy->data = copy->bytes > 0 ? dlxi_read_bytes(f->reader, copy->bytes) : NULL;
+}
+
 static void hello_fields(fields *f, dlxi_hello *m) {
     field_string(f, m->site, DLXI_SITE_NAME_MAX);
     field_u16(f, &m->rank);
@@ -80,6 +94,10 @@ static void hello_fields(fields *f, dlxi_hello *m) {
     field_u32(f, &m->lease_windows);
     field_u64(f, &m->incarnation);
     field_bool(f, &m->keeps_history);
+    field_u64(f, &m->resumed_run);
+    field_u64(f, &m->round);
+    field_u64(f, &m->counted);
+    copy_fields(f, &m->copy);
     field_string(f, m->shared_text, DLXI_TEXT_MAX);
 }
 
@@ -94,6 +112,7 @@ static void welcome_fields(fields *f, dlxi_welcome *m) {
         field_string(f, m->members[i].public_key, DLXI_KEY_TEXT_MAX);
         field_bool(f, &m->members[i].needs_anchor);
     }
+    field_u64(f, &m->counted);
     lease_fields(f, &m->leases[0]);
     lease_fields(f, &m->leases[1]);
 }
@@ -130,20 +149,6 @@ static void view_fields(fields *f, dlxi_view *m) {
             (i > 0 && m->member[i].site <= m->member[i - 1].site))
             f->out_of_range = true;
     }
-}
-
-static void copy_fields(fields *f, dlxi_copy *copy) {
-    field_u32(f, &copy->term);
-    field_u64(f, &copy->round);
-    field_u32(f, &copy->bytes);
-    if (copy->bytes > DLXI_COPY_MAX) {
-        f->out_of_range = true;
-        copy->bytes = 0;
-    }
-    if (f->writer != NULL && copy->bytes > 0)
-        dlxi_write_bytes(f->writer, copy->data, copy->bytes);
-    else if (f->reader != NULL)
-        copy->data = copy->bytes > 0 ? dlxi_read_bytes(f->reader, copy->bytes) : NULL;
 }
 
 static void commit_fields(fields *f, dlxi_commit *m) {

@@ -20,6 +20,21 @@ typedef struct dlxi_lease {
     dlxi_range ranges[DLXI_LEASE_RANGES_MAX]; /* disjoint, count ≥ 1 */
 } dlxi_lease;
 
+/* What a coordinator needs to go on with the run, as the one of this term had it after this round;
+ * sites do not interpret it. */
+typedef struct dlxi_copy {
+    uint32_t term;
+    uint64_t round;
+    uint32_t bytes;      /* up to DLXI_COPY_MAX; 0: none */
+    const uint8_t *data; /* decode: points into the frame's payload */
+} dlxi_copy;
+
+enum { DLXI_COPY_MAX = 32768 };
+
+static inline bool dlxi_copy_is_newer(const dlxi_copy *a, const dlxi_copy *b) {
+    return a->term > b->term || (a->term == b->term && a->round > b->round);
+}
+
 /* site → coordinator: who I am and what I would train. */
 typedef struct dlxi_hello {
     char site[DLXI_SITE_NAME_MAX + 1];
@@ -30,6 +45,11 @@ typedef struct dlxi_hello {
     uint32_t lease_windows; /* wanted a round */
     uint64_t incarnation;   /* of this process; random */
     bool keeps_history;     /* it can serve, and take, a round's results later: not allreduce */
+    /* it goes on with this run, which it left when `round` was the next one, with so many
+     * submissions in committed rounds: anchor_hash is then of all that sites have in common.
+     * resumed_run 0: it starts anew */
+    uint64_t resumed_run, round, counted;
+    dlxi_copy copy; /* of the round before, if it resumes; without data if there was none */
     char shared_text[DLXI_TEXT_MAX + 1];
 } dlxi_hello;
 
@@ -43,7 +63,8 @@ typedef struct dlxi_welcome {
         char public_key[DLXI_KEY_TEXT_MAX + 1];
         bool needs_anchor;
     } members[DLXI_SITES_MAX]; /* [sites] */
-    dlxi_lease leases[2];      /* of submissions 1 and 2 */
+    uint64_t counted;          /* submissions of this site in committed rounds */
+    dlxi_lease leases[2];      /* of the next two */
 } dlxi_welcome;
 
 /* site → coordinator: where I listen for each site; coordinator → site: where each site listens for
@@ -82,21 +103,6 @@ typedef struct dlxi_view {
 typedef struct dlxi_staged {
     uint64_t hash; /* of the results as received */
 } dlxi_staged;
-
-/* What a coordinator needs to go on with the run, as the one of this term had it after this round;
- * sites do not interpret it. */
-typedef struct dlxi_copy {
-    uint32_t term;
-    uint64_t round;
-    uint32_t bytes;      /* up to DLXI_COPY_MAX; 0: none */
-    const uint8_t *data; /* decode: points into the frame's payload */
-} dlxi_copy;
-
-enum { DLXI_COPY_MAX = 32768 };
-
-static inline bool dlxi_copy_is_newer(const dlxi_copy *a, const dlxi_copy *b) {
-    return a->term > b->term || (a->term == b->term && a->round > b->round);
-}
 
 /* coordinator → site: the frame's round counts, by the attempt that the frame names, of this
  * coordinator. Members have staged it; the others fetch its results from one of them. */

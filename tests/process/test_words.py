@@ -5,7 +5,8 @@ import re
 
 from harness import Case, main
 
-COMMANDS = ("launch", "train", "coordinator", "eval", "generate", "tokenize", "config", "keygen", "bench")
+COMMANDS = ("launch", "train", "coordinator", "eval", "generate", "tokenize", "config", "inspect", "keygen",
+            "bench")
 
 
 class CommandLine(Case):

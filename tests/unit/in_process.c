@@ -78,8 +78,13 @@ static void set_floating_point_mode(unsigned bits) {
 static void *site_thread(void *context) {
     in_process_site *site = context;
     set_floating_point_mode(site->floating_point_mode);
-    site->status =
-        dlx_sync_open(&site->sync, &site->config, site->tensors, site->tensor_count, &site->error);
+    if (site->restore == NULL)
+        site->status = dlx_sync_open(&site->sync, &site->config, site->tensors, site->tensor_count,
+                                     &site->error);
+    else
+        site->status =
+            dlx_sync_resume(&site->sync, &site->config, site->tensors, site->tensor_count,
+                            site->restore, site->context, &site->error);
     if (site->status == DLX_OK) {
         site->run_id = dlx_sync_run_id(site->sync);
         site->status = (site->script != NULL ? site->script : in_process_train)(site);

@@ -27,6 +27,7 @@ struct in_process_site {
     /* bits of MXCSR to set before open, so that the exchange thread inherits them */
     unsigned floating_point_mode;
     in_process_script script; /* NULL: in_process_train */
+    dlx_restore restore;      /* not NULL: the site resumes; its context is `context` */
     /* changes the parameters; step from 0 */
     void (*inner_step)(in_process_site *site, uint64_t step);
     /* may be NULL */

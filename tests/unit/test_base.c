@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* base: which names sites may have, public structs of older and newer callers, text, and what the
- * process may have. */
+/* base: which names sites may have, public structs of older and newer callers, text, hashes in
+ * pieces, and what the process may have. */
+#include "base/hash.h"
 #include "base/name.h"
 #include "base/resources.h"
 #include "base/sized.h"
@@ -202,15 +203,31 @@ static void threads_and_memory(void **state) {
     assert_false(dlxi_memory_has(SIZE_MAX / 2));
 }
 
+static void hash_in_pieces(void **state) {
+    (void)state;
+    uint8_t bytes[1000];
+    dlxi_hasher *hasher;
+    assert_int_equal(dlxi_hasher_open(&hasher, NULL), DLX_OK);
+    for (size_t i = 0; i < sizeof bytes; i++) bytes[i] = (uint8_t)(i * 31);
+    for (size_t piece = 1; piece <= sizeof bytes; piece = piece * 3 + 1) {
+        dlxi_hasher_begin(hasher);
+        for (size_t at = 0; at < sizeof bytes; at += piece)
+            dlxi_hasher_add(hasher, bytes + at,
+                            at + piece < sizeof bytes ? piece : sizeof bytes - at);
+        assert_true(dlxi_hasher_value(hasher) == dlxi_hash(bytes, sizeof bytes, 0));
+    }
+    dlxi_hasher_begin(hasher);
+    assert_true(dlxi_hasher_value(hasher) == dlxi_hash("", 0, 0));
+    dlxi_hasher_close(&hasher);
+    dlxi_hasher_close(&hasher);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(texts),
-        cmocka_unit_test(descriptors),
-        cmocka_unit_test(threads_and_memory),
-        cmocka_unit_test(names),
-        cmocka_unit_test(sizes),
-        cmocka_unit_test(written_sizes),
-        cmocka_unit_test(defaults),
+        cmocka_unit_test(texts),         cmocka_unit_test(hash_in_pieces),
+        cmocka_unit_test(descriptors),   cmocka_unit_test(threads_and_memory),
+        cmocka_unit_test(names),         cmocka_unit_test(sizes),
+        cmocka_unit_test(written_sizes), cmocka_unit_test(defaults),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -180,11 +180,62 @@ static void test_same(void **state) {
     assert_int_equal(unlink(symbolic) | unlink(hard) | unlink(other) | unlink(one), 0);
 }
 
+static void test_reader(void **state) {
+    (void)state;
+    dlxi_file_reader reader;
+    dlx_error error;
+    char got[4] = "";
+    write_file("twelve bytes");
+    assert_int_equal(dlxi_file_reader_open(&reader, path, &error), DLX_OK);
+    assert_int_equal(reader.bytes, 12);
+    assert_int_equal(dlxi_file_reader_read(&reader, got, 8, 4, path, &error), DLX_OK);
+    assert_memory_equal(got, "ytes", 4);
+    assert_int_equal(dlxi_file_reader_read(&reader, got, 10, 4, path, &error), DLX_DATA);
+    assert_non_null(strstr(error.message, "/x: ends after 12 bytes; the file is cut short"));
+    dlxi_file_reader_close(&reader);
+    dlxi_file_reader_close(&reader);
+    assert_int_equal(dlxi_file_reader_open(&reader, directory, &error), DLX_DATA);
+    assert_int_equal(reader.fd, -1);
+    assert_int_equal(dlxi_file_reader_open(&reader, "/no/such", &error), DLX_SYSTEM);
+    assert_int_equal(error.system_errno, ENOENT);
+}
+
+static void test_extended(void **state) {
+    (void)state;
+    dlxi_file_writer *writer;
+    char *content;
+    size_t bytes;
+    assert_int_equal(dlxi_file_writer_open(&writer, path, NULL), DLX_OK);
+    assert_int_equal(dlxi_file_writer_append(writer, "head", 4, NULL), DLX_OK);
+    assert_int_equal(dlxi_file_writer_extend(writer, 3, NULL), DLX_ARGUMENT);
+    assert_int_equal(dlxi_file_writer_extend(writer, 8, NULL), DLX_OK);
+    assert_int_equal(dlxi_file_writer_replace(writer, 6, "il", 2, NULL), DLX_OK);
+    assert_int_equal(dlxi_file_writer_replace(writer, 7, "xx", 2, NULL), DLX_ARGUMENT);
+    assert_int_equal(dlxi_file_writer_append(writer, "!", 1, NULL), DLX_OK);
+    assert_int_equal(dlxi_file_writer_commit(writer, NULL), DLX_OK);
+    dlxi_file_writer_close(&writer);
+    assert_int_equal(dlxi_file_read(&content, &bytes, path, 100, NULL), DLX_OK);
+    assert_int_equal(bytes, 9);
+    assert_memory_equal(content, "head\0\0il!", 9);
+    free(content);
+}
+
+static void test_directory_sync(void **state) {
+    (void)state;
+    dlx_error error;
+    assert_int_equal(dlxi_directory_sync(directory, &error), DLX_OK);
+    assert_int_equal(dlxi_directory_sync("/proc", &error), DLX_OK); /* can't sync */
+    assert_int_equal(dlxi_directory_sync("/no/such", &error), DLX_SYSTEM);
+    assert_int_equal(error.system_errno, ENOENT);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_read),           cmocka_unit_test(test_read_larger_than_buffers),
         cmocka_unit_test(test_map_refuses),    cmocka_unit_test(test_replaced_at_commit_only),
         cmocka_unit_test(test_writer_refuses), cmocka_unit_test(test_same),
+        cmocka_unit_test(test_reader),         cmocka_unit_test(test_extended),
+        cmocka_unit_test(test_directory_sync),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

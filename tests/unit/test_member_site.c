@@ -15,7 +15,7 @@ typedef struct lone {
 static lone lone_open(void) {
     lone l = {.message = calloc(1, sizeof(dlxi_message))};
     dlxi_hello *hello = calloc(1, sizeof *hello);
-    *hello = (dlxi_hello){.site = "a", .ranks = 1};
+    *hello = (dlxi_hello){.site = "a", .ranks = 1, .keeps_history = true};
     const dlxi_site_settings settings = {.timeout_ms = TIMEOUT_MS,
                                          .join_ms = JOIN_MS,
                                          .orphan_ms = ORPHAN_MS,

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run is stopped and goes on from its sites' snapshots: the result is that of the run that was not stopped, to the
+bit; what can't be gone on from is said."""
+import json
+import os
+import shutil
+import signal
+
+from harness import Case, events, main, summary
+
+NAMES = ("oslo", "paris")
+TOKENS = 300000  # some seconds
+
+
+class Resume(Case):
+    def setUp(self):
+        super().setUp()
+        self.prepare_data()
+
+    def of(self, directory, **changes):
+        """A config that repeats to the bit; its runs are in `directory`."""
+        base = {"run": {"name": "test", "dir": self.path(directory)},
+                "train": {"tokens": TOKENS},
+                "sync": {"overlap": "carry", "inner_steps": 10, "exchange_steps": 3, "pace": "constant"}}
+        for section, values in changes.items():
+            base.setdefault(section, {}).update(values)
+        return self.config(f"{directory}.yaml", **base)
+
+    def anchor(self, directory):
+        s = summary(self.path(directory))
+        self.assertEqual(s["status"], "done")
+        return s["anchor_hash"], s["rounds"], s["tokens"], s["val_loss"], s["val_loss_initial"]
+
+    def snapshots(self, directory, site):
+        path = self.path(directory, site, "snapshots")
+        return [os.path.join(path, name) for name in sorted(os.listdir(path)) if not name.endswith(".part")]
+
+    def wait_rounds(self, directory, site, rounds):
+        self.wait_for_event(self.path(directory, site, "metrics.jsonl"),
+                            lambda e: e["event"] == "round" and e["committed_rounds"] >= rounds)
+
+    def wait_steps(self, directory, more):
+        """Of this process: an earlier one's are in the file, too."""
+        path = self.path(directory, "site-1", "metrics.jsonl")
+        done = max((e["step"] for e in events(path, "step", partial=True)), default=0) if os.path.exists(path) else 0
+        self.wait_for_event(path, lambda e: e["event"] == "step" and e["step"] >= done + more)
+
+    def stopped_and_resumed(self, directory, *, stops=2, **changes):
+        """launch, with Ctrl-C in between."""
+        file = self.of(directory, **changes)
+        for stop in range(stops):
+            process = self.start("launch", file, "--sites", "2", *(["--resume"] if stop > 0 else []))
+            process.wait_line("coordinator  all sites reach each other")
+            self.wait_steps(directory, 45)
+            process.signal(signal.SIGINT)
+            self.assertEqual(process.wait(), 1, process.everything())
+            process.wait_line("site-1  snapshot of step [0-9]+ saved in .*/snapshots; --resume goes on from it")
+            self.wait_until_nothing_is_left()
+        process = self.call("launch", file, "--sites", "2", "--resume")
+        process.wait_line("coordinator  goes on with run [0-9a-f]{16} at round [0-9]+")
+        return self.anchor(directory)
+
+    def check_equal(self, **changes):
+        self.call("launch", self.of("whole", **changes), "--sites", "2")
+        self.assertEqual(self.stopped_and_resumed("parts", **changes), self.anchor("whole"))
+
+    def test_carry_muon(self):
+        self.check_equal(train={"optimizer": "muon"})
+
+    def test_none_adamw(self):
+        self.check_equal(train={"optimizer": "adamw", "precision": "auto"}, sync={"overlap": "none", "exchange_steps": 0})
+
+    def test_delayed_in_threads(self):
+        self.check_equal(wan={"link": "mem"}, train={"tokens": 1200000}, sync={"overlap": "delayed", "exchange_steps": 0, "inner_steps_max": 10,
+                                                    "adaptation": "off"})
+
+    def test_allreduce(self):
+        self.check_equal(train={"tokens": 200000}, sync={"overlap": "allreduce", "exchange_steps": 0})
+
+    # ---- sites that are started one by one
+
+    def start_all(self, file, *more, of_site=lambda name: ()):
+        coordinator, endpoint = self.start_coordinator(file, len(NAMES))
+        sites = [self.start_site(file, name, endpoint, *more, *of_site(name)) for name in NAMES]
+        return coordinator, sites
+
+    def stop_all(self, coordinator, sites):
+        coordinator.signal(signal.SIGINT)
+        for process in (coordinator, *sites):
+            self.assertEqual(process.wait(), 1, process.everything())
+
+    def test_on_another_machine(self):
+        """The coordinator's Ctrl-C; then the sites go on elsewhere, from directories that were copied."""
+        self.keys(NAMES)
+        self.call("launch", self.of("whole"), "--sites", "2")
+        coordinator, sites = self.start_all(self.of("first"))
+        self.wait_rounds("first", "paris", 5)
+        self.stop_all(coordinator, sites)
+        self.assertFalse(os.path.exists(self.path("first", "coordinator.db")))
+        kept = {}
+        for name in NAMES:
+            newest = self.snapshots("first", name)[-1]
+            kept[name] = shutil.copytree(newest, self.path("kept", name, os.path.basename(newest)))
+        shutil.rmtree(self.path("first"))
+        coordinator, sites = self.start_all(self.of("second"), of_site=lambda name: [f"--resume={kept[name]}"])
+        self.wait_for_success(coordinator, *sites)
+        self.assertEqual(self.anchor("second")[:3], self.anchor("whole")[:3])
+
+    def test_a_damaged_one_is_passed_over(self):
+        """Written every round; of the two that are kept, the newer one has a flipped bit at both sites."""
+        self.keys(NAMES)
+        file = self.of("run", train={"tokens": "1e9"}, snapshots={"rounds": 1, "minutes": 0, "keep": 3},
+                       sync={"overlap": "none", "exchange_steps": 0})
+        coordinator, sites = self.start_all(file)
+        self.wait_rounds("run", "paris", 6)
+        self.stop_all(coordinator, sites)
+        steps = {name: self.snapshots("run", name) for name in NAMES}
+        for name in NAMES:
+            self.assertEqual(len(steps[name]), 3, steps)
+            with open(os.path.join(steps[name][-1], "rank-0000.safetensors"), "r+b") as damaged:
+                damaged.seek(-100, os.SEEK_END)
+                byte = damaged.read(1)[0]
+                damaged.seek(-100, os.SEEK_END)
+                damaged.write(bytes([byte ^ 1]))
+        rounds = [self.round_of(steps[name][-2]) for name in NAMES]
+        coordinator, sites = self.start_all(file, "--resume")
+        for site in sites:
+            site.wait_line("rank-0000.safetensors")
+        if rounds[0] == rounds[1]:
+            coordinator.wait_line(f"goes on with run [0-9a-f]{{16}} at round {rounds[0] + 1}")
+            self.wait_rounds("run", "paris", rounds[0] + 2)
+            self.stop_all(coordinator, sites)
+        else:
+            coordinator.wait_line("refused a site: the snapshot of site '.*' is of round .*; give one of the same round")
+
+    def round_of(self, snapshot):
+        with open(os.path.join(snapshot, "manifest.json")) as manifest:
+            return json.load(manifest)["meta"]["round"]
+
+    def test_what_cannot_be_gone_on_from(self):
+        self.keys(NAMES)
+        file = self.of("run")
+        site = ["train", file, "--site", "oslo", "--coordinator", "127.0.0.1:9", *self.secured("oslo")]
+        self.refused("--resume: there is no snapshot in '.*/run/oslo/snapshots'", *site, "--resume")
+        self.refused("nowhere", *site, "--resume=nowhere", code=1)
+        coordinator, sites = self.start_all(file)
+        self.wait_rounds("run", "paris", 3)
+        self.stop_all(coordinator, sites)
+        self.refused("run.seed: 5, and 1 in .*; a run goes on with its own seed", *site, "--resume", "--set", "run.seed=5")
+        self.refused("sync.overlap: 'none', and 'carry' in", *site, "--resume", "--set", "sync.overlap=none",
+                     "--set", "sync.exchange_steps=0")
+        self.refused("it is of another model or other settings", *site, "--resume", "--set", "model.width=64", code=1)
+        self.write("other.txt", 2 * self.license_text())
+        self.call("tokenize", "other.txt", self.path("other"), "--validation-every", "4", "--block", "1024")
+        self.refused("data.train: the run of .* has other tokens", *site, "--resume",
+                     "--set", f"data.train={self.path('other.train.tokens')}")
+        coordinator, endpoint = self.start_coordinator(file, 2)
+        one = self.start_site(file, "oslo", endpoint, "--resume")
+        coordinator.wait_line("site 'oslo' connected")
+        other = self.start_site(file, "paris", endpoint)
+        self.assertEqual(other.wait(), 1, other.everything())
+        self.assertRegex(other.text("stderr"), "site 'paris' starts a new run, 'oslo' goes on with run [0-9a-f]{16}; start all "
+                         "with --resume, or none")
+        self.stop_all(coordinator, [one])
+
+    def test_a_run_that_lives_is_not_joined(self):
+        """A site that was killed can't come back into it, and is told so."""
+        self.keys(NAMES)
+        file = self.of("run", train={"tokens": "1e9"}, snapshots={"rounds": 1, "minutes": 0})
+        coordinator, sites = self.start_all(file)
+        endpoint = coordinator.wait_line(r"^listening (\S+)$").group(1)
+        self.wait_rounds("run", "paris", 4)
+        sites[0].signal(signal.SIGKILL)
+        sites[0].wait()
+        again = self.start_site(file, "oslo", endpoint, "--run-dir", self.path("elsewhere"),
+                                f"--resume={self.snapshots('run', 'oslo')[-1]}")
+        self.assertEqual(again.wait(), 1, again.everything())
+        self.assertRegex(again.text("stderr"), "end its coordinator")
+        self.stop_all(coordinator, sites[1:])
+
+
+if __name__ == "__main__":
+    main()
