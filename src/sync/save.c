@@ -328,7 +328,7 @@ dlx_status dlxi_sync_restore(dlx_sync *s, dlx_restore restore, void *context, dl
     s->state->copy.data = NULL;
     if (!fits) {
         s->state->copy.bytes = 0;
-        DLX_FAIL(error, DATA, NUMBERS_NAME ": what it says can't be; the snapshot is damaged");
+        DLX_FAIL(error, DATA, NUMBERS_NAME ": it does not fit the options of sync; go on with those of the run");
     }
     DLX_TRY(copy_restore(s->state, restore, context, error));
     if (s->last.committed && (s->last.commit.finished || s->method->averages_gradients))

@@ -115,7 +115,8 @@ static const dlxi_option options[] = {
             "of each site, to go on from with --resume; 0: none are written",
             .site_may_differ = true),
     REAL("snapshots.minutes", snapshots.minutes, 0, 1e6, "10",
-         "from one to the next; 0: one when the run is stopped", .site_may_differ = true),
+         "from one to the next, up to twice as long; 0: one when the run is stopped",
+         .site_may_differ = true),
     INTEGER("snapshots.rounds", snapshots.rounds, 0, 1e9, "0",
             "committed rounds from one to the next; 0: by time alone", .site_may_differ = true),
 

@@ -30,9 +30,9 @@ typedef struct dlxi_snapshots {
     size_t own_parts, parts;      /* of the trainer, which come first; of all */
     json_t *meta;
     int64_t numbers[DLXI_TRAIN_NUMBERS];
-    double begun_s; /* the last one, or the run */
-    uint64_t begun_round;
-    dlxi_snapshot *resumed; /* while it is restored */
+    double begun_s;                   /* this process's training, at first_round */
+    uint64_t first_round, last_round; /* last: of the last snapshot */
+    dlxi_snapshot *resumed;           /* while it is restored */
 } dlxi_snapshots;
 
 typedef struct site_run {

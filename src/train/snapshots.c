@@ -133,8 +133,8 @@ static dlx_status begin(site_run *r, dlx_error *error) {
     size_t count;
     DLX_TRY(dlx_sync_save(r->sync, on_hold, r, &synced, &count, error));
     s->step = r->steps;
-    s->begun_s = dlxi_clock_s();
-    s->begun_round = r->statistics.rounds;
+    s->last_round = dlxi_run_statistics(r).rounds;
+    json_decref(s->meta); /* of one that did not begin */
     if ((s->meta = meta_make(r)) == NULL)
         DLX_FAIL(error, MEMORY, "out of memory for a snapshot's manifest");
     return writer_begin(r, synced, count, error);
@@ -157,12 +157,23 @@ static dlx_status complete(site_run *r, dlx_error *error) {
     return status;
 }
 
-static bool is_due(const site_run *r) {
+/* Rounds from one to the next; 0: none are written yet. All sites should have snapshots of the same
+ * rounds: so multiples, and powers of two if it goes by time, which each site measures: of those of
+ * different sites one is a multiple of the other. */
+static uint64_t period(const site_run *r, uint64_t rounds) {
     const dlxi_snapshots *s = &r->snapshots;
-    double minutes = r->config->snapshots.minutes;
-    uint64_t rounds = (uint64_t)r->config->snapshots.rounds;
-    return (minutes > 0 && dlxi_clock_s() - s->begun_s >= 60 * minutes) ||
-           (rounds > 0 && r->statistics.rounds >= s->begun_round + rounds);
+    const double seconds = 60 * r->config->snapshots.minutes;
+    if (r->config->snapshots.rounds > 0) return (uint64_t)r->config->snapshots.rounds;
+    if (seconds <= 0 || rounds <= s->first_round) return 0;
+    double round_s = (dlxi_clock_s() - s->begun_s) / (double)(rounds - s->first_round);
+    uint64_t period = 1;
+    while ((double)period * round_s < seconds && period < UINT64_C(1) << 40) period *= 2;
+    return period;
+}
+
+static bool is_due(site_run *r) {
+    const uint64_t rounds = dlxi_run_statistics(r).rounds, every = period(r, rounds);
+    return every > 0 && rounds % every == 0 && rounds > r->snapshots.last_round;
 }
 
 void dlxi_snapshots_wait(site_run *r) {
@@ -192,6 +203,7 @@ bool dlxi_snapshots_last(site_run *r) {
     dlx_status status = s->writer != NULL ? complete(r, &error) : DLX_OK;
     if (status != DLX_OK) say_failure(r, &error);
     status = begin(r, &error);
+    if (status == DLX_STATE) return false; /* all tokens were trained */
     if (status == DLX_OK) status = complete(r, &error);
     if (status != DLX_OK) {
         s->step = r->steps;
@@ -216,7 +228,7 @@ dlx_status dlxi_snapshots_begin(site_run *r, dlx_error *error) {
     dlxi_snapshots *s = &r->snapshots;
     dlxi_snapshot_close_opened(&s->resumed);
     s->begun_s = dlxi_clock_s();
-    s->begun_round = r->statistics.rounds;
+    s->first_round = s->last_round = dlxi_run_statistics(r).rounds;
     if (!writes(r)) return DLX_OK;
     DLX_TRY(dlxi_path_join(s->directory, r->directory, "snapshots", error));
     dlx_status status = dlxi_snapshot_tidy(s->directory, error);

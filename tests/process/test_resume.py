@@ -133,6 +133,28 @@ class Resume(Case):
         else:
             coordinator.wait_line("refused a site: the snapshot of site '.*' is of round .*; give one of the same round")
 
+    def test_after_a_crash_of_everything(self):
+        """Snapshots by time are of rounds that sites have in common; the coordinator's store is ended first."""
+        self.keys(NAMES)
+        file = self.of("run", train={"tokens": "1e9"}, snapshots={"minutes": 0.005, "keep": 3})
+        coordinator, sites = self.start_all(file)
+        for name in NAMES:
+            self.wait_until(f"three snapshots of {name}", lambda: os.path.isdir(self.path("run", name, "snapshots")) and
+                            len(self.snapshots("run", name)) == 3)
+        for process in (coordinator, *sites):
+            process.signal(signal.SIGKILL)
+            process.wait()
+        kept = {name: {self.round_of(path): path for path in self.snapshots("run", name)} for name in NAMES}
+        newest = max(set(kept["oslo"]) & set(kept["paris"]))
+        coordinator, _ = self.start_coordinator(file, len(NAMES))
+        coordinator.wait_line("waiting for its sites")
+        coordinator.signal(signal.SIGINT)
+        self.assertEqual(coordinator.wait(), 1, coordinator.everything())
+        coordinator, sites = self.start_all(file, of_site=lambda name: [f"--resume={kept[name][newest]}"])
+        coordinator.wait_line(f"goes on with run [0-9a-f]{{16}} at round {newest + 1}")
+        coordinator.wait_line("all sites reach each other")
+        self.stop_all(coordinator, sites)
+
     def round_of(self, snapshot):
         with open(os.path.join(snapshot, "manifest.json")) as manifest:
             return json.load(manifest)["meta"]["round"]
