@@ -15,7 +15,7 @@ static void row_print(const dlxi_option *option) {
     char left[64], allowed[DLXI_OPTION_ALLOWED_BYTES];
     const char *value = option->value_name != NULL ? option->value_name : "";
     snprintf(left, sizeof left, "%s%s%s", is_flag(option) ? option->key : "",
-             is_flag(option) ? " " : "", value);
+             is_flag(option) && value[0] != '[' ? " " : "", value);
     printf("  %-26s %s", left, option->comment);
     dlxi_option_show_allowed(allowed, option);
     if (option->default_text != NULL && option->kind != DLXI_OPTION_BOOLEAN)

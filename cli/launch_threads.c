@@ -93,7 +93,10 @@ int threads_launch(const dlx_config *config, int sites, bool resume) {
     while (started <= sites && (failure = pthread_create(&workers[started].thread, NULL, worker_run,
                                                          &workers[started])) == 0)
         started++;
-    if (started <= sites) interrupt();
+    if (started <= sites) {
+        all.coordinator_over = 1;
+        interrupt();
+    }
     for (int i = 0; i < started; i++) pthread_join(workers[i].thread, NULL);
     display_close(all.display);
     dlx_hub_close(&all.hub);

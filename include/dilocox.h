@@ -429,8 +429,9 @@ typedef dlx_status (*dlx_restore)(void *context, const dlx_part *part, dlx_error
 /* All that this site needs to go on from where it stands, but for the caller's parameters and
  * whatever else the caller has (the inner optimiser's state): *parts[*count], where they are. They
  * are not copied; their memory stays as it is until `hold` has returned, which may be NULL: then
- * until the next call. So a caller can write them while training goes on. Names are a tensor's with
- * ".anchor" and so on, and begin with "sync." (docs/formats.md).
+ * until the next call. So a caller can write them while training goes on. In the middle of an inner
+ * step they are as before it: windows that were taken for it are taken again by a site that goes
+ * on. Names are a tensor's with ".anchor" and so on, and begin with "sync." (docs/formats.md).
  *
  * DLX_AGAIN: an exchange is under way; call again after a later step. After the run has failed or
  * this site was interrupted it ends the exchange thread first, blocking up to a second or so, and

@@ -50,7 +50,7 @@ void dlxi_coordinator_close(dlxi_coordinator **coordinator) {
     dlxi_outbox_clear(&c->outbox);
     dlxi_ledger_close(&c->ledger);
     free(c->copy);
-    free((uint8_t *)(uintptr_t)c->resumed.data);
+    dlxi_resume_forget(c);
     free(c->peers);
     free(c->shared_text);
     free(c->sites_text);

@@ -366,6 +366,8 @@ bool dlxi_resume_mismatch(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator
                           const dlxi_run_site *s, const dlxi_hello *hello);
 /* What a site that joins brings. False: no memory. */
 bool dlxi_resume_note(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_hello *hello);
+/* The sites that brought something have left. */
+void dlxi_resume_forget(dlxi_coordinator *c);
 /* All sites have joined: if they go on with a run, so does the coordinator. False: it can't. */
 bool dlxi_resume_adopt(dlxi_coordinator *c);
 

@@ -59,7 +59,9 @@ static void sites_welcome(dlxi_coordinator *c) {
         for (uint16_t i = 0; i < c->count; i++) {
             dlxi_run_site *s = &c->sites[i];
             const dlxi_lease *lease = &s->leases[(s->counted + k) % DLXI_COORDINATOR_LEASES];
-            if (lease->submission != s->counted + k) dlxi_rounds_grant(c, s, s->counted + k);
+            /* an empty one was given to others while the site was away: what it trained is void */
+            if (lease->submission != s->counted + k || dlxi_lease_windows(lease) == 0)
+                dlxi_rounds_grant(c, s, s->counted + k);
         }
     c->welcomed = true;
     for (uint16_t i = 0; i < c->count; i++)
@@ -83,6 +85,7 @@ void dlxi_gather_leave(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_ran
     if (c->count > 0) return;
     free(c->sites_text);
     c->sites_text = NULL;
+    dlxi_resume_forget(c);
 }
 
 /* Whether a rank of this site was refused a short time ago, and this one has no answer yet. */

@@ -19,7 +19,7 @@ static bool mismatch_of_run(char text[DLXI_REASON_MAX + 1], const dlxi_run_site 
     if (ours != 0 && theirs != 0)
         return snprintf(text, size,
                         "site '%s' goes on with run %016llx, '%s' with run %016llx; give all of "
-                        "them snapshots of one run (--resume DIR)",
+                        "them snapshots of one run (--resume=DIR)",
                         hello->site, theirs, first->name, ours);
     return snprintf(text, size,
                     "site '%s' starts a new run, '%s' goes on with run %016llx; start all with "
@@ -49,7 +49,7 @@ bool dlxi_resume_mismatch(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator
             if (p->joined && p->round != hello->round)
                 return snprintf(text, size,
                                 "the snapshot of site '%s' is of round %llu, that of '%s' of round "
-                                "%llu; give one of the same round with --resume DIR",
+                                "%llu; give one of the same round with --resume=DIR",
                                 hello->site, (unsigned long long)hello->round - 1, c->sites[i].name,
                                 (unsigned long long)p->round - 1);
             if (p->joined && r == hello->rank && p->anchor_hash != hello->anchor_hash)
@@ -62,16 +62,22 @@ bool dlxi_resume_mismatch(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator
     return false;
 }
 
+void dlxi_resume_forget(dlxi_coordinator *c) {
+    free((uint8_t *)(uintptr_t)c->resumed.data);
+    c->resumed = (dlxi_copy){0};
+}
+
 bool dlxi_resume_note(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_hello *hello) {
     s->resumed_run = hello->resumed_run;
     if (hello->resumed_run == 0) return true;
     s->counted = hello->counted;
     s->ranks[hello->rank].round = hello->round;
-    if (hello->copy.bytes == 0 || hello->copy.round != hello->round - 1 || c->resumed.bytes > 0)
-        return true;
+    bool fits = hello->copy.bytes > 0 && hello->copy.round == hello->round - 1;
+    if (!fits || (c->resumed.bytes > 0 && c->resumed.round == hello->copy.round)) return true;
     uint8_t *data = malloc(hello->copy.bytes);
     if (data == NULL) return false;
     memcpy(data, hello->copy.data, hello->copy.bytes);
+    dlxi_resume_forget(c); /* of sites that have left */
     c->resumed = hello->copy;
     c->resumed.data = data;
     return true;
@@ -91,7 +97,7 @@ static bool site_adopt(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_sit
         dlxi_coordinator_fail(c, DLX_STATE, s->name,
                               "the snapshot of site '%s' has %llu of its rounds, the run counts "
                               "%llu; give a snapshot of another site, or an earlier one of all "
-                              "sites, with --resume DIR",
+                              "sites, with --resume=DIR",
                               s->name, (unsigned long long)s->counted,
                               (unsigned long long)before->counted);
         return false;
@@ -133,7 +139,7 @@ bool dlxi_resume_adopt(dlxi_coordinator *c) {
     if (c->resumed.bytes == 0) {
         dlxi_coordinator_fail(c, DLX_STATE, NULL,
                               "no snapshot of a site has the coordinator's state after round %llu: "
-                              "give the sites earlier ones with --resume DIR",
+                              "give the sites earlier ones with --resume=DIR",
                               (unsigned long long)round - 1);
         return false;
     }

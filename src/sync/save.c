@@ -125,7 +125,7 @@ static bool numbers_all(dlx_sync *s, int64_t at[DLXI_SYNC_NUMBERS], bool reads) 
     number_u64(&n, &s->round_tokens, count_max);
     number_u64(&n, &s->applied_tokens, count_max);
     number_u64(&n, &s->applied_rounds, s->state->rounds);
-    number_u64(&n, &s->windows_taken, UINT32_MAX);
+    number_u64(&n, &s->windows_done, UINT32_MAX);
     number_real(&n, &s->run_share, 0, (double)count_max);
     number_real(&n, &s->pace, 0.01, 100);
     number_real(&n, &s->balance, 0, HUGE_VAL);
@@ -239,6 +239,7 @@ dlx_status dlxi_sync_save(dlx_sync *s, dlx_hold hold, void *context, const dlx_p
     if (s->finished) DLX_FAIL(error, STATE, "the run is finished");
     if (dlxi_sync_is_over(s)) dlxi_sync_stop(s);
     if (s->state == NULL) DLX_FAIL(error, AGAIN, "an exchange is under way");
+    if (s->last.committed && s->last.commit.finished) DLX_FAIL(error, STATE, "the run is finished");
     s->saving.hold = hold;
     s->saving.context = context;
     dlx_status status = saving_begin(s, count, error);
@@ -311,7 +312,7 @@ static void step_rewind(dlx_sync *s) {
     if (!s->method->averages_gradients) return;
     s->round.number = s->state->counted + 1;
     s->round.outstanding = false;
-    s->flying_tokens = s->windows_taken = 0;
+    s->flying_tokens = s->windows_done = 0;
 }
 
 dlx_status dlxi_sync_restore(dlx_sync *s, dlx_restore restore, void *context, dlx_error *error) {
@@ -328,12 +329,14 @@ dlx_status dlxi_sync_restore(dlx_sync *s, dlx_restore restore, void *context, dl
     s->state->copy.data = NULL;
     if (!fits) {
         s->state->copy.bytes = 0;
-        DLX_FAIL(error, DATA, NUMBERS_NAME ": it does not fit the options of sync; go on with those of the run");
+        DLX_FAIL(error, DATA,
+                 NUMBERS_NAME ": it does not fit the options of sync; go on with those of the run");
     }
     DLX_TRY(copy_restore(s->state, restore, context, error));
     if (s->last.committed && (s->last.commit.finished || s->method->averages_gradients))
         DLX_FAIL(error, STATE, "the snapshot was taken as a round was applied; take another one");
     dlxi_state_rehash(s->state);
     step_rewind(s);
+    s->windows_taken = s->windows_done;
     return DLX_OK;
 }

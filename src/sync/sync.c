@@ -287,7 +287,7 @@ static dlx_status submit_to_engine(dlx_sync *s, double norm, dlx_error *error) {
         .grace_ms = grace_ms(s, step_s)};
     s->flying_tokens = s->round_tokens;
     s->round_tokens = 0;
-    s->windows_taken = 0;
+    s->windows_taken = s->windows_done = 0;
     s->round_step_s = 0;
     double most = fmax(1, round(s->pace * s->options.inner_steps_max));
     double inner_steps = fmax(1, round(s->pace * next));
@@ -438,6 +438,7 @@ dlx_status dlxi_sync_step(dlx_sync *s, uint64_t tokens, dlx_step *step, dlx_erro
         if (s->finished) DLX_FAIL(error, STATE, "the run is finished");
         s->round_step_s += dlxi_clock_s() - s->outside_since_s;
         s->round_tokens += tokens;
+        s->windows_done = s->windows_taken;
         dlxi_round_on_step(&s->round);
         status = proceed(s, step, error);
     } else if (s->finished) { /* parameters are what the sites have in common */
@@ -599,6 +600,7 @@ static dlx_status state_borrow(dlx_sync *s, bool *lent, dlx_error *error) {
         while (s->state == NULL) outcome_take(s, TICK_MS);
     }
     *lent = recalled && !s->last.committed && !s->last.ended;
+    if (s->method->averages_gradients) dlxi_saving_end(s);
     return s->method->averages_gradients ? dlxi_local_read(s->local, s->state, error) : DLX_OK;
 }
 

@@ -42,6 +42,7 @@ struct dlx_sync {
     uint64_t applied_rounds;
     double run_share;       /* the run's tokens to one of this site's, as of the last apply */
     uint64_t windows_taken; /* of the present round's lease */
+    uint64_t windows_done;  /* of them by the last step: what was taken since is taken again */
     double pace;            /* factor of H, for rounds from now on */
     double balance;         /* the same, for this site's speed */
     bool finished, reported;

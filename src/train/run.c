@@ -383,10 +383,11 @@ static dlx_status step_train(site_run *r, dlx_step *step, dlx_error *error) {
     float rate = dlxi_schedule_rate(&schedule, (int64_t)dlx_sync_tokens(r->sync) + step_tokens);
     if (c->pace == DLXI_PACE_RATE && dlx_sync_tokens(r->sync) >= (uint64_t)c->train.warmup_tokens)
         dlx_sync_pace(r->sync, (double)schedule.peak / (double)rate);
+    /* parameters do not change before the optimiser's step, and windows are taken again */
     r->fails_together = r->ranks == 1;
     DLX_TRY(dlx_sync_windows(r->sync, r->positions, (uint32_t)c->train.batch, error));
-    r->fails_together = false;
     DLX_TRY(dlxi_pipeline_accumulate(r->pipeline, r->positions, &loss, error));
+    r->fails_together = false;
     if (c->sync.overlap == DLX_OVERLAP_ALLREDUCE) {
         double before_s = dlxi_clock_s();
         r->fails_together = true;
@@ -495,6 +496,7 @@ static dlx_status partial_results_save(site_run *r, dlx_status why, char lost[LO
     char *text = NULL;
     const char *directory = r->directory;
     if (r->sync == NULL || r->steps == 0 || (r->ranks > 1 && !r->fails_together)) return DLX_OK;
+    if (r->ranks == 1 && r->metrics == NULL) return DLX_OK; /* the directory may be another run's */
     if (why != DLX_NUMERIC && why != DLX_DIVERGED) {
         if (r->fails_together) (void)dlxi_snapshots_last(r);
         if (dlx_sync_site_index(r->sync) == 0) directory = r->config->run.dir;

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/clock.h"
 #include "base/memory.h"
@@ -224,6 +225,29 @@ void dlxi_snapshots_close(site_run *r) {
     s->meta = NULL;
 }
 
+/* Those of later steps are of what was given up by going on from an earlier one. */
+static dlx_status later_put_aside(site_run *r, dlx_error *error) {
+    const char *directory = r->snapshots.directory;
+    char from[DLXI_PATH_BYTES], to[DLXI_PATH_BYTES + 32], name[64];
+    uint64_t *steps = NULL;
+    size_t count = 0;
+    dlx_status status = dlxi_snapshot_list(&steps, &count, directory, error);
+    if (status == DLX_SYSTEM && error->system_errno == ENOENT) return DLX_OK;
+    for (size_t i = 0; i < count && status == DLX_OK; i++) {
+        if (steps[i] <= r->steps) continue;
+        snprintf(name, sizeof name, "step-%0*llu", DLXI_SNAPSHOT_DIGITS,
+                 (unsigned long long)steps[i]);
+        status = dlxi_path_join(from, directory, name, error);
+        snprintf(to, sizeof to, "%s.left-%lld", from, (long long)time(NULL));
+        if (status == DLX_OK && rename(from, to) != 0)
+            status =
+                dlxi_error_set(error, DLX_SYSTEM, "%s: cannot rename: %s", from, strerror(errno));
+        if (status == DLX_OK) say(r, "a snapshot of a later step is put aside as *.left-*");
+    }
+    free(steps);
+    return status;
+}
+
 dlx_status dlxi_snapshots_begin(site_run *r, dlx_error *error) {
     dlxi_snapshots *s = &r->snapshots;
     dlxi_snapshot_close_opened(&s->resumed);
@@ -232,7 +256,8 @@ dlx_status dlxi_snapshots_begin(site_run *r, dlx_error *error) {
     if (!writes(r)) return DLX_OK;
     DLX_TRY(dlxi_path_join(s->directory, r->directory, "snapshots", error));
     dlx_status status = dlxi_snapshot_tidy(s->directory, error);
-    return status != DLX_OK && error->system_errno == ENOENT ? DLX_OK : status;
+    if (status != DLX_OK) return error->system_errno == ENOENT ? DLX_OK : status;
+    return r->steps > 0 ? later_put_aside(r, error) : DLX_OK;
 }
 
 /* ---- going on -------------------------------------------------------------------------------- */

@@ -74,6 +74,11 @@ class Resume(Case):
         self.check_equal(wan={"link": "mem"}, train={"tokens": 1200000}, sync={"overlap": "delayed", "exchange_steps": 0, "inner_steps_max": 10,
                                                     "adaptation": "off"})
 
+    def test_in_the_middle_of_a_step(self):
+        """Of many micro-batches, among which training ends; also a process that was interrupted by itself."""
+        self.check_equal(wan={"link": "mem"}, train={"tokens": 1600000, "batch": 128, "micro_batch": 1},
+                         sync={"overlap": "none", "exchange_steps": 0, "inner_steps": 3})
+
     def test_allreduce(self):
         self.check_equal(train={"tokens": 200000}, sync={"overlap": "allreduce", "exchange_steps": 0})
 

@@ -130,13 +130,13 @@ static void who_does_not_fit_is_refused(void **state) {
     assert_refused(
         w, 1,
         "site 'b' goes on with run 0000000000000003, 'a' with run 0123456789abcdef; give "
-        "all of them snapshots of one run (--resume DIR)");
+        "all of them snapshots of one run (--resume=DIR)");
     resuming_hello(w, "b", ROUNDS)->round = ROUNDS + 2;
     hello_say(w, 1);
     assert_refused(
         w, 1,
         "the snapshot of site 'b' is of round 4, that of 'a' of round 3; give one of the "
-        "same round with --resume DIR");
+        "same round with --resume=DIR");
     resuming_hello(w, "b", ROUNDS)->anchor_hash = 12;
     hello_say(w, 1);
     assert_refused(
@@ -165,7 +165,7 @@ static void what_cannot_go_on_says_why(void **state) {
     hello_say(w, 0);
     assert_failed(w, DLX_STATE,
                   "no snapshot of a site has the coordinator's state after round 3: give the sites "
-                  "earlier ones with --resume DIR");
+                  "earlier ones with --resume=DIR");
     world_close(w);
 
     w = world_of_later(1);
@@ -174,7 +174,7 @@ static void what_cannot_go_on_says_why(void **state) {
     assert_failed(
         w, DLX_STATE,
         "the snapshot of site 'a' has 2 of its rounds, the run counts 3; give a snapshot of "
-        "another site, or an earlier one of all sites, with --resume DIR");
+        "another site, or an earlier one of all sites, with --resume=DIR");
     world_close(w);
 
     w = world_of_later(1);
@@ -184,6 +184,51 @@ static void what_cannot_go_on_says_why(void **state) {
     (void)resuming_hello(w, "a", ROUNDS);
     hello_say(w, 0);
     assert_failed(w, DLX_STATE, "the run has all of its 540 tokens; raise train.tokens to go on");
+    world_close(w);
+}
+
+/* The copy of a site that has left is not that of those that come later. */
+static void what_was_brought_leaves_with_its_site(void **state) {
+    (void)state;
+    world *w = world_of_later(2);
+    (void)resuming_hello(w, "a", ROUNDS);
+    hello_say(w, 0);
+    w->message->as.reason = (dlxi_reason){.status = DLX_INTERRUPTED, .text = "interrupted"};
+    say_as(w, 0, "", DLXI_FRAME_FAILED, (dlxi_frame){.term = 0});
+    for (uint32_t i = 0; i < 2; i++) {
+        resuming_hello(w, three_names[i], ROUNDS)->copy = (dlxi_copy){0};
+        hello_say(w, i);
+    }
+    assert_failed(w, DLX_STATE,
+                  "no snapshot of a site has the coordinator's state after round 3: give the sites "
+                  "earlier ones with --resume=DIR");
+    world_close(w);
+}
+
+/* c was away, and its windows were given to others; the run stops before it has others. */
+static void who_has_no_windows_gets_some(void **state) {
+    (void)state;
+    world *before = three_open(100000);
+    three_round(before, 1);
+    wait_pinging(before, THREE, 2, 2, TIMEOUT_MS + LIMBO_MS + 1000);
+    for (uint32_t i = 0; i < 2; i++) ready(before, i, 2, 60);
+    for (uint32_t i = 0; i < 2; i++) stage(before, i, 2, 1, 2);
+    assert_int_equal(before->copy.round, 2);
+    world *w = world_of_later(THREE);
+    for (uint32_t i = 0; i < THREE; i++) {
+        if (i == THREE - 1) w->term = 2;
+        dlxi_hello *h = resuming_hello(w, three_names[i], i < 2 ? 2 : 1);
+        h->round = 3;
+        h->copy = before->copy;
+        hello_say(w, i);
+    }
+    for (uint32_t i = 0; i < THREE; i++)
+        for (int k = 0; k < 2; k++) {
+            const dlxi_lease *lease = &w->last[i]->as.welcome.leases[k];
+            assert_int_equal(lease->submission, (i < 2 ? 3 : 2) + k);
+            assert_true(lease->range_count > 0);
+        }
+    world_close(before);
     world_close(w);
 }
 
@@ -216,6 +261,8 @@ int main(void) {
         cmocka_unit_test(before_the_first_round_it_begins),
         cmocka_unit_test(who_does_not_fit_is_refused),
         cmocka_unit_test(what_cannot_go_on_says_why),
+        cmocka_unit_test(what_was_brought_leaves_with_its_site),
+        cmocka_unit_test(who_has_no_windows_gets_some),
         cmocka_unit_test(a_damaged_copy_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
