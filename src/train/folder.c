@@ -109,8 +109,10 @@ static dlx_status writable_check(const char *path, dlx_error *error) {
     dlxi_text_copy(part, sizeof part, path);
     while (stat(part, &facts) != 0) {
         if (errno != ENOENT) return fail_unusable(path, part, strerror(errno), error);
-        if (lstat(part, &facts) == 0)
+        if (lstat(part, &facts) == 0) {
+            if (!S_ISLNK(facts.st_mode)) continue; /* another process has just made it */
             return fail_unusable(path, part, "a link to a file that does not exist", error);
+        }
         size_t length = strlen(part);
         while (length > 0 && part[length - 1] == '/') length--;
         while (length > 0 && part[length - 1] != '/') length--;
