@@ -59,9 +59,7 @@ static void sites_welcome(dlxi_coordinator *c) {
         for (uint16_t i = 0; i < c->count; i++) {
             dlxi_run_site *s = &c->sites[i];
             const dlxi_lease *lease = &s->leases[(s->counted + k) % DLXI_COORDINATOR_LEASES];
-            /* an empty one was given to others while the site was away: what it trained is void */
-            if (lease->submission != s->counted + k || dlxi_lease_windows(lease) == 0)
-                dlxi_rounds_grant(c, s, s->counted + k);
+            if (lease->submission != s->counted + k) dlxi_rounds_grant(c, s, s->counted + k);
         }
     c->welcomed = true;
     for (uint16_t i = 0; i < c->count; i++)

@@ -49,12 +49,13 @@ static bool can_spare(dlxi_coordinator *c, const dlxi_run_site *s) {
     return rounds && c->begun && c->settings.sites_min > 0 && others_have_entered(c, s);
 }
 
+/* To others. The site keeps what it was told: a rank that has not heard of its lease yet hears of
+ * the same windows as the others. What is trained on them is void. */
 static void leases_return(dlxi_coordinator *c, dlxi_run_site *s) {
     for (uint64_t n = s->counted + 1; n <= s->counted + 2; n++) {
-        dlxi_lease *lease = &s->leases[n % DLXI_COORDINATOR_LEASES];
+        const dlxi_lease *lease = &s->leases[n % DLXI_COORDINATOR_LEASES];
         DLXI_ASSERT(lease->submission == n);
-        dlxi_ledger_settle(c->ledger, lease, 0);
-        lease->range_count = 0;
+        if (n > s->voided) dlxi_ledger_settle(c->ledger, lease, 0);
     }
     s->voided = s->counted + 2;
     c->unsaved = true;

@@ -114,7 +114,8 @@ static bool state_adopt(dlxi_coordinator *c, dlxi_coordinator *before) {
         dlxi_run_site *s = site_of(c, b->name);
         if (s != NULL && !site_adopt(c, s, b)) return false;
         for (uint64_t n = b->counted + 1; s == NULL && n <= b->counted + 2; n++)
-            dlxi_ledger_settle(before->ledger, &b->leases[n % DLXI_COORDINATOR_LEASES], 0);
+            if (n > b->voided)
+                dlxi_ledger_settle(before->ledger, &b->leases[n % DLXI_COORDINATOR_LEASES], 0);
     }
     for (uint16_t i = 0; i < c->count; i++) c->sites[i].was_member = true;
     dlxi_ledger *ledger = c->ledger;

@@ -501,8 +501,9 @@ static void site_commit(dlxi_coordinator *c, dlxi_run_site *s) {
     s->member = false;
     s->counted++;
     c->committed_tokens += s->tokens;
-    dlxi_ledger_settle(c->ledger, &s->leases[s->counted % DLXI_COORDINATOR_LEASES],
-                       s->windows_used);
+    if (s->counted > s->voided) /* else they were given back */
+        dlxi_ledger_settle(c->ledger, &s->leases[s->counted % DLXI_COORDINATOR_LEASES],
+                           s->windows_used);
 }
 
 /* The round commits after trouble. */
@@ -586,9 +587,20 @@ static bool is_stuck(const dlxi_run_site *s) {
     return s->member && s->keeps_history && !DLXI_ALL(s, staged);
 }
 
-/* The first one; NULL: nobody waits for such a member, or it is not to be left out. */
+/* Whether another site could be in the round. */
+static bool others_are_ready(const dlxi_coordinator *c) {
+    for (uint16_t i = 0; i < c->count; i++) {
+        const dlxi_run_site *s = &c->sites[i];
+        if (!s->member && dlxi_run_site_is_ready(s) && s->stuck_round != c->round) return true;
+    }
+    return false;
+}
+
+/* The first one; NULL: nobody waits for such a member, or it is not to be left out. Those that wait
+ * have staged; or it is alone in the attempt, and others are ready. */
 static const dlxi_run_site *stuck_first(const dlxi_coordinator *c) {
-    if (c->proposal == NULL || c->staged_ms == 0 || c->settings.sites_min == 0) return NULL;
+    if (c->proposal == NULL || c->settings.sites_min == 0) return NULL;
+    if (c->staged_ms == 0 && (c->proposal->members > 1 || !others_are_ready(c))) return NULL;
     for (uint16_t i = 0; i < c->count; i++)
         if (is_stuck(&c->sites[i])) return &c->sites[i];
     return NULL;
@@ -598,8 +610,9 @@ static void stuck_judge(dlxi_coordinator *c) {
     enum { SLOWER = 4 };
     char text[DLXI_REASON_MAX + 1];
     const dlxi_run_site *first = stuck_first(c);
-    int64_t waited_ms = c->now_ms - c->staged_ms;
-    if (first == NULL || waited_ms < hung_ms(c) + SLOWER * (c->staged_ms - c->begun_ms) ||
+    int64_t since_ms = c->staged_ms > 0 ? c->staged_ms : c->begun_ms;
+    int64_t waited_ms = c->now_ms - since_ms;
+    if (first == NULL || waited_ms < hung_ms(c) + SLOWER * (since_ms - c->begun_ms) ||
         DLXI_PLANTED(29))
         return;
     for (uint16_t i = 0; i < c->count; i++)

@@ -20,9 +20,12 @@ static inline int64_t windows_unused(const dlxi_coordinator *c, uint64_t tokens_
         (void)dlxi_read_u64(&reader);
         placed += dlxi_read_u32(&reader);
     }
-    for (uint16_t i = 0; i < c->count; i++)
-        for (uint64_t n = c->sites[i].counted + 1; n <= c->sites[i].counted + 2; n++)
-            placed += dlxi_lease_windows(&c->sites[i].leases[n % DLXI_COORDINATOR_LEASES]);
+    for (uint16_t i = 0; i < c->count; i++) { /* those of a void submission were given back */
+        const dlxi_run_site *s = &c->sites[i];
+        for (uint64_t n = s->counted + 1; n <= s->counted + 2; n++)
+            if (n > s->voided)
+                placed += dlxi_lease_windows(&s->leases[n % DLXI_COORDINATOR_LEASES]);
+    }
     return (int64_t)(cursor - placed);
 }
 

@@ -116,6 +116,28 @@ static void assert_begun_again(world *w, uint32_t peer, uint32_t attempt, uint16
     assert_begun(w, peer, attempt, members);
 }
 
+/* Of a pair that is kept apart one is in the attempt, and hangs: the other one can be instead. */
+static void who_is_alone_in_an_attempt_and_hangs_is_left_out(void **state) {
+    (void)state;
+    world *w = world_running(1, true);
+    w->message->as.reason = (dlxi_reason){.status = DLX_SYSTEM, .text = "a full disk"};
+    say(w, SILENT, DLXI_FRAME_FAILED, 1, 0);
+    ready(w, 0, 1, 60);
+    ready(w, 1, 1, 60);
+    assert_begun(w, 0, 1, 2);
+    w->message->as.reason = (dlxi_reason){.status = DLX_TIMEOUT, .about = 0, .text = "no data"};
+    say(w, 1, DLXI_FRAME_ABORT, 1, 1);
+    assert_begun(w, 0, 2, 1);
+    wait_pinging(w, 2, -1, 1, PATIENCE_MS / 2 - 1);
+    assert_int_equal(w->counts[1][DLXI_FRAME_BEGIN], 1);
+    wait_pinging(w, 2, -1, 1, 1);
+    assert_int_equal(w->counts[1][DLXI_FRAME_BEGIN], 2);
+    assert_int_equal(w->view[1].members, 1);
+    stage(w, 1, 1, 3, 5);
+    assert_int_equal(w->last[1]->kind, DLXI_FRAME_COMMIT);
+    world_close(w);
+}
+
 /* It keeps its own state from its exchange thread: the others have staged, and nobody misses data
  * of it. */
 static void a_member_that_hangs_is_left_out_of_the_round(void **state) {
@@ -201,6 +223,7 @@ int main(void) {
         cmocka_unit_test(a_site_that_hangs_does_not_end_the_run),
         cmocka_unit_test(who_is_waited_for_is_named),
         cmocka_unit_test(windows_of_a_site_that_hangs_go_to_others),
+        cmocka_unit_test(who_is_alone_in_an_attempt_and_hangs_is_left_out),
         cmocka_unit_test(a_member_that_hangs_is_left_out_of_the_round),
         cmocka_unit_test(a_member_that_hangs_does_not_use_up_the_patience),
         cmocka_unit_test(a_site_that_hangs_at_the_end_is_lost),
