@@ -498,7 +498,7 @@ static const bounds small_bounds[] = {
     {2, 1, 0, 1, 0, 0, 0, 1, 0, 0, true, UINT64_MAX},
     {2, 1, 0, 0, 0, 1, 0, 0, 1, 1, true, UINT64_MAX},
     {3, 1, 0, 0, 0, 0, 0, 0, 1, 1, true, UINT64_MAX},
-    {2, 1, 0, 0, 0, 0, 0, 0, 3, 1, true, 200000},
+    {2, 1, 0, 0, 0, 0, 0, 0, 3, 1, true, 400000},
 };
 static const bounds large_bounds[] = {
     {2, 1, 1, 0, 0, 0, 0, 0, 2, 1, true, UINT64_MAX},
