@@ -23,12 +23,12 @@ static const char hash_mark[] = "\"xxh3\": \"";
 static const char *const kinds[] = {"F32", "I32", "I64", "U8"};
 enum { KINDS = sizeof kinds / sizeof *kinds };
 
-const char *dlxi_part_kind_name(dlxi_part_kind kind) {
+const char *dlxi_part_kind_name(dlx_part_kind kind) {
     DLXI_ASSERT((unsigned)kind < KINDS);
     return kinds[kind];
 }
 
-size_t dlxi_part_kind_bytes(dlxi_part_kind kind) {
+size_t dlxi_part_kind_bytes(dlx_part_kind kind) {
     return dlxi_dtype_bytes(dlxi_part_kind_name(kind));
 }
 
@@ -106,10 +106,10 @@ dlx_status dlxi_manifest_seal(char *text, size_t bytes, dlx_error *error) {
 
 /* ---- reading --------------------------------------------------------------------------------- */
 
-static bool kind_parse(dlxi_part_kind *kind, const char *dtype) {
+static bool kind_parse(dlx_part_kind *kind, const char *dtype) {
     for (int i = 0; i < KINDS; i++) {
         if (dtype == NULL || strcmp(kinds[i], dtype) != 0) continue;
-        *kind = (dlxi_part_kind)i;
+        *kind = (dlx_part_kind)i;
         return true;
     }
     return false;
@@ -307,7 +307,7 @@ dlx_status dlxi_manifest_check_file(dlxi_manifest *manifest, int rank, const cha
 
 /* ---- writing --------------------------------------------------------------------------------- */
 
-dlx_status dlxi_manifest_describe(char **out, int rank, uint64_t file_bytes, const dlxi_part *parts,
+dlx_status dlxi_manifest_describe(char **out, int rank, uint64_t file_bytes, const dlx_part *parts,
                                   const uint64_t *xxh3, size_t count, dlx_error *error) {
     char name[DLXI_SNAPSHOT_FILE_BYTES], digits[17];
     bool complete = true;

@@ -53,7 +53,7 @@ dlx_status dlxi_manifest_check_file(dlxi_manifest *manifest, int rank, const cha
                                     dlx_error *error);
 
 /* *out ← one rank's entry, JSON on one line; free with free(). */
-dlx_status dlxi_manifest_describe(char **out, int rank, uint64_t file_bytes, const dlxi_part *parts,
+dlx_status dlxi_manifest_describe(char **out, int rank, uint64_t file_bytes, const dlx_part *parts,
                                   const uint64_t *xxh3, size_t count, dlx_error *error);
 /* *out ← the bytes of a manifest, sealed; free with free(). DLX_DATA: a description is not JSON.
  * What it says is not checked: parse the text. */

@@ -30,37 +30,22 @@ enum {
 };
 #define DLXI_SNAPSHOT_STEP_MAX UINT64_C(999999999999)
 
-typedef enum dlxi_part_kind {
-    DLXI_PART_F32 = 0,
-    DLXI_PART_I32 = 1,
-    DLXI_PART_I64 = 2,
-    DLXI_PART_U8 = 3
-} dlxi_part_kind;
-
-const char *dlxi_part_kind_name(dlxi_part_kind kind); /* "F32" */
-size_t dlxi_part_kind_bytes(dlxi_part_kind kind);     /* of one element */
+const char *dlxi_part_kind_name(dlx_part_kind kind); /* "F32" */
+size_t dlxi_part_kind_bytes(dlx_part_kind kind);     /* of one element */
 
 /* ---- writing --------------------------------------------------------------------------------- */
 
-/* data[rows, cols], borrowed; a vector has one row. Either may be 0. The name: UTF-8 without
- * control characters, not "__metadata__", and only once per rank. */
-typedef struct dlxi_part {
-    const char *name;
-    dlxi_part_kind kind;
-    int64_t rows, cols;
-    const void *data;
-} dlxi_part;
-
 typedef struct dlxi_snapshot_writer dlxi_snapshot_writer;
 
-/* Starts a thread that writes parts[count] in this order. It makes `directory`, whose parent must
- * exist, and in it the .part directory of `step`, and removes what is left of this rank there. The
- * array and the names are copied; the memory stays as it is until dlxi_snapshot_wait has returned
- * for its part. Failures of the disk are the result's. DLX_ARGUMENT: a name, a step above
- * DLXI_SNAPSHOT_STEP_MAX; DLX_SYSTEM: no thread; DLX_CONFIG: a big-endian machine. Does not block.
- * One writer per directory, step and rank at a time. */
+/* Starts a thread that writes parts[count] in this order: rows and cols may be 0; a name is UTF-8
+ * without control characters, not "__metadata__", and only once per rank. It makes `directory`,
+ * whose parent must exist, and in it the .part directory of `step`, and removes what is left of
+ * this rank there. The array and the names are copied; the memory stays as it is until
+ * dlxi_snapshot_wait has returned for its part. Failures of the disk are the result's.
+ * DLX_ARGUMENT: a name, a step above DLXI_SNAPSHOT_STEP_MAX; DLX_SYSTEM: no thread; DLX_CONFIG: a
+ * big-endian machine. Does not block. One writer per directory, step and rank at a time. */
 dlx_status dlxi_snapshot_begin(dlxi_snapshot_writer **out, const char *directory, uint64_t step,
-                               int rank, int ranks, const dlxi_part *parts, size_t count,
+                               int rank, int ranks, const dlx_part *parts, size_t count,
                                dlx_error *error);
 /* Blocks until the memory of the first `parts` parts is not needed any more: written to the file,
  * or the writer has failed. More than there are: all. */
@@ -102,7 +87,7 @@ typedef struct dlxi_snapshot dlxi_snapshot;
 
 typedef struct dlxi_snapshot_part {
     const char *name; /* the snapshot's */
-    dlxi_part_kind kind;
+    dlx_part_kind kind;
     int64_t rows, cols;
     int rank;
     uint64_t bytes, offset; /* in the rank's file */

@@ -27,7 +27,7 @@ enum { PIECE_BYTES = 1 << 20 }; /* hashed and written while it is in a cache */
 struct dlxi_snapshot_writer {
     char parent[DLXI_PATH_BYTES], directory[DLXI_PATH_BYTES], path[DLXI_PATH_BYTES];
     int rank;
-    dlxi_part *part; /* [count]; their names are in `names` */
+    dlx_part *part; /* [count]; their names are in `names` */
     size_t count;
     char *names;
     uint64_t *xxh3, *offset; /* [count] */
@@ -83,7 +83,7 @@ out:
 
 static dlx_status part_write(dlxi_snapshot_writer *w, size_t index, dlxi_file_writer *file,
                              dlxi_hasher *hasher, dlx_error *error) {
-    const dlxi_part *part = &w->part[index];
+    const dlx_part *part = &w->part[index];
     const uint8_t *data = part->data;
     size_t bytes = (size_t)(part->rows * part->cols) * dlxi_part_kind_bytes(part->kind);
     dlxi_hasher_begin(hasher);
@@ -153,13 +153,13 @@ static void *writer_run(void *argument) {
 
 /* ---- the caller's side ----------------------------------------------------------------------- */
 
-static dlx_status parts_check(const dlxi_part *parts, size_t count, dlx_error *error) {
+static dlx_status parts_check(const dlx_part *parts, size_t count, dlx_error *error) {
     char text[DLXI_JSON_SHOWN_BYTES];
     if (count > DLXI_SNAPSHOT_PARTS_MAX)
         DLX_FAIL(error, ARGUMENT, "a snapshot of %zu parts; allowed: up to %d", count,
                  DLXI_SNAPSHOT_PARTS_MAX);
     for (size_t i = 0; i < count; i++) {
-        const dlxi_part *part = &parts[i];
+        const dlx_part *part = &parts[i];
         if (!dlxi_part_name_is_allowed(part->name))
             DLX_FAIL(error, ARGUMENT,
                      "a snapshot's part '%s': names have 1 to %d bytes of UTF-8 without control "
@@ -172,7 +172,7 @@ static dlx_status parts_check(const dlxi_part *parts, size_t count, dlx_error *e
     return DLX_OK;
 }
 
-static dlx_status parts_copy(dlxi_snapshot_writer *w, const dlxi_part *parts, size_t count,
+static dlx_status parts_copy(dlxi_snapshot_writer *w, const dlx_part *parts, size_t count,
                              dlx_error *error) {
     size_t bytes = 0;
     for (size_t i = 0; i < count; i++) bytes += strlen(parts[i].name) + 1;
@@ -225,7 +225,7 @@ static dlx_status machine_check(dlx_error *error) {
 }
 
 dlx_status dlxi_snapshot_begin(dlxi_snapshot_writer **out, const char *directory, uint64_t step,
-                               int rank, int ranks, const dlxi_part *parts, size_t count,
+                               int rank, int ranks, const dlx_part *parts, size_t count,
                                dlx_error *error) {
     dlx_status status = DLX_OK;
     dlxi_snapshot_writer *w = NULL;

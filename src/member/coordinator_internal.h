@@ -221,6 +221,8 @@ static inline bool dlxi_run_site_is_complete(const dlxi_run_site *s) {
     return s->joined == s->rank_count;
 }
 
+/* Of that name, or NULL. */
+dlxi_run_site *dlxi_run_site_find(dlxi_coordinator *c, const char *name);
 /* The sites that are present, in order: for (s = next(c, NULL); s != NULL; s = next(c, s)). */
 dlxi_run_site *dlxi_run_site_next(dlxi_coordinator *c, const dlxi_run_site *after);
 /* How many are present; are not gone. */
@@ -289,8 +291,8 @@ void dlxi_presence_miss(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_ra
                         const char *text);
 /* Some rank of it has not got the last committed round's results. */
 bool dlxi_presence_is_behind(const dlxi_coordinator *c, const dlxi_run_site *s);
-/* After a start with what an earlier life saved, sites have some time to be heard; those that can't
- * make up for a round, until they are given up. */
+/* When a site comes where none was, the others have some time to come; those that can't make up for
+ * a round, until they are given up. */
 bool dlxi_presence_is_expecting(const dlxi_coordinator *c);
 /* A ping of a peer that is unknown, or known by another number: true if it is this rank now. */
 bool dlxi_presence_recognise(dlxi_coordinator *c, uint32_t peer, const char *name,

@@ -10,7 +10,7 @@
 /* A refused site's other ranks come within this time; later ones belong to another try. */
 enum { REFUSED_MS = 3000 };
 
-static dlxi_run_site *site_find(dlxi_coordinator *c, const char *name) {
+dlxi_run_site *dlxi_run_site_find(dlxi_coordinator *c, const char *name) {
     for (uint16_t i = 0; i < c->count; i++)
         if (strcmp(c->sites[i].name, name) == 0) return &c->sites[i];
     return NULL;
@@ -115,7 +115,7 @@ static void site_refuse(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_hello 
 /* Returns true and writes the reason if this hello can't join. It is logged once per site. */
 static bool hello_is_refused(char text[DLXI_REASON_MAX + 1], dlxi_coordinator *c,
                              const char *proved_name, const dlxi_hello *hello, int64_t now_ms) {
-    dlxi_run_site *s = site_find(c, hello->site);
+    dlxi_run_site *s = dlxi_run_site_find(c, hello->site);
     bool refused = dlxi_coordinator_has_no_room(text, c, proved_name, s, hello);
     if (!refused && site_was_refused(c, hello, now_ms)) {
         dlxi_text_copy(text, DLXI_REASON_MAX + 1, c->refused.text);
@@ -154,7 +154,7 @@ void dlxi_gather_on_hello(dlxi_coordinator *c, uint32_t peer, const char *name, 
         dlxi_coordinator_put_reason(c, peer, DLXI_FRAME_STOP, DLX_REFUSED, text);
         return;
     }
-    dlxi_run_site *s = site_find(c, hello->site);
+    dlxi_run_site *s = dlxi_run_site_find(c, hello->site);
     if (s == NULL) s = site_enter(c, hello, key);
     if (s == NULL) {
         dlxi_coordinator_fail_memory(c);
@@ -212,7 +212,7 @@ static missing_text missing_list(dlxi_coordinator *c) {
         if (!dlxi_run_site_is_complete(&c->sites[i]))
             missing_add(&m, c->sites[i].name, &c->sites[i]);
     for (uint32_t i = 0; i < c->expected_count; i++)
-        if (site_find(c, c->expected[i]) == NULL) missing_add(&m, c->expected[i], NULL);
+        if (dlxi_run_site_find(c, c->expected[i]) == NULL) missing_add(&m, c->expected[i], NULL);
     if (m.omitted > 0)
         snprintf(m.text + m.used, sizeof m.text - m.used, " and %u others", m.omitted);
     return m;

@@ -85,12 +85,6 @@ bool dlxi_resume_note(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_hello *h
 
 /* ---- the run goes on ------------------------------------------------------------------------- */
 
-static dlxi_run_site *site_of(dlxi_coordinator *c, const char *name) {
-    for (uint16_t i = 0; i < c->count; i++)
-        if (strcmp(c->sites[i].name, name) == 0) return &c->sites[i];
-    return NULL;
-}
-
 /* What the run knows of this site, of an earlier start. */
 static bool site_adopt(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_site *before) {
     if (s->counted != before->counted) {
@@ -111,7 +105,7 @@ static bool site_adopt(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_sit
 static bool state_adopt(dlxi_coordinator *c, dlxi_coordinator *before) {
     for (uint16_t i = 0; i < before->count; i++) {
         const dlxi_run_site *b = &before->sites[i];
-        dlxi_run_site *s = site_of(c, b->name);
+        dlxi_run_site *s = dlxi_run_site_find(c, b->name);
         if (s != NULL && !site_adopt(c, s, b)) return false;
         for (uint64_t n = b->counted + 1; s == NULL && n <= b->counted + 2; n++)
             if (n > b->voided)

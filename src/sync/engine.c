@@ -356,8 +356,6 @@ void dlxi_engine_outcome_of_commit(dlxi_engine *e) {
 
 static void round_commit(dlxi_engine *e) {
     DLXI_ASSERT(e->state != NULL && dlxi_exchange_is_staged(e->exchange));
-    if (e->keeps_history && e->site->count > 1)
-        dlxi_exchange_keep(e->exchange, dlxi_lineage_of(e->site->commit.coordinator), &e->history);
     dlxi_exchange_commit(e->exchange, e->state);
     e->state->tokens = e->site->commit.committed_tokens;
     e->state->counted = e->ready.submission;
@@ -439,6 +437,10 @@ static void act(dlxi_engine *e, dlxi_site_action action) {
         e->in_trouble = true;
         break;
     case DLXI_SITE_COMMIT:
+        /* at once: training may hang with the state, and others lack the results */
+        if (e->keeps_history && e->site->count > 1)
+            dlxi_exchange_keep(e->exchange, dlxi_lineage_of(e->site->commit.coordinator),
+                               &e->history);
         e->commits = true;
         break;
     case DLXI_SITE_FOLLOW:

@@ -88,6 +88,12 @@ static void outcome_take(dlx_sync *s, int wait_ms) {
     pthread_mutex_unlock(&s->statistics_mutex);
 }
 
+/* It is: why. */
+static dlx_status run_over(dlx_sync *s, dlx_error *error) {
+    DLX_TRY(dlxi_mailbox_failure(&s->mailbox, error));
+    DLX_FAIL(error, INTERRUPTED, "interrupted");
+}
+
 /* Waits until *flag, the run's end, or an interrupt; adds to *waited_s (may be NULL). */
 static dlx_status wait_for(dlx_sync *s, const bool *flag, double *waited_s, dlx_error *error) {
     double start_s = dlxi_clock_s();
@@ -232,11 +238,9 @@ void dlxi_sync_close(dlx_sync **sync) {
     bool failed = dlxi_mailbox_failure(&s->mailbox, NULL) != DLX_OK;
     if (s->pump.started && s->finished && !s->reported && !failed)
         (void)dlxi_sync_report(s, "", NULL);
-    else if (!s->finished && is_interrupted(s))
-        leave(s, DLX_INTERRUPTED, "interrupted");
-    else if (!s->finished)
+    else if (!s->finished && !is_interrupted(s))
         leave(s, DLX_PEER_LOST, left_early);
-    engine_stop(s);
+    dlxi_sync_stop(s);
     dlxi_engine_close(&s->engine);
     dlxi_state_close(&s->state);
     dlxi_local_close(&s->local);
@@ -387,12 +391,6 @@ static dlx_status apply(dlx_sync *s, bool final, dlx_step *step, dlx_error *erro
     return DLX_OK;
 }
 
-/* Of a run that was over before it could go on: why. */
-static dlx_status ready_check(dlx_sync *s, dlx_error *error) {
-    DLX_TRY(dlxi_mailbox_failure(&s->mailbox, error));
-    DLX_FAIL(error, INTERRUPTED, "interrupted");
-}
-
 static dlx_status proceed(dlx_sync *s, dlx_step *step, dlx_error *error) {
     while (!s->finished) {
         bool committed, finished;
@@ -433,7 +431,7 @@ static dlx_status go_on(dlx_sync *s, dlx_error *error) {
 
 dlx_status dlxi_sync_step(dlx_sync *s, uint64_t tokens, dlx_step *step, dlx_error *error) {
     dlx_status status = DLX_OK;
-    if (s->unready) DLX_TRY(ready_check(s, error));
+    if (s->unready) return run_over(s, error);
     if (!s->method->averages_gradients) {
         if (s->finished) DLX_FAIL(error, STATE, "the run is finished");
         s->round_step_s += dlxi_clock_s() - s->outside_since_s;
@@ -492,7 +490,7 @@ dlx_status dlxi_sync_gradients(dlx_sync *s, float *const *gradients, uint64_t to
 /* ---- windows, reports ------------------------------------------------------------------------ */
 
 dlx_status dlxi_sync_windows(dlx_sync *s, uint64_t *positions, uint32_t count, dlx_error *error) {
-    if (s->unready) DLX_TRY(ready_check(s, error));
+    if (s->unready) return run_over(s, error);
     const dlxi_lease *lease = &s->leases[s->round.number % DLXI_SYNC_LEASES];
     uint64_t leased = lease->submission == s->round.number ? dlxi_lease_windows(lease) : 0;
     if (s->windows_taken > leased || count > leased - s->windows_taken)
@@ -517,10 +515,7 @@ dlx_status dlxi_sync_end(dlx_sync *s, dlx_end *end, dlx_error *error) {
     outcome_take(s, 0);
     while (s->last.part_count == 0 && !s->last.ended && !is_interrupted(s))
         outcome_take(s, TICK_MS);
-    if (s->last.part_count == 0) {
-        DLX_TRY(dlxi_mailbox_failure(&s->mailbox, error));
-        DLX_FAIL(error, INTERRUPTED, "interrupted");
-    }
+    if (s->last.part_count == 0) return run_over(s, error);
     dlx_end own = {
         .parts = s->last.parts, .part_count = s->last.part_count, .saves = s->last.saves};
     if (s->options.ranks > 1) DLX_TRY(dlxi_consensus_first(&s->consensus, &own, sizeof own, error));

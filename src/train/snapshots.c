@@ -9,20 +9,17 @@
 
 #include "base/clock.h"
 #include "base/memory.h"
+#include "checkpoint/manifest.h"
 
 #define NUMBERS_NAME "train.numbers"
 
 enum { PARTS_PER_TENSOR = 3 };
 
-static void say(site_run *r, const char *text) {
-    dlxi_run_say(r, text);
-}
-
 static void say_failure(site_run *r, const dlx_error *error) {
     char text[sizeof error->message + 64];
     snprintf(text, sizeof text, "no snapshot of step %llu: %s",
              (unsigned long long)r->snapshots.step, error->message);
-    say(r, text);
+    dlxi_run_say(r, text);
 }
 
 /* A site of several ranks has none: its ranks would have to write together. */
@@ -98,7 +95,7 @@ static dlx_status writer_begin(site_run *r, const dlx_part *synced, size_t synce
     dlxi_snapshots *s = &r->snapshots;
     const size_t most = (size_t)r->parameter_count * PARTS_PER_TENSOR + 1 + synced_count;
     const size_t name_bytes = DLXI_TENSOR_NAME_MAX + 8;
-    dlxi_part *parts = NULL;
+    dlx_part *parts = NULL;
     char *names = NULL;
     dlx_status status = DLX_OK;
     size_t n = 0;
@@ -107,18 +104,18 @@ static dlx_status writer_begin(site_run *r, const dlx_part *synced, size_t synce
     for (int64_t i = 0; i < r->parameter_count; i++)
         for (int which = 0; which < PARTS_PER_TENSOR; which++) {
             const dlxi_tensor *t = &r->parameters[i].tensor;
-            const float *data = tensor_part(r, i, which);
+            float *data = tensor_part(r, i, which);
             if (data == NULL) continue;
             char *name = names + n * name_bytes;
             snprintf(name, name_bytes, "%s%s", t->name, suffixes[which]);
-            parts[n++] = (dlxi_part){name, DLXI_PART_F32, t->rows, t->cols, data};
+            parts[n++] = (dlx_part){name, DLX_PART_F32, t->rows, t->cols, data};
         }
     numbers_pack(r, s->numbers);
-    parts[n++] = (dlxi_part){NUMBERS_NAME, DLXI_PART_I64, 1, DLXI_TRAIN_NUMBERS, s->numbers};
+    parts[n++] = (dlx_part){NUMBERS_NAME, DLX_PART_I64, 1, DLXI_TRAIN_NUMBERS, s->numbers};
     s->own_parts = n;
     for (size_t k = 0; k < synced_count; k++)
-        parts[n++] = (dlxi_part){synced[k].name, (dlxi_part_kind)synced[k].kind, synced[k].rows,
-                                 synced[k].cols, synced[k].data};
+        parts[n++] = (dlx_part){synced[k].name, synced[k].kind, synced[k].rows, synced[k].cols,
+                                synced[k].data};
     s->parts = n;
     DLX_TRY_OUT(dlxi_snapshot_begin(&s->writer, s->directory, s->step, 0, 1, parts, n, error));
 out:
@@ -214,7 +211,7 @@ bool dlxi_snapshots_last(site_run *r) {
     }
     snprintf(text, sizeof text, "snapshot of step %llu saved in %s; --resume goes on from it",
              (unsigned long long)s->step, s->directory);
-    say(r, text);
+    dlxi_run_say(r, text);
     return true;
 }
 
@@ -229,21 +226,22 @@ void dlxi_snapshots_close(site_run *r) {
 /* Those of later steps are of what was given up by going on from an earlier one. */
 static dlx_status later_put_aside(site_run *r, dlx_error *error) {
     const char *directory = r->snapshots.directory;
-    char from[DLXI_PATH_BYTES], to[DLXI_PATH_BYTES + 32], name[64];
+    char from[DLXI_PATH_BYTES], to[DLXI_PATH_BYTES], ending[40];
     uint64_t *steps = NULL;
     size_t count = 0;
     dlx_status status = dlxi_snapshot_list(&steps, &count, directory, error);
     if (status == DLX_SYSTEM && error->system_errno == ENOENT) return DLX_OK;
+    snprintf(ending, sizeof ending, ".left-%lld", (long long)time(NULL));
     for (size_t i = 0; i < count && status == DLX_OK; i++) {
         if (steps[i] <= r->steps) continue;
-        snprintf(name, sizeof name, "step-%0*llu", DLXI_SNAPSHOT_DIGITS,
-                 (unsigned long long)steps[i]);
-        status = dlxi_path_join(from, directory, name, error);
-        snprintf(to, sizeof to, "%s.left-%lld", from, (long long)time(NULL));
+        status = dlxi_snapshot_step_path(from, directory, steps[i], "", error);
+        if (status == DLX_OK)
+            status = dlxi_snapshot_step_path(to, directory, steps[i], ending, error);
         if (status == DLX_OK && rename(from, to) != 0)
             status =
                 dlxi_error_set(error, DLX_SYSTEM, "%s: cannot rename: %s", from, strerror(errno));
-        if (status == DLX_OK) say(r, "a snapshot of a later step is put aside as *.left-*");
+        if (status == DLX_OK)
+            dlxi_run_say(r, "a snapshot of a later step is put aside as *.left-*");
     }
     free(steps);
     return status;
@@ -263,7 +261,7 @@ dlx_status dlxi_snapshots_begin(site_run *r, dlx_error *error) {
 
 /* ---- going on -------------------------------------------------------------------------------- */
 
-static dlx_status part_read(site_run *r, const char *name, dlxi_part_kind kind, int64_t rows,
+static dlx_status part_read(site_run *r, const char *name, dlx_part_kind kind, int64_t rows,
                             int64_t cols, void *dst, dlx_error *error) {
     dlxi_snapshot *snapshot = r->snapshots.resumed;
     const dlxi_snapshot_part *part = dlxi_snapshot_find(snapshot, name, -1);
@@ -281,8 +279,7 @@ static dlx_status part_read(site_run *r, const char *name, dlxi_part_kind kind, 
 }
 
 dlx_status dlxi_snapshots_restore(void *run, const dlx_part *part, dlx_error *error) {
-    return part_read(run, part->name, (dlxi_part_kind)part->kind, part->rows, part->cols,
-                     part->data, error);
+    return part_read(run, part->name, part->kind, part->rows, part->cols, part->data, error);
 }
 
 /* What decides which windows a site trains on. */
@@ -310,10 +307,6 @@ static dlx_status data_check(const site_run *r, dlx_error *error) {
     return DLX_OK;
 }
 
-static void on_line(void *run, const char *line) {
-    say(run, line);
-}
-
 dlx_status dlxi_snapshots_resume(site_run *r, dlx_error *error) {
     const char *from = r->options->resume;
     char path[DLXI_PATH_BYTES], name[DLXI_TENSOR_NAME_MAX + 8], text[DLXI_PATH_BYTES + 32];
@@ -324,7 +317,7 @@ dlx_status dlxi_snapshots_resume(site_run *r, dlx_error *error) {
     if (from[0] == '\0') {
         DLX_TRY(dlxi_path_join(path, r->directory, "snapshots", error));
         dlx_status status =
-            dlxi_snapshot_open_newest(&r->snapshots.resumed, path, on_line, r, error);
+            dlxi_snapshot_open_newest(&r->snapshots.resumed, path, dlxi_run_say, r, error);
         if (status == DLX_SYSTEM && error->system_errno == ENOENT)
             DLX_FAIL(error, CONFIG, "--resume: there is no snapshot in '%.200s'", path);
         if (status != DLX_OK) return status;
@@ -338,13 +331,13 @@ dlx_status dlxi_snapshots_resume(site_run *r, dlx_error *error) {
             float *data = tensor_part(r, i, which);
             if (data == NULL) continue;
             snprintf(name, sizeof name, "%s%s", t->name, suffixes[which]);
-            DLX_TRY(part_read(r, name, DLXI_PART_F32, t->rows, t->cols, data, error));
+            DLX_TRY(part_read(r, name, DLX_PART_F32, t->rows, t->cols, data, error));
         }
-    DLX_TRY(part_read(r, NUMBERS_NAME, DLXI_PART_I64, 1, DLXI_TRAIN_NUMBERS, numbers, error));
+    DLX_TRY(part_read(r, NUMBERS_NAME, DLX_PART_I64, 1, DLXI_TRAIN_NUMBERS, numbers, error));
     if (!numbers_unpack(r, numbers))
         DLX_FAIL(error, DATA, "%s: " NUMBERS_NAME ": what it says can't be",
                  dlxi_snapshot_path(r->snapshots.resumed));
     snprintf(text, sizeof text, "goes on from %s", dlxi_snapshot_path(r->snapshots.resumed));
-    say(r, text);
+    dlxi_run_say(r, text);
     return DLX_OK;
 }

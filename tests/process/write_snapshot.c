@@ -15,22 +15,22 @@ static int32_t words[5];
 static int64_t counters[4];
 static uint8_t bytes[13];
 
-static const dlxi_part *parts_make(int rank) {
+static const dlx_part *parts_make(int rank) {
     static char name[LAYERS][32];
-    static dlxi_part part[PARTS];
+    static dlx_part part[PARTS];
     for (int i = 0; i < ROWS * COLS; i++)
         for (int layer = 0; layer < LAYERS; layer++)
             matrix[layer][i] = (float)i * 0.5f - (float)(100 * layer + rank);
     for (int i = 0; i < 5; i++) words[i] = -i * 1000003 + rank;
     for (int i = 0; i < 4; i++) counters[i] = (INT64_C(1) << (50 + i)) - rank;
     for (int i = 0; i < 13; i++) bytes[i] = (uint8_t)(17 * i + rank);
-    part[0] = (dlxi_part){"bytes", DLXI_PART_U8, 1, 13, bytes};
-    part[1] = (dlxi_part){"words", DLXI_PART_I32, 1, 5, words};
-    part[2] = (dlxi_part){"counters", DLXI_PART_I64, 2, 2, counters};
-    part[3] = (dlxi_part){"nothing", DLXI_PART_F32, 0, 3, NULL};
+    part[0] = (dlx_part){"bytes", DLX_PART_U8, 1, 13, bytes};
+    part[1] = (dlx_part){"words", DLX_PART_I32, 1, 5, words};
+    part[2] = (dlx_part){"counters", DLX_PART_I64, 2, 2, counters};
+    part[3] = (dlx_part){"nothing", DLX_PART_F32, 0, 3, NULL};
     for (int layer = 0; layer < LAYERS; layer++) {
         snprintf(name[layer], sizeof name[layer], "layers.%d.θ", 10 * layer);
-        part[4 + layer] = (dlxi_part){name[layer], DLXI_PART_F32, ROWS, COLS, matrix[layer]};
+        part[4 + layer] = (dlx_part){name[layer], DLX_PART_F32, ROWS, COLS, matrix[layer]};
     }
     return part;
 }

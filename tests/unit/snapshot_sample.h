@@ -20,17 +20,17 @@ enum { SAMPLE_PARTS = 6, SAMPLE_BYTES_MAX = 1 << 22 };
 
 /* Odd sizes, so that what follows would be unaligned in the order of writing; `wide` columns of
  * the second part. */
-static inline void sample_parts(dlxi_part part[SAMPLE_PARTS], int64_t wide) {
-    static const dlxi_part all[SAMPLE_PARTS] = {
-        {"bytes/one", DLXI_PART_U8, 1, 13, NULL}, {"layers.0/q", DLXI_PART_F32, 3, 5, NULL},
-        {"rows/θ", DLXI_PART_I32, 7, 1, NULL},    {"counters", DLXI_PART_I64, 2, 3, NULL},
-        {"nothing", DLXI_PART_F32, 0, 4, NULL},   {"a \"name\" \\", DLXI_PART_U8, 3, 3, NULL},
+static inline void sample_parts(dlx_part part[SAMPLE_PARTS], int64_t wide) {
+    static const dlx_part all[SAMPLE_PARTS] = {
+        {"bytes/one", DLX_PART_U8, 1, 13, NULL}, {"layers.0/q", DLX_PART_F32, 3, 5, NULL},
+        {"rows/θ", DLX_PART_I32, 7, 1, NULL},    {"counters", DLX_PART_I64, 2, 3, NULL},
+        {"nothing", DLX_PART_F32, 0, 4, NULL},   {"a \"name\" \\", DLX_PART_U8, 3, 3, NULL},
     };
     memcpy(part, all, sizeof all);
     part[1].cols = wide;
 }
 
-static inline size_t part_bytes(const dlxi_part *part) {
+static inline size_t part_bytes(const dlx_part *part) {
     return (size_t)(part->rows * part->cols) * dlxi_part_kind_bytes(part->kind);
 }
 
@@ -43,8 +43,7 @@ static inline void sample_fill(uint8_t *dst, size_t bytes, uint64_t seed, int ra
 }
 
 /* The same, with memory of its own: free with sample_free. */
-static inline void sample_make(dlxi_part part[SAMPLE_PARTS], int64_t wide, uint64_t seed,
-                               int rank) {
+static inline void sample_make(dlx_part part[SAMPLE_PARTS], int64_t wide, uint64_t seed, int rank) {
     sample_parts(part, wide);
     for (size_t i = 0; i < SAMPLE_PARTS; i++) {
         uint8_t *data = malloc(part_bytes(&part[i]) + 1);
@@ -54,7 +53,7 @@ static inline void sample_make(dlxi_part part[SAMPLE_PARTS], int64_t wide, uint6
     }
 }
 
-static inline void sample_free(dlxi_part part[SAMPLE_PARTS]) {
+static inline void sample_free(dlx_part part[SAMPLE_PARTS]) {
     for (size_t i = 0; i < SAMPLE_PARTS; i++) free((void *)(uintptr_t)part[i].data);
 }
 
@@ -64,7 +63,7 @@ static inline dlx_status sample_write(const char *directory, uint64_t step, int 
                                       uint64_t seed, int keep, dlx_error *error) {
     enum { RANKS_MAX = 4 };
     dlxi_snapshot_writer *writer[RANKS_MAX] = {NULL};
-    dlxi_part part[RANKS_MAX][SAMPLE_PARTS];
+    dlx_part part[RANKS_MAX][SAMPLE_PARTS];
     char *description[RANKS_MAX] = {NULL};
     dlx_status status = DLX_OK;
     assert_true(ranks <= RANKS_MAX);
@@ -91,7 +90,7 @@ static inline dlx_status sample_write(const char *directory, uint64_t step, int 
 /* All parts, their order, and meta are those of the sample, to the bit. */
 static inline bool sample_is(dlxi_snapshot *snapshot, int ranks, int64_t wide, uint64_t seed) {
     static uint8_t expected[SAMPLE_BYTES_MAX], got[SAMPLE_BYTES_MAX];
-    dlxi_part part[SAMPLE_PARTS];
+    dlx_part part[SAMPLE_PARTS];
     bool equal = dlxi_snapshot_ranks(snapshot) == ranks &&
                  dlxi_snapshot_part_count(snapshot) == (size_t)ranks * SAMPLE_PARTS &&
                  json_integer_value(json_object_get(dlxi_snapshot_meta(snapshot), "seed")) ==

@@ -53,6 +53,37 @@ static void a_late_abort_keeps_a_commit(void **state) {
     check_committed(l);
 }
 
+/* Its training has the state, and may hang with it: the round is not applied here, and served to a
+ * site that was not in it. */
+static void a_round_is_served_before_it_is_applied(void **state) {
+    (void)state;
+    const dlx_sync_config config = lone_config();
+    lone *l = lone_open(&config, LONE_TENSORS, 0);
+    lone_join(l, 0, 3);
+    lone_submit(l);
+    lone_begin(l, 1, 1, 0, 1);
+    lone_turn(l, 1);
+    dlxi_request r = {.recalls = true};
+    dlxi_engine_on_request(l->engine, &r, l->now_ms);
+    lone_turn(l, 1);
+    assert_non_null(l->state);
+    lone_commit(l, 1, 1);
+    lone_hear(l, 1,
+              (dlxi_frame){.kind = DLXI_FRAME_FETCH,
+                           .term = 1,
+                           .round = 1,
+                           .attempt = 1,
+                           .count_groups = dlxi_lineage_of(LONE_LIFE),
+                           .site = 1});
+    lone_turn(l, 1);
+    assert_false(l->last.committed);
+    assert_true(l->sent[DLXI_FRAME_ENTRY] > 0);
+    r = (dlxi_request){.state = l->state};
+    l->state = NULL;
+    dlxi_engine_on_request(l->engine, &r, l->now_ms);
+    check_committed(l);
+}
+
 static void frames_of_rounds_far_away_keep_a_commit(void **state) {
     (void)state;
     lone *l = committing_lone(3);
@@ -558,6 +589,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(an_exchange_is_timed),
         cmocka_unit_test(a_late_abort_keeps_a_commit),
+        cmocka_unit_test(a_round_is_served_before_it_is_applied),
         cmocka_unit_test(frames_of_rounds_far_away_keep_a_commit),
         cmocka_unit_test(more_frames_than_a_round_holds_keep_a_commit),
         cmocka_unit_test(a_missing_anchor_is_reported),

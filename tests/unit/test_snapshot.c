@@ -117,8 +117,8 @@ static void test_round_trip(void **unused) {
 /* No parts, and a part of a rank that no other has; both ranks write at the same time. */
 static void test_unequal_ranks(void **unused) {
     (void)unused;
-    static const int64_t value[] = {-1, INT64_MIN, INT64_MAX};
-    const dlxi_part part = {"only here", DLXI_PART_I64, 1, 3, value};
+    static int64_t value[] = {-1, INT64_MIN, INT64_MAX};
+    const dlx_part part = {"only here", DLX_PART_I64, 1, 3, value};
     dlxi_snapshot_writer *writer[2];
     dlxi_snapshot *snapshot;
     char *description[2];
@@ -152,7 +152,7 @@ static void test_wait(void **unused) {
     (void)unused;
     enum { PARTS = 16 };
     const size_t bytes = (size_t)4 << 20;
-    dlxi_part part[PARTS];
+    dlx_part part[PARTS];
     uint8_t *memory = malloc(PARTS * bytes), *got = malloc(bytes);
     dlxi_snapshot_writer *writer;
     dlxi_snapshot *snapshot;
@@ -161,7 +161,7 @@ static void test_wait(void **unused) {
     assert_true(memory != NULL && got != NULL);
     for (int i = 0; i < PARTS; i++) {
         snprintf(name[i], sizeof name[i], "part %d", i);
-        part[i] = (dlxi_part){name[i], DLXI_PART_U8, 1, (int64_t)bytes, memory + (size_t)i * bytes};
+        part[i] = (dlx_part){name[i], DLX_PART_U8, 1, (int64_t)bytes, memory + (size_t)i * bytes};
         memset(memory + (size_t)i * bytes, i + 1, bytes);
     }
     must(dlxi_snapshot_begin(&writer, directory, 5, 0, 1, part, PARTS, &error), &error);
@@ -418,7 +418,7 @@ static void test_malformed_manifests(void **unused) {
 /* ---- refused --------------------------------------------------------------------------------- */
 
 static void expect_no_begin(uint64_t step, const char *name, const char *words) {
-    const dlxi_part part = {name, DLXI_PART_U8, 0, 0, NULL};
+    const dlx_part part = {name, DLX_PART_U8, 0, 0, NULL};
     dlxi_snapshot_writer *writer;
     dlx_error error;
     assert_int_equal(dlxi_snapshot_begin(&writer, directory, step, 0, 1, &part, 1, &error),
@@ -442,7 +442,7 @@ static void test_begin_refuses(void **unused) {
 }
 
 /* The result of a writer of one part, and what is left after its close. */
-static void expect_no_result(const char *where, const dlxi_part *part, size_t count,
+static void expect_no_result(const char *where, const dlx_part *part, size_t count,
                              dlx_status expected, const char *words) {
     dlxi_snapshot_writer *writer;
     char *description = (char *)part_bytes;
@@ -458,9 +458,9 @@ static void expect_no_result(const char *where, const dlxi_part *part, size_t co
 
 static void test_failed_writes(void **unused) {
     (void)unused;
-    static const float values[30000];
-    static const dlxi_part part[] = {{"a", DLXI_PART_F32, 300, 100, values},
-                                     {"a", DLXI_PART_F32, 300, 100, values}};
+    static float values[30000];
+    static const dlx_part part[] = {{"a", DLX_PART_F32, 300, 100, values},
+                                    {"a", DLX_PART_F32, 300, 100, values}};
     char nowhere[128];
     struct rlimit old, small;
     write_one(7, 1, 5, 7, 1);
@@ -481,8 +481,8 @@ static void test_failed_writes(void **unused) {
 }
 
 static dlxi_snapshot_writer *begin_one(uint64_t step, int rank, int ranks, char **description) {
-    static const uint8_t byte = 3;
-    const dlxi_part part = {"a", DLXI_PART_U8, 1, 1, &byte};
+    static uint8_t byte = 3;
+    const dlx_part part = {"a", DLX_PART_U8, 1, 1, &byte};
     dlxi_snapshot_writer *writer;
     dlx_error error;
     must(dlxi_snapshot_begin(&writer, directory, step, rank, ranks, &part, 1, &error), &error);

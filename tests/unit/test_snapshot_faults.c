@@ -387,7 +387,7 @@ static void test_failing_without_exchange(void **unused) {
  * here if it waited for more. */
 static void test_wait_is_short(void **unused) {
     (void)unused;
-    dlxi_part part[SAMPLE_PARTS];
+    dlx_part part[SAMPLE_PARTS];
     dlx_error error;
     sample_make(part, COLUMNS, 1, 0);
     for (int flush = 0; flush < 2; flush++) {
