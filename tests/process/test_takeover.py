@@ -134,6 +134,7 @@ class Takeover(Case):
 
     def test_a_site_that_was_given_up(self):
         """It ends, as soon as it reaches the new coordinator. The store that was there is kept."""
+        self.configure(tokens=5 * TOKENS)  # the run is not over before it does
         coordinator, endpoint, sites = self.started()
         self.kill(coordinator)
         sites[1].signal(signal.SIGSTOP)
