@@ -181,6 +181,14 @@ int results_print(const dlx_config *config);
 int interruption_print(const dlx_config *config, bool begun);
 
 /* launch with wan.link: mem: sites are threads of this process. */
-int threads_launch(const dlx_config *config, int sites, bool resume);
+/* resume: NULL, or what dlx_train_options has for all sites; the same with take_unsent. */
+int threads_launch(const dlx_config *config, int sites, const char *resume,
+                   const char *take_unsent);
+
+/* ---- launch_resume.c ---- */
+
+/* *out ← for dlx_train_options.take_unsent: the snapshots in run_dir of sites that launch does not
+ * start now, NULL for none; free with free(). False, with a message: no memory. */
+bool launch_unsent(char **out, const char *run_dir, int sites);
 
 #endif

@@ -75,7 +75,8 @@ typedef struct launch {
     launch_files files;
     bool begun; /* all sites have joined */
     char endpoint[256];
-    int failed; /* the first child that did; −1 */
+    char *unsent; /* of earlier sites, for all sites of this run; NULL: nothing */
+    int failed;   /* the first child that did; −1 */
 } launch;
 
 /* ---- children -------------------------------------------------------------------------------- */
@@ -145,6 +146,8 @@ static bool child_start(launch *l, child *c) {
         words_append(arguments, &count, "--sites", sites);
     }
     if (c->kind != COORDINATOR && given.resume) words_append(arguments, &count, "--resume", NULL);
+    if (c->kind != COORDINATOR && l->unsent != NULL)
+        words_append(arguments, &count, "--take-unsent", l->unsent);
     words_append(arguments, &count, "--", config);
     arguments[count] = NULL;
 
@@ -493,8 +496,13 @@ static int run(void) {
     launcher_forget();
     l.config = config;
     l.sites = given.sites;
-    int exit_code = dlx_config_in_process(config) ? threads_launch(config, l.sites, given.resume)
-                                                  : processes_launch(&l);
+    int exit_code = EXIT_FAILED;
+    if (!given.resume || launch_unsent(&l.unsent, dlx_config_run_dir(config), l.sites))
+        exit_code = dlx_config_in_process(config)
+                        ? threads_launch(config, l.sites, given.resume ? "" : NULL, l.unsent)
+                        : processes_launch(&l);
+    free(l.unsent);
+    l.unsent = NULL;
     dlx_config_close(&config);
     l.config = NULL;
     return exit_code;

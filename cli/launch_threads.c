@@ -12,7 +12,7 @@ typedef struct shared {
     dlx_hub *hub;
     display *display;
     int sites;
-    bool resume;
+    const char *resume, *take_unsent;
     volatile sig_atomic_t coordinator_over;
     atomic_int failed;
     atomic_bool begun;
@@ -60,7 +60,8 @@ static void *worker_run(void *context) {
         options.context = w;
         /* Ctrl-C is the coordinator's, which ends the run for all sites at the same round */
         options.interrupted = &w->shared->coordinator_over;
-        options.resume = w->shared->resume ? "" : NULL;
+        options.resume = w->shared->resume;
+        options.take_unsent = w->shared->take_unsent;
         w->status = dlx_train(w->shared->config, &options, &w->error);
     }
     if (w->status != DLX_OK) {
@@ -72,11 +73,12 @@ static void *worker_run(void *context) {
     return NULL;
 }
 
-int threads_launch(const dlx_config *config, int sites, bool resume) {
+int threads_launch(const dlx_config *config, int sites, const char *resume,
+                   const char *take_unsent) {
     static worker workers[DLXI_SITES_MAX + 1];
     const char *names[DLXI_SITES_MAX];
     dlx_error error;
-    shared all = {.config = config, .sites = sites, .resume = resume};
+    shared all = {.config = config, .sites = sites, .resume = resume, .take_unsent = take_unsent};
     if (dlx_config_ranks(config) > 1)
         return fail_use("wan.link: %s has sites of one rank; set site.stages and site.replicas to "
                         "1, or another link",

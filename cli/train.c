@@ -10,7 +10,7 @@
 
 typedef struct train_arguments {
     config_arguments config;
-    const char *site, *coordinator, *resume;
+    const char *site, *coordinator, *resume, *take_unsent;
     int sites; /* of the job; 0: it is one site, or a process alone */
     bool for_launcher;
 } train_arguments;
@@ -29,7 +29,11 @@ static const dlxi_option rows[] = {
                             .value_name = "N"),
     {DLXI_OPTION_HEAD_(train_arguments, "--resume", POINTER, resume), .value_name = "[=DIR]",
      .bare_text = "",
-     .comment = "go on from the newest snapshot in RUN_DIR/NAME/snapshots, or from this one"},
+     .comment = "go on from the newest snapshot in RUN_DIR/NAME/snapshots, or from this one; of "
+                "another site: as a new site"},
+    DLXI_OPTION_ROW_POINTER(train_arguments, "--take-unsent", take_unsent, "DIR,…",
+                            "with --resume: add what sites that do not go on had not sent, by "
+                            "their snapshots; the same at all sites"),
     FOR_LAUNCHER_ROW(train_arguments),
 };
 
@@ -163,6 +167,7 @@ static dlx_status site_train(const dlx_config *config, dlx_cluster *cluster, dlx
     options.context = &p;
     options.interrupted = &interrupted;
     options.resume = given.resume;
+    options.take_unsent = given.take_unsent;
     if (status == DLX_OK) status = dlx_train(config, &options, error);
     display_close(p.display);
     status = host_end(&h, status, error);

@@ -450,6 +450,11 @@ DLX_API dlx_status dlx_sync_save(dlx_sync *sync, dlx_hold hold, void *context,
 DLX_API dlx_status dlx_sync_resume(dlx_sync **out, const dlx_sync_config *config,
                                    const dlx_tensor *tensors, size_t tensor_count,
                                    dlx_restore restore, void *context, dlx_error *error);
+/* The same for a site that is new in the run, with the parts of another one: a round begins, the
+ * parameters become the anchor (allreduce: stay), and ".error" is given as zeros, if not more. */
+DLX_API dlx_status dlx_sync_resume_as_new(dlx_sync **out, const dlx_sync_config *config,
+                                          const dlx_tensor *tensors, size_t tensor_count,
+                                          dlx_restore restore, void *context, dlx_error *error);
 /* As dlx_step's `finished` of the last step; after dlx_sync_resume nothing may be left to train. */
 DLX_API bool dlx_sync_is_finished(const dlx_sync *sync);
 
@@ -554,6 +559,7 @@ typedef struct dlx_statistics {
     uint64_t anchor_hash;                       /* the sum of dlx_sync_anchor_hashes */
     uint64_t low_rank_tensors, plain_tensors;   /* plain: all others */
     uint64_t low_rank_parameters;               /* values of the former */
+    double weight;                              /* this site's in the last round, 0 to 1 */
 } dlx_statistics;
 
 #define DLX_STATISTICS_INIT                                                                        \

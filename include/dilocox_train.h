@@ -126,9 +126,14 @@ typedef struct dlx_train_options {
     dlx_on_event on_event;   /* may be NULL; on rank 0 of a site */
     void *context;
     const volatile sig_atomic_t *interrupted; /* may be NULL; set by a signal handler to stop */
-    /* not NULL: goes on from a snapshot; "": the newest whole one in RUN_DIR/<site>/snapshots; else
-     * a snapshot's directory */
+    /* not NULL: goes on from a snapshot; "": the newest whole one in RUN_DIR/<site>/snapshots, of a
+     * round that the other sites in RUN_DIR have one of, too, and where there is none, one of
+     * theirs; else the directory of a snapshot, or of several. Of another site: this one is new */
     const char *resume;
+    /* with resume: snapshots of sites that do not go on, separated by commas; what they had not
+     * sent is added to what this site has not, by their weights. The same on all sites. NULL: none
+     */
+    const char *take_unsent;
 } dlx_train_options;
 
 #define DLX_TRAIN_OPTIONS_INIT                                                                     \

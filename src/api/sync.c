@@ -146,8 +146,8 @@ static void instability_warn(const dlx_sync_config *resolved) {
 }
 
 static dlx_status sync_open(dlx_sync **out, const dlx_sync_config *config,
-                            const dlx_tensor *tensors, size_t tensor_count, dlx_restore restore,
-                            void *context, dlx_error *error) {
+                            const dlx_tensor *tensors, size_t tensor_count,
+                            const dlxi_origin *origin, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlx_sync_config options = config_default;
     dlx_tensor *own = NULL;
@@ -163,7 +163,7 @@ static dlx_status sync_open(dlx_sync **out, const dlx_sync_config *config,
     instability_warn(&options);
     DLX_TRY_OUT(dlxi_link_open_site(&link, &options.link, options.site, options.rank,
                                     options.timeout_ms, options.log, options.log_context, error));
-    status = dlxi_sync_open(out, &options, link, own, tensor_count, restore, context, error);
+    status = dlxi_sync_open(out, &options, link, own, tensor_count, origin, error);
 out:
     free(own);
     return status;
@@ -174,7 +174,7 @@ dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config, const dl
     DLXI_NOT_NULL(out);
     *out = NULL;
     DLXI_NOT_NULL(config);
-    return sync_open(out, config, tensors, tensor_count, NULL, NULL, error);
+    return sync_open(out, config, tensors, tensor_count, NULL, error);
 }
 
 dlx_status dlx_sync_resume(dlx_sync **out, const dlx_sync_config *config, const dlx_tensor *tensors,
@@ -184,7 +184,19 @@ dlx_status dlx_sync_resume(dlx_sync **out, const dlx_sync_config *config, const 
     *out = NULL;
     DLXI_NOT_NULL(config);
     DLXI_NOT_NULL(restore);
-    return sync_open(out, config, tensors, tensor_count, restore, context, error);
+    const dlxi_origin origin = {.restore = restore, .context = context};
+    return sync_open(out, config, tensors, tensor_count, &origin, error);
+}
+
+dlx_status dlx_sync_resume_as_new(dlx_sync **out, const dlx_sync_config *config,
+                                  const dlx_tensor *tensors, size_t tensor_count,
+                                  dlx_restore restore, void *context, dlx_error *error) {
+    DLXI_NOT_NULL(out);
+    *out = NULL;
+    DLXI_NOT_NULL(config);
+    DLXI_NOT_NULL(restore);
+    const dlxi_origin origin = {.restore = restore, .context = context, .is_another = true};
+    return sync_open(out, config, tensors, tensor_count, &origin, error);
 }
 
 bool dlx_sync_is_finished(const dlx_sync *sync) {

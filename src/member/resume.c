@@ -85,33 +85,53 @@ bool dlxi_resume_note(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_hello *h
 
 /* ---- the run goes on ------------------------------------------------------------------------- */
 
+/* The windows that a site had and that do not count: for others. */
+static void leases_return(dlxi_coordinator *before, const dlxi_run_site *b) {
+    for (uint64_t n = b->counted + 1; n <= b->counted + 2; n++)
+        if (n > b->voided)
+            dlxi_ledger_settle(before->ledger, &b->leases[n % DLXI_COORDINATOR_LEASES], 0);
+}
+
 /* What the run knows of this site, of an earlier start. */
-static bool site_adopt(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_site *before) {
-    if (s->counted != before->counted) {
+static bool site_adopt(dlxi_coordinator *c, dlxi_run_site *s, dlxi_coordinator *before,
+                       const dlxi_run_site *b) {
+    if (s == NULL) {
+        dlxi_lines_add(&c->log, "site '%s' does not go on with it; its windows are the others'",
+                       b->name);
+        leases_return(before, b);
+        return true;
+    }
+    if (s->counted == 0 && b->counted > 0) { /* from another site's snapshot */
+        leases_return(before, b);
+        return true;
+    }
+    if (s->counted != b->counted) {
         dlxi_coordinator_fail(c, DLX_STATE, s->name,
                               "the snapshot of site '%s' has %llu of its rounds, the run counts "
                               "%llu; give a snapshot of another site, or an earlier one of all "
                               "sites, with --resume=DIR",
                               s->name, (unsigned long long)s->counted,
-                              (unsigned long long)before->counted);
+                              (unsigned long long)b->counted);
         return false;
     }
-    s->voided = before->voided;
-    s->left_out_total = before->left_out_total;
-    memcpy(s->leases, before->leases, sizeof s->leases);
+    s->voided = b->voided;
+    s->left_out_total = b->left_out_total;
+    memcpy(s->leases, b->leases, sizeof s->leases);
     return true;
 }
 
 static bool state_adopt(dlxi_coordinator *c, dlxi_coordinator *before) {
     for (uint16_t i = 0; i < before->count; i++) {
         const dlxi_run_site *b = &before->sites[i];
-        dlxi_run_site *s = dlxi_run_site_find(c, b->name);
-        if (s != NULL && !site_adopt(c, s, b)) return false;
-        for (uint64_t n = b->counted + 1; s == NULL && n <= b->counted + 2; n++)
-            if (n > b->voided)
-                dlxi_ledger_settle(before->ledger, &b->leases[n % DLXI_COORDINATOR_LEASES], 0);
+        if (!site_adopt(c, dlxi_run_site_find(c, b->name), before, b)) return false;
     }
-    for (uint16_t i = 0; i < c->count; i++) c->sites[i].was_member = true;
+    for (uint16_t i = 0; i < c->count; i++) {
+        dlxi_run_site *s = &c->sites[i];
+        const dlxi_run_site *b = dlxi_run_site_find(before, s->name);
+        s->was_member = true;
+        if (b == NULL || (s->counted == 0 && b->counted > 0))
+            dlxi_lines_add(&c->log, "site '%s' begins with another one's state", s->name);
+    }
     dlxi_ledger *ledger = c->ledger;
     c->ledger = before->ledger;
     before->ledger = ledger;

@@ -168,8 +168,16 @@ static dlx_part part_of(const dlx_sync *s, size_t tensor, int field, int32_t *ad
     return part;
 }
 
-static const char *const suffixes[PARTS_OF_TENSOR] = {"anchor", "velocity",   "error",
-                                                      "basis",  "adaptation", "start"};
+/* The error's place has M while an exchange is under way. */
+static bool is_flying(const dlx_sync *s) {
+    return s->round.outstanding && !s->last.committed;
+}
+
+static const char *suffix_of(const dlx_sync *s, int field) {
+    static const char *const suffixes[PARTS_OF_TENSOR] = {"anchor", "velocity",   "error",
+                                                          "basis",  "adaptation", "start"};
+    return field == DLXI_STATE_ERROR && is_flying(s) ? "submitted" : suffixes[field];
+}
 
 static size_t names_bytes(const dlxi_state *state) {
     size_t bytes = 0;
@@ -205,7 +213,7 @@ static dlx_status saving_begin(dlx_sync *s, size_t *count, dlx_error *error) {
             if (part.rows == 0) continue;
             part.name = name;
             name += 1 + snprintf(name, strlen(s->state->tensors[i].name) + 1 + SUFFIX_BYTES,
-                                 "%s.%s", s->state->tensors[i].name, suffixes[field]);
+                                 "%s.%s", s->state->tensors[i].name, suffix_of(s, field));
             g->parts[n++] = part;
         }
     }
@@ -255,12 +263,12 @@ dlx_status dlxi_sync_save(dlx_sync *s, dlx_hold hold, void *context, const dlx_p
 /* ---- restoring ------------------------------------------------------------------------------- */
 
 static dlx_status part_restore(dlx_part part, const char *tensor, const char *suffix,
-                               dlx_restore restore, void *context, dlx_error *error) {
+                               const dlxi_origin *from, dlx_error *error) {
     char name[256];
     if (snprintf(name, sizeof name, "%s.%s", tensor, suffix) >= (int)sizeof name)
         DLX_FAIL(error, ARGUMENT, "tensor %.80s…: its name is too long to be restored", tensor);
     part.name = name;
-    return restore(context, &part, error);
+    return from->restore(from->context, &part, error);
 }
 
 static dlx_status adaptation_restore(dlxi_state *state, dlxi_state_tensor *t,
@@ -275,25 +283,23 @@ static dlx_status adaptation_restore(dlxi_state *state, dlxi_state_tensor *t,
 }
 
 /* Ranks first: a basis has as many rows. */
-static dlx_status tensor_restore(dlx_sync *s, size_t tensor, dlx_restore restore, void *context,
+static dlx_status tensor_restore(dlx_sync *s, size_t tensor, const dlxi_origin *from,
                                  dlx_error *error) {
     int32_t numbers[DLXI_STATE_PIECE_NUMBERS];
     dlxi_state_tensor *t = &s->state->tensors[tensor];
     if (t->low_rank) {
         DLX_TRY(part_restore(part_of(s, tensor, DLXI_STATE_ADAPTATION, numbers), t->name,
-                             suffixes[DLXI_STATE_ADAPTATION], restore, context, error));
+                             suffix_of(s, DLXI_STATE_ADAPTATION), from, error));
         DLX_TRY(adaptation_restore(s->state, t, numbers, error));
     }
     for (int field = 0; field < PARTS_OF_TENSOR; field++) {
         dlx_part part = part_of(s, tensor, field, NULL);
-        if (part.rows > 0)
-            DLX_TRY(part_restore(part, t->name, suffixes[field], restore, context, error));
+        if (part.rows > 0) DLX_TRY(part_restore(part, t->name, suffix_of(s, field), from, error));
     }
     return DLX_OK;
 }
 
-static dlx_status copy_restore(dlxi_state *state, dlx_restore restore, void *context,
-                               dlx_error *error) {
+static dlx_status copy_restore(dlxi_state *state, const dlxi_origin *from, dlx_error *error) {
     dlxi_copy *copy = &state->copy;
     uint8_t *data;
     if (copy->bytes == 0) return DLX_OK;
@@ -304,7 +310,7 @@ static dlx_status copy_restore(dlxi_state *state, dlx_restore restore, void *con
     copy->data = data;
     const dlx_part part = {
         .name = COPY_NAME, .kind = DLX_PART_U8, .rows = 1, .cols = copy->bytes, .data = data};
-    return restore(context, &part, error);
+    return from->restore(from->context, &part, error);
 }
 
 /* A gradient mean that was not committed is computed again, from the same windows. */
@@ -315,16 +321,29 @@ static void step_rewind(dlx_sync *s) {
     s->flying_tokens = s->windows_done = 0;
 }
 
-dlx_status dlxi_sync_restore(dlx_sync *s, dlx_restore restore, void *context, dlx_error *error) {
+/* All that is of the other site alone. */
+static void position_forget(dlx_sync *s) {
+    s->state->counted = 0;
+    s->round.number = 1;
+    s->round.steps = s->round.steps_since = 0;
+    s->round.outstanding = false;
+    s->last = (dlxi_outcome){0};
+    s->flying = (dlxi_ready){0};
+    s->flying_tokens = s->round_tokens = s->windows_done = 0;
+    s->applied_tokens = s->state->tokens;
+    s->applied_rounds = s->state->rounds;
+    s->run_share = 0;
+    s->pace = s->balance = 1;
+}
+
+static dlx_status numbers_restore(dlx_sync *s, const dlxi_origin *from, dlx_error *error) {
     int64_t numbers[DLXI_SYNC_NUMBERS] = {0};
     const dlx_part part = {.name = NUMBERS_NAME,
                            .kind = DLX_PART_I64,
                            .rows = 1,
                            .cols = DLXI_SYNC_NUMBERS,
                            .data = numbers};
-    for (size_t i = 0; i < s->state->count; i++)
-        DLX_TRY(tensor_restore(s, i, restore, context, error));
-    DLX_TRY(restore(context, &part, error));
+    DLX_TRY(from->restore(from->context, &part, error));
     bool fits = numbers_all(s, numbers, true);
     s->state->copy.data = NULL;
     if (!fits) {
@@ -332,11 +351,21 @@ dlx_status dlxi_sync_restore(dlx_sync *s, dlx_restore restore, void *context, dl
         DLX_FAIL(error, DATA,
                  NUMBERS_NAME ": it does not fit the options of sync; go on with those of the run");
     }
-    DLX_TRY(copy_restore(s->state, restore, context, error));
+    if (from->is_another) position_forget(s);
+    return DLX_OK;
+}
+
+dlx_status dlxi_sync_restore(dlx_sync *s, const dlxi_origin *from, dlx_error *error) {
+    DLX_TRY(numbers_restore(s, from, error));
+    DLX_TRY(copy_restore(s->state, from, error));
+    for (size_t i = 0; i < s->state->count; i++) DLX_TRY(tensor_restore(s, i, from, error));
     if (s->last.committed && (s->last.commit.finished || s->method->averages_gradients))
         DLX_FAIL(error, STATE, "the snapshot was taken as a round was applied; take another one");
     dlxi_state_rehash(s->state);
+    /* of this rank's tensors, which may have been another's */
+    if (!s->method->averages_gradients) s->flying.anchor_hash = dlxi_state_anchor_hash(s->state);
     step_rewind(s);
     s->windows_taken = s->windows_done;
-    return DLX_OK;
+    if (!from->is_another || s->method->averages_gradients) return DLX_OK;
+    return dlxi_local_apply(s->local, s->state, true, 0, error);
 }

@@ -44,6 +44,7 @@ static void statistics_of_commit(dlx_sync *s, const dlxi_outcome *o) {
     st->factor_rank_mean =
         sums.parameters > 0 ? (double)sums.weighted_ranks / (double)sums.parameters : 0;
     st->anchor_hash = dlxi_state_anchor_hash(s->state);
+    st->weight = (double)o->weight;
     pthread_mutex_unlock(&s->statistics_mutex);
 }
 
@@ -57,9 +58,11 @@ static void outcome_take(dlx_sync *s, int wait_ms) {
     }
     if (o.joined) {
         s->last.joined = true;
-        if (s->applied_rounds == 0 && !s->last.committed) { /* else as the last view has it */
+        bool is_other = s->last.site_count != o.site_count; /* than the last view had */
+        if ((s->applied_rounds == 0 && !s->last.committed) || is_other) {
             s->last.site_index = o.site_index;
             s->last.site_count = o.site_count;
+            s->run_share = 0;
         }
         s->last.tokens_target = o.tokens_target;
         s->last.run_id = o.run_id;
@@ -145,8 +148,8 @@ static dlx_status join(dlx_sync *s, dlx_error *error) {
 }
 
 dlx_status dlxi_sync_open(dlx_sync **out, const dlx_sync_config *options, dlxi_link *link,
-                          const dlx_tensor *tensors, size_t count, dlx_restore restore,
-                          void *restore_context, dlx_error *error) {
+                          const dlx_tensor *tensors, size_t count, const dlxi_origin *origin,
+                          dlx_error *error) {
     dlx_status status = DLX_OK;
     dlx_sync *s = NULL;
     *out = NULL;
@@ -169,10 +172,10 @@ dlx_status dlxi_sync_open(dlx_sync **out, const dlx_sync_config *options, dlxi_l
                             .number = 1};
     DLX_TRY_OUT(dlxi_state_open(&s->state, options, tensors, count, error));
     DLX_TRY_OUT(dlxi_local_open(&s->local, options, tensors, count, error));
-    if (restore == NULL)
+    if (origin == NULL)
         DLX_TRY_OUT(dlxi_local_read(s->local, s->state, error));
     else
-        DLX_TRY_OUT(dlxi_sync_restore(s, restore, restore_context, error));
+        DLX_TRY_OUT(dlxi_sync_restore(s, origin, error));
     DLX_TRY_OUT(dlxi_consensus_open(&s->consensus, options->rank, options->ranks, options->gather,
                                     options->gather_context, error));
     uint64_t incarnation;
@@ -183,7 +186,7 @@ dlx_status dlxi_sync_open(dlx_sync **out, const dlx_sync_config *options, dlxi_l
     s->options.site = s->options.shared_text = NULL; /* the caller's, and read by now */
     statistics_begin(s);
     DLX_TRY_OUT(join(s, error));
-    if (restore != NULL && (status = go_on(s, error)) != DLX_OK) {
+    if (origin != NULL && (status = go_on(s, error)) != DLX_OK) {
         if (!dlxi_sync_is_over(s)) goto out;
         s->unready = true; /* it can be saved again */
         status = DLX_OK;

@@ -8,11 +8,18 @@
 #include "link/link.h"
 #include "sync/local.h"
 
+/* What a site goes on from. */
+typedef struct dlxi_origin {
+    dlx_restore restore;
+    void *context;
+    bool is_another; /* site's: this one is new */
+} dlxi_origin;
+
 /* As the dlx_sync_* of the same name: arguments are checked and options resolved, and structs are
- * this library's. open is resume if `restore` is given. Takes the link over, on failure too. */
+ * this library's. open is resume if there is an origin. Takes the link over, on failure too. */
 dlx_status dlxi_sync_open(dlx_sync **out, const dlx_sync_config *options, dlxi_link *link,
-                          const dlx_tensor *tensors, size_t count, dlx_restore restore,
-                          void *restore_context, dlx_error *error);
+                          const dlx_tensor *tensors, size_t count, const dlxi_origin *origin,
+                          dlx_error *error);
 dlx_status dlxi_sync_save(dlx_sync *s, dlx_hold hold, void *context, const dlx_part **parts,
                           size_t *count, dlx_error *error);
 bool dlxi_sync_is_finished(const dlx_sync *s);

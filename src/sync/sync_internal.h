@@ -69,6 +69,6 @@ void dlxi_sync_stop(dlx_sync *s);
  */
 void dlxi_saving_end(dlx_sync *s);
 /* State, start and position ← as saved. Before the engine is opened. */
-dlx_status dlxi_sync_restore(dlx_sync *s, dlx_restore restore, void *context, dlx_error *error);
+dlx_status dlxi_sync_restore(dlx_sync *s, const dlxi_origin *origin, dlx_error *error);
 
 #endif

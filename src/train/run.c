@@ -199,7 +199,8 @@ static dlx_status sync_open(site_run *r, dlx_error *error) {
     dlx_status status =
         r->snapshots.resumed == NULL
             ? dlx_sync_open(&r->sync, &sync, r->tensors, count, error)
-            : dlx_sync_resume(&r->sync, &sync, r->tensors, count, dlxi_snapshots_restore, r, error);
+            : (r->snapshots.is_another ? dlx_sync_resume_as_new : dlx_sync_resume)(
+                  &r->sync, &sync, r->tensors, count, dlxi_snapshots_restore, r, error);
     free(shared_text);
     if (status != DLX_OK) return status;
     if (r->ranks > 1) dlxi_mpi_cancel_when(site_hangs, r);

@@ -32,7 +32,11 @@ typedef struct dlxi_snapshots {
     int64_t numbers[DLXI_TRAIN_NUMBERS];
     double begun_s;                   /* this process's training, at first_round */
     uint64_t first_round, last_round; /* last: of the last snapshot */
-    dlxi_snapshot *resumed;           /* while it is restored */
+    /* while they are restored */
+    dlxi_snapshot *resumed;
+    bool is_another, is_laid_out; /* another site's; of ranks as this site's */
+    dlxi_snapshot **unsent;       /* [unsent_count], of sites that do not go on */
+    size_t unsent_count;
 } dlxi_snapshots;
 
 typedef struct site_run {

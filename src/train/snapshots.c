@@ -11,10 +11,6 @@
 #include "base/memory.h"
 #include "checkpoint/manifest.h"
 
-#define NUMBERS_NAME "train.numbers"
-
-enum { PARTS_PER_TENSOR = 3 };
-
 static void say_failure(site_run *r, const dlx_error *error) {
     char text[sizeof error->message + 64];
     snprintf(text, sizeof text, "no snapshot of step %llu: %s",
@@ -22,9 +18,76 @@ static void say_failure(site_run *r, const dlx_error *error) {
     dlxi_run_say(r, text);
 }
 
-/* A site of several ranks has none: its ranks would have to write together. */
 static bool writes(const site_run *r) {
-    return r->config->snapshots.keep > 0 && r->ranks == 1;
+    return r->config->snapshots.keep > 0;
+}
+
+/* ---- the ranks of a site --------------------------------------------------------------------- */
+
+/* Each rank writes its file, and the first one commits. All of them begin, complete and give up at
+ * the same inner step. */
+
+dlx_status dlxi_snapshots_together(site_run *r, dlx_status status, const dlx_error *own,
+                                   dlx_error *error) {
+    dlx_error *all;
+    dlx_error mine = {.status = DLX_OK};
+    if (status != DLX_OK) mine = *own;
+    mine.status = status;
+    DLX_TRY(DLXI_NEW(&all, r->ranks, error));
+    status = dlxi_run_gather(r, all, &mine, sizeof mine, error);
+    int first = 0;
+    while (first < r->ranks && all[first].status == DLX_OK) first++;
+    if (status == DLX_OK && first < r->ranks) {
+        if (error != NULL) *error = all[first];
+        status = all[first].status;
+        if (r->ranks > 1 && status != DLX_AGAIN && status != DLX_STATE)
+            dlxi_error_prefix(error, "rank %d: ", first);
+    }
+    free(all);
+    return status;
+}
+
+/* *any ← whether one of the ranks says so; *same ← whether all of them have the same number. */
+static dlx_status ranks_ask(bool *any, bool *same, site_run *r, bool flag, uint64_t number,
+                            dlx_error *error) {
+    typedef struct answer {
+        uint64_t number, flag;
+    } answer;
+    answer *all, own = {.number = number, .flag = flag};
+    DLX_TRY(DLXI_NEW(&all, r->ranks, error));
+    dlx_status status = dlxi_run_gather(r, all, &own, sizeof own, error);
+    *any = false;
+    *same = true;
+    for (int i = 0; i < r->ranks; i++) {
+        *any = *any || all[i].flag != 0;
+        *same = *same && all[i].number == all[0].number;
+    }
+    free(all);
+    return status;
+}
+
+/* *texts[ranks] ← of each rank, in one block; free with free(). */
+static dlx_status texts_gather(char ***texts, site_run *r, const char *own, dlx_error *error) {
+    dlx_status status = DLX_OK;
+    const size_t ranks = (size_t)r->ranks;
+    size_t *sizes = NULL, most = 0;
+    const size_t size = strlen(own) + 1;
+    char *padded = NULL;
+    *texts = NULL;
+    DLX_TRY_OUT(DLXI_NEW(&sizes, ranks, error));
+    DLX_TRY_OUT(dlxi_run_gather(r, sizes, &size, sizeof size, error));
+    for (size_t i = 0; i < ranks; i++) most = sizes[i] > most ? sizes[i] : most;
+    padded = calloc(1, most);
+    *texts = calloc(1, ranks * (sizeof **texts + most));
+    if (padded == NULL || *texts == NULL)
+        DLX_FAIL_OUT(error, MEMORY, "out of memory for a snapshot's manifest");
+    memcpy(padded, own, size);
+    for (size_t i = 0; i < ranks; i++) (*texts)[i] = (char *)(*texts + ranks) + i * most;
+    DLX_TRY_OUT(dlxi_run_gather(r, (*texts)[0], padded, most, error));
+out:
+    free(padded);
+    free(sizes);
+    return status;
 }
 
 /* ---- the trainer's parts --------------------------------------------------------------------- */
@@ -41,34 +104,13 @@ static void numbers_pack(site_run *r, int64_t at[DLXI_TRAIN_NUMBERS]) {
     memcpy(at + sizeof counts / sizeof *counts, reals, sizeof reals);
 }
 
-static bool numbers_unpack(site_run *r, const int64_t at[DLXI_TRAIN_NUMBERS]) {
-    double reals[6];
-    memcpy(reals, at + 6, sizeof reals);
-    for (int i = 0; i < 6; i++)
-        if (at[i] < (i < 2 ? 1 : 0) || !(reals[i] >= 0 && reals[i] <= 1e18)) return false;
-    if (at[3] < 1 || at[3] > DLXI_SITES_MAX) return false;
-    r->steps = (uint64_t)at[0];
-    *dlxi_optimizer_steps(r->optimizer) = at[1];
-    r->exchange_rounds = (uint64_t)at[2];
-    r->sites = (uint32_t)at[3];
-    r->sent_before = (uint64_t)at[4];
-    r->received_before = (uint64_t)at[5];
-    r->val_loss_initial_sum = reals[0];
-    r->val_tokens_initial = reals[1];
-    r->exchange_steps = reals[2];
-    r->trained_s = reals[3];
-    r->compute_s = reals[4];
-    r->wait_s = reals[5];
-    return true;
-}
-
-static const char *const suffixes[PARTS_PER_TENSOR] = {"", ".first", ".second"};
-
-/* Parameter, and the optimiser's state of it; NULL: there is none. */
-static float *tensor_part(site_run *r, int64_t i, int which) {
+float *dlxi_snapshots_tensor_part(site_run *r, int64_t tensor, int which, char *name) {
+    static const char *const suffixes[DLXI_SNAPSHOTS_TENSOR_PARTS] = {"", ".first", ".second"};
     float *first, *second;
-    dlxi_optimizer_state(r->optimizer, i, &first, &second);
-    return which == 0 ? r->parameters[i].data : which == 1 ? first : second;
+    dlxi_optimizer_state(r->optimizer, tensor, &first, &second);
+    snprintf(name, DLXI_SNAPSHOTS_NAME_BYTES, "%s%s", r->parameters[tensor].tensor.name,
+             suffixes[which]);
+    return which == 0 ? r->parameters[tensor].data : which == 1 ? first : second;
 }
 
 /* ---- writing --------------------------------------------------------------------------------- */
@@ -77,11 +119,13 @@ static json_t *meta_make(site_run *r) {
     const dlx_statistics st = dlxi_run_statistics(r);
     char data[20];
     snprintf(data, sizeof data, "%016llx", (unsigned long long)r->data_hash);
-    return json_pack(
-        "{s:s, s:s, s:I, s:I, s:I, s:s, s:s, s:I}", "run_id", r->run_id, "site", r->options->site,
-        "round", (json_int_t)st.rounds, "tokens", (json_int_t)st.committed_tokens, "tokens_target",
-        (json_int_t)dlx_sync_tokens_target(r->sync), "overlap", dlxi_config_overlap_name(r->config),
-        "data", data, "seed", (json_int_t)r->config->run.seed);
+    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:f, s:s, s:s, s:I, s:I, s:I}", "run_id", r->run_id,
+                     "site", r->options->site, "round", (json_int_t)st.rounds, "tokens",
+                     (json_int_t)st.committed_tokens, "tokens_target",
+                     (json_int_t)dlx_sync_tokens_target(r->sync), "weight", st.weight, "overlap",
+                     dlxi_config_overlap_name(r->config), "data", data, "seed",
+                     (json_int_t)r->config->run.seed, "stages", (json_int_t)r->config->site.stages,
+                     "replicas", (json_int_t)r->config->site.replicas);
 }
 
 static void on_hold(void *run) {
@@ -93,66 +137,96 @@ static void on_hold(void *run) {
 static dlx_status writer_begin(site_run *r, const dlx_part *synced, size_t synced_count,
                                dlx_error *error) {
     dlxi_snapshots *s = &r->snapshots;
-    const size_t most = (size_t)r->parameter_count * PARTS_PER_TENSOR + 1 + synced_count;
-    const size_t name_bytes = DLXI_TENSOR_NAME_MAX + 8;
+    const size_t most = (size_t)r->parameter_count * DLXI_SNAPSHOTS_TENSOR_PARTS + 1 + synced_count;
     dlx_part *parts = NULL;
     char *names = NULL;
     dlx_status status = DLX_OK;
     size_t n = 0;
     DLX_TRY_OUT(DLXI_NEW(&parts, most, error));
-    DLX_TRY_OUT(DLXI_NEW(&names, most * name_bytes, error));
+    DLX_TRY_OUT(DLXI_NEW(&names, most * DLXI_SNAPSHOTS_NAME_BYTES, error));
     for (int64_t i = 0; i < r->parameter_count; i++)
-        for (int which = 0; which < PARTS_PER_TENSOR; which++) {
+        for (int which = 0; which < DLXI_SNAPSHOTS_TENSOR_PARTS; which++) {
             const dlxi_tensor *t = &r->parameters[i].tensor;
-            float *data = tensor_part(r, i, which);
+            char *name = names + n * DLXI_SNAPSHOTS_NAME_BYTES;
+            float *data = dlxi_snapshots_tensor_part(r, i, which, name);
             if (data == NULL) continue;
-            char *name = names + n * name_bytes;
-            snprintf(name, name_bytes, "%s%s", t->name, suffixes[which]);
             parts[n++] = (dlx_part){name, DLX_PART_F32, t->rows, t->cols, data};
         }
     numbers_pack(r, s->numbers);
-    parts[n++] = (dlx_part){NUMBERS_NAME, DLX_PART_I64, 1, DLXI_TRAIN_NUMBERS, s->numbers};
+    parts[n++] =
+        (dlx_part){DLXI_SNAPSHOTS_NUMBERS, DLX_PART_I64, 1, DLXI_TRAIN_NUMBERS, s->numbers};
     s->own_parts = n;
     for (size_t k = 0; k < synced_count; k++)
         parts[n++] = (dlx_part){synced[k].name, synced[k].kind, synced[k].rows, synced[k].cols,
                                 synced[k].data};
     s->parts = n;
-    DLX_TRY_OUT(dlxi_snapshot_begin(&s->writer, s->directory, s->step, 0, 1, parts, n, error));
+    DLX_TRY_OUT(
+        dlxi_snapshot_begin(&s->writer, s->directory, s->step, r->rank, r->ranks, parts, n, error));
 out:
     free(parts);
     free(names);
     return status;
 }
 
-/* DLX_AGAIN: an exchange is under way. */
-static dlx_status begin(site_run *r, dlx_error *error) {
+static dlx_status own_begin(site_run *r, dlx_error *error) {
     dlxi_snapshots *s = &r->snapshots;
     const dlx_part *synced;
     size_t count;
     DLX_TRY(dlx_sync_save(r->sync, on_hold, r, &synced, &count, error));
-    s->step = r->steps;
-    s->last_round = dlxi_run_statistics(r).rounds;
     json_decref(s->meta); /* of one that did not begin */
     if ((s->meta = meta_make(r)) == NULL)
         DLX_FAIL(error, MEMORY, "out of memory for a snapshot's manifest");
     return writer_begin(r, synced, count, error);
 }
 
+/* DLX_AGAIN: an exchange is under way. */
+static dlx_status begin(site_run *r, dlx_error *error) {
+    dlxi_snapshots *s = &r->snapshots;
+    s->step = r->steps;
+    dlx_error own;
+    bool any, same;
+    dlx_status status = own_begin(r, &own);
+    const uint64_t rounds = dlxi_run_statistics(r).rounds;
+    status = dlxi_snapshots_together(r, status, &own, error);
+    if (status == DLX_OK) status = ranks_ask(&any, &same, r, false, rounds, error);
+    if (status == DLX_OK && !same)
+        status = dlxi_error_set(error, DLX_AGAIN, "the site's ranks are in different rounds");
+    if (status != DLX_OK)
+        dlxi_snapshot_close(&s->writer);
+    else
+        s->last_round = rounds;
+    return status;
+}
+
+/* The first rank's part; the others remove what is theirs, which may be on disks of their own. */
+static dlx_status own_commit(site_run *r, char *const *descriptions, dlx_status written,
+                             dlx_error *error) {
+    dlxi_snapshots *s = &r->snapshots;
+    if (written == DLX_OK && r->rank == 0)
+        return dlxi_snapshot_commit(s->directory, s->step, (const char *const *)descriptions,
+                                    r->ranks, s->meta, (int)r->config->snapshots.keep, error);
+    if (written != DLX_OK) (void)dlxi_snapshot_discard(s->directory, s->step, NULL);
+    return DLX_OK;
+}
+
 /* Blocks until it is durable. */
 static dlx_status complete(site_run *r, dlx_error *error) {
     dlxi_snapshots *s = &r->snapshots;
-    char *description = NULL;
-    dlx_status status = dlxi_snapshot_result(s->writer, &description, error);
-    if (status == DLX_OK) {
-        const char *one[] = {description};
-        status = dlxi_snapshot_commit(s->directory, s->step, one, 1, s->meta,
-                                      (int)r->config->snapshots.keep, error);
-    }
+    char *description = NULL, **all = NULL;
+    dlx_error own;
+    dlx_status status = dlxi_snapshot_result(s->writer, &description, &own);
+    status = dlxi_snapshots_together(r, status, &own, error);
+    if (status == DLX_OK) status = texts_gather(&all, r, description, error);
+    dlx_status committed = own_commit(r, all, status, &own);
+    committed = dlxi_snapshots_together(r, committed, &own, status == DLX_OK ? error : NULL);
+    if (status == DLX_OK && committed != DLX_OK)
+        (void)own_commit(r, NULL, committed, NULL); /* of ranks that do not share the directory */
+    free(all);
     free(description);
     dlxi_snapshot_close(&s->writer);
     json_decref(s->meta);
     s->meta = NULL;
-    return status;
+    return status == DLX_OK ? committed : status;
 }
 
 /* Rounds from one to the next; 0: none are written yet. All sites should have snapshots of the same
@@ -169,9 +243,21 @@ static uint64_t period(const site_run *r, uint64_t rounds) {
     return period;
 }
 
+/* Ranks hear of a commit at different times: the round is one that all of them have, and the first
+ * one's time counts. */
 static bool is_due(site_run *r) {
-    const uint64_t rounds = dlxi_run_statistics(r).rounds, every = period(r, rounds);
-    return every > 0 && rounds % every == 0 && rounds > r->snapshots.last_round;
+    typedef struct judgement {
+        uint64_t rounds, period;
+    } judgement;
+    dlxi_snapshots *s = &r->snapshots;
+    judgement *all, own = {.rounds = dlxi_run_statistics(r).rounds};
+    own.period = period(r, own.rounds);
+    if (DLXI_NEW(&all, r->ranks, NULL) != DLX_OK) return false;
+    bool gathered = dlxi_run_gather(r, all, &own, sizeof own, NULL) == DLX_OK;
+    uint64_t rounds = all[0].rounds, every = all[0].period;
+    for (int i = 1; i < r->ranks; i++) rounds = all[i].rounds < rounds ? all[i].rounds : rounds;
+    free(all);
+    return gathered && every > 0 && rounds % every == 0 && rounds > s->last_round;
 }
 
 void dlxi_snapshots_wait(site_run *r) {
@@ -184,7 +270,8 @@ void dlxi_snapshots_on_step(site_run *r) {
     dlx_status status = DLX_OK;
     if (!writes(r)) return;
     if (r->snapshots.writer != NULL) {
-        if (!dlxi_snapshot_is_written(r->snapshots.writer)) return;
+        bool is_written = dlxi_snapshot_is_written(r->snapshots.writer), missing, same;
+        if (ranks_ask(&missing, &same, r, !is_written, 0, NULL) != DLX_OK || missing) return;
         status = complete(r, &error);
     } else if (is_due(r)) {
         status = begin(r, &error);
@@ -193,13 +280,21 @@ void dlxi_snapshots_on_step(site_run *r) {
     if (status != DLX_OK) say_failure(r, &error);
 }
 
+/* mpirun kills its ranks a second after it told them to end: enough for weights and summary. */
+static bool is_told_by_mpirun(const site_run *r) {
+    return r->options->cluster != NULL && r->options->interrupted != NULL &&
+           *r->options->interrupted != 0;
+}
+
 bool dlxi_snapshots_last(site_run *r) {
     dlxi_snapshots *s = &r->snapshots;
     dlx_error error;
     char text[DLXI_PATH_BYTES + 64];
-    /* mpirun kills its ranks a second after it was told to end: enough for weights and summary */
-    if (!writes(r) || s->directory[0] == '\0' || r->options->cluster != NULL) return false;
-    dlx_status status = s->writer != NULL ? complete(r, &error) : DLX_OK;
+    bool hurries, same;
+    if (!writes(r) || s->directory[0] == '\0') return false;
+    dlx_status status = ranks_ask(&hurries, &same, r, is_told_by_mpirun(r), 0, &error);
+    if (status != DLX_OK || hurries) return false;
+    if (s->writer != NULL) status = complete(r, &error);
     if (status != DLX_OK) say_failure(r, &error);
     status = begin(r, &error);
     if (status == DLX_STATE) return false; /* all tokens were trained */
@@ -218,7 +313,7 @@ bool dlxi_snapshots_last(site_run *r) {
 void dlxi_snapshots_close(site_run *r) {
     dlxi_snapshots *s = &r->snapshots;
     dlxi_snapshot_close(&s->writer);
-    dlxi_snapshot_close_opened(&s->resumed);
+    dlxi_snapshots_close_opened(r);
     json_decref(s->meta);
     s->meta = NULL;
 }
@@ -249,95 +344,13 @@ static dlx_status later_put_aside(site_run *r, dlx_error *error) {
 
 dlx_status dlxi_snapshots_begin(site_run *r, dlx_error *error) {
     dlxi_snapshots *s = &r->snapshots;
-    dlxi_snapshot_close_opened(&s->resumed);
+    dlxi_snapshots_close_opened(r);
     s->begun_s = dlxi_clock_s();
     s->first_round = s->last_round = dlxi_run_statistics(r).rounds;
     if (!writes(r)) return DLX_OK;
     DLX_TRY(dlxi_path_join(s->directory, r->directory, "snapshots", error));
+    if (r->rank != 0) return DLX_OK;
     dlx_status status = dlxi_snapshot_tidy(s->directory, error);
     if (status != DLX_OK) return error->system_errno == ENOENT ? DLX_OK : status;
     return r->steps > 0 ? later_put_aside(r, error) : DLX_OK;
-}
-
-/* ---- going on -------------------------------------------------------------------------------- */
-
-static dlx_status part_read(site_run *r, const char *name, dlx_part_kind kind, int64_t rows,
-                            int64_t cols, void *dst, dlx_error *error) {
-    dlxi_snapshot *snapshot = r->snapshots.resumed;
-    const dlxi_snapshot_part *part = dlxi_snapshot_find(snapshot, name, -1);
-    if (part == NULL)
-        DLX_FAIL(error, DATA, "%s has no '%.200s': it is of another model or other settings",
-                 dlxi_snapshot_path(snapshot), name);
-    if (part->kind != kind || part->rows != rows || part->cols != cols)
-        DLX_FAIL(error, DATA,
-                 "%s: '%.200s' is %s of %lld × %lld, and here %s of %lld × %lld: it is of another "
-                 "model or other settings",
-                 dlxi_snapshot_path(snapshot), name, dlxi_part_kind_name(part->kind),
-                 (long long)part->rows, (long long)part->cols, dlxi_part_kind_name(kind),
-                 (long long)rows, (long long)cols);
-    return dlxi_snapshot_read(snapshot, dst, part, error);
-}
-
-dlx_status dlxi_snapshots_restore(void *run, const dlx_part *part, dlx_error *error) {
-    return part_read(run, part->name, part->kind, part->rows, part->cols, part->data, error);
-}
-
-/* What decides which windows a site trains on. */
-static dlx_status data_check(const site_run *r, dlx_error *error) {
-    const json_t *meta = dlxi_snapshot_meta(r->snapshots.resumed);
-    const char *path = dlxi_snapshot_path(r->snapshots.resumed);
-    const char *data = json_string_value(json_object_get(meta, "data"));
-    const char *overlap = json_string_value(json_object_get(meta, "overlap"));
-    const char *now = dlxi_config_overlap_name(r->config);
-    const json_t *seed = json_object_get(meta, "seed");
-    char own[20];
-    snprintf(own, sizeof own, "%016llx", (unsigned long long)r->data_hash);
-    if (data == NULL || strcmp(data, own) != 0)
-        DLX_FAIL(error, CONFIG,
-                 "data.train: the run of %s has other tokens (hash %.20s, here %s); a run goes on "
-                 "with its own data",
-                 path, data != NULL ? data : "none", own);
-    if (!json_is_integer(seed) || json_integer_value(seed) != r->config->run.seed)
-        DLX_FAIL(error, CONFIG, "run.seed: %lld, and %lld in %s; a run goes on with its own seed",
-                 (long long)r->config->run.seed, (long long)json_integer_value(seed), path);
-    if (overlap == NULL || strcmp(overlap, now) != 0)
-        DLX_FAIL(error, CONFIG,
-                 "sync.overlap: '%s', and '%.20s' in %s; a run goes on with its own overlap", now,
-                 overlap != NULL ? overlap : "none", path);
-    return DLX_OK;
-}
-
-dlx_status dlxi_snapshots_resume(site_run *r, dlx_error *error) {
-    const char *from = r->options->resume;
-    char path[DLXI_PATH_BYTES], name[DLXI_TENSOR_NAME_MAX + 8], text[DLXI_PATH_BYTES + 32];
-    int64_t numbers[DLXI_TRAIN_NUMBERS];
-    if (r->ranks > 1)
-        DLX_FAIL(error, CONFIG,
-                 "--resume: a site of several ranks writes no snapshots, and can't go on from one");
-    if (from[0] == '\0') {
-        DLX_TRY(dlxi_path_join(path, r->directory, "snapshots", error));
-        dlx_status status =
-            dlxi_snapshot_open_newest(&r->snapshots.resumed, path, dlxi_run_say, r, error);
-        if (status == DLX_SYSTEM && error->system_errno == ENOENT)
-            DLX_FAIL(error, CONFIG, "--resume: there is no snapshot in '%.200s'", path);
-        if (status != DLX_OK) return status;
-    } else {
-        DLX_TRY(dlxi_snapshot_open(&r->snapshots.resumed, from, error));
-    }
-    DLX_TRY(data_check(r, error));
-    for (int64_t i = 0; i < r->parameter_count; i++)
-        for (int which = 0; which < PARTS_PER_TENSOR; which++) {
-            const dlxi_tensor *t = &r->parameters[i].tensor;
-            float *data = tensor_part(r, i, which);
-            if (data == NULL) continue;
-            snprintf(name, sizeof name, "%s%s", t->name, suffixes[which]);
-            DLX_TRY(part_read(r, name, DLX_PART_F32, t->rows, t->cols, data, error));
-        }
-    DLX_TRY(part_read(r, NUMBERS_NAME, DLX_PART_I64, 1, DLXI_TRAIN_NUMBERS, numbers, error));
-    if (!numbers_unpack(r, numbers))
-        DLX_FAIL(error, DATA, "%s: " NUMBERS_NAME ": what it says can't be",
-                 dlxi_snapshot_path(r->snapshots.resumed));
-    snprintf(text, sizeof text, "goes on from %s", dlxi_snapshot_path(r->snapshots.resumed));
-    dlxi_run_say(r, text);
-    return DLX_OK;
 }

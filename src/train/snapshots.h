@@ -9,11 +9,30 @@
 
 #include "train/site_run.h"
 
+#define DLXI_SNAPSHOTS_NUMBERS "train.numbers"
+
+enum { DLXI_SNAPSHOTS_TENSOR_PARTS = 3, DLXI_SNAPSHOTS_NAME_BYTES = DLXI_TENSOR_NAME_MAX + 8 };
+
+/* A parameter, 0, or the optimiser's state of it, 1 or 2, and its part's name; NULL: there is none.
+ * name[DLXI_SNAPSHOTS_NAME_BYTES]. */
+float *dlxi_snapshots_tensor_part(site_run *r, int64_t tensor, int which, char *name);
+
+/* ---- train/resume.c ---- */
+
 /* Opens the snapshot that the options name, checks that it is of this run's data and model, and
- * puts parameters and the optimiser's state in place. */
+ * puts parameters and the optimiser's state in place. Collective over the site. */
 dlx_status dlxi_snapshots_resume(site_run *r, dlx_error *error);
 /* A dlx_restore whose context is a site_run. */
 dlx_status dlxi_snapshots_restore(void *run, const dlx_part *part, dlx_error *error);
+void dlxi_snapshots_close_opened(site_run *r);
+
+/* ---- train/snapshots.c ---- */
+
+/* The same on all ranks: DLX_OK if `status` is on all, else what the first says on which it is not,
+ * `own` with a failure. Collective over the site. */
+dlx_status dlxi_snapshots_together(site_run *r, dlx_status status, const dlx_error *own,
+                                   dlx_error *error);
+
 /* Once the run has begun and the results are this run's. Removes what an earlier process left. */
 dlx_status dlxi_snapshots_begin(site_run *r, dlx_error *error);
 
