@@ -82,6 +82,30 @@ class Resume(Case):
     def test_allreduce(self):
         self.check_equal(train={"tokens": 200000}, sync={"overlap": "allreduce", "exchange_steps": 0})
 
+    def test_ranks(self):
+        """Snapshots while training, too: the ranks begin and complete them together."""
+        self.check_equal(train={"tokens": 200000, "batch": 8, "micro_batch": 2}, model={"layers": 2},
+                         site={"stages": 2, "replicas": 2}, snapshots={"rounds": 2, "minutes": 0})
+
+    def test_ranks_and_a_crash_of_everything(self):
+        """Sites by launch find a round that all of them have."""
+        file = self.of("run", train={"tokens": "1e9", "batch": 8, "micro_batch": 2}, site={"replicas": 2},
+                       snapshots={"rounds": 1, "minutes": 0})
+        process = self.start("launch", file, "--sites", "2")
+        for name in ("site-1", "site-2"):
+            self.wait_until(f"snapshots of {name}", lambda: os.path.isdir(self.path("run", name, "snapshots")) and
+                            len(self.snapshots("run", name)) == 2)
+        for pid in self.pids():
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+        self.wait_until_nothing_is_left()
+        kept = [{self.round_of(path) for path in self.snapshots("run", name)} for name in ("site-1", "site-2")]
+        process = self.start("launch", file, "--sites", "2", "--resume")
+        process.wait_line(f"coordinator  goes on with run [0-9a-f]{{16}} at round {max(kept[0] & kept[1]) + 1}$")
+        process.wait_line("coordinator  all sites reach each other")
+        process.signal(signal.SIGINT)
+        self.assertEqual(process.wait(), 1, process.everything())
+
     # ---- sites that are started one by one
 
     def start_all(self, file, *more, of_site=lambda name: ()):
