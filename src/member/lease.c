@@ -62,6 +62,10 @@ void dlxi_ledger_grant(dlxi_ledger *ledger, dlxi_lease *lease, uint64_t submissi
                        uint32_t windows) {
     lease->submission = submission;
     lease->range_count = 0;
+    dlxi_ledger_extend(ledger, lease, windows);
+}
+
+void dlxi_ledger_extend(dlxi_ledger *ledger, dlxi_lease *lease, uint32_t windows) {
     /* the last place is kept for the open end */
     while (windows > 0 && ledger->free_count > 0 &&
            lease->range_count < DLXI_LEASE_RANGES_MAX - 1) {
@@ -73,7 +77,7 @@ void dlxi_ledger_grant(dlxi_ledger *ledger, dlxi_lease *lease, uint64_t submissi
         from->count -= count;
         if (from->count == 0) free_range_remove(ledger, 0);
     }
-    if (windows > 0) {
+    if (windows > 0 && lease->range_count < DLXI_LEASE_RANGES_MAX) {
         lease->ranges[lease->range_count++] = (dlxi_range){ledger->cursor, windows};
         ledger->cursor += windows;
     }

@@ -18,6 +18,9 @@ void dlxi_ledger_close(dlxi_ledger **ledger);
 void dlxi_ledger_grant(dlxi_ledger *ledger, dlxi_lease *lease, uint64_t submission,
                        uint32_t windows);
 
+/* So many more, behind those that it has. */
+void dlxi_ledger_extend(dlxi_ledger *ledger, dlxi_lease *lease, uint32_t windows);
+
 /* The site used the first `used` windows of a lease; the rest is free again. */
 void dlxi_ledger_settle(dlxi_ledger *ledger, const dlxi_lease *lease, uint32_t used);
 

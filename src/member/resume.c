@@ -92,6 +92,16 @@ static void leases_return(dlxi_coordinator *before, const dlxi_run_site *b) {
             dlxi_ledger_settle(before->ledger, &b->leases[n % DLXI_COORDINATOR_LEASES], 0);
 }
 
+/* Its rounds may be longer now, or its batches larger. */
+static void leases_extend(dlxi_coordinator *before, dlxi_run_site *s, const dlxi_run_site *b) {
+    for (uint64_t n = b->counted + 1; n <= b->counted + 2; n++) {
+        dlxi_lease *lease = &s->leases[n % DLXI_COORDINATOR_LEASES];
+        const uint64_t windows = dlxi_lease_windows(lease);
+        if (n > b->voided && lease->submission == n && windows < s->lease_windows)
+            dlxi_ledger_extend(before->ledger, lease, s->lease_windows - (uint32_t)windows);
+    }
+}
+
 /* What the run knows of this site, of an earlier start. */
 static bool site_adopt(dlxi_coordinator *c, dlxi_run_site *s, dlxi_coordinator *before,
                        const dlxi_run_site *b) {
@@ -117,6 +127,7 @@ static bool site_adopt(dlxi_coordinator *c, dlxi_run_site *s, dlxi_coordinator *
     s->voided = b->voided;
     s->left_out_total = b->left_out_total;
     memcpy(s->leases, b->leases, sizeof s->leases);
+    leases_extend(before, s, b);
     return true;
 }
 

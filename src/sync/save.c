@@ -72,7 +72,7 @@ static void state_numbers(packer *n, dlxi_state *s) {
     number_u64(n, &s->rounds, count_max);
     number_u64(n, &s->tokens, count_max);
     number_u64(n, &s->counted, s->rounds);
-    number_u32(n, &s->adapt.inner_steps, s->adapt.inner_steps_first);
+    number_u32(n, &s->adapt.inner_steps, UINT32_MAX);
     number_u32(n, &s->copy.term, UINT32_MAX);
     number_u64(n, &s->copy.round, s->rounds);
     number_u32(n, &s->copy.bytes, DLXI_COPY_MAX);
@@ -112,6 +112,24 @@ static void commit_numbers(packer *n, dlxi_outcome *o) {
     number_real(n, &o->speed, 0, HUGE_VAL);
 }
 
+/* The options that H and the bases' shapes are of. Where they are others now, adaptation begins
+ * anew; *other ← whether it does. */
+static void adaptation_numbers(packer *n, dlxi_state *s, bool *other) {
+    const dlx_sync_config *options = &s->options;
+    const uint64_t now[] = {options->adaptation, (uint64_t)options->factor_rank,
+                            (uint64_t)options->factor_rank_min, (uint64_t)options->factor_rank_max,
+                            options->inner_steps};
+    *other = false;
+    for (size_t i = 0; i < sizeof now / sizeof *now; i++) {
+        uint64_t value = now[i];
+        number_u64(n, &value, UINT32_MAX);
+        *other = *other || value != now[i];
+    }
+    if (*other) s->adapt.inner_steps = s->adapt.inner_steps_first;
+    n->fits =
+        n->fits && s->adapt.inner_steps >= 1 && s->adapt.inner_steps <= s->adapt.inner_steps_first;
+}
+
 /* False: what was read can't be. */
 static bool numbers_all(dlx_sync *s, int64_t at[DLXI_SYNC_NUMBERS], bool reads) {
     packer n = {.at = at, .reads = reads, .fits = true};
@@ -129,6 +147,7 @@ static bool numbers_all(dlx_sync *s, int64_t at[DLXI_SYNC_NUMBERS], bool reads) 
     number_real(&n, &s->run_share, 0, (double)count_max);
     number_real(&n, &s->pace, 0.01, 100);
     number_real(&n, &s->balance, 0, HUGE_VAL);
+    adaptation_numbers(&n, s->state, &s->adapts_anew);
     DLXI_ASSERT(n.at <= at + DLXI_SYNC_NUMBERS);
     bool flies = s->round.outstanding && !s->last.committed;
     return n.fits && format == FORMAT && s->state->run_id != 0 && s->balance > 0 &&
@@ -287,14 +306,16 @@ static dlx_status tensor_restore(dlx_sync *s, size_t tensor, const dlxi_origin *
                                  dlx_error *error) {
     int32_t numbers[DLXI_STATE_PIECE_NUMBERS];
     dlxi_state_tensor *t = &s->state->tensors[tensor];
-    if (t->low_rank) {
+    if (t->low_rank && !s->adapts_anew) {
         DLX_TRY(part_restore(part_of(s, tensor, DLXI_STATE_ADAPTATION, numbers), t->name,
                              suffix_of(s, DLXI_STATE_ADAPTATION), from, error));
         DLX_TRY(adaptation_restore(s->state, t, numbers, error));
     }
     for (int field = 0; field < PARTS_OF_TENSOR; field++) {
         dlx_part part = part_of(s, tensor, field, NULL);
-        if (part.rows > 0) DLX_TRY(part_restore(part, t->name, suffix_of(s, field), from, error));
+        bool begins = s->adapts_anew && field == DLXI_STATE_BASIS;
+        if (part.rows > 0 && !begins)
+            DLX_TRY(part_restore(part, t->name, suffix_of(s, field), from, error));
     }
     return DLX_OK;
 }

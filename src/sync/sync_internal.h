@@ -11,7 +11,7 @@
 #include "sync/pump.h"
 #include "sync/sync.h"
 
-enum { DLXI_SYNC_LEASES = 4, DLXI_SYNC_NUMBERS = 40 };
+enum { DLXI_SYNC_LEASES = 4, DLXI_SYNC_NUMBERS = 48 };
 
 /* What dlx_sync_save gave, until the caller needs it no more. */
 typedef struct dlxi_saving {
@@ -46,6 +46,7 @@ struct dlx_sync {
     double pace;            /* factor of H, for rounds from now on */
     double balance;         /* the same, for this site's speed */
     bool finished, reported;
+    bool adapts_anew;                    /* bases, ranks and H are not as they were saved */
     bool unready;                        /* the run was over before what was restored could go on */
     dlx_end end;                         /* what the caller was told */
     dlxi_outcome last;                   /* the newest of each kind so far */

@@ -9,9 +9,12 @@
 
 #include "base/memory.h"
 #include "checkpoint/manifest.h"
+#include "options/options.h"
 #include "train/snapshots.h"
 
 #define ERROR_ENDING ".error"
+
+enum { VALUE_BYTES = 256 };
 
 /* ---- which snapshot -------------------------------------------------------------------------- */
 
@@ -369,29 +372,66 @@ static dlx_status numbers_restore(site_run *r, dlx_error *error) {
 
 /* ---- resume ---------------------------------------------------------------------------------- */
 
-/* What decides which windows a site trains on. */
-static dlx_status data_check(const site_run *r, dlx_error *error) {
-    const json_t *meta = dlxi_snapshot_meta(r->snapshots.resumed);
-    const char *path = dlxi_snapshot_path(r->snapshots.resumed);
-    const char *data = json_string_value(json_object_get(meta, "data"));
-    const char *overlap = json_string_value(json_object_get(meta, "overlap"));
-    const char *now = dlxi_config_overlap_name(r->config);
-    const json_t *seed = json_object_get(meta, "seed");
-    char own[20];
+/* value ← of a key in a text of lines "key: value". */
+static bool value_find(char value[VALUE_BYTES], const char *text, const char *key) {
+    const size_t length = strlen(key);
+    for (const char *line = text; *line != '\0';) {
+        size_t bytes = strcspn(line, "\n");
+        if (bytes > length + 1 && strncmp(line, key, length) == 0 && line[length] == ':') {
+            snprintf(value, VALUE_BYTES, "%.*s", (int)(bytes - length - 2), line + length + 2);
+            return true;
+        }
+        line += bytes + (line[bytes] == '\n');
+    }
+    return false;
+}
+
+/* Of the model, of the order of windows, or of what the saved state is for. */
+static bool must_stay(const char *key) {
+    static const char *const keys[] = {"model.", "run.seed", "sync.overlap", "train.optimizer"};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        if (strncmp(key, keys[i], strlen(keys[i])) == 0) return true;
+    return false;
+}
+
+/* Refuses what can't change, and says what has. */
+static dlx_status settings_compare(site_run *r, const char *before, const char *now,
+                                   dlx_error *error) {
+    char key[VALUE_BYTES], was[VALUE_BYTES], is[VALUE_BYTES], text[1024] = "";
+    size_t used = 0;
+    for (const char *line = now; *line != '\0'; line += *line == '\n') {
+        snprintf(key, sizeof key, "%.*s", (int)strcspn(line, ":\n"), line);
+        line += strcspn(line, "\n");
+        if (!value_find(is, now, key) || !value_find(was, before, key) || strcmp(is, was) == 0)
+            continue;
+        if (must_stay(key))
+            DLX_FAIL(
+                error, CONFIG,
+                "%s: %.80s, and %.80s in %.200s; a run goes on with its own model, data order, "
+                "overlap and optimizer",
+                key, is, was, dlxi_snapshot_path(r->snapshots.resumed));
+        if (used < sizeof text)
+            used += (size_t)snprintf(text + used, sizeof text - used, "%s%s %.80s (was %.80s)",
+                                     used > 0 ? ", " : "other settings: ", key, is, was);
+    }
+    if (used > 0) dlxi_run_say(r, text);
+    return DLX_OK;
+}
+
+static dlx_status settings_check(site_run *r, dlx_error *error) {
+    const char *data = meta_text(r->snapshots.resumed, "data");
+    char own[20], *settings;
     snprintf(own, sizeof own, "%016llx", (unsigned long long)r->data_hash);
-    if (data == NULL || strcmp(data, own) != 0)
+    if (strcmp(data, own) != 0)
         DLX_FAIL(error, CONFIG,
                  "data.train: the run of %s has other tokens (hash %.20s, here %s); a run goes on "
                  "with its own data",
-                 path, data != NULL ? data : "none", own);
-    if (!json_is_integer(seed) || json_integer_value(seed) != r->config->run.seed)
-        DLX_FAIL(error, CONFIG, "run.seed: %lld, and %lld in %s; a run goes on with its own seed",
-                 (long long)r->config->run.seed, (long long)json_integer_value(seed), path);
-    if (overlap == NULL || strcmp(overlap, now) != 0)
-        DLX_FAIL(error, CONFIG,
-                 "sync.overlap: '%s', and '%.20s' in %s; a run goes on with its own overlap", now,
-                 overlap != NULL ? overlap : "none", path);
-    return DLX_OK;
+                 dlxi_snapshot_path(r->snapshots.resumed), data, own);
+    DLX_TRY(dlxi_options_print_canonical(&settings, r->config, &dlxi_config_table, error));
+    dlx_status status =
+        settings_compare(r, meta_text(r->snapshots.resumed, "settings"), settings, error);
+    free(settings);
+    return status;
 }
 
 static void origin_say(site_run *r) {
@@ -415,7 +455,7 @@ dlx_status dlxi_snapshots_resume(site_run *r, dlx_error *error) {
     s->is_laid_out = dlxi_snapshot_ranks(s->resumed) == r->ranks &&
                      meta_integer(s->resumed, "stages") == r->config->site.stages &&
                      meta_integer(s->resumed, "replicas") == r->config->site.replicas;
-    DLX_TRY(data_check(r, error));
+    DLX_TRY(settings_check(r, error));
     DLX_TRY(unsent_open_all(r, error));
     for (int64_t i = 0; i < r->parameter_count; i++)
         for (int which = 0; which < DLXI_SNAPSHOTS_TENSOR_PARTS; which++) {

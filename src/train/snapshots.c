@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/memory.h"
 #include "checkpoint/manifest.h"
+#include "options/options.h"
 
 static void say_failure(site_run *r, const dlx_error *error) {
     char text[sizeof error->message + 64];
@@ -117,15 +118,18 @@ float *dlxi_snapshots_tensor_part(site_run *r, int64_t tensor, int which, char *
 
 static json_t *meta_make(site_run *r) {
     const dlx_statistics st = dlxi_run_statistics(r);
-    char data[20];
+    char data[20], *settings;
+    if (dlxi_options_print_canonical(&settings, r->config, &dlxi_config_table, NULL) != DLX_OK)
+        return NULL;
     snprintf(data, sizeof data, "%016llx", (unsigned long long)r->data_hash);
-    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:f, s:s, s:s, s:I, s:I, s:I}", "run_id", r->run_id,
-                     "site", r->options->site, "round", (json_int_t)st.rounds, "tokens",
-                     (json_int_t)st.committed_tokens, "tokens_target",
-                     (json_int_t)dlx_sync_tokens_target(r->sync), "weight", st.weight, "overlap",
-                     dlxi_config_overlap_name(r->config), "data", data, "seed",
-                     (json_int_t)r->config->run.seed, "stages", (json_int_t)r->config->site.stages,
-                     "replicas", (json_int_t)r->config->site.replicas);
+    json_t *meta = json_pack(
+        "{s:s, s:s, s:I, s:I, s:I, s:f, s:s, s:s, s:I, s:I}", "run_id", r->run_id, "site",
+        r->options->site, "round", (json_int_t)st.rounds, "tokens", (json_int_t)st.committed_tokens,
+        "tokens_target", (json_int_t)dlx_sync_tokens_target(r->sync), "weight", st.weight, "data",
+        data, "settings", settings, "stages", (json_int_t)r->config->site.stages, "replicas",
+        (json_int_t)r->config->site.replicas);
+    free(settings);
+    return meta;
 }
 
 static void on_hold(void *run) {

@@ -106,6 +106,27 @@ class Resume(Case):
         process.signal(signal.SIGINT)
         self.assertEqual(process.wait(), 1, process.everything())
 
+    def test_other_settings(self):
+        """What may change, alone and together, is said; rounds are longer or shorter, batches larger, from the next step."""
+        file = self.of("run", wan={"link": "mem"}, train={"batch": 8})
+        process = self.start("launch", file, "--sites", "2")
+        self.wait_steps("run", 45)
+        process.signal(signal.SIGINT)
+        self.assertEqual(process.wait(), 1, process.everything())
+        changes = (("sync.inner_steps=30", "train.batch=16"), ("sync.inner_steps=4", "train.batch=4"), ("sync.compression.rank=2",),
+                   ("sync.compression.rank=7", "sync.adaptation=off"), ("sync.compression.rank=0",), ("sync.compression.bits=8",),
+                   ("train.learning_rate=0.001", "train.tokens=400000"))
+        for i, sets in enumerate(changes):
+            with self.subTest(sets=sets):
+                other = shutil.copytree(self.path("run"), self.path(f"run-{i}"))
+                words = [word for one in sets for word in ("--set", one)]
+                process = self.call("launch", file, "--sites", "2", "--resume", "--run-dir", other, *words)
+                for one in sets:
+                    process.wait_line("site-1  other settings: .*" + one.replace("=", " ").replace("tokens 400000", "tokens "))
+                s = summary(other)
+                self.assertEqual(s["status"], "done")
+                self.assertLess(s["val_loss"], 2.5)
+
     # ---- sites that are started one by one
 
     def start_all(self, file, *more, of_site=lambda name: ()):
@@ -197,10 +218,10 @@ class Resume(Case):
         coordinator, sites = self.start_all(file)
         self.wait_rounds("run", "paris", 3)
         self.stop_all(coordinator, sites)
-        self.refused("run.seed: 5, and 1 in .*; a run goes on with its own seed", *site, "--resume", "--set", "run.seed=5")
-        self.refused("sync.overlap: 'none', and 'carry' in", *site, "--resume", "--set", "sync.overlap=none",
-                     "--set", "sync.exchange_steps=0")
-        self.refused("it is of another model or other settings", *site, "--resume", "--set", "model.width=64", code=1)
+        for key, other in (("run.seed", "5"), ("model.width", "64"), ("model.context", "64"), ("train.optimizer", "muon"),
+                           ("sync.overlap", "delayed")):
+            self.refused(f"{key}: {other}, and .* in .*; a run goes on with its own model, data order", *site, "--resume",
+                         "--set", f"{key}={other}")
         self.write("other.txt", 2 * self.license_text())
         self.call("tokenize", "other.txt", self.path("other"), "--validation-every", "4", "--block", "1024")
         self.refused("data.train: the run of .* has other tokens", *site, "--resume",
