@@ -12,6 +12,7 @@ typedef struct coordinator_arguments {
     uint32_t sites;
     bool takeover;
     const char *without;
+    bool resume;
     bool for_launcher;
 } coordinator_arguments;
 
@@ -33,6 +34,10 @@ static const dlxi_option rows[] = {
         coordinator_arguments, "--without", without, "SITES",
         "with --takeover: do not wait for these sites (names, with commas); what they trained or "
         "committed since is given up, and they can't come back"),
+    DLXI_OPTION_ROW_BOOLEAN(
+        coordinator_arguments, "--resume", resume, "false",
+        "go on from the snapshots of sites that are started with --resume, also if "
+        "coordinator.db is there"),
     FOR_LAUNCHER_ROW(coordinator_arguments),
 };
 
@@ -53,8 +58,9 @@ static int run(void) {
     if (given.for_launcher) speak_to_launcher();
     dlx_config *config = config_load(&given.config);
     if (config == NULL) return EXIT_USE;
-    if (given.without != NULL && !given.takeover) {
-        fail_use("coordinator: --without goes with --takeover");
+    if ((given.without != NULL && !given.takeover) || (given.resume && given.takeover)) {
+        fail_use(given.resume ? "coordinator: --resume and --takeover exclude each other"
+                              : "coordinator: --without goes with --takeover");
         dlx_config_close(&config);
         return EXIT_USE;
     }
@@ -75,6 +81,7 @@ static int run(void) {
     options.on_event = on_event;
     options.interrupted = &interrupted;
     if (given.takeover) options.takeover_without = given.without != NULL ? given.without : "";
+    options.resumes = given.resume;
     options.unstored = given.for_launcher; /* launch ends the sites with it */
     if (!given.for_launcher) release_on_sigterm();
     options.released = &released;

@@ -19,7 +19,9 @@ typedef struct collected {
     json_t *sites, *dropped;
     dlxi_metrics *metrics; /* NULL until run.dir is this run's */
     json_t *early;         /* its first notices, until then */
-    uint64_t run_id;
+    uint64_t run_id;       /* once it has begun */
+    char aside
+        [DLXI_PATH_BYTES]; /* where a store is that snapshots come before; "": none was there */
     dlxi_folder folder;
 } collected;
 
@@ -83,10 +85,20 @@ static dlx_status on_begin(void *context, dlx_error *error) {
     return status;
 }
 
+static dlx_status store_put_aside(collected *c, const char *store, dlx_error *error) {
+    char text[DLXI_PATH_BYTES + 80];
+    DLX_TRY(dlxi_folder_check_unused(c->run_dir, 0, error));
+    DLX_TRY(dlxi_folder_store_put_aside(c->aside, store, error));
+    snprintf(text, sizeof text, "the sites' snapshots count; the store of before is kept as %s",
+             c->aside);
+    on_log(c, text);
+    return DLX_OK;
+}
+
 /* Opens the coordinator, with a store unless the sites end with this process, and checks that no
  * other run than its own uses run.dir. */
 static dlx_status coordinator_open(dlx_coordinator **out, char store[DLXI_PATH_BYTES],
-                                   const dlx_coordinator_config *settings, const collected *c,
+                                   const dlx_coordinator_config *settings, collected *c,
                                    dlx_error *error) {
     bool found, stored = c->options->hub == NULL && !c->options->unstored;
     DLX_TRY(dlxi_folder_check_writable(c->run_dir, NULL, error));
@@ -96,6 +108,10 @@ static dlx_status coordinator_open(dlx_coordinator **out, char store[DLXI_PATH_B
             DLX_FAIL(error, CONFIG, "a takeover needs a store, and sites that are processes");
         return dlx_coordinator_open_takeover(out, settings, store, c->options->takeover_without,
                                              error);
+    }
+    if (found && stored && c->options->resumes) {
+        DLX_TRY(store_put_aside(c, store, error));
+        found = false;
     }
     if (!found || !stored) DLX_TRY(dlxi_folder_check_unused(c->run_dir, 0, error));
     if (found && !stored)
@@ -187,6 +203,7 @@ out:
     /* after the summary: until then a coordinator that is started again writes it */
     if (dlx_coordinator_is_over(coordinator)) dlxi_folder_store_remove(store);
     dlx_coordinator_close(&coordinator);
+    if (c.aside[0] != '\0' && c.run_id == 0) dlxi_folder_store_put_back(c.aside, store);
     dlxi_folder_leave(&c.folder);
     json_decref(merged);
     json_decref(membership);

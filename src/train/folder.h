@@ -34,6 +34,11 @@ dlx_status dlxi_folder_store(char path[DLXI_PATH_BYTES], bool *found, const char
                              dlx_error *error);
 /* Of a run that is over. */
 void dlxi_folder_store_remove(const char *path);
+/* Renames it, with its journal, to aside ← path.replaced, or .replaced-2 and so on. DLX_SYSTEM. */
+dlx_status dlxi_folder_store_put_aside(char aside[DLXI_PATH_BYTES], const char *path,
+                                       dlx_error *error);
+/* Undoes that, unless there is another store by now. */
+void dlxi_folder_store_put_back(const char *aside, const char *path);
 
 typedef struct dlxi_folder {
     int lock; /* a file descriptor; −1: none */

@@ -184,7 +184,8 @@ class Resume(Case):
             coordinator.wait_line("refused a site: the snapshot of site '.*' is of round .*; give one of the same round")
 
     def test_after_a_crash_of_everything(self):
-        """Snapshots by time are of rounds that sites have in common; the coordinator's store is ended first."""
+        """Snapshots by time are of rounds that sites have in common; the coordinator's store is put aside, and put back
+        if the sites do not come."""
         self.keys(NAMES)
         file = self.of("run", train={"tokens": "1e9"}, snapshots={"minutes": 0.005, "keep": 3})
         coordinator, sites = self.start_all(file)
@@ -196,11 +197,15 @@ class Resume(Case):
             process.wait()
         kept = {name: {self.round_of(path): path for path in self.snapshots("run", name)} for name in NAMES}
         newest = max(set(kept["oslo"]) & set(kept["paris"]))
-        coordinator, _ = self.start_coordinator(file, len(NAMES))
-        coordinator.wait_line("waiting for its sites")
+        store = self.path("run", "coordinator.db")
+        coordinator, _ = self.start_coordinator(file, len(NAMES), "--resume")
+        self.assertFalse(os.path.exists(store))
         coordinator.signal(signal.SIGINT)
         self.assertEqual(coordinator.wait(), 1, coordinator.everything())
-        coordinator, sites = self.start_all(file, of_site=lambda name: [f"--resume={kept[name][newest]}"])
+        self.assertTrue(os.path.exists(store))
+        coordinator, endpoint = self.start_coordinator(file, len(NAMES), "--resume")
+        coordinator.wait_line(f"the sites' snapshots count; the store of before is kept as {store}.replaced$")
+        sites = [self.start_site(file, name, endpoint, f"--resume={kept[name][newest]}") for name in NAMES]
         coordinator.wait_line(f"goes on with run [0-9a-f]{{16}} at round {newest + 1}")
         coordinator.wait_line("all sites reach each other")
         self.stop_all(coordinator, sites)
