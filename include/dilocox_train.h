@@ -172,7 +172,7 @@ typedef struct dlx_coordinate_options {
     /* not NULL: takes a run over from its sites, without those that are named here, with commas; ""
      * names none (dlx_coordinator_open_takeover) */
     const char *takeover_without;
-    /* the sites go on from snapshots, and not as they are: a RUN_DIR/coordinator.db that is there is
+    /* the sites go on from snapshots, not as they are: a RUN_DIR/coordinator.db that is there is
      * kept under another name, and put back if they do not all come */
     bool resumes;
 } dlx_coordinate_options;
