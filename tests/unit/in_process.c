@@ -82,9 +82,9 @@ static void *site_thread(void *context) {
         site->status = dlx_sync_open(&site->sync, &site->config, site->tensors, site->tensor_count,
                                      &site->error);
     else
-        site->status =
-            dlx_sync_resume(&site->sync, &site->config, site->tensors, site->tensor_count,
-                            site->restore, site->context, &site->error);
+        site->status = (site->is_new ? dlx_sync_resume_as_new : dlx_sync_resume)(
+            &site->sync, &site->config, site->tensors, site->tensor_count, site->restore,
+            site->context, &site->error);
     if (site->status == DLX_OK) {
         site->run_id = dlx_sync_run_id(site->sync);
         site->status = (site->script != NULL ? site->script : in_process_train)(site);

@@ -28,6 +28,7 @@ struct in_process_site {
     unsigned floating_point_mode;
     in_process_script script; /* NULL: in_process_train */
     dlx_restore restore;      /* not NULL: the site resumes; its context is `context` */
+    bool is_new;              /* it resumes as a new one */
     /* changes the parameters; step from 0 */
     void (*inner_step)(in_process_site *site, uint64_t step);
     /* may be NULL */

@@ -38,6 +38,7 @@ typedef struct toy {
     saved saved[SAVED_MAX];
     size_t saved_count;
     bool holds;
+    bool is_new; /* and begins with what another one saved */
 } toy;
 
 static size_t kind_bytes(dlx_part_kind kind) {
@@ -78,6 +79,11 @@ static dlx_status save(in_process_site *site) {
 
 static dlx_status on_restore(void *context, const dlx_part *part, dlx_error *error) {
     toy *t = context;
+    const char *ending = strrchr(part->name, '.');
+    if (t->is_new && ending != NULL && strcmp(ending, ".error") == 0) {
+        memset(part->data, 0, (size_t)(part->rows * part->cols) * sizeof(float));
+        return DLX_OK;
+    }
     for (size_t i = 0; i < t->saved_count; i++) {
         const saved *from = &t->saved[i];
         if (strcmp(from->name, part->name) != 0) continue;
@@ -136,8 +142,18 @@ static dlx_status toy_step(in_process_site *site, dlx_step *done) {
     return dlx_sync_step(site->sync, TOKENS_OF_STEP, done, &site->error);
 }
 
+/* A new one begins at the anchor. */
+static bool begins_right(const toy *t) {
+    if (!t->is_new || t->gradients) return true;
+    for (size_t i = 0; i < t->saved_count; i++)
+        if (strcmp(t->saved[i].name, "w.anchor") == 0)
+            return memcmp(t->saved[i].data, t->weight, sizeof t->weight) == 0;
+    return false;
+}
+
 static dlx_status toy_train(in_process_site *site) {
     dlx_step done = DLX_STEP_INIT;
+    if (!begins_right(site->context)) abort();
     dlx_error why;
     dlx_status status = DLX_OK;
     while (status == DLX_OK && !dlx_sync_is_finished(site->sync)) status = toy_step(site, &done);
@@ -161,6 +177,7 @@ typedef struct trial {
     dlx_overlap overlap;
     uint32_t sites;
     int bits;
+    uint32_t goal; /* tokens, of so many sites' steps; 0: of those that are there */
 } trial;
 
 /* One start of all sites, anew or as saved, until the run ends or is stopped. */
@@ -177,6 +194,7 @@ static dlx_status run(const trial *how, toy *toys, bool resumes) {
         site->tensor_count = 2;
         site->script = toy_train;
         site->restore = resumes ? on_restore : NULL;
+        site->is_new = t->is_new;
         site->config.overlap = how->overlap;
         /* how far a site trains past H depends on time */
         site->config.inner_steps = site->config.inner_steps_max = H;
@@ -189,7 +207,10 @@ static dlx_status run(const trial *how, toy *toys, bool resumes) {
         site->config.tokens_per_window = WINDOW;
         site->config.windows_per_step = BATCH;
     }
-    assert_true(in_process_run(p, how->sites, (uint64_t)how->sites * STEPS * TOKENS_OF_STEP));
+    assert_true(in_process_run(p, how->sites,
+                               (uint64_t)(how->goal > 0 ? how->goal : how->sites) * STEPS *
+                                   TOKENS_OF_STEP));
+    for (uint32_t i = 0; i < how->sites; i++) toys[i].is_new = false;
     dlx_status status = p->status;
     for (uint32_t i = 0; i < how->sites; i++) {
         const in_process_site *site = &p->site[i];
@@ -231,10 +252,12 @@ static int stopped_run(const trial *how, toy *toys, uint64_t every, uint64_t fir
 static void a_stopped_run_ends_as_another(void **state) {
     (void)state;
     static const trial trials[] = {
-        {DLX_OVERLAP_NONE, 1, 4},    {DLX_OVERLAP_DELAYED, 1, 4},    {DLX_OVERLAP_EAGER, 1, 32},
-        {DLX_OVERLAP_CARRY, 1, 4},   {DLX_OVERLAP_ALLREDUCE, 1, 32}, {DLX_OVERLAP_NONE, 2, 4},
-        {DLX_OVERLAP_DELAYED, 2, 4}, {DLX_OVERLAP_EAGER, 3, 8},      {DLX_OVERLAP_CARRY, 2, 4},
-        {DLX_OVERLAP_CARRY, 3, 4},   {DLX_OVERLAP_ALLREDUCE, 3, 16},
+        {DLX_OVERLAP_NONE, 1, 4, 0},       {DLX_OVERLAP_DELAYED, 1, 4, 0},
+        {DLX_OVERLAP_EAGER, 1, 32, 0},     {DLX_OVERLAP_CARRY, 1, 4, 0},
+        {DLX_OVERLAP_ALLREDUCE, 1, 32, 0}, {DLX_OVERLAP_NONE, 2, 4, 0},
+        {DLX_OVERLAP_DELAYED, 2, 4, 0},    {DLX_OVERLAP_EAGER, 3, 8, 0},
+        {DLX_OVERLAP_CARRY, 2, 4, 0},      {DLX_OVERLAP_CARRY, 3, 4, 0},
+        {DLX_OVERLAP_ALLREDUCE, 3, 16, 0},
     };
     for (size_t i = 0; i < sizeof trials / sizeof *trials; i++) {
         static toy whole[SITES_MAX], parts[SITES_MAX];
@@ -251,9 +274,52 @@ static void a_stopped_run_ends_as_another(void **state) {
     }
 }
 
+/* What a site has saved, for a new one. */
+static void saved_copy(toy *to, const toy *from) {
+    *to = *from;
+    to->tensors[0].data = to->weight;
+    to->tensors[1].data = to->bias;
+    to->is_new = true;
+    for (size_t i = 0; i < from->saved_count; i++) {
+        size_t bytes =
+            (size_t)(from->saved[i].rows * from->saved[i].cols) * kind_bytes(from->saved[i].kind);
+        if ((to->saved[i].data = malloc(bytes)) == NULL) abort();
+        memcpy(to->saved[i].data, from->saved[i].data, bytes);
+    }
+}
+
+static void a_run_goes_on_with_other_sites(void **state) {
+    (void)state;
+    static const dlx_overlap overlaps[] = {DLX_OVERLAP_NONE, DLX_OVERLAP_DELAYED, DLX_OVERLAP_EAGER,
+                                           DLX_OVERLAP_CARRY, DLX_OVERLAP_ALLREDUCE};
+    for (size_t o = 0; o < sizeof overlaps / sizeof *overlaps; o++)
+        for (uint64_t first = H + 2; first <= 2 * H + 2; first++) {
+            static toy toys[SITES_MAX];
+            trial how = {overlaps[o], 2, 8, SITES_MAX};
+            for (uint32_t k = 0; k < 2; k++) toy_begin(&toys[k], 7);
+            toys[0].stop_at = first;
+            assert_int_not_equal(run(&how, toys, false), DLX_OK);
+            saved_copy(&toys[2], &toys[first % 2]);
+            how.sites = 3;
+            toys[1].stop_at = toys[1].steps + H + 3;
+            assert_int_not_equal(run(&how, toys, true), DLX_OK);
+            how.sites = 1; /* site 0 alone, and then with another new one */
+            toys[0].stop_at = toys[0].steps + H + 4;
+            assert_int_not_equal(run(&how, toys, true), DLX_OK);
+            saved_clear(&toys[1]);
+            saved_copy(&toys[1], &toys[0]);
+            how.sites = 2;
+            assert_int_equal(run(&how, toys, true), DLX_OK);
+            assert_memory_equal(toys[0].weight, toys[1].weight, sizeof toys->weight);
+            assert_memory_equal(toys[0].bias, toys[1].bias, sizeof toys->bias);
+            for (uint32_t k = 0; k < SITES_MAX; k++) saved_clear(&toys[k]);
+        }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_stopped_run_ends_as_another),
+        cmocka_unit_test(a_run_goes_on_with_other_sites),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
