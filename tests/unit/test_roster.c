@@ -59,7 +59,7 @@ static void a_key_is_made_and_read(void **state) {
     must(dlxi_key_public(path_a, public_text, &error));
     assert_string_equal(public_text, a);
     dlxi_key_pair keys;
-    must(dlxi_key_pair_read(&keys, path_a, &error));
+    must(dlxi_key_pair_read(&keys, path_a, false, &error));
     assert_string_equal(keys.public_text, a);
     assert_int_equal(strlen(keys.secret_text), 40);
     dlxi_key_pair_wipe(&keys);
@@ -81,7 +81,7 @@ static void a_key_is_never_overwritten(void **state) {
 
 static void expect_key_error(const char *path, const char *message) {
     dlxi_key_pair keys;
-    assert_int_equal(dlxi_key_pair_read(&keys, path, &error), DLX_CONFIG);
+    assert_int_equal(dlxi_key_pair_read(&keys, path, false, &error), DLX_CONFIG);
     assert_string_equal(error.message, message);
     assert_string_equal(keys.secret_text, "");
 }
@@ -108,8 +108,8 @@ static void keys_that_are_not_used(void **state) {
         expect_key_error(path, message);
     }
     dlxi_key_pair keys, other;
-    must(dlxi_key_pair_read(&keys, path_a, &error));
-    must(dlxi_key_pair_read(&other, path_b, &error));
+    must(dlxi_key_pair_read(&keys, path_a, false, &error));
+    must(dlxi_key_pair_read(&other, path_b, false, &error));
     snprintf(message, sizeof message,
              "wan.key: '%s' is not a key file: it must have the lines 'public: KEY' and 'secret: "
              "KEY' of 40 characters each; make one with 'dilocox keygen'",
@@ -137,7 +137,7 @@ static void keys_that_are_not_used(void **state) {
     snprintf(text, sizeof text, "secret:\t%s\r\n# a comment\npublic: %s", keys.secret_text,
              keys.public_text);
     write_file(path, text, 0600);
-    must(dlxi_key_pair_read(&other, path, &error));
+    must(dlxi_key_pair_read(&other, path, false, &error));
     assert_string_equal(other.secret_text, keys.secret_text);
     unlink(path);
 }
