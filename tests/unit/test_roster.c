@@ -107,6 +107,16 @@ static void keys_that_are_not_used(void **state) {
             path, (unsigned)open_modes[i], path);
         expect_key_error(path, message);
     }
+    if (geteuid() == 0) { /* else it can't be given away */
+        write_file(path, "", 0600);
+        assert_int_equal(chown(path, 1, (gid_t)-1), 0);
+        snprintf(message, sizeof message,
+                 "wan.key: '%s' belongs to user 1, and this process is user 0's; allowed is a key "
+                 "file of its own user or root: change its owner (chown), or make another key",
+                 path);
+        expect_key_error(path, message);
+        assert_int_equal(chown(path, 0, (gid_t)-1), 0);
+    }
     dlxi_key_pair keys, other;
     must(dlxi_key_pair_read(&keys, path_a, false, &error));
     must(dlxi_key_pair_read(&other, path_b, false, &error));
@@ -193,6 +203,11 @@ static void malformed_rosters_are_refused_with_their_line(void **state) {
     snprintf(message, sizeof message,
              "wan.roster: roster.txt:1: the name '%063d' is not allowed; " NAMES, 0);
     expect_roster_error(text, message);
+
+    /* the key is not shown */
+    snprintf(text, sizeof text, "delft %s\n%s oslo\n", a, b);
+    expect_roster_error(text, "wan.roster: roster.txt:2: begins with a key; allowed are 'name "
+                              "public-key', in this order");
 
 #define KEY "allowed are the 40 characters of a public key, as 'dilocox keygen' prints it"
     snprintf(text, sizeof text, "delft %.39s\n", a);
