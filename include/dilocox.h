@@ -211,7 +211,9 @@ typedef struct dlx_link_config {
     uint16_t listen_port; /* the first of a range of one port per site; 0: any free ones */
     bool unencrypted;     /* allowed on loopback addresses only */
     /* needed unless unencrypted: this process's key file (dlx_key_generate), and the public keys
-     * that may join, "name key" per line, the coordinator's under `coordinator` */
+     * that may join, "name key" per line, the coordinator's under `coordinator`. A process that has
+     * read a key writes no core dumps, and only root can attach a debugger to it if its site has
+     * one rank */
     const char *key_path, *roster_path;
 } dlx_link_config;
 
@@ -775,7 +777,8 @@ DLX_API dlx_status dlx_hub_open(dlx_hub **out, dlx_error *error);
 DLX_API void dlx_hub_close(dlx_hub **hub);
 
 /* Writes a new key pair to `path` (mode 0600; never overwrites) and the public half, 40 characters,
- * to public_text. DLX_CONFIG: the file exists; DLX_SYSTEM. Any thread. */
+ * to public_text. DLX_CONFIG: the file exists; DLX_SYSTEM. Any thread. The process writes no core
+ * dumps afterwards. */
 DLX_API dlx_status dlx_key_generate(const char *path, char public_text[41], dlx_error *error);
 
 /* ---- tier 3: the quantiser by itself --------------------------------------------------------- */

@@ -59,13 +59,14 @@ static dlx_status opener_find(const opener **out, const dlx_link_config *config,
 }
 
 dlx_status dlxi_link_open_site(dlxi_link **out, const dlx_link_config *config, const char *site,
-                               uint16_t rank, uint32_t timeout_ms, dlx_log log, void *log_context,
-                               dlx_error *error) {
+                               uint16_t rank, uint16_t ranks, uint32_t timeout_ms, dlx_log log,
+                               void *log_context, dlx_error *error) {
     const opener *open;
     *out = NULL;
     DLX_TRY(opener_find(&open, config, error));
     if (open == NULL) return config->hub->open_site(config->hub, out, site, rank, error);
     dlxi_link_settings settings = link_settings(config, site, log, log_context);
+    settings.ranks = ranks;
     settings.timeout_ms = timeout_ms;
     return open->site(out, &settings, error);
 }

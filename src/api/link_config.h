@@ -6,8 +6,8 @@
 #include "link/links.h"
 
 dlx_status dlxi_link_open_site(dlxi_link **out, const dlx_link_config *config, const char *site,
-                               uint16_t rank, uint32_t timeout_ms, dlx_log log, void *log_context,
-                               dlx_error *error);
+                               uint16_t rank, uint16_t ranks, uint32_t timeout_ms, dlx_log log,
+                               void *log_context, dlx_error *error);
 /* endpoint: "host:port" in use, "" for a hub. Sends to a peer that has had no connection for
  * unconnected_ms are DLX_PEER_LOST. */
 dlx_status dlxi_link_open_coordinator(dlxi_link **out, const dlx_link_config *config,

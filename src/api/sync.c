@@ -161,7 +161,7 @@ static dlx_status sync_open(dlx_sync **out, const dlx_sync_config *config,
     DLX_TRY_OUT(tensors_check(&options, own, tensor_count, error));
     options = dlxi_sync_options_resolve(&options);
     instability_warn(&options);
-    DLX_TRY_OUT(dlxi_link_open_site(&link, &options.link, options.site, options.rank,
+    DLX_TRY_OUT(dlxi_link_open_site(&link, &options.link, options.site, options.rank, options.ranks,
                                     options.timeout_ms, options.log, options.log_context, error));
     status = dlxi_sync_open(out, &options, link, own, tensor_count, origin, error);
 out:

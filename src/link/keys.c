@@ -4,6 +4,8 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -22,7 +24,56 @@ void dlxi_key_pair_wipe(dlxi_key_pair *keys) {
     explicit_bzero(keys, sizeof *keys);
 }
 
+/* ---- the process that holds one -------------------------------------------------------------- */
+
+/* Core dumps are written without memory; false with errno. */
+static bool dumps_empty(void) {
+    int fd = open("/proc/self/coredump_filter", O_WRONLY | O_CLOEXEC);
+    if (fd < 0) return errno == ENOENT; /* this kernel writes no dumps */
+    bool written = write(fd, "0", 1) == 1;
+    int system_errno = errno;
+    close(fd);
+    errno = system_errno;
+    return written;
+}
+
+/* Before a secret key is in memory, and for good, since libzmq keeps copies: no core dump has it,
+ * and no other process of this user reads it from here (PR_SET_DUMPABLE). With `memory_is_read`
+ * others must: then a dump, which may go to a program whatever its size limit, has no memory. */
+static dlx_status dumps_forbid(bool memory_is_read, dlx_error *error) {
+    struct rlimit core;
+    if (getrlimit(RLIMIT_CORE, &core) == 0) {
+        core.rlim_cur = 0;
+        if (setrlimit(RLIMIT_CORE, &core) == 0 &&
+            (memory_is_read ? dumps_empty() : prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0))
+            return DLX_OK;
+    }
+    DLX_FAIL(error, SYSTEM, "wan.key: core dumps can't be turned off: %s", strerror(errno));
+}
+
 /* ---- reading --------------------------------------------------------------------------------- */
+
+/* Of the open file, since its path may lead elsewhere a moment later. */
+static dlx_status key_file_check(int fd, const char *path, dlx_error *error) {
+    struct stat about;
+    if (fstat(fd, &about) != 0)
+        DLX_FAIL(error, SYSTEM, "wan.key: '%s' is not used: %s", path, strerror(errno));
+    if (!S_ISREG(about.st_mode))
+        DLX_FAIL(error, CONFIG, "wan.key: '%s' is not used: it is not a regular file", path);
+    if (about.st_size > KEY_FILE_BYTES_MAX)
+        DLX_FAIL(error, CONFIG, "wan.key: '%s' is not used: it is too large for a key file", path);
+    if (about.st_uid != geteuid() && about.st_uid != 0)
+        DLX_FAIL(error, CONFIG,
+                 "wan.key: '%s' belongs to user %u, and this process is user %u's; allowed is a "
+                 "key file of its own user or root: change its owner (chown), or make another key",
+                 path, (unsigned)about.st_uid, (unsigned)geteuid());
+    if ((about.st_mode & 077) != 0)
+        DLX_FAIL(
+            error, CONFIG,
+            "wan.key: '%s' is open to other users (mode %04o, allowed is 0600); run 'chmod 600 %s'",
+            path, (unsigned)(about.st_mode & 07777), path);
+    return DLX_OK;
+}
 
 static dlx_status key_file_open(int *fd, const char *path, dlx_error *error) {
     if (path == NULL || path[0] == '\0')
@@ -35,23 +86,9 @@ static dlx_status key_file_open(int *fd, const char *path, dlx_error *error) {
                  path);
     if (*fd < 0)
         DLX_FAIL(error, SYSTEM, "wan.key: '%s' can't be opened: %s", path, strerror(errno));
-    struct stat about;
-    const char *reason = NULL;
-    if (fstat(*fd, &about) != 0)
-        reason = strerror(errno);
-    else if (!S_ISREG(about.st_mode))
-        reason = "it is not a regular file";
-    else if (about.st_size > KEY_FILE_BYTES_MAX)
-        reason = "it is too large for a key file";
-    else if ((about.st_mode & 077) == 0)
-        return DLX_OK;
-    close(*fd);
-    *fd = -1;
-    if (reason != NULL) DLX_FAIL(error, CONFIG, "wan.key: '%s' is not used: %s", path, reason);
-    DLX_FAIL(
-        error, CONFIG,
-        "wan.key: '%s' is open to other users (mode %04o, allowed is 0600); run 'chmod 600 %s'",
-        path, (unsigned)(about.st_mode & 07777), path);
+    dlx_status status = key_file_check(*fd, path, error);
+    if (status != DLX_OK) close(*fd);
+    return status;
 }
 
 static dlx_status key_file_read(char text[KEY_FILE_BYTES_MAX + 1], const char *path,
@@ -69,7 +106,10 @@ static dlx_status key_file_read(char text[KEY_FILE_BYTES_MAX + 1], const char *p
     int system_errno = errno;
     close(fd);
     errno = system_errno;
-    if (got < 0) DLX_FAIL(error, SYSTEM, "wan.key: '%s' can't be read: %s", path, strerror(errno));
+    if (got < 0) {
+        explicit_bzero(text, used);
+        DLX_FAIL(error, SYSTEM, "wan.key: '%s' can't be read: %s", path, strerror(errno));
+    }
     text[used] = '\0';
     return DLX_OK;
 }
@@ -95,9 +135,11 @@ static bool value_find(char dst[DLXI_KEY_TEXT_BYTES], const char *text, const ch
     return false;
 }
 
-dlx_status dlxi_key_pair_read(dlxi_key_pair *out, const char *path, dlx_error *error) {
+dlx_status dlxi_key_pair_read(dlxi_key_pair *out, const char *path, bool memory_is_read,
+                              dlx_error *error) {
     char text[KEY_FILE_BYTES_MAX + 1];
     *out = (dlxi_key_pair){0};
+    DLX_TRY(dumps_forbid(memory_is_read, error));
     DLX_TRY(key_file_read(text, path, error));
     dlxi_key_pair keys = {0};
     uint8_t public_key[DLXI_KEY_BYTES], secret_key[DLXI_KEY_BYTES];
@@ -130,7 +172,7 @@ dlx_status dlxi_key_public(const char *path, char public_text[DLXI_KEY_TEXT_BYTE
                            dlx_error *error) {
     dlxi_key_pair keys;
     public_text[0] = '\0';
-    DLX_TRY(dlxi_key_pair_read(&keys, path, error));
+    DLX_TRY(dlxi_key_pair_read(&keys, path, false, error));
     memcpy(public_text, keys.public_text, DLXI_KEY_TEXT_BYTES);
     dlxi_key_pair_wipe(&keys);
     return DLX_OK;
@@ -157,6 +199,7 @@ dlx_status dlxi_key_generate(const char *path, char public_text[DLXI_KEY_TEXT_BY
     if (path_bytes == 0 || path[path_bytes - 1] == '/')
         DLX_FAIL(error, CONFIG, "'%.100s' names no file; give the key file a name, as site.key",
                  path);
+    DLX_TRY(dumps_forbid(false, error));
     if (zmq_curve_keypair(keys.public_text, keys.secret_text) != 0)
         DLX_FAIL(error, SYSTEM, "keys can't be made: this ZeroMQ was built without CURVE");
     char text[256];

@@ -56,6 +56,7 @@ typedef struct dlxi_link_settings {
     const char *key_path; /* own secret key, made by dlxi_key_generate; a site's ranks share it */
     const char *roster_path; /* public keys with names */
     const char *name;        /* site: own name; must be the roster's for its key */
+    uint16_t ranks;          /* site: processes that it has; 0 of 1 */
     /* coordinator: sends to a peer that has had no connection for this long say so; site: a
      * coordinator whose first handshakes fail for this long is lost */
     uint32_t timeout_ms;

@@ -50,7 +50,14 @@ static const char *word_show(char dst[DLXI_NAME_BYTES], const char *word, size_t
 static dlx_status name_parse(dlxi_roster_line *dst, const char *word, size_t characters,
                              const char *path, size_t line, dlx_error *error) {
     char text[DLXI_NAME_BYTES] = "";
+    uint8_t key[DLXI_KEY_BYTES];
     if (characters < DLXI_NAME_BYTES) memcpy(dst->name, word, characters);
+    /* A key is not shown: it may be a pasted secret half. */
+    if (!dlxi_name_valid(dst->name) && dlxi_key_decode(key, dst->name))
+        DLX_FAIL(error, CONFIG,
+                 "wan.roster: %s:%zu: begins with a key; allowed are 'name public-key', in this "
+                 "order",
+                 path, line);
     if (characters >= DLXI_NAME_BYTES || strlen(dst->name) != characters ||
         !dlxi_name_valid(dst->name))
         DLX_FAIL(error, CONFIG, "wan.roster: %s:%zu: the name '%s' is not allowed; " DLXI_NAME_RULE,
@@ -61,7 +68,6 @@ static dlx_status name_parse(dlxi_roster_line *dst, const char *word, size_t cha
 static dlx_status key_parse(dlxi_roster_line *dst, const char *word, size_t characters,
                             const char *path, size_t line, dlx_error *error) {
     if (characters == DLXI_KEY_TEXT_BYTES - 1) memcpy(dst->key_text, word, characters);
-    /* The key itself is not shown: it may be a pasted secret half. */
     if (characters != DLXI_KEY_TEXT_BYTES - 1 || !dlxi_key_decode(dst->key, dst->key_text))
         DLX_FAIL(error, CONFIG,
                  "wan.roster: %s:%zu: the key of '%s' is malformed (%zu characters); allowed are "

@@ -23,9 +23,12 @@ typedef struct dlxi_key_pair {
     char secret_text[DLXI_KEY_TEXT_BYTES]; /* never in a message; wiped with dlxi_key_pair_wipe */
 } dlxi_key_pair;
 
-/* Reads a key file; refuses one that others may read, and halves that do not belong together.
- * Errors begin `wan.key:`. */
-dlx_status dlxi_key_pair_read(dlxi_key_pair *out, const char *path, dlx_error *error);
+/* Reads a key file; refuses one that others may read, or that is neither this process's user's nor
+ * root's, and halves that do not belong together. The process writes no core dumps any more, and
+ * can't be traced but by root, unless memory_is_read: other processes copy from its memory, as MPI
+ * does within a site. Errors begin `wan.key:`. */
+dlx_status dlxi_key_pair_read(dlxi_key_pair *out, const char *path, bool memory_is_read,
+                              dlx_error *error);
 void dlxi_key_pair_wipe(dlxi_key_pair *keys);
 
 typedef struct dlxi_roster_line {

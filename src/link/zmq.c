@@ -186,6 +186,11 @@ static dlx_status identity_check(const dlxi_zmq *me, const dlxi_link_settings *s
         DLX_FAIL(error, CONFIG,
                  "wan.roster: '%s' has no line for the coordinator; add 'coordinator PUBLIC-KEY'",
                  me->roster_path);
+    if (own_name != NULL && strcmp(own_name->key_text, me->keys.secret_text) == 0)
+        DLX_FAIL(error, CONFIG,
+                 "wan.roster: '%s' gives '%s' the secret half of '%s', which was to stay on this "
+                 "machine; make another key with 'dilocox keygen', and put its public half there",
+                 me->roster_path, name, settings->key_path);
     if (own_name != NULL && own_name != own_key)
         DLX_FAIL(error, CONFIG,
                  "wan.key: '%s' is not the key that '%s' gives '%s'; its public half is %s",
@@ -230,7 +235,7 @@ dlx_status dlxi_zmq_begin(dlxi_zmq *me, const dlxi_link_settings *settings, cons
     if (me->wake_fd < 0)
         DLX_FAIL(error, SYSTEM, "zmq link: cannot create an eventfd: %s", strerror(errno));
     if (me->curve) {
-        DLX_TRY(dlxi_key_pair_read(&me->keys, settings->key_path, error));
+        DLX_TRY(dlxi_key_pair_read(&me->keys, settings->key_path, settings->ranks > 1, error));
         DLX_TRY(dlxi_roster_read(&me->roster, settings->roster_path, error));
         me->roster_path = strdup(settings->roster_path);
         if (me->roster_path == NULL) DLX_FAIL(error, MEMORY, "out of memory: the roster's path");

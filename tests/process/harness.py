@@ -55,6 +55,7 @@ class Process:
     def __init__(self, arguments, cwd, env=None, prefix=()):
         self.arguments = list(arguments)
         self.lines = {"stdout": [], "stderr": []}
+        self.raw = {"stdout": bytearray(), "stderr": bytearray()}
         self.changed = threading.Condition()
         self.popen = subprocess.Popen([*prefix, DILOCOX, *self.arguments], cwd=cwd, env={**os.environ, **(env or {})},
                                       stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -67,6 +68,7 @@ class Process:
     def _read(self, name, stream):
         for line in stream:
             with self.changed:
+                self.raw[name] += line
                 self.lines[name].append(line.decode(errors="replace").rstrip("\n"))
                 self.changed.notify_all()
         stream.close()

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Key files and rosters: what is made, what is read, and every message for what is not. */
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -59,7 +60,7 @@ static void a_key_is_made_and_read(void **state) {
     must(dlxi_key_public(path_a, public_text, &error));
     assert_string_equal(public_text, a);
     dlxi_key_pair keys;
-    must(dlxi_key_pair_read(&keys, path_a, &error));
+    must(dlxi_key_pair_read(&keys, path_a, false, &error));
     assert_string_equal(keys.public_text, a);
     assert_int_equal(strlen(keys.secret_text), 40);
     dlxi_key_pair_wipe(&keys);
@@ -81,7 +82,7 @@ static void a_key_is_never_overwritten(void **state) {
 
 static void expect_key_error(const char *path, const char *message) {
     dlxi_key_pair keys;
-    assert_int_equal(dlxi_key_pair_read(&keys, path, &error), DLX_CONFIG);
+    assert_int_equal(dlxi_key_pair_read(&keys, path, false, &error), DLX_CONFIG);
     assert_string_equal(error.message, message);
     assert_string_equal(keys.secret_text, "");
 }
@@ -107,9 +108,19 @@ static void keys_that_are_not_used(void **state) {
             path, (unsigned)open_modes[i], path);
         expect_key_error(path, message);
     }
+    if (geteuid() == 0) { /* else it can't be given away */
+        write_file(path, "", 0600);
+        assert_int_equal(chown(path, 1, (gid_t)-1), 0);
+        snprintf(message, sizeof message,
+                 "wan.key: '%s' belongs to user 1, and this process is user 0's; allowed is a key "
+                 "file of its own user or root: change its owner (chown), or make another key",
+                 path);
+        expect_key_error(path, message);
+        assert_int_equal(chown(path, 0, (gid_t)-1), 0);
+    }
     dlxi_key_pair keys, other;
-    must(dlxi_key_pair_read(&keys, path_a, &error));
-    must(dlxi_key_pair_read(&other, path_b, &error));
+    must(dlxi_key_pair_read(&keys, path_a, false, &error));
+    must(dlxi_key_pair_read(&other, path_b, false, &error));
     snprintf(message, sizeof message,
              "wan.key: '%s' is not a key file: it must have the lines 'public: KEY' and 'secret: "
              "KEY' of 40 characters each; make one with 'dilocox keygen'",
@@ -137,9 +148,77 @@ static void keys_that_are_not_used(void **state) {
     snprintf(text, sizeof text, "secret:\t%s\r\n# a comment\npublic: %s", keys.secret_text,
              keys.public_text);
     write_file(path, text, 0600);
-    must(dlxi_key_pair_read(&other, path, &error));
+    must(dlxi_key_pair_read(&other, path, false, &error));
     assert_string_equal(other.secret_text, keys.secret_text);
     unlink(path);
+}
+
+/* What a call leaves on its stack, which is this memory. */
+enum { STACK_BYTES = 1 << 20 };
+static _Alignas(4096) uint8_t stack[STACK_BYTES];
+static char call_path[PATH_BYTES];
+static dlxi_key_pair call_keys; /* not on the stack */
+
+static void *call_read(void *unused) {
+    (void)unused;
+    (void)dlxi_key_pair_read(&call_keys, call_path, false, NULL);
+    return NULL;
+}
+
+static void *call_generate(void *unused) {
+    (void)unused;
+    (void)dlxi_key_generate(call_path, call_keys.public_text, NULL);
+    return NULL;
+}
+
+/* Leaves a key there, as both would without wiping; deeper than what ends a thread reaches. */
+static void *call_careless(void *path) {
+    (void)path;
+    volatile char text[8192];
+    for (size_t i = 0; i < DLXI_KEY_TEXT_BYTES; i++) text[i] = call_keys.secret_text[i];
+    (void)text[0];
+    return NULL;
+}
+
+static bool is_left(void *(*call)(void *), const char *secret_text) {
+    pthread_t thread;
+    pthread_attr_t attributes;
+    memset(stack, 0, sizeof stack);
+    assert_int_equal(pthread_attr_init(&attributes), 0);
+    assert_int_equal(pthread_attr_setstack(&attributes, stack, sizeof stack), 0);
+    assert_int_equal(pthread_create(&thread, &attributes, call, NULL), 0);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    pthread_attr_destroy(&attributes);
+    if (secret_text == NULL) { /* of the file that the call made */
+        must(dlxi_key_pair_read(&call_keys, call_path, false, &error));
+        secret_text = call_keys.secret_text;
+    }
+    return memmem(stack, sizeof stack, secret_text, DLXI_KEY_TEXT_BYTES - 1) != NULL;
+}
+
+static void no_secret_is_left_in_memory(void **state) {
+    (void)state;
+    char text[256];
+    dlxi_key_pair keys;
+    must(dlxi_key_pair_read(&keys, path_a, false, &error));
+    call_keys = keys;
+    assert_true(is_left(call_careless, keys.secret_text));
+    snprintf(call_path, sizeof call_path, "%s", path_a);
+    assert_false(is_left(call_read, keys.secret_text));
+    assert_string_equal(call_keys.secret_text, keys.secret_text);
+
+    snprintf(call_path, sizeof call_path, "%s/d.key", directory);
+    static const char *const refused[] = {"secret: %s\n", "secret: %s\npublic: %.39s\n",
+                                          "secret: %s\npublic: %s\n"};
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        snprintf(text, sizeof text, refused[i], keys.secret_text, b);
+        write_file(call_path, text, 0600);
+        assert_false(is_left(call_read, keys.secret_text));
+        assert_string_equal(call_keys.secret_text, "");
+    }
+    unlink(call_path);
+    assert_false(is_left(call_generate, NULL));
+    unlink(call_path);
 }
 
 /* ---- rosters --------------------------------------------------------------------------------- */
@@ -193,6 +272,11 @@ static void malformed_rosters_are_refused_with_their_line(void **state) {
     snprintf(message, sizeof message,
              "wan.roster: roster.txt:1: the name '%063d' is not allowed; " NAMES, 0);
     expect_roster_error(text, message);
+
+    /* the key is not shown */
+    snprintf(text, sizeof text, "delft %s\n%s oslo\n", a, b);
+    expect_roster_error(text, "wan.roster: roster.txt:2: begins with a key; allowed are 'name "
+                              "public-key', in this order");
 
 #define KEY "allowed are the 40 characters of a public key, as 'dilocox keygen' prints it"
     snprintf(text, sizeof text, "delft %.39s\n", a);
@@ -275,6 +359,7 @@ int main(void) {
         cmocka_unit_test(a_key_is_made_and_read),
         cmocka_unit_test(a_key_is_never_overwritten),
         cmocka_unit_test(keys_that_are_not_used),
+        cmocka_unit_test(no_secret_is_left_in_memory),
         cmocka_unit_test(a_roster_is_read),
         cmocka_unit_test(malformed_rosters_are_refused_with_their_line),
         cmocka_unit_test(a_roster_has_an_end),
