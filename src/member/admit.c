@@ -13,10 +13,7 @@ bool dlxi_coordinator_has_no_room(char text[DLXI_REASON_MAX + 1], const dlxi_coo
                                   const dlxi_hello *hello) {
     size_t size = DLXI_REASON_MAX + 1;
     if (c->welcomed && hello->resumed_run == c->settings.run_id)
-        return snprintf(text, size,
-                        "the run goes on, and a process that was started again can't come back "
-                        "into it; to go on from snapshots, end its coordinator and all sites "
-                        "(Ctrl-C), and start them again, sites with --resume");
+        return dlxi_return_is_refused(text, c, proved_name, s, hello);
     if (c->welcomed)
         return snprintf(text, size, "the run has begun with %u sites; start a new run", c->count);
     if (!dlxi_name_valid(hello->site))
@@ -148,4 +145,11 @@ bool dlxi_coordinator_mismatch(char text[DLXI_REASON_MAX + 1], const dlxi_coordi
            dlxi_resume_mismatch(text, c, s, hello) ||
            (c->shared_text == NULL && mismatch_of_sites(text, c, s, hello)) ||
            mismatch_of_model(text, c, s, hello) || mismatch_of_sites(text, c, s, hello);
+}
+
+bool dlxi_coordinator_mismatch_with_run(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
+                                        const dlxi_run_site *s, const dlxi_hello *hello) {
+    return mismatch_with_run(text, c, s, hello) ||
+           (c->shared_text == NULL && mismatch_of_sites(text, c, s, hello)) ||
+           mismatch_of_model(text, c, NULL, hello) || mismatch_of_sites(text, c, s, hello);
 }

@@ -306,7 +306,12 @@ static void on_message(dlxi_coordinator *c, uint32_t peer, const char *name, con
     if (c->restored && foreign && frame->term < c->term) claim_put(c, p);
     if (!mine && !(frame->term == 0 && !p->listening)) return;
     if (is_outrun(c, s, frame)) return;
-    if (frame->kind == DLXI_FRAME_PING) dlxi_presence_on_ping(c, s, p, &m->as.ping);
+    if (frame->kind == DLXI_FRAME_PING) {
+        dlxi_presence_on_ping(c, s, p, &m->as.ping);
+        dlxi_return_on_ping(c, from.site, from.rank, m->as.ping.sites);
+    }
+    if (frame->kind == DLXI_FRAME_LISTENING && s->has_returned)
+        dlxi_return_on_listening(c, s, p, &m->as.endpoints);
     dlxi_presence_on_frame(c, s, p);
     dlxi_gather_on_linked(c, p, (frame->trip & DLXI_SITE_LINKED) != 0);
     p->entered = p->entered || (frame->trip & DLXI_SITE_ENTERED) != 0;

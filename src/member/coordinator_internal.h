@@ -21,7 +21,8 @@ typedef enum dlxi_presence { DLXI_PRESENT, DLXI_AWAY, DLXI_GONE } dlxi_presence;
 /* One rank of a site: it joins, submits and stages by itself; a round counts for all or for none.
  */
 typedef struct dlxi_run_rank {
-    bool joined; /* it said hello */
+    bool joined;  /* it said hello */
+    bool returns; /* another process did, and waits for the other ranks of its site */
     bool listening, linked, entered, ready, staged, reported, finished;
     bool deaf;        /* it does not receive this coordinator */
     int64_t stamp_ms; /* the newest of this coordinator's clock that it returned; 0: none */
@@ -35,6 +36,7 @@ typedef struct dlxi_run_rank {
     uint8_t superseding; /* pings in a row that name another life of the coordinator */
     int64_t last_seen_ms;
     int64_t answered_ms; /* when it was last sent a message that it lacked */
+    int64_t peers_ms;    /* when it was last told again where sites listen */
     /* where it listens, [sites]; from listening on */
     char (*endpoints)[DLXI_ENDPOINT_BYTES];
     dlxi_ready round_ready;
@@ -79,6 +81,8 @@ typedef struct dlxi_run_site {
     uint64_t parts;        /* of the work at the end: bits */
     char *report;          /* its rank 0's */
     dlxi_presence presence;
+    bool has_returned;   /* as another process, which listens elsewhere */
+    bool catches_up;     /* and has submitted nothing since */
     bool revived;        /* away only since this coordinator was started again */
     int64_t away_ms;     /* since when */
     int64_t back_ms;     /* when it last came back */
@@ -373,6 +377,21 @@ void dlxi_resume_forget(dlxi_coordinator *c);
 /* All sites have joined: if they go on with a run, so does the coordinator. False: it can't. */
 bool dlxi_resume_adopt(dlxi_coordinator *c);
 
+/* ---- return.c ---- */
+
+/* Why a process that goes on with this run, which lives, can't come back into it; or false. */
+bool dlxi_return_is_refused(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
+                            const char *proved_name, const dlxi_run_site *s,
+                            const dlxi_hello *hello);
+/* It can. */
+void dlxi_return_on_hello(dlxi_coordinator *c, dlxi_run_site *s, uint32_t peer,
+                          const dlxi_hello *hello);
+/* Not all ranks of the site are there yet. */
+bool dlxi_return_is_pending(const dlxi_run_site *s);
+void dlxi_return_on_listening(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p,
+                              const dlxi_endpoints *endpoints);
+void dlxi_return_on_ping(dlxi_coordinator *c, uint16_t site, uint16_t rank, uint64_t reaches);
+
 /* ---- record.c ---- */
 
 /* NULL without memory. */
@@ -393,5 +412,8 @@ bool dlxi_coordinator_has_no_room(char text[DLXI_REASON_MAX + 1], const dlxi_coo
 /* Returns true and writes the reason if this rank does not fit its site or the run. */
 bool dlxi_coordinator_mismatch(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
                                const dlxi_run_site *s, const dlxi_hello *hello);
+/* The run alone. */
+bool dlxi_coordinator_mismatch_with_run(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *c,
+                                        const dlxi_run_site *s, const dlxi_hello *hello);
 
 #endif

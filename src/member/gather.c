@@ -117,6 +117,7 @@ static bool hello_is_refused(char text[DLXI_REASON_MAX + 1], dlxi_coordinator *c
                              const char *proved_name, const dlxi_hello *hello, int64_t now_ms) {
     dlxi_run_site *s = dlxi_run_site_find(c, hello->site);
     bool refused = dlxi_coordinator_has_no_room(text, c, proved_name, s, hello);
+    if (c->welcomed && !refused) return false;
     if (!refused && site_was_refused(c, hello, now_ms)) {
         dlxi_text_copy(text, DLXI_REASON_MAX + 1, c->refused.text);
         return true;
@@ -155,6 +156,10 @@ void dlxi_gather_on_hello(dlxi_coordinator *c, uint32_t peer, const char *name, 
         return;
     }
     dlxi_run_site *s = dlxi_run_site_find(c, hello->site);
+    if (c->welcomed) {
+        dlxi_return_on_hello(c, s, peer, hello);
+        return;
+    }
     if (s == NULL) s = site_enter(c, hello, key);
     if (s == NULL) {
         dlxi_coordinator_fail_memory(c);
@@ -256,8 +261,10 @@ void dlxi_gather_on_tick(dlxi_coordinator *c, int64_t now_ms) {
 
 /* ---- where sites listen ---------------------------------------------------------------------- */
 
-/* Rank r of a site gets the endpoints of rank r of the others. */
+/* Rank r of a site gets the endpoints of rank r of the others, once they are known. */
 void dlxi_gather_peers_of_rank(dlxi_coordinator *c, uint16_t site, uint16_t rank) {
+    for (uint16_t i = 0; i < c->count; i++)
+        if (c->sites[i].ranks[rank].endpoints == NULL) return;
     dlxi_endpoints *e = &dlxi_coordinator_compose(c, DLXI_FRAME_PEERS)->as.endpoints;
     e->sites = c->count;
     for (uint16_t i = 0; i < c->count; i++)

@@ -157,7 +157,8 @@ void dlxi_presence_on_frame(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank
     p->last_seen_ms = c->now_ms;
     if (s->presence != DLXI_AWAY) return;
     for (uint16_t r = 0; r < s->rank_count; r++)
-        if (s->ranks[r].deaf || s->ranks[r].last_seen_ms <= s->away_ms) return;
+        if (s->ranks[r].deaf || !s->ranks[r].entered || s->ranks[r].last_seen_ms <= s->away_ms)
+            return;
     if (c->phase == DLXI_COORDINATOR_CLOSING) { /* the others are leaving */
         s->presence = DLXI_GONE;
         dlxi_text_copy(s->lost_why, sizeof s->lost_why, "the run has ended without this site");

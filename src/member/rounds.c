@@ -124,17 +124,21 @@ static bool candidates_choose(dlxi_coordinator *c) {
     return chosen >= least && chosen > 0 && continues_last_view(c);
 }
 
-/* It has submitted, and is ready as soon as it has the results that it lacks: of the last round; or
- * of more, and it gets some, but has not come nearer since the last begin. */
+/* Whether all ranks of a site have applied a round a short time ago. */
+static bool is_moving(const dlxi_coordinator *c, const dlxi_run_site *s) {
+    for (uint16_t r = 0; r < s->rank_count; r++)
+        if (c->now_ms - s->ranks[r].moved_ms > c->settings.timeout_ms) return false;
+    return true;
+}
+
+/* It has submitted, or came back, and goes on as soon as it has the results that it lacks: of the
+ * last round; or of more, and it gets some, but has not come nearer since the last begin. */
 static bool is_fetching(const dlxi_coordinator *c, const dlxi_run_site *s) {
     uint64_t lag = dlxi_run_site_lag(c, s);
     if (s->presence != DLXI_PRESENT || !s->keeps_history || s->was_member || lag == 0 ||
-        s->offered != s->counted + 1 || c->pairs.blocked[s - c->sites] != 0)
+        (s->offered != s->counted + 1 && !s->catches_up) || c->pairs.blocked[s - c->sites] != 0)
         return false;
-    if (lag == 1) return true;
-    for (uint16_t r = 0; r < s->rank_count; r++)
-        if (c->now_ms - s->ranks[r].moved_ms > c->settings.timeout_ms) return false;
-    return lag >= s->lag;
+    return lag == 1 || (is_moving(c, s) && lag >= s->lag);
 }
 
 /* How long most may wait for the rest: half of what the least patient can without loss, but not so
@@ -318,7 +322,10 @@ void dlxi_rounds_on_ready(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *
                           const dlxi_ready *ready) {
     if (round == c->round && p->ready) return; /* repeated */
     if (round >= c->round && !ready_is_valid(c, s, p, round, ready)) return;
-    if (ready->submission == s->counted + 1) s->offered = ready->submission;
+    if (ready->submission == s->counted + 1) {
+        s->offered = ready->submission;
+        s->catches_up = false;
+    }
     if (round < c->round) return; /* repeated, or too late for its round */
     p->ready = true;
     p->round_ready = *ready;
@@ -485,7 +492,8 @@ static void commit_put(dlxi_coordinator *c, const dlxi_record *record, uint16_t 
 }
 
 static void idle_count(const dlxi_coordinator *c, dlxi_run_site *s) {
-    bool idle = s->presence == DLXI_PRESENT && s->offered != s->counted + 1;
+    bool idle = s->presence == DLXI_PRESENT && s->offered != s->counted + 1 &&
+                !(s->catches_up && is_moving(c, s));
     if (idle && s->idle_rounds == 0) s->idle_since_ms = c->now_ms;
     s->idle_rounds = idle ? s->idle_rounds + 1 : 0;
 }
@@ -547,7 +555,8 @@ static void round_commit(dlxi_coordinator *c) {
     dlxi_coordinator_copy_make(c);
     for (dlxi_run_site *s = NULL; (s = dlxi_run_site_next(c, s)) != NULL;)
         for (uint16_t r = 0; r < s->rank_count; r++)
-            commit_put(c, record, (uint16_t)(s - c->sites), r);
+            if (s->ranks[r].round == 0 || s->ranks[r].round + 1 >= record->round) /* others ask */
+                commit_put(c, record, (uint16_t)(s - c->sites), r);
     if (c->committed_last && c->phase == DLXI_COORDINATOR_RUNNING)
         c->phase = DLXI_COORDINATOR_ENDING;
 }
@@ -651,7 +660,9 @@ void dlxi_rounds_answer(dlxi_coordinator *c, uint16_t site, uint16_t rank, const
     bool is_member = c->proposal != NULL && c->sites[site].member;
     bool soon = now_ms - p->answered_ms < ANSWER_MS && !moved;
     if (!c->welcomed || soon || DLXI_PLANTED(5)) return;
-    if (frame->term == 0)
+    if (dlxi_return_is_pending(&c->sites[site]))
+        return; /* its other ranks are missing */
+    else if (frame->term == 0)
         dlxi_gather_welcome_rank(c, site, rank);
     else if (frame->kind == DLXI_FRAME_LISTENING && c->phase >= DLXI_COORDINATOR_RUNNING &&
              !c->restored) /* else all have it, and this life does not */

@@ -113,13 +113,19 @@ static dlxi_site_action on_welcome(dlxi_site *s) {
     s->welcome = s->incoming.as.welcome;
     s->index = s->welcome.site;
     s->count = s->welcome.sites;
+    s->returns = s->all_linked;
     s->phase = DLXI_SITE_LISTENING;
     return DLXI_SITE_LISTEN;
 }
 
 static dlxi_site_action on_peers(dlxi_site *s) {
-    if (s->phase != DLXI_SITE_LISTENING || s->incoming.as.endpoints.sites != s->count)
+    bool again = s->phase == DLXI_SITE_RUNNING;
+    if ((s->phase != DLXI_SITE_LISTENING && !again) || s->incoming.as.endpoints.sites != s->count)
         return DLXI_SITE_NOTHING;
+    if (again) {
+        s->peers = s->incoming.as.endpoints;
+        return DLXI_SITE_REDIRECT;
+    }
     standing_drop(s);
     s->peers = s->incoming.as.endpoints;
     s->phase = DLXI_SITE_RUNNING;
@@ -231,7 +237,7 @@ static dlxi_site_action on_commit(dlxi_site *s, const dlxi_frame *frame) {
     m->copy = (dlxi_copy){0};
     if (m->view.member[m->view.members - 1].site >= s->count)
         return site_end(s, DLX_DATA, "the coordinator's view has a site that the run has not");
-    if (!is_member(&m->view, s->index)) {
+    if (!is_member(&m->view, s->index) || s->returns) {
         if (s->attempt > 0) standing_drop(s);
         attempt_forget(s);
         s->commit = *m;
@@ -265,6 +271,7 @@ static dlxi_site_action on_ping(dlxi_site *s, const dlxi_frame *frame) {
     const dlxi_ping *m = &s->incoming.as.ping;
     if (m->stamp > s->stamp) s->stamp = m->stamp;
     s->left_out_for = m->sites;
+    s->run_round = frame->round;
     s->parts = m->parts;
     s->part_count = m->part_count;
     s->saves = m->saves;
@@ -492,6 +499,11 @@ void dlxi_site_on_entered(dlxi_site *s) {
     ping_put(s, s->stamp);
 }
 
+void dlxi_site_on_returned(dlxi_site *s) {
+    DLXI_ASSERT(s->returns && s->entered && !s->following);
+    s->returns = false;
+}
+
 void dlxi_site_on_ready(dlxi_site *s, const dlxi_ready *ready) {
     if (s->phase == DLXI_SITE_DONE) return;
     DLXI_ASSERT(s->phase == DLXI_SITE_RUNNING && s->attempt == 0);
@@ -514,6 +526,7 @@ void dlxi_site_on_followed(dlxi_site *s) {
         standing_drop(s);
     }
     s->round++;
+    if (s->returns) ping_put(s, s->stamp); /* for the next one */
 }
 
 void dlxi_site_on_staged(dlxi_site *s, uint64_t hash) {

@@ -33,13 +33,14 @@ typedef enum dlxi_site_phase {
 /* What the owner must do. One at a time: on_frame and on_tick return it. */
 typedef enum dlxi_site_action {
     DLXI_SITE_NOTHING,
-    DLXI_SITE_LISTEN,  /* prepare for welcome's members, then on_listening */
-    DLXI_SITE_CONNECT, /* to peers */
-    DLXI_SITE_BEGIN,   /* start attempt `attempt` of round `round` with `view` */
-    DLXI_SITE_ABORT,   /* drop the attempt, if there is one; `incoming` may have a text to show */
-    DLXI_SITE_COMMIT,  /* apply it: `commit` */
-    DLXI_SITE_FOLLOW,  /* fetch the round's results, apply them, then on_followed: `commit` */
-    DLXI_SITE_ENDED    /* phase is DONE: all reported, or `result` */
+    DLXI_SITE_LISTEN,   /* prepare for welcome's members, then on_listening */
+    DLXI_SITE_CONNECT,  /* to peers; if it `returns`, then on_entered, and on_returned later */
+    DLXI_SITE_REDIRECT, /* one of them may listen elsewhere now */
+    DLXI_SITE_BEGIN,    /* start attempt `attempt` of round `round` with `view` */
+    DLXI_SITE_ABORT,    /* drop the attempt, if there is one; `incoming` may have a text to show */
+    DLXI_SITE_COMMIT,   /* apply it: `commit` */
+    DLXI_SITE_FOLLOW,   /* fetch the round's results, apply them, then on_followed: `commit` */
+    DLXI_SITE_ENDED     /* phase is DONE: all reported, or `result` */
 } dlxi_site_action;
 
 typedef struct dlxi_site_settings {
@@ -71,14 +72,16 @@ typedef struct dlxi_site {
     bool entered;           /* the run has begun for this rank */
     bool linked;            /* this rank and its counterparts exchange frames */
     bool all_linked;        /* so do those of all pairs of sites, as the coordinator says */
+    bool returns;           /* the run had begun when it joined: what was committed is followed */
     bool attempting;        /* the present attempt is not over, as far as this rank knows */
     bool submitted, staged; /* a pseudo-gradient, for the round; the present attempt */
     bool applying;          /* the last commit is not applied yet */
     bool following;         /* the round has committed without this site: `commit` */
     bool reported;
-    dlxi_ready ready; /* as last submitted */
-    int64_t stamp;    /* the coordinator's newest */
-    uint64_t reached; /* sites, as in dlxi_ping */
+    dlxi_ready ready;   /* as last submitted */
+    int64_t stamp;      /* the coordinator's newest */
+    uint64_t run_round; /* the run's, as it said last; 0: not yet */
+    uint64_t reached;   /* sites, as in dlxi_ping */
     uint64_t left_out_for;
     uint32_t copy_lineage; /* of who gave the copy */
     uint64_t parts;        /* of the work at the end, as in dlxi_ping and dlxi_report */
@@ -113,6 +116,8 @@ void dlxi_site_set_linked(dlxi_site *s, bool linked);
 /* It has all it needs to train: from now on it can do without the coordinator for a while. */
 void dlxi_site_on_entered(dlxi_site *s);
 void dlxi_site_on_ready(dlxi_site *s, const dlxi_ready *ready);
+/* It has followed the run to its present round, and trains from now on. */
+void dlxi_site_on_returned(dlxi_site *s);
 /* The last COMMIT is done. */
 void dlxi_site_on_applied(dlxi_site *s);
 /* FOLLOW is: the round's results are applied. What was submitted before is to be submitted again.

@@ -186,17 +186,8 @@ static void exchange_result(dlxi_engine *e, uint16_t about, dlx_status status,
 
 /* ---- joining --------------------------------------------------------------------------------- */
 
-/* Once all pairs of sites are linked, and have the same θ as this one. */
-static void join_if_linked(dlxi_engine *e) {
-    bool linked = true, anchored = e->anchor.missing == 0;
-    for (uint16_t i = 0; i < e->site->count; i++) {
-        linked = linked && dlxi_way_is_linked(e, i);
-        anchored = anchored && (!is_other(e, i) || e->ways[i].anchored);
-    }
-    if (e->linking) dlxi_site_set_linked(e->site, linked);
-    if (!e->linking || !e->site->all_linked || !anchored) return;
+static void joined_note(dlxi_engine *e) {
     const dlxi_welcome *w = &e->site->welcome;
-    e->linking = false;
     dlxi_outcome *o = &e->outcome;
     o->joined = true;
     o->site_index = w->site;
@@ -206,8 +197,32 @@ static void join_if_linked(dlxi_engine *e) {
     memcpy(o->leases, w->leases, sizeof o->leases);
     e->state->run_id = w->run_id;
     e->in_trouble = false;
-    dlxi_site_on_entered(e->site);
     state_return(e);
+}
+
+/* Once all pairs of sites are linked, and have the same θ as this one. */
+static void join_if_linked(dlxi_engine *e) {
+    bool linked = true, anchored = e->anchor.missing == 0;
+    for (uint16_t i = 0; i < e->site->count; i++) {
+        linked = linked && dlxi_way_is_linked(e, i);
+        anchored = anchored && (!is_other(e, i) || e->ways[i].anchored);
+    }
+    if (e->linking) dlxi_site_set_linked(e->site, linked);
+    if (!e->linking || !e->site->all_linked || !anchored) return;
+    e->linking = false;
+    dlxi_site_on_entered(e->site);
+    joined_note(e);
+}
+
+/* A site that comes back trains once it has followed the run to its present round. */
+static void return_if_caught_up(dlxi_engine *e) {
+    dlxi_site *s = e->site;
+    bool ready = s->phase == DLXI_SITE_RUNNING && s->returns && s->entered && !s->following;
+    if (!ready || e->state == NULL || s->run_round != s->round) return;
+    dlxi_site_on_returned(s);
+    e->outcome.returns = true;
+    e->state->counted = e->ready.submission = s->welcome.counted;
+    joined_note(e);
 }
 
 void dlxi_engine_anchor_ask(dlxi_engine *e) {
@@ -240,7 +255,7 @@ static void on_anchor(dlxi_engine *e, const dlxi_frame *frame) {
 
 static void ways_begin(dlxi_engine *e) {
     const dlxi_welcome *w = &e->site->welcome;
-    e->linking = true;
+    e->linking = !e->site->returns;
     e->told_ms = e->now_ms;
     for (uint16_t i = 0; i < e->site->count; i++) {
         dlxi_way *v = &e->ways[i];
@@ -249,7 +264,20 @@ static void ways_begin(dlxi_engine *e) {
         if (v->endpoint[0] == '\0')
             dlxi_text_copy(v->endpoint, sizeof v->endpoint, e->site->peers.endpoint[i]);
     }
-    if (w->members[w->site].needs_anchor) dlxi_engine_anchor_ask(e);
+    if (e->site->returns)
+        dlxi_site_on_entered(e->site);
+    else if (w->members[w->site].needs_anchor)
+        dlxi_engine_anchor_ask(e);
+}
+
+static void ways_redirect(dlxi_engine *e) {
+    for (uint16_t i = 0; i < e->site->count; i++) {
+        const char *endpoint = e->site->peers.endpoint[i];
+        if (!is_other(e, i) || endpoint[0] == '\0' || strcmp(endpoint, e->ways[i].endpoint) == 0)
+            continue;
+        dlxi_text_copy(e->ways[i].endpoint, sizeof e->ways[i].endpoint, endpoint);
+        e->redirect |= UINT64_C(1) << i;
+    }
 }
 
 /* ---- frames of other sites ------------------------------------------------------------------- */
@@ -421,6 +449,9 @@ static void act(dlxi_engine *e, dlxi_site_action action) {
     case DLXI_SITE_CONNECT:
         ways_begin(e);
         break;
+    case DLXI_SITE_REDIRECT:
+        ways_redirect(e);
+        break;
     case DLXI_SITE_BEGIN:
         e->outcome.attempts++;
         dlxi_exchange_abort(e->exchange);
@@ -473,6 +504,7 @@ void dlxi_engine_settle(dlxi_engine *e) {
     if (e->busy) return;
     if (e->site->phase == DLXI_SITE_DONE && !e->outcome.ended) engine_end(e);
     join_if_linked(e);
+    return_if_caught_up(e);
     engine_check(e);
 }
 

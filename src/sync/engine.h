@@ -48,6 +48,7 @@ typedef struct dlxi_outcome {
     dlx_error failure; /* with ended; status DLX_OK: the run ended well */
     /* with joined */
     uint16_t site_index, site_count;
+    bool returns; /* into a run that lives; the state is its present one */
     uint64_t tokens_target, run_id;
     dlxi_lease leases[2]; /* of the next two submissions */
     /* with committed */

@@ -25,6 +25,14 @@ static bool next_connect(dlxi_engine *e, dlxi_engine_action *a) {
         memcpy(a->endpoint, e->site->peers.endpoint[e->connected], sizeof a->endpoint);
         return true;
     }
+    for (uint16_t i = 0; e->redirect != 0; i++) {
+        if ((e->redirect >> i & 1u) == 0) continue;
+        e->redirect &= ~(UINT64_C(1) << i);
+        a->kind = DLXI_ENGINE_CONNECT;
+        a->peer = i;
+        memcpy(a->endpoint, e->ways[i].endpoint, sizeof a->endpoint);
+        return true;
+    }
     for (uint16_t i = 0; e->reconnect != 0; i++) {
         if ((e->reconnect >> i & 1u) == 0) continue;
         e->reconnect &= ~(UINT64_C(1) << i);
@@ -146,7 +154,7 @@ void dlxi_engine_done(dlxi_engine *e, const dlxi_engine_action *a, dlx_status st
         dlxi_engine_listen_advance(e);
         break;
     case DLXI_ENGINE_CONNECT:
-        e->connected++;
+        e->connected = (uint16_t)(e->connected + (a->peer == e->connected));
         break;
     default:
         break;

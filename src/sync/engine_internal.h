@@ -77,6 +77,7 @@ struct dlxi_engine {
     dlxi_transfer anchor;          /* asked for here */
     int64_t anchor_moved_ms;
     int64_t now_ms, ticked_ms, told_ms, redialed_ms;
+    uint64_t redirect;          /* bit i: site i listens elsewhere now */
     uint64_t reconnect;         /* bit i: make the connection to site i anew */
     int64_t begun_ms, moved_ms; /* of the attempt: its begin, its last progress */
     uint64_t exchange_bytes;    /* of the attempt */

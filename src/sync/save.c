@@ -342,15 +342,17 @@ static void step_rewind(dlx_sync *s) {
     s->flying_tokens = s->windows_done = 0;
 }
 
-/* All that is of the other site alone. */
-static void position_forget(dlx_sync *s) {
-    s->state->counted = 0;
-    s->round.number = 1;
+/* Where the site was in its round. */
+static void position_forget(dlx_sync *s, uint64_t counted) {
+    s->state->counted = counted;
+    s->round.number = counted + 1;
+    s->round.inner_steps = s->state->adapt.inner_steps;
+    s->round.inner_steps_max = s->options.inner_steps_max;
     s->round.steps = s->round.steps_since = 0;
     s->round.outstanding = false;
-    s->last = (dlxi_outcome){0};
+    s->last.committed = false;
     s->flying = (dlxi_ready){0};
-    s->flying_tokens = s->round_tokens = s->windows_done = 0;
+    s->flying_tokens = s->round_tokens = s->windows_done = s->windows_taken = 0;
     s->applied_tokens = s->state->tokens;
     s->applied_rounds = s->state->rounds;
     s->run_share = 0;
@@ -372,7 +374,10 @@ static dlx_status numbers_restore(dlx_sync *s, const dlxi_origin *from, dlx_erro
         DLX_FAIL(error, DATA,
                  NUMBERS_NAME ": it does not fit the options of sync; go on with those of the run");
     }
-    if (from->is_another) position_forget(s);
+    if (from->is_another) {
+        position_forget(s, 0);
+        s->last = (dlxi_outcome){0};
+    }
     return DLX_OK;
 }
 
@@ -388,5 +393,20 @@ dlx_status dlxi_sync_restore(dlx_sync *s, const dlxi_origin *from, dlx_error *er
     step_rewind(s);
     s->windows_taken = s->windows_done;
     if (!from->is_another || s->method->averages_gradients) return DLX_OK;
+    return dlxi_local_apply(s->local, s->state, true, 0, error);
+}
+
+/* e stays; M, of a round that is over, does not. */
+dlx_status dlxi_sync_return(dlx_sync *s, dlx_error *error) {
+    for (size_t i = 0; i < s->state->count && is_flying(s); i++) {
+        dlxi_state_tensor *t = &s->state->tensors[i];
+        memset(t->error, 0, (size_t)dlxi_state_tensor_values(t) * sizeof *t->error);
+    }
+    position_forget(s, s->state->counted);
+    pthread_mutex_lock(&s->statistics_mutex);
+    s->statistics.rounds = s->state->rounds;
+    s->statistics.committed_tokens = s->state->tokens;
+    s->statistics.anchor_hash = dlxi_state_anchor_hash(s->state);
+    pthread_mutex_unlock(&s->statistics_mutex);
     return dlxi_local_apply(s->local, s->state, true, 0, error);
 }

@@ -58,6 +58,7 @@ static void outcome_take(dlx_sync *s, int wait_ms) {
     }
     if (o.joined) {
         s->last.joined = true;
+        s->last.returns = o.returns;
         bool is_other = s->last.site_count != o.site_count; /* than the last view had */
         if ((s->applied_rounds == 0 && !s->last.committed) || is_other) {
             s->last.site_index = o.site_index;
@@ -142,6 +143,7 @@ static dlx_status join(dlx_sync *s, dlx_error *error) {
     DLX_TRY(dlxi_pump_start(&s->pump, error));
     s->state = NULL;
     DLX_TRY(wait_for(s, &s->last.joined, NULL, error));
+    if (s->last.returns) return dlxi_sync_return(s, error);
     if (dlxi_state_anchor_hash(s->state) == own_hash) return DLX_OK;
     s->statistics.anchor_hash = dlxi_state_anchor_hash(s->state);
     return dlxi_local_apply(s->local, s->state, true, 0, error);

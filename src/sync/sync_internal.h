@@ -71,5 +71,7 @@ void dlxi_sync_stop(dlx_sync *s);
 void dlxi_saving_end(dlx_sync *s);
 /* State, start and position ← as saved. Before the engine is opened. */
 dlx_status dlxi_sync_restore(dlx_sync *s, const dlxi_origin *origin, dlx_error *error);
+/* Into a run that lives, whose state the engine has given: training begins at its θ. */
+dlx_status dlxi_sync_return(dlx_sync *s, dlx_error *error);
 
 #endif

@@ -451,6 +451,8 @@ dlx_status dlxi_snapshots_resume(site_run *r, dlx_error *error) {
     dlxi_snapshots *s = &r->snapshots;
     char name[DLXI_SNAPSHOTS_NAME_BYTES];
     DLX_TRY(choose_together(r, error));
+    DLX_TRY(dlxi_folder_check_unused(r->config->run.dir,
+                                     strtoull(meta_text(s->resumed, "run_id"), NULL, 16), error));
     s->is_another = strcmp(meta_text(s->resumed, "site"), r->options->site) != 0;
     s->is_laid_out = dlxi_snapshot_ranks(s->resumed) == r->ranks &&
                      meta_integer(s->resumed, "stages") == r->config->site.stages &&

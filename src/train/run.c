@@ -215,11 +215,14 @@ static dlx_status results_check(site_run *r, dlx_error *error) {
     dlxi_option_show_text(shown, sizeof shown, site, strlen(site));
     if (reason != NULL) DLX_FAIL(error, CONFIG, "site: '%s' is not allowed; %s", shown, reason);
     DLX_TRY(dlxi_path_join(r->directory, r->config->run.dir, site, error));
+    bool resumes = r->options->resume != NULL; /* perhaps a run that lives there */
     /* only the first rank writes there for sure */
-    if (r->rank != 0) return dlxi_folder_check_unused(r->config->run.dir, 0, error);
+    if (r->rank != 0)
+        return resumes ? DLX_OK : dlxi_folder_check_unused(r->config->run.dir, 0, error);
     DLX_TRY(dlxi_outputs_check(r->config, r->config->run.dir, error));
     DLX_TRY(dlxi_outputs_check(r->config, r->directory, error));
-    return dlxi_folder_check(r->config->run.dir, site, error);
+    return resumes ? dlxi_folder_check_writable(r->config->run.dir, site, error)
+                   : dlxi_folder_check(r->config->run.dir, site, error);
 }
 
 static dlx_status results_open(site_run *r, dlx_error *error) {
