@@ -428,12 +428,10 @@ typedef void (*dlx_hold)(void *context);
  * dlx_sync_resume with that status. */
 typedef dlx_status (*dlx_restore)(void *context, const dlx_part *part, dlx_error *error);
 
-/* All that this site needs to go on from where it stands, but for the caller's parameters and
- * whatever else the caller has (the inner optimiser's state): *parts[*count], where they are. They
- * are not copied; their memory stays as it is until `hold` has returned, which may be NULL: then
- * until the next call. So a caller can write them while training goes on. In the middle of an inner
- * step they are as before it: windows that were taken for it are taken again by a site that goes
- * on. Names are a tensor's with ".anchor" and so on, and begin with "sync." (docs/formats.md).
+/* All that this site needs to go on from where it stands, but for the caller's own (parameters, the
+ * inner optimiser's state): *parts[*count], where they are; not copied, their memory stays as it is
+ * until `hold` has returned, or, without one, until the next call. In the middle of an inner step
+ * they are as before it: a site that goes on takes its windows again. Names: docs/formats.md.
  *
  * DLX_AGAIN: an exchange is under way; call again after a later step. After the run has failed or
  * this site was interrupted it ends the exchange thread first, blocking up to a second or so, and
@@ -445,10 +443,11 @@ DLX_API dlx_status dlx_sync_save(dlx_sync *sync, dlx_hold hold, void *context,
  * `restore` gives the parts of dlx_sync_save, one call each. Sites join as at a start, all from
  * snapshots of the same round; the coordinator takes up the run where it was. Then the call does
  * what the saved site was about to do: a submission that was under way is submitted again, and
- * parameters may change. If the run is over by then, dlx_sync_failure or the caller's flag says so:
+ * parameters may change. If the run lives, this site comes back into it: it takes the rounds since
+ * from the others, parameters become the anchor, and a round begins. If the run is over by then,
  * dlx_sync_windows and dlx_sync_step fail, and what dlx_sync_save gives goes with the parameters as
- * they are, before another step. Options that replicas share have to be those of the run. Also
- * DLX_DATA: what was restored can't be; DLX_STATE: it can't be gone on from. */
+ * they are. Replicas share options as ever. Also DLX_DATA: what was restored can't be; DLX_STATE:
+ * it can't be gone on from; DLX_REFUSED. */
 DLX_API dlx_status dlx_sync_resume(dlx_sync **out, const dlx_sync_config *config,
                                    const dlx_tensor *tensors, size_t tensor_count,
                                    dlx_restore restore, void *context, dlx_error *error);

@@ -113,7 +113,7 @@ static dlxi_site_action on_welcome(dlxi_site *s) {
     s->welcome = s->incoming.as.welcome;
     s->index = s->welcome.site;
     s->count = s->welcome.sites;
-    s->returns = s->all_linked;
+    s->returns = s->all_linked && s->hello.resumed_run != 0;
     s->phase = DLXI_SITE_LISTENING;
     return DLXI_SITE_LISTEN;
 }

@@ -240,21 +240,6 @@ class Resume(Case):
                          "with --resume, or none")
         self.stop_all(coordinator, [one])
 
-    def test_a_run_that_lives_is_not_joined(self):
-        """A site that was killed can't come back into it, and is told so."""
-        self.keys(NAMES)
-        file = self.of("run", train={"tokens": "1e9"}, snapshots={"rounds": 1, "minutes": 0})
-        coordinator, sites = self.start_all(file)
-        endpoint = coordinator.wait_line(r"^listening (\S+)$").group(1)
-        self.wait_rounds("run", "paris", 4)
-        sites[0].signal(signal.SIGKILL)
-        sites[0].wait()
-        again = self.start_site(file, "oslo", endpoint, "--run-dir", self.path("elsewhere"),
-                                f"--resume={self.snapshots('run', 'oslo')[-1]}")
-        self.assertEqual(again.wait(), 1, again.everything())
-        self.assertRegex(again.text("stderr"), "end its coordinator")
-        self.stop_all(coordinator, sites[1:])
-
 
 if __name__ == "__main__":
     main()

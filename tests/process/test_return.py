@@ -14,7 +14,7 @@ class Return(Case):
         super().setUp()
         self.prepare_data()
 
-    def started(self, tokens, sync=None, ranks=1, **train):
+    def started(self, tokens, sync=None, ranks=1, snapshots=None, **train):
         site = {"replicas": ranks}
         self.file = self.config(train={"tokens": tokens, "batch": 4, "micro_batch": 2, **train}, site=site, wan={"timeout_s": 2},
                                 snapshots={"rounds": 2, "minutes": 0}, sync={"overlap": "carry", "inner_steps": 10, **(sync or {})})
@@ -72,10 +72,62 @@ class Return(Case):
 
     def test_each_site_is_killed(self):
         """Those that listen for others, and those that connect to them."""
-        coordinator, sites = self.started(4e6)
+        coordinator, sites = self.started(2.5e6)
         for name in NAMES:
             self.check_returns(coordinator, sites, name, signal.SIGKILL)
         self.check_done(coordinator, sites)
+
+    def test_it_left(self):
+        """By Ctrl-C; the run had counted it as gone for good."""
+        coordinator, sites = self.started(2e6)
+        self.check_returns(coordinator, sites, "paris", signal.SIGINT)
+        self.check_done(coordinator, sites)
+
+    def test_a_site_of_two_ranks(self):
+        coordinator, sites = self.started(3e5, ranks=2)
+        self.check_returns(coordinator, sites, "paris", signal.SIGKILL)
+        self.check_done(coordinator, sites)
+
+    def test_twice(self):
+        """It falls behind, and comes back from the same snapshot again."""
+        coordinator, sites = self.started(2.5e6)
+        self.check_returns(coordinator, sites, "oslo", signal.SIGKILL)
+        self.check_returns(coordinator, sites, "oslo", signal.SIGKILL)
+        self.check_done(coordinator, sites)
+
+    def test_who_cannot(self):
+        coordinator, sites = self.started(1e9, snapshots={})
+        self.wait_snapshot("paris")
+        self.refuse("site 'paris' is in the run; if that process has ended, try again after wan.timeout_s", "paris", "--run-dir",
+                    self.path("elsewhere"), f"--resume={self.path('run', 'paris', 'snapshots')}")
+        self.refuse("site 'rome' is new, and the run has begun without it", "rome", "--run-dir", self.path("elsewhere"),
+                    f"--resume={self.path('run', 'paris', 'snapshots')}")
+        self.end_named(sites, "paris")
+        self.refuse("train.batch: '2' on site 'paris', '4' in the run", "paris", "--resume", "--set", "train.batch=2")
+        coordinator.signal(signal.SIGINT)
+
+    def refuse(self, pattern, name, *more):
+        site = self.site(name, *more)
+        self.assertEqual(site.wait(), 1, site.everything())
+        self.assertRegex(site.text("stderr"), pattern)
+
+    def end_named(self, sites, name):
+        sites[name].name = name
+        self.end(sites[name], signal.SIGKILL)
+        self.wait_rounds("oslo", self.committed("oslo") + 3)
+
+    def test_the_coordinator_was_killed_meanwhile(self):
+        """It does not know any more where sites listen, and says so; and one that has come back before is known to it."""
+        coordinator, sites = self.started(1e9)
+        self.check_returns(coordinator, sites, "tokyo", signal.SIGKILL)
+        coordinator.signal(signal.SIGKILL)
+        coordinator.wait()
+        coordinator, _ = self.start_coordinator(self.file, len(NAMES), secure=False)
+        coordinator.wait_line("site 'tokyo' is here")
+        self.wait_rounds("tokyo", self.committed("oslo") + 3)
+        self.end_named(sites, "paris")
+        self.refuse("this coordinator was started again, and does not know any more where the other sites listen", "paris", "--resume")
+        coordinator.signal(signal.SIGINT)
 
 
 if __name__ == "__main__":
