@@ -221,7 +221,7 @@ static void return_if_caught_up(dlxi_engine *e) {
     if (!ready || e->state == NULL || s->run_round != s->round) return;
     dlxi_site_on_returned(s);
     e->outcome.returns = true;
-    e->state->counted = e->ready.submission = s->welcome.counted;
+    if (!DLXI_PLANTED(31)) e->state->counted = e->ready.submission = s->welcome.counted;
     joined_note(e);
 }
 

@@ -13,7 +13,7 @@ static void check_continues(const world *w, uint64_t round) {
     uint32_t before = w->members[round - 1];
     if (round < 2 || before == 0 || w->t.hostile != NODES) return;
     for (uint16_t i = 0; i < w->peers; i++)
-        if (has_crashed(w, i) || (w->peer[i].ended && !w->peer[i].finished))
+        if (had_crashed(w, i) || (w->peer[i].ended && !w->peer[i].finished))
             before &= ~(1u << site_of(w, i));
     CHECK(before == 0 || (w->members[round - 1] & w->members[round]) != 0,
           "round %llu has no member of the one before", (unsigned long long)round);
@@ -88,7 +88,7 @@ static void check_bounds(world *w) {
     uint64_t waiting[NODES] = {0};
     const dlxi_outbox_item *item = dlxi_outbox_peek(dlxi_coordinator_outbox(w->coordinator));
     for (; item != NULL; item = item->next) {
-        uint64_t count = ++waiting[item->to];
+        uint64_t count = ++waiting[item->to % NODES];
         if (count > w->waits_most) w->waits_most = count;
     }
     CHECK(w->waits_most <= WAITING_MAX, "%llu frames wait for one peer",

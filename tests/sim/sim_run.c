@@ -11,6 +11,7 @@
  *   sim_run --fault F …                           with planted fault F (a build with
  *                                                 -DDLXI_FAULTS) */
 #include "sim_checks.h"
+#include "sim_return.h"
 #include "sim_trouble.h"
 
 /* ---- training -------------------------------------------------------------------------------- */
@@ -127,6 +128,8 @@ static void lease_keep(peer *p, const dlxi_lease *lease) {
     p->leases[lease->submission % 4] = *lease;
 }
 
+static void peer_save_now(world *w, uint16_t i);
+
 /* It never gives back what it has asked for amid an exchange. */
 static void hang_with_state(world *w, uint16_t i) {
     hang *h = &w->t.hangs;
@@ -151,13 +154,18 @@ static void outcome_take(world *w, uint16_t i) {
         CHECK(p->round == 0 && p->state != NULL, "peer %u joined twice", i);
         check_met(w);
         CHECK(dlxi_local_apply(p->local, p->state, true, 0, NULL) == DLX_OK, "start");
-        p->round = 1;
+        CHECK(o.returns == (p->life > 0), "peer %u joins", i);
+        w->returned += o.returns;
+        p->round = p->state->rounds + 1;
+        p->submission = p->state->counted;
+        if (o.returns) w->said[i] = p->submission;
         lease_keep(p, &o.leases[0]);
         lease_keep(p, &o.leases[1]);
         bool all = true;
         for (uint16_t k = 0; k < w->peers; k++) all = all && w->peer[k].round > 0;
         if (all) w->entered_ms = w->now_ms;
         p->train_at_ms = w->now_ms + (int64_t)draw(w, 300);
+        peer_save_now(w, i);
     }
     if (o.committed) {
         bool plain = w->t.sites_min == 0;
@@ -181,6 +189,7 @@ static void outcome_take(world *w, uint16_t i) {
             p->finished = true;
         } else {
             p->train_at_ms = w->now_ms + (int64_t)draw(w, 300);
+            peer_save_now(w, i);
         }
     } else if (o.state != NULL && p->submitted && !o.ended) { /* a loan */
         CHECK(p->state->rounds + 1 >= p->round, "a loan of round %llu in %llu",
@@ -266,9 +275,11 @@ static void pump(world *w, uint16_t i) {
 
 static bool coordinator_send(void *context, const dlxi_outbox_item *item) {
     world *w = context;
+    const uint16_t to = (uint16_t)(item->to % NODES);
     if (w->sends_half && draw(w, 2) == 0) return false;
     check_saved(w, &item->frame);
-    return link_send(w, COORDINATOR, (uint16_t)item->to, &item->frame) != DLX_AGAIN;
+    if (item->to / NODES != w->peer[to].life) return true; /* to a process that has ended */
+    return link_send(w, COORDINATOR, to, &item->frame) != DLX_AGAIN;
 }
 
 static dlxi_coordinator_settings settings_of(world *w) {
@@ -386,9 +397,11 @@ static void deliver(world *w) {
     if (p->to == COORDINATOR && !lost && w->coordinator == NULL) {
         if (verbose) printf("%6lld ms: nobody takes a frame\n", (long long)w->now_ms);
     } else if (p->to == COORDINATOR && !lost) {
-        dlxi_coordinator_on_frame(w->coordinator, p->from, "", "", &p->frame, w->now_ms);
+        const uint32_t number = p->from + NODES * p->life; /* each process has its own */
+        dlxi_coordinator_on_frame(w->coordinator, number, "", "", &p->frame, w->now_ms);
         if (draw(w, 2) == 0) coordinator_pump(w);
-    } else if (p->to != COORDINATOR && !lost && !has_crashed(w, p->to)) {
+    } else if (p->to != COORDINATOR && !lost && !has_crashed(w, p->to) &&
+               (p->from != COORDINATOR || p->life == w->peer[p->to].life)) {
         uint32_t from =
             p->from == COORDINATOR ? (uint32_t)DLXI_SITE_COORDINATOR : site_of(w, p->from);
         dlxi_engine_on_frame(w->peer[p->to].engine, from, &p->frame, w->now_ms);
@@ -403,7 +416,8 @@ static int64_t start_choose(const world *w, uint16_t node) {
     return (int64_t)choice(10 + node, (uint64_t)w->t.start_ms_max + 1);
 }
 
-static void peer_open(world *w, uint16_t i) {
+/* *state, and what a peer has beside it, if it is given. */
+static void state_open(world *w, uint16_t i, dlxi_state **state, dlxi_local **local) {
     peer *p = &w->peer[i];
     const dlx_sync_config config = config_of(w, i);
     const dlx_tensor tensors[TENSORS] = {
@@ -416,16 +430,34 @@ static void peer_open(world *w, uint16_t i) {
          .kind = config.overlap == DLX_OVERLAP_ALLREDUCE ? DLX_TRAINED : DLX_STATISTICS},
         {.name = "bias", .data = p->p + ROWS * COLS + 30, .rows = 1, .cols = 33, .id = 2}};
     size_t count = i % w->ranks > 0 ? choice(5, TENSORS + 1) : TENSORS;
+    CHECK(dlxi_state_open(state, &config, tensors, count, NULL) == DLX_OK, "open");
+    if (local != NULL)
+        CHECK(dlxi_local_open(local, &config, tensors, count, NULL) == DLX_OK, "open");
+}
+
+static void peer_save_now(world *w, uint16_t i) {
+    dlxi_state *fresh;
+    if (w->t.crash_count == 0) return;
+    state_open(w, i, &fresh, NULL);
+    peer_save(&w->peer[i], fresh);
+}
+
+/* from: what an earlier process of this peer has saved; NULL: there was none. */
+static void peer_open(world *w, uint16_t i, const dlxi_state *from) {
+    peer *p = &w->peer[i];
+    const dlx_sync_config config = config_of(w, i);
     bool elsewhere = w->t.starts_elsewhere && site_of(w, i) == w->sites - 1;
     for (int k = 0; k < PARAMETERS; k++)
         p->p[k] = (float)(k % 17) * 0.125f - 1.0f + (elsewhere ? 3.0f : 0.0f);
-    int64_t start_ms = start_choose(w, i);
+    int64_t start_ms = from != NULL ? w->now_ms : start_choose(w, i);
     p->pump_at_ms = start_ms + (int64_t)draw(w, 100);
     p->train_at_ms = p->return_at_ms = -1;
-    CHECK(dlxi_state_open(&p->state, &config, tensors, count, NULL) == DLX_OK &&
-              dlxi_local_open(&p->local, &config, tensors, count, NULL) == DLX_OK &&
-              dlxi_local_read(p->local, p->state, NULL) == DLX_OK &&
-              dlxi_engine_open(&p->engine, &config, 100 + i, p->state, start_ms, NULL) == DLX_OK,
+    state_open(w, i, &p->state, &p->local);
+    CHECK(dlxi_local_read(p->local, p->state, NULL) == DLX_OK, "open");
+    if (from != NULL) state_copy(p->state, from);
+    p->applied = p->state->rounds;
+    CHECK(dlxi_engine_open(&p->engine, &config, 100 + i + 1000 * p->life, p->state, start_ms,
+                           NULL) == DLX_OK,
           "open");
     p->state = NULL;
     keepalives[i] = (keepalive_of){w, i};
@@ -453,6 +485,7 @@ static void world_open(world *w, bool calm) {
         elastic_of_seed(w, &w->t);
         w->t.sites_min = (uint16_t)(1 + draw(w, 4) / 3);
         hang_of_seed(w, &w->t);
+        returns_of_seed(&w->t);
     }
     const hang *h = &w->t.hangs;
     if (verbose && h->peer != NODES)
@@ -464,7 +497,25 @@ static void world_open(world *w, bool calm) {
     CHECK(dlxi_coordinator_open(&w->coordinator, &run, w->start_ms, NULL) == DLX_OK, "open");
     for (uint16_t i = 0; i < w->sites; i++)
         CHECK(dlxi_coordinator_expect(w->coordinator, names[i], NULL) == DLX_OK, "expect");
-    for (uint16_t i = 0; i < w->peers; i++) peer_open(w, i);
+    for (uint16_t i = 0; i < w->peers; i++) peer_open(w, i, NULL);
+}
+
+/* A site without anything saved stays away. */
+static void site_return(world *w, crash *c) {
+    uint64_t round = saved_round(w, c->site, choice(70 + c->site, SAVED));
+    c->is_over = round != UINT64_MAX;
+    if (!c->is_over) {
+        c->returns_ms = 0;
+        return;
+    }
+    if (verbose)
+        printf("%6lld ms: site %u comes back with round %llu\n", (long long)w->now_ms, c->site,
+               (unsigned long long)round);
+    for (uint16_t r = 0; r < w->ranks; r++) {
+        uint16_t i = (uint16_t)(c->site * w->ranks + r);
+        peer_forget(w, i);
+        peer_open(w, i, saved_of(&w->peer[i], round));
+    }
 }
 
 static void world_close(world *w) {
@@ -474,14 +525,8 @@ static void world_close(world *w) {
         w->in_flight = next;
     }
     for (uint16_t i = 0; i < w->peers; i++) {
-        dlxi_request r = {.closes = true, .state = NULL};
-        dlxi_outcome o;
-        peer *p = &w->peer[i];
-        dlxi_engine_on_request(p->engine, &r, w->now_ms);
-        if (dlxi_engine_outcome(p->engine, &o) && o.state != NULL) p->state = o.state;
-        dlxi_engine_close(&p->engine);
-        dlxi_local_close(&p->local);
-        dlxi_state_close(&p->state);
+        peer_close(w, i);
+        for (int k = 0; k < SAVED; k++) dlxi_state_close(&w->peer[i].saved[k]);
     }
     dlxi_coordinator_close(&w->coordinator);
     free(w->store);
@@ -493,6 +538,7 @@ static void step(world *w) {
     int64_t at_ms = w->coordinator_at_ms;
     uint16_t who = COORDINATOR;
     flap(w);
+    for (crash *c; (c = return_due(w)) != NULL;) site_return(w, c);
     for (uint16_t i = 0; i < w->peers; i++) {
         const peer *p = &w->peer[i];
         if (!has_crashed(w, i) && p->pump_at_ms < at_ms) at_ms = p->pump_at_ms, who = i;
@@ -589,7 +635,7 @@ static bool hangs_with_last_round(const world *w) {
 static bool may_fail(const world *w) {
     uint16_t crashed = 0;
     if (hangs_with_last_round(w)) return true;
-    for (uint16_t i = 0; i < w->peers; i++) crashed = (uint16_t)(crashed + has_crashed(w, i));
+    for (uint16_t i = 0; i < w->peers; i++) crashed = (uint16_t)(crashed + had_crashed(w, i));
     if (config_of(w, 0).overlap == DLX_OVERLAP_ALLREDUCE) return true; /* nobody comes back */
     if (w->stopped > 0 && w->peer[0].finished) return true; /* they had left when it came back */
     return w->entered_ms < 0 || w->over_ms < w->entered_ms + 2 * TIMEOUT_MS || crashed > 0;
@@ -614,6 +660,7 @@ static void check_parts(const world *w) {
 static void check_elastic_peer(const world *w, uint16_t i, bool failed) {
     const peer *p = &w->peer[i];
     if (has_crashed(w, i) || hangs_for_ever(w, i)) return;
+    if (p->life > 0 && p->round == 0) return; /* it could not come back */
     check_reason(w, names[site_of(w, i)], p->failure.message);
     if (failed || is_dropped(w, site_of(w, i))) {
         CHECK(p->failure.status != DLX_OK || p->finished, "peer %u ended well", i);
@@ -680,6 +727,7 @@ static uint64_t simulate(bool calm, world *totals) {
     totals->damaged += w.damaged;
     totals->followed += w.followed;
     totals->lives += w.lives - 1;
+    totals->returned += w.returned;
     world_close(&w);
     return hash;
 }
@@ -704,18 +752,19 @@ int main(int argc, char **argv) {
         CHECK(got == 0 || got == expected, "trouble changed the result");
     }
     printf("%llu runs, %llu with a rank that is lost or hostile, or without some sites; %llu sites "
-           "missing at the end, %llu rounds followed, %llu coordinators started again: "
+           "missing at the end, %llu rounds followed, %llu ranks came back, %llu coordinators "
+           "started again: "
            "%llu frames, %llu damaged, %llu attempts, %llu times lost frames were sent again, %llu "
            "lines logged; without trouble %llu frames, %llu attempts\n",
            (unsigned long long)runs, (unsigned long long)others, (unsigned long long)tried.dropped,
-           (unsigned long long)tried.followed, (unsigned long long)tried.lives,
-           (unsigned long long)tried.frames, (unsigned long long)tried.damaged,
-           (unsigned long long)tried.attempts, (unsigned long long)tried.repairs,
-           (unsigned long long)tried.lines, (unsigned long long)calm.frames,
-           (unsigned long long)calm.attempts);
+           (unsigned long long)tried.followed, (unsigned long long)tried.returned,
+           (unsigned long long)tried.lives, (unsigned long long)tried.frames,
+           (unsigned long long)tried.damaged, (unsigned long long)tried.attempts,
+           (unsigned long long)tried.repairs, (unsigned long long)tried.lines,
+           (unsigned long long)calm.frames, (unsigned long long)calm.attempts);
     CHECK(runs < 100 || (tried.repairs > runs && calm.repairs == 0 && tried.lines > calm.lines &&
                          others > 0 && tried.damaged > 0 && tried.dropped > 0 &&
-                         tried.followed > 0 && tried.lives > 0),
+                         tried.followed > 0 && tried.lives > 0 && tried.returned > 0),
           "there was no trouble");
     return 0;
 }

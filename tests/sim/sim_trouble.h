@@ -94,6 +94,16 @@ static void elastic_of_seed(world *w, trouble *t) {
     }
 }
 
+/* Half of those that crash come back, some before it is known that they are gone. */
+static void returns_of_seed(trouble *t) {
+    for (uint16_t k = 0; k < t->crash_count; k++) {
+        crash *c = &t->crashes_of[k];
+        if (choice(50 + k, 2) != 0) continue;
+        c->returns_ms = c->at_ms + TIMEOUT_MS + (int64_t)choice(60 + k, 12000);
+        if (t->rounds < 4 * ROUNDS) t->rounds = 4 * ROUNDS;
+    }
+}
+
 /* For a while, for longer than any grace, or for ever: if the others surely can go on. In half of
  * these seeds no process ends, so that they can. */
 static void hang_of_seed(world *w, trouble *t) {

@@ -29,6 +29,7 @@ enum {
     NODES = PEERS_MAX + 1,
     CUTS_MAX = 4,
     CRASHES_MAX = 3,
+    SAVED = 4,     /* rounds, by each peer */
     STOPS_MAX = 3, /* of the coordinator */
     ROWS = 24,
     COLS = 40,
@@ -78,6 +79,7 @@ typedef struct packet {
     int64_t at_ms;
     uint16_t from, to; /* nodes */
     bool late;         /* beside the connection: nothing waits for it */
+    uint32_t life;     /* of the peer, to or from the coordinator */
     dlxi_frame frame;
     uint8_t payload[];
 } packet;
@@ -104,11 +106,14 @@ typedef struct peer {
     int64_t pump_at_ms, train_at_ms, return_at_ms; /* −1: not due */
     int64_t paused_ms;                             /* when the last pause ended */
     bool room;                                     /* for a frame that was not taken */
+    uint32_t life;                                 /* how often the process was started again */
+    dlxi_state *saved[SAVED];                      /* after round n at n mod this, or NULL */
 } peer;
 
 typedef struct crash {
     uint16_t site;
-    int64_t at_ms;
+    int64_t at_ms, returns_ms; /* 0: it does not come back */
+    bool is_over;              /* it has */
 } crash;
 
 /* The coordinator stops: before it saves, before it sends, or in the middle of that. */
@@ -169,7 +174,7 @@ typedef struct world {
     uint64_t draws;
     uint64_t replicated[ROUNDS_MAX][RANKS_MAX]; /* hash after each round; 0: not seen yet */
     uint64_t means[ROUNDS_MAX][RANKS_MAX];      /* allreduce: of the gradients */
-    uint64_t frames, attempts, repairs, lines, damaged, dropped, followed, lives;
+    uint64_t frames, attempts, repairs, lines, damaged, dropped, followed, returned, lives;
     int64_t flapped_ms; /* the last time */
     /* elastic runs */
     uint64_t records[ROUNDS_MAX];   /* hash of each committed round */
@@ -204,9 +209,15 @@ static uint16_t site_of(const world *w, uint16_t node) {
 
 static bool has_crashed(const world *w, uint16_t i) {
     for (uint16_t k = 0; k < w->t.crash_count; k++)
-        if (w->t.crashes_of[k].site == site_of(w, i) && w->now_ms >= w->t.crashes_of[k].at_ms)
+        if (w->t.crashes_of[k].site == site_of(w, i) && w->now_ms >= w->t.crashes_of[k].at_ms &&
+            !w->t.crashes_of[k].is_over)
             return true;
     return w->peer[i].lost && w->t.crashes;
+}
+
+/* Now or before. */
+static bool had_crashed(const world *w, uint16_t i) {
+    return has_crashed(w, i) || w->peer[i].life > 0;
 }
 
 static bool hangs(const world *w, uint16_t i) {
@@ -272,6 +283,7 @@ static void packet_post(world *w, uint16_t from, uint16_t to, const dlxi_frame *
     packet *p = malloc(sizeof *p + frame->payload_bytes);
     CHECK(p != NULL, "out of memory");
     *p = (packet){.from = from, .to = to, .late = late, .frame = *frame};
+    p->life = w->peer[from == COORDINATOR ? to : from].life;
     if (frame->payload_bytes > 0) memcpy(p->payload, frame->payload, frame->payload_bytes);
     p->frame.payload = p->payload;
     p->at_ms = w->now_ms + 1 + (int64_t)draw(w, (uint64_t)(late ? LATE_MS : w->t.delay_ms_max));
