@@ -73,6 +73,10 @@ static void peer_forget(world *w, uint16_t i) {
     memset(p, 0, sizeof *p);
     memcpy(p->saved, kept.saved, sizeof p->saved);
     p->life = kept.life + 1;
+    if (kept.reported) {
+        p->parts_before = kept.parts;
+        p->part_count_before = kept.part_count;
+    }
     w->shown[i] = w->said[i] = 0;
     w->term[i] = 0;
 }

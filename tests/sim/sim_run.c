@@ -648,10 +648,13 @@ static void check_parts(const world *w) {
     uint16_t count = 0;
     for (uint16_t i = 0; i < w->peers; i += w->ranks) {
         const peer *p = &w->peer[i];
-        if (!p->reported || dlxi_coordinator_report(w->coordinator, site_of(w, i), &name) == NULL)
+        const bool before = !p->reported && p->part_count_before > 0;
+        if ((!p->reported && !before) ||
+            dlxi_coordinator_report(w->coordinator, site_of(w, i), &name) == NULL)
             continue;
-        count = p->part_count; /* the same for all: else it was not taken */
-        done |= p->parts;
+        /* the same for all: else it was not taken */
+        count = before ? p->part_count_before : p->part_count;
+        done |= before ? p->parts_before : p->parts;
     }
     CHECK(count == 0 || done == UINT64_MAX >> (64 - count), "parts %llx of %u are done",
           (unsigned long long)done, count);

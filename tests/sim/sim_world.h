@@ -101,6 +101,8 @@ typedef struct peer {
     int64_t submitted_ms;
     uint64_t parts; /* that were reported, of part_count */
     uint16_t part_count;
+    uint64_t parts_before; /* reported by an earlier process, of part_count_before */
+    uint16_t part_count_before;
     bool lost; /* it crashed, or its link failed */
     dlx_error failure;
     int64_t pump_at_ms, train_at_ms, return_at_ms; /* −1: not due */
