@@ -3,10 +3,11 @@
  *
  * Until the thread has ended, `written`, `done` and `cancelled` are read and written under the
  * lock; everything else is the thread's from begin on, and what it leaves (status, error,
- * description) the caller's once `done` is set. */
+ * description, write_s) the caller's once `done` is set. */
 #include "checkpoint/manifest.h"
 #include "checkpoint/safetensors.h"
 #include "base/bits.h"
+#include "base/clock.h"
 #include "base/hash.h"
 #include "base/limits.h"
 #include "base/memory.h"
@@ -43,6 +44,7 @@ struct dlxi_snapshot_writer {
     dlx_status status;
     dlx_error error;
     char *description;
+    double write_s;
 };
 
 /* ---- the thread ------------------------------------------------------------------------------ */
@@ -143,7 +145,9 @@ out:
 
 static void *writer_run(void *argument) {
     dlxi_snapshot_writer *w = argument;
+    const double begun_s = dlxi_clock_s();
     w->status = file_write(w, &w->error);
+    w->write_s = dlxi_clock_s() - begun_s;
     pthread_mutex_lock(&w->lock);
     w->done = true;
     pthread_cond_broadcast(&w->changed);
@@ -281,6 +285,10 @@ dlx_status dlxi_snapshot_result(dlxi_snapshot_writer *writer, char **description
     if (*description == NULL) DLX_FAIL(error, MEMORY, "out of memory: %s", writer->path);
     writer->is_taken = true;
     return DLX_OK;
+}
+
+double dlxi_snapshot_write_s(const dlxi_snapshot_writer *writer) {
+    return writer->write_s;
 }
 
 void dlxi_snapshot_close(dlxi_snapshot_writer **writer) {

@@ -138,6 +138,18 @@ static dlx_status begin(site_run *r, dlx_error *error) {
     return writer_begin(r, synced, count, error);
 }
 
+/* Of one that is complete. `description`: of its file; `seconds`: of work, without the time that it
+ * waited for the end of a step. */
+static void event_record(site_run *r, const char *description, double seconds) {
+    const dlxi_snapshots *s = &r->snapshots;
+    json_t *file = json_loads(description, 0, NULL);
+    json_int_t bytes = json_integer_value(json_object_get(file, "bytes"));
+    json_decref(file);
+    dlxi_run_record(r, json_pack("{s:s, s:I, s:I, s:I, s:f}", "event", "snapshot", "step",
+                                 (json_int_t)s->step, "round", (json_int_t)s->last_round, "bytes",
+                                 bytes, "seconds", seconds));
+}
+
 /* Blocks until it is durable. */
 static dlx_status complete(site_run *r, dlx_error *error) {
     dlxi_snapshots *s = &r->snapshots;
@@ -145,8 +157,12 @@ static dlx_status complete(site_run *r, dlx_error *error) {
     dlx_status status = dlxi_snapshot_result(s->writer, &description, error);
     if (status == DLX_OK) {
         const char *one[] = {description};
+        const double begun_s = dlxi_clock_s();
         status = dlxi_snapshot_commit(s->directory, s->step, one, 1, s->meta,
                                       (int)r->config->snapshots.keep, error);
+        if (status == DLX_OK)
+            event_record(r, description,
+                         dlxi_snapshot_write_s(s->writer) + dlxi_clock_s() - begun_s);
     }
     free(description);
     dlxi_snapshot_close(&s->writer);
