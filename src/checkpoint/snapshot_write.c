@@ -21,6 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 enum { PIECE_BYTES = 1 << 20 }; /* hashed and written while it is in a cache */
@@ -100,6 +101,20 @@ static dlx_status part_write(dlxi_snapshot_writer *w, size_t index, dlxi_file_wr
     return DLX_OK;
 }
 
+/* A write that fills the disk would end the run, whose other files are there, too: lines of
+ * metrics.jsonl, the coordinator's store, and the weights, of about a sixth of these bytes. */
+static dlx_status space_check(const dlxi_snapshot_writer *w, uint64_t bytes, dlx_error *error) {
+    struct statvfs facts;
+    if (statvfs(w->directory, &facts) != 0 || facts.f_blocks == 0) return DLX_OK; /* unknown */
+    const uint64_t unit = facts.f_frsize, needed = bytes + bytes / 4;
+    if (facts.f_bavail >= needed / unit + 1) return DLX_OK;
+    errno = ENOSPC;
+    DLX_FAIL(error, SYSTEM,
+             "%s: can't be written: %llu bytes have to be free, a fifth of them for other files "
+             "of the run, and %llu are; free some space on its disk",
+             w->path, (unsigned long long)needed, (unsigned long long)(facts.f_bavail * unit));
+}
+
 static dlx_status header_write(dlxi_snapshot_writer *w, uint64_t *file_bytes,
                                dlxi_file_writer *file, dlx_error *error) {
     dlxi_tensor_source *source = NULL;
@@ -112,6 +127,7 @@ static dlx_status header_write(dlxi_snapshot_writer *w, uint64_t *file_bytes,
     dlx_status status =
         dlxi_safetensors_write_header(file, w->offset, file_bytes, source, w->count, error);
     free(source);
+    if (status == DLX_OK) status = space_check(w, *file_bytes, error);
     return status == DLX_OK ? dlxi_file_writer_extend(file, *file_bytes, error) : status;
 }
 
