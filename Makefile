@@ -3,9 +3,9 @@
 BUILD ?= build
 PYTHON ?= /usr/bin/python3
 
-.PHONY: help setup build data demo install test asan tsan fuzz chaos sim \
+.PHONY: help setup build data demo install test asan tsan fuzz chaos chaos-snapshots sim \
 	sim-exhaustive bench \
-	bench-pipeline convergence format tidy clean
+	bench-pipeline bench-snapshots convergence format tidy clean
 
 help:
 	@echo "make demo         set up, build, prepare the King James text, train two sites on it (10 minutes)"
@@ -16,10 +16,12 @@ help:
 	@echo "make asan tsan    the tests under sanitizers (make test runs them too)"
 	@echo "make fuzz         the decoders' fuzzers, a minute each"
 	@echo "make chaos        200 kills at random moments (8 minutes); SECONDS=n: all kinds of faults, for so long; SEED=n repeats their choice"
+	@echo "make chaos-snapshots  200 kills of a site that writes snapshots (2 minutes); KILLS=n, SEED=n"
 	@echo "make sim          10,000 simulated runs (a minute); SEEDS=N: as many; SEED=S: only that one, verbose"
 	@echo "make sim-exhaustive  all that can happen in small runs (10 minutes)"
 	@echo "make bench        the training step and the codec, measured"
 	@echo "make bench-pipeline  two stages beside two threads, and how long stages wait (15 minutes)"
+	@echo "make bench-snapshots  training that writes snapshots beside training that writes none (20 minutes)"
 	@echo "make convergence  the table of docs/convergence.md, measured anew (40 minutes)"
 	@echo "make format       clang-format over the tree"
 	@echo "make tidy         clang-tidy over src/, cli/ and examples/ (5 minutes)"
@@ -77,6 +79,10 @@ chaos: build
 	@DILOCOX=$(CURDIR)/$(BUILD)/dilocox SOURCE_ROOT=$(CURDIR) BUILD_ROOT=$(CURDIR)/$(BUILD) PYTHONDONTWRITEBYTECODE=1 \
 		$(PYTHON) tests/process/test_chaos.py --at-once 3 $(if $(SECONDS),--seconds $(SECONDS),--kills $(or $(KILLS),200)) $(if $(SEED),--seed $(SEED))
 
+chaos-snapshots: build
+	@DILOCOX=$(CURDIR)/$(BUILD)/dilocox SOURCE_ROOT=$(CURDIR) BUILD_ROOT=$(CURDIR)/$(BUILD) PYTHONDONTWRITEBYTECODE=1 \
+		$(PYTHON) tests/process/test_snapshot_kills.py --kills $(or $(KILLS),200) $(if $(SEED),--seed $(SEED))
+
 # Two processes, each with half of the seeds.
 SEEDS ?= 10000
 sim: build
@@ -98,6 +104,9 @@ bench: build
 
 bench-pipeline: build
 	@$(PYTHON) bench/pipeline.py --dilocox $(BUILD)/dilocox
+
+bench-snapshots: build
+	@taskset -c 1 $(PYTHON) bench/snapshots.py --dilocox $(BUILD)/dilocox
 
 convergence: data
 	@$(PYTHON) bench/convergence.py --dilocox $(BUILD)/dilocox

@@ -55,8 +55,11 @@ void dlxi_snapshot_wait(dlxi_snapshot_writer *writer, size_t parts);
 bool dlxi_snapshot_is_written(dlxi_snapshot_writer *writer);
 /* Blocks until the file is on the disk. *description ← this rank's entry of the manifest, JSON on
  * one line, free with free(); NULL on failure. From then on the file belongs to commit or discard.
- * DLX_SYSTEM: the disk, with the file's path; DLX_MEMORY. */
+ * DLX_SYSTEM: the disk, with the file's path, also if less than a quarter of the file's size would
+ * stay free; DLX_MEMORY. */
 dlx_status dlxi_snapshot_result(dlxi_snapshot_writer *writer, char **description, dlx_error *error);
+/* How long the thread took, once the result is known. */
+double dlxi_snapshot_write_s(const dlxi_snapshot_writer *writer);
 /* Takes NULL. Before a result: stops the thread after at most 1 MiB more, or one flush to the disk.
  * Unless the result was taken and was DLX_OK, removes this rank's file, and the .part directory if
  * that is empty then. The others' files, and the commit, are not touched. */

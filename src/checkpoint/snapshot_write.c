@@ -3,10 +3,11 @@
  *
  * Until the thread has ended, `written`, `done` and `cancelled` are read and written under the
  * lock; everything else is the thread's from begin on, and what it leaves (status, error,
- * description) the caller's once `done` is set. */
+ * description, write_s) the caller's once `done` is set. */
 #include "checkpoint/manifest.h"
 #include "checkpoint/safetensors.h"
 #include "base/bits.h"
+#include "base/clock.h"
 #include "base/hash.h"
 #include "base/limits.h"
 #include "base/memory.h"
@@ -20,6 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 enum { PIECE_BYTES = 1 << 20 }; /* hashed and written while it is in a cache */
@@ -43,6 +45,7 @@ struct dlxi_snapshot_writer {
     dlx_status status;
     dlx_error error;
     char *description;
+    double write_s;
 };
 
 /* ---- the thread ------------------------------------------------------------------------------ */
@@ -98,6 +101,20 @@ static dlx_status part_write(dlxi_snapshot_writer *w, size_t index, dlxi_file_wr
     return DLX_OK;
 }
 
+/* A write that fills the disk would end the run, whose other files are there, too: lines of
+ * metrics.jsonl, the coordinator's store, and the weights, of about a sixth of these bytes. */
+static dlx_status space_check(const dlxi_snapshot_writer *w, uint64_t bytes, dlx_error *error) {
+    struct statvfs facts;
+    if (statvfs(w->directory, &facts) != 0 || facts.f_blocks == 0) return DLX_OK; /* unknown */
+    const uint64_t unit = facts.f_frsize, needed = bytes + bytes / 4;
+    if (facts.f_bavail >= needed / unit + 1) return DLX_OK;
+    errno = ENOSPC;
+    DLX_FAIL(error, SYSTEM,
+             "%s: can't be written: %llu bytes have to be free, a fifth of them for other files "
+             "of the run, and %llu are; free some space on its disk",
+             w->path, (unsigned long long)needed, (unsigned long long)(facts.f_bavail * unit));
+}
+
 static dlx_status header_write(dlxi_snapshot_writer *w, uint64_t *file_bytes,
                                dlxi_file_writer *file, dlx_error *error) {
     dlxi_tensor_source *source = NULL;
@@ -110,6 +127,7 @@ static dlx_status header_write(dlxi_snapshot_writer *w, uint64_t *file_bytes,
     dlx_status status =
         dlxi_safetensors_write_header(file, w->offset, file_bytes, source, w->count, error);
     free(source);
+    if (status == DLX_OK) status = space_check(w, *file_bytes, error);
     return status == DLX_OK ? dlxi_file_writer_extend(file, *file_bytes, error) : status;
 }
 
@@ -143,7 +161,9 @@ out:
 
 static void *writer_run(void *argument) {
     dlxi_snapshot_writer *w = argument;
+    const double begun_s = dlxi_clock_s();
     w->status = file_write(w, &w->error);
+    w->write_s = dlxi_clock_s() - begun_s;
     pthread_mutex_lock(&w->lock);
     w->done = true;
     pthread_cond_broadcast(&w->changed);
@@ -281,6 +301,10 @@ dlx_status dlxi_snapshot_result(dlxi_snapshot_writer *writer, char **description
     if (*description == NULL) DLX_FAIL(error, MEMORY, "out of memory: %s", writer->path);
     writer->is_taken = true;
     return DLX_OK;
+}
+
+double dlxi_snapshot_write_s(const dlxi_snapshot_writer *writer) {
+    return writer->write_s;
 }
 
 void dlxi_snapshot_close(dlxi_snapshot_writer **writer) {

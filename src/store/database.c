@@ -13,6 +13,9 @@
 
 #define APPLICATION_ID "1145854019" /* the bytes DLXC */
 #define FORMAT_VERSION "1"
+/* An older copy would not help: the sites refuse a coordinator that is behind them. */
+#define NEXT_STEP                                                                                  \
+    "move it away, then go on from what the sites have with --takeover, or begin another run"
 
 /* Hashes, devices and inodes are the bits of a u64 in SQLite's signed integers. */
 static const char schema[] =
@@ -38,9 +41,20 @@ static const char *const statement_sql[DLXI_STATEMENTS] = {
 
 /* ---- calls ----------------------------------------------------------------------------------- */
 
+void dlxi_database_show(char *dst, size_t size, const char *text) {
+    dlxi_text_copy(dst, size, text);
+    for (char *c = dst; *c != '\0'; c++)
+        if (*c < ' ' || *c > '~') *c = '?';
+}
+
+dlx_status dlxi_database_fail_damaged(const dlxi_database *d, const char *what, dlx_error *error) {
+    DLX_FAIL(error, DATA, "%s: damaged: %s; " NEXT_STEP, d->path, what);
+}
+
 dlx_status dlxi_database_fail(dlxi_database *d, dlx_error *error) {
     int code = sqlite3_errcode(d->db) & 0xff;
-    const char *what = sqlite3_errmsg(d->db);
+    char what[128];
+    dlxi_database_show(what, sizeof what, sqlite3_errmsg(d->db));
     d->is_over = true;
     errno = sqlite3_system_errno(d->db);
     switch (code) {
@@ -64,13 +78,14 @@ dlx_status dlxi_database_fail(dlxi_database *d, dlx_error *error) {
         DLX_FAIL(error, SYSTEM, "%s: can't be opened: %s (%s); make it and its directory writable",
                  d->path, what, strerror(errno));
     case SQLITE_NOTADB:
-        DLX_FAIL(error, DATA, "%s: not a coordinator's store: %s; use another file", d->path, what);
+        DLX_FAIL(error, DATA, "%s: not a coordinator's store, or damaged: %s; " NEXT_STEP, d->path,
+                 what);
     case SQLITE_ERROR: /* a table is missing */
     case SQLITE_CORRUPT:
     case SQLITE_TOOBIG:
     case SQLITE_CONSTRAINT:
     case SQLITE_MISMATCH:
-        DLX_FAIL(error, DATA, "%s: damaged: %s; restore a copy, or move it away", d->path, what);
+        return dlxi_database_fail_damaged(d, what, error);
     default:
         DLX_FAIL(error, SYSTEM, "%s: the disk or file system failed: %s (%s)", d->path, what,
                  errno != 0 ? strerror(errno) : sqlite3_errstr(sqlite3_extended_errcode(d->db)));
@@ -162,14 +177,18 @@ static dlx_status format_check(dlxi_database *d, dlx_error *error) {
     char text[128];
     DLX_TRY(query(d, text, "PRAGMA application_id", error));
     if (strcmp(text, APPLICATION_ID) != 0)
-        DLX_FAIL(error, DATA, "%s: not a coordinator's store; use another file", d->path);
+        DLX_FAIL(error, DATA, "%s: not a coordinator's store, or damaged; " NEXT_STEP, d->path);
     DLX_TRY(query(d, text, "PRAGMA user_version", error));
     if (strcmp(text, FORMAT_VERSION) != 0)
         DLX_FAIL(error, DATA, "%s: has version %.20s of the format; this program reads version %s",
                  d->path, text, FORMAT_VERSION);
     DLX_TRY(query(d, text, "PRAGMA quick_check(1)", error));
-    if (strcmp(text, "ok") != 0)
-        DLX_FAIL(error, DATA, "%s: damaged: %s; restore a copy, or move it away", d->path, text);
+    if (strcmp(text, "ok") != 0) {
+        const char *heading = strchr(text, '\n'); /* "*** in database main ***" */
+        char what[128];
+        dlxi_database_show(what, sizeof what, heading != NULL ? heading + 1 : text);
+        return dlxi_database_fail_damaged(d, what, error);
+    }
     DLX_TRY(query(d, text, "PRAGMA journal_mode = DELETE", error));
     if (strcmp(text, "delete") != 0)
         DLX_FAIL(error, SYSTEM, "%s: its journal mode stays '%.20s'", d->path, text);

@@ -30,6 +30,13 @@ typedef struct dlxi_database {
 dlx_status dlxi_database_open(dlxi_database *d, bool *is_new, const char *path, dlx_error *error);
 void dlxi_database_close(dlxi_database *d);
 
+/* dst[size] ← a text that may be from a damaged file, for a message: printable ASCII, in one line.
+ */
+void dlxi_database_show(char *dst, size_t size, const char *text);
+
+/* DLX_DATA: what is wrong with the file, and what to do. */
+dlx_status dlxi_database_fail_damaged(const dlxi_database *d, const char *what, dlx_error *error);
+
 /* Fills error from the database's last call, which failed. Never DLX_OK; the database is over. */
 dlx_status dlxi_database_fail(dlxi_database *d, dlx_error *error);
 

@@ -46,9 +46,11 @@ static dlx_status blob_read(dlxi_store *s, int which, uint64_t key, bool *found,
     uint64_t hash = (uint64_t)sqlite3_column_int64(statement, 1);
     if (data == NULL && data_bytes > 0) DLX_TRY_OUT(dlxi_database_fail(&s->d, error));
     if (data_bytes > DLXI_STORE_BYTES_MAX || dlxi_hash(data, data_bytes, key) != hash)
-        DLX_FAIL_OUT(error, DATA,
-                     "%s: damaged: the %s has a wrong checksum; restore a copy, or move it away",
-                     s->d.path, which == DLXI_READ_STATE ? "state" : "record of a round");
+        DLX_TRY_OUT(dlxi_database_fail_damaged(&s->d,
+                                               which == DLXI_READ_STATE
+                                                   ? "the state has a wrong checksum"
+                                                   : "the record of a round has a wrong checksum",
+                                               error));
     DLX_TRY_OUT(DLXI_NEW(out, data_bytes, error));
     if (data != NULL) memcpy(*out, data, data_bytes);
     *bytes = data_bytes;
@@ -74,11 +76,11 @@ static dlx_status place_read(dlxi_store *s, dlx_error *error) {
     dlx_status status = DLX_OK;
     int code = sqlite3_step(statement);
     if (code == SQLITE_DONE)
-        DLX_FAIL_OUT(error, DATA, "%s: damaged: it has no place; restore a copy", s->d.path);
+        DLX_TRY_OUT(dlxi_database_fail_damaged(&s->d, "it has no place", error));
     if (code != SQLITE_ROW) DLX_TRY_OUT(dlxi_database_fail(&s->d, error));
     const char *host = (const char *)sqlite3_column_text(statement, 1);
     if (host == NULL) DLX_TRY_OUT(dlxi_database_fail(&s->d, error));
-    dlxi_text_copy(s->left.host, sizeof s->left.host, host);
+    dlxi_database_show(s->left.host, sizeof s->left.host, host);
     s->left.machine = (uint64_t)sqlite3_column_int64(statement, 0);
     s->left.device = (uint64_t)sqlite3_column_int64(statement, 2);
     s->left.inode = (uint64_t)sqlite3_column_int64(statement, 3);

@@ -44,6 +44,10 @@ void dlxi_run_say(void *run, const char *text) {
     (void)line_write(run, dlxi_notice_make(text, 0), NULL);
 }
 
+void dlxi_run_record(site_run *r, json_t *line) {
+    (void)line_write(r, line, NULL);
+}
+
 /* ---- opening --------------------------------------------------------------------------------- */
 
 static uint64_t data_hash(const dlxi_token_file *file) {

@@ -86,6 +86,9 @@ typedef struct site_run {
 /* A message to the terminal and to metrics.jsonl. A dlx_log whose context is a site_run; of any
  * thread. */
 void dlxi_run_say(void *run, const char *text);
+/* A line of metrics.jsonl; takes ownership of it. If it can't be written, the next step's can't
+ * either, and says so. */
+void dlxi_run_record(site_run *r, json_t *line);
 
 /* A dlx_gather whose context is a site_run. Collective over the site. */
 dlx_status dlxi_run_gather(void *run, void *all, const void *own, size_t bytes, dlx_error *error);

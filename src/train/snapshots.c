@@ -202,15 +202,37 @@ static dlx_status begin(site_run *r, dlx_error *error) {
     return status;
 }
 
+/* Of one that is complete. `seconds`: of work, without the time that it waited for the end of a
+ * step. */
+static void event_record(site_run *r, char *const *descriptions, double seconds) {
+    const dlxi_snapshots *s = &r->snapshots;
+    json_int_t bytes = 0; /* of the files of all ranks */
+    for (int i = 0; i < r->ranks; i++) {
+        json_t *file = json_loads(descriptions[i], 0, NULL);
+        bytes += json_integer_value(json_object_get(file, "bytes"));
+        json_decref(file);
+    }
+    dlxi_run_record(r, json_pack("{s:s, s:I, s:I, s:I, s:f}", "event", "snapshot", "step",
+                                 (json_int_t)s->step, "round", (json_int_t)s->last_round, "bytes",
+                                 bytes, "seconds", seconds));
+}
+
 /* The first rank's part; the others remove what is theirs, which may be on disks of their own. */
 static dlx_status own_commit(site_run *r, char *const *descriptions, dlx_status written,
                              dlx_error *error) {
     dlxi_snapshots *s = &r->snapshots;
-    if (written == DLX_OK && r->rank == 0)
-        return dlxi_snapshot_commit(s->directory, s->step, (const char *const *)descriptions,
-                                    r->ranks, s->meta, (int)r->config->snapshots.keep, error);
-    if (written != DLX_OK) (void)dlxi_snapshot_discard(s->directory, s->step, NULL);
-    return DLX_OK;
+    if (written != DLX_OK) {
+        (void)dlxi_snapshot_discard(s->directory, s->step, NULL);
+        return DLX_OK;
+    }
+    if (r->rank != 0) return DLX_OK;
+    const double begun_s = dlxi_clock_s();
+    dlx_status status =
+        dlxi_snapshot_commit(s->directory, s->step, (const char *const *)descriptions, r->ranks,
+                             s->meta, (int)r->config->snapshots.keep, error);
+    if (status == DLX_OK)
+        event_record(r, descriptions, dlxi_snapshot_write_s(s->writer) + dlxi_clock_s() - begun_s);
+    return status;
 }
 
 /* Blocks until it is durable. */

@@ -310,8 +310,8 @@ class Growing:
     def __init__(self, path):
         self.path, self.read_bytes = path, 0
 
-    def more(self, kind):
-        """The events of this kind that were written since the last call."""
+    def more(self, *kinds):
+        """The events of these kinds that were written since the last call."""
         if not os.path.exists(self.path):
             return []
         with open(self.path, "rb") as lines:
@@ -319,8 +319,9 @@ class Growing:
             text = lines.read()
         complete = text[:text.rfind(b"\n") + 1]
         self.read_bytes += len(complete)
-        word = f'"{kind}"'.encode()  # most lines are of other kinds
-        return [event for line in complete.splitlines() if word in line and (event := json.loads(line))["event"] == kind]
+        words = [f'"{kind}"'.encode() for kind in kinds]  # most lines are of other kinds
+        return [event for line in complete.splitlines() if any(word in line for word in words)
+                and (event := json.loads(line))["event"] in kinds]
 
 
 def summary(directory):

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Too few descriptors, threads or bytes: one sentence of dilocox's own, and no signal."""
 import os
+import re
+import resource
+import signal
 import subprocess
 
-from harness import Case, SANITIZED, main, skip, summary
+from harness import Case, SANITIZED, events, main, skip, summary
 
 USER = "54321"  # with no process but the test's
 
@@ -124,6 +127,121 @@ class FullDisk(Case):
         self.assertRegex(coordinator.text("stdout"),
                          r"site 'a' failed: .*model\.safetensors: can't be written: No space left.*; 1 of 2 sites go on")
         self.call("eval", self.path("run", "weights"), "--data", self.path("data.validation.tokens"), "--tokens", 64)
+
+
+class NoRoomForSnapshots(Case):
+    """Room for the first snapshot and the results, and not for a second snapshot."""
+    LIMIT = 8 << 20  # bytes of a file: more than the weights, less than a snapshot
+    NONE = (r"no snapshot of step ([0-9]+): .*/step-[0-9]{12}\.part/rank-0000\.safetensors: "
+            r"can't be written: ")
+    NO_SPACE = NONE + (r"[0-9]+ bytes have to be free, a fifth of them for other files of the run, "
+                       r"and [0-9]+ are; free some space on its disk$")
+    TOO_LARGE = NONE + r"it would be larger than the 8388608 bytes that this process may write"
+
+    def setUp(self):
+        super().setUp()
+        self.prepare_data()
+        self.run_dir = self.path("disk", "run")
+        self.snapshots = os.path.join(self.run_dir, "site-1", "snapshots")
+        os.mkdir(self.path("disk"))
+
+    def mount(self):
+        """A file system of its own for all results: the snapshot must leave them room."""
+        command = ["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", self.path("disk")]
+        if subprocess.run(command, capture_output=True).returncode:
+            self.skipTest("no file system can be mounted")
+        self.addCleanup(subprocess.run, ["umount", self.path("disk")], check=True)
+        self.addCleanup(self.end_all)
+
+    def start_run(self, rounds="1e6", keep=2):
+        tokens = str(round(float(rounds) * 4 * 16))
+        file = self.config(
+            run={"dir": self.run_dir},
+            model={"layers": 2, "width": 128, "heads": 4, "kv_heads": 4, "mlp_width": 384,
+                   "context": 16, "vocabulary": 1024},
+            train={"tokens": tokens, "batch": 1, "micro_batch": 1, "eval_tokens": 64},
+            sync={"overlap": "none", "inner_steps": 4},
+            snapshots={"rounds": 1, "minutes": 0, "keep": keep}, wan={"link": "mem"})
+        return self.start("launch", file, "--sites", 1)
+
+    def wait_snapshots(self, at_least):
+        path = os.path.join(self.run_dir, "site-1", "metrics.jsonl")
+        self.wait_for_event(path, lambda e: e["event"] == "snapshot" and e["step"] >= at_least)
+
+    def limit(self, run):
+        """Of the process, once it has a snapshot."""
+        self.wait_snapshots(1)
+        resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (self.LIMIT, resource.RLIM_INFINITY))
+
+    def check_what_is_left(self, step=None):
+        """Snapshots that were there before are whole, and nothing else takes room."""
+        names = os.listdir(self.snapshots)
+        for name in names:
+            self.assertRegex(name, "^step-[0-9]{12}$")
+        if step is not None:
+            self.assertEqual(names, [f"step-{step:012d}"])
+        self.assertGreater(len(names), 0)
+        self.call("inspect", self.snapshots)
+
+    def check_weights(self):
+        self.call("eval", os.path.join(self.run_dir, "weights"),
+                  "--data", self.path("data.validation.tokens"), "--tokens", 64)
+
+    def check_done(self, run):
+        self.assertEqual(run.wait(), 0, run.everything())
+        self.assertEqual(summary(self.run_dir)["status"], "done")
+        self.check_weights()
+
+    def check_interrupted(self, run, pattern):
+        """Ctrl-C while there is no room: not for the last snapshot, either."""
+        run.wait_line(pattern)
+        run.signal(signal.SIGINT)
+        self.assertEqual(run.wait(), 1, run.everything())
+        self.assertIn("interrupted; partial results are in", run.text("stderr"))
+        self.assertNotIn("--resume goes on from it", run.text("stdout"))
+        steps = [int(step) for step in re.findall(pattern, run.text("stdout"), re.MULTILINE)]
+        last = events(os.path.join(self.run_dir, "site-1", "metrics.jsonl"), "step")[-1]["step"]
+        self.assertIn(steps[-1], (last, last + 1))  # whose line may be missing
+        self.check_weights()
+
+    def test_full_disk(self):
+        self.mount()
+        run = self.start_run(rounds=100)
+        self.check_done(run)
+        said = re.findall(self.NO_SPACE, run.text("stdout"), re.MULTILINE)
+        self.assertGreater(len(said), 1, run.everything())
+        self.check_what_is_left(4)
+
+    def test_full_disk_when_interrupted(self):
+        self.mount()
+        self.check_interrupted(self.start_run(), self.NO_SPACE)
+        self.check_what_is_left(4)
+
+    def test_room_again(self):
+        """The next one is written as soon as it fits."""
+        self.mount()
+        run = self.start_run(keep=1)
+        run.wait_line(self.NO_SPACE)
+        subprocess.run(["mount", "-o", "remount,size=60m", self.path("disk")], check=True)
+        self.wait_snapshots(5)
+        run.signal(signal.SIGINT)
+        self.assertEqual(run.wait(), 1, run.everything())
+        run.wait_line("--resume goes on from it")
+        self.check_what_is_left()
+        self.assertEqual(len(os.listdir(self.snapshots)), 1)
+
+    def test_file_too_large(self):
+        run = self.start_run(rounds=100)
+        self.limit(run)
+        run.wait_line(self.TOO_LARGE)
+        self.check_done(run)
+        self.check_what_is_left()
+
+    def test_file_too_large_when_interrupted(self):
+        run = self.start_run()
+        self.limit(run)
+        self.check_interrupted(run, self.TOO_LARGE)
+        self.check_what_is_left()
 
 
 if __name__ == "__main__":

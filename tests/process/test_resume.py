@@ -167,6 +167,7 @@ class Resume(Case):
         steps = {name: self.snapshots("run", name) for name in NAMES}
         for name in NAMES:
             self.assertEqual(len(steps[name]), 3, steps)
+            self.check_event("run", name)
             with open(os.path.join(steps[name][-1], "rank-0000.safetensors"), "r+b") as damaged:
                 damaged.seek(-100, os.SEEK_END)
                 byte = damaged.read(1)[0]
@@ -182,6 +183,16 @@ class Resume(Case):
             self.stop_all(coordinator, sites)
         else:
             coordinator.wait_line("refused a site: the snapshot of site '.*' is of round .*; give one of the same round")
+
+    def check_event(self, directory, site):
+        """The last one in metrics.jsonl is that of the newest snapshot."""
+        newest = self.snapshots(directory, site)[-1]
+        event = events(self.path(directory, site, "metrics.jsonl"), "snapshot")[-1]
+        self.assertEqual(os.path.basename(newest), f"step-{event['step']:012d}")
+        self.assertEqual(event["round"], self.round_of(newest))
+        file = os.path.join(newest, "rank-0000.safetensors")
+        self.assertEqual(event["bytes"], os.path.getsize(file))
+        self.assertGreater(event["seconds"], 0)
 
     def test_after_a_crash_of_everything(self):
         """Snapshots by time are of rounds that sites have in common; the coordinator's store is put aside, and put back

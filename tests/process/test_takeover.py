@@ -95,6 +95,25 @@ class Takeover(Case):
         coordinator = self.again(endpoint)
         self.check_done([coordinator, *sites])
 
+    def test_store_is_damaged(self):
+        """What is wrong, where, and what to do, which works."""
+        coordinator, endpoint, sites = self.started()
+        self.kill(coordinator)
+        store = self.path("run", "coordinator.db")
+        with open(store, "r+b") as file:
+            file.seek(4096)  # the page of the state
+            file.write(bytes(512))
+        again = ["coordinator", self.file, "--sites", 2, "--listen", endpoint,
+                 "--set", "wan.security=none"]
+        for arguments in (again, [*again, "--takeover"]):
+            self.refused(r"run/coordinator\.db: damaged: .*; move it away, then go on from what the "
+                         r"sites have with --takeover, or begin another run$", *arguments, code=1)
+        os.rename(store, self.path("run", "moved.db"))
+        coordinator = self.take_over(endpoint)
+        coordinator.wait_line(f"takes over run {self.rounds_run_id()} at round [0-9]+")
+        self.wait_for_success(coordinator, *sites)
+        self.assertEqual(summary(self.path("run"))["status"], "done")
+
     def test_sites_of_two_ranks(self):
         """All ranks of a site answer and promise."""
         self.file = self.config(train={"tokens": TOKENS, "batch": 4, "micro_batch": 2}, wan={"timeout_s": 2},

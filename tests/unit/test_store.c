@@ -332,7 +332,9 @@ static void test_foreign_files(void **unused) {
     expect_refusal(path, DLX_DATA, "not a coordinator's store");
     unlink(path);
     alter(path, "CREATE TABLE mail(subject TEXT)");
-    expect_refusal(path, DLX_DATA, "not a coordinator's store; use another file");
+    expect_refusal(path, DLX_DATA,
+                   "not a coordinator's store, or damaged; move it away, then go on "
+                   "from what the sites have with --takeover, or begin another run");
     unlink(path);
     s = open_store(path);
     dlxi_store_close(&s);
