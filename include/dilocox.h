@@ -210,10 +210,9 @@ typedef struct dlx_link_config {
     const char *listen_host;
     uint16_t listen_port; /* the first of a range of one port per site; 0: any free ones */
     bool unencrypted;     /* allowed on loopback addresses only */
-    /* needed unless unencrypted: this process's key file (dlx_key_generate), and the public keys
-     * that may join, "name key" per line, the coordinator's under `coordinator`. A process that has
-     * read a key writes no core dumps, and only root can attach a debugger to it if its site has
-     * one rank */
+    /* needed unless unencrypted: this process's key file (dlx_key_generate), which turns its core
+     * dumps off, and the public keys that may join, "name key" per line, the coordinator's under
+     * `coordinator` */
     const char *key_path, *roster_path;
 } dlx_link_config;
 
@@ -446,8 +445,7 @@ DLX_API dlx_status dlx_sync_save(dlx_sync *sync, dlx_hold hold, void *context,
  * parameters may change. If the run lives, this site comes back into it: it takes the rounds since
  * from the others, parameters become the anchor, and a round begins. If the run is over by then,
  * dlx_sync_windows and dlx_sync_step fail, and what dlx_sync_save gives goes with the parameters as
- * they are. Replicas share options as ever. Also DLX_DATA: what was restored can't be; DLX_STATE:
- * it can't be gone on from; DLX_REFUSED. */
+ * they are. Also DLX_DATA: what was restored can't be; DLX_STATE: it can't be gone on from. */
 DLX_API dlx_status dlx_sync_resume(dlx_sync **out, const dlx_sync_config *config,
                                    const dlx_tensor *tensors, size_t tensor_count,
                                    dlx_restore restore, void *context, dlx_error *error);
