@@ -273,8 +273,8 @@ static void ways_begin(dlxi_engine *e) {
 static void ways_redirect(dlxi_engine *e) {
     for (uint16_t i = 0; i < e->site->count; i++) {
         const char *endpoint = e->site->peers.endpoint[i];
-        if (!is_other(e, i) || endpoint[0] == '\0' || strcmp(endpoint, e->ways[i].endpoint) == 0)
-            continue;
+        const bool connects = e->listening->endpoint[i][0] == '\0';
+        if (!is_other(e, i) || !connects || strcmp(endpoint, e->ways[i].endpoint) == 0) continue;
         dlxi_text_copy(e->ways[i].endpoint, sizeof e->ways[i].endpoint, endpoint);
         e->redirect |= UINT64_C(1) << i;
     }

@@ -47,7 +47,7 @@ enum {
     FAULTS_END_MS = 20000,   /* from then on everything works */
     FLAP_MS = 800,           /* between two resets of a connection that flaps */
     RUN_END_MS = 60000,      /* by then the run is over */
-    ELASTIC_END_MS = 500000, /* … if it may go on without some sites */
+    ELASTIC_END_MS = 520000, /* … if it may go on without some sites */
     ORPHAN_MS = 30000,
     LIMBO_MS = 8000,
     CRASH_END_MS = 3 * TIMEOUT_MS, /* after a crash */
