@@ -286,7 +286,10 @@ static void on_message(dlxi_coordinator *c, uint32_t peer, const char *name, con
         return; /* it speaks again, in this term, when it has heard of it */
     const dlxi_run_peer from = c->peers[peer];
     if (from.site == DLXI_SITE_NONE) {
-        if (frame->kind == DLXI_FRAME_PING) stranger_tell(c, &m->as.ping);
+        if (frame->kind == DLXI_FRAME_PING) {
+            stranger_tell(c, &m->as.ping);
+            dlxi_return_on_stranger(c, peer, name, frame, &m->as.ping);
+        }
         if (frame->kind == DLXI_FRAME_HELLO)
             dlxi_gather_on_hello(c, peer, name, key, &m->as.hello, c->now_ms);
         return;

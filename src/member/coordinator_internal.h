@@ -391,6 +391,9 @@ bool dlxi_return_is_pending(const dlxi_run_site *s);
 void dlxi_return_on_listening(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p,
                               const dlxi_endpoints *endpoints);
 void dlxi_return_on_ping(dlxi_coordinator *c, uint16_t site, uint16_t rank, uint64_t reaches);
+/* A PING of a peer that is no rank of this run any more. */
+void dlxi_return_on_stranger(dlxi_coordinator *c, uint32_t peer, const char *name,
+                             const dlxi_frame *frame, const dlxi_ping *ping);
 
 /* ---- record.c ---- */
 

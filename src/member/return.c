@@ -37,11 +37,13 @@ static bool run_refuses(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *
         return snprintf(text, size, "with allreduce a site can't come back; %s", ends);
     if ((c->given_up >> (s - c->sites) & 1u) != 0)
         return snprintf(text, size, "site '%s' was given up; %s", s->name, ends);
-    if (!endpoints_are_known(c, s))
+    if (!endpoints_are_known(c, s) && c->restored)
         return snprintf(text, size,
                         "this coordinator was started again, and does not know any more where the "
                         "other sites listen; %s",
                         ends);
+    if (!endpoints_are_known(c, s))
+        return snprintf(text, size, "another site is about to come back; try again");
     return false;
 }
 
@@ -146,6 +148,19 @@ void dlxi_return_on_listening(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_ra
     for (uint16_t i = 0; i < c->count; i++)
         if (i == site || c->sites[i].presence == DLXI_PRESENT)
             dlxi_gather_peers_of_rank(c, i, rank);
+}
+
+/* The old process, which was only cut off: two would take each other's connections. */
+void dlxi_return_on_stranger(dlxi_coordinator *c, uint32_t peer, const char *name,
+                             const dlxi_frame *frame, const dlxi_ping *ping) {
+    if (!c->begun || ping->run_id != c->settings.run_id || frame->site >= c->count) return;
+    const dlxi_run_site *s = &c->sites[frame->site];
+    if (!s->has_returned || frame->rank >= s->rank_count ||
+        s->ranks[frame->rank].incarnation == ping->incarnation ||
+        (name[0] != '\0' && strcmp(name, s->name) != 0))
+        return;
+    dlxi_coordinator_put_reason(c, peer, DLXI_FRAME_STOP, DLX_REFUSED,
+                                "another process of this site has come back into the run");
 }
 
 /* A site that does not reach one that came back may not have heard where that one listens now. */

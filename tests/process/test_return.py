@@ -16,8 +16,8 @@ class Return(Case):
 
     def started(self, tokens, sync=None, ranks=1, snapshots=None, **train):
         site = {"replicas": ranks}
-        self.file = self.config(train={"tokens": tokens, "batch": 4, "micro_batch": 2, **train}, site=site, wan={"timeout_s": 2},
-                                snapshots={"rounds": 2, "minutes": 0}, sync={"overlap": "carry", "inner_steps": 10, **(sync or {})})
+        self.file = self.config(train={"tokens": tokens, "batch": 8, "micro_batch": 4, **train}, site=site, wan={"timeout_s": 2},
+                                snapshots={"rounds": 2, "minutes": 0}, sync={"overlap": "carry", "inner_steps": 40, **(sync or {})})
         self.ranks = ranks
         coordinator, self.endpoint = self.start_coordinator(self.file, len(NAMES), secure=False)
         return coordinator, {name: self.site(name) for name in NAMES}
@@ -84,7 +84,7 @@ class Return(Case):
         self.check_done(coordinator, sites)
 
     def test_a_site_of_two_ranks(self):
-        coordinator, sites = self.started(3e5, ranks=2)
+        coordinator, sites = self.started(1e6, ranks=2)
         self.check_returns(coordinator, sites, "paris", signal.SIGKILL)
         self.check_done(coordinator, sites)
 
@@ -103,7 +103,7 @@ class Return(Case):
         self.refuse("site 'rome' is new, and the run has begun without it", "rome", "--run-dir", self.path("elsewhere"),
                     f"--resume={self.path('run', 'paris', 'snapshots')}")
         self.end_named(sites, "paris")
-        self.refuse("train.batch: '2' on site 'paris', '4' in the run", "paris", "--resume", "--set", "train.batch=2")
+        self.refuse("train.batch: '4' on site 'paris', '8' in the run", "paris", "--resume", "--set", "train.batch=4")
         coordinator.signal(signal.SIGINT)
 
     def refuse(self, pattern, name, *more):
@@ -115,6 +115,32 @@ class Return(Case):
         sites[name].name = name
         self.end(sites[name], signal.SIGKILL)
         self.wait_rounds("oslo", self.committed("oslo") + 3)
+
+    def test_two_processes(self):
+        """The first was only stopped: it ends as soon as it speaks."""
+        coordinator, sites = self.started(1e9)
+        self.wait_snapshot("paris")
+        first = sites["paris"]
+        first.signal(signal.SIGSTOP)
+        coordinator.wait_line("no message from site 'paris' for")
+        second = self.site("paris", "--run-dir", self.path("elsewhere"), f"--resume={self.path('run', 'paris', 'snapshots')}")
+        coordinator.wait_line("site 'paris' is back after")
+        first.signal(signal.SIGCONT)
+        self.assertEqual(first.wait(), 1, first.everything())
+        self.assertIn("another process of this site has come back into the run", first.text("stderr"))
+        self.wait_rounds("oslo", self.committed("oslo") + 3)
+        coordinator.signal(signal.SIGINT)
+        self.assertEqual(second.wait(), 1, second.everything())
+
+    def test_too_late(self):
+        """The others keep few results: it ends, and they go on."""
+        coordinator, sites = self.started(1e9, sync={"history_mib": 1, "adaptation": "off", "compression": {"rank": 0, "bits": "none"}})
+        self.wait_snapshot("paris")
+        self.end_named(sites, "paris")
+        self.wait_rounds("oslo", self.committed("paris") + 60)
+        self.refuse(r"no site has round [0-9]+'s results any more \(sync.history_mib\)", "paris", "--resume")
+        self.wait_rounds("oslo", self.committed("oslo") + 3)
+        coordinator.signal(signal.SIGINT)
 
     def test_the_coordinator_was_killed_meanwhile(self):
         """It does not know any more where sites listen, and says so; and one that has come back before is known to it."""
