@@ -190,6 +190,8 @@ static int run(void) {
     if (given.coordinator != NULL && given.sites > 0)
         return fail_use(
             "train: --sites makes a job with a coordinator of its own; leave --coordinator out");
+    if (given.take_unsent != NULL && given.resume == NULL)
+        return fail_use("train: --take-unsent goes with --resume");
     bool launched = launched_rank() >= 0;
     if (given.for_launcher) prctl(PR_SET_PDEATHSIG, SIGTERM); /* launch takes its sites with it */
     dlx_error error, cluster_error;

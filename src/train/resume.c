@@ -82,6 +82,7 @@ typedef struct search {
     uint64_t *steps; /* [count], newest first; free with free() */
     size_t count, at;
     bool found_run;
+    bool is_silent; /* about what is damaged */
 } search;
 
 static dlx_status search_begin(search *s, dlx_error *error) {
@@ -95,7 +96,7 @@ static bool is_sought(search *s, const dlxi_snapshot *snapshot) {
     return same_run && meta_integer(snapshot, "round") == s->round;
 }
 
-/* *out ← the next one that is whole, or NULL behind the last. What is damaged is said. */
+/* *out ← the next one that is whole, or NULL behind the last. */
 static dlx_status search_next(search *s, dlxi_snapshot **out, dlx_error *error) {
     char path[DLXI_PATH_BYTES];
     dlx_error why;
@@ -107,7 +108,7 @@ static dlx_status search_next(search *s, dlxi_snapshot **out, dlx_error *error) 
         if (sought) status = dlxi_snapshot_verify(*out, &why);
         if (sought && status == DLX_OK) return DLX_OK;
         dlxi_snapshot_close_opened(out);
-        if (status != DLX_OK) dlxi_run_say(s->r, why.message);
+        if (status != DLX_OK && !s->is_silent) dlxi_run_say(s->r, why.message);
     }
     return DLX_OK;
 }
@@ -121,7 +122,8 @@ static dlx_status is_common(bool *out, site_run *r, const shelves *others,
         search s = {.r = r,
                     .directory = others->directory[i],
                     .run_id = meta_text(snapshot, "run_id"),
-                    .round = meta_integer(snapshot, "round")};
+                    .round = meta_integer(snapshot, "round"),
+                    .is_silent = true}; /* they say it themselves; or they live, and remove one */
         dlx_status status = search_begin(&s, error);
         if (status == DLX_OK) status = search_next(&s, &same, error);
         *out = same != NULL || !s.found_run;

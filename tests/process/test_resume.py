@@ -231,6 +231,7 @@ class Resume(Case):
         site = ["train", file, "--site", "oslo", "--coordinator", "127.0.0.1:9", *self.secured("oslo")]
         self.refused("--resume: there is no snapshot in '.*/run/oslo/snapshots'", *site, "--resume")
         self.refused("nowhere", *site, "--resume=nowhere", code=1)
+        self.refused("--take-unsent goes with --resume", *site, "--take-unsent", "nowhere")
         coordinator, sites = self.start_all(file)
         self.wait_rounds("run", "paris", 3)
         self.stop_all(coordinator, sites)
