@@ -342,12 +342,17 @@ static void step_rewind(dlx_sync *s) {
     s->flying_tokens = s->windows_done = 0;
 }
 
+/* The round is as long as the next one would be. */
+static void round_measure(dlx_sync *s) {
+    s->round.inner_steps = s->state->adapt.inner_steps;
+    s->round.inner_steps_max = s->options.inner_steps_max;
+}
+
 /* Where the site was in its round. */
 static void position_forget(dlx_sync *s, uint64_t counted) {
     s->state->counted = counted;
     s->round.number = counted + 1;
-    s->round.inner_steps = s->state->adapt.inner_steps;
-    s->round.inner_steps_max = s->options.inner_steps_max;
+    round_measure(s);
     s->round.steps = s->round.steps_since = 0;
     s->round.outstanding = false;
     s->last.committed = false;
@@ -374,6 +379,7 @@ static dlx_status numbers_restore(dlx_sync *s, const dlxi_origin *from, dlx_erro
         DLX_FAIL(error, DATA,
                  NUMBERS_NAME ": it does not fit the options of sync; go on with those of the run");
     }
+    if (s->adapts_anew) round_measure(s);
     if (from->is_another) {
         position_forget(s, 0);
         s->last = (dlxi_outcome){0};

@@ -498,7 +498,13 @@ dlx_status dlxi_sync_windows(dlx_sync *s, uint64_t *positions, uint32_t count, d
     if (s->unready) return run_over(s, error);
     const dlxi_lease *lease = &s->leases[s->round.number % DLXI_SYNC_LEASES];
     uint64_t leased = lease->submission == s->round.number ? dlxi_lease_windows(lease) : 0;
-    if (s->windows_taken > leased || count > leased - s->windows_taken)
+    if (s->windows_taken > leased) /* two other batches in one round, by going on from snapshots */
+        DLX_FAIL(error, CONFIG,
+                 "round %llu has trained on %llu windows, and its lease has %llu: go on with the "
+                 "batch and H of its snapshot until it has committed",
+                 (unsigned long long)s->round.number, (unsigned long long)s->windows_taken,
+                 (unsigned long long)leased);
+    if (count > leased - s->windows_taken)
         DLX_FAIL(error, STATE, "the lease of round %llu has %llu windows left, not %u",
                  (unsigned long long)s->round.number,
                  (unsigned long long)(leased - s->windows_taken), count);

@@ -58,10 +58,21 @@ class Return(Case):
         self.end(sites[name], number)
         other = next(n for n in NAMES if n != name)
         self.wait_rounds(other, self.committed(other) + others)
-        sites[name] = self.site(name, "--resume")
-        coordinator.wait_line(f"site '{name}' comes back from its snapshot of round [0-9]+")
-        coordinator.wait_line(f"site '{name}' is back after")
+        sites[name] = self.again(coordinator, name)
         self.wait_rounds(name, self.committed(other) + 3)
+
+    def again(self, coordinator, name):
+        """Once its end is known: before, it is refused."""
+        def times():
+            return coordinator.text("stdout").count(f"site '{name}' is back after")
+        before = times()
+        while True:
+            site = self.site(name, "--resume")
+            self.wait_until(f"{name} is back", lambda: times() > before or site.popen.poll() is not None)
+            if times() > before:
+                self.assertIn(f"site '{name}' comes back from its snapshot of round ", coordinator.text("stdout"))
+                return site
+            self.assertIn(f"site '{name}' is in the run; if that process has ended, try again", site.everything())
 
     def check_done(self, coordinator, sites):
         self.wait_for_success(coordinator, *sites.values())
