@@ -40,6 +40,20 @@ bool dlxi_file_is_open_as(int fd, const char *path) {
     return fstat(fd, &open_file) == 0 && stat(path, &named) == 0 && is_same(&open_file, &named);
 }
 
+dlx_status dlxi_file_put_aside(char aside[DLXI_PATH_BYTES], const char *path, dlx_error *error) {
+    enum { NAMES = 1000 };
+    for (int i = 1; i <= NAMES; i++) {
+        int bytes = i == 1 ? snprintf(aside, DLXI_PATH_BYTES, "%s.replaced", path)
+                           : snprintf(aside, DLXI_PATH_BYTES, "%s.replaced-%d", path, i);
+        errno = ENAMETOOLONG;
+        bool fits = bytes > 0 && bytes < DLXI_PATH_BYTES;
+        if (fits && renameat2(AT_FDCWD, path, AT_FDCWD, aside, RENAME_NOREPLACE) == 0)
+            return DLX_OK;
+        if (errno != EEXIST) break;
+    }
+    DLX_FAIL(error, SYSTEM, "%.300s: can't be renamed: %s", path, strerror(errno));
+}
+
 /* ---- reading --------------------------------------------------------------------------------- */
 
 static dlx_status file_open(int *fd, const char *path, dlx_error *error) {

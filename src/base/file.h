@@ -72,6 +72,9 @@ void dlxi_file_writer_close(dlxi_file_writer **writer);
  * directory are taken to do it by themselves. */
 dlx_status dlxi_directory_sync(const char *directory, dlx_error *error);
 
+/* Renames it to aside ← path.replaced, or .replaced-2 and so on; overwrites nothing. DLX_SYSTEM. */
+dlx_status dlxi_file_put_aside(char aside[DLXI_PATH_BYTES], const char *path, dlx_error *error);
+
 /* Replaces path with the text and a newline. */
 dlx_status dlxi_file_write_text(const char *path, const char *text, dlx_error *error);
 

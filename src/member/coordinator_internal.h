@@ -279,6 +279,9 @@ bool dlxi_gather_is_linked(const dlxi_coordinator *c);
 void dlxi_gather_leave(dlxi_coordinator *c, dlxi_run_site *s, const dlxi_run_rank *culprit,
                        dlx_status status, const char *text);
 void dlxi_gather_welcome_rank(dlxi_coordinator *c, uint16_t site, uint16_t rank);
+/* Where a rank listens, said for the first time: false if it is not, or without memory. */
+bool dlxi_gather_endpoints_keep(dlxi_coordinator *c, dlxi_run_rank *p,
+                                const dlxi_endpoints *endpoints);
 void dlxi_gather_peers_of_rank(dlxi_coordinator *c, uint16_t site, uint16_t rank);
 
 /* Until the welcome: says who is missing, and ends a run that has waited for too long. */

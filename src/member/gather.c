@@ -272,17 +272,23 @@ void dlxi_gather_peers_of_rank(dlxi_coordinator *c, uint16_t site, uint16_t rank
     dlxi_coordinator_put(c, &c->sites[site].ranks[rank], c->round, c->attempt);
 }
 
-void dlxi_gather_on_listening(dlxi_coordinator *c, dlxi_run_rank *p,
-                              const dlxi_endpoints *endpoints) {
-    if (c->phase != DLXI_COORDINATOR_GATHERING || !c->welcomed || endpoints->sites != c->count ||
-        p->listening)
-        return;
+bool dlxi_gather_endpoints_keep(dlxi_coordinator *c, dlxi_run_rank *p,
+                                const dlxi_endpoints *endpoints) {
+    if (endpoints->sites != c->count || p->listening) return false;
     if (DLXI_NEW(&p->endpoints, c->count, NULL) != DLX_OK) {
         dlxi_coordinator_fail_memory(c);
-        return;
+        return false;
     }
     memcpy(p->endpoints, endpoints->endpoint, (size_t)c->count * sizeof *p->endpoints);
     p->listening = true;
+    return true;
+}
+
+void dlxi_gather_on_listening(dlxi_coordinator *c, dlxi_run_rank *p,
+                              const dlxi_endpoints *endpoints) {
+    if (c->phase != DLXI_COORDINATOR_GATHERING || !c->welcomed ||
+        !dlxi_gather_endpoints_keep(c, p, endpoints))
+        return;
     for (uint16_t i = 0; i < c->count; i++)
         if (!DLXI_ALL(&c->sites[i], listening)) return;
     c->phase = DLXI_COORDINATOR_RUNNING;

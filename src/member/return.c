@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include "base/fault.h"
-#include "base/memory.h"
 #include "member/coordinator_internal.h"
 
 enum { PEERS_MS = 1000 };
@@ -138,13 +137,7 @@ void dlxi_return_on_hello(dlxi_coordinator *c, dlxi_run_site *s, uint32_t peer,
 void dlxi_return_on_listening(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p,
                               const dlxi_endpoints *endpoints) {
     const uint16_t site = (uint16_t)(s - c->sites), rank = (uint16_t)(p - s->ranks);
-    if (endpoints->sites != c->count || p->listening || dlxi_return_is_pending(s)) return;
-    if (DLXI_NEW(&p->endpoints, c->count, NULL) != DLX_OK) {
-        dlxi_coordinator_fail_memory(c);
-        return;
-    }
-    memcpy(p->endpoints, endpoints->endpoint, (size_t)c->count * sizeof *p->endpoints);
-    p->listening = true;
+    if (dlxi_return_is_pending(s) || !dlxi_gather_endpoints_keep(c, p, endpoints)) return;
     for (uint16_t i = 0; i < c->count; i++)
         if (i == site || c->sites[i].presence == DLXI_PRESENT)
             dlxi_gather_peers_of_rank(c, i, rank);

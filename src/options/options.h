@@ -163,4 +163,9 @@ typedef struct dlxi_option_difference {
 bool dlxi_options_canonical_equal(dlxi_option_difference *out, const char *ours, size_t ours_bytes,
                                   const char *theirs, size_t theirs_bytes, bool may_go_on);
 
+/* The next key, from *ours on, that both texts have with different values: fills *out, and moves
+ * *ours behind it. False: there is none. */
+bool dlxi_options_canonical_next(dlxi_option_difference *out, const char **ours,
+                                 const char *theirs);
+
 #endif

@@ -178,15 +178,33 @@ static line line_cut(const char *text, size_t text_bytes) {
     return cut;
 }
 
-static bool has_key(const char *text, size_t text_bytes, const line *wanted) {
+/* The line with this one's key; all zero if there is none. */
+static line line_find(const char *text, size_t text_bytes, const line *wanted) {
     while (text_bytes > 0) {
         line at = line_cut(text, text_bytes);
         if (at.key_bytes == wanted->key_bytes && memcmp(at.key, wanted->key, at.key_bytes) == 0)
-            return true;
+            return at;
         text += at.bytes;
         text_bytes -= at.bytes;
     }
-    return false;
+    return (line){0};
+}
+
+bool dlxi_options_canonical_next(dlxi_option_difference *out, const char **ours,
+                                 const char *theirs) {
+    for (;;) {
+        const line mine = line_cut(*ours, strlen(*ours));
+        if (mine.bytes == 0) return false;
+        *ours += mine.bytes;
+        const line other = line_find(theirs, strlen(theirs), &mine);
+        if (other.bytes == 0 || (other.value_bytes == mine.value_bytes &&
+                                 memcmp(other.value, mine.value, mine.value_bytes) == 0))
+            continue;
+        dlxi_option_show_text(out->key, sizeof out->key, mine.key, mine.key_bytes);
+        dlxi_option_show_text(out->ours, sizeof out->ours, mine.value, mine.value_bytes);
+        dlxi_option_show_text(out->theirs, sizeof out->theirs, other.value, other.value_bytes);
+        return true;
+    }
 }
 
 bool dlxi_options_canonical_equal(dlxi_option_difference *out, const char *ours, size_t ours_bytes,
@@ -205,7 +223,7 @@ bool dlxi_options_canonical_equal(dlxi_option_difference *out, const char *ours,
         /* different keys: the side whose key the other lacks is named; if both have both, the
          * order differs */
         bool name_mine = same_key || other.bytes == 0 ||
-                         (mine.bytes > 0 && !has_key(theirs, theirs_bytes, &mine));
+                         (mine.bytes > 0 && line_find(theirs, theirs_bytes, &mine).bytes == 0);
         const line *named = name_mine ? &mine : &other;
         dlxi_option_show_text(out->key, sizeof out->key, named->key, named->key_bytes);
         if (same_key || name_mine)

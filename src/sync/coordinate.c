@@ -1,12 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "sync/coordinate.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
-#include <string.h>
 
 #include "base/clock.h"
+#include "base/file.h"
 #include "base/flag.h"
 
 enum { TICK_MS = 100, SHUTDOWN_MS = 1000, FRAMES_AT_ONCE = 1024, LOST_AT_ONCE = 64 };
@@ -112,21 +110,10 @@ static void begin_announce(dlxi_coordinate *c) {
 
 /* The file of another history stays beside the new one; none is overwritten. */
 static dlx_status store_replace(dlxi_coordinate *c, dlx_error *error) {
-    enum { NAMES = 1000 };
-    char name[4096];
+    char aside[DLXI_PATH_BYTES];
     bool keep = c->store != NULL && !dlxi_store_is_empty(c->store);
     dlxi_store_close(&c->store);
-    if (!keep) return DLX_OK;
-    for (int i = 1; i <= NAMES; i++) {
-        int bytes = i == 1 ? snprintf(name, sizeof name, "%s.replaced", c->store_path)
-                           : snprintf(name, sizeof name, "%s.replaced-%d", c->store_path, i);
-        errno = ENAMETOOLONG;
-        bool fits = bytes > 0 && (size_t)bytes < sizeof name;
-        if (fits && renameat2(AT_FDCWD, c->store_path, AT_FDCWD, name, RENAME_NOREPLACE) == 0)
-            return DLX_OK;
-        if (errno != EEXIST) break;
-    }
-    DLX_FAIL(error, SYSTEM, "%.300s: can't be renamed: %s", c->store_path, strerror(errno));
+    return keep ? dlxi_file_put_aside(aside, c->store_path, error) : DLX_OK;
 }
 
 /* The records that the copy has, for sites that are behind: of the last rounds, without a gap. */

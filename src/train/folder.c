@@ -186,30 +186,23 @@ void dlxi_folder_store_remove(const char *path) {
 }
 
 /* A journal that is left is of the file that has its name. */
-static bool store_rename(const char *from, const char *to) {
+static void journal_rename(const char *from, const char *to) {
     char from_journal[DLXI_PATH_BYTES + 16], to_journal[DLXI_PATH_BYTES + 16];
     snprintf(from_journal, sizeof from_journal, "%s-journal", from);
     snprintf(to_journal, sizeof to_journal, "%s-journal", to);
-    if (renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) != 0) return false;
     (void)rename(from_journal, to_journal);
-    return true;
 }
 
 dlx_status dlxi_folder_store_put_aside(char aside[DLXI_PATH_BYTES], const char *path,
                                        dlx_error *error) {
-    enum { NAMES = 1000 };
-    for (int i = 1; i <= NAMES; i++) {
-        int bytes = i == 1 ? snprintf(aside, DLXI_PATH_BYTES, "%s.replaced", path)
-                           : snprintf(aside, DLXI_PATH_BYTES, "%s.replaced-%d", path, i);
-        errno = ENAMETOOLONG;
-        if (bytes > 0 && bytes < DLXI_PATH_BYTES && store_rename(path, aside)) return DLX_OK;
-        if (errno != EEXIST) break;
-    }
-    DLX_FAIL(error, SYSTEM, "%.300s: can't be renamed: %s", path, strerror(errno));
+    DLX_TRY(dlxi_file_put_aside(aside, path, error));
+    journal_rename(path, aside);
+    return DLX_OK;
 }
 
 void dlxi_folder_store_put_back(const char *aside, const char *path) {
-    (void)store_rename(aside, path);
+    if (renameat2(AT_FDCWD, aside, AT_FDCWD, path, RENAME_NOREPLACE) == 0)
+        journal_rename(aside, path);
 }
 
 /* ---- earlier results ------------------------------------------------------------------------- */

@@ -14,8 +14,6 @@
 
 #define ERROR_ENDING ".error"
 
-enum { VALUE_BYTES = 256 };
-
 /* ---- which snapshot -------------------------------------------------------------------------- */
 
 static const char *meta_text(const dlxi_snapshot *s, const char *key) {
@@ -38,12 +36,12 @@ static bool list_next(char path[DLXI_PATH_BYTES], const char **list) {
 
 /* The snapshots of the other sites in the same run.dir that go on: of one machine, or that share
  * it. */
-typedef struct shelves {
+typedef struct directories {
     char (*directory)[DLXI_PATH_BYTES];
     size_t count;
-} shelves;
+} directories;
 
-static bool is_shelf(char path[DLXI_PATH_BYTES], const site_run *r, const char *site) {
+static bool has_snapshots(char path[DLXI_PATH_BYTES], const site_run *r, const char *site) {
     char other[DLXI_PATH_BYTES];
     const char *gone = r->options->take_unsent;
     uint64_t *steps = NULL;
@@ -59,15 +57,15 @@ static bool is_shelf(char path[DLXI_PATH_BYTES], const site_run *r, const char *
     return count > 0;
 }
 
-static dlx_status shelves_find(shelves *out, const site_run *r, dlx_error *error) {
+static dlx_status others_find(directories *out, const site_run *r, dlx_error *error) {
     dlx_status status = DLX_OK;
     struct dirent **entry = NULL;
     int count = scandir(r->config->run.dir, &entry, NULL, alphasort);
-    *out = (shelves){0};
+    *out = (directories){0};
     if (count <= 0) return DLX_OK;
     DLX_TRY_OUT(DLXI_NEW(&out->directory, count, error));
     for (int i = 0; i < count; i++)
-        out->count += is_shelf(out->directory[out->count], r, entry[i]->d_name);
+        out->count += has_snapshots(out->directory[out->count], r, entry[i]->d_name);
 out:
     for (int i = 0; i < count; i++) free(entry[i]);
     free(entry);
@@ -114,7 +112,7 @@ static dlx_status search_next(search *s, dlxi_snapshot **out, dlx_error *error) 
 }
 
 /* Whether all other sites in run.dir that have snapshots of this run have one of its round. */
-static dlx_status is_common(bool *out, site_run *r, const shelves *others,
+static dlx_status is_common(bool *out, site_run *r, const directories *others,
                             const dlxi_snapshot *snapshot, dlx_error *error) {
     *out = true;
     for (size_t i = 0; i < others->count && *out; i++) {
@@ -137,7 +135,7 @@ static dlx_status is_common(bool *out, site_run *r, const shelves *others,
 /* *out ← of a directory of snapshots the newest one of a round that the others in run.dir have too,
  * or else the newest one. */
 static dlx_status newest_open(dlxi_snapshot **out, site_run *r, const char *directory,
-                              const shelves *others, dlx_error *error) {
+                              const directories *others, dlx_error *error) {
     dlxi_snapshot *next = NULL, *newest = NULL;
     bool common = false;
     search s = {.r = r, .directory = directory};
@@ -166,7 +164,7 @@ static dlx_status newest_open(dlxi_snapshot **out, site_run *r, const char *dire
 
 /* path ← where `from`, --resume's argument, has snapshots; *single: it is one itself. */
 static dlx_status place_find(char path[DLXI_PATH_BYTES], bool *single, const site_run *r,
-                             const shelves *others, const char *from, dlx_error *error) {
+                             const directories *others, const char *from, dlx_error *error) {
     uint64_t *steps = NULL;
     size_t count = 0;
     *single = false;
@@ -190,9 +188,9 @@ static dlx_status choose(site_run *r, dlx_error *error) {
     char path[DLXI_PATH_BYTES];
     const char *from = r->options->resume;
     bool single;
-    shelves others = {0};
+    directories others = {0};
     dlx_status status = DLX_OK;
-    if (from[0] == '\0') status = shelves_find(&others, r, error);
+    if (from[0] == '\0') status = others_find(&others, r, error);
     if (status == DLX_OK) status = place_find(path, &single, r, &others, from, error);
     if (status == DLX_OK)
         status = single ? dlxi_snapshot_open(&r->snapshots.resumed, path, error)
@@ -208,7 +206,7 @@ static dlx_status choose_together(site_run *r, dlx_error *error) {
     dlx_status status = r->rank == 0 ? choose(r, &why) : DLX_OK;
     if (status == DLX_OK && r->rank == 0)
         dlxi_text_copy(own, sizeof own, dlxi_snapshot_path(r->snapshots.resumed));
-    DLX_TRY(dlxi_snapshots_together(r, status, &why, error));
+    DLX_TRY(dlxi_run_together(r, status, &why, error));
     DLX_TRY(DLXI_NEW(&all, (size_t)r->ranks * sizeof own, error));
     status = dlxi_run_gather(r, all, own, sizeof own, error);
     if (status == DLX_OK && r->rank != 0)
@@ -286,7 +284,7 @@ static dlx_status unsent_add(site_run *r, const dlx_part *part, const char *name
 static dlx_status part_read(site_run *r, const char *name, dlx_part_kind kind, int64_t rows,
                             int64_t cols, void *dst, dlx_error *error) {
     dlxi_snapshot *snapshot = r->snapshots.resumed;
-    int rank = r->snapshots.is_laid_out ? r->rank : -1;
+    int rank = r->snapshots.same_layout ? r->rank : -1;
     const dlxi_snapshot_part *part = dlxi_snapshot_find(snapshot, name, rank);
     if (part == NULL)
         DLX_FAIL(error, DATA, "%s has no '%.200s': it is of another model or other settings",
@@ -351,7 +349,7 @@ static dlx_status bytes_restore(site_run *r, dlx_error *error) {
     int64_t numbers[DLXI_TRAIN_NUMBERS];
     if (s->is_another) return DLX_OK;
     for (int rank = 0; rank < dlxi_snapshot_ranks(s->resumed); rank++) {
-        if (s->is_laid_out ? rank != r->rank : r->rank != 0) continue;
+        if (s->same_layout ? rank != r->rank : r->rank != 0) continue;
         const dlxi_snapshot_part *part =
             dlxi_snapshot_find(s->resumed, DLXI_SNAPSHOTS_NUMBERS, rank);
         if (part == NULL || part->bytes != sizeof numbers || part->kind != DLX_PART_I64) continue;
@@ -374,20 +372,6 @@ static dlx_status numbers_restore(site_run *r, dlx_error *error) {
 
 /* ---- resume ---------------------------------------------------------------------------------- */
 
-/* value ← of a key in a text of lines "key: value". */
-static bool value_find(char value[VALUE_BYTES], const char *text, const char *key) {
-    const size_t length = strlen(key);
-    for (const char *line = text; *line != '\0';) {
-        size_t bytes = strcspn(line, "\n");
-        if (bytes > length + 1 && strncmp(line, key, length) == 0 && line[length] == ':') {
-            snprintf(value, VALUE_BYTES, "%.*s", (int)(bytes - length - 2), line + length + 2);
-            return true;
-        }
-        line += bytes + (line[bytes] == '\n');
-    }
-    return false;
-}
-
 /* Of the model, of the order of windows, or of what the saved state is for. */
 static bool must_stay(const char *key) {
     static const char *const keys[] = {"model.", "run.seed", "sync.overlap", "train.optimizer"};
@@ -399,22 +383,18 @@ static bool must_stay(const char *key) {
 /* Refuses what can't change, and says what has. */
 static dlx_status settings_compare(site_run *r, const char *before, const char *now,
                                    dlx_error *error) {
-    char key[VALUE_BYTES], was[VALUE_BYTES], is[VALUE_BYTES], text[1024] = "";
+    dlxi_option_difference d;
+    char text[1024] = "";
     size_t used = 0;
-    for (const char *line = now; *line != '\0'; line += *line == '\n') {
-        snprintf(key, sizeof key, "%.*s", (int)strcspn(line, ":\n"), line);
-        line += strcspn(line, "\n");
-        if (!value_find(is, now, key) || !value_find(was, before, key) || strcmp(is, was) == 0)
-            continue;
-        if (must_stay(key))
-            DLX_FAIL(
-                error, CONFIG,
-                "%s: %.80s, and %.80s in %.200s; a run goes on with its own model, data order, "
-                "overlap and optimizer",
-                key, is, was, dlxi_snapshot_path(r->snapshots.resumed));
+    while (dlxi_options_canonical_next(&d, &now, before)) {
+        if (must_stay(d.key))
+            DLX_FAIL(error, CONFIG,
+                     "%s: %s, and %s in %.200s; a run goes on with its own model, data order, "
+                     "overlap and optimizer",
+                     d.key, d.ours, d.theirs, dlxi_snapshot_path(r->snapshots.resumed));
         if (used < sizeof text)
-            used += (size_t)snprintf(text + used, sizeof text - used, "%s%s %.80s (was %.80s)",
-                                     used > 0 ? ", " : "other settings: ", key, is, was);
+            used += (size_t)snprintf(text + used, sizeof text - used, "%s%s %s (was %s)",
+                                     used > 0 ? ", " : "other settings: ", d.key, d.ours, d.theirs);
     }
     if (used > 0) dlxi_run_say(r, text);
     return DLX_OK;
@@ -456,7 +436,7 @@ dlx_status dlxi_snapshots_resume(site_run *r, dlx_error *error) {
     DLX_TRY(dlxi_folder_check_unused(r->config->run.dir,
                                      strtoull(meta_text(s->resumed, "run_id"), NULL, 16), error));
     s->is_another = strcmp(meta_text(s->resumed, "site"), r->options->site) != 0;
-    s->is_laid_out = dlxi_snapshot_ranks(s->resumed) == r->ranks &&
+    s->same_layout = dlxi_snapshot_ranks(s->resumed) == r->ranks &&
                      meta_integer(s->resumed, "stages") == r->config->site.stages &&
                      meta_integer(s->resumed, "replicas") == r->config->site.replicas;
     DLX_TRY(settings_check(r, error));

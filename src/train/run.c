@@ -251,16 +251,12 @@ static dlx_status results_open(site_run *r, dlx_error *error) {
 
 /* All ranks of the site fail with the first one, which opens the results. */
 static dlx_status results_begin(site_run *r, dlx_error *error) {
-    int *all, own;
+    bool failed, same;
     dlxi_run_id_show(r->run_id, dlx_sync_run_id(r->sync));
     dlx_status status = r->rank == 0 ? results_open(r, error) : DLX_OK;
-    if (r->ranks == 1) return status;
-    own = (int)status;
-    DLX_TRY(DLXI_NEW(&all, r->ranks, error));
-    dlx_status gathered = dlxi_run_gather(r, all, &own, sizeof own, error);
-    bool failed = all[0] != (int)DLX_OK;
-    free(all);
-    if (status != DLX_OK || gathered != DLX_OK) return status != DLX_OK ? status : gathered;
+    dlx_status asked =
+        dlxi_run_ask(&failed, &same, r, status != DLX_OK, 0, status == DLX_OK ? error : NULL);
+    if (status != DLX_OK || asked != DLX_OK) return status != DLX_OK ? status : asked;
     if (failed) DLX_FAIL(error, PEER_LOST, "rank 0 of this site can't open the results");
     return DLX_OK;
 }
@@ -271,6 +267,7 @@ static void run_close(site_run *r) {
     dlxi_snapshots_close(r);
     dlxi_metrics_close(&r->metrics);
     dlxi_folder_leave(&r->folder);
+    free(r->gathered);
     free(r->reports);
     free(r->tensors);
     free(r->gradients);
@@ -479,19 +476,14 @@ static dlx_status report_send(site_run *r, dlx_error *error) {
 /* p ← θ of the same round on all ranks, which receive a commit at different times. */
 static dlx_status anchor_take_common(site_run *r, dlx_error *error) {
     enum { TRIES = 20, PAUSE_NS = 100000000 };
-    uint64_t *rounds; /* of each rank's θ */
-    DLX_TRY(DLXI_NEW(&rounds, r->ranks, error));
     dlx_status status = DLX_OK;
-    bool same = false;
+    bool same = false, any;
     for (int i = 0; i < TRIES && !same && status == DLX_OK; i++) {
         if (i > 0) dlxi_mpi_pause(PAUSE_NS);
-        uint64_t own = 0;
-        status = dlx_sync_take_anchor(r->sync, &own, error);
-        if (status == DLX_OK) status = dlxi_run_gather(r, rounds, &own, sizeof own, error);
-        same = true;
-        for (int k = 1; k < r->ranks; k++) same = same && rounds[k] == rounds[0];
+        uint64_t rounds = 0; /* of this rank's θ */
+        status = dlx_sync_take_anchor(r->sync, &rounds, error);
+        if (status == DLX_OK) status = dlxi_run_ask(&any, &same, r, false, rounds, error);
     }
-    free(rounds);
     if (status == DLX_OK && !same)
         DLX_FAIL(error, DIVERGED, "the site's ranks ended in different rounds");
     return status;
@@ -576,7 +568,10 @@ static void joining_announce(site_run *r) {
 
 static dlx_status site_train(site_run *r, dlx_error *error) {
     dlx_step step = DLX_STEP_INIT;
+    dlx_error *room;
     DLX_TRY(place_open(r, error));
+    DLX_TRY(DLXI_NEW(&room, r->ranks, error));
+    r->gathered = room;
     DLX_TRY(results_check(r, error));
     DLX_TRY(data_open(r, error));
     DLX_TRY(model_open(r, error));

@@ -34,7 +34,7 @@ typedef struct dlxi_snapshots {
     uint64_t first_round, last_round; /* last: of the last snapshot */
     /* while they are restored */
     dlxi_snapshot *resumed;
-    bool is_another, is_laid_out; /* another site's; of ranks as this site's */
+    bool is_another, same_layout; /* another site's; of ranks as this site's */
     dlxi_snapshot **unsent;       /* [unsent_count], of sites that do not go on */
     size_t unsent_count;
 } dlxi_snapshots;
@@ -47,6 +47,7 @@ typedef struct site_run {
     char run_id[DLXI_RUN_ID_BYTES];
     dlxi_grid *grid; /* NULL: the site has one rank */
     int rank, ranks; /* of the site; 0 of 1 */
+    void *gathered;  /* [ranks] of what a gather brings, each at most a dlx_error */
 
     dlxi_token_file *train_file, *validation_file;
     uint64_t data_hash; /* of train_file's tokens */
@@ -92,6 +93,14 @@ void dlxi_run_record(site_run *r, json_t *line);
 
 /* A dlx_gather whose context is a site_run. Collective over the site. */
 dlx_status dlxi_run_gather(void *run, void *all, const void *own, size_t bytes, dlx_error *error);
+/* The same on all ranks: DLX_OK if `status` is on all, else what the first says on which it is not,
+ * `own` with a failure. Collective over the site. */
+dlx_status dlxi_run_together(site_run *r, dlx_status status, const dlx_error *own,
+                             dlx_error *error);
+/* *any ← whether one of the ranks says so; *same ← whether all of them have the same number.
+ * Collective over the site. */
+dlx_status dlxi_run_ask(bool *any, bool *same, site_run *r, bool flag, uint64_t number,
+                        dlx_error *error);
 
 /* This rank's as of now, with what earlier processes sent. */
 dlx_statistics dlxi_run_statistics(site_run *r);

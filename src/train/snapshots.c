@@ -28,66 +28,25 @@ static bool writes(const site_run *r) {
 /* Each rank writes its file, and the first one commits. All of them begin, complete and give up at
  * the same inner step. */
 
-dlx_status dlxi_snapshots_together(site_run *r, dlx_status status, const dlx_error *own,
-                                   dlx_error *error) {
-    dlx_error *all;
-    dlx_error mine = {.status = DLX_OK};
-    if (status != DLX_OK) mine = *own;
-    mine.status = status;
-    DLX_TRY(DLXI_NEW(&all, r->ranks, error));
-    status = dlxi_run_gather(r, all, &mine, sizeof mine, error);
-    int first = 0;
-    while (first < r->ranks && all[first].status == DLX_OK) first++;
-    if (status == DLX_OK && first < r->ranks) {
-        if (error != NULL) *error = all[first];
-        status = all[first].status;
-        if (r->ranks > 1 && status != DLX_AGAIN && status != DLX_STATE)
-            dlxi_error_prefix(error, "rank %d: ", first);
-    }
-    free(all);
-    return status;
-}
-
-/* *any ← whether one of the ranks says so; *same ← whether all of them have the same number. */
-static dlx_status ranks_ask(bool *any, bool *same, site_run *r, bool flag, uint64_t number,
-                            dlx_error *error) {
-    typedef struct answer {
-        uint64_t number, flag;
-    } answer;
-    answer *all, own = {.number = number, .flag = flag};
-    DLX_TRY(DLXI_NEW(&all, r->ranks, error));
-    dlx_status status = dlxi_run_gather(r, all, &own, sizeof own, error);
-    *any = false;
-    *same = true;
-    for (int i = 0; i < r->ranks; i++) {
-        *any = *any || all[i].flag != 0;
-        *same = *same && all[i].number == all[0].number;
-    }
-    free(all);
-    return status;
-}
-
 /* *texts[ranks] ← of each rank, in one block; free with free(). */
 static dlx_status texts_gather(char ***texts, site_run *r, const char *own, dlx_error *error) {
-    dlx_status status = DLX_OK;
-    const size_t ranks = (size_t)r->ranks;
-    size_t *sizes = NULL, most = 0;
-    const size_t size = strlen(own) + 1;
-    char *padded = NULL;
-    *texts = NULL;
-    DLX_TRY_OUT(DLXI_NEW(&sizes, ranks, error));
-    DLX_TRY_OUT(dlxi_run_gather(r, sizes, &size, sizeof size, error));
+    const size_t ranks = (size_t)r->ranks, size = strlen(own) + 1, *sizes = r->gathered;
+    size_t most = 0;
+    dlx_error none;
+    DLX_TRY(dlxi_run_gather(r, r->gathered, &size, sizeof size, error));
     for (size_t i = 0; i < ranks; i++) most = sizes[i] > most ? sizes[i] : most;
-    padded = calloc(1, most);
+    char *padded = calloc(1, most);
     *texts = calloc(1, ranks * (sizeof **texts + most));
+    dlx_status status = DLX_OK;
     if (padded == NULL || *texts == NULL)
-        DLX_FAIL_OUT(error, MEMORY, "out of memory for a snapshot's manifest");
-    memcpy(padded, own, size);
-    for (size_t i = 0; i < ranks; i++) (*texts)[i] = (char *)(*texts + ranks) + i * most;
-    DLX_TRY_OUT(dlxi_run_gather(r, (*texts)[0], padded, most, error));
-out:
+        status = dlxi_error_set(&none, DLX_MEMORY, "out of memory for a snapshot's manifest");
+    status = dlxi_run_together(r, status, &none, error);
+    if (status == DLX_OK) {
+        memcpy(padded, own, size);
+        for (size_t i = 0; i < ranks; i++) (*texts)[i] = (char *)(*texts + ranks) + i * most;
+        status = dlxi_run_gather(r, (*texts)[0], padded, most, error);
+    }
     free(padded);
-    free(sizes);
     return status;
 }
 
@@ -191,8 +150,8 @@ static dlx_status begin(site_run *r, dlx_error *error) {
     bool any, same;
     dlx_status status = own_begin(r, &own);
     const uint64_t rounds = dlxi_run_statistics(r).rounds;
-    status = dlxi_snapshots_together(r, status, &own, error);
-    if (status == DLX_OK) status = ranks_ask(&any, &same, r, false, rounds, error);
+    status = dlxi_run_together(r, status, &own, error);
+    if (status == DLX_OK) status = dlxi_run_ask(&any, &same, r, false, rounds, error);
     if (status == DLX_OK && !same)
         status = dlxi_error_set(error, DLX_AGAIN, "the site's ranks are in different rounds");
     if (status != DLX_OK)
@@ -241,10 +200,10 @@ static dlx_status complete(site_run *r, dlx_error *error) {
     char *description = NULL, **all = NULL;
     dlx_error own;
     dlx_status status = dlxi_snapshot_result(s->writer, &description, &own);
-    status = dlxi_snapshots_together(r, status, &own, error);
+    status = dlxi_run_together(r, status, &own, error);
     if (status == DLX_OK) status = texts_gather(&all, r, description, error);
     dlx_status committed = own_commit(r, all, status, &own);
-    committed = dlxi_snapshots_together(r, committed, &own, status == DLX_OK ? error : NULL);
+    committed = dlxi_run_together(r, committed, &own, status == DLX_OK ? error : NULL);
     if (status == DLX_OK && committed != DLX_OK)
         (void)own_commit(r, NULL, committed, NULL); /* of ranks that do not share the directory */
     free(all);
@@ -270,20 +229,18 @@ static uint64_t period(const site_run *r, uint64_t rounds) {
 }
 
 /* Ranks hear of a commit at different times: the round is one that all of them have, and the first
- * one's time counts. */
+ * one's time and last snapshot count. */
 static bool is_due(site_run *r) {
     typedef struct judgement {
-        uint64_t rounds, period;
+        uint64_t rounds, period, last;
     } judgement;
-    dlxi_snapshots *s = &r->snapshots;
-    judgement *all, own = {.rounds = dlxi_run_statistics(r).rounds};
+    const judgement *all = r->gathered;
+    judgement own = {.rounds = dlxi_run_statistics(r).rounds, .last = r->snapshots.last_round};
     own.period = period(r, own.rounds);
-    if (DLXI_NEW(&all, r->ranks, NULL) != DLX_OK) return false;
-    bool gathered = dlxi_run_gather(r, all, &own, sizeof own, NULL) == DLX_OK;
-    uint64_t rounds = all[0].rounds, every = all[0].period;
+    if (dlxi_run_gather(r, r->gathered, &own, sizeof own, NULL) != DLX_OK) return false;
+    uint64_t rounds = all[0].rounds;
     for (int i = 1; i < r->ranks; i++) rounds = all[i].rounds < rounds ? all[i].rounds : rounds;
-    free(all);
-    return gathered && every > 0 && rounds % every == 0 && rounds > s->last_round;
+    return all[0].period > 0 && rounds % all[0].period == 0 && rounds > all[0].last;
 }
 
 void dlxi_snapshots_wait(site_run *r) {
@@ -297,7 +254,7 @@ void dlxi_snapshots_on_step(site_run *r) {
     if (!writes(r)) return;
     if (r->snapshots.writer != NULL) {
         bool is_written = dlxi_snapshot_is_written(r->snapshots.writer), missing, same;
-        if (ranks_ask(&missing, &same, r, !is_written, 0, NULL) != DLX_OK || missing) return;
+        if (dlxi_run_ask(&missing, &same, r, !is_written, 0, NULL) != DLX_OK || missing) return;
         status = complete(r, &error);
     } else if (is_due(r)) {
         status = begin(r, &error);
@@ -318,7 +275,7 @@ bool dlxi_snapshots_last(site_run *r) {
     char text[DLXI_PATH_BYTES + 64];
     bool hurries, same;
     if (!writes(r) || s->directory[0] == '\0') return false;
-    dlx_status status = ranks_ask(&hurries, &same, r, is_told_by_mpirun(r), 0, &error);
+    dlx_status status = dlxi_run_ask(&hurries, &same, r, is_told_by_mpirun(r), 0, &error);
     if (status != DLX_OK || hurries) return false;
     if (s->writer != NULL) status = complete(r, &error);
     if (status != DLX_OK) say_failure(r, &error);

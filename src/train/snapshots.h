@@ -28,11 +28,6 @@ void dlxi_snapshots_close_opened(site_run *r);
 
 /* ---- train/snapshots.c ---- */
 
-/* The same on all ranks: DLX_OK if `status` is on all, else what the first says on which it is not,
- * `own` with a failure. Collective over the site. */
-dlx_status dlxi_snapshots_together(site_run *r, dlx_status status, const dlx_error *own,
-                                   dlx_error *error);
-
 /* Once the run has begun and the results are this run's. Removes what an earlier process left. */
 dlx_status dlxi_snapshots_begin(site_run *r, dlx_error *error);
 

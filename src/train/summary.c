@@ -18,6 +18,39 @@ dlx_status dlxi_run_gather(void *run, void *all, const void *own, size_t bytes, 
     return DLX_OK;
 }
 
+dlx_status dlxi_run_together(site_run *r, dlx_status status, const dlx_error *own,
+                             dlx_error *error) {
+    const dlx_error *all = r->gathered;
+    dlx_error mine = {.status = DLX_OK};
+    if (status != DLX_OK) mine = *own;
+    mine.status = status;
+    DLX_TRY(dlxi_run_gather(r, r->gathered, &mine, sizeof mine, error));
+    int first = 0;
+    while (first < r->ranks && all[first].status == DLX_OK) first++;
+    if (first == r->ranks) return DLX_OK;
+    if (error != NULL) *error = all[first];
+    status = all[first].status;
+    if (r->ranks > 1 && status != DLX_AGAIN && status != DLX_STATE)
+        dlxi_error_prefix(error, "rank %d: ", first);
+    return status;
+}
+
+dlx_status dlxi_run_ask(bool *any, bool *same, site_run *r, bool flag, uint64_t number,
+                        dlx_error *error) {
+    typedef struct answer {
+        uint64_t number, flag;
+    } answer;
+    const answer *all = r->gathered, own = {.number = number, .flag = flag};
+    DLX_TRY(dlxi_run_gather(r, r->gathered, &own, sizeof own, error));
+    *any = false;
+    *same = true;
+    for (int i = 0; i < r->ranks; i++) {
+        *any = *any || all[i].flag != 0;
+        *same = *same && all[i].number == all[0].number;
+    }
+    return DLX_OK;
+}
+
 /* ---- statistics ------------------------------------------------------------------------------ */
 
 dlx_statistics dlxi_run_statistics(site_run *r) {

@@ -8,8 +8,8 @@
 #include <stdio.h>
 #include <cmocka.h>
 
-/* A round of this site alone, up to the frame that commits it. */
-static lone *committing_lone(uint16_t sites) {
+/* A round of this site alone, up to STAGED. */
+static lone *staging_lone(uint16_t sites) {
     const dlx_sync_config config = lone_config();
     lone *l = lone_open(&config, LONE_TENSORS, 0);
     lone_join(l, 0, sites);
@@ -17,6 +17,12 @@ static lone *committing_lone(uint16_t sites) {
     lone_submit(l);
     lone_begin(l, 1, 1, 0, 1);
     lone_turn(l, 1);
+    return l;
+}
+
+/* And up to the frame that commits it. */
+static lone *committing_lone(uint16_t sites) {
+    lone *l = staging_lone(sites);
     assert_int_equal(l->sent[DLXI_FRAME_STAGED], 1);
     l->now_ms += 40;
     lone_commit(l, 1, 1);
@@ -57,12 +63,7 @@ static void a_late_abort_keeps_a_commit(void **state) {
  * site that was not in it. */
 static void a_round_is_served_before_it_is_applied(void **state) {
     (void)state;
-    const dlx_sync_config config = lone_config();
-    lone *l = lone_open(&config, LONE_TENSORS, 0);
-    lone_join(l, 0, 3);
-    lone_submit(l);
-    lone_begin(l, 1, 1, 0, 1);
-    lone_turn(l, 1);
+    lone *l = staging_lone(3);
     dlxi_request r = {.recalls = true};
     dlxi_engine_on_request(l->engine, &r, l->now_ms);
     lone_turn(l, 1);
@@ -179,12 +180,7 @@ static void an_attempt_ends_with_its_coordinator(void **state) {
 /* What is staged may be committed: a new life's word about something else does not drop it. */
 static void what_is_staged_waits_for_the_next_coordinator(void **state) {
     (void)state;
-    const dlx_sync_config config = lone_config();
-    lone *l = lone_open(&config, LONE_TENSORS, 0);
-    lone_join(l, 0, 3);
-    lone_submit(l);
-    lone_begin(l, 1, 1, 0, 1);
-    lone_turn(l, 1);
+    lone *l = staging_lone(3);
     l->term = 2;
     l->speech.as.reason = (dlxi_reason){.status = DLX_ABORTED, .text = "another site"};
     lone_tell(l, DLXI_FRAME_ABORT, 1, 0);

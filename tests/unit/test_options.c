@@ -492,6 +492,24 @@ static void test_canonical_comparison(void **state) {
     expect_difference("a: 1\n", "a: 12\n", "a", "1", "12");
 }
 
+static void test_canonical_differences(void **state) {
+    (void)state;
+    dlxi_option_difference d;
+    const char *ours = "a: 1\nb: 2\nnew: 3\nc: x\033[2J\n", *theirs = "c: y\nb: 2\nold: 4\na: 9";
+    assert_true(dlxi_options_canonical_next(&d, &ours, theirs));
+    assert_string_equal(d.key, "a");
+    assert_string_equal(d.ours, "1");
+    assert_string_equal(d.theirs, "9");
+    assert_true(dlxi_options_canonical_next(&d, &ours, theirs));
+    assert_string_equal(d.key, "c");
+    assert_null(strchr(d.ours, '\033'));
+    assert_string_equal(d.theirs, "y");
+    assert_false(dlxi_options_canonical_next(&d, &ours, theirs));
+    ours = theirs;
+    assert_false(dlxi_options_canonical_next(&d, &ours, theirs));
+    assert_false(dlxi_options_canonical_next(&d, &ours, ""));
+}
+
 /* ---- fields of every kind and width ---------------------------------------------------------- */
 
 typedef struct wide {
@@ -650,6 +668,7 @@ int main(void) {
         cmocka_unit_test(test_help),
         cmocka_unit_test(test_canonical_text),
         cmocka_unit_test(test_canonical_comparison),
+        cmocka_unit_test(test_canonical_differences),
         cmocka_unit_test(test_fields_of_every_width),
         cmocka_unit_test(test_values_of_a_caller),
         cmocka_unit_test(test_flags),
