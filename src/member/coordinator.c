@@ -313,7 +313,7 @@ static void on_message(dlxi_coordinator *c, uint32_t peer, const char *name, con
         dlxi_presence_on_ping(c, s, p, &m->as.ping);
         dlxi_return_on_ping(c, from.site, from.rank, m->as.ping.sites);
     }
-    if (frame->kind == DLXI_FRAME_LISTENING && s->has_returned)
+    if (frame->kind == DLXI_FRAME_LISTENING && c->begun)
         dlxi_return_on_listening(c, s, p, &m->as.endpoints);
     dlxi_presence_on_frame(c, s, p);
     dlxi_gather_on_linked(c, p, (frame->trip & DLXI_SITE_LINKED) != 0);

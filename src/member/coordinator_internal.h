@@ -283,6 +283,7 @@ void dlxi_gather_welcome_rank(dlxi_coordinator *c, uint16_t site, uint16_t rank)
 bool dlxi_gather_endpoints_keep(dlxi_coordinator *c, dlxi_run_rank *p,
                                 const dlxi_endpoints *endpoints);
 void dlxi_gather_peers_of_rank(dlxi_coordinator *c, uint16_t site, uint16_t rank);
+void dlxi_gather_ask_rank(dlxi_coordinator *c, dlxi_run_rank *p);
 
 /* Until the welcome: says who is missing, and ends a run that has waited for too long. */
 void dlxi_gather_on_tick(dlxi_coordinator *c, int64_t now_ms);

@@ -11,7 +11,7 @@
 #include "options/options.h"
 #include "wire/bytes.h"
 
-enum { FORMAT = 2, SITE_BYTES = 4096, HEAD_BYTES = 1024 };
+enum { FORMAT = 3, SITE_BYTES = 4096, HEAD_BYTES = 1024 };
 
 #define COUNT_MAX (UINT64_C(1) << 60) /* of rounds, submissions, tokens: so that none overflows */
 
@@ -68,7 +68,8 @@ static void both_lease(both *b, dlxi_lease *lease) {
 
 /* ---- a site ---------------------------------------------------------------------------------- */
 
-static void both_site(both *b, dlxi_run_site *s) {
+/* first: the first one; what all sites have alike is written with it */
+static void both_site(both *b, dlxi_run_site *s, const dlxi_run_site *first) {
     uint8_t gone = s->presence == DLXI_GONE;
     /* why others were away in this life is of no use to the next one */
     uint64_t lost_round = gone ? s->lost_round : 0;
@@ -100,7 +101,13 @@ static void both_site(both *b, dlxi_run_site *s) {
     if (b->reader != NULL)
         s->ranks = calloc(s->rank_count > 0 ? s->rank_count : 1, sizeof *s->ranks);
     if (s->ranks == NULL) s->rank_count = 0;
-    for (uint16_t r = 0; r < s->rank_count; r++) both_u64(b, &s->ranks[r].incarnation);
+    for (uint16_t r = 0; r < s->rank_count; r++) {
+        both_u64(b, &s->ranks[r].incarnation);
+        if (s == first)
+            both_u64(b, &s->ranks[r].tensors_hash);
+        else if (b->reader != NULL && r < first->rank_count)
+            s->ranks[r].tensors_hash = first->ranks[r].tensors_hash;
+    }
 }
 
 /* Once all have reported. A site without a report was away. */
@@ -263,7 +270,7 @@ static size_t state_bytes_max(const dlxi_coordinator *c, dlxi_stage stage, const
     size_t most = HEAD_BYTES + strlen(text) + dlxi_ledger_bytes(c->ledger);
     for (uint16_t i = 0; i < c->count; i++) {
         const dlxi_run_site *s = &c->sites[i];
-        most += SITE_BYTES + 8 * (size_t)s->rank_count;
+        most += SITE_BYTES + 16 * (size_t)s->rank_count;
         most += stage == DLXI_STAGE_REPORTED && s->report != NULL ? strlen(s->report) : 0;
     }
     return most;
@@ -275,7 +282,7 @@ static void state_write(dlxi_writer *writer, dlxi_coordinator *c, dlxi_stage sta
     both_text(&b, text, DLXI_TEXT_MAX);
     dlxi_ledger_write(c->ledger, writer);
     for (uint16_t i = 0; i < c->count; i++) {
-        both_site(&b, &c->sites[i]);
+        both_site(&b, &c->sites[i], c->sites);
         if (stage == DLXI_STAGE_REPORTED) both_report(&b, &c->sites[i]);
     }
 }
@@ -412,7 +419,7 @@ static dlx_status state_read(dlxi_coordinator *c, const uint8_t *state, size_t b
     both_text(&b, text, DLXI_TEXT_MAX);
     bool memory = true, fits = dlxi_ledger_read(c->ledger, &reader);
     for (uint16_t i = 0; i < c->count && memory; i++) {
-        both_site(&b, &c->sites[i]);
+        both_site(&b, &c->sites[i], c->sites);
         if (c->saved_stage == DLXI_STAGE_REPORTED) both_report(&b, &c->sites[i]);
         memory = c->sites[i].ranks != NULL;
         fits = fits && site_is_valid(&c->sites[i], i > 0 ? &c->sites[i - 1] : NULL);

@@ -261,20 +261,29 @@ void dlxi_gather_on_tick(dlxi_coordinator *c, int64_t now_ms) {
 
 /* ---- where sites listen ---------------------------------------------------------------------- */
 
-/* Rank r of a site gets the endpoints of rank r of the others, once they are known. */
+/* Rank r of a site gets the endpoints of rank r of the others; "": not known yet. */
 void dlxi_gather_peers_of_rank(dlxi_coordinator *c, uint16_t site, uint16_t rank) {
-    for (uint16_t i = 0; i < c->count; i++)
-        if (c->sites[i].ranks[rank].endpoints == NULL) return;
     dlxi_endpoints *e = &dlxi_coordinator_compose(c, DLXI_FRAME_PEERS)->as.endpoints;
     e->sites = c->count;
-    for (uint16_t i = 0; i < c->count; i++)
-        memcpy(e->endpoint[i], c->sites[i].ranks[rank].endpoints[site], sizeof e->endpoint[i]);
+    for (uint16_t i = 0; i < c->count; i++) {
+        const dlxi_run_rank *p = &c->sites[i].ranks[rank];
+        if (p->endpoints == NULL)
+            e->endpoint[i][0] = '\0';
+        else
+            memcpy(e->endpoint[i], p->endpoints[site], sizeof e->endpoint[i]);
+    }
     dlxi_coordinator_put(c, &c->sites[site].ranks[rank], c->round, c->attempt);
+}
+
+/* Where does it listen? */
+void dlxi_gather_ask_rank(dlxi_coordinator *c, dlxi_run_rank *p) {
+    dlxi_coordinator_compose(c, DLXI_FRAME_PEERS)->as.endpoints.sites = 0;
+    dlxi_coordinator_put(c, p, c->round, c->attempt);
 }
 
 bool dlxi_gather_endpoints_keep(dlxi_coordinator *c, dlxi_run_rank *p,
                                 const dlxi_endpoints *endpoints) {
-    if (endpoints->sites != c->count || p->listening) return false;
+    if (endpoints->sites != c->count || p->endpoints != NULL) return false;
     if (DLXI_NEW(&p->endpoints, c->count, NULL) != DLX_OK) {
         dlxi_coordinator_fail_memory(c);
         return false;

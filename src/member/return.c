@@ -12,14 +12,6 @@ enum { PEERS_MS = 1000 };
 
 /* ---- who may --------------------------------------------------------------------------------- */
 
-/* Whether where sites listen is known: only the life in which they joined knows it. */
-static bool endpoints_are_known(const dlxi_coordinator *c, const dlxi_run_site *but) {
-    for (uint16_t i = 0; i < c->count; i++)
-        for (uint16_t r = 0; r < c->sites[i].rank_count; r++)
-            if (&c->sites[i] != but && c->sites[i].ranks[r].endpoints == NULL) return false;
-    return true;
-}
-
 static const char ends[] = "to go on from snapshots, end its coordinator and all sites (Ctrl-C), "
                            "and start them again, sites with --resume";
 
@@ -36,13 +28,6 @@ static bool run_refuses(char text[DLXI_REASON_MAX + 1], const dlxi_coordinator *
         return snprintf(text, size, "with allreduce a site can't come back; %s", ends);
     if ((c->given_up >> (s - c->sites) & 1u) != 0)
         return snprintf(text, size, "site '%s' was given up; %s", s->name, ends);
-    if (!endpoints_are_known(c, s) && c->restored)
-        return snprintf(text, size,
-                        "this coordinator was started again, and does not know any more where the "
-                        "other sites listen; %s",
-                        ends);
-    if (!endpoints_are_known(c, s))
-        return snprintf(text, size, "another site is about to come back; try again");
     return false;
 }
 
@@ -134,6 +119,7 @@ void dlxi_return_on_hello(dlxi_coordinator *c, dlxi_run_site *s, uint32_t peer,
     for (uint16_t r = 0; r < s->rank_count; r++) dlxi_gather_welcome_rank(c, site, r);
 }
 
+/* Of a site that comes back, or that was asked. */
 void dlxi_return_on_listening(dlxi_coordinator *c, dlxi_run_site *s, dlxi_run_rank *p,
                               const dlxi_endpoints *endpoints) {
     const uint16_t site = (uint16_t)(s - c->sites), rank = (uint16_t)(p - s->ranks);
@@ -156,18 +142,22 @@ void dlxi_return_on_stranger(dlxi_coordinator *c, uint32_t peer, const char *nam
                                 "another process of this site has come back into the run");
 }
 
-/* A site that does not reach one that came back may not have heard where that one listens now. */
+/* Once a site has come back: a later life of the coordinator than the one in which a rank joined
+ * has to ask it where it listens; and one of two sites that don't reach each other may not have
+ * heard where the other one listens now. */
 void dlxi_return_on_ping(dlxi_coordinator *c, uint16_t site, uint16_t rank, uint64_t reaches) {
     dlxi_run_rank *p = &c->sites[site].ranks[rank];
-    bool lacks = false;
+    bool asks = false, lacks = false;
     for (uint16_t i = 0; i < c->count; i++) {
         const dlxi_run_site *other = &c->sites[i];
-        lacks = lacks || (i != site && other->has_returned && (reaches >> i & 1u) == 0 &&
-                          other->presence == DLXI_PRESENT);
+        if (i == site || (!other->has_returned && !c->sites[site].has_returned)) continue;
+        asks = asks || p->endpoints == NULL;
+        lacks = lacks || ((reaches >> i & 1u) == 0 && other->presence == DLXI_PRESENT);
     }
-    if (!lacks || !p->listening || c->now_ms - p->peers_ms < PEERS_MS ||
-        !endpoints_are_known(c, NULL))
-        return;
+    if ((!asks && !lacks) || !p->listening || c->now_ms - p->peers_ms < PEERS_MS) return;
     p->peers_ms = c->now_ms;
-    dlxi_gather_peers_of_rank(c, site, rank);
+    if (asks)
+        dlxi_gather_ask_rank(c, p);
+    else
+        dlxi_gather_peers_of_rank(c, site, rank);
 }

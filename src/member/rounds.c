@@ -664,8 +664,7 @@ void dlxi_rounds_answer(dlxi_coordinator *c, uint16_t site, uint16_t rank, const
         return; /* its other ranks are missing */
     else if (frame->term == 0)
         dlxi_gather_welcome_rank(c, site, rank);
-    else if (frame->kind == DLXI_FRAME_LISTENING && c->phase >= DLXI_COORDINATOR_RUNNING &&
-             !c->restored) /* else all have it, and this life does not */
+    else if (frame->kind == DLXI_FRAME_LISTENING && c->phase >= DLXI_COORDINATOR_RUNNING)
         dlxi_gather_peers_of_rank(c, site, rank);
     else if (frame->round > 0 && frame->round < c->round)
         round_answer(c, site, rank, frame->round);

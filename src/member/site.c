@@ -120,6 +120,7 @@ static dlxi_site_action on_welcome(dlxi_site *s) {
 
 static dlxi_site_action on_peers(dlxi_site *s) {
     bool again = s->phase == DLXI_SITE_RUNNING;
+    if (again && s->incoming.as.endpoints.sites == 0) return DLXI_SITE_TELL_LISTENING;
     if ((s->phase != DLXI_SITE_LISTENING && !again) || s->incoming.as.endpoints.sites != s->count)
         return DLXI_SITE_NOTHING;
     if (again) {
@@ -482,9 +483,12 @@ bool dlxi_site_tell_wait(dlxi_site *s, char *text, size_t text_bytes) {
 /* ---- what the site did ----------------------------------------------------------------------- */
 
 void dlxi_site_on_listening(dlxi_site *s, const dlxi_endpoints *endpoints) {
-    DLXI_ASSERT(s->phase == DLXI_SITE_LISTENING);
+    DLXI_ASSERT(s->phase == DLXI_SITE_LISTENING || s->phase == DLXI_SITE_RUNNING);
     s->outbox.scratch.as.endpoints = *endpoints;
-    site_put_standing(s, DLXI_FRAME_LISTENING);
+    if (s->phase == DLXI_SITE_LISTENING)
+        site_put_standing(s, DLXI_FRAME_LISTENING);
+    else /* it is asked again if this is lost */
+        site_put(s, DLXI_FRAME_LISTENING);
 }
 
 void dlxi_site_set_linked(dlxi_site *s, bool linked) {

@@ -36,11 +36,12 @@ typedef enum dlxi_site_action {
     DLXI_SITE_LISTEN,   /* prepare for welcome's members, then on_listening */
     DLXI_SITE_CONNECT,  /* to peers; if it `returns`, then on_entered, and on_returned later */
     DLXI_SITE_REDIRECT, /* one of them may listen elsewhere now */
-    DLXI_SITE_BEGIN,    /* start attempt `attempt` of round `round` with `view` */
-    DLXI_SITE_ABORT,    /* drop the attempt, if there is one; `incoming` may have a text to show */
-    DLXI_SITE_COMMIT,   /* apply it: `commit` */
-    DLXI_SITE_FOLLOW,   /* fetch the round's results, apply them, then on_followed: `commit` */
-    DLXI_SITE_ENDED     /* phase is DONE: all reported, or `result` */
+    DLXI_SITE_TELL_LISTENING, /* on_listening, as then */
+    DLXI_SITE_BEGIN,          /* start attempt `attempt` of round `round` with `view` */
+    DLXI_SITE_ABORT,  /* drop the attempt, if there is one; `incoming` may have a text to show */
+    DLXI_SITE_COMMIT, /* apply it: `commit` */
+    DLXI_SITE_FOLLOW, /* fetch the round's results, apply them, then on_followed: `commit` */
+    DLXI_SITE_ENDED   /* phase is DONE: all reported, or `result` */
 } dlxi_site_action;
 
 typedef struct dlxi_site_settings {

@@ -274,7 +274,9 @@ static void ways_redirect(dlxi_engine *e) {
     for (uint16_t i = 0; i < e->site->count; i++) {
         const char *endpoint = e->site->peers.endpoint[i];
         const bool connects = e->listening->endpoint[i][0] == '\0';
-        if (!is_other(e, i) || !connects || strcmp(endpoint, e->ways[i].endpoint) == 0) continue;
+        if (!is_other(e, i) || !connects || endpoint[0] == '\0' ||
+            strcmp(endpoint, e->ways[i].endpoint) == 0)
+            continue;
         dlxi_text_copy(e->ways[i].endpoint, sizeof e->ways[i].endpoint, endpoint);
         e->redirect |= UINT64_C(1) << i;
     }
@@ -451,6 +453,9 @@ static void act(dlxi_engine *e, dlxi_site_action action) {
         break;
     case DLXI_SITE_REDIRECT:
         ways_redirect(e);
+        break;
+    case DLXI_SITE_TELL_LISTENING:
+        dlxi_site_on_listening(e->site, e->listening);
         break;
     case DLXI_SITE_BEGIN:
         e->outcome.attempts++;

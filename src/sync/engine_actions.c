@@ -17,8 +17,16 @@ static bool next_listen(dlxi_engine *e, dlxi_engine_action *a) {
     return true;
 }
 
+/* Where it listens is said later. */
+static bool is_unknown(const dlxi_engine *e, uint16_t peer) {
+    return e->site->returns && e->site->peers.endpoint[peer][0] == '\0' &&
+           e->listening->endpoint[peer][0] == '\0';
+}
+
 static bool next_connect(dlxi_engine *e, dlxi_engine_action *a) {
-    if (e->connected < e->site->count && e->connected == e->site->index) e->connected++;
+    while (e->connected < e->site->count &&
+           (e->connected == e->site->index || is_unknown(e, e->connected)))
+        e->connected++;
     if (e->connected < e->site->count) {
         a->kind = DLXI_ENGINE_CONNECT;
         a->peer = e->connected;
@@ -76,7 +84,7 @@ static bool next_data(dlxi_engine *e, dlxi_engine_action *a) {
     for (uint16_t n = 0; n < e->site->count; n++) {
         uint16_t to = (uint16_t)((e->turn + n) % e->site->count);
         a->peer = to;
-        if (!is_other(e, to) || e->ways[to].blocked) continue;
+        if (!is_other(e, to) || e->ways[to].blocked || is_unknown(e, to)) continue;
         if (!dlxi_way_greeting_make(e, to, &a->frame) && !anchor_make(e, to, &a->frame) &&
             !(is_exchanging(e) && dlxi_exchange_peek(e->exchange, to, &a->frame)) &&
             !dlxi_engine_fetch_make(e, to, &a->frame) && !dlxi_engine_entry_make(e, to, &a->frame))

@@ -73,7 +73,7 @@ struct dlxi_engine {
     uint64_t begun_round;         /* the attempt last begun */
     uint32_t begun_attempt, begun_term;
     uint8_t greeting[LARGE_BYTES]; /* the last payload; zeros from DLXI_GREETING_BYTES on */
-    dlxi_endpoints *listening;     /* while listen is asked for */
+    dlxi_endpoints *listening;     /* where this rank does, for each site */
     dlxi_transfer anchor;          /* asked for here */
     int64_t anchor_moved_ms;
     int64_t now_ms, ticked_ms, told_ms, redialed_ms;

@@ -435,6 +435,7 @@ static void site_act(uint16_t i, dlxi_site_action action, const dlxi_frame *f) {
         CHECK(s->result.status != DLX_DATA, "site %u: %s\n", i, s->result.message);
         break;
     case DLXI_SITE_REDIRECT:
+    case DLXI_SITE_TELL_LISTENING:
     case DLXI_SITE_NOTHING:
         break;
     }

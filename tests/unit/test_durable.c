@@ -123,10 +123,6 @@ static void a_run_goes_on_in_another_life(void **state) {
     assert_int_equal(w->last[5]->as.commit.lease.submission, 3);
     dlxi_lease lease = w->last[5]->as.commit.lease;
     assert_int_equal(lease.ranges[0].first, 48);
-    w->message->as.endpoints = (dlxi_endpoints){.sites = SITES}; /* it can't say that any more */
-    w->now_ms += 300;
-    say(w, 3, DLXI_FRAME_LISTENING, 2, 0);
-    assert_int_equal(w->counts[3][DLXI_FRAME_PEERS], 0);
 
     for (uint32_t i = 0; i < SITES; i++) ready(w, SITES + i, 2, 60);
     for (uint32_t i = 0; i < SITES; i++) {
@@ -145,6 +141,60 @@ static void a_run_goes_on_in_another_life(void **state) {
     assert_int_equal(w->last[3]->as.commit.term, 2);
     assert_int_equal(w->last[3]->as.commit.committed_tokens, 360);
     assert_int_equal(w->last[3]->as.commit.lease.ranges[0].first, 54); /* where it had stopped */
+    world_close(w);
+}
+
+static void listen_for(world *w, uint32_t peer, uint16_t site, const char *where) {
+    dlxi_endpoints *e = &w->message->as.endpoints;
+    *e = (dlxi_endpoints){.sites = SITES};
+    snprintf(e->endpoint[site], sizeof e->endpoint[site], "%s", where);
+    say(w, peer, DLXI_FRAME_LISTENING, 2, 0);
+}
+
+/* Only the life in which they joined knew it. */
+static void it_asks_where_sites_listen_for_one_that_comes_back(void **state) {
+    (void)state;
+    enum { A = SITES, B, C, C_AGAIN };
+    world *w = three_open(100000);
+    three_round(w, 1);
+    dlxi_saved saved = saved_of(w);
+    world_restore(w, &saved);
+    dlxi_saved_release(&saved);
+    all_return(w, 2);
+    wait_pinging(w, SITES + 2, SITES - 1, 2, TIMEOUT_MS + 1000);
+    assert_int_equal(w->counts[A][DLXI_FRAME_PEERS], 0);
+
+    dlxi_hello *h = hello_of(w, "c");
+    h->resumed_run = RUN_ID;
+    h->round = 2;
+    h->counted = 1;
+    h->tensors_hash++;
+    say_as(w, C_AGAIN, "", DLXI_FRAME_HELLO, (dlxi_frame){.term = 0});
+    assert_int_equal(w->last[C_AGAIN]->kind,
+                     DLXI_FRAME_STOP); /* also what its tensors are is kept */
+    h->tensors_hash--;
+    say_as(w, C_AGAIN, "", DLXI_FRAME_HELLO, (dlxi_frame){.term = 0});
+    assert_int_equal(w->last[C_AGAIN]->kind, DLXI_FRAME_WELCOME);
+    listen_for(w, C_AGAIN, 0, "c's");
+    const dlxi_endpoints *told = &w->last[C_AGAIN]->as.endpoints;
+    assert_int_equal(w->last[C_AGAIN]->kind, DLXI_FRAME_PEERS);
+    assert_int_equal(told->sites, SITES);
+    for (int i = 0; i < SITES; i++) assert_string_equal(told->endpoint[i], "");
+
+    for (uint32_t i = A; i <= B; i++) {
+        w->now_ms += 1000;
+        ping(w, i, 2, 0);
+        assert_int_equal(w->last[i]->kind, DLXI_FRAME_PEERS);
+        assert_int_equal(w->last[i]->as.endpoints.sites, 0); /* a question */
+    }
+    listen_for(w, B, 2, "b's");
+    assert_int_equal(w->last[A]->as.endpoints.sites, SITES);
+    assert_string_equal(w->last[A]->as.endpoints.endpoint[2], "c's");
+    assert_string_equal(told->endpoint[0], "");
+    assert_string_equal(told->endpoint[1], "");
+    w->now_ms += 1000;
+    ping(w, C_AGAIN, 2, 0); /* it reaches nobody */
+    assert_string_equal(w->last[C_AGAIN]->as.endpoints.endpoint[1], "b's");
     world_close(w);
 }
 
@@ -328,6 +378,7 @@ static void damage_is_refused_or_harmless(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(it_asks_where_sites_listen_for_one_that_comes_back),
         cmocka_unit_test(what_is_saved_is_restored),
         cmocka_unit_test(a_run_goes_on_in_another_life),
         cmocka_unit_test(sites_have_some_time_to_find_it),
