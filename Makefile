@@ -5,7 +5,7 @@ PYTHON ?= /usr/bin/python3
 
 .PHONY: help setup build data demo install test asan tsan fuzz chaos chaos-snapshots sim \
 	sim-exhaustive bench \
-	bench-pipeline bench-snapshots convergence format tidy clean
+	bench-pipeline bench-snapshots lab compare compare-quick convergence format tidy clean
 
 help:
 	@echo "make demo         set up, build, prepare the King James text, train two sites on it (10 minutes)"
@@ -22,6 +22,9 @@ help:
 	@echo "make bench        the training step and the codec, measured"
 	@echo "make bench-pipeline  two stages beside two threads, and how long stages wait (15 minutes)"
 	@echo "make bench-snapshots  training that writes snapshots beside training that writes none (20 minutes)"
+	@echo "make lab          what the network lab's links do, measured with iperf3 and ping (2 minutes; root)"
+	@echo "make compare      the methods on slow links, against AllReduce (30 minutes; root)"
+	@echo "make compare-quick  four of them on two links (5 minutes; root)"
 	@echo "make convergence  the table of docs/convergence.md, measured anew (40 minutes)"
 	@echo "make format       clang-format over the tree"
 	@echo "make tidy         clang-tidy over src/, cli/ and examples/ (5 minutes)"
@@ -107,6 +110,15 @@ bench-pipeline: build
 
 bench-snapshots: build
 	@taskset -c 1 $(PYTHON) bench/snapshots.py --dilocox $(BUILD)/dilocox
+
+lab: build
+	@bench/lab --self-test
+
+compare: data
+	@taskset -c 0,1 $(PYTHON) bench/compare.py --dilocox $(BUILD)/dilocox
+
+compare-quick: data
+	@taskset -c 0,1 $(PYTHON) bench/compare.py --dilocox $(BUILD)/dilocox --quick
 
 convergence: data
 	@$(PYTHON) bench/convergence.py --dilocox $(BUILD)/dilocox

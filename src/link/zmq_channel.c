@@ -161,6 +161,7 @@ dlx_status dlxi_channel_send(dlxi_zmq_site *me, dlxi_channel *channel, const dlx
         const char *id = channel->binds ? routing_id : NULL;
         status = dlxi_zmq_send_frame(&me->zmq, channel->socket, id, CHANNEL_ID_BYTES, frame, error);
     }
+    channel->retry_at_ns = status == DLX_PEER_LOST ? dlxi_clock_ns() + DLXI_ZMQ_RETRY_NS : 0;
     if (status == DLX_PEER_LOST) status = DLX_AGAIN;
     channel->refused = status == DLX_AGAIN;
     return status;

@@ -17,8 +17,6 @@
 /* Processes that a coordinator can number in its life: every rank of a run, and as many that were
  * refused or started again. */
 enum { NUMBERED_MAX = 8192, SLOTS = 2 * NUMBERED_MAX };
-/* A ROUTER gives no event for room at one peer: try again after this long. */
-static const int64_t RETRY_NS = 20000000;
 
 /* One process. The ranks of a site share its name and key. */
 typedef struct numbered {
@@ -57,7 +55,7 @@ static dlx_status coordinator_send(dlxi_link *link, uint32_t to, const dlxi_fram
             DLX_FAIL(error, PEER_LOST, "site '%s' has had no connection for %u ms", peer->name,
                      me->timeout_ms);
     }
-    if (me->retry_at_ns == 0) me->retry_at_ns = now_ns + RETRY_NS;
+    if (me->retry_at_ns == 0) me->retry_at_ns = now_ns + DLXI_ZMQ_RETRY_NS;
     return DLX_AGAIN;
 }
 

@@ -33,6 +33,8 @@ void dlxi_zmq_auth_close(dlxi_zmq_auth **auth);
 /* A routing id towards the coordinator: ROUTING_ID_FIRST, then 16 random bytes. Between two sites
  * it is always the same. */
 enum { ROUTING_ID_FIRST = 's', ROUTING_ID_BYTES = 17 };
+/* A ROUTER tells nothing when one of its peers has come, or has room: try again after this long. */
+enum { DLXI_ZMQ_RETRY_NS = 20000000 };
 
 typedef struct dlxi_zmq dlxi_zmq;
 
@@ -139,7 +141,8 @@ typedef struct dlxi_channel {
     /* this side did, and knows its peer by User-Id; the other side knows it by its CURVE server key
      */
     bool binds;
-    bool refused; /* a send got DLX_AGAIN */
+    bool refused;        /* a send got DLX_AGAIN */
+    int64_t retry_at_ns; /* the ROUTER has others, but not this peer; 0: not so */
     char name[DLXI_NAME_BYTES], key_text[DLXI_KEY_TEXT_BYTES];
     char endpoint[DLXI_ENDPOINT_BYTES]; /* where this side listens, or what it connected to */
     dlxi_target target;                 /* the same, if this side connects */

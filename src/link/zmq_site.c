@@ -84,6 +84,10 @@ static dlx_status site_send(dlxi_link *link, uint32_t to, const dlxi_frame *fram
     return dlxi_channel_send(me, &me->channels[to], frame, error);
 }
 
+static bool is_early(const dlxi_channel *channel) {
+    return channel->retry_at_ns != 0 && dlxi_clock_ns() < channel->retry_at_ns;
+}
+
 static bool site_room_again(dlxi_zmq *zmq) {
     dlxi_zmq_site *me = (dlxi_zmq_site *)zmq;
     bool room = false;
@@ -93,7 +97,7 @@ static bool site_room_again(dlxi_zmq *zmq) {
     }
     for (size_t i = 0; i < DLXI_SITES_MAX; i++) {
         dlxi_channel *channel = &me->channels[i];
-        if (!channel->refused || channel->socket == NULL ||
+        if (!channel->refused || channel->socket == NULL || is_early(channel) ||
             !dlxi_socket_ready(channel->socket, ZMQ_POLLOUT))
             continue;
         channel->refused = false;
@@ -189,7 +193,10 @@ static dlx_status site_wait(dlxi_zmq *zmq, int64_t deadline_ns, dlx_error *error
         const dlxi_channel *channel = &me->channels[i];
         if (channel->socket == NULL) continue;
         items[count] = (zmq_pollitem_t){.socket = channel->socket, .events = ZMQ_POLLIN};
-        if (channel->refused) items[count].events |= ZMQ_POLLOUT;
+        if (channel->refused && !is_early(channel))
+            items[count].events |= ZMQ_POLLOUT;
+        else if (channel->refused && (deadline_ns < 0 || channel->retry_at_ns < deadline_ns))
+            deadline_ns = channel->retry_at_ns;
         count++;
     }
     DLX_TRY(dlxi_zmq_poll(zmq, items, count, deadline_ns, error));

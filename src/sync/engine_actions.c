@@ -84,7 +84,7 @@ static bool next_data(dlxi_engine *e, dlxi_engine_action *a) {
     for (uint16_t n = 0; n < e->site->count; n++) {
         uint16_t to = (uint16_t)((e->turn + n) % e->site->count);
         a->peer = to;
-        if (!is_other(e, to) || e->ways[to].blocked || is_unknown(e, to)) continue;
+        if (!is_other(e, to) || e->ways[to].blocked || !e->ways[to].connected) continue;
         if (!dlxi_way_greeting_make(e, to, &a->frame) && !anchor_make(e, to, &a->frame) &&
             !(is_exchanging(e) && dlxi_exchange_peek(e->exchange, to, &a->frame)) &&
             !dlxi_engine_fetch_make(e, to, &a->frame) && !dlxi_engine_entry_make(e, to, &a->frame))
@@ -162,6 +162,7 @@ void dlxi_engine_done(dlxi_engine *e, const dlxi_engine_action *a, dlx_status st
         dlxi_engine_listen_advance(e);
         break;
     case DLXI_ENGINE_CONNECT:
+        e->ways[a->peer].connected = true;
         e->connected = (uint16_t)(e->connected + (a->peer == e->connected));
         break;
     default:

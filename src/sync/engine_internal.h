@@ -26,6 +26,7 @@ enum {
 /* The way to another site. */
 typedef struct dlxi_way {
     char endpoint[DLXI_ENDPOINT_BYTES]; /* of the side that listens */
+    bool connected;                     /* from then on frames are sent */
     bool heard, hears, anchored;        /* its greetings; it has ours; its θ is complete */
     bool blocked;                       /* the link had no room */
     int64_t last_seen_ms, greeted_ms;

@@ -724,6 +724,44 @@ static void data_sockets_admit_their_peer_only(void **state) {
     raw_close(&r);
     raze(&w);
 }
+
+/* Its key may come in, and its routing id is not that of a site: it makes room, and none for the
+ * site. Frames of others are not held up by that. */
+static void a_peer_that_is_not_there_holds_up_nothing(void **state) {
+    (void)state;
+    enum { TRIES = 1000 };
+    world w;
+    build(&w, "127.0.0.1:0", true);
+    char at[DLXI_ENDPOINT_BYTES];
+    must(w.site[0]->op->listen(w.site[0], 0, 1, "oslo", key_text[OSLO], at, &error));
+    uint32_t from;
+    dlxi_frame got;
+    send_surely(w.site[0], DLXI_SITE_COORDINATOR, DLXI_FRAME_HELLO, 1);
+    expect_frame(w.coordinator, &from, &got);
+    dlxi_link_close(&w.site[1]);
+    raw r = raw_open(ZMQ_DEALER, OSLO, at, DELFT, "others");
+    raw_send(&r, 2);
+    dlxi_link_statistics statistics = {0};
+    double from_s = dlxi_clock_s();
+    while (statistics.frames_dropped == 0 && dlxi_clock_s() - from_s < DEADLINE_MS / 1000.0) {
+        (void)w.site[0]->op->receive(w.site[0], 50, &from, &got, &error);
+        dlxi_link_statistics_read(w.site[0], &statistics);
+    }
+    assert_int_equal(statistics.frames_dropped, 1);
+
+    dlx_status status = DLX_AGAIN;
+    must(send(w.coordinator, 0, DLXI_FRAME_WELCOME, 3));
+    for (int i = 0; status == DLX_AGAIN && i < TRIES; i++) {
+        assert_int_equal(send(w.site[0], 1, DLXI_FRAME_GREETING, 4), DLX_AGAIN);
+        status = w.site[0]->op->receive(w.site[0], DEADLINE_MS, &from, &got, &error);
+    }
+    must(status);
+    assert_int_equal(from, DLXI_SITE_COORDINATOR);
+    assert_int_equal(got.round, 3);
+    raw_close(&r);
+    raze(&w);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_thousand_frames_both_ways),
@@ -742,6 +780,7 @@ int main(void) {
         cmocka_unit_test(routing_ids_that_begin_alike_have_numbers_of_their_own),
         cmocka_unit_test(malformed_messages_are_dropped),
         cmocka_unit_test(data_sockets_admit_their_peer_only),
+        cmocka_unit_test(a_peer_that_is_not_there_holds_up_nothing),
         cmocka_unit_test(ranks_of_one_site_share_its_key),
     };
     return cmocka_run_group_tests(tests, make_keys, remove_keys);
