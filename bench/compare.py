@@ -218,7 +218,7 @@ def charts(out, results, ratio):
                 data.write(f"{2 * step * BATCH * MODEL['context'] / speed} {loss}\n")
             data.write("\n\n")
     form = "set terminal svg size 800,480 dynamic background '#ffffff'\nset key outside right\nset grid\nset logscale x\n"
-    for name, x, y, more in (("speed", "link, Mbit/s", "tokens/s over allreduce's", "set logscale y\n"),
+    for name, x, y, more in (("speed", "link, Mbit/s", "tokens/s over those of allreduce", "set logscale y\n"),
                              ("loss", f"seconds, derived for ratio {ratio}", "training loss", "")):
         script = (f"{form}{more}set output '{out}/{name}.svg'\nset xlabel '{x}'\nset ylabel '{y}'\n"
                   f"plot for [i=0:{len(methods) - 1}] '{out}/{name}.dat' index i with {'linespoints' if name == 'speed' else 'lines'} "
@@ -235,8 +235,11 @@ def main():
     parser.add_argument("--ratios", default="1,10,100,400")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=20, help="of each run on a link, at least")
-    parser.add_argument("--quick", action="store_true", help="four methods, two links")
+    parser.add_argument("--quick", action="store_true", help="four methods, two links, shorter runs")
     options = parser.parse_args()
+    if options.quick:
+        global STEPS, ALLREDUCE_STEPS
+        STEPS, ALLREDUCE_STEPS, options.seconds = 400, 3, 12
     methods = QUICK if options.quick else tuple(METHODS)
     ratios = [10, 400] if options.quick else [int(r) for r in options.ratios.split(",")]
     for name in ("dilocox", "data", "out"):
