@@ -115,10 +115,10 @@ lab: build
 	@bench/lab --self-test
 
 compare: data
-	@taskset -c 0,1 $(PYTHON) bench/compare.py --dilocox $(BUILD)/dilocox
+	@$(PYTHON) bench/compare.py --dilocox $(BUILD)/dilocox
 
 compare-quick: data
-	@taskset -c 0,1 $(PYTHON) bench/compare.py --dilocox $(BUILD)/dilocox --quick
+	@$(PYTHON) bench/compare.py --dilocox $(BUILD)/dilocox --quick
 
 convergence: data
 	@$(PYTHON) bench/convergence.py --dilocox $(BUILD)/dilocox

@@ -21,6 +21,7 @@ import sys
 import time
 
 from lab import Lab, Unavailable
+from metrics import events
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 MODEL = {"family": "llama", "layers": 5, "width": 128, "heads": 4, "kv_heads": 4, "mlp_width": 352, "context": 64, "vocabulary": 256}
@@ -45,15 +46,6 @@ def parameters():
     m = MODEL
     layer = 4 * m["width"] ** 2 + 3 * m["width"] * m["mlp_width"] + 2 * m["width"]
     return m["layers"] * layer + 2 * m["vocabulary"] * m["width"] + m["width"]
-
-
-def lines(path):
-    """The complete ones of a file that is being written."""
-    if not os.path.exists(path):
-        return []
-    with open(path) as text:
-        whole = text.read()
-    return [json.loads(line) for line in whole[:whole.rfind("\n") + 1].splitlines()]
 
 
 class Bench:
@@ -98,7 +90,7 @@ class Bench:
         for directory, process in started:
             if process.wait() != 0:
                 raise SystemExit(f"{directory}: the run ended with code {process.returncode}")
-            steps = [e for e in lines(os.path.join(directory, "run", "site-1", "metrics.jsonl")) if e["event"] == "step"]
+            steps = [e for e in events(os.path.join(directory, "run", "site-1", "metrics.jsonl")) if e["event"] == "step"]
             speed += (len(steps) - 11) * BATCH * MODEL["context"] / (steps[-2]["time_s"] - steps[9]["time_s"])
         return speed
 
@@ -125,9 +117,9 @@ class Bench:
         begin, enough = None, False
         while any(process.poll() is None for process in started):
             time.sleep(0.2)
-            events = lines(os.path.join(sites[0], "metrics.jsonl"))
-            steps = [e for e in events if e["event"] == "step"]
-            rounds = [e for e in events if e["event"] == "round" and e["applied"]]
+            seen = events(os.path.join(sites[0], "metrics.jsonl"))
+            steps = [e for e in seen if e["event"] == "step"]
+            rounds = [e for e in seen if e["event"] == "round" and e["applied"]]
             begin = begin or (time.monotonic() if steps else None)
             passed_s = time.monotonic() - begin if begin else 0
             enough = len(steps) > ALLREDUCE_STEPS if allreduce else len(rounds) >= ROUNDS
@@ -143,9 +135,9 @@ class Bench:
         speed, tokens, seconds = 0, 0, 0
         curve = []
         for site in sites:
-            events = lines(os.path.join(site, "metrics.jsonl"))
-            steps = {e["step"]: e for e in events if e["event"] == "step"}
-            marks = [e for e in events if e["event"] == "round" and e["applied"]] or list(steps.values())
+            seen = events(os.path.join(site, "metrics.jsonl"))
+            steps = {e["step"]: e for e in seen if e["event"] == "step"}
+            marks = [e for e in seen if e["event"] == "round" and e["applied"]] or list(steps.values())
             first, last = marks[0], marks[-1]
             took_s = last["time_s"] - first["time_s"]
             speed += (last["step"] - first["step"]) * BATCH * MODEL["context"] / took_s

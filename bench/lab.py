@@ -171,7 +171,7 @@ def wait(processes, interrupts):
     told = 0
     while any(process.poll() is None for process in processes):
         got = signal.sigtimedwait(interrupts, 0.05)
-        if got is None or got.si_signo == signal.SIGCHLD:
+        if got is None:
             continue
         told += 1
         if told > 1:

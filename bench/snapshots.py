@@ -18,19 +18,12 @@ import subprocess
 import tempfile
 import time
 
+from metrics import events
+
 MODEL = {"family": "llama", "layers": 4, "width": 512, "heads": 8, "kv_heads": 8, "mlp_width": 1408,
          "context": 64, "vocabulary": 8192, "tied_head": True}
 BATCH, INNER_STEPS = 4, 14  # 8 rounds take more than a minute
 SKIPPED = 2  # first steps, which touch memory and prepare kernels
-
-
-def events(path):
-    """The complete lines of a file that is being written."""
-    if not os.path.exists(path):
-        return []
-    with open(path) as lines:
-        text = lines.read()
-    return [json.loads(line) for line in text[:text.rfind("\n") + 1].splitlines()]
 
 
 def run(dilocox, directory, steps, keep):
