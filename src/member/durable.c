@@ -226,6 +226,10 @@ bool dlxi_coordinator_is_unsaved(const dlxi_coordinator *c) {
     return c->begun && !c->leaves_run && (c->unsaved || stage_of(c) != c->saved_stage);
 }
 
+bool dlxi_coordinator_saves_to_disk(const dlxi_coordinator *c) {
+    return c->count == 0 || c->sites[0].keeps_history;
+}
+
 void dlxi_coordinator_set_over(dlxi_coordinator *c) {
     DLXI_ASSERT(c->phase == DLXI_COORDINATOR_DONE);
     c->is_over = true;

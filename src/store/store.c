@@ -13,7 +13,7 @@ enum { STATE_KEY = 1 };
 struct dlxi_store {
     dlxi_database d;
     dlxi_place left, here; /* where the file was left, and where it is */
-    bool is_released, is_empty;
+    bool is_released, is_empty, is_relaxed;
 };
 
 /* ---- blobs and the place --------------------------------------------------------------------- */
@@ -155,6 +155,15 @@ dlx_status dlxi_store_record(dlxi_store *s, uint64_t round, uint8_t **record, si
     return DLX_OK;
 }
 
+dlx_status dlxi_store_set_durable(dlxi_store *s, bool durable, dlx_error *error) {
+    DLX_TRY(dlxi_database_check(&s->d, error));
+    if (durable != s->is_relaxed) return DLX_OK;
+    DLX_TRY(dlxi_database_execute(
+        &s->d, durable ? "PRAGMA synchronous = EXTRA" : "PRAGMA synchronous = OFF", error));
+    s->is_relaxed = !durable;
+    return DLX_OK;
+}
+
 dlx_status dlxi_store_write(dlxi_store *s, const uint8_t *state, size_t bytes, uint64_t round,
                             const uint8_t *record, size_t record_bytes, dlx_error *error) {
     size_t largest = record != NULL && record_bytes > bytes ? record_bytes : bytes;
@@ -187,7 +196,7 @@ dlx_status dlxi_store_adopt(dlxi_store *s, dlx_error *error) {
 dlx_status dlxi_store_release(dlxi_store *s, dlx_error *error) {
     char why[DLXI_WHY_BYTES];
     bool is_continuous = dlxi_store_is_continuous(s, why);
-    DLX_TRY(dlxi_database_check(&s->d, error));
+    DLX_TRY(dlxi_store_set_durable(s, true, error));
     DLX_TRY(dlxi_database_execute(&s->d, "PRAGMA locking_mode = NORMAL", error));
     DLX_TRY(dlxi_database_begin(&s->d, error));
     DLX_TRY(place_write(s, &s->left, is_continuous, error));

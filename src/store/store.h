@@ -32,12 +32,18 @@ bool dlxi_store_is_continuous(const dlxi_store *s, char why[256]);
 dlx_status dlxi_store_read(dlxi_store *s, uint8_t **state, size_t *bytes, dlx_error *error);
 
 /* Replaces the state and, if record is not NULL, adds or replaces the record of this round: one
- * transaction, on the disk when the call returns. If the store was released, this is its place from
- * now on. DLX_ARGUMENT: larger than DLXI_STORE_BYTES_MAX, and nothing happened. After any other
- * failure (DLX_SYSTEM: disk full, …) the store can only be closed, and the next open finds the old
- * state or the new one: after a failed fsync a second one proves nothing. */
+ * transaction, on the disk when the call returns (see dlxi_store_set_durable). If the store was
+ * released, this is its place from now on. DLX_ARGUMENT: larger than DLXI_STORE_BYTES_MAX, and
+ * nothing happened. After any other failure (DLX_SYSTEM: disk full, …) the store can only be
+ * closed, and the next open finds the old state or the new one: after a failed fsync a second one
+ * proves nothing. */
 dlx_status dlxi_store_write(dlxi_store *s, const uint8_t *state, size_t bytes, uint64_t round,
                             const uint8_t *record, size_t record_bytes, dlx_error *error);
+
+/* Whether the disk is waited for: at first, and after a release, it is. If not, what is written
+ * survives the end of this process, by whatever signal, but after a power cut the file may be older
+ * than what was written, or damaged. Failures as those of dlxi_store_write. */
+dlx_status dlxi_store_set_durable(dlxi_store *s, bool durable, dlx_error *error);
 
 /* *record ← that of the round, as dlxi_store_read. DLX_STATE if there is none. */
 dlx_status dlxi_store_record(dlxi_store *s, uint64_t round, uint8_t **record, size_t *bytes,

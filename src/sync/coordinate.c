@@ -19,8 +19,11 @@ static int64_t now_ms(void) {
 /* ---- the store ------------------------------------------------------------------------------- */
 
 static dlx_status saved_write(dlxi_coordinate *c, dlxi_saved *saved, dlx_error *error) {
-    dlx_status status = dlxi_store_write(c->store, saved->state, saved->state_bytes, saved->round,
-                                         saved->record, saved->record_bytes, error);
+    bool durable = dlxi_coordinator_saves_to_disk(c->machine);
+    dlx_status status = dlxi_store_set_durable(c->store, durable, error);
+    if (status == DLX_OK)
+        status = dlxi_store_write(c->store, saved->state, saved->state_bytes, saved->round,
+                                  saved->record, saved->record_bytes, error);
     dlxi_saved_release(saved);
     return status;
 }

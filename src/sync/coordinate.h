@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The coordinator at work: its state machine, a link, its store, and time.
  *
- * With a store, what the machine has unsaved is on the disk before anything is sent. If it can't be
- * written, nothing is sent any more, not even that this coordinator ends: its sites wait for one
- * that is started again. They are told only if the first state can't be written, since they have
- * not begun to train then. */
+ * With a store, what the machine has unsaved is on the disk before anything is sent; under
+ * allreduce, which commits at each inner step, the kernel has it, and the disk is not waited for.
+ * If it can't be written, nothing is sent any more, not even that this coordinator ends: its sites
+ * wait for one that is started again. They are told only if the first state can't be written, since
+ * they have not begun to train then. */
 #ifndef DLXI_SYNC_COORDINATE_H
 #define DLXI_SYNC_COORDINATE_H
 

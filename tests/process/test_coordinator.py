@@ -127,6 +127,21 @@ class GoesOn(Coordinator):
             self.wait_for_rounds(before + 5)
         self.check_done([coordinator, *sites])
 
+    def test_killed_under_allreduce(self):
+        """Each inner step is a round, and the store does not wait for the disk."""
+        tokens = 2 * TOKENS
+        self.file = self.config(train={"tokens": tokens}, sync={"overlap": "allreduce"}, wan={"timeout_s": 2})
+        coordinator, endpoint = self.coordinator()
+        sites = [self.start_site(self.file, name, endpoint, secure=False) for name in SITES]
+        metrics = self.path("run", SITES[0], "metrics.jsonl")
+        self.wait_until("some steps", lambda: os.path.exists(metrics) and len(events(metrics, "step", partial=True)) > 20)
+        self.kill(coordinator)
+        coordinator = self.again(endpoint)
+        self.wait_for_success(coordinator, *sites)
+        self.assertIn("goes on with run", coordinator.text("stdout"))
+        s = summary(self.path("run"))
+        self.assertEqual((s["tokens"], s["rounds"]), (tokens, tokens // (2 * STEP_TOKENS)))
+
     def test_killed_while_sites_report(self):
         """Whenever it is killed, the summary has both sites."""
         coordinator, endpoint, sites = self.started()

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -23,6 +24,18 @@
 enum { NOBODY = 65534, CONTENT_MAX = 200000 };
 
 static char directory[64], path[100], journal[120], copy[100];
+
+static int syncs; /* calls of SQLite's that wait for the disk */
+
+__attribute__((visibility("default"))) int fdatasync(int fd) {
+    syncs++;
+    return (int)syscall(SYS_fdatasync, fd);
+}
+
+__attribute__((visibility("default"))) int fsync(int fd) {
+    syncs++;
+    return (int)syscall(SYS_fsync, fd);
+}
 
 static int set_up(void **state) {
     (void)state;
@@ -267,16 +280,17 @@ static int64_t now_ns(void) {
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-/* Writes n + 1, n + 2, …, and each number to fd once it is durable; until it is killed. */
-static void write_for_ever(uint64_t n, int fd) {
+/* Writes n + 1, n + 2, …, and each number to fd once it is written; until it is killed. */
+static void write_for_ever(uint64_t n, int fd, bool durable) {
     dlxi_store *s;
     if (dlxi_store_open(&s, path, NULL) != DLX_OK) _exit(1);
+    if (dlxi_store_set_durable(s, durable, NULL) != DLX_OK) _exit(1);
     while (write_content(s, ++n, NULL) == DLX_OK && write(fd, &n, sizeof n) == sizeof n) {}
     _exit(1);
 }
 
 /* Killed some writes in, and then anywhere within a time as long as a write: the old state with its
- * record, or the new one. */
+ * record, or the new one; also where the disk is not waited for. */
 static void test_kill(void **unused) {
     (void)unused;
     enum { KILLS = 40 };
@@ -290,7 +304,7 @@ static void test_kill(void **unused) {
         dlxi_store_close(&s);
         pid_t child = fork();
         assert_true(child >= 0);
-        if (child == 0) write_for_ever(n, done[1]);
+        if (child == 0) write_for_ever(n, done[1], i % 2 == 0);
         close(done[1]);
         int64_t write_ns = 0, before_ns = 0;
         uint64_t acknowledged = n, last;
@@ -311,7 +325,7 @@ static void test_kill(void **unused) {
         s = open_store(path);
         n = read_content(s);
         if (n != acknowledged && n != acknowledged + 1)
-            fail_msg("state %llu after %llu were durable", (unsigned long long)n,
+            fail_msg("state %llu after %llu were written", (unsigned long long)n,
                      (unsigned long long)acknowledged);
         for (uint64_t round = 0; round <= n; round++) expect_record(s, round);
         expect_no_record(s, n + 1);
@@ -536,6 +550,30 @@ static void test_release(void **unused) {
     unlink(extra);
 }
 
+/* Where it isn't, no write waits for the disk, and a release does: for all that was written. */
+static void test_durable(void **unused) {
+    (void)unused;
+    dlx_error error;
+    dlxi_store *s = open_store(path);
+    syncs = 0;
+    must(write_content(s, 1, &error), &error);
+    assert_true(syncs > 0);
+    must(dlxi_store_set_durable(s, false, &error), &error);
+    syncs = 0;
+    for (uint64_t n = 2; n < 10; n++) must(write_content(s, n, &error), &error);
+    assert_int_equal(syncs, 0);
+    must(dlxi_store_set_durable(s, true, &error), &error);
+    must(write_content(s, 10, &error), &error);
+    assert_true(syncs > 0);
+    must(dlxi_store_set_durable(s, false, &error), &error);
+    must(write_content(s, 11, &error), &error);
+    syncs = 0;
+    must(dlxi_store_release(s, &error), &error);
+    assert_true(syncs > 0);
+    assert_int_equal(dlxi_store_set_durable(s, true, &error), DLX_STATE);
+    dlxi_store_close(&s);
+}
+
 int main(void) {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
@@ -550,6 +588,7 @@ int main(void) {
         TEST(test_removed_while_open),
         TEST(test_continuity),
         TEST(test_release),
+        TEST(test_durable),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
