@@ -7,9 +7,14 @@ docs/benchmarks.md, and writes what was measured and the charts into --out. Need
     bench/compare.py [--quick] [--ratios 1,10,100,400] [--repeats 1] [--out runs/compare]
 
 A link is named by its ratio: the time in which it carries one f32 gradient over the time of a step.
-A run on a link ends, by Ctrl-C, after --seconds, but not before ALLREDUCE_STEPS steps or ROUNDS
-rounds. Its speed is that between the end of its first round (allreduce: step) and of its last.
-*alone*: both sites at once, each a run of its own without a network: what they could do at most."""
+A run on a link goes to its end, since H changes on the way; one that needs more than --most seconds
+is ended by Ctrl-C once it has ROUNDS rounds, and one of allreduce, whose steps are alike, once it
+has ALLREDUCE_STEPS. Speeds count from the end of the first step to that of the last round that was
+applied (allreduce: step).
+*alone*: both sites at once, each a run of its own without a network: what they could do at most.
+*hidden*: allreduce if each exchange ran while the same site computes, as far as it has to compute;
+derived from its measured step and alone's: max(alone's, measured - alone's). No real one reaches
+that, since gradients are there only when half of a step's work is done. Speed-ups are over it."""
 import argparse
 import json
 import os
@@ -20,6 +25,7 @@ import subprocess
 import sys
 import time
 
+from keys import make_keys
 from lab import Lab, Unavailable
 from metrics import events
 
@@ -27,9 +33,8 @@ HERE = os.path.dirname(os.path.realpath(__file__))
 MODEL = {"family": "llama", "layers": 5, "width": 128, "heads": 4, "kv_heads": 4, "mlp_width": 352, "context": 64, "vocabulary": 256}
 BATCH = 4
 STEPS = 800  # of a site in a whole run
-ALLREDUCE_STEPS, ROUNDS = 6, 4  # the first of them is not counted
+ALLREDUCE_STEPS, ROUNDS = 6, 4
 DELAY_S = 0.02
-GIVE_UP_S = 600
 METHODS = {
     "allreduce, f32": {"overlap": "allreduce", "compression": {"rank": 0, "bits": "none"}},
     "allreduce, f16": {"overlap": "allreduce", "compression": {"rank": 0, "bits": 16}},
@@ -50,18 +55,10 @@ def parameters():
 
 class Bench:
     def __init__(self, options):
-        self.dilocox, self.out, self.seconds, self.data = options.dilocox, options.out, options.seconds, options.data
+        self.dilocox, self.out, self.most_s, self.data = options.dilocox, options.out, options.most, options.data
         shutil.rmtree(self.out, ignore_errors=True)
         os.makedirs(self.out)
-        self.keys = self.make_keys()
-
-    def make_keys(self):
-        roster = os.path.join(self.out, "roster.txt")
-        with open(roster, "w") as out:
-            for name in ("coordinator", "site-1", "site-2"):
-                made = subprocess.run([self.dilocox, "keygen", os.path.join(self.out, name + ".key")], check=True, capture_output=True, text=True)
-                out.write(f"{name} {made.stdout.strip()}\n")
-        return roster
+        self.keys = make_keys(self.dilocox, self.out, ("coordinator", "site-1", "site-2"))
 
     def config(self, name, method):
         directory = os.path.join(self.out, name)
@@ -122,8 +119,8 @@ class Bench:
             rounds = [e for e in seen if e["event"] == "round" and e["applied"]]
             begin = begin or (time.monotonic() if steps else None)
             passed_s = time.monotonic() - begin if begin else 0
-            enough = len(steps) > ALLREDUCE_STEPS if allreduce else len(rounds) >= ROUNDS
-            if not whole and ((enough and passed_s >= self.seconds) or passed_s > GIVE_UP_S):
+            enough = len(steps) > ALLREDUCE_STEPS if allreduce else len(rounds) >= ROUNDS and passed_s > self.most_s
+            if enough and not whole:
                 break
         for process in started:
             if process.poll() is None:
@@ -132,25 +129,26 @@ class Bench:
             process.wait()
 
     def read(self, directory, sites):
-        speed, tokens, seconds = 0, 0, 0
+        speed, tokens, seconds, sent, rounds_most = 0, 0, 0, 0, 0
         curve = []
         for site in sites:
             seen = events(os.path.join(site, "metrics.jsonl"))
-            steps = {e["step"]: e for e in seen if e["event"] == "step"}
-            marks = [e for e in seen if e["event"] == "round" and e["applied"]] or list(steps.values())
-            first, last = marks[0], marks[-1]
-            took_s = last["time_s"] - first["time_s"]
-            speed += (last["step"] - first["step"]) * BATCH * MODEL["context"] / took_s
+            steps = [e for e in seen if e["event"] == "step"]
+            rounds = [e for e in seen if e["event"] == "round" and e["applied"]]
+            last = (rounds or steps)[-1]
+            rounds_most = max(rounds_most, len(rounds or steps))
+            took_s = last["time_s"] - steps[0]["time_s"]
+            speed += (last["step"] - steps[0]["step"]) * BATCH * MODEL["context"] / took_s
             seconds = max(seconds, took_s)
-            tokens += max(steps) * BATCH * MODEL["context"]
-            curve = curve or [(e["step"], e["loss"]) for e in steps.values()]
-        result = {"tokens_per_s": speed, "seconds": seconds, "marks": len(marks), "curve": curve}
+            tokens += last["step"] * BATCH * MODEL["context"]
+            sent += last["wan_bytes_sent"]
+            curve = curve or [(e["step"], e["time_s"], e["loss"]) for e in steps]
+        result = {"tokens_per_s": speed, "seconds": seconds, "bytes_per_token": sent / tokens, "rounds": rounds_most, "curve": curve,
+                  "whole": tokens >= 2 * STEPS * BATCH * MODEL["context"]}
         path = os.path.join(directory, "run", "summary.json")
         if os.path.exists(path):
             with open(path) as text:
-                summary = json.load(text)
-            result.update(val_loss=summary.get("val_loss"), rounds=summary["rounds"],
-                          bytes_per_token=sum(s["wan_bytes_sent"] for s in summary["per_site"]) / max(1, summary["tokens"]))
+                result["val_loss"] = json.load(text).get("val_loss")
         return result
 
 
@@ -162,31 +160,49 @@ def middle(values, form="{:,.0f}"):
     return text if len(values) == 1 else f"{text} ({form.format(min(values))} to {form.format(max(values))})"
 
 
+def hidden(runs, alone):
+    """tokens/s of AllReduce whose exchange takes no time while there is something to compute."""
+    step_s = 1 / statistics.median(alone)
+    return 1 / max(step_s, 1 / statistics.median(r["tokens_per_s"] for r in runs) - step_s)
+
+
 def print_link(ratio, rate, alone, rows):
-    base = statistics.median(rows["allreduce, f32"][k]["tokens_per_s"] for k in range(len(rows["allreduce, f32"])))
+    base = hidden(rows["allreduce, f32"], alone)
     print(f"\nRatio {ratio}: {rate / 1e6:.3g} Mbit/s\n")
-    print("| method | tokens/s | speed-up | efficiency | rounds |\n| --- | --- | --- | --- | --- |")
+    print("| method | tokens/s | speed-up | efficiency | bytes per token | rounds | validation loss |\n| --- | --- | --- | --- | --- | --- | --- |")
     for method, runs in rows.items():
         speeds = [r["tokens_per_s"] for r in runs]
-        print(f"| {method} | {middle(speeds)} | {statistics.median(speeds) / base:,.1f} | "
-              f"{statistics.median(speeds) / statistics.median(alone):.3f} | {middle([r['marks'] for r in runs])} |", flush=True)
+        loss = middle([r["val_loss"] for r in runs], "{:.3f}") if all(r["whole"] for r in runs) else ""
+        print(f"| {method} | {middle(speeds)} | {statistics.median(speeds) / base:,.2f} | {statistics.median(speeds) / statistics.median(alone):.3f} | "
+              f"{middle([r['bytes_per_token'] for r in runs], '{:,.1f}')} | {middle([r['rounds'] for r in runs])} | {loss} |", flush=True)
+        if method.startswith("allreduce"):
+            speed = hidden(runs, alone)
+            print(f"| {method}, hidden (derived) | {speed:,.0f} | {speed / base:,.2f} | {speed / statistics.median(alone):.3f} | | | |")
 
 
 def smooth(curve, width=32):
-    losses = [loss for _, loss in curve]
-    return [(step, statistics.fmean(losses[max(0, i - width + 1):i + 1])) for i, (step, _) in enumerate(curve)]
+    losses = [loss for *_, loss in curve]
+    return [(step, at_s - curve[0][1], statistics.fmean(losses[max(0, i - width + 1):i + 1])) for i, (step, at_s, _) in enumerate(curve)]
 
 
-def derive(results, ratio):
-    """Training loss when the fastest method has had all tokens, if loss by tokens is as without a network."""
-    speeds = {m: statistics.median(r["tokens_per_s"] for r in runs) for m, runs in results["links"][str(ratio)]["runs"].items()}
-    tokens = 2 * STEPS * BATCH * MODEL["context"]
-    at_s = tokens / max(speeds.values())
-    derived = {}
-    for method, speed in speeds.items():
-        step = at_s * speed / 2 / BATCH / MODEL["context"]
-        derived[method] = [loss for s, loss in smooth(results["whole"][method]["curve"]) if s <= max(1, step)][-1]
-    return at_s, derived
+def by_time(results, ratio):
+    """{method: [(seconds, training loss)]} on a link. Where a run was ended early, the steps are those of the whole
+    run without a network, at the link's speed (AllReduce: hidden)."""
+    curves = {}
+    link = results["links"][str(ratio)]
+    for method, runs in link["runs"].items():
+        if runs[0]["whole"]:
+            curves[method] = [(at_s, loss) for _, at_s, loss in smooth(runs[0]["curve"])]
+        else:
+            speed = hidden(runs, results["alone"]) if method.startswith("allreduce") else statistics.median(r["tokens_per_s"] for r in runs)
+            curves[method + " (derived)"] = [(2 * step * BATCH * MODEL["context"] / speed, loss) for step, _, loss in smooth(results["whole"][method]["curve"])]
+    return curves
+
+
+def at_time(curves):
+    """When the first method has had all tokens, and the training loss of each then."""
+    end_s = min(curve[-1][0] for curve in curves.values())
+    return end_s, {method: [loss for at_s, loss in curve if at_s <= max(end_s, curve[0][0])][-1] for method, curve in curves.items()}
 
 
 def charts(out, results, ratio):
@@ -199,19 +215,18 @@ def charts(out, results, ratio):
         for method in methods:
             data.write(f'"{method}"\n')
             for link in links.values():
-                base = statistics.median(r["tokens_per_s"] for r in link["runs"]["allreduce, f32"])
+                base = hidden(link["runs"]["allreduce, f32"], results["alone"])
                 data.write(f"{link['rate'] / 1e6} {statistics.median(r['tokens_per_s'] for r in link['runs'][method]) / base}\n")
             data.write("\n\n")
     with open(os.path.join(out, "loss.dat"), "w") as data:
-        for method in methods:
-            speed = statistics.median(r["tokens_per_s"] for r in links[str(ratio)]["runs"][method])
+        for method, curve in by_time(results, ratio).items():
             data.write(f'"{method}"\n')
-            for step, loss in smooth(results["whole"][method]["curve"])[::4]:
-                data.write(f"{2 * step * BATCH * MODEL['context'] / speed} {loss}\n")
+            for at_s, loss in curve[4::4]:
+                data.write(f"{at_s} {loss}\n")
             data.write("\n\n")
     form = "set terminal svg size 800,480 dynamic background '#ffffff'\nset key outside right\nset grid\nset logscale x\n"
-    for name, x, y, more in (("speed", "link, Mbit/s", "tokens/s over those of allreduce", "set logscale y\n"),
-                             ("loss", f"seconds, derived for ratio {ratio}", "training loss", "")):
+    for name, x, y, more in (("speed", "link, Mbit/s", "tokens/s over those of AllReduce, hidden", "set logscale y\n"),
+                             ("loss", f"seconds, link of ratio {ratio}", "training loss", "")):
         script = (f"{form}{more}set output '{out}/{name}.svg'\nset xlabel '{x}'\nset ylabel '{y}'\n"
                   f"plot for [i=0:{len(methods) - 1}] '{out}/{name}.dat' index i with {'linespoints' if name == 'speed' else 'lines'} "
                   "title columnheader(1)\n")
@@ -226,12 +241,12 @@ def main():
     parser.add_argument("--out", default="runs/compare")
     parser.add_argument("--ratios", default="1,10,100,400")
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=20, help="of each run on a link, at least")
+    parser.add_argument("--most", type=float, default=150, help="seconds of a run on a link")
     parser.add_argument("--quick", action="store_true", help="four methods, two links, shorter runs")
     options = parser.parse_args()
     if options.quick:
         global STEPS, ALLREDUCE_STEPS
-        STEPS, ALLREDUCE_STEPS, options.seconds = 400, 3, 12
+        STEPS, ALLREDUCE_STEPS = 400, 3
     methods = QUICK if options.quick else tuple(METHODS)
     ratios = [10, 400] if options.quick else [int(r) for r in options.ratios.split(",")]
     for name in ("dilocox", "data", "out"):
@@ -256,9 +271,9 @@ def main():
     for method in methods:
         w = results["whole"][method] = bench.run(f"whole-{list(METHODS).index(method)}", method, whole=True)
         print(f"| {method} | {w['val_loss']:.4f} | {w['bytes_per_token']:,.1f} | {w['rounds']} |", flush=True)
-    at_s, derived = derive(results, ratios[-1])
-    print(f"\nDerived: training loss after {at_s:.0f} s on the link of ratio {ratios[-1]}, from both\n\n| method | loss |\n| --- | --- |")
-    for method, loss in derived.items():
+    end_s, losses = at_time(by_time(results, ratios[-1]))
+    print(f"\nOn the link of ratio {ratios[-1]} after {end_s:.0f} s\n\n| method | training loss |\n| --- | --- |")
+    for method, loss in losses.items():
         print(f"| {method} | {loss:.3f} |")
     print(f"\nalone: {middle(results['alone'])} tokens/s")
     with open(os.path.join(options.out, "results.json"), "w") as out:

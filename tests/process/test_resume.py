@@ -71,8 +71,8 @@ class Resume(Case):
         self.check_equal(train={"optimizer": "adamw", "precision": "auto"}, sync={"overlap": "none", "exchange_steps": 0})
 
     def test_delayed_in_threads(self):
-        self.check_equal(wan={"link": "mem"}, train={"tokens": 1200000}, sync={"overlap": "delayed", "exchange_steps": 0, "inner_steps_max": 10,
-                                                    "adaptation": "off"})
+        self.check_equal(wan={"link": "mem"}, train={"tokens": 1200000, "optimizer": "muon", "precision": "auto"},
+                         sync={"overlap": "delayed", "exchange_steps": 0, "inner_steps_max": 10, "adaptation": "off"})
 
     def test_in_the_middle_of_a_step(self):
         """Of many micro-batches, among which training ends; also a process that was interrupted by itself."""

@@ -135,6 +135,8 @@ class Kills(Case):
     def check_start(self):
         """Nothing of the process before is left when it trains."""
         self.wait_until("a step", lambda: self.look() and self.first)
+        if self.from_step > 0:
+            self.live.wait_line("goes on from .*/step-")  # its reader may be behind the file
         self.check_where()
         for name in os.listdir(self.snapshots):
             mark = os.path.join(self.snapshots, name, MARK)

@@ -1,0 +1,122 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""What an exchange costs as sites, delay and a link's rate grow: sites whose inner steps take a given
+time without computing (emulate), so that exchanges have the cores, in the network lab. Real
+parameters, codec and links, encrypted. Prints the tables of docs/benchmarks.md. Needs root.
+
+    bench/scaling.py [sites] [delay] [link]
+
+*efficiency*: time of all inner steps over the time that passed, between the end of the first round's
+last step and that of the last round but one; medians over sites.
+*exchange*: from a round's beginning to its commit."""
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+
+from keys import make_keys
+from lab import Lab, Unavailable
+
+HERE = os.path.dirname(os.path.realpath(__file__))
+BUILD = os.path.join(HERE, "..", "build")
+ROUNDS = 6
+SITES_MAX = 32
+
+
+class Sites:
+    def __init__(self, directory):
+        self.directory = directory
+        self.roster = make_keys(os.path.join(BUILD, "dilocox"), directory, ("coordinator", *(f"site-{i}" for i in range(1, SITES_MAX + 1))))
+
+    def run(self, count, step_ms, parameters, inner_steps, sysctls=(), rounds=ROUNDS, link=None, **options):
+        """What the sites and the coordinator have measured."""
+        def words(name, first):
+            return [os.path.join(BUILD, "tests", "emulate"), first, endpoint, os.path.join(self.directory, name + ".key"), self.roster]
+
+        def start(place, line):
+            return place.start(line, stdout=subprocess.PIPE, text=True)
+        options = {"inner_steps": inner_steps, **options}
+        with Lab(count, **(link or {})) as lab:
+            endpoint = f"{lab.hub.address}:4700"
+            for place in lab.places:
+                for setting in sysctls:
+                    place.namespace.inside(lambda: subprocess.run(["sysctl", "-qw", setting], check=True))
+            started = [start(lab.hub, [*words("coordinator", str(count)), str(rounds * inner_steps)])]
+            for i, place in enumerate(lab.sites, 1):
+                line = [*words(f"site-{i}", f"site-{i}"), str(step_ms), str(parameters)]
+                started.append(start(place, line + [f"{name}={value}" for name, value in options.items()]))
+            texts = [process.communicate()[0] for process in started]
+        if any(process.returncode != 0 for process in started):
+            raise SystemExit("scaling: a process failed")
+        coordinator, *sites = (json.loads(text) for text in texts)
+        return coordinator, sites
+
+
+def median(sites, name):
+    return statistics.median(site[name] for site in sites)
+
+
+def print_head(*columns):
+    print("\n| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns), flush=True)
+
+
+def print_row(*cells):
+    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
+
+
+def by_sites(sites):
+    """1M parameters, steps of 0.25 s, H = 16, links of 100 Mbit/s and 20 ms."""
+    print_head("sites", "efficiency (least)", "exchange, s", "payload, kB", "sent per site and round, kB", "a site's CPU, %", "coordinator: CPU, %", "memory, MB")
+    for count in (2, 4, 8, 16, 32):
+        coordinator, got = sites.run(count, 250, 1 << 20, 16, link={"rate": 100e6, "delay": 0.02})
+        print_row(count, f"{median(got, 'efficiency'):.4f} ({min(s['efficiency'] for s in got):.4f})", f"{median(got, 'exchange_s'):.2f}",
+                  f"{median(got, 'payload') / 1e3:.1f}", f"{median(got, 'sent_per_round') / 1e3:.1f}", f"{100 * median(got, 'cpu_share'):.1f}",
+                  f"{100 * coordinator['cpu_s'] / coordinator['wall_s']:.2f}", f"{coordinator['peak_bytes'] / 1e6:.1f}")
+
+
+def by_delay(sites):
+    """2 sites, 1M parameters, steps of 50 ms, H = 400, links of 10 Mbit/s."""
+    print_head("one-way delay, s", "efficiency", "exchange, s")
+    for delay in (0, 0.1, 0.5, 1, 2):
+        _, got = sites.run(2, 50, 1 << 20, 400, link={"rate": 10e6, "delay": delay}, rounds=4, adaptation="off")
+        print_row(delay, f"{median(got, 'efficiency'):.4f}", f"{median(got, 'exchange_s'):.2f}")
+
+
+def by_link(sites):
+    """2 sites, all values in 4 bits, a payload of 20 bandwidth-delay products as of a model of 1 billion parameters at
+    1 Gbit/s and 100 ms; and with the TCP buffers of that link's default, a tenth at a tenth of the rate."""
+    rate, delay = 100e6, 0.1
+    print_head("TCP buffers, receive / send at most", "payload, MB", "exchange, s", "share of the link's rate, %")
+    small = ("net.ipv4.tcp_rmem=4096 131072 629145", "net.ipv4.tcp_wmem=4096 16384 419430")
+    for name, sysctls in (("6 MiB / 4 MiB", ()), ("0.6 MiB / 0.4 MiB", small)):
+        _, got = sites.run(2, 500, 80 << 20, 40, sysctls, rounds=4, link={"rate": rate, "delay": delay}, rank=0, adaptation="off")
+        took_s = median(got, "exchange_s")
+        print_row(name, f"{median(got, 'payload') / 1e6:.1f}", f"{took_s:.2f}", f"{100 * 8 * median(got, 'sent_per_round') / took_s / rate:.0f}")
+
+
+PARTS = {"sites": by_sites, "delay": by_delay, "link": by_link}
+
+
+def main():
+    usage, _, rest = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(description=usage, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", help="all unless given")
+    options = parser.parse_args()
+    for part in options.parts:
+        if part not in PARTS:
+            parser.error(f"no part '{part}': {', '.join(PARTS)}")
+    with tempfile.TemporaryDirectory() as directory:
+        sites = Sites(directory)
+        for part in options.parts or PARTS:
+            print(f"\n{' '.join(PARTS[part].__doc__.split())}")
+            PARTS[part](sites)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Unavailable as error:
+        sys.exit(f"scaling: {error}")
