@@ -7,6 +7,7 @@ docs/benchmarks.md, and writes what was measured and the charts into --out. Need
     bench/compare.py [--quick] [--ratios 1,10,100,400] [--repeats 1] [--out runs/compare]
 
 A link is named by its ratio: the time in which it carries one f32 gradient over the time of a step.
+Its one-way delay is a fiftieth of that time, and at most 20 ms.
 A run on a link goes to its end, since H changes on the way; one that needs more than --most seconds
 is ended by Ctrl-C once it has ROUNDS rounds, and one of allreduce, whose steps are alike, once it
 has ALLREDUCE_STEPS. Speeds count from the end of the first step to that of the last round that was
@@ -34,7 +35,7 @@ MODEL = {"family": "llama", "layers": 5, "width": 128, "heads": 4, "kv_heads": 4
 BATCH = 4
 STEPS = 800  # of a site in a whole run
 ALLREDUCE_STEPS, ROUNDS = 6, 4
-DELAY_S = 0.02
+DELAY_S = 0.02  # at most, and a fiftieth of the time of a gradient
 METHODS = {
     "allreduce, f32": {"overlap": "allreduce", "compression": {"rank": 0, "bits": "none"}},
     "allreduce, f16": {"overlap": "allreduce", "compression": {"rank": 0, "bits": 16}},
@@ -91,14 +92,14 @@ class Bench:
             speed += (len(steps) - 11) * BATCH * MODEL["context"] / (steps[-2]["time_s"] - steps[9]["time_s"])
         return speed
 
-    def run(self, name, method, rate=0, whole=False):
+    def run(self, name, method, rate=0, delay=0, whole=False):
         """What a run in the lab has measured."""
         directory, path = self.config(name, METHODS[method])
         sites = [os.path.join(directory, "run", f"site-{i}") for i in (1, 2)]
 
         def secured(name):
             return ["--set", f"wan.key={os.path.join(self.out, name + '.key')}", "--run-dir", os.path.join(directory, "run")]
-        with Lab(2, rate=rate, delay=DELAY_S if rate else 0) as lab, open(os.path.join(directory, "log"), "w") as log:
+        with Lab(2, rate=rate, delay=delay) as lab, open(os.path.join(directory, "log"), "w") as log:
             output = {"stdout": log, "stderr": log}
             endpoint = f"{lab.hub.address}:4700"
             started = [lab.hub.start([self.dilocox, "coordinator", path, "--sites", "2", "--listen", endpoint, *secured("coordinator")], **output)]
@@ -166,9 +167,9 @@ def hidden(runs, alone):
     return 1 / max(step_s, 1 / statistics.median(r["tokens_per_s"] for r in runs) - step_s)
 
 
-def print_link(ratio, rate, alone, rows):
+def print_link(ratio, rate, delay, alone, rows):
     base = hidden(rows["allreduce, f32"], alone)
-    print(f"\nRatio {ratio}: {rate / 1e6:.3g} Mbit/s\n")
+    print(f"\nRatio {ratio}: {rate / 1e6:.3g} Mbit/s, {delay * 1e3:.2g} ms\n")
     print("| method | tokens/s | speed-up | efficiency | bytes per token | rounds | validation loss |\n| --- | --- | --- | --- | --- | --- | --- |")
     for method, runs in rows.items():
         speeds = [r["tokens_per_s"] for r in runs]
@@ -253,20 +254,19 @@ def main():
         setattr(options, name, os.path.abspath(getattr(options, name)))
     bench = Bench(options)
     results = {"parameters": parameters(), "links": {}, "whole": {}, "alone": []}
-    print(f"{parameters():,} parameters, {BATCH} x {MODEL['context']} tokens per step and site, {os.cpu_count()} cores; "
-          f"one-way delay {DELAY_S * 1e3:g} ms")
+    print(f"{parameters():,} parameters, {BATCH} x {MODEL['context']} tokens per step and site, {os.cpu_count()} cores")
     results["alone"].append(bench.alone("alone-0"))
     step_s = 2 * BATCH * MODEL["context"] / results["alone"][0]
     print(f"alone: {results['alone'][0]:,.0f} tokens/s, {step_s * 1e3:.1f} ms per step")
     for ratio in ratios:
-        rate = parameters() * 32 / (ratio * step_s)
+        rate, delay = parameters() * 32 / (ratio * step_s), min(DELAY_S, ratio * step_s / 50)
         runs = {method: [] for method in methods}
         for k in range(options.repeats):
             for method in methods if k % 2 == 0 else reversed(methods):
-                runs[method].append(bench.run(f"{ratio}-{list(METHODS).index(method)}-{k}", method, rate))
-        results["links"][str(ratio)] = {"rate": rate, "runs": runs}
+                runs[method].append(bench.run(f"{ratio}-{list(METHODS).index(method)}-{k}", method, rate, delay))
+        results["links"][str(ratio)] = {"rate": rate, "delay": delay, "runs": runs}
         results["alone"].append(bench.alone(f"alone-{ratio}"))
-        print_link(ratio, rate, results["alone"], runs)
+        print_link(ratio, rate, delay, results["alone"], runs)
     print("\nWhole runs, no network:\n\n| method | validation loss | bytes per token | rounds |\n| --- | --- | --- | --- |")
     for method in methods:
         w = results["whole"][method] = bench.run(f"whole-{list(METHODS).index(method)}", method, whole=True)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A site whose inner steps take a given time and no computing: parameters move at random. All that
- * dilocox does is real. So more sites fit on a machine than it has cores, and the exchange has cores
- * to itself. The first form is the coordinator. It is used by bench/scaling.py.
+ * dilocox does is real. So more sites fit on a machine than it has cores, and the exchange has
+ * cores to itself. The first form is the coordinator. bench/scaling.py uses it.
  *
  *     emulate SITES HOST:PORT KEY ROSTER STEPS
  *     emulate NAME HOST:PORT KEY ROSTER STEP_MS PARAMETERS OPTION=VALUE...

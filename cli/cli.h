@@ -35,7 +35,7 @@ typedef struct command {
 
 extern const command launch_command, train_command, coordinator_command, eval_command,
     generate_command, tokenize_command, config_command, inspect_command, keygen_command,
-    bench_command;
+    plan_command, bench_command;
 
 #define COMMAND_TABLE(rows)                                                                        \
     { (rows), sizeof(rows) / sizeof *(rows) }

@@ -7,9 +7,10 @@
 #include <stdio.h>
 #include <string.h>
 
-static const command *const commands[] = {
-    &launch_command,   &train_command,  &coordinator_command, &eval_command,   &generate_command,
-    &tokenize_command, &config_command, &inspect_command,     &keygen_command, &bench_command};
+static const command *const commands[] = {&launch_command, &train_command,    &coordinator_command,
+                                          &eval_command,   &generate_command, &tokenize_command,
+                                          &config_command, &inspect_command,  &keygen_command,
+                                          &plan_command,   &bench_command};
 enum { COMMANDS = sizeof commands / sizeof *commands };
 
 static void help_print(FILE *to) {

@@ -296,6 +296,48 @@ typedef struct dlx_bench_stages_result {
 DLX_API dlx_status dlx_bench_stages(dlx_bench_stages_result *result, const dlx_config *config,
                                     uint32_t stages, dlx_error *error);
 
+/* ---- plan ------------------------------------------------------------------------------------ */
+
+typedef struct dlx_plan_options {
+    size_t size;
+    uint32_t sites;          /* 1 to 64 */
+    double link_bytes_per_s; /* of a site to all others, each way; above 0 */
+    double delay_s;          /* one way, 0 to 60 */
+    double step_s;           /* of an inner step; 0: from flops_per_s */
+    double flops_per_s;      /* that a rank reaches in training; not read if step_s is given */
+} dlx_plan_options;
+
+typedef struct dlx_plan_method {
+    const char *name;                 /* static */
+    uint32_t rank, inner_steps;       /* at the start; rank 0: whole matrices */
+    double exchange_s;                /* of one exchange */
+    double tokens_per_s, efficiency;  /* of all sites; over those without an exchange */
+    double waited_share;              /* of the run's time */
+    double bytes_per_token;           /* sent by all sites, of the run's tokens */
+    uint64_t rounds, inner_steps_max; /* the longest round's */
+    bool hidden;                      /* no round waits for its exchange, but the last one */
+} dlx_plan_method;
+
+/* The two last: the config as it is, and with the advised rank and H. */
+enum { DLX_PLAN_METHODS = 7 };
+
+typedef struct dlx_plan_result {
+    uint64_t parameters; /* all of the model's */
+    double step_s, pipeline_idle_share;
+    double tokens_per_s; /* of all sites, without an exchange */
+    /* bytes of the rank that needs most, without activations and the libraries' own */
+    uint64_t parameter_bytes, gradient_bytes, optimizer_bytes, outer_bytes, exchange_bytes;
+    dlx_plan_method methods[DLX_PLAN_METHODS];
+} dlx_plan_result;
+
+/* What the config's run will cost on a link, computed: nothing is measured. Rank and H stay as they
+ * begin, as if sync.adaptation were off; sync.pace is followed. Advised are the largest rank, from
+ * rank_min to rank_max, whose exchange the config's H hides with 10% to spare, or rank_min and the
+ * H that does. docs/algorithm.md has the formulas. DLX_ARGUMENT: an option is out of range;
+ * DLX_CONFIG. */
+DLX_API dlx_status dlx_plan(dlx_plan_result *result, const dlx_config *config,
+                            const dlx_plan_options *options, dlx_error *error);
+
 #ifdef __cplusplus
 }
 #endif

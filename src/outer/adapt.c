@@ -67,24 +67,45 @@ void dlxi_adapt_paper(dlxi_adapt *adapt, const dlxi_adapt_tensor *tensors, size_
         dlxi_adapt_inner_steps(adapt, dlxi_adapt_sum(tensors, count), tensors[0].factor_rank_first);
 }
 
+int dlxi_adapt_rank_limit(int64_t rows, int64_t cols) {
+    int64_t limit = (rows * cols - 1) / (rows + cols);
+    return (int)(limit < 1024 ? limit : 1024);
+}
+
+double dlxi_adapt_choose(int *rank, int rank_min, double inner_steps_max,
+                         double (*steps_at)(void *context, int rank), void *context) {
+    for (;;) {
+        double needed = ceil(steps_at(context, *rank) / 0.9);
+        if (*rank <= rank_min || needed <= inner_steps_max) return needed;
+        --*rank;
+    }
+}
+
+typedef struct by_bytes {
+    double steps_per_byte; /* that the slowest member's exchange takes */
+    uint64_t (*bytes_at)(void *context, int rank);
+    void *context;
+} by_bytes;
+
+static double steps_by_bytes(void *context, int rank) {
+    const by_bytes *b = context;
+    return b->steps_per_byte * (double)b->bytes_at(b->context, rank);
+}
+
 void dlxi_adapt_link(dlxi_adapt *adapt, dlxi_adapt_tensor *tensors, size_t count,
                      const dlxi_adapt_member *members, size_t member_count,
                      uint64_t (*bytes_at)(void *context, int rank), void *context) {
-    /* Steps that the slowest member needs to hide one byte. */
-    double steps_per_byte = 0;
+    by_bytes by = {.bytes_at = bytes_at, .context = context};
     for (size_t i = 0; i < member_count; i++) {
         const dlxi_adapt_member *m = &members[i];
         if (m->step_ns == 0 || m->exchange_ns == 0 || m->exchange_bytes == 0) return;
-        double needed =
-            (double)m->exchange_ns / (double)m->exchange_bytes / (0.9 * (double)m->step_ns);
-        if (needed > steps_per_byte) steps_per_byte = needed;
+        double needed = (double)m->exchange_ns / (double)m->exchange_bytes / (double)m->step_ns;
+        if (needed > by.steps_per_byte) by.steps_per_byte = needed;
     }
     if (member_count == 0) return;
     int rank = adapt->factor_rank_max;
-    while (rank > adapt->factor_rank_min &&
-           ceil(steps_per_byte * (double)bytes_at(context, rank)) > adapt->inner_steps_first)
-        rank--;
-    double steps = ceil(steps_per_byte * (double)bytes_at(context, rank));
+    double steps = dlxi_adapt_choose(&rank, adapt->factor_rank_min, adapt->inner_steps_first,
+                                     steps_by_bytes, &by);
     if (steps < adapt->inner_steps_min) steps = adapt->inner_steps_min;
     if (steps > adapt->inner_steps_first) steps = adapt->inner_steps_first;
     adapt->inner_steps = (uint32_t)steps;

@@ -54,6 +54,15 @@ typedef struct dlxi_adapt_member {
     uint64_t step_ns, exchange_ns, exchange_bytes;
 } dlxi_adapt_member;
 
+/* The largest number of columns for which two factors are smaller than the matrix, up to 1024. */
+int dlxi_adapt_rank_limit(int64_t rows, int64_t cols);
+
+/* The largest rank from rank_min to *rank for which an exchange that takes steps_at(context, rank)
+ * inner steps is hidden by H ≤ inner_steps_max of them with 10% to spare, or rank_min → *rank;
+ * returns the H that it needs. */
+double dlxi_adapt_choose(int *rank, int rank_min, double inner_steps_max,
+                         double (*steps_at)(void *context, int rank), void *context);
+
 /* link. The largest rank, then the shortest H, for which the slowest member hides the exchange with
  * 10% to spare: exchange · bytes(rank) / bytes measured ≤ 0.9 · H · step. bytes_at(context, rank)
  * is C with every tensor at that rank (within its limit). Without measurements nothing changes. */

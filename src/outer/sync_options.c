@@ -83,9 +83,9 @@ dlx_sync_config dlxi_sync_options_resolve(const dlx_sync_config *config) {
     if (c.inner_steps_max == 0) c.inner_steps_max = c.inner_steps + c.inner_steps / 2;
     if (method->when == DLXI_WHEN_WAITED_FOR) c.inner_steps_max = c.inner_steps;
     c.keep_unsent = c.keep_unsent && c.error_feedback;
-    if (method->averages_gradients) { /* rounds of one step, of whole gradients */
+    if (method->averages_gradients) { /* rounds of one step, of whole gradients, in f32 or f16 */
         c.inner_steps = c.inner_steps_min = c.inner_steps_max = 1;
-        c.bits = 32;
+        if (c.bits != 16) c.bits = 32;
         c.factor_rank = c.factor_rank_min = c.factor_rank_max = 0;
         c.adaptation = DLX_ADAPTATION_OFF;
     }

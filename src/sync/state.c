@@ -7,6 +7,7 @@
 #include "base/hash.h"
 #include "base/memory.h"
 #include "base/panic.h"
+#include "outer/cost.h"
 
 int64_t dlxi_state_tensor_values(const dlxi_state_tensor *t) {
     return t->rows * t->cols;
@@ -89,15 +90,9 @@ static bool run_unpack(dlxi_state *s, const int32_t *numbers) {
 
 /* ---- open and close -------------------------------------------------------------------------- */
 
-/* The largest number of columns for which two factors are smaller than the matrix. */
-static int rank_limit(int64_t rows, int64_t cols) {
-    int64_t limit = (rows * cols - 1) / (rows + cols);
-    return (int)(limit < 1024 ? limit : 1024);
-}
-
 static void tensor_plan_factors(const dlxi_state *s, dlxi_state_tensor *t) {
     const dlxi_adapt *adapt = &s->adapt;
-    int limit = rank_limit(t->rows, t->cols), first = s->options.factor_rank;
+    int limit = dlxi_adapt_rank_limit(t->rows, t->cols), first = s->options.factor_rank;
     t->adapt = (dlxi_adapt_tensor){.parameters = t->rows * t->cols,
                                    .factor_rank_first = first,
                                    .factor_rank = first,
@@ -115,7 +110,7 @@ static dlx_status tensor_open(const dlxi_state *s, dlxi_state_tensor *t, const d
     if ((t->name = strdup(from->name)) == NULL)
         DLX_FAIL(error, MEMORY, "out of memory for the name of a tensor");
     t->low_rank = !s->method->averages_gradients && !from->plain && t->kind == DLX_TRAINED &&
-                  rank > 0 && rank <= rank_limit(t->rows, t->cols);
+                  rank > 0 && rank <= dlxi_adapt_rank_limit(t->rows, t->cols);
     if (t->low_rank) tensor_plan_factors(s, t);
     for (int field = 0; field < DLXI_STATE_ADAPTATION; field++) {
         int64_t values = field_capacity(s, t, field);
@@ -227,15 +222,11 @@ uint64_t dlxi_state_exchange_bytes(const dlxi_state *s, int factor_rank) {
     uint64_t bytes = 0;
     for (size_t i = 0; i < s->count; i++) {
         const dlxi_state_tensor *t = &s->tensors[i];
-        int64_t values = dlxi_state_tensor_values(t);
         dlxi_quantiser by = t->kind == DLX_STATISTICS ? dlxi_statistics_quantiser(q) : q;
-        if (t->low_rank) {
-            dlxi_adapt_tensor at = t->adapt;
-            if (factor_rank > 0) at.factor_rank = factor_rank;
-            values = dlxi_adapt_columns(&s->adapt, &at) *
-                     (dlxi_state_stride(s, t->rows) + dlxi_state_stride(s, t->cols));
-        }
-        bytes += (uint64_t)((values + q.group - 1) / q.group) * dlxi_quantiser_group_bytes(by);
+        dlxi_adapt_tensor at = t->adapt;
+        if (factor_rank > 0) at.factor_rank = factor_rank;
+        int columns = t->low_rank ? dlxi_adapt_columns(&s->adapt, &at) : 0;
+        bytes += dlxi_cost_tensor_bytes(t->rows, t->cols, columns, by);
     }
     return bytes;
 }

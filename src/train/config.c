@@ -143,6 +143,13 @@ void dlxi_config_set_defaults(dlxi_config *config) {
     dlxi_options_set_defaults(config, &dlxi_config_table);
 }
 
+dlxi_schedule dlxi_config_schedule(const dlxi_config *c, uint64_t total_tokens) {
+    return (dlxi_schedule){.peak = (float)c->train.learning_rate,
+                           .final_share = (float)c->train.final_learning_rate,
+                           .warmup_tokens = (int64_t)c->train.warmup_tokens,
+                           .total_tokens = (int64_t)total_tokens};
+}
+
 dlxi_model_config dlxi_config_model(const dlxi_config *config) {
     dlxi_model_config model = dlxi_model_config_default((dlxi_family)config->model.family);
     model.layers = config->model.layers;

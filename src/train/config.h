@@ -14,6 +14,7 @@ enum {
 };
 
 enum { DLXI_PACE_CONSTANT, DLXI_PACE_RATE };
+enum { DLXI_PACE_MAX = 10 /* of `rate` */ };
 enum { DLXI_SECURITY_CURVE, DLXI_SECURITY_NONE };
 
 typedef struct dlxi_config {
@@ -67,6 +68,7 @@ dlx_status dlxi_config_check(const dlxi_config *config, dlx_error *error);
 dlx_status dlxi_config_check_coordinator(const dlxi_config *config, const char *coordinator,
                                          dlx_error *error);
 
+dlxi_schedule dlxi_config_schedule(const dlxi_config *config, uint64_t total_tokens);
 dlxi_model_config dlxi_config_model(const dlxi_config *config);
 /* train.micro_batch, or what `auto` means */
 int64_t dlxi_config_micro_batch(const dlxi_config *config);

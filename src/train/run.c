@@ -15,7 +15,7 @@
 #include "options/options.h"
 #include "train/snapshots.h"
 
-enum { PACE_MAX = 10, LOST_BYTES = 360 };
+enum { LOST_BYTES = 360 };
 
 /* Rank 0 reports for the site. */
 static void event_send(const site_run *r, dlx_event *event) {
@@ -191,7 +191,7 @@ static dlx_status sync_open(site_run *r, dlx_error *error) {
     /* a gradient mean has no rounds, and with short leases its windows are those of one site with
      * the whole batch */
     if (c->pace == DLXI_PACE_RATE && sync.overlap != DLX_OVERLAP_ALLREDUCE)
-        sync.pace_max = PACE_MAX;
+        sync.pace_max = DLXI_PACE_MAX;
     sync.windows = (uint64_t)r->sampler.windows;
     sync.tokens_per_window = (uint64_t)c->model.context;
     sync.data_hash = r->data_hash;
@@ -378,10 +378,7 @@ static void step_show(site_run *r, const dlx_step *step, double loss, float rate
 static dlx_status step_train(site_run *r, dlx_step *step, dlx_error *error) {
     const dlxi_config *c = r->config;
     const uint64_t tokens = (uint64_t)(c->train.batch * c->model.context);
-    const dlxi_schedule schedule = {.peak = (float)c->train.learning_rate,
-                                    .final_share = (float)c->train.final_learning_rate,
-                                    .warmup_tokens = (int64_t)c->train.warmup_tokens,
-                                    .total_tokens = (int64_t)dlx_sync_tokens_target(r->sync)};
+    const dlxi_schedule schedule = dlxi_config_schedule(c, dlx_sync_tokens_target(r->sync));
     float scale = (float)dlxi_config_micro_batch(c) / (float)c->train.batch;
     double loss, norm, begun_s = dlxi_clock_s(), sync_s = 0;
     int64_t step_tokens = (int64_t)(tokens * dlx_sync_site_count(r->sync));

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Evaluation, generation, snapshots, benchmarks: what needs no run. The arguments are checked. */
+/* Evaluation, generation, snapshots, benchmarks, plans: what needs no run. The arguments are checked. */
 #ifndef DLXI_TRAIN_TOOLS_H
 #define DLXI_TRAIN_TOOLS_H
 
@@ -15,5 +15,7 @@ dlx_status dlxi_bench_model(dlx_bench_model_result *result, uint32_t batch, uint
                             uint32_t steps, int threads, bool f32, dlx_error *error);
 dlx_status dlxi_bench_stages(dlx_bench_stages_result *result, const dlxi_config *config, int stages,
                              dlx_error *error);
+dlx_status dlxi_plan(dlx_plan_result *result, const dlxi_config *config,
+                     const dlx_plan_options *options, dlx_error *error);
 
 #endif

@@ -210,3 +210,18 @@ dlx_status dlx_bench_stages(dlx_bench_stages_result *result, const dlx_config *c
                  DLXI_STAGES_MAX);
     return dlxi_bench_stages(result, &config->values, (int)stages, error);
 }
+
+dlx_status dlx_plan(dlx_plan_result *result, const dlx_config *config,
+                    const dlx_plan_options *options, dlx_error *error) {
+    DLXI_NOT_NULL(result);
+    DLXI_NOT_NULL(config);
+    DLXI_NOT_NULL(options);
+    if (options->sites < 1 || options->sites > DLXI_SITES_MAX)
+        DLX_FAIL(error, ARGUMENT, "sites: %u is out of range; allowed: 1 to %d", options->sites,
+                 DLXI_SITES_MAX);
+    if (!(options->link_bytes_per_s > 0 && options->delay_s >= 0 && options->delay_s <= 60))
+        DLX_FAIL(error, ARGUMENT, "link: its rate is above 0, its delay 0 to 60 s");
+    if (!(options->step_s > 0 || (options->step_s == 0 && options->flops_per_s > 0)))
+        DLX_FAIL(error, ARGUMENT, "a step's time, or a rank's rate of operations, is above 0");
+    return dlxi_plan(result, &config->values, options, error);
+}
