@@ -137,15 +137,14 @@ static int plan_print(const dlx_config *config, const dlx_plan_options *options)
 static int run(void) {
     dlx_error error;
     dlx_config *config = NULL;
-    dlx_plan_options options = {.size = sizeof options,
-                                .sites = (uint32_t)given.sites,
-                                .step_s = given.step_s,
-                                .flops_per_s = given.flops};
-    const char *link = given.link != NULL ? given.link : "1gbit,30ms";
-    if (!link_parse(&options, link))
+    dlx_plan_options options = DLX_PLAN_OPTIONS_INIT;
+    options.sites = (uint32_t)given.sites;
+    options.step_s = given.step_s;
+    options.flops_per_s = given.flops;
+    if (given.link != NULL && !link_parse(&options, given.link))
         return fail_use("plan: --link: '%.64s' is not a rate and a delay; allowed: a number with "
                         "bit, kbit, mbit or gbit, then a comma and one with us, ms or s",
-                        link);
+                        given.link);
     if (config_read(&config, given.config.path, NULL, given.config.sets, &error) != DLX_OK)
         return fail_with(&error);
     int exit_code = plan_print(config, &options);

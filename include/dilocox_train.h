@@ -307,6 +307,16 @@ typedef struct dlx_plan_options {
     double flops_per_s;      /* that a rank reaches in training; not read if step_s is given */
 } dlx_plan_options;
 
+/* 1 Gbit/s, 30 ms. */
+#define DLX_PLAN_OPTIONS_INIT                                                                      \
+    {                                                                                              \
+        .size = sizeof(dlx_plan_options), .sites = 2, .link_bytes_per_s = 1.25e8, .delay_s = 0.03, \
+        .flops_per_s = 5e10                                                                        \
+    }
+
+/* As dlx_sync_config_default. */
+DLX_API void dlx_plan_options_default(dlx_plan_options *options, size_t size);
+
 typedef struct dlx_plan_method {
     const char *name;                 /* static */
     uint32_t rank, inner_steps;       /* at the start; rank 0: whole matrices */

@@ -71,9 +71,10 @@ What
 .BR config ,
 .BR eval ,
 .BR generate ,
-.B inspect
-and
+.BR inspect ,
 .B keygen
+and
+.B plan
 print is their result: they fail if it is lost, and end with status 141 or by SIGPIPE if its reader
 closes the pipe.
 .BR launch ,

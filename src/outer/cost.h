@@ -12,7 +12,7 @@ typedef struct dlxi_cost_link {
     double delay_s;     /* one way, between any two processes */
 } dlxi_cost_link;
 
-/* Bytes of one member's contribution of a tensor: `columns` of each factor, or, if 0, all values. */
+/* Bytes of one member's contribution of a tensor: `columns` of each factor; 0: all values. */
 uint64_t dlxi_cost_tensor_bytes(int64_t rows, int64_t cols, int columns, dlxi_quantiser quantiser);
 
 /* What a member sends of a payload (the whole vector, quantised): its contributions to the others'
@@ -20,7 +20,7 @@ uint64_t dlxi_cost_tensor_bytes(int64_t rows, int64_t cols, int columns, dlxi_qu
 double dlxi_cost_sent_bytes(double payload, int sites);
 
 /* From the last submission to the commit: what is sent at the link's rate; the way of submission,
- * beginning, staged result and commit; and for each of `trips` that of contributions and results. */
+ * beginning, staged result and commit; for each of `trips` that of contributions and results. */
 double dlxi_cost_exchange_s(double payload, int trips, int sites, const dlxi_cost_link *link);
 
 typedef struct dlxi_cost_run {

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Evaluation, generation, snapshots, benchmarks, plans: what needs no run. The arguments are checked. */
+/* Evaluation, generation, snapshots, benchmarks, plans: what needs no run. The arguments are
+ * checked. */
 #ifndef DLXI_TRAIN_TOOLS_H
 #define DLXI_TRAIN_TOOLS_H
 

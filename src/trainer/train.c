@@ -211,17 +211,26 @@ dlx_status dlx_bench_stages(dlx_bench_stages_result *result, const dlx_config *c
     return dlxi_bench_stages(result, &config->values, (int)stages, error);
 }
 
+static const dlx_plan_options plan_default = DLX_PLAN_OPTIONS_INIT;
+
+void dlx_plan_options_default(dlx_plan_options *options, size_t size) {
+    dlxi_sized_default(options, size, &plan_default, sizeof plan_default);
+}
+
 dlx_status dlx_plan(dlx_plan_result *result, const dlx_config *config,
                     const dlx_plan_options *options, dlx_error *error) {
+    dlx_plan_options own = plan_default;
     DLXI_NOT_NULL(result);
     DLXI_NOT_NULL(config);
     DLXI_NOT_NULL(options);
-    if (options->sites < 1 || options->sites > DLXI_SITES_MAX)
-        DLX_FAIL(error, ARGUMENT, "sites: %u is out of range; allowed: 1 to %d", options->sites,
+    DLX_TRY(dlxi_sized_read(&own, sizeof own, offsetof(dlx_plan_options, link_bytes_per_s), options,
+                            "DLX_PLAN_OPTIONS_INIT", error));
+    if (own.sites < 1 || own.sites > DLXI_SITES_MAX)
+        DLX_FAIL(error, ARGUMENT, "sites: %u is out of range; allowed: 1 to %d", own.sites,
                  DLXI_SITES_MAX);
-    if (!(options->link_bytes_per_s > 0 && options->delay_s >= 0 && options->delay_s <= 60))
+    if (!(own.link_bytes_per_s > 0 && own.delay_s >= 0 && own.delay_s <= 60))
         DLX_FAIL(error, ARGUMENT, "link: its rate is above 0, its delay 0 to 60 s");
-    if (!(options->step_s > 0 || (options->step_s == 0 && options->flops_per_s > 0)))
+    if (!(own.step_s > 0 || (own.step_s == 0 && own.flops_per_s > 0)))
         DLX_FAIL(error, ARGUMENT, "a step's time, or a rank's rate of operations, is above 0");
-    return dlxi_plan(result, &config->values, options, error);
+    return dlxi_plan(result, &config->values, &own, error);
 }

@@ -72,7 +72,7 @@ class Options(Case):
         self.assertIn("dilocox launch", shown.text("stderr"))
         self.assertEqual(shown.text("stdout"), "")
         self.assertIn("dilocox launch", self.call("--help").text("stdout"))
-        for name in ("launch", "train", "coordinator", "eval", "generate", "tokenize", "config", "inspect", "keygen", "bench"):
+        for name in ("launch", "train", "coordinator", "eval", "generate", "tokenize", "config", "inspect", "keygen", "plan", "bench"):
             shown = self.call(name, "--help")
             self.assertTrue(shown.text("stdout").startswith(f"dilocox {name} "), shown.everything())
             self.assertEqual(shown.text("stderr"), "")

@@ -6,7 +6,7 @@ import re
 from harness import Case, main
 
 COMMANDS = ("launch", "train", "coordinator", "eval", "generate", "tokenize", "config", "inspect", "keygen",
-            "bench")
+            "plan", "bench")
 
 
 class CommandLine(Case):

@@ -87,6 +87,8 @@ static void values_in_use(void **state) {
     assert_true(used.inner_steps == 1 && used.inner_steps_min == 1 && used.inner_steps_max == 1);
     assert_true(used.bits == 32 && used.factor_rank == 0 && used.factor_rank_max == 0);
     assert_int_equal(used.adaptation, DLX_ADAPTATION_OFF);
+    config.bits = 16;
+    assert_int_equal(dlxi_sync_options_resolve(&config).bits, 16);
 }
 
 /* Another value than the default, and than what that stands for. */

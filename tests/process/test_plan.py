@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dilocox plan: what it prints, against sums made here."""
+import re
+
+from harness import Case, main
+
+MODEL = {"family": "llama", "layers": 2, "width": 256, "heads": 4, "kv_heads": 4, "mlp_width": 512, "context": 64, "vocabulary": 256}
+MATRICES = [(256, 256)] * 8 + [(512, 256)] * 6 + [(256, 256)] * 2  # two tables
+VECTORS = [(1, 256)] * 5
+PARAMETERS = sum(rows * cols for rows, cols in MATRICES + VECTORS)
+RATE, DELAY_S, FRAMING = 1e6, 0.02, 1.06  # bytes/s
+
+
+def groups(rows, cols, rank):
+    """Of 64 values; factors are padded to them."""
+    if 0 < rank < rows * cols / (rows + cols):
+        return rank * ((rows + 63) // 64 + (cols + 63) // 64)
+    return (rows * cols + 63) // 64
+
+
+def exchange_s(rank, group_bytes):
+    payload = sum(groups(rows, cols, rank) for rows, cols in MATRICES + VECTORS) * group_bytes
+    return FRAMING * payload / RATE + (4 + 2 * (2 if rank else 1)) * DELAY_S
+
+
+class Plan(Case):
+    def rows(self, *words, **sync):
+        """{method: its columns}"""
+        file = self.config(model=MODEL, sync={"overlap": "carry", "inner_steps": 16, "pace": "constant", "compression": {"rank": 64}, **sync},
+                           train={"tokens": 1024000, "batch": 8})
+        self.text = self.call("plan", file, "--link", "8mbit,20ms", *words).text("stdout")
+        return {line[:20].strip(): line[20:].split() for line in self.text.splitlines() if re.match(r".{20} +[0-9]+ +(whole|[0-9]+) ", line)}
+
+    def seconds(self, columns):
+        value, unit = float(columns[2]), columns[3]
+        return value / {"s": 1, "ms": 1000}[unit]
+
+    def test_exchanges(self):
+        rows = self.rows("--step", "0.1")
+        self.assertIn(f"{PARAMETERS / 1e6:.4g} M parameters", self.text)
+        for method, rank, group_bytes in (("allreduce, f32", 0, 256), ("allreduce, f16", 0, 128), ("none, f16", 0, 128),
+                                          ("delayed, f32", 0, 256), ("this config", 64, 34)):
+            self.assertAlmostEqual(self.seconds(rows[method]) / exchange_s(rank, group_bytes), 1, delta=0.02, msg=method)
+
+    def test_speeds(self):
+        """1,000 steps of 2 sites: each step, or each of 62 and a half rounds, waits; or none does but for the last."""
+        rows = self.rows("--step", "0.1")
+        efficiency = {method: float(columns[5]) for method, columns in rows.items()}
+        self.assertAlmostEqual(efficiency["allreduce, f32"], 0.1 / (0.1 + exchange_s(0, 256)), delta=2e-4)
+        self.assertAlmostEqual(efficiency["none, f16"], 100 / (100 + 63 * exchange_s(0, 128)), delta=2e-4)
+        self.assertAlmostEqual(efficiency["this config"], 100 / (100 + exchange_s(64, 34)), delta=2e-4)
+        self.assertEqual((rows["this config"][4], rows["none, f16"][4]), ("yes", "no"))
+        self.assertAlmostEqual(float(rows["this config"][6]), 2 * 8 * 64 / 0.1 * efficiency["this config"], delta=6)
+
+    def test_advice(self):
+        """The largest rank that H hides; on a faster step the least rank and a longer H."""
+        rank, steps = (int(word) for word in re.search("rank=([0-9]+) --set sync.inner_steps=([0-9]+)", self.advised("0.02")).groups())
+        self.assertTrue(16 < rank < 128)
+        self.assertEqual(steps, 16)
+        self.assertLessEqual(exchange_s(rank, 34), 0.9 * 16 * 0.02)
+        self.assertGreater(exchange_s(rank + 1, 34), 0.9 * 16 * 0.02)
+        self.assertRegex(self.advised("0.0025"), f"rank=16 --set sync.inner_steps={int(-(-exchange_s(16, 34) // 0.00225))}$")
+
+    def advised(self, step):
+        self.rows("--step", step)
+        return self.text
+
+    def test_step_by_operations(self):
+        """6 N T, over both stages, of which one idles a fifth of the time."""
+        self.rows("--flops", "1e9", "--set", "site.stages=2", "--set", "train.micro_batch=2")
+        seconds = 6 * PARAMETERS * 8 * 64 / 2e9 / (1 - 1 / 5)
+        self.assertIn(f"inner step          {seconds:.1f} s, by operations and --flops; a stage idles 20.0 % of it", self.text)
+
+    def test_memory(self):
+        """AdamW, carry: parameters, gradients, two moments, and θ, v, e and start."""
+        self.rows("--step", "0.1")
+        megabytes = 4 * PARAMETERS / 1e6
+        self.assertIn(f"parameters {megabytes:.1f} MB, gradients {megabytes:.1f} MB, optimiser {2 * megabytes:.1f} MB, "
+                      f"outer state {4 * megabytes:.1f} MB", self.text)
+
+    def test_defaults(self):
+        self.assertIn("this config", self.call("plan").text("stdout"))
+
+    def test_wrong_input(self):
+        self.refused("^dilocox: plan: --link: '100,20ms' is not a rate and a delay; allowed: a number with bit, kbit, mbit", "plan", "--link", "100,20ms")
+        self.refused("^dilocox: plan: --link: '0mbit,20ms'", "plan", "--link", "0mbit,20ms")
+        self.refused("^dilocox: plan: --link: '1mbit,20m'", "plan", "--link", "1mbit,20m")
+        self.refused("^dilocox: --?link|^dilocox: link: ", "plan", "--link", "1mbit,100s")
+        self.refused("^dilocox: plan: --sites: 65", "plan", "--sites", "65")
+        self.refused("^dilocox: plan: --flops: 0", "plan", "--flops", "0")
+        self.refused("model.heads", "plan", "--set", "model.heads=7")
+
+
+if __name__ == "__main__":
+    main(at_once=4)
