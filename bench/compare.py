@@ -12,7 +12,8 @@ A run on a link goes to its end, since H changes on the way; one that needs more
 is ended by Ctrl-C once it has ROUNDS rounds, and one of allreduce, whose steps are alike, once it
 has ALLREDUCE_STEPS. Speeds count from the end of the first step to that of the last round that was
 applied (allreduce: step).
-*alone*: both sites at once, each a run of its own without a network: what they could do at most.
+*alone*: both sites at once, each a run of its own without a network: what they could do at most. It
+is measured before and after each run, since processors' speed drifts; *efficiency* is over the mean.
 *hidden*: allreduce if each exchange ran while the same site computes, as far as it has to compute;
 derived from its measured step and alone's: max(alone's, measured - alone's). No real one reaches
 that, since gradients are there only when half of a step's work is done. Speed-ups are over it."""
