@@ -93,6 +93,13 @@ class Bench:
             speed += (len(steps) - 11) * BATCH * MODEL["context"] / (steps[-2]["time_s"] - steps[9]["time_s"])
         return speed
 
+    def beside_alone(self, alone, *arguments):
+        """A run, and what the sites could do alone before and after it."""
+        result = self.run(*arguments)
+        alone.append(self.alone("alone"))
+        result["alone"] = statistics.fmean(alone[-2:])
+        return result
+
     def run(self, name, method, rate=0, delay=0, whole=False):
         """What a run in the lab has measured."""
         directory, path = self.config(name, METHODS[method])
@@ -162,24 +169,28 @@ def middle(values, form="{:,.0f}"):
     return text if len(values) == 1 else f"{text} ({form.format(min(values))} to {form.format(max(values))})"
 
 
-def hidden(runs, alone):
+def mid(runs, name):
+    return statistics.median(r[name] for r in runs)
+
+
+def hidden(runs):
     """tokens/s of AllReduce whose exchange takes no time while there is something to compute."""
-    step_s = 1 / statistics.median(alone)
-    return 1 / max(step_s, 1 / statistics.median(r["tokens_per_s"] for r in runs) - step_s)
+    alone_s = 1 / mid(runs, "alone")
+    return 1 / max(alone_s, 1 / mid(runs, "tokens_per_s") - alone_s)
 
 
-def print_link(ratio, rate, delay, alone, rows):
-    base = hidden(rows["allreduce, f32"], alone)
+def print_link(ratio, rate, delay, rows):
+    base = hidden(rows["allreduce, f32"])
     print(f"\nRatio {ratio}: {rate / 1e6:.3g} Mbit/s, {delay * 1e3:.2g} ms\n")
     print("| method | tokens/s | speed-up | efficiency | bytes per token | rounds | validation loss |\n| --- | --- | --- | --- | --- | --- | --- |")
     for method, runs in rows.items():
         speeds = [r["tokens_per_s"] for r in runs]
         loss = middle([r["val_loss"] for r in runs], "{:.3f}") if all(r["whole"] for r in runs) else ""
-        print(f"| {method} | {middle(speeds)} | {statistics.median(speeds) / base:,.2f} | {statistics.median(speeds) / statistics.median(alone):.3f} | "
+        print(f"| {method} | {middle(speeds)} | {statistics.median(speeds) / base:,.2f} | {middle([r['tokens_per_s'] / r['alone'] for r in runs], '{:.3f}')} | "
               f"{middle([r['bytes_per_token'] for r in runs], '{:,.1f}')} | {middle([r['rounds'] for r in runs])} | {loss} |", flush=True)
         if method.startswith("allreduce"):
-            speed = hidden(runs, alone)
-            print(f"| {method}, hidden (derived) | {speed:,.0f} | {speed / base:,.2f} | {speed / statistics.median(alone):.3f} | | | |")
+            speed = hidden(runs)
+            print(f"| {method}, hidden (derived) | {speed:,.0f} | {speed / base:,.2f} | {speed / mid(runs, 'alone'):.3f} | | | |")
 
 
 def smooth(curve, width=32):
@@ -196,7 +207,7 @@ def by_time(results, ratio):
         if runs[0]["whole"]:
             curves[method] = [(at_s, loss) for _, at_s, loss in smooth(runs[0]["curve"])]
         else:
-            speed = hidden(runs, results["alone"]) if method.startswith("allreduce") else statistics.median(r["tokens_per_s"] for r in runs)
+            speed = hidden(runs) if method.startswith("allreduce") else mid(runs, "tokens_per_s")
             curves[method + " (derived)"] = [(2 * step * BATCH * MODEL["context"] / speed, loss) for step, _, loss in smooth(results["whole"][method]["curve"])]
     return curves
 
@@ -217,8 +228,8 @@ def charts(out, results, ratio):
         for method in methods:
             data.write(f'"{method}"\n')
             for link in links.values():
-                base = hidden(link["runs"]["allreduce, f32"], results["alone"])
-                data.write(f"{link['rate'] / 1e6} {statistics.median(r['tokens_per_s'] for r in link['runs'][method]) / base}\n")
+                base = hidden(link["runs"]["allreduce, f32"])
+                data.write(f"{link['rate'] / 1e6} {mid(link['runs'][method], 'tokens_per_s') / base}\n")
             data.write("\n\n")
     with open(os.path.join(out, "loss.dat"), "w") as data:
         for method, curve in by_time(results, ratio).items():
@@ -256,18 +267,18 @@ def main():
     bench = Bench(options)
     results = {"parameters": parameters(), "links": {}, "whole": {}, "alone": []}
     print(f"{parameters():,} parameters, {BATCH} x {MODEL['context']} tokens per step and site, {os.cpu_count()} cores")
-    results["alone"].append(bench.alone("alone-0"))
-    step_s = 2 * BATCH * MODEL["context"] / results["alone"][0]
-    print(f"alone: {results['alone'][0]:,.0f} tokens/s, {step_s * 1e3:.1f} ms per step")
+    alone = results["alone"]
+    alone += [bench.alone("alone") for _ in range(3)]
+    step_s = 2 * BATCH * MODEL["context"] / statistics.median(alone)
+    print(f"alone: {middle(alone)} tokens/s, {step_s * 1e3:.1f} ms per step", flush=True)
     for ratio in ratios:
         rate, delay = parameters() * 32 / (ratio * step_s), min(DELAY_S, ratio * step_s / 50)
         runs = {method: [] for method in methods}
         for k in range(options.repeats):
             for method in methods if k % 2 == 0 else reversed(methods):
-                runs[method].append(bench.run(f"{ratio}-{list(METHODS).index(method)}-{k}", method, rate, delay))
+                runs[method].append(bench.beside_alone(alone, f"{ratio}-{list(METHODS).index(method)}-{k}", method, rate, delay))
         results["links"][str(ratio)] = {"rate": rate, "delay": delay, "runs": runs}
-        results["alone"].append(bench.alone(f"alone-{ratio}"))
-        print_link(ratio, rate, delay, results["alone"], runs)
+        print_link(ratio, rate, delay, runs)
     print("\nWhole runs, no network:\n\n| method | validation loss | bytes per token | rounds |\n| --- | --- | --- | --- |")
     for method in methods:
         w = results["whole"][method] = bench.run(f"whole-{list(METHODS).index(method)}", method, whole=True)
@@ -276,7 +287,7 @@ def main():
     print(f"\nOn the link of ratio {ratios[-1]} after {end_s:.0f} s\n\n| method | training loss |\n| --- | --- |")
     for method, loss in losses.items():
         print(f"| {method} | {loss:.3f} |")
-    print(f"\nalone: {middle(results['alone'])} tokens/s")
+    print(f"\nalone: {middle(alone)} tokens/s")
     with open(os.path.join(options.out, "results.json"), "w") as out:
         json.dump(results, out)
     charts(options.out, results, ratios[-1])
