@@ -36,6 +36,7 @@ MODEL = {"family": "llama", "layers": 5, "width": 128, "heads": 4, "kv_heads": 4
 BATCH = 4
 STEPS = 800  # of a site in a whole run
 ALLREDUCE_STEPS, ROUNDS = 6, 4
+GIVE_UP = 4  # times --most
 DELAY_S = 0.02  # at most, and a fiftieth of the time of a gradient
 METHODS = {
     "allreduce, f32": {"overlap": "allreduce", "compression": {"rank": 0, "bits": "none"}},
@@ -129,7 +130,7 @@ class Bench:
             begin = begin or (time.monotonic() if steps else None)
             passed_s = time.monotonic() - begin if begin else 0
             enough = len(steps) > ALLREDUCE_STEPS if allreduce else len(rounds) >= ROUNDS and passed_s > self.most_s
-            if enough and not whole:
+            if not whole and (enough or passed_s > GIVE_UP * self.most_s):
                 break
         for process in started:
             if process.poll() is None:
@@ -153,11 +154,12 @@ class Bench:
             sent += last["wan_bytes_sent"]
             curve = curve or [(e["step"], e["time_s"], e["loss"]) for e in steps]
         result = {"tokens_per_s": speed, "seconds": seconds, "bytes_per_token": sent / tokens, "rounds": rounds_most, "curve": curve,
-                  "whole": tokens >= 2 * STEPS * BATCH * MODEL["context"]}
+                  "whole": False}
         path = os.path.join(directory, "run", "summary.json")
         if os.path.exists(path):
             with open(path) as text:
                 result["val_loss"] = json.load(text).get("val_loss")
+            result["whole"] = result["val_loss"] is not None and tokens >= 2 * STEPS * BATCH * MODEL["context"]
         return result
 
 

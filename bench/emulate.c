@@ -82,7 +82,7 @@ static bool model_make(model *m, size_t parameters) {
             .name = m->names[m->count], .data = data, .rows = (int64_t)rows, .cols = WIDTH};
         left -= left < rows * WIDTH ? left : rows * WIDTH;
     }
-    return true;
+    return m->count < TENSORS_MAX;
 }
 
 static void model_free(model *m) {
@@ -102,22 +102,23 @@ static void model_move(model *m, uint64_t *state) {
     }
 }
 
-static void option_set(dlx_sync_config *config, const char *word) {
+static bool option_set(dlx_sync_config *config, const char *word) {
     const char *value = strchr(word, '=');
-    size_t length = value != NULL ? (size_t)(value - word) : strlen(word);
-    int number = value != NULL ? atoi(value + 1) : 0;
+    if (value == NULL) return false;
+    size_t length = (size_t)(value - word);
+    int number = atoi(value + 1);
     static const char *const overlaps[] = {"allreduce", "none", "delayed", "eager", "carry"};
     static const char *const adaptations[] = {"off", "paper", "link"};
 #define IS(name) (length == strlen(name) && strncmp(word, name, length) == 0)
     for (int i = 0; IS("overlap") && i < 5; i++)
-        if (strcmp(value + 1, overlaps[i]) == 0) config->overlap = (dlx_overlap)i;
+        if (strcmp(value + 1, overlaps[i]) == 0) return config->overlap = (dlx_overlap)i, true;
     for (int i = 0; IS("adaptation") && i < 3; i++)
-        if (strcmp(value + 1, adaptations[i]) == 0) config->adaptation = (dlx_adaptation)i;
-    if (IS("inner_steps")) config->inner_steps = (uint32_t)number;
-    if (IS("inner_steps_max")) config->inner_steps_max = (uint32_t)number;
-    if (IS("rank")) config->factor_rank = number;
-    if (IS("bits")) config->bits = number;
-    if (IS("timeout_s")) config->timeout_ms = 1000 * (uint32_t)number;
+        if (strcmp(value + 1, adaptations[i]) == 0)
+            return config->adaptation = (dlx_adaptation)i, true;
+    if (IS("inner_steps")) return config->inner_steps = (uint32_t)number, true;
+    if (IS("rank")) return config->factor_rank = number, true;
+    if (IS("bits")) return config->bits = number, true;
+    return false;
 #undef IS
 }
 
@@ -164,6 +165,10 @@ static dlx_status train(dlx_sync *sync, model *m, double step_s, uint64_t seed, 
             last = next, last_waited_s = waited_s;
         next = mark_take(sync, steps);
     }
+    if (last.rounds == first.rounds) {
+        snprintf(error->message, sizeof error->message, "fewer than 3 rounds");
+        return DLX_ARGUMENT;
+    }
     double rounds = (double)(last.rounds - first.rounds), seconds = last.at_s - first.at_s;
     dlx_statistics statistics = DLX_STATISTICS_INIT;
     dlx_status status = dlx_sync_statistics(sync, &statistics, error);
@@ -186,7 +191,11 @@ static int site(int count, char **words) {
     dlx_sync_config config = DLX_SYNC_CONFIG_INIT;
     config.site = words[1];
     config.link = link_of(words);
-    for (int i = 7; i < count; i++) option_set(&config, words[i]);
+    for (int i = 7; i < count; i++)
+        if (!option_set(&config, words[i])) {
+            fprintf(stderr, "emulate: no option '%s'\n", words[i]);
+            return 2;
+        }
     dlx_status status = DLX_MEMORY;
     if (model_make(&m, strtoull(words[6], NULL, 10)))
         status = dlx_sync_open(&sync, &config, m.tensors, m.count, &error);

@@ -2,7 +2,6 @@
 /* dilocox plan: what a run will cost on a link, computed. */
 #include "cli.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,15 +34,19 @@ static const dlxi_option rows[] = {
                          .value_name = "N"),
 };
 
-/* *out ← a number with one of these units. */
+/* *out ← a decimal number with one of these units. */
 static bool unit_parse(double *out, const char *text, const char *const *units,
                        const double *factors) {
-    char *end;
-    double value = strtod(text, &end);
-    for (int i = 0; end != text && units[i] != NULL; i++)
-        if (strcmp(end, units[i]) == 0) {
+    size_t digits = strspn(text, "0123456789.");
+    char number[32], *end;
+    if (digits == 0 || digits >= sizeof number) return false;
+    memcpy(number, text, digits);
+    number[digits] = '\0';
+    double value = strtod(number, &end);
+    for (int i = 0; *end == '\0' && units[i] != NULL; i++)
+        if (strcmp(text + digits, units[i]) == 0) {
             *out = value * factors[i];
-            return isfinite(*out) && *out >= 0;
+            return true;
         }
     return false;
 }
@@ -53,24 +56,23 @@ static bool link_parse(dlx_plan_options *options, const char *text) {
     static const double rate_factors[] = {1, 1e3, 1e6, 1e9};
     static const char *const delays[] = {"us", "ms", "s", NULL};
     static const double delay_factors[] = {1e-6, 1e-3, 1};
-    char rate[32];
+    char rate[48];
     size_t length = strcspn(text, ",");
     double bits;
-    if (length >= sizeof rate) return false;
+    if (length >= sizeof rate || text[length] == '\0') return false;
     memcpy(rate, text, length);
     rate[length] = '\0';
-    if (!unit_parse(&bits, rate, rates, rate_factors) || bits <= 0) return false;
+    if (!unit_parse(&bits, rate, rates, rate_factors) || bits < 1 || bits > 1e15) return false;
     options->link_bytes_per_s = bits / 8;
-    options->delay_s = 0;
-    return text[length] == '\0' ||
-           unit_parse(&options->delay_s, text + length + 1, delays, delay_factors);
+    return unit_parse(&options->delay_s, text + length + 1, delays, delay_factors) &&
+           options->delay_s <= 60;
 }
 
 static void time_format(char text[32], double s) {
-    if (s < 1)
+    if (s < 0.9995)
         snprintf(text, 32, "%.3g ms", 1e3 * s);
     else
-        snprintf(text, 32, s < 1000 ? "%.1f s" : "%.3g s", s);
+        snprintf(text, 32, s < 1000 ? "%.1f s" : "%.0f s", s);
 }
 
 static void method_print(const dlx_plan_method *m, double base) {
@@ -100,17 +102,27 @@ static void memory_print(const dlx_plan_result *r) {
         printf(" %s %s,", parts[i].name, text);
     }
     bytes_format(text, (double)sum);
-    printf(" in all %s (without activations)\n", text);
+    printf(" in all %s\n", text);
 }
 
 static void advice_print(const dlx_plan_result *r) {
     const dlx_plan_method *own = &r->methods[DLX_PLAN_METHODS - 2], *advice = own + 1;
-    if (advice->rank == own->rank && advice->inner_steps == own->inner_steps) {
-        printf("\nThe config's rank and H fit this link.\n");
+    bool waits = strcmp(advice->overlap, own->overlap) != 0;
+    printf("\n");
+    if (waits) printf("Under %s each exchange is waited for. ", own->overlap);
+    if (!waits && advice->rank == own->rank && advice->inner_steps == own->inner_steps &&
+        advice->exchange_steps == own->exchange_steps) {
+        printf("The config's rank and H fit this link.\n");
         return;
     }
-    printf("\nAdvised: --set sync.compression.rank=%u --set sync.inner_steps=%u\n", advice->rank,
+    printf("Advised:");
+    if (waits) printf(" --set sync.overlap=%s", advice->overlap);
+    printf(" --set sync.compression.rank=%u --set sync.inner_steps=%u", advice->rank,
            advice->inner_steps);
+    if (advice->inner_steps > own->inner_steps) printf(" --set sync.inner_steps_max=0");
+    if (advice->exchange_steps != own->exchange_steps)
+        printf(" --set sync.exchange_steps=%u", advice->exchange_steps);
+    printf("\n");
 }
 
 static int plan_print(const dlx_config *config, const dlx_plan_options *options) {
@@ -142,8 +154,8 @@ static int run(void) {
     options.step_s = given.step_s;
     options.flops_per_s = given.flops;
     if (given.link != NULL && !link_parse(&options, given.link))
-        return fail_use("plan: --link: '%.64s' is not a rate and a delay; allowed: a number with "
-                        "bit, kbit, mbit or gbit, then a comma and one with us, ms or s",
+        return fail_use("plan: --link: '%.64s' is not a rate and a delay; allowed: 1bit to "
+                        "1000000gbit, a comma, and up to 60s: 100mbit,20ms",
                         given.link);
     if (config_read(&config, given.config.path, NULL, given.config.sets, &error) != DLX_OK)
         return fail_with(&error);
@@ -160,7 +172,8 @@ const command plan_command = {
         "  For each method: H and rank at the start, the time of an exchange, whether training\n"
         "  hides it, tokens per second over those without an exchange (efficiency) and over\n"
         "  AllReduce in f32 (speed-up), and what all sites send. Rank and H are taken as if\n"
-        "  sync.adaptation were off; sync.pace is followed. Nothing is measured.\n",
+        "  sync.adaptation were off; sync.pace is followed. Memory is that of the rank that needs\n"
+        "  most, without activations and sync.history_mib. Nothing is measured.\n",
     .arguments = COMMAND_TABLE(rows),
     .needed = 0,
     .prints = true,

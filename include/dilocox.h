@@ -276,7 +276,7 @@ typedef dlx_status (*dlx_gather)(void *context, void *all, const void *own, size
     X(INT, factor_rank_max, "sync.compression.rank_max", 0, 0, 1024, SAME,                         \
       "adaptation's upper bound; 0: twice rank")                                                   \
     X(BITS, bits, "sync.compression.bits", 4, 4, 32, SAME,                                         \
-      "of a value sent")                                                                           \
+      "of a value sent; under allreduce 16, or else none")                                         \
     X(INT, group, "sync.compression.group", 64, 2, 1024, SAME,                                     \
       "values that share a scale; even")                                                           \
     X(FLAG, error_feedback, "sync.compression.error_feedback", true, false, true, SAME,            \

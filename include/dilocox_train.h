@@ -318,14 +318,15 @@ typedef struct dlx_plan_options {
 DLX_API void dlx_plan_options_default(dlx_plan_options *options, size_t size);
 
 typedef struct dlx_plan_method {
-    const char *name;                 /* static */
+    const char *name, *overlap;       /* static; sync.overlap's word */
     uint32_t rank, inner_steps;       /* at the start; rank 0: whole matrices */
+    uint32_t exchange_steps;          /* the option's */
     double exchange_s;                /* of one exchange */
     double tokens_per_s, efficiency;  /* of all sites; over those without an exchange */
     double waited_share;              /* of the run's time */
     double bytes_per_token;           /* sent by all sites, of the run's tokens */
     uint64_t rounds, inner_steps_max; /* the longest round's */
-    bool hidden;                      /* no round waits for its exchange, but the last one */
+    bool hidden;                      /* no step waits for an exchange; only the run's end does */
 } dlx_plan_method;
 
 /* The two last: the config as it is, and with the advised rank and H. */
@@ -335,7 +336,8 @@ typedef struct dlx_plan_result {
     uint64_t parameters; /* all of the model's */
     double step_s, pipeline_idle_share;
     double tokens_per_s; /* of all sites, without an exchange */
-    /* bytes of the rank that needs most, without activations and the libraries' own */
+    /* bytes of the rank that needs most, without activations, the history of rounds, and the
+     * libraries' own */
     uint64_t parameter_bytes, gradient_bytes, optimizer_bytes, outer_bytes, exchange_bytes;
     dlx_plan_method methods[DLX_PLAN_METHODS];
 } dlx_plan_result;
@@ -343,7 +345,8 @@ typedef struct dlx_plan_result {
 /* What the config's run will cost on a link, computed: nothing is measured. Rank and H stay as they
  * begin, as if sync.adaptation were off; sync.pace is followed. Advised are the largest rank, from
  * rank_min to rank_max, whose exchange the config's H hides with 10% to spare, or rank_min and the
- * H that does. docs/algorithm.md has the formulas. DLX_ARGUMENT: an option is out of range;
+ * H that does; with carry, if the config's overlap waits for each exchange. docs/algorithm.md has
+ * the formulas. DLX_ARGUMENT: an option is out of range;
  * DLX_CONFIG. */
 DLX_API dlx_status dlx_plan(dlx_plan_result *result, const dlx_config *config,
                             const dlx_plan_options *options, dlx_error *error);

@@ -77,8 +77,8 @@ dlx_status dlxi_coordinator_save(dlxi_coordinator *c, dlxi_saved *out, dlx_error
 dlx_status dlxi_coordinator_save_round(dlxi_coordinator *c, uint64_t round, dlxi_saved *out,
                                        dlx_error *error);
 void dlxi_saved_release(dlxi_saved *saved);
-/* Whether it is worth waiting for the disk: not where each inner step is a round (allreduce). */
-bool dlxi_coordinator_saves_to_disk(const dlxi_coordinator *c);
+/* Whether a write waits for the disk: not if each inner step is a round (allreduce). */
+bool dlxi_coordinator_waits_for_disk(const dlxi_coordinator *c);
 
 /* The run ended well, and the owner has done with the reports all that it wants to: what is saved
  * from now on can't be restored. A run that failed is over by itself, unless another coordinator

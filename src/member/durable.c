@@ -226,7 +226,7 @@ bool dlxi_coordinator_is_unsaved(const dlxi_coordinator *c) {
     return c->begun && !c->leaves_run && (c->unsaved || stage_of(c) != c->saved_stage);
 }
 
-bool dlxi_coordinator_saves_to_disk(const dlxi_coordinator *c) {
+bool dlxi_coordinator_waits_for_disk(const dlxi_coordinator *c) {
     return c->count == 0 || c->sites[0].keeps_history;
 }
 

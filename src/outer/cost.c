@@ -18,9 +18,8 @@ double dlxi_cost_sent_bytes(double payload, int sites) {
 }
 
 double dlxi_cost_exchange_s(double payload, int trips, int sites, const dlxi_cost_link *link) {
-    if (sites < 2) return 0;
-    return dlxi_cost_sent_bytes(payload, sites) / link->bytes_per_s +
-           (4 + 2 * trips) * link->delay_s;
+    int ways = sites > 1 ? 4 + 2 * trips : 4; /* to the coordinator and back, twice */
+    return dlxi_cost_sent_bytes(payload, sites) / link->bytes_per_s + ways * link->delay_s;
 }
 
 typedef struct walk {
@@ -37,7 +36,7 @@ static void submit(walk *w) {
     if (steps > w->result.steps_longest) w->result.steps_longest = steps;
     w->begun = w->done;
     w->commit_s = w->now_s + w->run->exchange_s;
-    double pace = w->run->pace(w->run->pace_context, (double)w->done / (double)w->run->steps);
+    double pace = w->run->pace(w->run->pace_context, (double)(w->done - 1) / (double)w->run->steps);
     w->now.inner_steps_max = (uint32_t)fmax(1, round(pace * w->first.inner_steps_max));
     dlxi_round_on_submitted(&w->now, (uint32_t)fmax(1, round(pace * w->first.inner_steps)));
 }
@@ -49,6 +48,7 @@ static void train(walk *w) {
 }
 
 static void wait(walk *w) {
+    w->result.waits += !w->now.ending;
     w->result.waited_s += w->commit_s - w->now_s;
     w->now_s = w->commit_s;
 }

@@ -26,7 +26,7 @@ double dlxi_cost_exchange_s(double payload, int trips, int sites, const dlxi_cos
 typedef struct dlxi_cost_run {
     double step_s, exchange_s;
     uint64_t steps; /* of a site, in all */
-    /* what dlx_sync_pace is given when a share of the run's steps is done */
+    /* what dlx_sync_pace was given before the last step, with that share of the run's done */
     double (*pace)(void *context, double share);
     void *pace_context;
 } dlxi_cost_run;
@@ -34,6 +34,7 @@ typedef struct dlxi_cost_run {
 typedef struct dlxi_cost_result {
     double seconds, waited_s;
     uint64_t rounds, steps_longest; /* of a round */
+    uint64_t waits;                 /* for an exchange, before the last step */
 } dlxi_cost_result;
 
 /* A run of a method with these H, H_max and exchange_steps. */

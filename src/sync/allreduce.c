@@ -226,7 +226,7 @@ dlx_status dlxi_allreduce_begin_with(dlxi_allreduce *a, const dlxi_allreduce_beg
         status =
             dlxi_error_set(error, DLX_NUMERIC,
                            "round %llu: a pseudo-gradient is not finite or too large for %d bits; "
-                           "lower train.learning_rate or set train.clip_norm",
+                           "lower train.learning_rate, set train.clip_norm, or send more bits",
                            (unsigned long long)a->round, a->quantiser.bits);
     if (status == DLX_OK && a->members == 1) status = result_extend(a, total_groups(a), error);
     if (status != DLX_OK) a->members = 0;
@@ -295,7 +295,7 @@ static dlx_status result_extend(dlxi_allreduce *a, uint64_t end, dlx_error *erro
             DLX_FAIL(error, NUMERIC,
                      "round %llu, tensor %u: the sites' weighted mean is not finite or too large "
                      "for %d bits; "
-                     "lower train.learning_rate or set train.clip_norm",
+                     "lower train.learning_rate, set train.clip_norm, or send more bits",
                      (unsigned long long)a->round, a->segments[segment_at(a, position)].tensor,
                      a->quantiser.bits);
         position += count;

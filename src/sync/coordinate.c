@@ -19,7 +19,8 @@ static int64_t now_ms(void) {
 /* ---- the store ------------------------------------------------------------------------------- */
 
 static dlx_status saved_write(dlxi_coordinate *c, dlxi_saved *saved, dlx_error *error) {
-    bool durable = dlxi_coordinator_saves_to_disk(c->machine);
+    bool durable = !c->has_saved || dlxi_coordinator_waits_for_disk(c->machine);
+    c->has_saved = true;
     dlx_status status = dlxi_store_set_durable(c->store, durable, error);
     if (status == DLX_OK)
         status = dlxi_store_write(c->store, saved->state, saved->state_bytes, saved->round,

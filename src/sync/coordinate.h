@@ -2,10 +2,10 @@
 /* The coordinator at work: its state machine, a link, its store, and time.
  *
  * With a store, what the machine has unsaved is on the disk before anything is sent; under
- * allreduce, which commits at each inner step, the kernel has it, and the disk is not waited for.
- * If it can't be written, nothing is sent any more, not even that this coordinator ends: its sites
- * wait for one that is started again. They are told only if the first state can't be written, since
- * they have not begun to train then. */
+ * allreduce, which commits at each inner step, the kernel has it, and after the first write the
+ * disk is not waited for. If it can't be written, nothing is sent any more, not even that this
+ * coordinator ends: its sites wait for one that is started again. They are told only if the first
+ * state can't be written, since they have not begun to train then. */
 #ifndef DLXI_SYNC_COORDINATE_H
 #define DLXI_SYNC_COORDINATE_H
 
@@ -22,6 +22,7 @@ typedef struct dlxi_coordinate {
     dlxi_store *store;
     const char *store_path; /* NULL: no store */
     const char *endpoint;   /* with a takeover: where it listens */
+    bool has_saved;         /* the term, which the first write raises, is on the disk */
     _Atomic bool interrupted, released;
     dlx_log log; /* may be NULL */
     void *log_context;

@@ -11,18 +11,22 @@
 #include "train/config.h"
 #include "train/tools.h"
 
+/* A longer run is walked through as if it had so many, and its rounds are counted up. */
+enum { STEPS_MAX = 1000000 };
+
 typedef struct plan {
     const dlxi_config *config;
     const dlx_plan_options *options;
     dlxi_model_config model;
     double step_s;
     uint64_t steps, step_tokens; /* of a site; of all sites, per step */
+    double longer;               /* the run's steps over these */
 } plan;
 
 /* ---- an exchange ----------------------------------------------------------------------------- */
 
 static int columns_of(const plan *p, const dlxi_tensor *t, int rank) {
-    bool may = p->config->low_rank_tables || t->layer >= 0;
+    bool may = p->config->low_rank_tables || !(t->in_embedding || t->in_head);
     return may && rank > 0 && rank <= dlxi_adapt_rank_limit(t->rows, t->cols) ? rank : 0;
 }
 
@@ -52,7 +56,7 @@ typedef struct at_bits {
     int bits;
 } at_bits;
 
-static double exchange_steps(void *context, int rank) {
+static double steps_to_hide(void *context, int rank) {
     const at_bits *a = context;
     double payload;
     return exchange_s(a->p, rank, a->bits, &payload) / a->p->step_s;
@@ -67,6 +71,7 @@ static double pace(void *context, double share) {
     int64_t tokens = (int64_t)(share * c->train.tokens);
     if (c->pace != DLXI_PACE_RATE || tokens < schedule.warmup_tokens) return 1;
     double rate = dlxi_schedule_rate(&schedule, tokens + (int64_t)p->step_tokens);
+    if (rate <= 0) return 1;
     return fmin(DLXI_PACE_MAX, (double)schedule.peak / rate);
 }
 
@@ -93,6 +98,8 @@ static dlx_plan_method method_plan(const plan *p, const char *name, const dlx_sy
     double tokens = (double)p->steps * (double)p->step_tokens;
     double sent = dlxi_cost_sent_bytes(payload, (int)p->options->sites) * p->options->sites;
     return (dlx_plan_method){.name = name,
+                             .overlap = method->name,
+                             .exchange_steps = s.exchange_steps,
                              .rank = (uint32_t)s.factor_rank,
                              .inner_steps = s.inner_steps,
                              .exchange_s = exchange,
@@ -100,9 +107,9 @@ static dlx_plan_method method_plan(const plan *p, const char *name, const dlx_sy
                              .efficiency = (double)p->steps * p->step_s / cost.seconds,
                              .waited_share = cost.waited_s / cost.seconds,
                              .bytes_per_token = sent * (double)cost.rounds / tokens,
-                             .rounds = cost.rounds,
+                             .rounds = (uint64_t)(p->longer * (double)cost.rounds),
                              .inner_steps_max = cost.steps_longest,
-                             .hidden = cost.waited_s <= exchange};
+                             .hidden = cost.waits == 0};
 }
 
 static dlx_sync_config plain(const dlx_sync_config *from, dlx_overlap overlap, int bits) {
@@ -113,15 +120,22 @@ static dlx_sync_config plain(const dlx_sync_config *from, dlx_overlap overlap, i
     return s;
 }
 
+/* Where the overlap waits for each exchange: carry. */
 static dlx_sync_config advised(const plan *p) {
-    dlx_sync_config s = p->config->sync, r = dlxi_sync_options_resolve(&s);
+    dlx_sync_config s = p->config->sync;
+    if (dlxi_method_of(s.overlap)->when == DLXI_WHEN_WAITED_FOR) s.overlap = DLX_OVERLAP_CARRY;
+    dlx_sync_config r = dlxi_sync_options_resolve(&s);
     at_bits at = {p, r.bits};
     int rank = r.factor_rank_max;
-    double needed = dlxi_adapt_choose(&rank, r.factor_rank_min, r.inner_steps, exchange_steps, &at);
+    double limit = r.exchange_steps > 0 ? fmin(r.exchange_steps, r.inner_steps) : r.inner_steps;
+    double needed = dlxi_adapt_choose(&rank, r.factor_rank_min, limit, steps_to_hide, &at);
     s.factor_rank = rank;
     s.factor_rank_min = s.factor_rank_max = 0;
-    if (needed > r.inner_steps) s.inner_steps = (uint32_t)fmin(needed, DLXI_MAX_inner_steps);
-    s.inner_steps_max = 0;
+    if (needed <= limit) return s;
+    needed = fmin(needed, DLXI_MAX_inner_steps);
+    if (s.exchange_steps > 0) s.exchange_steps = (uint32_t)needed;
+    if (needed > s.inner_steps) s.inner_steps = (uint32_t)needed;
+    if (s.inner_steps_max < s.inner_steps) s.inner_steps_max = 0;
     return s;
 }
 
@@ -133,12 +147,11 @@ static void methods_plan(dlx_plan_method *out, const plan *p) {
                     none16 = plain(own, DLX_OVERLAP_NONE, 16),
                     delayed32 = plain(own, DLX_OVERLAP_DELAYED, 32);
     delayed.overlap = DLX_OVERLAP_DELAYED;
-    delayed.exchange_steps = 0;
     *out++ = method_plan(p, "allreduce, f32", &allreduce);
     *out++ = method_plan(p, "allreduce, f16", &allreduce16);
     *out++ = method_plan(p, "none, f16", &none16);
     *out++ = method_plan(p, "delayed, f32", &delayed32);
-    *out++ = method_plan(p, "delayed, compressed", &delayed);
+    *out++ = method_plan(p, "delayed", &delayed);
     *out++ = method_plan(p, "this config", own);
     *out++ = method_plan(p, "advised", &advice);
 }
@@ -146,60 +159,72 @@ static void methods_plan(dlx_plan_method *out, const plan *p) {
 /* ---- a rank's memory ------------------------------------------------------------------------- */
 
 typedef struct holding {
-    uint64_t held, owned, moments; /* values */
-    double payload;
+    uint64_t held, owned, moments, bases; /* values */
+    uint64_t exchange;                    /* bytes */
 } holding;
 
-static void tensor_add(holding *h, const plan *p, const dlxi_tensor *t, int rank) {
-    const dlxi_config *c = p->config;
+/* Of an exchange: the flat vector and what was said of it, in f32; codes of one's own, the others'
+ * and the result; P̂, Q̂ and one's own Q. */
+static uint64_t exchange_bytes(const dlxi_tensor *t, int columns, dlxi_quantiser q) {
+    const dlxi_quantiser f32 = {32, q.group};
+    uint64_t bytes = 2 * dlxi_cost_tensor_bytes(t->rows, t->cols, columns, f32) +
+                     3 * dlxi_cost_tensor_bytes(t->rows, t->cols, columns, q);
+    return bytes + 4 * (uint64_t)columns * (uint64_t)(t->rows + 2 * t->cols);
+}
+
+static void tensor_add(holding *h, const plan *p, const dlxi_tensor *t,
+                       const dlx_sync_config *sync) {
     uint64_t values = (uint64_t)(t->rows * t->cols);
-    bool muon = c->train.optimizer == DLXI_OPTIMIZER_MUON && t->hidden_matrix;
+    bool muon = p->config->train.optimizer == DLXI_OPTIMIZER_MUON && t->hidden_matrix;
+    int columns = columns_of(p, t, sync->factor_rank);
     h->owned += values;
     h->moments += muon ? values : 2 * values;
-    h->payload += (double)dlxi_cost_tensor_bytes(t->rows, t->cols, columns_of(p, t, rank),
-                                                 (dlxi_quantiser){c->sync.bits, c->sync.group});
+    h->bases += (uint64_t)columns * (uint64_t)t->cols;
+    h->exchange += exchange_bytes(t, columns, (dlxi_quantiser){sync->bits, sync->group});
+}
+
+static void holding_put(dlx_plan_result *result, const holding *h, uint64_t outer) {
+    uint64_t bytes[] = {4 * h->held, 4 * h->held, 4 * h->moments, 4 * (outer * h->owned + h->bases),
+                        h->exchange};
+    uint64_t before = result->parameter_bytes + result->gradient_bytes + result->optimizer_bytes +
+                      result->outer_bytes + result->exchange_bytes;
+    if (bytes[0] + bytes[1] + bytes[2] + bytes[3] + bytes[4] <= before) return;
+    result->parameter_bytes = bytes[0];
+    result->gradient_bytes = bytes[1];
+    result->optimizer_bytes = bytes[2];
+    result->outer_bytes = bytes[3];
+    result->exchange_bytes = bytes[4];
 }
 
 /* Values are f32: parameters and gradients of what a rank holds; of what it owns the optimiser's
- * moments, θ, v, e and, where the method has it, start; codes of one's own, the others' and the
- * result. */
+ * moments, θ, v, e and, where the method has it, start. */
 static dlx_status memory_plan(dlx_plan_result *result, const plan *p, dlx_error *error) {
     const dlxi_config *c = p->config;
     const dlx_sync_config sync = dlxi_sync_options_resolve(&c->sync);
     const dlxi_method *method = dlxi_method_of(sync.overlap);
-    int64_t count = dlxi_model_tensor_count(&p->model);
-    int ranks = (int)(c->site.stages * c->site.replicas), *owners = NULL;
+    int64_t count = dlxi_model_tensor_count(&p->model), replicas = c->site.replicas;
+    int64_t last = (c->site.stages - 1) * replicas; /* the first rank of the last stage */
+    int *owners = NULL;
     holding *holdings = NULL;
     dlxi_partition partition;
     dlx_status status = DLX_OK;
     DLX_TRY_OUT(dlxi_config_partition(&partition, c, error));
     DLX_TRY_OUT(DLXI_NEW(&owners, count, error));
-    DLX_TRY_OUT(DLXI_NEW(&holdings, ranks, error));
-    dlxi_shard_map_fill(owners, &p->model, &partition, (int)c->site.replicas);
+    DLX_TRY_OUT(DLXI_NEW(&holdings, last + replicas, error));
+    dlxi_shard_map_fill(owners, &p->model, &partition, (int)replicas);
     for (int64_t id = 0; id < count; id++) {
         dlxi_tensor t = dlxi_model_tensor(&p->model, id);
-        int stage = dlxi_partition_stage(&partition, &t);
-        result->parameters += (uint64_t)(t.rows * t.cols);
-        for (int64_t i = 0; i < c->site.replicas; i++) {
-            holdings[stage * c->site.replicas + i].held += (uint64_t)(t.rows * t.cols);
-            bool twice = t.in_embedding && t.in_head && c->site.stages > 1; /* a tied table */
-            int64_t last = (c->site.stages - 1) * c->site.replicas + i;
-            if (twice) holdings[last].held += (uint64_t)(t.rows * t.cols);
+        int64_t values = t.rows * t.cols, stage = dlxi_partition_stage(&partition, &t);
+        bool twice = t.in_embedding && t.in_head && c->site.stages > 1;
+        result->parameters += (uint64_t)values;
+        for (int64_t i = 0; i < replicas; i++) {
+            holdings[stage * replicas + i].held += (uint64_t)values;
+            if (twice) holdings[last + i].held += (uint64_t)values;
         }
-        tensor_add(&holdings[owners[id]], p, &t, sync.factor_rank);
+        tensor_add(&holdings[owners[id]], p, &t, &sync);
     }
-    uint64_t most = 0, outer = method->averages_gradients ? 2 : method->keeps_start ? 4 : 3;
-    for (int i = 0; i < ranks; i++) {
-        const holding *h = &holdings[i];
-        uint64_t bytes[] = {4 * h->held, 4 * h->held, 4 * h->moments, 4 * outer * h->owned,
-                            (uint64_t)(3 * h->payload)};
-        uint64_t sum = bytes[0] + bytes[1] + bytes[2] + bytes[3] + bytes[4];
-        if (sum <= most) continue;
-        most = sum;
-        result->parameter_bytes = bytes[0], result->gradient_bytes = bytes[1];
-        result->optimizer_bytes = bytes[2], result->outer_bytes = bytes[3];
-        result->exchange_bytes = bytes[4];
-    }
+    uint64_t outer = method->averages_gradients ? 2 : method->keeps_start ? 4 : 3;
+    for (int64_t i = 0; i < last + replicas; i++) holding_put(result, &holdings[i], outer);
 out:
     free(owners);
     free(holdings);
@@ -221,7 +246,9 @@ dlx_status dlxi_plan(dlx_plan_result *result, const dlxi_config *config,
                    (double)(dlxi_config_micro_batch(config) * config->site.replicas);
     double stages = (double)config->site.stages;
     p.step_tokens = (uint64_t)site_tokens * options->sites;
-    p.steps = (uint64_t)ceil(config->train.tokens / (double)p.step_tokens);
+    double steps = fmax(1, ceil(config->train.tokens / (double)p.step_tokens));
+    p.steps = (uint64_t)fmin(steps, STEPS_MAX);
+    p.longer = steps / (double)p.steps;
     result->pipeline_idle_share = (stages - 1) / (parts + stages - 1);
     if (p.step_s == 0)
         p.step_s = 6 * (double)dlxi_model_parameter_count(&p.model) * site_tokens /

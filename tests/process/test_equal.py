@@ -8,12 +8,12 @@ class Equal(Case):
         super().setUp()
         self.prepare_data()
 
-    def losses(self, name, sites, steps, **changes):
+    def losses(self, name, sites, steps, bits="none", **changes):
         """Mean over sites of each inner step's loss, and the validation loss; uncompressed."""
         changes["train"] = {"tokens": changes["train"]["batch"] * 32 * sites * steps, "micro_batch": 2, **changes["train"]}
         file = self.config(**changes)
         self.call("launch", file, "--sites", sites, "--run-dir", self.path(name), "--set", "wan.link=mem",
-                  "--set", "sync.compression.rank=0", "--set", "sync.compression.bits=none", "--set", "sync.adaptation=off")
+                  "--set", "sync.compression.rank=0", "--set", f"sync.compression.bits={bits}", "--set", "sync.adaptation=off")
         of_sites = [[e["loss"] for e in events(self.path(name, f"site-{i + 1}", "metrics.jsonl"), "step")]
                     for i in range(sites)]
         for one in of_sites:
@@ -32,6 +32,15 @@ class Equal(Case):
                 one = self.losses("one", 1, 20, train={"batch": 4 * sites, "backend": backend}, sync={"overlap": "allreduce"})
                 self.assert_close(many, one, 1e-5)
                 self.assertLess(one[0][-1], one[0][0] - 0.5, "it learns")
+
+    def test_allreduce_in_halves(self):
+        """Half the bytes, and gradients that are rounded to 11 bits."""
+        changes = {"train": {"batch": 4}, "sync": {"overlap": "allreduce"}}
+        whole, halves = self.losses("whole", 2, 20, **changes), self.losses("halves", 2, 20, bits=16, **changes)
+        self.assert_close(halves, whole, 2e-3)
+        self.assertNotEqual(halves, whole)
+        sent = [summary(self.path(name))["wan_bytes_sent"] for name in ("halves", "whole")]
+        self.assertAlmostEqual(sent[0] / sent[1], 0.5, delta=0.05)
 
     def test_one_site_with_trivial_rounds_is_plain_adamw(self):
         """H = 1, outer step 1, no momentum, nothing compressed: to 1e-6."""

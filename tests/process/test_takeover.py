@@ -107,7 +107,7 @@ class Takeover(Case):
                  "--set", "wan.security=none"]
         for arguments in (again, [*again, "--takeover"]):
             self.refused(r"run/coordinator\.db: damaged: .*; move it away, then go on from what the "
-                         r"sites have with --takeover, or begin another run$", *arguments, code=1)
+                         r"sites have with --takeover, or from snapshots with --resume$", *arguments, code=1)
         os.rename(store, self.path("run", "moved.db"))
         coordinator = self.take_over(endpoint)
         coordinator.wait_line(f"takes over run {self.rounds_run_id()} at round [0-9]+")

@@ -150,10 +150,10 @@ static void only_rounds_of_many_steps_wait_for_the_disk(void **state) {
     (void)state;
     for (int keeps = 0; keeps < 2; keeps++) {
         world *w = world_running(1, keeps);
-        assert_int_equal(dlxi_coordinator_saves_to_disk(w->c), keeps);
+        assert_int_equal(dlxi_coordinator_waits_for_disk(w->c), keeps);
         dlxi_saved saved = saved_of(w);
         world_restore(w, &saved);
-        assert_int_equal(dlxi_coordinator_saves_to_disk(w->c), keeps);
+        assert_int_equal(dlxi_coordinator_waits_for_disk(w->c), keeps);
         dlxi_saved_release(&saved);
         world_close(w);
     }

@@ -348,7 +348,7 @@ static void test_foreign_files(void **unused) {
     alter(path, "CREATE TABLE mail(subject TEXT)");
     expect_refusal(path, DLX_DATA,
                    "not a coordinator's store, or damaged; move it away, then go on "
-                   "from what the sites have with --takeover, or begin another run");
+                   "from what the sites have with --takeover, or from snapshots with --resume");
     unlink(path);
     s = open_store(path);
     dlxi_store_close(&s);
