@@ -15,8 +15,8 @@
 #define FORMAT_VERSION "1"
 /* An older copy would not help: the sites refuse a coordinator that is behind them. */
 #define NEXT_STEP                                                                                  \
-    "move it away, then go on from what the sites have, with --takeover, or from their "           \
-    "snapshots, with --resume"
+    "move it away, then go on from what the sites have with --takeover, or from snapshots with "   \
+    "--resume"
 
 /* Hashes, devices and inodes are the bits of a u64 in SQLite's signed integers. */
 static const char schema[] =
