@@ -261,7 +261,7 @@ def main():
     options = parser.parse_args()
     if options.quick:
         global STEPS, ALLREDUCE_STEPS
-        STEPS, ALLREDUCE_STEPS = 400, 3
+        STEPS, ALLREDUCE_STEPS = 240, 3
     methods = QUICK if options.quick else tuple(METHODS)
     ratios = [10, 400] if options.quick else [int(r) for r in options.ratios.split(",")]
     for name in ("dilocox", "data", "out"):

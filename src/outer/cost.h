@@ -16,7 +16,7 @@ typedef struct dlxi_cost_link {
 uint64_t dlxi_cost_tensor_bytes(int64_t rows, int64_t cols, int columns, dlxi_quantiser quantiser);
 
 /* What a member sends of a payload (the whole vector, quantised): its contributions to the others'
- * blocks and the results of its own, 2 (S − 1) / S of it, and framing. */
+ * blocks and the results of its own, 2 (S − 1) / S of it. */
 double dlxi_cost_sent_bytes(double payload, int sites);
 
 /* From the last submission to the commit: what is sent at the link's rate; the way of submission,
