@@ -115,6 +115,9 @@ def measure(dilocox, directory, pairs, steps):
     for name, seconds, like in (("the first, while training", first, copied_s),
                                 ("later ones, which remove one", later, copied_s + removed_s),
                                 ("at Ctrl-C, too", [of[-1] for of in times], copied_s + removed_s)):
+        if not seconds:
+            print(f"seconds of a snapshot, {name}: none; more --steps give some")
+            continue
         print(f"seconds of a snapshot, {name}: {spread(seconds, 2)}; dd's, and rm's: "
               f"{like / statistics.median(seconds):.2f} of it")
 
