@@ -79,7 +79,7 @@ static void method_print(const dlx_plan_method *m, double base) {
     char exchange[32], rank[16] = "whole";
     time_format(exchange, m->exchange_s);
     if (m->rank > 0) snprintf(rank, sizeof rank, "%u", m->rank);
-    printf("%-20s %5u %6s %10s  %-6s %9.4f %11.4g %9.4g %12.4g\n", m->name, m->inner_steps, rank,
+    printf("%-20s %5u %6s %10s  %-6s %10.4f %11.4g %9.4g %12.4g\n", m->name, m->inner_steps, rank,
            exchange, m->hidden ? "yes" : "no", m->efficiency, m->tokens_per_s,
            m->tokens_per_s / base, m->bytes_per_token);
 }
@@ -138,7 +138,7 @@ static int plan_print(const dlx_config *config, const dlx_plan_options *options)
         printf("; a stage idles %.1f %% of it", 100 * r.pipeline_idle_share);
     printf("\nwithout exchanges   %.4g tokens/s, %u sites\n", r.tokens_per_s, options->sites);
     memory_print(&r);
-    printf("\n%-20s %5s %6s %10s  %-6s %9s %11s %9s %12s\n", "", "H", "rank", "exchange", "hidden",
+    printf("\n%-20s %5s %6s %10s  %-6s %10s %11s %9s %12s\n", "", "H", "rank", "exchange", "hidden",
            "efficiency", "tokens/s", "speed-up", "bytes/token");
     for (int i = 0; i < DLX_PLAN_METHODS; i++)
         method_print(&r.methods[i], r.methods[0].tokens_per_s);
