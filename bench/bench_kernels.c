@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Times the operations of the kernels at the shapes of a training step.
+/* Times the operations of the kernels at the shapes of a training step, and the low-rank codec.
  *
  * bench_kernels [backend] [precision: auto|f32|bf16] [threads]
  *
@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "base/memory.h"
 #include "base/rng.h"
+#include "codec/codec.h"
 #include "kernels/kernels.h"
 
 #include <stdio.h>
@@ -163,6 +164,35 @@ static dlx_status cross_entropy(bench *b) {
                                    1.0f);
 }
 
+static dlx_status symmetric_product(bench *b) {
+    return b->k->op->symmetric_product(b->k, b->buffer[0], b->buffer[1], b->buffer[1], false, b->N,
+                                       b->I);
+}
+
+enum { RANK = 64, GROUP = 64 };
+
+static dlx_status project_rows(bench *b) {
+    dlxi_project_rows(b->buffer[0], b->buffer[1], b->buffer[2], b->N, b->I, RANK, GROUP);
+    return DLX_OK;
+}
+
+static dlx_status project_columns(bench *b) {
+    dlxi_project_columns(b->buffer[0], b->buffer[1], b->buffer[2], b->N, b->I, RANK, GROUP);
+    return DLX_OK;
+}
+
+static dlx_status expand(bench *b) {
+    for (int64_t i = 0; i < b->N; i++)
+        dlxi_expand_row(b->buffer[3] + i * b->I, b->buffer[0], b->buffer[2], i, b->N, b->I, RANK,
+                        GROUP);
+    return DLX_OK;
+}
+
+static dlx_status orthonormalise(bench *b) {
+    dlxi_orthonormalise(b->buffer[4], b->N, RANK, GROUP);
+    return DLX_OK;
+}
+
 /* ---- tables ---------------------------------------------------------------------------------- */
 
 static void bench_linear(bench *b, int64_t N, int64_t I, int64_t O) {
@@ -178,6 +208,28 @@ static void bench_linear(bench *b, int64_t N, int64_t I, int64_t O) {
            "%.1f GFLOP/s\n",
            (long long)N, (long long)I, (long long)O, (long long)I, flops / forward,
            2.0 * flops / backward, 3.0 * flops / step);
+}
+
+static void bench_symmetric_product(bench *b, int64_t M, int64_t K) {
+    b->N = M;
+    b->I = K;
+    fill(b, largest(M * K, M * M, 1));
+    double s = best_s(b, symmetric_product, "symmetric_product");
+    printf("symmetric product [%lld,%lld], f32: %.3f ms, %.1f GFLOP/s of the whole product\n",
+           (long long)M, (long long)K, 1e3 * s, 2e-9 * (double)(M * M * K) / s);
+}
+
+/* One thread, f32. */
+static void bench_low_rank(bench *b, int64_t rows, int64_t cols) {
+    b->N = rows;
+    b->I = cols;
+    fill(b, largest(rows * cols, RANK * (rows + GROUP), RANK * (cols + GROUP)));
+    const double flops = 2e-9 * (double)(rows * cols * RANK);
+    const double r = best_s(b, project_rows, "rows"), c = best_s(b, project_columns, "columns"),
+                 e = best_s(b, expand, "expand"), o = best_s(b, orthonormalise, "orthonormalise");
+    printf("rank %d of [%lld,%lld]: rows %.1f, columns %.1f, expansion %.1f GFLOP/s; orthonormal "
+           "columns %.3f ms\n",
+           RANK, (long long)rows, (long long)cols, flops / r, flops / c, flops / e, 1e3 * o);
 }
 
 static void bench_attention(bench *b, int64_t B, int64_t T, int64_t heads, int64_t kv, int64_t D) {
@@ -247,6 +299,13 @@ int main(int argc, char **argv) {
     bench_attention(&b, 8, 64, 4, 2, 16);
     bench_attention(&b, 4, 64, 12, 12, 64);
     bench_attention(&b, 4, 512, 8, 8, 64);
+    bench_symmetric_product(&b, 256, 256);
+    bench_symmetric_product(&b, 256, 704);
+    bench_symmetric_product(&b, 768, 768);
+    bench_low_rank(&b, 256, 704);
+    bench_low_rank(&b, 768, 768);
+    bench_low_rank(&b, 3072, 768);
+    bench_low_rank(&b, 768, 3072);
     bench_all_elementwise(&b, 1 << 19);
     bench_all_elementwise(&b, 1 << 24);
     b.O = 50304;

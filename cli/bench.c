@@ -18,13 +18,13 @@ static bench_arguments given;
 
 static const dlxi_option rows[] = {
     DLXI_OPTION_ROW_POINTER(bench_arguments, "benchmark", benchmark, "BENCHMARK",
-                            "model: a training step; codec: the quantiser; stages: the parts of a "
+                            "model: training steps; codec: the quantiser; stages: the parts of a "
                             "pipeline"),
     DLXI_OPTION_ROW_POINTER(bench_arguments, "config", path, "CONFIG",
                             "stages: the run's options; the defaults unless given"),
     THREADS_ROW(bench_arguments, "model: of the computation"),
-    DLXI_OPTION_ROW_INTEGER(bench_arguments, "--steps", steps, 1, 1000, "7", "model: timed steps",
-                            .value_name = "N"),
+    DLXI_OPTION_ROW_INTEGER(bench_arguments, "--steps", steps, 1, 1000, "7",
+                            "model: timed steps of each", .value_name = "N"),
     DLXI_OPTION_ROW_BOOLEAN(bench_arguments, "--f32", f32, "false",
                             "model: no bf16, even if the CPU has it"),
     DLXI_OPTION_ROW_INTEGER(bench_arguments, "--megabytes", megabytes, 1, 65536, "64",
@@ -37,26 +37,45 @@ static const dlxi_option rows[] = {
                          "stages: one option of the config; may be given often"),
 };
 
-static int model_bench(void) {
-    enum { BATCH = 4, LENGTH = 64 };
-    dlx_bench_model_result r;
-    dlx_error error;
-    printf("GPT-2 124M shape, %d x %d tokens per step, AdamW included, %d thread%s, %u timed steps "
-           "...\n",
-           BATCH, LENGTH, given.threads, given.threads == 1 ? "" : "s", given.steps);
+static void model_print(const dlx_bench_step_result *r) {
+    const double floor_s = r->products_floor_s + r->optimizer_floor_s;
+    const double rate = r->model_flops / r->step_s_median;
+    printf("%s, %u x %u tokens per step, %s, %s, %.1f M parameters\n", r->shape, r->batch,
+           r->length, r->optimizer, r->precision, 1e-6 * (double)r->parameters);
+    printf("  step        %9.2f ms median of %u, %.2f to %.2f; %.0f tokens/s\n",
+           1e3 * r->step_s_median, r->steps, 1e3 * r->step_s_min, 1e3 * r->step_s_max,
+           r->batch * r->length / r->step_s_median);
+    printf("  floor       %9.2f ms: products %.2f at %.1f GFLOP/s, optimiser %.2f at %.1f GB/s; "
+           "got / floor %.2f\n",
+           1e3 * floor_s, 1e3 * r->products_floor_s, 1e-9 * r->product_flops_per_s,
+           1e3 * r->optimizer_floor_s, 1e-9 * r->memory_bytes_per_s, r->step_s_median / floor_s);
+    printf(
+        "  products    %9.1f GFLOP/s of the whole step, %.1f %% of the rate; step / (products at "
+        "60 %% + optimiser's floor) %.2f\n",
+        1e-9 * rate, 100 * rate / r->product_flops_per_s,
+        r->step_s_median / (r->products_floor_s / 0.6 + r->optimizer_floor_s));
+    printf("  optimiser   %9.2f ms, %.1f %% of the step; %.1f GB/s, %.1f GFLOP/s\n",
+           1e3 * r->optimizer_s, 100 * r->optimizer_s / r->step_s_median,
+           1e-9 * r->optimizer_bytes / r->optimizer_s, 1e-9 * r->optimizer_flops / r->optimizer_s);
+    printf("  memory      %9.1f MB at the peak; parameters, gradients, state, activations, copies "
+           "%.1f\n",
+           1e-6 * r->peak_bytes, 1e-6 * r->expected_bytes);
     fflush(stdout);
-    if (dlx_bench_model(&r, BATCH, LENGTH, given.steps, given.threads, given.f32, &error) != DLX_OK)
-        return fail_with(&error);
-    printf("kernels             %s, %s\n", r.backend, r.precision);
-    printf("parameters          %.1f M (with the head, without the position table)\n",
-           (double)r.parameters * 1e-6);
-    printf("step                %.3f s median, %.3f to %.3f\n", r.step_s_median, r.step_s_min,
-           r.step_s_max);
-    printf("tokens              %.0f /s\n", BATCH * LENGTH / r.step_s_median);
-    printf("model               %.1f GFLOP/s (6 N tokens / median)\n", r.model_flops_per_s * 1e-9);
-    printf("product 1024^3      %.1f GFLOP/s (%s, best of 5)\n", r.product_flops_per_s * 1e-9,
-           r.precision);
-    printf("share               %.1f %%\n", 100 * r.share);
+}
+
+static int model_bench(void) {
+    dlx_bench_step_options options = DLX_BENCH_STEP_OPTIONS_INIT;
+    dlx_bench_step_result r;
+    dlx_error error;
+    options.threads = given.threads, options.steps = given.steps, options.f32 = given.f32;
+    printf("%d thread%s, up to %u timed steps of each model ...\n", given.threads,
+           given.threads == 1 ? "" : "s", given.steps);
+    fflush(stdout);
+    for (int shape = 0; shape < DLX_BENCH_SHAPES; shape++) {
+        options.shape = (dlx_bench_shape)shape;
+        if (dlx_bench_step(&r, &options, &error) != DLX_OK) return fail_with(&error);
+        model_print(&r);
+    }
     return EXIT_DONE;
 }
 

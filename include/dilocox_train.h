@@ -266,6 +266,50 @@ DLX_API dlx_status dlx_inspect(const char *path, dlx_log line, void *context, dl
 
 /* ---- benchmarks ------------------------------------------------------------------------------ */
 
+/* Models, with their inner optimiser and their tokens per step. */
+typedef enum dlx_bench_shape {
+    DLX_BENCH_QUICKSTART, /* examples/quickstart.yaml, Muon, 4 × 256 tokens */
+    DLX_BENCH_GPT2,       /* GPT-2's 124M shape, AdamW, 4 × 64 */
+    DLX_BENCH_LLAMA,      /* 12 layers, 768 wide, Muon, 4 × 256 */
+    DLX_BENCH_GPT2_LONG,  /* GPT-2's again, 8 × 512 */
+    DLX_BENCH_SHAPES
+} dlx_bench_shape;
+
+typedef struct dlx_bench_step_options {
+    size_t size;
+    dlx_bench_shape shape;
+    uint32_t batch, length; /* 1 to 4096, 2 to 1024; 0: the shape's */
+    uint32_t steps; /* 1 to 1000, timed; fewer, two at least, if they take more than a minute */
+    int threads;    /* 1 or more */
+    bool f32;       /* no bf16 products */
+} dlx_bench_step_options;
+
+#define DLX_BENCH_STEP_OPTIONS_INIT                                                                \
+    { .size = sizeof(dlx_bench_step_options), .shape = DLX_BENCH_GPT2, .steps = 7, .threads = 1 }
+
+typedef struct dlx_bench_step_result {
+    const char *shape, *backend, *precision, *optimizer; /* static */
+    uint32_t batch, length, steps;                       /* steps: that were timed */
+    uint64_t parameters;                                 /* N: with the head, without positions */
+    double step_s_median, step_s_min, step_s_max, optimizer_s; /* the latter a median, too */
+    double model_flops; /* 6 · N · tokens, and causal attention's */
+    /* The optimiser's products, of which symmetric ones count a half, and what it has to read and
+     * write. */
+    double optimizer_flops, optimizer_bytes;
+    double product_flops_per_s; /* best of five, 1024³, same threads and precision */
+    double memory_bytes_per_s;  /* best of five, y += x */
+    /* The shortest that a step could take: model_flops at the products' rate; optimizer_flops at
+     * that of f32 and optimizer_bytes at the memory's. */
+    double products_floor_s, optimizer_floor_s;
+    /* Resident memory of the process at its peak (0 where the system does not say), and parameters,
+     * gradients, optimiser's state, activations and bf16 copies together. */
+    double peak_bytes, expected_bytes;
+} dlx_bench_step_result;
+
+/* Times training steps after an untimed one. Blocks. DLX_ARGUMENT: out of range; DLX_MEMORY. */
+DLX_API dlx_status dlx_bench_step(dlx_bench_step_result *result,
+                                  const dlx_bench_step_options *options, dlx_error *error);
+
 typedef struct dlx_bench_model_result {
     const char *backend, *precision; /* static */
     uint64_t parameters;             /* N: with the head, without the position table */
@@ -275,9 +319,7 @@ typedef struct dlx_bench_model_result {
     double share;               /* the former over the latter */
 } dlx_bench_model_result;
 
-/* Times `steps` (1 to 1000) training steps of the GPT-2 124M shape with AdamW, of batch × length
- * tokens (1 to 4096, 2 to 1024), after an untimed one. threads ≥ 1. f32: no bf16 products. Blocks.
- * DLX_ARGUMENT: out of range. */
+/* dlx_bench_step for GPT-2's shape, as in earlier versions. DLX_ARGUMENT: out of range. */
 DLX_API dlx_status dlx_bench_model(dlx_bench_model_result *result, uint32_t batch, uint32_t length,
                                    uint32_t steps, int threads, bool f32, dlx_error *error);
 

@@ -277,7 +277,10 @@ dlx_status dlxi_file_writer_replace(dlxi_file_writer *writer, uint64_t offset, c
     DLX_TRY(writer_flush(writer, error));
     if (offset > writer->written || bytes > writer->written - offset)
         DLX_FAIL(error, ARGUMENT, "%s: replacing bytes that were not appended", writer->path);
-    return writer_write_at(writer, offset, data, bytes, error);
+    DLX_TRY(writer_write_at(writer, offset, data, bytes, error));
+    /* A hint: the disk begins with these bytes now, not with all of them at the commit's fsync. */
+    (void)sync_file_range(writer->fd, (off_t)offset, (off_t)bytes, SYNC_FILE_RANGE_WRITE);
+    return DLX_OK;
 }
 
 dlx_status dlxi_directory_sync(const char *directory, dlx_error *error) {

@@ -60,9 +60,9 @@ void dlxi_project_rows(float *p, const float *m, const float *q, int64_t rows, i
 void dlxi_project_columns(float *q, const float *m, const float *p, int64_t rows, int64_t cols,
                           int rank, int group);
 
-/* Replicated. Makes the columns orthonormal in order (modified Gram–Schmidt, twice; products summed
- * in f64 over 16 fixed lanes). A dependent column (its norm is 0, or projection leaves less than
- * 1e-6 of it) becomes zero. */
+/* Replicated. Makes the columns orthonormal in order (Gram–Schmidt by blocks of 64 columns, twice;
+ * products summed in f64 over 16 fixed lanes). A dependent column (its norm is 0, or projection
+ * leaves less than 1e-6 of it) becomes zero. */
 void dlxi_orthonormalise(float *factor, int64_t length, int rank, int group);
 
 /* Replicated. dst[cols] = Σ_k p[k][row] · q[k][0..cols), k ascending, from zero. */

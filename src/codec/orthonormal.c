@@ -9,25 +9,81 @@
 
 #include <math.h>
 
-enum { SUM_LANES = 16, JACOBI_SWEEPS = 16 };
+enum { LANES = 8, SUM_LANES = 2 * LANES, JACOBI_SWEEPS = 16, TOGETHER = 2 };
 
-DLXI_FIXED_ORDER static double dot(const float *restrict a, const float *restrict b,
-                                   int64_t length) {
-    double lanes[SUM_LANES] = {0.0};
-    int64_t whole = length / SUM_LANES * SUM_LANES;
-    for (int64_t i = 0; i < whole; i += SUM_LANES)
-        for (int l = 0; l < SUM_LANES; l++) lanes[l] += (double)a[i + l] * (double)b[i + l];
-    for (int64_t i = whole; i < length; i++) lanes[i - whole] += (double)a[i] * (double)b[i];
-    for (int half = SUM_LANES / 2; half > 0; half /= 2)
-        for (int l = 0; l < half; l++) lanes[l] += lanes[l + half];
-    return lanes[0];
+/* Vectors of the compiler: one takes as many registers as the CPU needs, and its arithmetic is that
+ * of its elements. */
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wpsabi" /* of vectors in calls, but all of these are inlined */
+#endif
+typedef double doubles __attribute__((vector_size(LANES * sizeof(double))));
+typedef float floats __attribute__((vector_size(LANES * sizeof(float))));
+
+static DLXI_ALWAYS_INLINE doubles widen(const float *x) {
+    floats values;
+    memcpy(&values, x, sizeof values);
+    return __builtin_convertvector(values, doubles);
 }
 
-/* column ← column − share · direction, rounded once. */
-DLXI_FIXED_ORDER static void subtract(float *restrict column, double share,
-                                      const float *restrict direction, int64_t length) {
-    for (int64_t i = 0; i < length; i++)
-        column[i] = (float)((double)column[i] - share * (double)direction[i]);
+/* products[c] ← a · b_c for `count` ≤ TOGETHER columns b_c, `stride` apart. */
+static DLXI_ALWAYS_INLINE void multiply(double *products, const float *restrict a,
+                                        const float *restrict b, int64_t length, int64_t stride,
+                                        int count) {
+    doubles sum[TOGETHER][2] = {{{0.0}}};
+    int64_t whole = length / SUM_LANES * SUM_LANES;
+    for (int64_t i = 0; i < whole; i += SUM_LANES) {
+        const doubles low = widen(a + i), high = widen(a + i + LANES);
+        for (int c = 0; c < count; c++) {
+            sum[c][0] += low * widen(b + c * stride + i);
+            sum[c][1] += high * widen(b + c * stride + i + LANES);
+        }
+    }
+    for (int c = 0; c < count; c++) {
+        double lanes[SUM_LANES];
+        memcpy(lanes, sum[c], sizeof lanes);
+        for (int64_t i = whole; i < length; i++)
+            lanes[i - whole] += (double)a[i] * (double)b[c * stride + i];
+        for (int half = SUM_LANES / 2; half > 0; half /= 2)
+            for (int l = 0; l < half; l++) lanes[l] += lanes[l + half];
+        products[c] = lanes[0];
+    }
+}
+
+/* products[c] ← a · b_c for `count` columns. */
+DLXI_FIXED_ORDER static void dots(double *products, const float *a, const float *b, int64_t length,
+                                  int64_t stride, int count) {
+    int c = 0;
+    for (; c + TOGETHER <= count; c += TOGETHER)
+        multiply(products + c, a, b + c * stride, length, stride, TOGETHER);
+    for (; c < count; c++) multiply(products + c, a, b + c * stride, length, stride, 1);
+}
+
+static double dot(const float *a, const float *b, int64_t length) {
+    double product;
+    dots(&product, a, b, length, 0, 1);
+    return product;
+}
+
+/* column ← column − Σ_c shares[c] · b_c, c ascending, in f64 and rounded once. */
+DLXI_FIXED_ORDER static void subtract(float *restrict column, const double *shares,
+                                      const float *restrict b, int64_t length, int64_t stride,
+                                      int count) {
+    int64_t i = 0;
+    for (; i + SUM_LANES <= length; i += SUM_LANES) {
+        doubles low = widen(column + i), high = widen(column + i + LANES);
+        for (int c = 0; c < count; c++) {
+            low -= shares[c] * widen(b + c * stride + i);
+            high -= shares[c] * widen(b + c * stride + i + LANES);
+        }
+        const floats rounded[2] = {__builtin_convertvector(low, floats),
+                                   __builtin_convertvector(high, floats)};
+        memcpy(column + i, rounded, sizeof rounded);
+    }
+    for (; i < length; i++) {
+        double value = (double)column[i];
+        for (int c = 0; c < count; c++) value -= shares[c] * (double)b[c * stride + i];
+        column[i] = (float)value;
+    }
 }
 
 DLXI_FIXED_ORDER static void divide(float *column, double divisor, int64_t length) {
@@ -35,15 +91,19 @@ DLXI_FIXED_ORDER static void divide(float *column, double divisor, int64_t lengt
 }
 
 static void orthonormalise(float *factor, int64_t length, int rank, int64_t stride) {
+    enum { SHARES = 64 }; /* columns that are removed with one rounding */
     const double dependent = 1e-6;
+    double shares[SHARES];
     for (int k = 0; k < rank; k++) {
         float *column = factor + k * stride;
         double before = sqrt(dot(column, column, length));
         /* the second pass removes what rounding left: Giraud et al. 2005 */
         for (int pass = 0; pass < 2; pass++)
-            for (int j = 0; j < k; j++) {
+            for (int j = 0; j < k; j += SHARES) {
                 const float *earlier = factor + j * stride;
-                subtract(column, dot(column, earlier, length), earlier, length);
+                const int count = k - j < SHARES ? k - j : SHARES;
+                dots(shares, column, earlier, length, stride, count);
+                subtract(column, shares, earlier, length, stride, count);
             }
         double after = sqrt(dot(column, column, length));
         if (after == 0.0 || after < dependent * before)

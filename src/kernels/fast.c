@@ -73,6 +73,7 @@ const dlxi_operations dlxi_fast_operations = {
     .linear_backward = dlxi_fast_linear_backward,
     .weights_changed = dlxi_fast_weights_changed,
     .product = dlxi_fast_product,
+    .symmetric_product = dlxi_fast_symmetric_product,
     .embedding_forward = dlxi_fast_embedding_forward,
     .embedding_backward = dlxi_fast_embedding_backward,
     .layernorm_forward = dlxi_fast_layernorm_forward,

@@ -61,6 +61,8 @@ void dlxi_fast_weights_changed(dlxi_kernels *k, const float *weight);
 dlx_status dlxi_fast_product(dlxi_kernels *k, float *c, const float *a, const float *b,
                              bool transpose_a, bool transpose_b, int64_t M, int64_t N, int64_t K,
                              float alpha, float beta);
+dlx_status dlxi_fast_symmetric_product(dlxi_kernels *k, float *c, const float *a, const float *b,
+                                       bool transposed, int64_t M, int64_t K);
 dlx_status dlxi_fast_embedding_forward(dlxi_kernels *k, float *y, const uint32_t *token,
                                        const float *table, const float *position, int64_t N,
                                        int64_t T, int64_t C);

@@ -168,3 +168,48 @@ dlx_status dlxi_fast_product(dlxi_kernels *k, float *c, const float *a, const fl
                              .bf16 = bf16};
     return dlxi_onednn_run(k->state->products, &ab, c, left, right, NULL);
 }
+
+/* ---- symmetric products ---------------------------------------------------------------------- */
+
+/* c[j,i] ← c[i,j] for rows i of [begin, end) and j > i; in tiles, whose columns stay in cache. */
+DLXI_CLONES static void rows_mirror(float *c, int64_t M, int64_t begin, int64_t end) {
+    enum { TILE = 16 };
+    for (int64_t first = begin; first < M; first += TILE) {
+        const int64_t last = first + TILE < M ? first + TILE : M;
+        for (int64_t j = first; j < last; j++) {
+            const int64_t rows = j < end ? j : end;
+            for (int64_t i = begin; i < rows; i++) c[j * M + i] = c[i * M + j];
+        }
+    }
+}
+
+/* Blocks of rows, each from the diagonal on: n blocks save (n − 1) / 2n of the work, and thin ones
+ * are slow. */
+dlx_status dlxi_fast_symmetric_product(dlxi_kernels *k, float *c, const float *a, const float *b,
+                                       bool transposed, int64_t M, int64_t K) {
+    enum { THINNEST = 64, BLOCKS = 4, MIRRORED = 16 };
+    const int64_t quarter = (M + BLOCKS - 1) / BLOCKS,
+                  block = quarter > THINNEST ? quarter : THINNEST;
+    const int64_t stride = transposed ? M : K, step = transposed ? 1 : K;
+    for (int64_t first = 0; first < M; first += block) {
+        const dlxi_product rows = {.M = M - first < block ? M - first : block,
+                                   .N = M - first,
+                                   .K = K,
+                                   .a_stride = stride,
+                                   .b_stride = stride,
+                                   .c_stride = M,
+                                   .alpha = 1.0f,
+                                   .transpose_a = transposed,
+                                   .transpose_b = !transposed};
+        DLX_TRY(dlxi_onednn_run(k->state->products, &rows, c + first * (M + 1), a + first * step,
+                                b + first * step, NULL));
+    }
+    const int64_t bands = (M + MIRRORED - 1) / MIRRORED;
+    const int threads = dlxi_ranges(k, bands, MIRRORED * M);
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static, 1)
+    for (int64_t band = 0; band < bands; band++) {
+        const int64_t end = (band + 1) * MIRRORED;
+        rows_mirror(c, M, band * MIRRORED, end < M ? end : M);
+    }
+    return DLX_OK;
+}

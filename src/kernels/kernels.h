@@ -56,6 +56,11 @@ typedef struct dlxi_operations {
                           bool transpose_a, bool transpose_b, int64_t M, int64_t N, int64_t K,
                           float alpha, float beta);
 
+    /* c[M,M] = a[M,K] · b[M,K]ᵀ, or transposed: a[K,M]ᵀ · b[K,M]. The result must be
+     * symmetric: only a half is computed, the other is its mirror image. f32 at any precision. */
+    dlx_status (*symmetric_product)(dlxi_kernels *k, float *c, const float *a, const float *b,
+                                    bool transposed, int64_t M, int64_t K);
+
     /* y[N,C] = table[token[n], :] + position[n mod T, :]; position may be NULL. */
     dlx_status (*embedding_forward)(dlxi_kernels *k, float *y, const uint32_t *token,
                                     const float *table, const float *position, int64_t N, int64_t T,
@@ -140,5 +145,7 @@ void dlxi_kernels_close(dlxi_kernels **kernels);
 /* flop/s of a 1024³ product by oneDNN at k's precision and threads, factors converted beforehand:
  * the best of 5 runs. */
 dlx_status dlxi_kernels_product_rate(double *flops_per_s, const dlxi_kernels *k, dlx_error *error);
+/* byte/s of y += x with 128 MiB each, read and written by k's threads: the best of 5 runs. */
+dlx_status dlxi_kernels_memory_rate(double *bytes_per_s, dlxi_kernels *k, dlx_error *error);
 
 #endif

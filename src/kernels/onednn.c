@@ -108,7 +108,8 @@ void dlxi_onednn_close(dlxi_onednn **pointer) {
 /* ---- cache ----------------------------------------------------------------------------------- */
 
 static bool product_equal(const dlxi_product *a, const dlxi_product *b) {
-    return a->M == b->M && a->N == b->N && a->K == b->K && a->alpha == b->alpha &&
+    return a->M == b->M && a->N == b->N && a->K == b->K && a->a_stride == b->a_stride &&
+           a->b_stride == b->b_stride && a->c_stride == b->c_stride && a->alpha == b->alpha &&
            a->beta == b->beta && a->transpose_a == b->transpose_a &&
            a->transpose_b == b->transpose_b && a->bf16 == b->bf16 && a->bias == b->bias;
 }
@@ -126,11 +127,12 @@ static entry **slot_find(dlxi_onednn *o, const dlxi_product *p) {
     return &o->slots[i];
 }
 
-/* Rank 2, row-major [rows,columns] or its transpose. */
+/* Rank 2, row-major [rows,columns] or its transpose; stride 0: dense. */
 static dnnl_status_t memory_describe(dnnl_memory_desc_t *out, dnnl_data_type_t type, int64_t rows,
-                                     int64_t columns, bool transposed) {
+                                     int64_t columns, bool transposed, int64_t stride) {
+    if (stride == 0) stride = transposed ? rows : columns;
     const dnnl_dims_t dims = {rows, columns};
-    const dnnl_dims_t strides = {transposed ? 1 : columns, transposed ? rows : 1};
+    const dnnl_dims_t strides = {transposed ? 1 : stride, transposed ? stride : 1};
     return dnnl_memory_desc_init_by_strides(out, 2, dims, type, strides);
 }
 
@@ -177,12 +179,13 @@ static dnnl_status_t entry_create(dlxi_onednn *o, entry *e) {
     dnnl_memory_desc_t shape[ARGUMENTS];
     dnnl_primitive_attr_t attributes = NULL;
     dnnl_post_ops_t post = NULL;
-    dnnl_status_t status = memory_describe(&shape[SOURCE], type, p->M, p->K, p->transpose_a);
+    dnnl_status_t status =
+        memory_describe(&shape[SOURCE], type, p->M, p->K, p->transpose_a, p->a_stride);
     if (status == dnnl_success)
-        status = memory_describe(&shape[WEIGHTS], type, p->K, p->N, p->transpose_b);
-    if (status == dnnl_success) status = memory_describe(&shape[BIAS], dnnl_f32, 1, p->N, false);
+        status = memory_describe(&shape[WEIGHTS], type, p->K, p->N, p->transpose_b, p->b_stride);
+    if (status == dnnl_success) status = memory_describe(&shape[BIAS], dnnl_f32, 1, p->N, false, 0);
     if (status == dnnl_success)
-        status = memory_describe(&shape[DESTINATION], dnnl_f32, p->M, p->N, false);
+        status = memory_describe(&shape[DESTINATION], dnnl_f32, p->M, p->N, false, p->c_stride);
     if (status == dnnl_success) status = dnnl_primitive_attr_create(&attributes);
     if (status == dnnl_success) status = dnnl_post_ops_create(&post);
     if (status == dnnl_success) status = attributes_set(attributes, post, p);

@@ -8,9 +8,11 @@
 typedef struct dlxi_onednn dlxi_onednn;
 
 /* c[M,N] = alpha · a' · b' + bias[N] + beta · c, with a' = a[M,K] or a[K,M]ᵀ and b' = b[K,N] or
- * b[N,K]ᵀ. The factors are bf16 or f32; c and bias are f32. With a bias alpha is 1. */
+ * b[N,K]ᵀ. The factors are bf16 or f32; c and bias are f32. With a bias alpha is 1. Rows as they
+ * lie in memory are a_stride, b_stride and c_stride elements apart; 0: as many as they have. */
 typedef struct dlxi_product {
     int64_t M, N, K;
+    int64_t a_stride, b_stride, c_stride;
     float alpha, beta;
     bool transpose_a, transpose_b;
     bool bf16;

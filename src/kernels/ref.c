@@ -79,6 +79,14 @@ static dlx_status product(dlxi_kernels *k, float *c, const float *a, const float
     return DLX_OK;
 }
 
+static dlx_status symmetric_product(dlxi_kernels *k, float *c, const float *a, const float *b,
+                                    bool transposed, int64_t M, int64_t K) {
+    DLX_TRY(product(k, c, a, b, transposed, !transposed, M, M, K, 1.0f, 0.0f));
+    for (int64_t i = 0; i < M; i++)
+        for (int64_t j = 0; j < i; j++) c[i * M + j] = c[j * M + i];
+    return DLX_OK;
+}
+
 /* ---- embedding ------------------------------------------------------------------------------- */
 
 static dlx_status embedding_forward(dlxi_kernels *k, float *y, const uint32_t *token,
@@ -408,6 +416,7 @@ const dlxi_operations dlxi_ref_operations = {
     .linear_backward = linear_backward,
     .weights_changed = weights_changed,
     .product = product,
+    .symmetric_product = symmetric_product,
     .embedding_forward = embedding_forward,
     .embedding_backward = embedding_backward,
     .layernorm_forward = layernorm_forward,

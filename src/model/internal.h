@@ -75,6 +75,7 @@ struct dlxi_stage {
     dlxi_block *block;
 
     void *arena; /* of the slots' activations and all arrays below */
+    size_t arena_bytes;
     dlxi_slot *slot;
     float **residual;             /* [slots · (layers + 1)] */
     dlxi_block_activations *kept; /* [slots · layers] */

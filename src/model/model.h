@@ -144,6 +144,9 @@ void dlxi_stage_close(dlxi_stage **stage);
 const dlxi_model_config *dlxi_stage_config(const dlxi_stage *stage);
 const dlxi_stage_options *dlxi_stage_opened_with(const dlxi_stage *stage);
 
+/* What the activations take. */
+size_t dlxi_stage_activation_bytes(const dlxi_stage *stage);
+
 /* The stage's tensors in order of id; owned by the stage. */
 dlxi_parameter *dlxi_stage_parameters(dlxi_stage *stage, int64_t *count);
 /* Call after every change of parameters: an optimiser step, an outer step, a load. */

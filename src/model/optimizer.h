@@ -48,8 +48,17 @@ int64_t *dlxi_optimizer_steps(dlxi_optimizer *optimizer);
 /* dst[rows, cols] ← src with its singular values driven towards 1: the direction of Muon's step.
  * scratch: dlxi_muon_scratch_count floats, the first of which may be src; dst may not be. */
 int64_t dlxi_muon_scratch_count(int64_t rows, int64_t cols);
+double dlxi_muon_flops(int64_t rows, int64_t cols); /* as in dlxi_optimizer_cost */
 dlx_status dlxi_muon_orthogonalize(dlxi_kernels *kernels, float *dst, const float *src,
                                    int64_t rows, int64_t cols, float *scratch);
+
+/* The cost of a step: the state's bytes; what it reads and writes at least; multiply-adds × 2 of
+ * Muon's products, of which symmetric ones count a half. */
+typedef struct dlxi_optimizer_cost {
+    double state_bytes, moved_bytes, flops;
+} dlxi_optimizer_cost;
+
+dlxi_optimizer_cost dlxi_optimizer_cost_of(const dlxi_optimizer *optimizer);
 
 /* ---- schedule -------------------------------------------------------------------------------- */
 

@@ -201,6 +201,7 @@ static dlx_status activations_open(dlxi_stage *stage, dlx_error *error) {
     DLX_TRY(DLXI_NEW(&stage->kept, slots * stage->layer_count, error));
     arena a = {0};
     stage_lay_out(stage, &a);
+    stage->arena_bytes = a.used;
     DLX_TRY(dlxi_alloc(&stage->arena, a.used, 1, "activations", error));
     a = (arena){.base = stage->arena};
     stage_lay_out(stage, &a);
@@ -246,6 +247,10 @@ void dlxi_stage_close(dlxi_stage **stage) {
     free(s->parameter);
     free(s);
     *stage = NULL;
+}
+
+size_t dlxi_stage_activation_bytes(const dlxi_stage *stage) {
+    return stage->arena_bytes;
 }
 
 const dlxi_model_config *dlxi_stage_config(const dlxi_stage *stage) {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Benchmarks: a training step of the GPT-2 124M shape against the machine's matrix products, and
- * the stages of a pipeline. */
+/* Benchmarks: training steps against what the machine's products and memory allow, and the stages
+ * of a pipeline. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,70 +12,190 @@
 #include "model/optimizer.h"
 #include "train/tools.h"
 
-static dlx_status step_time(double *seconds, dlxi_stage *stage, dlxi_optimizer *optimizer,
-                            const uint32_t *tokens, const uint32_t *targets, dlx_error *error) {
-    double loss, begun_s = dlxi_clock_s();
-    dlxi_stage_zero_gradients(stage);
-    DLX_TRY(dlxi_stage_forward(stage, 0, tokens, NULL, targets, &loss, error));
-    DLX_TRY(dlxi_stage_backward(stage, 0, NULL, error));
-    DLX_TRY(dlxi_optimizer_step(optimizer, 1e-4f, 1.0f, NULL, error));
-    dlxi_stage_parameters_changed(stage);
-    *seconds = dlxi_clock_s() - begun_s;
+/* ---- a training step ------------------------------------------------------------------------- */
+
+enum { STEPS_MIN = 2 };
+static const double budget_s = 60.0; /* of a shape's timed steps; then STEPS_MIN are enough */
+
+typedef struct bench_shape {
+    const char *name;
+    dlxi_family family;
+    int64_t layers, width, heads, kv_heads, mlp_width, vocabulary;
+    dlxi_optimizer_kind optimizer;
+    uint32_t batch, length;
+} bench_shape;
+
+/* By dlx_bench_shape. */
+static const bench_shape shapes[] = {
+    {"quickstart", DLXI_FAMILY_LLAMA, 4, 256, 8, 4, 704, 256, DLXI_OPTIMIZER_MUON, 4, 256},
+    {"GPT-2 124M", DLXI_FAMILY_GPT2, 12, 768, 12, 12, 3072, 50304, DLXI_OPTIMIZER_ADAMW, 4, 64},
+    {"Llama 100M", DLXI_FAMILY_LLAMA, 12, 768, 12, 4, 2048, 16384, DLXI_OPTIMIZER_MUON, 4, 256},
+    {"GPT-2 124M", DLXI_FAMILY_GPT2, 12, 768, 12, 12, 3072, 50304, DLXI_OPTIMIZER_ADAMW, 8, 512},
+};
+_Static_assert(sizeof shapes / sizeof *shapes == DLX_BENCH_SHAPES, "a row per shape");
+
+typedef struct step_bench {
+    bench_shape shape;
+    dlxi_model_config model;
+    dlxi_kernels *kernels;
+    dlxi_stage *stage;
+    dlxi_optimizer *optimizer;
+    uint32_t *tokens, *targets;
+    double *step_s, *optimizer_s; /* [steps] */
+    uint32_t steps;
+} step_bench;
+
+static void step_bench_close(step_bench *b) {
+    free(b->tokens);
+    free(b->targets);
+    free(b->step_s);
+    free(b->optimizer_s);
+    dlxi_optimizer_close(&b->optimizer);
+    dlxi_stage_close(&b->stage);
+    dlxi_kernels_close(&b->kernels);
+}
+
+static dlx_status step_bench_open(step_bench *b, const dlx_bench_step_options *options,
+                                  dlx_error *error) {
+    bench_shape *shape = &b->shape;
+    *shape = shapes[options->shape];
+    if (options->batch > 0) shape->batch = options->batch;
+    if (options->length > 0) shape->length = options->length;
+    const uint32_t count = shape->batch * shape->length;
+    b->model = dlxi_model_config_default(shape->family);
+    b->model.layers = shape->layers, b->model.width = shape->width, b->model.heads = shape->heads,
+    b->model.kv_heads = shape->kv_heads, b->model.mlp_width = shape->mlp_width;
+    b->model.context = shape->length > 256 ? shape->length : 256;
+    b->model.vocabulary = shape->vocabulary;
+    const dlxi_stage_options whole =
+        dlxi_stage_options_whole(&b->model, shape->batch, shape->length, 1);
+    const dlxi_optimizer_options settings = dlxi_optimizer_options_default(shape->optimizer);
+    int64_t tensors;
+    DLX_TRY(dlxi_kernels_open(&b->kernels, "fast",
+                              options->f32 ? DLXI_PRECISION_F32 : DLXI_PRECISION_AUTO,
+                              options->threads, error));
+    DLX_TRY(dlxi_stage_open(&b->stage, &b->model, &whole, b->kernels, error));
+    dlxi_parameter *parameters = dlxi_stage_parameters(b->stage, &tensors);
+    DLX_TRY(dlxi_optimizer_open(&b->optimizer, &settings, parameters, tensors, b->kernels, error));
+    DLX_TRY(DLXI_NEW(&b->tokens, count, error));
+    DLX_TRY(DLXI_NEW(&b->targets, count, error));
+    DLX_TRY(DLXI_NEW(&b->step_s, options->steps, error));
+    DLX_TRY(DLXI_NEW(&b->optimizer_s, options->steps, error));
+    for (uint32_t i = 0; i < count; i++) {
+        b->tokens[i] = (uint32_t)(dlxi_rng_u64(1, 0, i) % (uint64_t)b->model.vocabulary);
+        b->targets[i] = (uint32_t)(dlxi_rng_u64(1, 1, i) % (uint64_t)b->model.vocabulary);
+    }
     return DLX_OK;
 }
 
-dlx_status dlxi_bench_model(dlx_bench_model_result *result, uint32_t batch, uint32_t length,
-                            uint32_t steps, int threads, bool f32, dlx_error *error) {
-    dlx_status status = DLX_OK;
-    dlxi_kernels *kernels = NULL;
-    dlxi_stage *stage = NULL;
-    dlxi_optimizer *optimizer = NULL;
-    uint32_t *tokens = NULL, *targets = NULL;
-    double *seconds = NULL;
-    dlxi_model_config config = dlxi_model_config_default(DLXI_FAMILY_GPT2);
-    config.layers = 12, config.width = 768, config.heads = config.kv_heads = 12,
-    config.mlp_width = 3072;
-    config.context = 1024, config.vocabulary = 50304;
-    dlxi_stage_options options = dlxi_stage_options_whole(&config, batch, length, 1);
-    dlxi_optimizer_options adamw = dlxi_optimizer_options_default(DLXI_OPTIMIZER_ADAMW);
-    int64_t count;
-    DLX_TRY_OUT(dlxi_kernels_open(&kernels, "fast", f32 ? DLXI_PRECISION_F32 : DLXI_PRECISION_AUTO,
-                                  threads, error));
-    DLX_TRY_OUT(dlxi_stage_open(&stage, &config, &options, kernels, error));
-    dlxi_parameter *parameters = dlxi_stage_parameters(stage, &count);
-    DLX_TRY_OUT(dlxi_optimizer_open(&optimizer, &adamw, parameters, count, kernels, error));
-    DLX_TRY_OUT(DLXI_NEW(&tokens, batch * length, error));
-    DLX_TRY_OUT(DLXI_NEW(&targets, batch * length, error));
-    DLX_TRY_OUT(DLXI_NEW(&seconds, steps, error));
-    for (uint32_t i = 0; i < batch * length; i++) {
-        tokens[i] = (uint32_t)(dlxi_rng_u64(1, 0, i) % (uint64_t)config.vocabulary);
-        targets[i] = (uint32_t)(dlxi_rng_u64(1, 1, i) % (uint64_t)config.vocabulary);
+static dlx_status step_time(step_bench *b, double *step_s, double *optimizer_s, dlx_error *error) {
+    double loss, begun_s = dlxi_clock_s();
+    dlxi_stage_zero_gradients(b->stage);
+    DLX_TRY(dlxi_stage_forward(b->stage, 0, b->tokens, NULL, b->targets, &loss, error));
+    DLX_TRY(dlxi_stage_backward(b->stage, 0, NULL, error));
+    double stepped_s = dlxi_clock_s();
+    DLX_TRY(dlxi_optimizer_step(b->optimizer, 1e-4f, 1.0f, NULL, error));
+    dlxi_stage_parameters_changed(b->stage);
+    *step_s = dlxi_clock_s() - begun_s;
+    *optimizer_s = dlxi_clock_s() - stepped_s;
+    return DLX_OK;
+}
+
+/* The process's largest resident size since `peak_reset`; 0 where the system does not say. */
+static double peak_bytes(void) {
+    char line[256];
+    long long kilobytes = 0;
+    FILE *file = fopen("/proc/self/status", "re");
+    while (file != NULL && fgets(line, sizeof line, file) != NULL)
+        if (sscanf(line, "VmHWM: %lld kB", &kilobytes) == 1) break;
+    if (file != NULL) fclose(file);
+    return 1024.0 * (double)kilobytes;
+}
+
+static void peak_reset(void) {
+    FILE *file = fopen("/proc/self/clear_refs", "we");
+    if (file == NULL) return;
+    fputs("5", file);
+    fclose(file);
+}
+
+/* Causal attention's products, of T / 2 keys on average: 2 · 2 forward, twice that backward. */
+static double flops_of(const step_bench *b, double parameters) {
+    const double tokens = (double)(b->shape.batch * b->shape.length);
+    const double attention =
+        6.0 * (double)b->model.layers * (double)b->shape.length * (double)b->model.width;
+    return tokens * (6.0 * parameters + attention);
+}
+
+/* Parameters, gradients, optimiser's state and activations, and bf16 copies of the weights. */
+static double expected_bytes(step_bench *b, const dlxi_optimizer_cost *cost) {
+    int64_t tensors;
+    const dlxi_parameter *parameters = dlxi_stage_parameters(b->stage, &tensors);
+    double bytes = cost->state_bytes + (double)dlxi_stage_activation_bytes(b->stage);
+    for (int64_t i = 0; i < tensors; i++) {
+        const bool copied =
+            b->kernels->precision == DLXI_PRECISION_BF16 && !parameters[i].tensor.vector;
+        bytes += (double)parameters[i].count * (copied ? 10.0 : 8.0);
     }
-    double first_s;
-    DLX_TRY_OUT(step_time(&first_s, stage, optimizer, tokens, targets, error));
-    for (uint32_t i = 0; i < steps; i++)
-        DLX_TRY_OUT(step_time(&seconds[i], stage, optimizer, tokens, targets, error));
-    double median_s = dlxi_seconds_median(seconds, (int)steps);
-    *result = (dlx_bench_model_result){
-        .backend = kernels->op->name,
-        .precision = kernels->precision == DLXI_PRECISION_BF16 ? "bf16" : "f32",
-        .parameters = (uint64_t)dlxi_model_parameter_count(&config),
-        .step_s_median = median_s,
-        .step_s_min = seconds[0],
-        .step_s_max = seconds[steps - 1]};
-    result->model_flops_per_s =
-        6.0 * (double)result->parameters * batch * length / result->step_s_median;
-    DLX_TRY_OUT(dlxi_kernels_product_rate(&result->product_flops_per_s, kernels, error));
-    result->share = result->model_flops_per_s / result->product_flops_per_s;
+    return bytes;
+}
+
+static dlx_status result_fill(dlx_bench_step_result *r, step_bench *b, dlx_error *error) {
+    const dlxi_optimizer_cost cost = dlxi_optimizer_cost_of(b->optimizer);
+    const bool bf16 = b->kernels->precision == DLXI_PRECISION_BF16;
+    const double peak = peak_bytes();
+    *r = (dlx_bench_step_result){.shape = b->shape.name,
+                                 .backend = b->kernels->op->name,
+                                 .precision = bf16 ? "bf16" : "f32",
+                                 .optimizer =
+                                     b->shape.optimizer == DLXI_OPTIMIZER_MUON ? "Muon" : "AdamW",
+                                 .batch = b->shape.batch,
+                                 .length = b->shape.length,
+                                 .steps = b->steps,
+                                 .parameters = (uint64_t)dlxi_model_parameter_count(&b->model),
+                                 .step_s_median = dlxi_seconds_median(b->step_s, (int)b->steps),
+                                 .step_s_min = b->step_s[0],
+                                 .step_s_max = b->step_s[b->steps - 1],
+                                 .optimizer_s = dlxi_seconds_median(b->optimizer_s, (int)b->steps),
+                                 .optimizer_flops = cost.flops,
+                                 .optimizer_bytes = cost.moved_bytes,
+                                 .peak_bytes = peak,
+                                 .expected_bytes = expected_bytes(b, &cost)};
+    r->model_flops = flops_of(b, (double)r->parameters);
+    DLX_TRY(dlxi_kernels_product_rate(&r->product_flops_per_s, b->kernels, error));
+    DLX_TRY(dlxi_kernels_memory_rate(&r->memory_bytes_per_s, b->kernels, error));
+    double f32_rate = r->product_flops_per_s; /* Muon's products are f32 */
+    if (bf16) {
+        dlxi_kernels f32 = *b->kernels;
+        f32.precision = DLXI_PRECISION_F32;
+        DLX_TRY(dlxi_kernels_product_rate(&f32_rate, &f32, error));
+    }
+    r->products_floor_s = r->model_flops / r->product_flops_per_s;
+    r->optimizer_floor_s = cost.flops / f32_rate + cost.moved_bytes / r->memory_bytes_per_s;
+    return DLX_OK;
+}
+
+dlx_status dlxi_bench_step(dlx_bench_step_result *result, const dlx_bench_step_options *options,
+                           dlx_error *error) {
+    dlx_status status = DLX_OK;
+    step_bench b = {0};
+    double first_s, unused_s;
+    peak_reset();
+    DLX_TRY_OUT(step_bench_open(&b, options, error));
+    DLX_TRY_OUT(step_time(&b, &first_s, &unused_s, error));
+    const double begun_s = dlxi_clock_s();
+    while (b.steps < options->steps &&
+           (b.steps < STEPS_MIN || dlxi_clock_s() - begun_s < budget_s)) {
+        DLX_TRY_OUT(step_time(&b, &b.step_s[b.steps], &b.optimizer_s[b.steps], error));
+        b.steps++;
+    }
+    DLX_TRY_OUT(result_fill(result, &b, error));
 out:
-    free(tokens);
-    free(targets);
-    free(seconds);
-    dlxi_optimizer_close(&optimizer);
-    dlxi_stage_close(&stage);
-    dlxi_kernels_close(&kernels);
+    step_bench_close(&b);
     return status;
 }
+
+/* ---- the stages of a pipeline ---------------------------------------------------------------- */
 
 /* The layers of each stage, as site.cut takes them. */
 static void partition_print(char *text, size_t text_bytes, const dlxi_partition *partition) {

@@ -12,8 +12,8 @@ dlx_status dlxi_evaluate(double *loss, uint64_t *tokens_used, const char *checkp
 dlx_status dlxi_generate(char **text, size_t *text_bytes, const char *checkpoint,
                          const dlx_generate_options *options, dlx_error *error);
 dlx_status dlxi_inspect(const char *path, dlx_log line, void *context, dlx_error *error);
-dlx_status dlxi_bench_model(dlx_bench_model_result *result, uint32_t batch, uint32_t length,
-                            uint32_t steps, int threads, bool f32, dlx_error *error);
+dlx_status dlxi_bench_step(dlx_bench_step_result *result, const dlx_bench_step_options *options,
+                           dlx_error *error);
 dlx_status dlxi_bench_stages(dlx_bench_stages_result *result, const dlxi_config *config, int stages,
                              dlx_error *error);
 dlx_status dlxi_plan(dlx_plan_result *result, const dlxi_config *config,

@@ -191,14 +191,45 @@ dlx_status dlx_inspect(const char *path, dlx_log line, void *context, dlx_error 
     return dlxi_inspect(path, line, context, error);
 }
 
+static const dlx_bench_step_options bench_default = DLX_BENCH_STEP_OPTIONS_INIT;
+
+dlx_status dlx_bench_step(dlx_bench_step_result *result, const dlx_bench_step_options *options,
+                          dlx_error *error) {
+    dlx_bench_step_options given = bench_default;
+    DLXI_NOT_NULL(result);
+    DLXI_NOT_NULL(options);
+    DLX_TRY(dlxi_sized_read(&given, sizeof given, sizeof given, options,
+                            "DLX_BENCH_STEP_OPTIONS_INIT", error));
+    if ((unsigned)given.shape >= DLX_BENCH_SHAPES || given.batch > 4096 || given.length == 1 ||
+        given.length > 1024 || given.steps < 1 || given.steps > 1000 || given.threads < 1)
+        DLX_FAIL(error, ARGUMENT,
+                 "shape is one of %d, batch 1 to 4096, length 2 to 1024, steps 1 to 1000, threads "
+                 "1 and more",
+                 DLX_BENCH_SHAPES);
+    return dlxi_bench_step(result, &given, error);
+}
+
 dlx_status dlx_bench_model(dlx_bench_model_result *result, uint32_t batch, uint32_t length,
                            uint32_t steps, int threads, bool f32, dlx_error *error) {
+    dlx_bench_step_options options = bench_default;
+    dlx_bench_step_result step;
     DLXI_NOT_NULL(result);
-    if (batch < 1 || batch > 4096 || length < 2 || length > 1024 || steps < 1 || steps > 1000 ||
-        threads < 1)
-        DLX_FAIL(error, ARGUMENT,
-                 "batch is 1 to 4096, length 2 to 1024, steps 1 to 1000, threads 1 and more");
-    return dlxi_bench_model(result, batch, length, steps, threads, f32, error);
+    options.batch = batch, options.length = length, options.steps = steps;
+    options.threads = threads, options.f32 = f32;
+    if (batch < 1 || length < 1) DLX_FAIL(error, ARGUMENT, "batch and length are 1 and more");
+    DLX_TRY(dlx_bench_step(&step, &options, error));
+    const double model_flops = 6.0 * (double)step.parameters * batch * length;
+    *result = (dlx_bench_model_result){.backend = step.backend,
+                                       .precision = step.precision,
+                                       .parameters = step.parameters,
+                                       .step_s_median = step.step_s_median,
+                                       .step_s_min = step.step_s_min,
+                                       .step_s_max = step.step_s_max,
+                                       .model_flops_per_s = model_flops / step.step_s_median,
+                                       .product_flops_per_s = step.product_flops_per_s,
+                                       .share = model_flops / step.step_s_median /
+                                                step.product_flops_per_s};
+    return DLX_OK;
 }
 
 dlx_status dlx_bench_stages(dlx_bench_stages_result *result, const dlx_config *config,

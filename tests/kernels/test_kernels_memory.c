@@ -78,6 +78,7 @@ static void step(dlxi_kernels *k, float *const *x, const uint32_t *token, int64_
     OK(op->add(k, x[10], x[4], n * C));
     OK(op->embedding_backward(k, x[12], x[13], x[10], token, n, length, C));
     OK(op->product(k, x[10], x[12], x[12], true, false, C, C, C, 0.5f, 0.5f));
+    OK(op->symmetric_product(k, x[10], x[12], x[12], false, C, C));
     OK(op->adamw(k, x[15], x[13], x[14], x[12], C, &settings));
     (void)op->sum_of_squares(k, x[12], C * C);
     op->weights_changed(k, NULL);

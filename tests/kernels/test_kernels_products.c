@@ -114,6 +114,45 @@ static void test_product(void **state) {
     close_pairs(pairs, count);
 }
 
+/* b = a Z with Z symmetric: a bᵀ is symmetric without being a square. */
+static void check_symmetric_product(const pair *p, int64_t M, int64_t K, bool transposed) {
+    case_label("symmetric product M=%d K=%d transposed %d threads %d", (int)M, (int)K, transposed,
+               p->k[FAST]->threads);
+    dlxi_kernels *ref = p->k[REF];
+    float *a = buffer(M * K, -1, 1), *b = buffer_nan(M * K), *c[2];
+    float *half = buffer(K * K, -1, 1), *z = buffer_nan(K * K);
+    OK(ref->op->product(ref, z, half, half, false, true, K, K, K, 1.0f, 0.0f));
+    if (transposed) {
+        OK(ref->op->product(ref, b, z, a, false, false, K, M, K, 1.0f, 0.0f));
+    } else {
+        OK(ref->op->product(ref, b, a, z, false, false, M, K, K, 1.0f, 0.0f));
+    }
+    for (int i = 0; i < 2; i++) {
+        c[i] = buffer_nan(M * M);
+        OK(p->k[i]->op->symmetric_product(p->k[i], c[i], a, b, transposed, M, K));
+    }
+    float *scale = buffer_nan(M * M), *aa = absolute(a, M * K), *ab = absolute(b, M * K);
+    OK(ref->op->symmetric_product(ref, scale, aa, ab, transposed, M, K));
+    expect_within("c", c[FAST], c[REF], scale, M * M, unit_of(false, K));
+    for (int64_t i = 0; i < M; i++)
+        for (int64_t j = 0; j < i; j++) assert_true(c[FAST][i * M + j] == c[FAST][j * M + i]);
+    case_end();
+}
+
+static void test_symmetric_product(void **state) {
+    (void)state;
+    pair pairs[PAIRS];
+    const int count = open_pairs(pairs);
+    static const int64_t rows[] = {1, 2, 17, 64, 65, 130, 200, 300};
+    for (int p = 0; p < count; p++)
+        for (size_t r = 0; r < sizeof rows / sizeof *rows; r++)
+            for (int t = 0; t < 2; t++) {
+                check_symmetric_product(&pairs[p], rows[r], 33, t != 0);
+                check_symmetric_product(&pairs[p], rows[r], 1, t != 0);
+            }
+    close_pairs(pairs, count);
+}
+
 /* ---- attention ------------------------------------------------------------------------------- */
 
 /* f32: scores ~ sqrt(D)/3 have an absolute error of about 1e-6, which becomes the relative error of
@@ -236,9 +275,13 @@ static void test_many_shapes(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_linear),          cmocka_unit_test(test_product),
-        cmocka_unit_test(test_attention),       cmocka_unit_test(test_attention_is_causal),
-        cmocka_unit_test(test_weights_changed), cmocka_unit_test(test_many_shapes),
+        cmocka_unit_test(test_linear),
+        cmocka_unit_test(test_product),
+        cmocka_unit_test(test_symmetric_product),
+        cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_attention_is_causal),
+        cmocka_unit_test(test_weights_changed),
+        cmocka_unit_test(test_many_shapes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -9,8 +9,6 @@
 #define dlxi_dequantise            plain_dequantise
 #define dlxi_dequantise_add        plain_dequantise_add
 #define dlxi_codes_valid           plain_codes_valid
-#define dlxi_project_rows          plain_project_rows
-#define dlxi_project_columns       plain_project_columns
 #define dlxi_orthonormalise        plain_orthonormalise
 #define dlxi_expand_row            plain_expand_row
 #define dlxi_spectrum              plain_spectrum

@@ -124,43 +124,69 @@ static void test_clipping(void **unused) {
     close_all(&f, optimizer);
 }
 
-/* The iteration moves singular values to about [0.7, 1.2], so that X Xᵀ is near I, and keeps the
- * source's directions. */
+/* x ← x − 2 h (hᵀ x) / hᵀh for the columns of x[rows,cols], with a fixed h. */
+static void reflect(double *x, int rows, int cols) {
+    double h[64], squares = 0.0;
+    for (int i = 0; i < rows; i++) {
+        h[i] = cos(1.0 + 3.0 * i);
+        squares += h[i] * h[i];
+    }
+    for (int j = 0; j < cols; j++) {
+        double along = 0.0;
+        for (int i = 0; i < rows; i++) along += h[i] * x[i * cols + j];
+        for (int i = 0; i < rows; i++) x[i * cols + j] -= 2.0 * along / squares * h[i];
+    }
+}
+
+static void transpose(double *dst, const double *src, int rows, int cols) {
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < cols; j++) dst[j * rows + i] = src[i * cols + j];
+}
+
+/* x[rows,cols] ← H x H' with reflections H, H': its own inverse. */
+static void turn(double *x, int rows, int cols) {
+    double other[48 * 64];
+    reflect(x, rows, cols);
+    transpose(other, x, rows, cols);
+    reflect(other, cols, rows);
+    transpose(x, other, cols, rows);
+}
+
+/* X = H Σ H' with known singular values becomes H f(Σ) H': the values from 0.0083 of the largest
+ * on go to [0.69, 1.06]; those below grow by 100 at least. */
 static void test_orthogonalize(void **unused) {
     (void)unused;
+    enum { SHORT = 40, LONG = 56, ALL = SHORT * LONG };
+    static const float sizes[] = {1.0f, 1e-6f, 1e6f};
     fixture f;
     set_up(&f);
-    float wide[COUNT], tall[COUNT], transposed[COUNT];
-    float *scratch = calloc((size_t)dlxi_muon_scratch_count(ROWS, COLS), sizeof *scratch);
-    assert_int_equal(dlxi_muon_orthogonalize(f.kernels, wide, f.data[0], ROWS, COLS, scratch),
-                     DLX_OK);
-    double trace = 0.0;
-    for (int i = 0; i < ROWS; i++) {
-        for (int j = 0; j < ROWS; j++) {
-            double sum = 0.0;
-            for (int c = 0; c < COLS; c++)
-                sum += (double)wide[i * COLS + c] * (double)wide[j * COLS + c];
-            assert_true(fabs(sum - (i == j)) < 0.45);
-            trace += i == j ? sum : 0.0;
-        }
+    float *src = calloc(ALL, sizeof *src), *dst = calloc(ALL, sizeof *dst);
+    float *scratch = calloc((size_t)dlxi_muon_scratch_count(SHORT, LONG), sizeof *scratch);
+    for (int t = 0; t < 6; t++) {
+        const int rows = t % 2 == 0 ? SHORT : LONG, cols = t % 2 == 0 ? LONG : SHORT;
+        double x[ALL] = {0.0}, sigma[SHORT];
+        for (int i = 0; i < SHORT; i++)
+            x[i * cols + i] = sigma[i] = i < 8 ? 2e-4 * i : pow(0.0083, (SHORT - 1.0 - i) / 31.0);
+        turn(x, rows, cols);
+        for (int i = 0; i < ALL; i++) src[i] = sizes[t / 2] * (float)x[i];
+        assert_int_equal(dlxi_muon_orthogonalize(f.kernels, dst, src, rows, cols, scratch), DLX_OK);
+        for (int i = 0; i < ALL; i++) x[i] = (double)dst[i];
+        turn(x, rows, cols);
+        for (int i = 0; i < rows; i++)
+            for (int j = 0; j < cols; j++) {
+                const double value = x[i * cols + j];
+                const bool large = i >= 8, in = value > 0.69 && value < 1.06;
+                if (i != j) assert_true(fabs(value) < 1e-2); /* A is rounded to f32 */
+                if (i == j && large) assert_true(in);
+                if (i == j && !large)
+                    assert_true(fabs(value) < 1.06 && value > 100.0 * sigma[i] - 1e-2);
+            }
     }
-    assert_true(trace > 0.5 * ROWS && trace < 1.45 * ROWS);
-    double along = 0.0; /* ⟨X, source⟩, near the nuclear norm, is above the Frobenius norm */
-    for (int i = 0; i < COUNT; i++) along += (double)wide[i] * (double)f.data[0][i];
-    assert_true(along > sqrt(f.kernels->op->sum_of_squares(f.kernels, f.data[0], COUNT)));
-
-    for (int r = 0; r < ROWS; r++)
-        for (int c = 0; c < COLS; c++) transposed[c * ROWS + r] = f.data[0][r * COLS + c];
-    assert_int_equal(dlxi_muon_orthogonalize(f.kernels, tall, transposed, COLS, ROWS, scratch),
-                     DLX_OK);
-    for (int r = 0; r < ROWS; r++)
-        for (int c = 0; c < COLS; c++)
-            assert_true(fabsf(tall[c * ROWS + r] - wide[r * COLS + c]) < 1e-5f);
-
-    memset(transposed, 0, sizeof transposed);
-    assert_int_equal(dlxi_muon_orthogonalize(f.kernels, tall, transposed, COLS, ROWS, scratch),
-                     DLX_OK);
-    for (int i = 0; i < COUNT; i++) assert_true(tall[i] == 0.0f);
+    memset(src, 0, ALL * sizeof *src);
+    assert_int_equal(dlxi_muon_orthogonalize(f.kernels, dst, src, SHORT, LONG, scratch), DLX_OK);
+    for (int i = 0; i < ALL; i++) assert_true(dst[i] == 0.0f);
+    free(src);
+    free(dst);
     free(scratch);
     close_all(&f, NULL);
 }

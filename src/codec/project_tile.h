@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Projections for one kind of CPU. project.c includes it for each, with
+ *
+ *   PROJECT(name)       a name of this kind's own
+ *   PROJECT_TARGET      the attribute that allows its instructions
+ *   LANES               floats in one of its vectors
+ *   ROWS, RANKS, WIDTH  sums in registers: ROWS · RANKS vectors, and RANKS · WIDTH
+ *
+ * Such a tile takes ROWS + RANKS loads for ROWS · RANKS multiply-adds. */
+
+typedef float PROJECT(vector) __attribute__((vector_size(LANES * sizeof(float))));
+
+PROJECT_TARGET static DLXI_ALWAYS_INLINE PROJECT(vector) PROJECT(load)(const float *x) {
+    PROJECT(vector) v;
+    memcpy(&v, x, sizeof v);
+    return v;
+}
+
+PROJECT_TARGET static DLXI_ALWAYS_INLINE float PROJECT(sum)(PROJECT(vector) v) {
+    float lanes[LANES];
+    memcpy(lanes, &v, sizeof v);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; l++) lanes[l] += lanes[l + half];
+    return lanes[0];
+}
+
+/* p[k][r] += row r of m times column k of q, over `width` values. */
+PROJECT_TARGET static DLXI_ALWAYS_INLINE void
+PROJECT(tile_of_rows)(float *restrict p, const float *restrict m, const float *restrict q,
+                      const shape *s, int64_t width, int rows, int ranks) {
+    PROJECT(vector) sum[ROWS][RANKS] = {{{0.0f}}};
+    int64_t j = 0;
+    for (; j + LANES <= width; j += LANES) {
+        PROJECT(vector) column[RANKS];
+        for (int k = 0; k < ranks; k++) column[k] = PROJECT(load)(q + k * s->q_stride + j);
+        for (int r = 0; r < rows; r++) {
+            const PROJECT(vector) row = PROJECT(load)(m + r * s->cols + j);
+            for (int k = 0; k < ranks; k++) sum[r][k] += row * column[k];
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int k = 0; k < ranks; k++) {
+            float total = PROJECT(sum)(sum[r][k]);
+            for (int64_t i = j; i < width; i++)
+                total += m[r * s->cols + i] * q[k * s->q_stride + i];
+            p[k * s->p_stride + r] += total;
+        }
+}
+
+PROJECT_TARGET static DLXI_ALWAYS_INLINE void
+PROJECT(band_of_rows)(float *restrict p, const float *restrict m, const float *restrict q,
+                      const shape *s, int64_t width, int rows) {
+    int k = 0;
+    for (; k + RANKS <= s->rank; k += RANKS)
+        PROJECT(tile_of_rows)(p + k * s->p_stride, m, q + k * s->q_stride, s, width, rows, RANKS);
+    for (; k < s->rank; k++)
+        PROJECT(tile_of_rows)(p + k * s->p_stride, m, q + k * s->q_stride, s, width, rows, 1);
+}
+
+PROJECT_TARGET static void PROJECT(rows)(float *restrict p, const float *restrict m,
+                                         const float *restrict q, const shape *s) {
+    for (int64_t first = 0; first < s->cols; first += BLOCK) {
+        const int64_t width = min(BLOCK, s->cols - first);
+        int64_t i = 0;
+        for (; i + ROWS <= s->rows; i += ROWS)
+            PROJECT(band_of_rows)(p + i, m + i * s->cols + first, q + first, s, width, ROWS);
+        for (; i < s->rows; i++)
+            PROJECT(band_of_rows)(p + i, m + i * s->cols + first, q + first, s, width, 1);
+    }
+}
+
+/* q[k][j] += Σ_i p[k][i] m[i][j], over `length` rows, for `width` vectors of j. */
+PROJECT_TARGET static DLXI_ALWAYS_INLINE void
+PROJECT(tile_of_columns)(float *restrict q, const float *restrict m, const float *restrict p,
+                         const shape *s, int64_t length, int width, int ranks) {
+    PROJECT(vector) sum[RANKS][WIDTH];
+    for (int k = 0; k < ranks; k++)
+        for (int w = 0; w < width; w++) sum[k][w] = PROJECT(load)(q + k * s->q_stride + w * LANES);
+    for (int64_t i = 0; i < length; i++) {
+        PROJECT(vector) row[WIDTH];
+        for (int w = 0; w < width; w++) row[w] = PROJECT(load)(m + i * s->cols + w * LANES);
+        for (int k = 0; k < ranks; k++)
+            for (int w = 0; w < width; w++) sum[k][w] += p[k * s->p_stride + i] * row[w];
+    }
+    for (int k = 0; k < ranks; k++)
+        for (int w = 0; w < width; w++)
+            memcpy(q + k * s->q_stride + w * LANES, &sum[k][w], sizeof sum[k][w]);
+}
+
+PROJECT_TARGET static DLXI_ALWAYS_INLINE void
+PROJECT(band_of_columns)(float *restrict q, const float *restrict m, const float *restrict p,
+                         const shape *s, int64_t length, int width) {
+    int k = 0;
+    for (; k + RANKS <= s->rank; k += RANKS) PROJECT(tile_of_columns)
+    (q + k * s->q_stride, m, p + k * s->p_stride, s, length, width, RANKS);
+    for (; k < s->rank; k++)
+        PROJECT(tile_of_columns)(q + k * s->q_stride, m, p + k * s->p_stride, s, length, width, 1);
+}
+
+PROJECT_TARGET static void PROJECT(columns)(float *restrict q, const float *restrict m,
+                                            const float *restrict p, const shape *s) {
+    for (int64_t first = 0; first < s->rows; first += BLOCK) {
+        const int64_t length = min(BLOCK, s->rows - first);
+        const float *block = m + first * s->cols, *factor = p + first;
+        int64_t j = 0;
+        for (; j + WIDTH * LANES <= s->cols; j += WIDTH * LANES)
+            PROJECT(band_of_columns)(q + j, block + j, factor, s, length, WIDTH);
+        for (; j + LANES <= s->cols; j += LANES)
+            PROJECT(band_of_columns)(q + j, block + j, factor, s, length, 1);
+        for (int k = 0; k < s->rank; k++)
+            for (int64_t i = 0; i < length; i++)
+                for (int64_t c = j; c < s->cols; c++)
+                    q[k * s->q_stride + c] += factor[k * s->p_stride + i] * block[i * s->cols + c];
+    }
+}
+
+#undef PROJECT
+#undef PROJECT_TARGET
+#undef LANES
+#undef ROWS
+#undef RANKS
+#undef WIDTH
