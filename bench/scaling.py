@@ -105,7 +105,7 @@ def commit(sites, count, ranks, rounds, encrypted, stored):
     """What clients without a model have measured (bench/control.c), and the coordinator itself."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"
-    key, keys, roster = (os.path.join(sites.directory, "coordinator.key"), sites.directory, sites.roster) if encrypted else "---"
+    key, keys, roster = (os.path.join(sites.directory, "coordinator.key"), sites.directory, sites.roster) if encrypted else ("-", "-", "-")
     with tempfile.TemporaryDirectory() as directory:
         store = [os.path.join(directory, "coordinator.db")] if stored else []
         coordinator = subprocess.Popen([os.path.join(BUILD, "tests", "emulate"), str(count), endpoint, key, roster, str(rounds), *store],
@@ -121,10 +121,10 @@ def commit(sites, count, ranks, rounds, encrypted, stored):
 
 
 def by_ranks(sites):
-    """The coordinator alone: ranks that submit and stage at once, over loopback, and share the cores with it. Encrypted, with a
-    store, unless said."""
-    print_head("sites × ranks", "commits/s: unencrypted, no store", "no store", "with all", "CPU per commit, ms: unencrypted, no store",
-               "no store", "with all", "CPU without rounds, % of a core", "CPU to join, s", "memory, MB", "received per rank and commit, kB")
+    """The coordinator alone: ranks that submit and stage at once, over loopback, and share the cores with it. The last four
+    columns are with CURVE and a store."""
+    print_head("sites × ranks", "commits/s: plain", "CURVE", "CURVE, store", "coordinator: CPU per commit, ms: plain", "CURVE", "CURVE, store",
+               "CPU between rounds, % of a core", "CPU to join, s", "memory, MB", "received per rank and commit, kB")
     for count, ranks, rounds in ((2, 1, 4000), (8, 1, 3000), (32, 1, 1500), (64, 1, 1000), (64, 4, 300), (64, 16, 100)):
         runs = [commit(sites, count, ranks, rounds, *kind) for kind in ((False, False), (True, False), (True, True))]
         print_row(f"{count} × {ranks}", *(f"{run['commits'] / run['seconds']:.0f}" for run in runs),
