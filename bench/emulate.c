@@ -3,7 +3,7 @@
  * dilocox does is real. So more sites fit on a machine than it has cores, and the exchange has
  * cores to itself. The first form is the coordinator. bench/scaling.py uses it.
  *
- *     emulate SITES HOST:PORT KEY ROSTER STEPS
+ *     emulate SITES HOST:PORT KEY ROSTER STEPS [STORE]
  *     emulate NAME HOST:PORT KEY ROSTER STEP_MS PARAMETERS OPTION=VALUE...
  *
  * KEY `-`: unencrypted. A site prints one line of JSON. Its time counts from the end of the first
@@ -38,6 +38,17 @@ static double cpu_s(void) {
            1e-6 * (double)(used.ru_utime.tv_usec + used.ru_stime.tv_usec);
 }
 
+/* Of this program: getrusage's maximum is also that of the process that it was forked from. */
+static long peak_kib(void) {
+    char line[128];
+    long kib = 0;
+    FILE *status = fopen("/proc/self/status", "r");
+    while (status != NULL && kib == 0 && fgets(line, sizeof line, status) != NULL)
+        if (sscanf(line, "VmHWM: %ld", &kib) != 1) kib = 0;
+    if (status != NULL) fclose(status);
+    return kib;
+}
+
 static int fail(const char *what, const dlx_error *error) {
     fprintf(stderr, "emulate: %s: %s\n", what, error->message);
     return 1;
@@ -51,7 +62,8 @@ static dlx_link_config link_of(char **words) {
 
 /* ---- the coordinator ------------------------------------------------------------------------- */
 
-static int coordinate(char **words) {
+/* store: NULL: none */
+static int coordinate(char **words, const char *store) {
     dlx_coordinator *c = NULL;
     dlx_coordinator_config config = DLX_COORDINATOR_CONFIG_INIT;
     dlx_error error = {.message = ""};
@@ -59,13 +71,13 @@ static int coordinate(char **words) {
     config.link = link_of(words);
     config.tokens = config.sites * strtoull(words[5], NULL, 10);
     config.sites_min = 0;
-    if (dlx_coordinator_open(&c, &config, &error) != DLX_OK) return fail("coordinator", &error);
+    dlx_status status = store != NULL ? dlx_coordinator_open_stored(&c, &config, store, &error)
+                                      : dlx_coordinator_open(&c, &config, &error);
+    if (status != DLX_OK) return fail("coordinator", &error);
     double begin_s = now_s();
-    dlx_status status = dlx_coordinator_run(c, &error);
-    struct rusage used;
-    getrusage(RUSAGE_SELF, &used);
+    status = dlx_coordinator_run(c, &error);
     printf("{\"cpu_s\":%.3f,\"wall_s\":%.3f,\"peak_bytes\":%ld}\n", cpu_s(), now_s() - begin_s,
-           used.ru_maxrss * 1024L);
+           peak_kib() * 1024L);
     dlx_coordinator_close(&c);
     return status == DLX_OK ? 0 : fail("coordinator", &error);
 }
@@ -208,9 +220,11 @@ static int site(int count, char **words) {
 }
 
 int main(int count, char **words) {
-    if (count == 6) return coordinate(words);
-    if (count >= 7) return site(count, words);
-    fprintf(stderr, "emulate SITES HOST:PORT KEY ROSTER STEPS\n"
+    bool coordinates = count > 1 && strspn(words[1], "0123456789") == strlen(words[1]);
+    if (coordinates && (count == 6 || count == 7))
+        return coordinate(words, count == 7 ? words[6] : NULL);
+    if (!coordinates && count >= 7) return site(count, words);
+    fprintf(stderr, "emulate SITES HOST:PORT KEY ROSTER STEPS [STORE]\n"
                     "emulate NAME HOST:PORT KEY ROSTER STEP_MS PARAMETERS OPTION=VALUE...\n");
     return 2;
 }

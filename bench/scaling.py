@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an exchange costs as sites, delay and a link's rate grow: sites whose inner steps take a given
 time without computing (emulate), so that exchanges have the cores, in the network lab. Real
-parameters, codec and links, encrypted. Prints the tables of docs/benchmarks.md. Needs root.
+parameters, codec and links, encrypted. And what a commit costs the coordinator as ranks grow, over
+loopback. Prints the tables of docs/benchmarks.md. All but control need root.
 
-    bench/scaling.py [sites] [delay] [link]
+    bench/scaling.py [sites] [delay] [link] [control]
 
 *efficiency*: time of all inner steps over the time that passed, between the end of the first round's
 last step and that of the last round but one; medians over sites.
@@ -12,6 +13,7 @@ last step and that of the last round but one; medians over sites.
 import argparse
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -23,7 +25,7 @@ from lab import Lab, Unavailable
 HERE = os.path.dirname(os.path.realpath(__file__))
 BUILD = os.path.join(HERE, "..", "build")
 ROUNDS = 6
-SITES_MAX = 32
+SITES_MAX = 64
 
 
 class Sites:
@@ -99,7 +101,38 @@ def by_link(sites):
         print_row(name, f"{median(got, 'payload') / 1e6:.1f}", f"{took_s:.2f}", f"{100 * 8 * median(got, 'sent_per_round') / took_s / rate:.0f}")
 
 
-PARTS = {"sites": by_sites, "delay": by_delay, "link": by_link}
+def commit(sites, count, ranks, rounds, encrypted, stored):
+    """What clients without a model have measured (bench/control.c), and the coordinator itself."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    key, keys, roster = (os.path.join(sites.directory, "coordinator.key"), sites.directory, sites.roster) if encrypted else ("-", "-", "-")
+    with tempfile.TemporaryDirectory() as directory:
+        store = [os.path.join(directory, "coordinator.db")] if stored else []
+        coordinator = subprocess.Popen([os.path.join(BUILD, "tests", "emulate"), str(count), endpoint, key, roster, str(rounds), *store],
+                                       stdout=subprocess.PIPE, text=True)
+        clients = subprocess.run([os.path.join(BUILD, "tests", "control"), str(count), str(ranks), endpoint, keys, roster,
+                                  str(coordinator.pid)], stdout=subprocess.PIPE, text=True)
+        if clients.returncode != 0:
+            coordinator.kill()
+        text = coordinator.communicate()[0]
+    if clients.returncode != 0 or coordinator.returncode != 0:
+        raise SystemExit("scaling: a process failed")
+    return {**json.loads(text), **json.loads(clients.stdout)}
+
+
+def by_ranks(sites):
+    """The coordinator alone: ranks that submit and stage at once, over loopback, and share the cores with it. The last four
+    columns are with CURVE and a store."""
+    print_head("sites × ranks", "commits/s: plain", "CURVE", "CURVE, store", "coordinator: CPU per commit, ms: plain", "CURVE", "CURVE, store",
+               "CPU between rounds, % of a core", "CPU to join, s", "memory, MB", "received per rank and commit, kB")
+    for count, ranks, rounds in ((2, 1, 4000), (8, 1, 3000), (32, 1, 1500), (64, 1, 1000), (64, 4, 300), (64, 16, 100)):
+        runs = [commit(sites, count, ranks, rounds, *kind) for kind in ((False, False), (True, False), (True, True))]
+        print_row(f"{count} × {ranks}", *(f"{run['commits'] / run['seconds']:.0f}" for run in runs),
+                  *(f"{1e3 * run['coordinator_cpu_s'] / run['commits']:.2f}" for run in runs), f"{100 * runs[-1]['rest_share']:.2f}",
+                  f"{runs[-1]['joining_cpu_s']:.2f}", f"{runs[-1]['peak_bytes'] / 1e6:.1f}", f"{runs[-1]['received'] / 1e3:.1f}")
+
+
+PARTS = {"sites": by_sites, "delay": by_delay, "link": by_link, "control": by_ranks}
 
 
 def main():
