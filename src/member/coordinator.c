@@ -176,7 +176,7 @@ void dlxi_coordinator_index_peers(dlxi_coordinator *c) {
     for (uint16_t i = 0; i < c->count; i++)
         for (uint16_t r = 0; r < c->sites[i].rank_count; r++) {
             const dlxi_run_rank *p = &c->sites[i].ranks[r];
-            if (p->has_peer) c->peers[p->peer] = (dlxi_run_peer){i, r};
+            if (p->has_peer) c->peers[p->peer] = (dlxi_run_peer){.site = i, .rank = r};
         }
 }
 
@@ -345,15 +345,21 @@ void dlxi_coordinator_on_frame(dlxi_coordinator *c, uint32_t peer, const char *n
 
 /* ---- time ------------------------------------------------------------------------------------ */
 
+/* Notes of each peer whether a ping for it is in the outbox, which may be long. */
+static void waiting_pings_find(dlxi_coordinator *c) {
+    for (uint32_t i = 0; i < c->peer_room; i++) c->peers[i].ping_waits = false;
+    for (const dlxi_outbox_item *item = c->outbox.first; item != NULL; item = item->next)
+        if (item->frame.kind == DLXI_FRAME_PING) c->peers[item->to].ping_waits = true;
+}
+
 /* A rank whose last ping still waits gets no other: it would wait with it, and say no more. */
 static void pings_put(dlxi_coordinator *c) {
+    waiting_pings_find(c);
     for (uint16_t i = 0; i < c->count; i++) {
         dlxi_run_site *s = &c->sites[i];
         for (uint16_t r = 0; r < s->rank_count && s->presence != DLXI_GONE; r++) {
             dlxi_run_rank *p = &s->ranks[r];
-            if (!p->joined || !p->has_peer ||
-                dlxi_outbox_holds(&c->outbox, p->peer, DLXI_FRAME_PING))
-                continue;
+            if (!p->joined || !p->has_peer || c->peers[p->peer].ping_waits) continue;
             dlxi_coordinator_compose(c, DLXI_FRAME_PING)->as.ping =
                 (dlxi_ping){.run_id = c->settings.run_id,
                             .incarnation = p->incarnation,

@@ -104,6 +104,7 @@ typedef struct dlxi_refused_site {
 /* Which rank a peer is. */
 typedef struct dlxi_run_peer {
     uint16_t site, rank; /* site DLXI_SITE_NONE: none of this run */
+    bool ping_waits;     /* in the outbox */
 } dlxi_run_peer;
 
 /* A round that does not commit, or sites that do not reach each other. */
