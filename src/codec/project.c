@@ -10,8 +10,9 @@ typedef struct shape {
     int rank;
 } shape;
 
-/* So many values of all columns of a factor stay in a second-level cache. */
-enum { BLOCK = 1024 };
+/* BLOCK values of all columns of a factor stay in a second-level cache, PANEL_ROWS rows of 64 values
+ * in the first. */
+enum { BLOCK = 1024, PANEL_ROWS = 128 };
 
 static inline int64_t min(int64_t a, int64_t b) {
     return a < b ? a : b;

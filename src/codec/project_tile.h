@@ -69,7 +69,8 @@ PROJECT_TARGET static void PROJECT(rows)(float *restrict p, const float *restric
     }
 }
 
-/* q[k][j] += Σ_i p[k][i] m[i][j], over `length` rows, for `width` vectors of j. */
+/* q[k][j] += Σ_i p[k][i] m[i][j], over `length` rows, for `width` vectors of j, which is all that
+ * the rows of m have. */
 PROJECT_TARGET static DLXI_ALWAYS_INLINE void
 PROJECT(tile_of_columns)(float *restrict q, const float *restrict m, const float *restrict p,
                          const shape *s, int64_t length, int width, int ranks) {
@@ -78,7 +79,7 @@ PROJECT(tile_of_columns)(float *restrict q, const float *restrict m, const float
         for (int w = 0; w < width; w++) sum[k][w] = PROJECT(load)(q + k * s->q_stride + w * LANES);
     for (int64_t i = 0; i < length; i++) {
         PROJECT(vector) row[WIDTH];
-        for (int w = 0; w < width; w++) row[w] = PROJECT(load)(m + i * s->cols + w * LANES);
+        for (int w = 0; w < width; w++) row[w] = PROJECT(load)(m + (i * width + w) * LANES);
         for (int k = 0; k < ranks; k++)
             for (int w = 0; w < width; w++) sum[k][w] += p[k * s->p_stride + i] * row[w];
     }
@@ -87,26 +88,31 @@ PROJECT(tile_of_columns)(float *restrict q, const float *restrict m, const float
             memcpy(q + k * s->q_stride + w * LANES, &sum[k][w], sizeof sum[k][w]);
 }
 
+/* Copies the rows of a panel side by side first: where they lie, a multiple of 4 KiB apart, a cache
+ * holds few of them. */
 PROJECT_TARGET static DLXI_ALWAYS_INLINE void
-PROJECT(band_of_columns)(float *restrict q, const float *restrict m, const float *restrict p,
-                         const shape *s, int64_t length, int width) {
+PROJECT(panel_of_columns)(float *restrict q, const float *restrict m, const float *restrict p,
+                          const shape *s, int64_t length, int width) {
+    float panel[PANEL_ROWS * WIDTH * LANES];
+    for (int64_t i = 0; i < length; i++)
+        memcpy(panel + i * width * LANES, m + i * s->cols, (size_t)(width * LANES) * sizeof *panel);
     int k = 0;
     for (; k + RANKS <= s->rank; k += RANKS) PROJECT(tile_of_columns)
-    (q + k * s->q_stride, m, p + k * s->p_stride, s, length, width, RANKS);
-    for (; k < s->rank; k++)
-        PROJECT(tile_of_columns)(q + k * s->q_stride, m, p + k * s->p_stride, s, length, width, 1);
+    (q + k * s->q_stride, panel, p + k * s->p_stride, s, length, width, RANKS);
+    for (; k < s->rank; k++) PROJECT(tile_of_columns)
+    (q + k * s->q_stride, panel, p + k * s->p_stride, s, length, width, 1);
 }
 
 PROJECT_TARGET static void PROJECT(columns)(float *restrict q, const float *restrict m,
                                             const float *restrict p, const shape *s) {
-    for (int64_t first = 0; first < s->rows; first += BLOCK) {
-        const int64_t length = min(BLOCK, s->rows - first);
+    for (int64_t first = 0; first < s->rows; first += PANEL_ROWS) {
+        const int64_t length = min(PANEL_ROWS, s->rows - first);
         const float *block = m + first * s->cols, *factor = p + first;
         int64_t j = 0;
         for (; j + WIDTH * LANES <= s->cols; j += WIDTH * LANES)
-            PROJECT(band_of_columns)(q + j, block + j, factor, s, length, WIDTH);
+            PROJECT(panel_of_columns)(q + j, block + j, factor, s, length, WIDTH);
         for (; j + LANES <= s->cols; j += LANES)
-            PROJECT(band_of_columns)(q + j, block + j, factor, s, length, 1);
+            PROJECT(panel_of_columns)(q + j, block + j, factor, s, length, 1);
         for (int k = 0; k < s->rank; k++)
             for (int64_t i = 0; i < length; i++)
                 for (int64_t c = j; c < s->cols; c++)
