@@ -8,7 +8,7 @@ PYTHON ?= /usr/bin/python3
 	bench-pipeline bench-snapshots lab compare compare-quick convergence format tidy clean
 
 help:
-	@echo "make demo         set up, build, prepare the King James text, train two sites on it (10 minutes)"
+	@echo "make demo         set up, build, prepare the King James text, train two sites on it (6 minutes)"
 	@echo "make test         set up, build, run every test (15 minutes)"
 	@echo "make build        build/dilocox, libdilocox, libdilocox_train"
 	@echo "make install      libraries, headers, command and man pages; below DESTDIR where it is set"

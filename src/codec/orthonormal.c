@@ -13,7 +13,7 @@ enum { LANES = 8, SUM_LANES = 2 * LANES, JACOBI_SWEEPS = 16, TOGETHER = 2 };
 
 /* Vectors of the compiler: one takes as many registers as the CPU needs, and its arithmetic is that
  * of its elements. */
-#if defined(__GNUC__) && !defined(__clang__)
+#if defined(__GNUC__)
 #pragma GCC diagnostic ignored "-Wpsabi" /* of vectors in calls, but all of these are inlined */
 #endif
 typedef double doubles __attribute__((vector_size(LANES * sizeof(double))));

@@ -10,21 +10,28 @@ typedef struct shape {
     int rank;
 } shape;
 
-/* BLOCK values of all columns of a factor stay in a second-level cache, PANEL_ROWS rows of 64 values
- * in the first. */
+/* BLOCK values of all columns of a factor stay in a second-level cache, and PANEL_ROWS rows of 64
+ * values in the first. */
 enum { BLOCK = 1024, PANEL_ROWS = 128 };
 
 static inline int64_t min(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
+/* Of two vectors, as one of twice their lanes: what PROJECT(sums) takes of each quarter, at q. */
+#define LOW(q)    (q), (q) + LANES, (q) + 1, (q) + LANES + 1
+#define HIGH(q)   LOW((q) + 2)
+#define FIRST(q)  (q), (q) + 1, (q) + LANES, (q) + LANES + 1
+#define SECOND(q) FIRST((q) + 2)
+
 /* Four times 4 lanes is any 64-bit CPU's; the compiler may have less. */
 #define PROJECT(name) plain_##name
 #define PROJECT_TARGET
-#define LANES 4
-#define ROWS  3
-#define RANKS 2
-#define WIDTH 3
+#define LANES        4
+#define ROWS         2
+#define RANKS        4
+#define WIDTH        2
+#define QUARTERS(of) of(0)
 #include "codec/project_tile.h"
 
 typedef void projection(float *restrict, const float *restrict, const float *restrict,
@@ -37,6 +44,7 @@ typedef void projection(float *restrict, const float *restrict, const float *res
 #define ROWS           3
 #define RANKS          4
 #define WIDTH          3
+#define QUARTERS(of)   of(0), of(4)
 #include "codec/project_tile.h"
 
 #define PROJECT(name)  avx512_##name
@@ -45,6 +53,7 @@ typedef void projection(float *restrict, const float *restrict, const float *res
 #define ROWS           4
 #define RANKS          4
 #define WIDTH          4
+#define QUARTERS(of)   of(0), of(4), of(8), of(12)
 #include "codec/project_tile.h"
 
 static projection *choose(projection *plain, projection *avx2, projection *avx512) {

@@ -4,7 +4,8 @@
  *   PROJECT(name)       a name of this kind's own
  *   PROJECT_TARGET      the attribute that allows its instructions
  *   LANES               floats in one of its vectors
- *   ROWS, RANKS, WIDTH  sums in registers: ROWS · RANKS vectors, and RANKS · WIDTH
+ *   ROWS, RANKS, WIDTH  sums in registers: ROWS · RANKS vectors, and RANKS · WIDTH; RANKS is 4
+ *   QUARTERS(of)        of(q) for the first lane q of each four
  *
  * Such a tile takes ROWS + RANKS loads for ROWS · RANKS multiply-adds. */
 
@@ -24,6 +25,22 @@ PROJECT_TARGET static DLXI_ALWAYS_INLINE float PROJECT(sum)(PROJECT(vector) v) {
     return lanes[0];
 }
 
+/* sums[k] ← the sum of v[k], for RANKS vectors at once: what is added lies in quarters of one. */
+PROJECT_TARGET static DLXI_ALWAYS_INLINE void PROJECT(sums)(float sums[RANKS],
+                                                            const PROJECT(vector) v[RANKS]) {
+    const PROJECT(vector) left = __builtin_shufflevector(v[0], v[1], QUARTERS(LOW)) +
+                                 __builtin_shufflevector(v[0], v[1], QUARTERS(HIGH));
+    const PROJECT(vector) right = __builtin_shufflevector(v[2], v[3], QUARTERS(LOW)) +
+                                  __builtin_shufflevector(v[2], v[3], QUARTERS(HIGH));
+    const PROJECT(vector) all = __builtin_shufflevector(left, right, QUARTERS(FIRST)) +
+                                __builtin_shufflevector(left, right, QUARTERS(SECOND));
+    float lanes[LANES];
+    memcpy(lanes, &all, sizeof all);
+    for (int half = LANES / 2; half >= RANKS; half /= 2)
+        for (int l = 0; l < half; l++) lanes[l] += lanes[l + half];
+    memcpy(sums, lanes, RANKS * sizeof *sums);
+}
+
 /* p[k][r] += row r of m times column k of q, over `width` values. */
 PROJECT_TARGET static DLXI_ALWAYS_INLINE void
 PROJECT(tile_of_rows)(float *restrict p, const float *restrict m, const float *restrict q,
@@ -38,13 +55,19 @@ PROJECT(tile_of_rows)(float *restrict p, const float *restrict m, const float *r
             for (int k = 0; k < ranks; k++) sum[r][k] += row * column[k];
         }
     }
-    for (int r = 0; r < rows; r++)
+    for (int r = 0; r < rows; r++) {
+        float totals[RANKS];
+        if (ranks == RANKS)
+            PROJECT(sums)(totals, sum[r]);
+        else
+            totals[0] = PROJECT(sum)(sum[r][0]);
         for (int k = 0; k < ranks; k++) {
-            float total = PROJECT(sum)(sum[r][k]);
+            float total = totals[k];
             for (int64_t i = j; i < width; i++)
                 total += m[r * s->cols + i] * q[k * s->q_stride + i];
             p[k * s->p_stride + r] += total;
         }
+    }
 }
 
 PROJECT_TARGET static DLXI_ALWAYS_INLINE void
@@ -126,3 +149,4 @@ PROJECT_TARGET static void PROJECT(columns)(float *restrict q, const float *rest
 #undef ROWS
 #undef RANKS
 #undef WIDTH
+#undef QUARTERS

@@ -63,7 +63,7 @@ typedef struct dlxi_family_parts {
 
 const dlxi_family_parts *dlxi_model_parts(const dlxi_model_config *config);
 
-/* The quickstart's sizes in the family's usual form. */
+/* 3 million parameters in the family's usual form. */
 dlxi_model_config dlxi_model_config_default(dlxi_family family);
 
 /* DLX_CONFIG if a value is out of range or does not match the others. */

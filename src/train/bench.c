@@ -27,7 +27,7 @@ typedef struct bench_shape {
 
 /* By dlx_bench_shape. */
 static const bench_shape shapes[] = {
-    {"quickstart", DLXI_FAMILY_LLAMA, 4, 256, 8, 4, 704, 256, DLXI_OPTIMIZER_MUON, 4, 256},
+    {"quickstart", DLXI_FAMILY_LLAMA, 3, 192, 8, 4, 528, 256, DLXI_OPTIMIZER_MUON, 4, 256},
     {"GPT-2 124M", DLXI_FAMILY_GPT2, 12, 768, 12, 12, 3072, 50304, DLXI_OPTIMIZER_ADAMW, 4, 64},
     {"Llama 100M", DLXI_FAMILY_LLAMA, 12, 768, 12, 4, 2048, 16384, DLXI_OPTIMIZER_MUON, 4, 256},
     {"GPT-2 124M", DLXI_FAMILY_GPT2, 12, 768, 12, 12, 3072, 50304, DLXI_OPTIMIZER_ADAMW, 8, 512},
