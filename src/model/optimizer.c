@@ -190,7 +190,7 @@ dlx_status dlxi_optimizer_step(dlxi_optimizer *optimizer, float learning_rate, f
                                          dlxi_optimizer_sum_of_squares(optimizer), norm, error);
 }
 
-/* AdamW reads p, g, m and v and writes p, m and v; Muon has no v. */
+/* AdamW reads g for its norm, then p, g, m and v, and writes p, m and v; Muon has no v. */
 dlxi_optimizer_cost dlxi_optimizer_cost_of(const dlxi_optimizer *optimizer) {
     dlxi_optimizer_cost cost = {0};
     for (int64_t i = 0; i < optimizer->count; i++) {
@@ -198,7 +198,7 @@ dlxi_optimizer_cost dlxi_optimizer_cost_of(const dlxi_optimizer *optimizer) {
         const bool muon = uses_muon(optimizer, parameter);
         const double bytes = (double)parameter->count * sizeof(float);
         cost.state_bytes += muon ? bytes : 2 * bytes;
-        cost.moved_bytes += muon ? 5 * bytes : 7 * bytes;
+        cost.moved_bytes += muon ? 6 * bytes : 8 * bytes;
         if (muon) cost.flops += dlxi_muon_flops(parameter->tensor.rows, parameter->tensor.cols);
     }
     return cost;
