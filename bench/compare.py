@@ -14,6 +14,7 @@ has ALLREDUCE_STEPS. Speeds count from the end of the first step to that of the 
 applied (allreduce: step).
 *alone*: both sites at once, each a run of its own without a network: what they could do at most. It
 is measured before and after each run, since processors' speed drifts; *efficiency* is over the mean.
+*plan*: tokens/s that `dilocox plan` predicts from the link and alone's step.
 *hidden*: allreduce if each exchange ran while the same site computes, as far as it has to compute;
 derived from its measured step and alone's: max(alone's, measured - alone's). No real one reaches
 that, since gradients are there only when half of a step's work is done. Speed-ups are over it."""
@@ -79,6 +80,18 @@ class Bench:
     def pinned(self, core, *words):
         return ["taskset", "-c", str(core % os.cpu_count()), self.dilocox, *words]
 
+    def planned(self, name, rate, delay, alone):
+        """tokens/s that `dilocox plan` predicts for the run of this name, if the sites do `alone` tokens/s without a link; None:
+        it can't know (adaptation link)."""
+        path = os.path.join(self.out, name, "config.yaml")
+        with open(path) as text:
+            if json.load(text)["sync"].get("adaptation") == "link":
+                return None
+        words = ["plan", path, "--sites", "2", "--link", f"{rate / 1e6:.9f}mbit,{delay * 1e3:.9f}ms", "--step", str(2 * BATCH * MODEL["context"] / alone)]
+        lines = subprocess.run([self.dilocox, *words], check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+        own = next(line for line in lines if line.startswith("this config"))
+        return float(own.split()[-3])  # before the speed-up, and bytes per token
+
     def alone(self, name):
         """tokens/s of both sites, each a run of its own."""
         started = []
@@ -99,6 +112,8 @@ class Bench:
         result = self.run(*arguments)
         alone.append(self.alone("alone"))
         result["alone"] = statistics.fmean(alone[-2:])
+        name, _, rate, delay = arguments
+        result["planned"] = self.planned(name, rate, delay, result["alone"])
         return result
 
     def run(self, name, method, rate=0, delay=0, whole=False):
@@ -184,15 +199,17 @@ def hidden(runs):
 def print_link(ratio, rate, delay, rows):
     base = hidden(rows["allreduce, f32"])
     print(f"\nRatio {ratio}: {rate / 1e6:.3g} Mbit/s, {delay * 1e3:.2g} ms\n")
-    print("| method | tokens/s | speed-up | efficiency | bytes per token | rounds | validation loss |\n| --- | --- | --- | --- | --- | --- | --- |")
+    print("| method | tokens/s | plan | speed-up | efficiency | bytes per token | rounds | validation loss |\n"
+          "| --- | --- | --- | --- | --- | --- | --- | --- |")
     for method, runs in rows.items():
         speeds = [r["tokens_per_s"] for r in runs]
         loss = middle([r["val_loss"] for r in runs], "{:.3f}") if all(r["whole"] for r in runs) else ""
-        print(f"| {method} | {middle(speeds)} | {statistics.median(speeds) / base:,.2f} | {middle([r['tokens_per_s'] / r['alone'] for r in runs], '{:.3f}')} | "
+        plan = "" if runs[0]["planned"] is None else f"{mid(runs, 'planned'):,.0f}"
+        print(f"| {method} | {middle(speeds)} | {plan} | {statistics.median(speeds) / base:,.2f} | {middle([r['tokens_per_s'] / r['alone'] for r in runs], '{:.3f}')} | "
               f"{middle([r['bytes_per_token'] for r in runs], '{:,.1f}')} | {middle([r['rounds'] for r in runs])} | {loss} |", flush=True)
         if method.startswith("allreduce"):
             speed = hidden(runs)
-            print(f"| {method}, hidden (derived) | {speed:,.0f} | {speed / base:,.2f} | {speed / mid(runs, 'alone'):.3f} | | | |")
+            print(f"| {method}, hidden (derived) | {speed:,.0f} | | {speed / base:,.2f} | {speed / mid(runs, 'alone'):.3f} | | | |")
 
 
 def smooth(curve, width=32):
