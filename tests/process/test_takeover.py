@@ -198,7 +198,7 @@ class Two(Case):
 
     def test_one_commits(self):
         """What the first one commits before is known to the second one; then it can't any more."""
-        self.configure(tokens=5 * TOKENS, inner_steps=50)  # few rounds: so many records are kept
+        self.configure(tokens=12 * TOKENS, inner_steps=400)  # so few rounds that all their records are kept
         first, first_at, sites = self.started()
         second, second_at = self.second()
         self.turn(second_at, 1)
