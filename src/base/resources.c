@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -89,4 +90,21 @@ bool dlxi_memory_has(size_t bytes) {
     if (memory == MAP_FAILED) return false;
     munmap(memory, bytes);
     return true;
+}
+
+uint64_t dlxi_memory_peak(void) {
+    char line[256];
+    unsigned long long kib = 0;
+    FILE *file = fopen("/proc/self/status", "re");
+    while (file != NULL && fgets(line, sizeof line, file) != NULL)
+        if (sscanf(line, "VmHWM: %llu kB", &kib) == 1) break;
+    if (file != NULL) fclose(file);
+    return 1024 * (uint64_t)kib;
+}
+
+void dlxi_memory_peak_reset(void) {
+    FILE *file = fopen("/proc/self/clear_refs", "we");
+    if (file == NULL) return;
+    fputs("5", file);
+    fclose(file);
 }

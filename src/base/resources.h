@@ -16,4 +16,9 @@ dlx_status dlxi_threads_need(size_t count, const char *what, dlx_error *error);
 /* Whether this much more memory can be mapped at once. */
 bool dlxi_memory_has(size_t bytes);
 
+/* The process's largest resident size, in bytes, since the last reset. Not getrusage's, which is
+ * also that of the program that it was forked from. 0, and no reset, where the system has none. */
+uint64_t dlxi_memory_peak(void);
+void dlxi_memory_peak_reset(void);
+
 #endif

@@ -142,9 +142,9 @@ dlx_status dlxi_kernels_open(dlxi_kernels **out, const char *backend, dlxi_preci
                              int threads, dlx_error *error);
 void dlxi_kernels_close(dlxi_kernels **kernels);
 
-/* flop/s of a 1024³ product by oneDNN at k's precision and threads, factors converted beforehand:
- * the best of 5 runs. */
-dlx_status dlxi_kernels_product_rate(double *flops_per_s, const dlxi_kernels *k, dlx_error *error);
+/* flop/s of a 1024³ product by oneDNN, factors of bf16 converted beforehand: the best of 5 runs. */
+dlx_status dlxi_kernels_product_rate(double *flops_per_s, dlxi_precision precision, int threads,
+                                     dlx_error *error);
 /* byte/s of y += x with 128 MiB each, read and written by k's threads: the best of 5 runs. */
 dlx_status dlxi_kernels_memory_rate(double *bytes_per_s, dlxi_kernels *k, dlx_error *error);
 

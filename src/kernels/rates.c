@@ -9,15 +9,16 @@
 
 enum { SIZE = 1024, RUNS = 5, FLOATS = 1 << 25 };
 
-dlx_status dlxi_kernels_product_rate(double *flops_per_s, const dlxi_kernels *k, dlx_error *error) {
+dlx_status dlxi_kernels_product_rate(double *flops_per_s, dlxi_precision precision, int threads,
+                                     dlx_error *error) {
     const int64_t n = SIZE;
     dlx_status status = DLX_OK;
     dlxi_onednn *products = NULL;
     float *values = NULL, *c = NULL;
     uint16_t *halves = NULL;
-    bool bf16 = k->precision == DLXI_PRECISION_BF16;
+    bool bf16 = precision == DLXI_PRECISION_BF16;
     double best_s = 1e30;
-    DLX_TRY_OUT(dlxi_onednn_open(&products, k->threads, error));
+    DLX_TRY_OUT(dlxi_onednn_open(&products, threads, error));
     DLX_TRY_OUT(DLXI_NEW(&values, 2 * n * n, error));
     DLX_TRY_OUT(DLXI_NEW(&halves, 2 * n * n, error));
     DLX_TRY_OUT(DLXI_NEW(&c, n * n, error));

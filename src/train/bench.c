@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "base/memory.h"
+#include "base/resources.h"
 #include "base/rng.h"
 #include "model/optimizer.h"
 #include "train/tools.h"
@@ -101,24 +102,6 @@ static dlx_status step_time(step_bench *b, double *step_s, double *optimizer_s, 
     return DLX_OK;
 }
 
-/* The process's largest resident size since `peak_reset`; 0 where the system does not say. */
-static double peak_bytes(void) {
-    char line[256];
-    long long kilobytes = 0;
-    FILE *file = fopen("/proc/self/status", "re");
-    while (file != NULL && fgets(line, sizeof line, file) != NULL)
-        if (sscanf(line, "VmHWM: %lld kB", &kilobytes) == 1) break;
-    if (file != NULL) fclose(file);
-    return 1024.0 * (double)kilobytes;
-}
-
-static void peak_reset(void) {
-    FILE *file = fopen("/proc/self/clear_refs", "we");
-    if (file == NULL) return;
-    fputs("5", file);
-    fclose(file);
-}
-
 /* Causal attention's products, of T / 2 keys on average: 2 · 2 forward, twice that backward. */
 static double flops_of(const step_bench *b, double parameters) {
     const double tokens = (double)(b->shape.batch * b->shape.length);
@@ -143,7 +126,7 @@ static double expected_bytes(step_bench *b, const dlxi_optimizer_cost *cost) {
 static dlx_status result_fill(dlx_bench_step_result *r, step_bench *b, dlx_error *error) {
     const dlxi_optimizer_cost cost = dlxi_optimizer_cost_of(b->optimizer);
     const bool bf16 = b->kernels->precision == DLXI_PRECISION_BF16;
-    const double peak = peak_bytes();
+    const double peak = (double)dlxi_memory_peak();
     *r = (dlx_bench_step_result){.shape = b->shape.name,
                                  .backend = b->kernels->op->name,
                                  .precision = bf16 ? "bf16" : "f32",
@@ -162,14 +145,12 @@ static dlx_status result_fill(dlx_bench_step_result *r, step_bench *b, dlx_error
                                  .peak_bytes = peak,
                                  .expected_bytes = expected_bytes(b, &cost)};
     r->model_flops = flops_of(b, (double)r->parameters);
-    DLX_TRY(dlxi_kernels_product_rate(&r->product_flops_per_s, b->kernels, error));
+    const int threads = b->kernels->threads;
+    double f32_rate = 0; /* of Muon's products */
+    DLX_TRY(
+        dlxi_kernels_product_rate(&r->product_flops_per_s, b->kernels->precision, threads, error));
+    DLX_TRY(dlxi_kernels_product_rate(&f32_rate, DLXI_PRECISION_F32, threads, error));
     DLX_TRY(dlxi_kernels_memory_rate(&r->memory_bytes_per_s, b->kernels, error));
-    double f32_rate = r->product_flops_per_s; /* Muon's products are f32 */
-    if (bf16) {
-        dlxi_kernels f32 = *b->kernels;
-        f32.precision = DLXI_PRECISION_F32;
-        DLX_TRY(dlxi_kernels_product_rate(&f32_rate, &f32, error));
-    }
     r->products_floor_s = r->model_flops / r->product_flops_per_s;
     r->optimizer_floor_s = cost.flops / f32_rate + cost.moved_bytes / r->memory_bytes_per_s;
     return DLX_OK;
@@ -180,7 +161,7 @@ dlx_status dlxi_bench_step(dlx_bench_step_result *result, const dlx_bench_step_o
     dlx_status status = DLX_OK;
     step_bench b = {0};
     double first_s, unused_s;
-    peak_reset();
+    dlxi_memory_peak_reset();
     DLX_TRY_OUT(step_bench_open(&b, options, error));
     DLX_TRY_OUT(step_time(&b, &first_s, &unused_s, error));
     const double begun_s = dlxi_clock_s();

@@ -4,10 +4,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 
 #include "base/clock.h"
 #include "base/memory.h"
+#include "base/resources.h"
 #include "checkpoint/checkpoint.h"
 #include "train/site_run.h"
 
@@ -64,9 +64,7 @@ dlx_statistics dlxi_run_statistics(site_run *r) {
 static dlxi_rank_report report_make(site_run *r) {
     dlxi_rank_report report = {.statistics = DLX_STATISTICS_INIT,
                                .times = dlxi_pipeline_times_of(r->pipeline)};
-    struct rusage usage = {0};
-    getrusage(RUSAGE_SELF, &usage);
-    report.peak_rss_bytes = (int64_t)usage.ru_maxrss * 1024;
+    report.peak_rss_bytes = (int64_t)dlxi_memory_peak();
     report.statistics = dlxi_run_statistics(r);
     int64_t count;
     const dlxi_parameter *held = dlxi_stage_parameters(dlxi_pipeline_stage(r->pipeline), &count);
