@@ -9,6 +9,6 @@ int64_t dlxi_clock_ns(void);
 double dlxi_clock_s(void);
 
 /* Sorts seconds[count], count ≥ 1, ascending; the median, of an even count the upper one. */
-double dlxi_seconds_median(double *seconds, int count);
+double dlxi_median(double *seconds, int count);
 
 #endif

@@ -65,9 +65,10 @@ void dlxi_project_columns(float *q, const float *m, const float *p, int64_t rows
  * leaves less than 1e-6 of it) becomes zero. */
 void dlxi_orthonormalise(float *factor, int64_t length, int rank, int group);
 
-/* Replicated. dst[cols] = Σ_k p[k][row] · q[k][0..cols), k ascending, from zero. */
-void dlxi_expand_row(float *dst, const float *p, const float *q, int64_t row, int64_t rows,
-                     int64_t cols, int rank, int group);
+/* Replicated. dst[count,cols] = rows `first` … of P · Qᵀ: Σ_k p[k][row] · q[k][0..cols), k
+ * ascending, from zero. Four rows at a time are faster than one. */
+void dlxi_expand_rows(float *dst, const float *p, const float *q, int64_t first, int64_t count,
+                      int64_t rows, int64_t cols, int rank, int group);
 
 /* Replicated. values[rank] ← the singular values of Q, which are those of P·Qᵀ for orthonormal P,
  * descending: cyclic Jacobi on QᵀQ in f64, a fixed number of sweeps. scratch: rank · rank. */

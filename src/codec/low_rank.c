@@ -3,42 +3,55 @@
 #include "codec/codec.h"
 #include "codec/half.h"
 
-static inline int64_t min(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
+/* Sums of TILE_ROWS · TILE_COLUMNS values stay in registers until all ranks are added. */
+enum { TILE_ROWS = 4, TILE_COLUMNS = 16 };
 
-/* EXPAND_RANKS products are added to a sum between its load and its store. */
-enum { TILE_COLUMNS = 256, EXPAND_RANKS = 4 };
+#if defined(__GNUC__)
+#pragma GCC diagnostic ignored "-Wpsabi" /* of vectors in calls, but all of these are inlined */
+#endif
+typedef float tile_row __attribute__((vector_size(TILE_COLUMNS * sizeof(float))));
 
-DLXI_FIXED_ORDER static void expand_row(float *restrict dst, const float *restrict p,
-                                        const float *restrict q, int64_t p_stride, int64_t q_stride,
-                                        int64_t cols, int rank) {
-    for (int64_t first = 0; first < cols; first += TILE_COLUMNS) {
-        int64_t width = min(TILE_COLUMNS, cols - first);
-        float *sums = dst + first;
-        for (int64_t j = 0; j < width; j++) sums[j] = 0.0f;
-        int k = 0;
-        for (; k + EXPAND_RANKS <= rank; k += EXPAND_RANKS) {
-            const float *column = q + k * q_stride + first, *factor = p + k * p_stride;
-            for (int64_t j = 0; j < width; j++) {
-                float sum = sums[j];
-                for (int r = 0; r < EXPAND_RANKS; r++)
-                    sum += factor[r * p_stride] * column[r * q_stride + j];
-                sums[j] = sum;
-            }
-        }
-        for (; k < rank; k++) {
-            float factor = p[k * p_stride];
-            for (int64_t j = 0; j < width; j++) sums[j] += factor * q[k * q_stride + first + j];
-        }
+typedef struct shape {
+    int64_t p_stride, q_stride, cols;
+    int rank;
+} shape;
+
+/* `rows` rows of one tile. */
+static DLXI_ALWAYS_INLINE void tile(float *restrict dst, const float *restrict p,
+                                    const float *restrict q, const shape *s, int rows) {
+    tile_row sum[TILE_ROWS] = {{0.0f}};
+    for (int k = 0; k < s->rank; k++) {
+        tile_row column;
+        memcpy(&column, q + k * s->q_stride, sizeof column);
+        for (int r = 0; r < rows; r++) sum[r] += p[k * s->p_stride + r] * column;
     }
+    for (int r = 0; r < rows; r++) memcpy(dst + r * s->cols, &sum[r], sizeof sum[r]);
 }
 
-void dlxi_expand_row(float *dst, const float *p, const float *q, int64_t row, int64_t rows,
-                     int64_t cols, int rank, int group) {
+/* The tile's part of q is read for all rows before the next, so that it stays in cache. */
+DLXI_FIXED_ORDER static void expand_rows(float *restrict dst, const float *restrict p,
+                                         const float *restrict q, const shape *s, int64_t count) {
+    int64_t j = 0;
+    for (; j + TILE_COLUMNS <= s->cols; j += TILE_COLUMNS) {
+        int64_t row = 0;
+        for (; row + TILE_ROWS <= count; row += TILE_ROWS)
+            tile(dst + row * s->cols + j, p + row, q + j, s, TILE_ROWS);
+        for (; row < count; row++) tile(dst + row * s->cols + j, p + row, q + j, s, 1);
+    }
+    for (; j < s->cols; j++)
+        for (int64_t row = 0; row < count; row++) {
+            float sum = 0.0f;
+            for (int k = 0; k < s->rank; k++)
+                sum += p[k * s->p_stride + row] * q[k * s->q_stride + j];
+            dst[row * s->cols + j] = sum;
+        }
+}
+
+void dlxi_expand_rows(float *dst, const float *p, const float *q, int64_t first, int64_t count,
+                      int64_t rows, int64_t cols, int rank, int group) {
+    const shape s = {dlxi_factor_stride(rows, group), dlxi_factor_stride(cols, group), cols, rank};
     dlxi_arithmetic saved;
     dlxi_arithmetic_enter(&saved);
-    expand_row(dst, p + row, q, dlxi_factor_stride(rows, group), dlxi_factor_stride(cols, group),
-               cols, rank);
+    expand_rows(dst, p + first, q, &s, count);
     dlxi_arithmetic_leave(&saved);
 }

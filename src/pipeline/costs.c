@@ -125,9 +125,9 @@ static dlx_status parts_time(dlxi_costs *out, part parts[3], dlx_error *error) {
     for (; rounds < ROUNDS_MIN || (rounds < ROUNDS_MAX && dlxi_clock_s() - begun_s < ROUNDS_S_MAX);
          rounds++)
         for (int i = 0; i < 3; i++) DLX_TRY(part_run(&parts[i], &parts[i].seconds[rounds], error));
-    *out = (dlxi_costs){.block = dlxi_seconds_median(parts[0].seconds, rounds),
-                        .embedding = dlxi_seconds_median(parts[1].seconds, rounds),
-                        .head = dlxi_seconds_median(parts[2].seconds, rounds)};
+    *out = (dlxi_costs){.block = dlxi_median(parts[0].seconds, rounds),
+                        .embedding = dlxi_median(parts[1].seconds, rounds),
+                        .head = dlxi_median(parts[2].seconds, rounds)};
     return DLX_OK;
 }
 

@@ -49,8 +49,9 @@ struct dlxi_exchange {
     dlxi_adapt_tensor *adapted;      /* [tensors] */
     size_t count;                    /* of tensors */
     bool has_low_rank;
-    float *row, *basis_scratch; /* [widest row]; [columns_max · stride] of the largest */
-    double *spectrum;           /* [columns_max + columns_max²] of the largest */
+    float *expanded,
+        *basis_scratch; /* [EXPANDED_ROWS widest rows]; [columns_max · stride] of the largest */
+    double *spectrum;   /* [columns_max + columns_max²] of the largest */
     early *early_first, **early_last;
     size_t early_bytes[DLXI_SITES_MAX], early_bytes_max; /* by sender; of one */
     void (*keepalive)(void *context);
@@ -58,6 +59,8 @@ struct dlxi_exchange {
 };
 
 static const uint16_t NOWHERE = UINT16_MAX;
+
+enum { EXPANDED_ROWS = 32 /* of a tensor at a time */ };
 
 /* ---- layout: each trip's flat vector, tensors ascending -------------------------------------- */
 
@@ -91,7 +94,7 @@ static dlx_status scratch_open(dlxi_exchange *x, const dlxi_state *s, dlx_error 
         if (t->columns_max > columns) columns = t->columns_max;
         if (size > basis) basis = size;
     }
-    DLX_TRY(DLXI_NEW(&x->row, widest, error));
+    DLX_TRY(DLXI_NEW(&x->expanded, EXPANDED_ROWS * widest, error));
     DLX_TRY(DLXI_NEW(&x->basis_scratch, basis, error));
     return DLXI_NEW(&x->spectrum, columns * (columns + 1), error);
 }
@@ -161,7 +164,7 @@ void dlxi_exchange_close(dlxi_exchange **exchange) {
     free(x->parts);
     free(x->segments);
     free(x->adapted);
-    free(x->row);
+    free(x->expanded);
     free(x->basis_scratch);
     free(x->spectrum);
     free(x);
@@ -583,30 +586,32 @@ uint64_t dlxi_exchange_staged_hash(const dlxi_exchange *x) {
 
 /* ---- commit ---------------------------------------------------------------------------------- */
 
-static void own_row_expand(const part *p, const dlxi_state *s, const dlxi_state_tensor *t,
-                           float *dst, int64_t row) {
-    if (t->low_rank)
-        dlxi_expand_row(dst, p->p_hat, p->q_own, row, t->rows, t->cols, p->columns,
-                        s->quantiser.group);
-    else
-        memcpy(dst, p->own + row * t->cols, (size_t)t->cols * sizeof(float));
+/* → values[count, cols] of rows `first` …: of a low-rank tensor, expanded into the exchange's. */
+static const float *rows_of(dlxi_exchange *x, const part *p, const dlxi_state *s,
+                            const dlxi_state_tensor *t, const float *q, const float *whole,
+                            int64_t first, int64_t count) {
+    if (!t->low_rank) return whole + first * t->cols;
+    dlxi_expand_rows(x->expanded, p->p_hat, q, first, count, t->rows, t->cols, p->columns,
+                     s->quantiser.group);
+    return x->expanded;
 }
 
-/* e ← M − own; the outer step; row by row, since Δ and own stay factored. */
+/* e ← M − own; the outer step; some rows at a time, since Δ and own stay factored. */
 static void tensor_commit(dlxi_exchange *x, const part *p, dlxi_state *s, dlxi_state_tensor *t) {
-    float *expanded = x->row;
     bool keeps = s->options.error_feedback && !x->voided;
-    for (int64_t row = 0; row < t->rows; row++) {
-        int64_t at = row * t->cols;
-        if (x->me != NOWHERE) own_row_expand(p, s, t, expanded, row);
-        if (DLXI_PLANTED(22) && x->me == NOWHERE) t->error[at] -= 0.5f; /* as if it had sent */
-        for (int64_t k = 0; k < t->cols && x->me != NOWHERE; k++)
-            t->error[at + k] = keeps ? t->error[at + k] - expanded[k] : 0.0f;
-        const float *update = t->low_rank ? expanded : p->update + at;
-        if (t->low_rank)
-            dlxi_expand_row(expanded, p->p_hat, p->q_hat, row, t->rows, t->cols, p->columns,
-                            s->quantiser.group);
-        dlxi_outer_step(t->anchor + at, t->velocity + at, update, t->cols,
+    for (int64_t row = 0; row < t->rows; row += EXPANDED_ROWS) {
+        int64_t count = t->rows - row < EXPANDED_ROWS ? t->rows - row : EXPANDED_ROWS;
+        int64_t at = row * t->cols, values = count * t->cols;
+        float *error = t->error + at;
+        if (DLXI_PLANTED(22) && x->me == NOWHERE) error[0] -= 0.5f; /* as if it had sent */
+        if (x->me != NOWHERE && keeps) {
+            const float *own = rows_of(x, p, s, t, p->q_own, p->own, row, count);
+            for (int64_t k = 0; k < values; k++) error[k] -= own[k];
+        } else if (x->me != NOWHERE) {
+            memset(error, 0, (size_t)values * sizeof *error);
+        }
+        const float *update = rows_of(x, p, s, t, p->q_hat, p->update, row, count);
+        dlxi_outer_step(t->anchor + at, t->velocity + at, update, values,
                         (float)s->options.outer_learning_rate, (float)s->options.outer_momentum);
     }
 }

@@ -42,8 +42,11 @@ typedef struct step_bench {
     dlxi_stage *stage;
     dlxi_optimizer *optimizer;
     uint32_t *tokens, *targets;
-    double *step_s, *optimizer_s; /* [steps] */
+    /* [steps]; rates of products in the precision of the model and of Muon, right after a step:
+     * others may use the processor, too, and its speed drifts within seconds */
+    double *step_s, *optimizer_s, *product_rate, *f32_rate;
     uint32_t steps;
+    double peak_bytes;
 } step_bench;
 
 static void step_bench_close(step_bench *b) {
@@ -51,6 +54,8 @@ static void step_bench_close(step_bench *b) {
     free(b->targets);
     free(b->step_s);
     free(b->optimizer_s);
+    free(b->product_rate);
+    free(b->f32_rate);
     dlxi_optimizer_close(&b->optimizer);
     dlxi_stage_close(&b->stage);
     dlxi_kernels_close(&b->kernels);
@@ -82,6 +87,8 @@ static dlx_status step_bench_open(step_bench *b, const dlx_bench_step_options *o
     DLX_TRY(DLXI_NEW(&b->targets, count, error));
     DLX_TRY(DLXI_NEW(&b->step_s, options->steps, error));
     DLX_TRY(DLXI_NEW(&b->optimizer_s, options->steps, error));
+    DLX_TRY(DLXI_NEW(&b->product_rate, options->steps, error));
+    DLX_TRY(DLXI_NEW(&b->f32_rate, options->steps, error));
     for (uint32_t i = 0; i < count; i++) {
         b->tokens[i] = (uint32_t)(dlxi_rng_u64(1, 0, i) % (uint64_t)b->model.vocabulary);
         b->targets[i] = (uint32_t)(dlxi_rng_u64(1, 1, i) % (uint64_t)b->model.vocabulary);
@@ -99,6 +106,16 @@ static dlx_status step_time(step_bench *b, double *step_s, double *optimizer_s, 
     dlxi_stage_parameters_changed(b->stage);
     *step_s = dlxi_clock_s() - begun_s;
     *optimizer_s = dlxi_clock_s() - stepped_s;
+    return DLX_OK;
+}
+
+static dlx_status timed_step(step_bench *b, dlx_error *error) {
+    const int threads = b->kernels->threads;
+    const uint32_t i = b->steps;
+    DLX_TRY(step_time(b, &b->step_s[i], &b->optimizer_s[i], error));
+    DLX_TRY(dlxi_kernels_product_rate(&b->product_rate[i], b->kernels->precision, threads, error));
+    DLX_TRY(dlxi_kernels_product_rate(&b->f32_rate[i], DLXI_PRECISION_F32, threads, error));
+    b->steps++;
     return DLX_OK;
 }
 
@@ -126,7 +143,6 @@ static double expected_bytes(step_bench *b, const dlxi_optimizer_cost *cost) {
 static dlx_status result_fill(dlx_bench_step_result *r, step_bench *b, dlx_error *error) {
     const dlxi_optimizer_cost cost = dlxi_optimizer_cost_of(b->optimizer);
     const bool bf16 = b->kernels->precision == DLXI_PRECISION_BF16;
-    const double peak = (double)dlxi_memory_peak();
     *r = (dlx_bench_step_result){.shape = b->shape.name,
                                  .backend = b->kernels->op->name,
                                  .precision = bf16 ? "bf16" : "f32",
@@ -136,20 +152,17 @@ static dlx_status result_fill(dlx_bench_step_result *r, step_bench *b, dlx_error
                                  .length = b->shape.length,
                                  .steps = b->steps,
                                  .parameters = (uint64_t)dlxi_model_parameter_count(&b->model),
-                                 .step_s_median = dlxi_seconds_median(b->step_s, (int)b->steps),
+                                 .step_s_median = dlxi_median(b->step_s, (int)b->steps),
                                  .step_s_min = b->step_s[0],
                                  .step_s_max = b->step_s[b->steps - 1],
-                                 .optimizer_s = dlxi_seconds_median(b->optimizer_s, (int)b->steps),
+                                 .optimizer_s = dlxi_median(b->optimizer_s, (int)b->steps),
                                  .optimizer_flops = cost.flops,
                                  .optimizer_bytes = cost.moved_bytes,
-                                 .peak_bytes = peak,
+                                 .peak_bytes = b->peak_bytes,
                                  .expected_bytes = expected_bytes(b, &cost)};
     r->model_flops = flops_of(b, (double)r->parameters);
-    const int threads = b->kernels->threads;
-    double f32_rate = 0; /* of Muon's products */
-    DLX_TRY(
-        dlxi_kernels_product_rate(&r->product_flops_per_s, b->kernels->precision, threads, error));
-    DLX_TRY(dlxi_kernels_product_rate(&f32_rate, DLXI_PRECISION_F32, threads, error));
+    r->product_flops_per_s = dlxi_median(b->product_rate, (int)b->steps);
+    const double f32_rate = dlxi_median(b->f32_rate, (int)b->steps);
     DLX_TRY(dlxi_kernels_memory_rate(&r->memory_bytes_per_s, b->kernels, error));
     r->products_floor_s = r->model_flops / r->product_flops_per_s;
     r->optimizer_floor_s = cost.flops / f32_rate + cost.moved_bytes / r->memory_bytes_per_s;
@@ -164,12 +177,10 @@ dlx_status dlxi_bench_step(dlx_bench_step_result *result, const dlx_bench_step_o
     dlxi_memory_peak_reset();
     DLX_TRY_OUT(step_bench_open(&b, options, error));
     DLX_TRY_OUT(step_time(&b, &first_s, &unused_s, error));
+    b.peak_bytes = (double)dlxi_memory_peak();
     const double begun_s = dlxi_clock_s();
-    while (b.steps < options->steps &&
-           (b.steps < STEPS_MIN || dlxi_clock_s() - begun_s < budget_s)) {
-        DLX_TRY_OUT(step_time(&b, &b.step_s[b.steps], &b.optimizer_s[b.steps], error));
-        b.steps++;
-    }
+    while (b.steps < options->steps && (b.steps < STEPS_MIN || dlxi_clock_s() - begun_s < budget_s))
+        DLX_TRY_OUT(timed_step(&b, error));
     DLX_TRY_OUT(result_fill(result, &b, error));
 out:
     step_bench_close(&b);

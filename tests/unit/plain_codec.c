@@ -10,7 +10,7 @@
 #define dlxi_dequantise_add        plain_dequantise_add
 #define dlxi_codes_valid           plain_codes_valid
 #define dlxi_orthonormalise        plain_orthonormalise
-#define dlxi_expand_row            plain_expand_row
+#define dlxi_expand_rows           plain_expand_rows
 #define dlxi_spectrum              plain_spectrum
 #define dlxi_basis_fill            plain_basis_fill
 #define dlxi_basis_from            plain_basis_from

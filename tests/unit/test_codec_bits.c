@@ -22,7 +22,8 @@ typedef struct codec {
     void (*dequantise)(float *, const uint8_t *, size_t, dlxi_quantiser);
     void (*dequantise_add)(float *, const uint8_t *, float, size_t, dlxi_quantiser);
     void (*orthonormalise)(float *, int64_t, int, int);
-    void (*expand_row)(float *, const float *, const float *, int64_t, int64_t, int64_t, int, int);
+    void (*expand_rows)(float *, const float *, const float *, int64_t, int64_t, int64_t, int64_t,
+                        int, int);
     void (*spectrum)(double *, double *, const float *, int64_t, int, int);
     void (*basis_from)(float *, const float *, float *, int64_t, int, int);
 } codec;
@@ -31,15 +32,16 @@ dlx_status plain_quantise(uint8_t *, const float *, size_t, dlxi_quantiser);
 void plain_dequantise(float *, const uint8_t *, size_t, dlxi_quantiser);
 void plain_dequantise_add(float *, const uint8_t *, float, size_t, dlxi_quantiser);
 void plain_orthonormalise(float *, int64_t, int, int);
-void plain_expand_row(float *, const float *, const float *, int64_t, int64_t, int64_t, int, int);
+void plain_expand_rows(float *, const float *, const float *, int64_t, int64_t, int64_t, int64_t,
+                       int, int);
 void plain_spectrum(double *, double *, const float *, int64_t, int, int);
 void plain_basis_from(float *, const float *, float *, int64_t, int, int);
 
-static const codec cloned = {dlxi_quantise,       dlxi_dequantise, dlxi_dequantise_add,
-                             dlxi_orthonormalise, dlxi_expand_row, dlxi_spectrum,
+static const codec cloned = {dlxi_quantise,       dlxi_dequantise,  dlxi_dequantise_add,
+                             dlxi_orthonormalise, dlxi_expand_rows, dlxi_spectrum,
                              dlxi_basis_from};
-static const codec plain = {plain_quantise,       plain_dequantise, plain_dequantise_add,
-                            plain_orthonormalise, plain_expand_row, plain_spectrum,
+static const codec plain = {plain_quantise,       plain_dequantise,  plain_dequantise_add,
+                            plain_orthonormalise, plain_expand_rows, plain_spectrum,
                             plain_basis_from};
 
 enum { COLUMNS = 203, ROWS = 37, RANK = 11, GROUP = 64, STRIDE = 256, COUNT = RANK * STRIDE };
@@ -55,7 +57,8 @@ static void fill(float *dst, size_t count, float scale, uint64_t stream) {
 /* The hash of all replicated results for one input. */
 static uint64_t run_all(const codec *c, const float *input, const float *q_input, int bits,
                         int group) {
-    static float decoded[COUNT], p[RANK * 64], q[COUNT], basis[COUNT], scratch[COUNT], row[COLUMNS];
+    static float decoded[COUNT], p[RANK * 64], q[COUNT], basis[COUNT], scratch[COUNT],
+        expanded[ROWS * COLUMNS];
     static uint8_t codes[COUNT * 4 + COUNT];
     double values[RANK], gram[RANK * RANK];
     dlxi_quantiser quantiser = {.bits = bits, .group = group};
@@ -80,10 +83,9 @@ static uint64_t run_all(const codec *c, const float *input, const float *q_input
     memcpy(p, input, sizeof p);
     c->orthonormalise(p, ROWS, RANK, GROUP);
     hash = dlxi_hash(p, sizeof p, hash);
-    for (int64_t i = 0; i < ROWS; i++) {
-        c->expand_row(row, p, q, i, ROWS, COLUMNS, RANK, GROUP);
-        hash = dlxi_hash(row, sizeof row, hash);
-    }
+    c->expand_rows(expanded, p, q, 0, ROWS, ROWS, COLUMNS, RANK, GROUP);
+    for (int64_t i = 0; i < ROWS; i++)
+        hash = dlxi_hash(expanded + i * COLUMNS, COLUMNS * sizeof *expanded, hash);
     return hash;
 }
 

@@ -99,22 +99,23 @@ static void expansion_has_one_order(void **state) {
         int64_t p_stride = dlxi_factor_stride(rows, GROUP),
                 q_stride = dlxi_factor_stride(cols, GROUP);
         float *p = random_factor(rows, rank, 3), *q = random_factor(cols, rank, 4);
-        float *row = malloc((size_t)(cols + 1) * sizeof *row);
-        assert_non_null(row);
-        row[cols] = 123.0f;
-        for (int64_t i = 0; i < rows; i++) {
-            dlxi_expand_row(row, p, q, i, rows, cols, rank, GROUP);
+        float *all = malloc((size_t)(rows * cols + 1) * sizeof *all);
+        assert_non_null(all);
+        all[rows * cols] = 123.0f;
+        int64_t first = rows / 3; /* any part, of any length */
+        dlxi_expand_rows(all, p, q, 0, first, rows, cols, rank, GROUP);
+        dlxi_expand_rows(all + first * cols, p, q, first, rows - first, rows, cols, rank, GROUP);
+        for (int64_t i = 0; i < rows; i++)
             for (int64_t j = 0; j < cols; j++) {
                 volatile float sum = 0.0f;
                 for (int k = 0; k < rank; k++) {
                     volatile float product = p[k * p_stride + i] * q[k * q_stride + j];
                     sum = sum + product;
                 }
-                assert_true(row[j] == sum);
+                assert_true(all[i * cols + j] == sum);
             }
-        }
-        assert_true(row[cols] == 123.0f);
-        free(p), free(q), free(row);
+        assert_true(all[rows * cols] == 123.0f);
+        free(p), free(q), free(all);
     }
 }
 
@@ -342,7 +343,7 @@ static void enough_rank_gives_the_mean(void **state) {
             for (int i = 0; i < ROWS; i++)
                 for (int j = 0; j < COLS; j++) largest = fmax(largest, fabs(mean[i][j]));
             for (int i = 0; i < ROWS; i++) {
-                dlxi_expand_row(row, p[0], q[0], i, ROWS, COLS, rank, GROUP);
+                dlxi_expand_rows(row, p[0], q[0], i, 1, ROWS, COLS, rank, GROUP);
                 for (int j = 0; j < COLS; j++)
                     assert_true(fabs((double)row[j] - mean[i][j]) < 1e-5 * largest);
             }
