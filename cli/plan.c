@@ -9,7 +9,8 @@
 typedef struct plan_arguments {
     config_arguments config;
     const char *link;
-    double step_s, flops;
+    double step_s, flops, host_rate, seconds;
+    bool shared_cores;
     int sites;
 } plan_arguments;
 
@@ -32,6 +33,15 @@ static const dlxi_option rows[] = {
                          "operations per second that a rank reaches in training; 'dilocox bench "
                          "model' measures this machine's",
                          .value_name = "N"),
+    DLXI_OPTION_ROW_BOOLEAN(plan_arguments, "--shared-cores", shared_cores, "false",
+                            "exchanges compute on the cores that train; without it on others"),
+    DLXI_OPTION_ROW_REAL(plan_arguments, "--host-rate", host_rate, 1e3, 1e15, "2.4e8",
+                         "bytes per second that one core encrypts and sends while it receives as "
+                         "much",
+                         .value_name = "N"),
+    DLXI_OPTION_ROW_REAL(plan_arguments, "--seconds", seconds, 0, 1e12, "0",
+                         "only so much of the run, from its beginning; 0: all of it",
+                         .value_name = "S"),
 };
 
 /* *out ← a decimal number with one of these units. */
@@ -119,6 +129,7 @@ static void advice_print(const dlx_plan_result *r) {
     if (waits) printf(" --set sync.overlap=%s", advice->overlap);
     printf(" --set sync.compression.rank=%u --set sync.inner_steps=%u", advice->rank,
            advice->inner_steps);
+    printf(" --set sync.adaptation=off");
     if (advice->inner_steps > own->inner_steps) printf(" --set sync.inner_steps_max=0");
     if (advice->exchange_steps != own->exchange_steps)
         printf(" --set sync.exchange_steps=%u", advice->exchange_steps);
@@ -153,6 +164,9 @@ static int run(void) {
     options.sites = (uint32_t)given.sites;
     options.step_s = given.step_s;
     options.flops_per_s = given.flops;
+    options.host_bytes_per_s = given.host_rate;
+    options.seconds = given.seconds;
+    options.shares_core = given.shared_cores;
     if (given.link != NULL && !link_parse(&options, given.link))
         return fail_use("plan: --link: '%.64s' is not a rate and a delay; allowed: 1bit to "
                         "1000000gbit, a comma, and up to 60s: 100mbit,20ms",
@@ -171,9 +185,10 @@ const command plan_command = {
     .details =
         "  For each method: H and rank at the start, the time of an exchange, whether training\n"
         "  hides it, tokens per second over those without an exchange (efficiency) and over\n"
-        "  AllReduce in f32 (speed-up), and what all sites send. Rank and H are taken as if\n"
-        "  sync.adaptation were off; sync.pace is followed. Memory is that of the rank that needs\n"
-        "  most, without activations and sync.history_mib. Nothing is measured.\n",
+        "  AllReduce in f32 (speed-up), and what all sites send. sync.adaptation and sync.pace\n"
+        "  are followed; link's rank and H are those that it ends with. Memory is that of the "
+        "rank\n"
+        "  that needs most, without activations and sync.history_mib. Nothing is measured.\n",
     .arguments = COMMAND_TABLE(rows),
     .needed = 0,
     .prints = true,

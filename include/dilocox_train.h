@@ -347,13 +347,16 @@ typedef struct dlx_plan_options {
     double delay_s;          /* one way, 0 to 60 */
     double step_s;           /* of an inner step; 0: from flops_per_s */
     double flops_per_s;      /* that a rank reaches in training; not read if step_s is given */
+    double host_bytes_per_s; /* that one core encrypts and sends while it receives as much */
+    double seconds;          /* how much of the run, from its beginning; 0: all of it */
+    uint64_t shares_core;    /* 1: exchanges compute on the cores that train; 0: on others */
 } dlx_plan_options;
 
 /* 1 Gbit/s, 30 ms. */
 #define DLX_PLAN_OPTIONS_INIT                                                                      \
     {                                                                                              \
         .size = sizeof(dlx_plan_options), .sites = 2, .link_bytes_per_s = 1.25e8, .delay_s = 0.03, \
-        .flops_per_s = 5e10                                                                        \
+        .flops_per_s = 5e10, .host_bytes_per_s = 2.4e8                                             \
     }
 
 /* As dlx_sync_config_default. */
@@ -361,7 +364,7 @@ DLX_API void dlx_plan_options_default(dlx_plan_options *options, size_t size);
 
 typedef struct dlx_plan_method {
     const char *name, *overlap;       /* static; sync.overlap's word */
-    uint32_t rank, inner_steps;       /* at the start; rank 0: whole matrices */
+    uint32_t rank, inner_steps;       /* at the start, link's at the end; rank 0: whole matrices */
     uint32_t exchange_steps;          /* the option's */
     double exchange_s;                /* of one exchange */
     double tokens_per_s, efficiency;  /* of all sites; over those without an exchange */
@@ -384,11 +387,12 @@ typedef struct dlx_plan_result {
     dlx_plan_method methods[DLX_PLAN_METHODS];
 } dlx_plan_result;
 
-/* What the config's run will cost on a link, computed: nothing is measured. Rank and H stay as they
- * begin, as if sync.adaptation were off; sync.pace is followed. Advised are the largest rank, from
- * rank_min to rank_max, whose exchange the config's H hides with 10% to spare, or rank_min and the
- * H that does; with carry, if the config's overlap waits for each exchange. docs/algorithm.md has
- * the formulas. DLX_ARGUMENT: an option is out of range;
+/* What the config's run will cost on a link, computed: nothing is measured. Adaptation link decides
+ * as in the run; under paper rank and H fall as in runs of a small model; sync.pace is followed.
+ * Advised, with adaptation off, are the largest rank, from rank_min to rank_max, whose exchange the
+ * config's H hides with 10% to spare, or rank_min and the H that does; with carry, if the config's
+ * overlap waits for each exchange. Of cores that exchanges share with training they also take at
+ * most 5%. docs/algorithm.md has the formulas. DLX_ARGUMENT: an option is out of range;
  * DLX_CONFIG. */
 DLX_API dlx_status dlx_plan(dlx_plan_result *result, const dlx_config *config,
                             const dlx_plan_options *options, dlx_error *error);

@@ -25,88 +25,161 @@ typedef struct plan {
 
 /* ---- an exchange ----------------------------------------------------------------------------- */
 
-static int columns_of(const plan *p, const dlxi_tensor *t, int rank) {
-    bool may = p->config->low_rank_tables || !(t->in_embedding || t->in_head);
-    return may && rank > 0 && rank <= dlxi_adapt_rank_limit(t->rows, t->cols) ? rank : 0;
+/* Columns of a tensor's factors at this rank, if the run began with the rank `first`. */
+static int columns_of(const plan *p, const dlxi_tensor *t, int first, int rank) {
+    const int limit = dlxi_adapt_rank_limit(t->rows, t->cols);
+    const bool may = p->config->low_rank_tables || !(t->in_embedding || t->in_head);
+    return may && first > 0 && first <= limit ? (rank < limit ? rank : limit) : 0;
 }
 
-/* *trips ← 2 if some tensor is low rank: its second factor follows the first. */
-static double payload_of(const plan *p, int rank, int bits, int *trips) {
-    double bytes = 0;
-    dlxi_quantiser q = {bits, p->config->sync.group};
-    *trips = 1;
+static dlxi_cost_payload payload_of(const plan *p, const dlx_sync_config *sync, int rank) {
+    const dlxi_quantiser q = {sync->bits, sync->group};
+    const bool spectrum = sync->adaptation == DLX_ADAPTATION_PAPER;
+    dlxi_cost_payload payload = {0};
     for (int64_t id = 0; id < dlxi_model_tensor_count(&p->model); id++) {
         dlxi_tensor t = dlxi_model_tensor(&p->model, id);
-        int columns = columns_of(p, &t, rank);
-        if (columns > 0) *trips = 2;
-        bytes += (double)dlxi_cost_tensor_bytes(t.rows, t.cols, columns, q);
+        int columns =
+            columns_of(p, &t, sync->factor_rank, rank + (spectrum ? DLXI_ADAPT_PROBES : 0));
+        dlxi_cost_add(&payload, t.rows, t.cols, columns, q, spectrum);
     }
-    return bytes;
+    return payload;
 }
 
-static double exchange_s(const plan *p, int rank, int bits, double *payload) {
-    int trips;
-    dlxi_cost_link link = {p->options->link_bytes_per_s, p->options->delay_s};
-    *payload = payload_of(p, rank, bits, &trips);
-    return dlxi_cost_exchange_s(*payload, trips, (int)p->options->sites, &link);
-}
-
-typedef struct at_bits {
-    const plan *p;
-    int bits;
-} at_bits;
-
-static double steps_to_hide(void *context, int rank) {
-    const at_bits *a = context;
-    double payload;
-    return exchange_s(a->p, rank, a->bits, &payload) / a->p->step_s;
+static dlxi_cost_exchange exchange_of(const plan *p, const dlxi_cost_payload *payload) {
+    const dlx_plan_options *o = p->options;
+    const dlxi_cost_link link = {o->link_bytes_per_s, o->delay_s, o->host_bytes_per_s};
+    const int ranks = (int)(p->config->site.stages * p->config->site.replicas);
+    return dlxi_cost_exchange_of(payload, (int)o->sites, ranks, &link);
 }
 
 /* ---- a method -------------------------------------------------------------------------------- */
 
-static double pace(void *context, double share) {
-    const plan *p = context;
+/* Under `paper` the model's spectrum decides. In the runs of docs/benchmarks.md the rank after n
+ * rounds was about this share of the first one, down to rank_min. */
+static double paper_share(double rounds) {
+    return 0.85 / (1 + rounds / 30);
+}
+
+/* A method's run: rank and H as its adaptation changes them. */
+typedef struct method_run {
+    const plan *p;
+    dlx_sync_config sync; /* resolved */
+    const dlxi_method *method;
+    dlxi_adapt adapt;
+    dlxi_adapt_tensor tensor;   /* stands for all: the rank that they have within their limits */
+    dlxi_adapt_member measured; /* the submitted round's step, the last committed one's exchange */
+    dlxi_cost_payload payload;  /* at payload_rank */
+    int payload_rank;
+    double rounds;                                    /* committed */
+    double bytes;                                     /* of one member's contributions so far */
+    uint64_t bytes_at_rank[DLXI_MAX_factor_rank + 1]; /* of one contribution; 0: not known yet */
+} method_run;
+
+static double pace_of(const method_run *m, double share) {
+    const plan *p = m->p;
     const dlxi_config *c = p->config;
     const dlxi_schedule schedule = dlxi_config_schedule(c, (uint64_t)c->train.tokens);
     int64_t tokens = (int64_t)(share * c->train.tokens);
-    if (c->pace != DLXI_PACE_RATE || tokens < schedule.warmup_tokens) return 1;
+    if (m->method->averages_gradients || c->pace != DLXI_PACE_RATE ||
+        tokens < schedule.warmup_tokens)
+        return 1;
     double rate = dlxi_schedule_rate(&schedule, tokens + (int64_t)p->step_tokens);
     if (rate <= 0) return 1;
     return fmin(DLXI_PACE_MAX, (double)schedule.peak / rate);
 }
 
-static double no_pace(void *context, double share) {
-    (void)context;
-    (void)share;
-    return 1;
+static const dlxi_cost_payload *payload_now(method_run *m) {
+    if (m->payload_rank != m->tensor.factor_rank) {
+        m->payload_rank = m->tensor.factor_rank;
+        m->payload = payload_of(m->p, &m->sync, m->payload_rank);
+    }
+    return &m->payload;
+}
+
+static uint64_t bytes_at(void *context, int rank) {
+    method_run *m = context;
+    uint64_t *bytes = &m->bytes_at_rank[rank];
+    if (*bytes == 0) *bytes = (uint64_t)payload_of(m->p, &m->sync, rank).bytes;
+    return *bytes;
+}
+
+static dlxi_cost_round on_submit(void *context, double share, double step_s) {
+    method_run *m = context;
+    const double pace = pace_of(m, share);
+    const dlxi_cost_payload *payload = payload_now(m);
+    m->bytes += payload->bytes;
+    m->measured.step_ns = (uint64_t)(step_s * 1e9);
+    return (dlxi_cost_round){.exchange = exchange_of(m->p, payload),
+                             .inner_steps = pace * m->adapt.inner_steps,
+                             .inner_steps_max = pace * m->sync.inner_steps_max};
+}
+
+/* As a site does: it measures from a round's beginning, which the submission and the coordinator's
+ * answer precede, and decides by the exchange before. */
+static void on_commit(void *context, double exchange_s) {
+    method_run *m = context;
+    dlxi_adapt *adapt = &m->adapt;
+    const uint64_t bytes = (uint64_t)payload_now(m)->bytes;
+    if (adapt->kind == DLX_ADAPTATION_LINK)
+        dlxi_adapt_link(adapt, &m->tensor, 1, &m->measured, 1, bytes_at, m);
+    if (adapt->kind == DLX_ADAPTATION_PAPER) {
+        const int rank = (int)(paper_share(m->rounds++) * m->sync.factor_rank + 0.5);
+        m->tensor.factor_rank = rank > adapt->factor_rank_min ? rank : adapt->factor_rank_min;
+        dlxi_adapt_paper(adapt, &m->tensor, m->payload.factored > 0);
+    }
+    m->measured.exchange_ns = (uint64_t)(fmax(exchange_s - 2 * m->p->options->delay_s, 1e-3) * 1e9);
+    m->measured.exchange_bytes = bytes;
+}
+
+static method_run method_run_of(const plan *p, const dlx_sync_config *sync) {
+    method_run m = {.p = p, .sync = dlxi_sync_options_resolve(sync), .payload_rank = -1};
+    const dlx_sync_config *s = &m.sync;
+    m.method = dlxi_method_of(s->overlap);
+    m.adapt = (dlxi_adapt){.kind = s->adaptation,
+                           .factor_rank_min = s->factor_rank_min,
+                           .factor_rank_max = s->factor_rank_max,
+                           .inner_steps_first = s->inner_steps,
+                           .inner_steps_min = s->inner_steps_min,
+                           .inner_steps = s->inner_steps};
+    m.tensor = (dlxi_adapt_tensor){.parameters = 1,
+                                   .factor_rank_first = s->factor_rank,
+                                   .factor_rank_limit = s->factor_rank_max,
+                                   .factor_rank = s->factor_rank};
+    return m;
 }
 
 static dlx_plan_method method_plan(const plan *p, const char *name, const dlx_sync_config *sync) {
-    dlx_sync_config s = dlxi_sync_options_resolve(sync);
-    const dlxi_method *method = dlxi_method_of(s.overlap);
-    double payload, exchange = exchange_s(p, s.factor_rank, s.bits, &payload);
+    method_run m = method_run_of(p, sync);
+    const dlx_sync_config *s = &m.sync;
     dlxi_cost_run run = {.step_s = p->step_s,
-                         .exchange_s = exchange,
+                         .shares_core = p->options->shares_core != 0,
                          .steps = p->steps,
-                         .pace = method->averages_gradients ? no_pace : pace,
-                         .pace_context = (void *)(uintptr_t)p};
-    dlxi_cost_result cost = dlxi_cost_of(&run, (dlxi_round){.when = method->when,
-                                                            .inner_steps = s.inner_steps,
-                                                            .inner_steps_max = s.inner_steps_max,
-                                                            .exchange_steps = s.exchange_steps,
+                         .seconds = p->options->seconds,
+                         .submit = on_submit,
+                         .commit = on_commit,
+                         .context = &m};
+    bool link = s->adaptation == DLX_ADAPTATION_LINK;
+    dlxi_cost_result cost = dlxi_cost_of(&run, (dlxi_round){.when = m.method->when,
+                                                            .inner_steps = s->inner_steps,
+                                                            .inner_steps_max = s->inner_steps_max,
+                                                            .exchange_steps = s->exchange_steps,
                                                             .number = 1});
-    double tokens = (double)p->steps * (double)p->step_tokens;
-    double sent = dlxi_cost_sent_bytes(payload, (int)p->options->sites) * p->options->sites;
+    if (!link) m.tensor.factor_rank = s->factor_rank;
+    const dlxi_cost_exchange exchange = exchange_of(p, payload_now(&m));
+    const double tokens = (double)cost.steps * (double)p->step_tokens;
+    const bool beside = run.shares_core && m.method->when != DLXI_WHEN_WAITED_FOR;
+    const int sites = (int)p->options->sites;
     return (dlx_plan_method){.name = name,
-                             .overlap = method->name,
-                             .exchange_steps = s.exchange_steps,
-                             .rank = (uint32_t)s.factor_rank,
-                             .inner_steps = s.inner_steps,
-                             .exchange_s = exchange,
+                             .overlap = m.method->name,
+                             .exchange_steps = s->exchange_steps,
+                             .rank = (uint32_t)m.tensor.factor_rank,
+                             .inner_steps = link ? m.adapt.inner_steps : s->inner_steps,
+                             .exchange_s = dlxi_cost_exchange_s(&exchange, beside),
                              .tokens_per_s = tokens / cost.seconds,
-                             .efficiency = (double)p->steps * p->step_s / cost.seconds,
+                             .efficiency = (double)cost.steps * p->step_s / cost.seconds,
                              .waited_share = cost.waited_s / cost.seconds,
-                             .bytes_per_token = sent * (double)cost.rounds / tokens,
+                             .bytes_per_token =
+                                 dlxi_cost_sent_bytes(m.bytes, sites) * sites / tokens,
                              .rounds = (uint64_t)(p->longer * (double)cost.rounds),
                              .inner_steps_max = cost.steps_longest,
                              .hidden = cost.waits == 0};
@@ -120,12 +193,35 @@ static dlx_sync_config plain(const dlx_sync_config *from, dlx_overlap overlap, i
     return s;
 }
 
-/* Where the overlap waits for each exchange: carry. */
+/* Of the time of the core that trains, what an advised exchange may take. */
+static const double CORE_SHARE_MAX = 0.05;
+
+typedef struct candidate {
+    const plan *p;
+    dlx_sync_config sync;
+} candidate;
+
+/* Steps that hide an exchange of this rank, and, on a core that trains, keep it to its share;
+ * dlxi_adapt_choose adds a tenth. */
+static double steps_to_hide(void *context, int rank) {
+    candidate *c = context;
+    const double step_s = c->p->step_s;
+    const bool shares_core = c->p->options->shares_core != 0;
+    c->sync.factor_rank = rank;
+    const dlxi_cost_payload payload = payload_of(c->p, &c->sync, rank);
+    const dlxi_cost_exchange e = exchange_of(c->p, &payload);
+    const double steps = dlxi_cost_exchange_s(&e, shares_core) / step_s;
+    if (!shares_core || c->sync.exchange_steps > 0) return steps;
+    return fmax(steps, 0.9 * (e.codec_s + e.wire_s + e.submission_s) / (CORE_SHARE_MAX * step_s));
+}
+
+/* Where the overlap waits for each exchange: carry. Rank and H fit the link, so they stay. */
 static dlx_sync_config advised(const plan *p) {
     dlx_sync_config s = p->config->sync;
     if (dlxi_method_of(s.overlap)->when == DLXI_WHEN_WAITED_FOR) s.overlap = DLX_OVERLAP_CARRY;
-    dlx_sync_config r = dlxi_sync_options_resolve(&s);
-    at_bits at = {p, r.bits};
+    s.adaptation = DLX_ADAPTATION_OFF;
+    candidate at = {p, dlxi_sync_options_resolve(&s)};
+    const dlx_sync_config r = at.sync;
     int rank = r.factor_rank_max;
     double limit = r.exchange_steps > 0 ? fmin(r.exchange_steps, r.inner_steps) : r.inner_steps;
     double needed = dlxi_adapt_choose(&rank, r.factor_rank_min, limit, steps_to_hide, &at);
@@ -176,7 +272,7 @@ static void tensor_add(holding *h, const plan *p, const dlxi_tensor *t,
                        const dlx_sync_config *sync) {
     uint64_t values = (uint64_t)(t->rows * t->cols);
     bool muon = p->config->train.optimizer == DLXI_OPTIMIZER_MUON && t->hidden_matrix;
-    int columns = columns_of(p, t, sync->factor_rank);
+    int columns = columns_of(p, t, sync->factor_rank, sync->factor_rank);
     h->owned += values;
     h->moments += muon ? values : 2 * values;
     h->bases += (uint64_t)columns * (uint64_t)t->cols;

@@ -263,5 +263,8 @@ dlx_status dlx_plan(dlx_plan_result *result, const dlx_config *config,
         DLX_FAIL(error, ARGUMENT, "link: its rate is above 0, its delay 0 to 60 s");
     if (!(own.step_s > 0 || (own.step_s == 0 && own.flops_per_s > 0)))
         DLX_FAIL(error, ARGUMENT, "a step's time, or a rank's rate of operations, is above 0");
+    if (!(own.host_bytes_per_s > 0 && own.seconds >= 0 && own.shares_core <= 1))
+        DLX_FAIL(error, ARGUMENT,
+                 "host_bytes_per_s is above 0, seconds at least 0, shares_core 0 or 1");
     return dlxi_plan(result, &config->values, &own, error);
 }

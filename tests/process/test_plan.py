@@ -18,15 +18,27 @@ def groups(rows, cols, rank):
     return (rows * cols + 63) // 64
 
 
+def codec_s(rank):
+    """Products, orthonormal columns and passes over memory, by the rates in src/outer/cost.c."""
+    low = [t for t in MATRICES if 0 < rank < t[0] * t[1] / sum(t)]
+    factored = sum(rows * cols for rows, cols in low)
+    squares = sum(sum(t) for t in low) * rank ** 2
+    return 8 * factored * rank / 35e9 + 4 * squares / 7.5e9 + (25 * (PARAMETERS - factored) + 12 * factored) * 4 / 1e10
+
+
+def submission_s():
+    return 12 * PARAMETERS * 4 / 1e10
+
+
 def exchange_s(rank, group_bytes):
     payload = sum(groups(rows, cols, rank) for rows, cols in MATRICES + VECTORS) * group_bytes
-    return OVERHEAD * payload / RATE + (4 + 2 * (2 if rank else 1)) * DELAY_S
+    return OVERHEAD * payload / RATE + (4 + 2 * (2 if rank else 1)) * DELAY_S + codec_s(rank)
 
 
 class Plan(Case):
     def rows(self, *words, **sync):
         """{method: its columns}"""
-        file = self.config(model=MODEL, sync={"overlap": "carry", "inner_steps": 16, "pace": "constant", "compression": {"rank": 64}, **sync},
+        file = self.config(model=MODEL, sync={"overlap": "carry", "inner_steps": 16, "pace": "constant", "adaptation": "off", "compression": {"rank": 64}, **sync},
                            train={"tokens": 1024000, "batch": 8})
         self.text = self.call("plan", file, "--link", "8mbit,20ms", *words).text("stdout")
         return {line[:20].strip(): line[20:].split() for line in self.text.splitlines() if re.match(r".{20} +[0-9]+ +(whole|[0-9]+) ", line)}
@@ -46,9 +58,9 @@ class Plan(Case):
         """1,000 steps of 2 sites: each step, or each of 62 and a half rounds, waits; or none does but for the last."""
         rows = self.rows("--step", "0.1")
         efficiency = {method: float(columns[5]) for method, columns in rows.items()}
-        self.assertAlmostEqual(efficiency["allreduce, f32"], 0.1 / (0.1 + exchange_s(0, 256)), delta=2e-4)
-        self.assertAlmostEqual(efficiency["none, f16"], 100 / (100 + 63 * exchange_s(0, 128)), delta=2e-4)
-        self.assertAlmostEqual(efficiency["this config"], 100 / (100 + exchange_s(64, 34)), delta=2e-4)
+        self.assertAlmostEqual(efficiency["allreduce, f32"], 0.1 / (0.1 + exchange_s(0, 256) + submission_s()), delta=2e-4)
+        self.assertAlmostEqual(efficiency["none, f16"], 100 / (100 + 63 * (exchange_s(0, 128) + submission_s())), delta=2e-4)
+        self.assertAlmostEqual(efficiency["this config"], 100 / (100 + exchange_s(64, 34) + 63 * submission_s()), delta=2e-4)
         self.assertEqual((rows["this config"][4], rows["none, f16"][4]), ("yes", "no"))
         self.assertAlmostEqual(float(rows["none, f16"][7]), efficiency["none, f16"] / efficiency["allreduce, f32"], delta=0.05)
         payload = sum(groups(rows, cols, 64) for rows, cols in MATRICES + VECTORS) * 34
@@ -62,7 +74,7 @@ class Plan(Case):
         self.assertEqual(steps, 16)
         self.assertLessEqual(exchange_s(rank, 34), 0.9 * 16 * 0.02)
         self.assertGreater(exchange_s(rank + 1, 34), 0.9 * 16 * 0.02)
-        self.assertRegex(self.advised("0.0025"), f"rank=16 --set sync.inner_steps={int(-(-exchange_s(16, 34) // 0.00225))} --set sync.inner_steps_max=0$")
+        self.assertRegex(self.advised("0.0025"), f"rank=16 --set sync.inner_steps={int(-(-exchange_s(16, 34) // 0.00225))} --set sync.adaptation=off --set sync.inner_steps_max=0$")
 
     def test_hidden_whatever_the_step(self):
         for step in range(101, 150):
@@ -77,7 +89,43 @@ class Plan(Case):
         self.assertIn("The config's rank and H fit this link.", self.text)
         self.rows("--step", "0.05", "--set", "sync.exchange_steps=2")
         steps = int(-(-exchange_s(16, 34) // 0.045))
-        self.assertIn(f"rank=16 --set sync.inner_steps=16 --set sync.exchange_steps={steps}", self.text)
+        self.assertIn(f"rank=16 --set sync.inner_steps=16 --set sync.adaptation=off --set sync.exchange_steps={steps}", self.text)
+
+    def test_shared_cores(self):
+        """What an exchange computes is taken from training, once per round; advised is what takes at most a twentieth."""
+        alone, shared = (self.rows("--step", "0.1", *words)["this config"] for words in ((), ("--shared-cores",)))
+        wire_s = 0.004 + OVERHEAD * sum(groups(rows, cols, 64) for rows, cols in MATRICES + VECTORS) * 34 / 2.4e8
+        self.assertAlmostEqual(1 / float(shared[5]) - 1 / float(alone[5]), 62 * (codec_s(64) + wire_s) / 100, delta=4e-4)
+        self.assertAlmostEqual(self.seconds(shared), exchange_s(64, 34) + codec_s(64), delta=0.002)
+        self.rows("--step", "0.04", "--shared-cores", "--set", "sync.inner_steps=32")
+        rank, steps = (int(word) for word in re.search("rank=([0-9]+) --set sync.inner_steps=([0-9]+)", self.text).groups())
+        self.assertEqual(steps, 32)
+
+        def taken_s(r):
+            wire_s = 0.004 + OVERHEAD * sum(groups(rows, cols, r) for rows, cols in MATRICES + VECTORS) * 34 / 2.4e8
+            return codec_s(r) + submission_s() + wire_s
+        self.assertLessEqual(taken_s(rank), 0.05 * 32 * 0.04)
+        self.assertGreater(taken_s(rank + 1), 0.05 * 32 * 0.04)
+
+    def test_adaptation(self):
+        """link: the largest rank on a slow step, and a shorter H; the least rank on a fast one. paper: shorter rounds of less."""
+        slow = self.rows("--step", "0.5", adaptation="link")["this config"]
+        self.assertEqual(slow[1], "128")
+        self.assertLess(int(slow[0]), 16)
+        fast = self.rows("--step", "0.005", adaptation="link")["this config"]
+        self.assertEqual(fast[:2], ["16", "16"])
+        self.assertGreater(float(fast[6]), float(self.rows("--step", "0.005")["this config"][6]))
+        paper, off = (self.rows("--step", "0.1", adaptation=word)["this config"] for word in ("paper", "off"))
+        self.assertEqual(paper[:2], ["16", "64"])
+        self.assertTrue(float(off[8]) < float(paper[8]) < 2 * float(off[8]))  # shorter rounds of fewer columns each
+
+    def test_part_of_a_run(self):
+        """Rounds of a falling rate become longer, so the beginning is slower than the whole."""
+        rate = ("--step", "0.005", "--set", "sync.pace=rate")
+        begin, whole = (float(self.rows(*rate, *words)["none, f16"][6]) for words in (("--seconds", "2"), ()))
+        self.assertLess(begin, 0.9 * whole)
+        self.refused("^dilocox: plan: --seconds: -1", "plan", "--seconds", "-1")
+        self.refused("^dilocox: plan: --host-rate: 0", "plan", "--host-rate", "0")
 
     def test_pace(self):
         """With a rate that falls to a tenth, rounds get ten times as long."""
