@@ -5,7 +5,8 @@ PYTHON ?= /usr/bin/python3
 
 .PHONY: help setup build data demo install test asan tsan fuzz chaos chaos-snapshots sim \
 	sim-exhaustive bench \
-	bench-pipeline bench-snapshots lab compare compare-quick convergence format tidy clean
+	bench-pipeline bench-snapshots lab compare compare-quick plan-check convergence format tidy \
+	clean
 
 help:
 	@echo "make demo         set up, build, prepare the King James text, train two sites on it (6 minutes)"
@@ -25,6 +26,7 @@ help:
 	@echo "make lab          what the network lab's links do, measured with iperf3 and ping (2 minutes; root)"
 	@echo "make compare      the methods on slow links, against AllReduce (30 minutes; root)"
 	@echo "make compare-quick  four of them on two links (5 minutes; root)"
+	@echo "make plan-check   what 'dilocox plan' predicts and advises, against runs (10 minutes; root)"
 	@echo "make convergence  the table of docs/convergence.md, measured anew (40 minutes)"
 	@echo "make format       clang-format over the tree"
 	@echo "make tidy         clang-tidy over src/, cli/ and examples/ (5 minutes)"
@@ -119,6 +121,9 @@ compare: data
 
 compare-quick: data
 	@$(PYTHON) bench/compare.py --dilocox $(BUILD)/dilocox --quick
+
+plan-check: data
+	@$(PYTHON) bench/plan_check.py --dilocox $(BUILD)/dilocox
 
 convergence: data
 	@$(PYTHON) bench/convergence.py --dilocox $(BUILD)/dilocox

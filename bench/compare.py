@@ -14,7 +14,9 @@ has ALLREDUCE_STEPS. Speeds count from the end of the first step to that of the 
 applied (allreduce: step).
 *alone*: both sites at once, each a run of its own without a network: what they could do at most. It
 is measured before and after each run, since processors' speed drifts; *efficiency* is over the mean.
-*plan*: tokens/s that `dilocox plan` predicts from the link and alone's step.
+*plan*: tokens/s that `dilocox plan` predicts for as much of the run as was measured, from the link and the time of a step: as the
+processor's speed drifts, the CPU time of the training threads in that run; of less than 32 steps, alone's. Of sites that wait for each
+other it is the slower one's.
 *hidden*: allreduce if each exchange ran while the same site computes, as far as it has to compute;
 derived from its measured step and alone's: max(alone's, measured - alone's). No real one reaches
 that, since gradients are there only when half of a step's work is done. Speed-ups are over it."""
@@ -39,6 +41,10 @@ STEPS = 800  # of a site in a whole run
 ALLREDUCE_STEPS, ROUNDS = 6, 4
 GIVE_UP = 4  # times --most
 DELAY_S = 0.02  # at most, and a fiftieth of the time of a gradient
+# Bytes per second that a core sends and receives in the lab: a site's own 4 ns per byte, and 11 ns of the relay, which uses the
+# same cores (CPU time of both in runs of f16 and f32 at 137 Mbit/s).
+HOST_RATE = 7e7
+WINDOW = 16  # steps whose time is compared between the sites
 METHODS = {
     "allreduce, f32": {"overlap": "allreduce", "compression": {"rank": 0, "bits": "none"}},
     "allreduce, f16": {"overlap": "allreduce", "compression": {"rank": 0, "bits": 16}},
@@ -57,11 +63,24 @@ def parameters():
     return m["layers"] * layer + 2 * m["vocabulary"] * m["width"] + m["width"]
 
 
+def steps_and_rounds(site):
+    """What a site has written of steps, and of rounds that were applied."""
+    seen = events(os.path.join(site, "metrics.jsonl"))
+    return [e for e in seen if e["event"] == "step"], [e for e in seen if e["event"] == "round" and e["applied"]]
+
+
+def cpu_s(pid):
+    """CPU time of a process's first thread."""
+    with open(f"/proc/{pid}/task/{pid}/schedstat") as text:
+        return int(text.read().split()[0]) / 1e9
+
+
 class Bench:
     def __init__(self, options):
         self.dilocox, self.out, self.most_s, self.data = options.dilocox, options.out, options.most, options.data
         shutil.rmtree(self.out, ignore_errors=True)
         os.makedirs(self.out)
+        self.lags = []  # the slower site's time over the mean, in windows, of each measurement of alone
         self.keys = make_keys(self.dilocox, self.out, ("coordinator", "site-1", "site-2"))
 
     def config(self, name, method):
@@ -80,16 +99,22 @@ class Bench:
     def pinned(self, core, *words):
         return ["taskset", "-c", str(core % os.cpu_count()), self.dilocox, *words]
 
-    def planned(self, name, rate, delay, alone):
-        """tokens/s that `dilocox plan` predicts for the run of this name, if the sites do `alone` tokens/s without a link; None:
-        it can't know (adaptation link)."""
+    def plan(self, path, rate, delay, step_s, *more):
+        """What `dilocox plan` prints for a config on this link of the lab."""
+        words = ["plan", path, "--sites", "2", "--link", f"{rate / 1e6:.9f}mbit,{delay * 1e3:.9f}ms", "--step", str(step_s), "--shared-cores",
+                 "--host-rate", str(HOST_RATE), *more]
+        return subprocess.run([self.dilocox, *words], check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+
+    def planned(self, name, rate, delay, result):
+        """tokens/s that `dilocox plan` predicts for the run of this name."""
         path = os.path.join(self.out, name, "config.yaml")
         with open(path) as text:
-            if json.load(text)["sync"].get("adaptation") == "link":
-                return None
-        words = ["plan", path, "--sites", "2", "--link", f"{rate / 1e6:.9f}mbit,{delay * 1e3:.9f}ms", "--step", str(2 * BATCH * MODEL["context"] / alone)]
-        lines = subprocess.run([self.dilocox, *words], check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
-        own = next(line for line in lines if line.startswith("this config"))
+            overlap = json.load(text)["sync"].get("overlap")
+        step_s = result["step_s"] or 2 * BATCH * MODEL["context"] / result["alone"]
+        if overlap in ("none", "allreduce"):
+            step_s *= statistics.fmean(self.lags[-2:])
+        more = [] if result["whole"] else ["--seconds", str(result["seconds"])]
+        own = next(line for line in self.plan(path, rate, delay, step_s, *more) if line.startswith("this config"))
         return float(own.split()[-3])  # before the speed-up, and bytes per token
 
     def alone(self, name):
@@ -99,12 +124,15 @@ class Bench:
             directory, path = self.config(f"{name}-{core + 1}", {"overlap": "none", "inner_steps": 50, "pace": "constant", "adaptation": "off"})
             words = ["train", path, "--sites", "1", "--run-dir", os.path.join(directory, "run"), "--set", f"train.tokens={STEPS // 4 * BATCH * MODEL['context']}"]
             started.append((directory, subprocess.Popen(self.pinned(core, *words), stdout=subprocess.DEVNULL)))
-        speed = 0
+        speed, times = 0, []
         for directory, process in started:
             if process.wait() != 0:
                 raise SystemExit(f"{directory}: the run ended with code {process.returncode}")
             steps = [e for e in events(os.path.join(directory, "run", "site-1", "metrics.jsonl")) if e["event"] == "step"]
             speed += (len(steps) - 11) * BATCH * MODEL["context"] / (steps[-2]["time_s"] - steps[9]["time_s"])
+            at_s = [e["time_s"] for e in steps[9:-1:WINDOW]]
+            times.append([end - begin for begin, end in zip(at_s, at_s[1:])])
+        self.lags.append(2 * sum(map(max, *times)) / sum(map(sum, times)))
         return speed
 
     def beside_alone(self, alone, *arguments):
@@ -113,7 +141,7 @@ class Bench:
         alone.append(self.alone("alone"))
         result["alone"] = statistics.fmean(alone[-2:])
         name, _, rate, delay = arguments
-        result["planned"] = self.planned(name, rate, delay, result["alone"])
+        result["planned"] = self.planned(name, rate, delay, result)
         return result
 
     def run(self, name, method, rate=0, delay=0, whole=False):
@@ -130,19 +158,21 @@ class Bench:
             for i, place in enumerate(lab.sites, 1):
                 words = ["train", path, "--site", f"site-{i}", "--coordinator", endpoint, *secured(f"site-{i}")]
                 started.append(place.start(self.pinned(i - 1, *words), **output))
-            self.wait(started, sites, METHODS[method].get("overlap") == "allreduce", whole)
+            step_s = self.wait(started, sites, METHODS[method].get("overlap") == "allreduce", whole)
         if whole and any(process.returncode != 0 for process in started):
             raise SystemExit(f"{directory}: the run failed; see {directory}/log")
-        return self.read(directory, sites)
+        return {**self.read(directory, sites), "step_s": step_s}
 
     def wait(self, started, sites, allreduce, whole):
-        begin, enough = None, False
+        """CPU time of a step of the sites' training threads, up to the last round that was applied; None: fewer than 32 steps."""
+        begin, enough, samples = None, False, [[], []]
         while any(process.poll() is None for process in started):
             time.sleep(0.2)
-            seen = events(os.path.join(sites[0], "metrics.jsonl"))
-            steps = [e for e in seen if e["event"] == "step"]
-            rounds = [e for e in seen if e["event"] == "round" and e["applied"]]
+            steps, rounds = steps_and_rounds(sites[0])
             begin = begin or (time.monotonic() if steps else None)
+            for of_site, site, process in zip(samples, sites, started[1:]):
+                if process.poll() is None:
+                    of_site.append((len(steps_and_rounds(site)[0]), cpu_s(process.pid)))
             passed_s = time.monotonic() - begin if begin else 0
             enough = len(steps) > ALLREDUCE_STEPS if allreduce else len(rounds) >= ROUNDS and passed_s > self.most_s
             if not whole and (enough or passed_s > GIVE_UP * self.most_s):
@@ -152,14 +182,20 @@ class Bench:
                 process.send_signal(signal.SIGINT)
         for process in started:
             process.wait()
+        taken_s = []
+        for of_site, site in zip(samples, sites):
+            last = max((e["step"] for e in steps_and_rounds(site)[1]), default=0)
+            used = [(steps, s) for steps, s in of_site if 0 < steps <= last]
+            if len(used) < 2 or used[-1][0] - used[0][0] < 32:
+                return None
+            taken_s.append((used[-1][1] - used[0][1]) / (used[-1][0] - used[0][0]))
+        return statistics.fmean(taken_s)
 
     def read(self, directory, sites):
         speed, tokens, seconds, sent, rounds_most = 0, 0, 0, 0, 0
         curve = []
         for site in sites:
-            seen = events(os.path.join(site, "metrics.jsonl"))
-            steps = [e for e in seen if e["event"] == "step"]
-            rounds = [e for e in seen if e["event"] == "round" and e["applied"]]
+            steps, rounds = steps_and_rounds(site)
             last = (rounds or steps)[-1]
             rounds_most = max(rounds_most, len(rounds or steps))
             took_s = last["time_s"] - steps[0]["time_s"]
@@ -204,8 +240,7 @@ def print_link(ratio, rate, delay, rows):
     for method, runs in rows.items():
         speeds = [r["tokens_per_s"] for r in runs]
         loss = middle([r["val_loss"] for r in runs], "{:.3f}") if all(r["whole"] for r in runs) else ""
-        plan = "" if runs[0]["planned"] is None else f"{mid(runs, 'planned'):,.0f}"
-        print(f"| {method} | {middle(speeds)} | {plan} | {statistics.median(speeds) / base:,.2f} | {middle([r['tokens_per_s'] / r['alone'] for r in runs], '{:.3f}')} | "
+        print(f"| {method} | {middle(speeds)} | {mid(runs, 'planned'):,.0f} | {statistics.median(speeds) / base:,.2f} | {middle([r['tokens_per_s'] / r['alone'] for r in runs], '{:.3f}')} | "
               f"{middle([r['bytes_per_token'] for r in runs], '{:,.1f}')} | {middle([r['rounds'] for r in runs])} | {loss} |", flush=True)
         if method.startswith("allreduce"):
             speed = hidden(runs)
