@@ -3,8 +3,8 @@
  * dilocox does is real. So more sites fit on a machine than it has cores, and the exchange has
  * cores to itself. The first form is the coordinator. bench/scaling.py uses it.
  *
- *     emulate SITES HOST:PORT KEY ROSTER STEPS [STORE]
- *     emulate NAME HOST:PORT KEY ROSTER STEP_MS PARAMETERS OPTION=VALUE...
+ *     emulate SITES HOST:PORT KEY ROSTER STEPS [OPTION=VALUE]...
+ *     emulate NAME HOST:PORT KEY ROSTER STEP_MS PARAMETERS [OPTION=VALUE]...
  *
  * KEY `-`: unencrypted. A site prints one line of JSON. Its time counts from the end of the first
  * round's last step to that of the last round but one: the run's last exchange is not hidden. */
@@ -54,6 +54,21 @@ static int fail(const char *what, const dlx_error *error) {
     return 1;
 }
 
+/* The value of `option=value`, or NULL if `word` is another option. */
+static const char *value_of(const char *word, const char *option) {
+    size_t length = strlen(option);
+    return strncmp(word, option, length) == 0 && word[length] == '=' ? word + length + 1 : NULL;
+}
+
+static uint32_t ms_of(const char *seconds) {
+    return (uint32_t)(1e3 * strtod(seconds, NULL));
+}
+
+static int no_option(const char *word) {
+    fprintf(stderr, "emulate: no option '%s'\n", word);
+    return 2;
+}
+
 static dlx_link_config link_of(char **words) {
     dlx_link_config link = {.coordinator = words[2], .unencrypted = strcmp(words[3], "-") == 0};
     if (!link.unencrypted) link.key_path = words[3], link.roster_path = words[4];
@@ -62,11 +77,19 @@ static dlx_link_config link_of(char **words) {
 
 /* ---- the coordinator ------------------------------------------------------------------------- */
 
-/* store: NULL: none */
-static int coordinate(char **words, const char *store) {
+static int coordinate(int count, char **words) {
     dlx_coordinator *c = NULL;
     dlx_coordinator_config config = DLX_COORDINATOR_CONFIG_INIT;
     dlx_error error = {.message = ""};
+    const char *store = NULL, *value;
+    for (int i = 6; i < count; i++) {
+        if ((value = value_of(words[i], "store")) != NULL)
+            store = value;
+        else if ((value = value_of(words[i], "timeout_s")) != NULL)
+            config.timeout_ms = ms_of(value);
+        else
+            return no_option(words[i]);
+    }
     config.sites = (uint32_t)strtoul(words[1], NULL, 10);
     config.link = link_of(words);
     config.tokens = config.sites * strtoull(words[5], NULL, 10);
@@ -115,23 +138,23 @@ static void model_move(model *m, uint64_t *state) {
 }
 
 static bool option_set(dlx_sync_config *config, const char *word) {
-    const char *value = strchr(word, '=');
-    if (value == NULL) return false;
-    size_t length = (size_t)(value - word);
-    int number = atoi(value + 1);
     static const char *const overlaps[] = {"allreduce", "none", "delayed", "eager", "carry"};
     static const char *const adaptations[] = {"off", "paper", "link"};
-#define IS(name) (length == strlen(name) && strncmp(word, name, length) == 0)
-    for (int i = 0; IS("overlap") && i < 5; i++)
-        if (strcmp(value + 1, overlaps[i]) == 0) return config->overlap = (dlx_overlap)i, true;
-    for (int i = 0; IS("adaptation") && i < 3; i++)
-        if (strcmp(value + 1, adaptations[i]) == 0)
-            return config->adaptation = (dlx_adaptation)i, true;
-    if (IS("inner_steps")) return config->inner_steps = (uint32_t)number, true;
-    if (IS("rank")) return config->factor_rank = number, true;
-    if (IS("bits")) return config->bits = number, true;
+    const char *value;
+    if ((value = value_of(word, "overlap")) != NULL)
+        for (int i = 0; i < 5; i++)
+            if (strcmp(value, overlaps[i]) == 0) return config->overlap = (dlx_overlap)i, true;
+    if ((value = value_of(word, "adaptation")) != NULL)
+        for (int i = 0; i < 3; i++)
+            if (strcmp(value, adaptations[i]) == 0)
+                return config->adaptation = (dlx_adaptation)i, true;
+    if ((value = value_of(word, "inner_steps")) != NULL)
+        return config->inner_steps = (uint32_t)atoi(value), true;
+    if ((value = value_of(word, "rank")) != NULL) return config->factor_rank = atoi(value), true;
+    if ((value = value_of(word, "bits")) != NULL) return config->bits = atoi(value), true;
+    if ((value = value_of(word, "timeout_s")) != NULL)
+        return config->timeout_ms = ms_of(value), true;
     return false;
-#undef IS
 }
 
 static void sleep_until(double at_s) {
@@ -141,17 +164,18 @@ static void sleep_until(double at_s) {
 }
 
 typedef struct mark {
-    double at_s, exchange_s, cpu_s;
+    double at_s, exchange_s, cpu_s, waited_s;
     uint64_t steps, sent, rounds;
 } mark;
 
-static mark mark_take(dlx_sync *sync, uint64_t steps) {
+static mark mark_take(dlx_sync *sync, uint64_t steps, double waited_s) {
     dlx_statistics statistics = DLX_STATISTICS_INIT;
     dlx_error error;
     if (dlx_sync_statistics(sync, &statistics, &error) != DLX_OK) return (mark){0};
     return (mark){.at_s = now_s(),
                   .exchange_s = statistics.exchange_total_s,
                   .cpu_s = cpu_s(),
+                  .waited_s = waited_s,
                   .steps = steps,
                   .sent = statistics.wan_bytes_sent,
                   .rounds = statistics.rounds};
@@ -161,7 +185,7 @@ static dlx_status train(dlx_sync *sync, model *m, double step_s, uint64_t seed, 
     dlx_step step = DLX_STEP_INIT;
     mark first = {0}, last = {0}, next = {0};
     uint64_t steps = 0;
-    double waited_s = 0, first_waited_s = 0, last_waited_s = 0;
+    double waited_s = 0;
     while (!step.finished) {
         double begin_s = now_s();
         model_move(m, &seed);
@@ -172,10 +196,10 @@ static dlx_status train(dlx_sync *sync, model *m, double step_s, uint64_t seed, 
         waited_s += step.waited_s;
         if (!step.submitted && !(step.applied && step.finished)) continue;
         if (first.at_s == 0)
-            first = mark_take(sync, steps), first_waited_s = waited_s;
+            first = mark_take(sync, steps, waited_s);
         else
-            last = next, last_waited_s = waited_s;
-        next = mark_take(sync, steps);
+            last = next;
+        next = mark_take(sync, steps, waited_s);
     }
     if (last.rounds == first.rounds) {
         snprintf(error->message, sizeof error->message, "fewer than 3 rounds");
@@ -189,7 +213,7 @@ static dlx_status train(dlx_sync *sync, model *m, double step_s, uint64_t seed, 
            "\"sent_per_round\":%.0f,\"payload\":%llu,\"exchange_s\":%.4f,\"inner_steps\":%u,"
            "\"rank\":%.1f,\"cpu_share\":%.5f}\n",
            (unsigned long long)(last.steps - first.steps), rounds, seconds,
-           (double)(last.steps - first.steps) * step_s / seconds, last_waited_s - first_waited_s,
+           (double)(last.steps - first.steps) * step_s / seconds, last.waited_s - first.waited_s,
            (double)(last.sent - first.sent) / rounds, (unsigned long long)statistics.round_bytes,
            (last.exchange_s - first.exchange_s) / rounds, statistics.inner_steps,
            statistics.factor_rank_mean, (last.cpu_s - first.cpu_s) / seconds);
@@ -204,10 +228,7 @@ static int site(int count, char **words) {
     config.site = words[1];
     config.link = link_of(words);
     for (int i = 7; i < count; i++)
-        if (!option_set(&config, words[i])) {
-            fprintf(stderr, "emulate: no option '%s'\n", words[i]);
-            return 2;
-        }
+        if (!option_set(&config, words[i])) return no_option(words[i]);
     dlx_status status = DLX_MEMORY;
     if (model_make(&m, strtoull(words[6], NULL, 10)))
         status = dlx_sync_open(&sync, &config, m.tensors, m.count, &error);
@@ -221,10 +242,9 @@ static int site(int count, char **words) {
 
 int main(int count, char **words) {
     bool coordinates = count > 1 && strspn(words[1], "0123456789") == strlen(words[1]);
-    if (coordinates && (count == 6 || count == 7))
-        return coordinate(words, count == 7 ? words[6] : NULL);
+    if (coordinates && count >= 6) return coordinate(count, words);
     if (!coordinates && count >= 7) return site(count, words);
-    fprintf(stderr, "emulate SITES HOST:PORT KEY ROSTER STEPS [STORE]\n"
-                    "emulate NAME HOST:PORT KEY ROSTER STEP_MS PARAMETERS OPTION=VALUE...\n");
+    fprintf(stderr, "emulate SITES HOST:PORT KEY ROSTER STEPS [OPTION=VALUE]...\n"
+                    "emulate NAME HOST:PORT KEY ROSTER STEP_MS PARAMETERS [OPTION=VALUE]...\n");
     return 2;
 }

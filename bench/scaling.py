@@ -33,20 +33,20 @@ class Sites:
         self.directory = directory
         self.roster = make_keys(os.path.join(BUILD, "dilocox"), directory, ("coordinator", *(f"site-{i}" for i in range(1, SITES_MAX + 1))))
 
-    def run(self, count, step_ms, parameters, inner_steps, sysctls=(), rounds=ROUNDS, link=None, **options):
+    def run(self, count, step_ms, parameters, inner_steps, sysctls=(), rounds=ROUNDS, link=None, timeout_s=10, **options):
         """What the sites and the coordinator have measured."""
         def words(name, first):
             return [os.path.join(BUILD, "tests", "emulate"), first, endpoint, os.path.join(self.directory, name + ".key"), self.roster]
 
         def start(place, line):
             return place.start(line, stdout=subprocess.PIPE, text=True)
-        options = {"inner_steps": inner_steps, **options}
+        options = {"inner_steps": inner_steps, "timeout_s": timeout_s, **options}
         with Lab(count, **(link or {})) as lab:
             endpoint = f"{lab.hub.address}:4700"
             for place in lab.places:
                 for setting in sysctls:
                     place.namespace.inside(lambda: subprocess.run(["sysctl", "-qw", setting], check=True))
-            started = [start(lab.hub, [*words("coordinator", str(count)), str(rounds * inner_steps)])]
+            started = [start(lab.hub, [*words("coordinator", str(count)), str(rounds * inner_steps), f"timeout_s={timeout_s}"])]
             for i, place in enumerate(lab.sites, 1):
                 line = [*words(f"site-{i}", f"site-{i}"), str(step_ms), str(parameters)]
                 started.append(start(place, line + [f"{name}={value}" for name, value in options.items()]))
@@ -80,10 +80,10 @@ def by_sites(sites):
 
 
 def by_delay(sites):
-    """2 sites, 1M parameters, steps of 50 ms, H = 400, links of 10 Mbit/s."""
+    """2 sites, 1M parameters, steps of 50 ms, H = 600, links of 10 Mbit/s, wan.timeout_s 60."""
     print_head("one-way delay, s", "efficiency", "exchange, s")
     for delay in (0, 0.1, 0.5, 1, 2):
-        _, got = sites.run(2, 50, 1 << 20, 400, link={"rate": 10e6, "delay": delay}, rounds=4, adaptation="off")
+        _, got = sites.run(2, 50, 1 << 20, 600, link={"rate": 10e6, "delay": delay}, rounds=4, timeout_s=60, adaptation="off")
         print_row(delay, f"{median(got, 'efficiency'):.4f}", f"{median(got, 'exchange_s'):.2f}")
 
 
@@ -107,7 +107,7 @@ def commit(sites, count, ranks, rounds, encrypted, stored):
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"
     key, keys, roster = (os.path.join(sites.directory, "coordinator.key"), sites.directory, sites.roster) if encrypted else ("-", "-", "-")
     with tempfile.TemporaryDirectory() as directory:
-        store = [os.path.join(directory, "coordinator.db")] if stored else []
+        store = [f"store={os.path.join(directory, 'coordinator.db')}"] if stored else []
         coordinator = subprocess.Popen([os.path.join(BUILD, "tests", "emulate"), str(count), endpoint, key, roster, str(rounds), *store],
                                        stdout=subprocess.PIPE, text=True)
         clients = subprocess.run([os.path.join(BUILD, "tests", "control"), str(count), str(ranks), endpoint, keys, roster,

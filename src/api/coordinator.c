@@ -169,8 +169,8 @@ static dlx_status link_open(dlx_coordinator *c, dlx_error *error) {
     DLX_TRY(address_choose(address, c, error));
     dlx_link_config link = own->link;
     if (address[0] != '\0') link.coordinator = address;
-    DLX_TRY(dlxi_link_open_coordinator(&c->at_work.link, &link, unconnected_ms, own->log,
-                                       own->log_context, c->endpoint, error));
+    DLX_TRY(dlxi_link_open_coordinator(&c->at_work.link, &link, own->timeout_ms, unconnected_ms,
+                                       own->log, own->log_context, c->endpoint, error));
     if (c->at_work.machine == NULL) return DLX_OK;
     dlxi_coordinator_set_endpoint(c->at_work.machine, c->endpoint);
     return sites_expect(c, error);

@@ -72,15 +72,17 @@ dlx_status dlxi_link_open_site(dlxi_link **out, const dlx_link_config *config, c
 }
 
 dlx_status dlxi_link_open_coordinator(dlxi_link **out, const dlx_link_config *config,
-                                      uint32_t unconnected_ms, dlx_log log, void *log_context,
-                                      char endpoint[DLXI_ENDPOINT_BYTES], dlx_error *error) {
+                                      uint32_t timeout_ms, uint32_t unconnected_ms, dlx_log log,
+                                      void *log_context, char endpoint[DLXI_ENDPOINT_BYTES],
+                                      dlx_error *error) {
     *out = NULL;
     const opener *open;
     endpoint[0] = '\0';
     DLX_TRY(opener_find(&open, config, error));
     if (open == NULL) return config->hub->open_coordinator(config->hub, out, error);
     dlxi_link_settings settings = link_settings(config, "coordinator", log, log_context);
-    settings.timeout_ms = unconnected_ms;
+    settings.timeout_ms = timeout_ms;
+    settings.unconnected_ms = unconnected_ms;
     return open->coordinator(out, &settings, endpoint, error);
 }
 

@@ -11,7 +11,8 @@ dlx_status dlxi_link_open_site(dlxi_link **out, const dlx_link_config *config, c
 /* endpoint: "host:port" in use, "" for a hub. Sends to a peer that has had no connection for
  * unconnected_ms are DLX_PEER_LOST. */
 dlx_status dlxi_link_open_coordinator(dlxi_link **out, const dlx_link_config *config,
-                                      uint32_t unconnected_ms, dlx_log log, void *log_context,
-                                      char endpoint[DLXI_ENDPOINT_BYTES], dlx_error *error);
+                                      uint32_t timeout_ms, uint32_t unconnected_ms, dlx_log log,
+                                      void *log_context, char endpoint[DLXI_ENDPOINT_BYTES],
+                                      dlx_error *error);
 
 #endif

@@ -57,9 +57,11 @@ typedef struct dlxi_link_settings {
     const char *roster_path; /* public keys with names */
     const char *name;        /* site: own name; must be the roster's for its key */
     uint16_t ranks;          /* site: processes that it has; 0 of 1 */
-    /* coordinator: sends to a peer that has had no connection for this long say so; site: a
-     * coordinator whose first handshakes fail for this long is lost */
+    /* wan.timeout_s. Above 10 s connections and handshakes are given longer; site: a coordinator
+     * whose first handshakes fail for this long is lost */
     uint32_t timeout_ms;
+    /* coordinator: sends to a peer that has had no connection for this long say so */
+    uint32_t unconnected_ms;
     dlxi_log log;
     void *log_context;
 } dlxi_link_settings;

@@ -229,6 +229,7 @@ static dlx_status library_prepare(const dlxi_zmq *me, dlx_error *error) {
 dlx_status dlxi_zmq_begin(dlxi_zmq *me, const dlxi_link_settings *settings, const char *name,
                           bool roster_admits, dlx_error *error) {
     me->curve = settings->curve;
+    me->timeout_ms = settings->timeout_ms;
     me->log = settings->log;
     me->log_context = settings->log_context;
     me->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);

@@ -32,7 +32,7 @@ typedef struct zmq_coordinator {
     /* number + 1 of the peer whose routing id leads here, 0: free; a collision takes the next */
     uint16_t slots[SLOTS];
     bool full_logged, few_logged;
-    uint32_t timeout_ms;
+    uint32_t unconnected_ms;
     int64_t retry_at_ns; /* 0: no send was refused */
 } zmq_coordinator;
 
@@ -51,9 +51,9 @@ static dlx_status coordinator_send(dlxi_link *link, uint32_t to, const dlxi_fram
     int64_t now_ns = dlxi_clock_ns();
     if (status == DLX_PEER_LOST) {
         if (peer->unreachable_since_ns == 0) peer->unreachable_since_ns = now_ns;
-        if (now_ns - peer->unreachable_since_ns >= (int64_t)me->timeout_ms * 1000000)
+        if (now_ns - peer->unreachable_since_ns >= (int64_t)me->unconnected_ms * 1000000)
             DLX_FAIL(error, PEER_LOST, "site '%s' has had no connection for %u ms", peer->name,
-                     me->timeout_ms);
+                     me->unconnected_ms);
     }
     if (me->retry_at_ns == 0) me->retry_at_ns = now_ns + DLXI_ZMQ_RETRY_NS;
     return DLX_AGAIN;
@@ -219,7 +219,7 @@ dlx_status dlxi_zmq_coordinator_open(dlxi_link **out, const dlxi_link_settings *
     zmq_coordinator *me = NULL;
     DLX_TRY(DLXI_NEW(&me, 1, error));
     dlxi_zmq_init(&me->zmq, &operations, &role);
-    me->timeout_ms = settings->timeout_ms;
+    me->unconnected_ms = settings->unconnected_ms;
     dlx_status status = DLXI_NEW(&me->numbered, NUMBERED_MAX, error);
     if (status == DLX_OK) status = coordinator_open(me, settings, bound, error);
     if (status == DLX_OK)

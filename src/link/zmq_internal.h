@@ -55,6 +55,7 @@ struct dlxi_zmq {
     dlxi_link link; /* first */
     const dlxi_zmq_role *role;
     bool curve;
+    uint32_t timeout_ms; /* wan.timeout_s */
     void *context, *control;
     dlxi_zmq_auth *auth;
     dlxi_key_pair keys;
@@ -167,7 +168,6 @@ typedef struct dlxi_zmq_site {
     /* A handshake with the coordinator succeeded. Before, control takes no frame: one that waited
      * in it would be out of date, and a process that ends would wait for it to leave. */
     bool met;
-    uint32_t timeout_ms;
 } dlxi_zmq_site;
 
 dlx_status dlxi_channel_listen(dlxi_link *link, uint32_t own_index, uint32_t index,

@@ -153,7 +153,7 @@ static dlx_status on_handshake_failed(dlxi_zmq_site *me, dlx_error *error) {
     int64_t now_ns = dlxi_clock_ns();
     if (me->handshake_failing_ns == 0) me->handshake_failing_ns = now_ns;
     int64_t failing_ms = (now_ns - me->handshake_failing_ns) / 1000000;
-    if (!me->met && failing_ms >= me->timeout_ms)
+    if (!me->met && failing_ms >= me->zmq.timeout_ms)
         DLX_FAIL(error, REFUSED,
                  "the coordinator at %s ended every handshake for %lld ms (wan.timeout_s); %s",
                  me->coordinator_text, (long long)failing_ms, handshake_doubt(me));
@@ -296,7 +296,6 @@ static dlx_status site_open(dlxi_zmq_site *me, const dlxi_link_settings *setting
                  text);
     if (!settings->curve) DLX_TRY(dlxi_zmq_check_loopback(coordinator.host, error));
     snprintf(me->coordinator_text, sizeof me->coordinator_text, "%s", text);
-    me->timeout_ms = settings->timeout_ms;
     DLX_TRY(dlxi_address_remote(numeric, coordinator.host, "wan.coordinator", error));
     me->coordinator.port = coordinator.port;
     DLX_TRY(listen_host_set(me, settings, numeric, error));

@@ -19,22 +19,9 @@ enum {
     CONTROL_QUEUE_FRAMES = 64,
     /* per direction and side: 2 MiB, which bounds memory, and what waits before a new attempt */
     DATA_QUEUE_FRAMES = 8,
-    /* A connection whose other side acknowledges nothing for this long, or accepts no byte of what
-     * it has, is ended and made again. TCP alone would wait twice as long after each loss: a
-     * network that comes back after a minute would stay unused for another. Data is given longer,
-     * since a site that computes may leave it unread, and a site that misses it calls `reconnect`.
-     */
-    CONTROL_SILENCE_MS = 3500,
-    DATA_SILENCE_MS = 60000,
     CLOSE_LINGER_MS = 1000,
     /* CURVE adds 33 bytes to a message; its handshake is smaller than a frame */
     MESSAGE_BYTES_MAX = DLXI_FRAME_HEADER_BYTES + DLXI_FRAME_PAYLOAD_MAX + 256,
-    /* Several round trips. */
-    HANDSHAKE_MS = 5000,
-    /* The kernel repeats a SYN after 1 s, then 2, 4 and so on. A new attempt after 1.5 s, and a
-     * pause of at most 0.5 s, keep SYNs about 1 s apart for as long as an outage lasts. A round
-     * trip must take less. */
-    CONNECT_MS = 1500,
     RECONNECT_FIRST_MS = 100,
     RECONNECT_MAX_MS = 400, /* libzmq adds up to RECONNECT_FIRST_MS at random */
     KEEPALIVE_IDLE_S = 10,
@@ -44,6 +31,31 @@ enum {
      * libzmq and the files of a run have for a moment */
     SOCKET_DESCRIPTORS = 12
 };
+
+/* Up to a wan.timeout_s of 10 s. With a longer one round trips may be longer too: all but
+ * DATA_SILENCE_MS grow with it, up to 100 s. */
+enum {
+    TIMEOUT_USUAL_MS = 10000,
+    TIMEOUT_MAX_MS = 100000,
+    /* The kernel repeats a SYN after 1 s, then 2, 4 and so on. A new attempt after 1.5 s, and a
+     * pause of at most 0.5 s, keep SYNs about 1 s apart for as long as an outage lasts. A round
+     * trip must take less. */
+    CONNECT_MS = 1500,
+    HANDSHAKE_MS = 5000, /* three round trips */
+    /* A connection whose other side acknowledges nothing for this long, or accepts no byte of what
+     * it has, is ended and made again. TCP alone would wait twice as long after each loss: a
+     * network that comes back after a minute would stay unused for another. Data is given longer,
+     * since a site that computes may leave it unread, and a site that misses it calls `reconnect`.
+     */
+    CONTROL_SILENCE_MS = 3500,
+    DATA_SILENCE_MS = 60000
+};
+
+static int scaled_ms(int usual_ms, uint32_t timeout_ms) {
+    if (timeout_ms <= TIMEOUT_USUAL_MS) return usual_ms;
+    if (timeout_ms > TIMEOUT_MAX_MS) timeout_ms = TIMEOUT_MAX_MS;
+    return (int)((int64_t)usual_ms * timeout_ms / TIMEOUT_USUAL_MS);
+}
 
 typedef struct option {
     int name, value;
@@ -61,19 +73,20 @@ static bool text_set(void *socket, int name, const char *text) {
     return zmq_setsockopt(socket, name, text, strlen(text)) == 0;
 }
 
-static bool bounds_set(void *socket, const dlxi_socket_settings *settings) {
+static bool bounds_set(void *socket, const dlxi_socket_settings *settings, uint32_t timeout_ms) {
     int queue_frames = settings->data ? DATA_QUEUE_FRAMES : CONTROL_QUEUE_FRAMES;
+    int silence_ms = settings->data ? DATA_SILENCE_MS : scaled_ms(CONTROL_SILENCE_MS, timeout_ms);
     const option options[] = {
         {ZMQ_SNDHWM, queue_frames},
         {ZMQ_RCVHWM, queue_frames},
         {ZMQ_LINGER, CLOSE_LINGER_MS},
         {ZMQ_IPV6, strchr(settings->numeric, ':') != NULL},
-        {ZMQ_HANDSHAKE_IVL, HANDSHAKE_MS},
-        {ZMQ_CONNECT_TIMEOUT, CONNECT_MS},
+        {ZMQ_HANDSHAKE_IVL, scaled_ms(HANDSHAKE_MS, timeout_ms)},
+        {ZMQ_CONNECT_TIMEOUT, scaled_ms(CONNECT_MS, timeout_ms)},
         {ZMQ_RECONNECT_IVL, RECONNECT_FIRST_MS},
         {ZMQ_RECONNECT_IVL_MAX, RECONNECT_MAX_MS},
         {ZMQ_HEARTBEAT_IVL, 0},
-        {ZMQ_TCP_MAXRT, settings->data ? DATA_SILENCE_MS : CONTROL_SILENCE_MS},
+        {ZMQ_TCP_MAXRT, silence_ms},
         {ZMQ_TCP_KEEPALIVE, 1},
         {ZMQ_TCP_KEEPALIVE_IDLE, KEEPALIVE_IDLE_S},
         {ZMQ_TCP_KEEPALIVE_INTVL, KEEPALIVE_EVERY_S},
@@ -111,7 +124,7 @@ dlx_status dlxi_socket_open(void **out, const dlxi_zmq *me, const dlxi_socket_se
     void *socket = zmq_socket(me->context, settings->server_key == NULL ? ZMQ_ROUTER : ZMQ_DEALER);
     if (socket == NULL)
         DLX_FAIL(error, SYSTEM, "cannot create a ZeroMQ socket: %s", zmq_strerror(errno));
-    if (!bounds_set(socket, settings) || !identity_set(socket, settings) ||
+    if (!bounds_set(socket, settings, me->timeout_ms) || !identity_set(socket, settings) ||
         (me->curve && !curve_set(socket, &me->keys, settings))) {
         int system_errno = errno;
         zmq_close(socket);

@@ -104,6 +104,7 @@ dlxi_link_settings settings_of(int who, const char *coordinator, bool curve) {
         .roster_path = roster_path,
         .name = names[who],
         .timeout_ms = 1000,
+        .unconnected_ms = 1000,
         .log = journal_add,
         .log_context = who == COORDINATOR ? &coordinator_log : &site_log,
     };
