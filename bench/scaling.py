@@ -3,14 +3,16 @@
 """What an exchange costs as sites, delay and a link's rate grow: sites whose inner steps take a given
 time without computing (emulate), so that exchanges have the cores, in the network lab. Real
 parameters, codec and links, encrypted. And what a commit costs the coordinator as ranks grow, over
-loopback. Prints the tables of docs/benchmarks.md. All but control need root.
+loopback. Prints the tables of docs/benchmarks.md. All but exchange and control need root.
 
-    bench/scaling.py [sites] [delay] [link] [control]
+    bench/scaling.py [sites] [delay] [link] [exchange] [control]
 
 *efficiency*: time of all inner steps over the time that passed, between the end of the first round's
 last step and that of the last round but one; medians over sites.
-*exchange*: from a round's beginning to its commit."""
+*exchange*: from a round's beginning to its commit.
+*on the way*: from the first to the last byte of an exchange that arrives at a site."""
 import argparse
+import contextlib
 import json
 import os
 import socket
@@ -18,6 +20,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 
 from keys import make_keys
 from lab import Lab, Unavailable
@@ -28,12 +32,46 @@ ROUNDS = 6
 SITES_MAX = 64
 
 
+class Traffic:
+    """When a lab's sites receive much: `with Traffic(lab, rate) as traffic: ...`, then traffic.spans_s()."""
+    EVERY_S, PAUSE_S, SHARE = 0.1, 1, 0.02
+
+    def __init__(self, lab, rate):
+        self.lab, self.least = lab, rate / 8 * self.SHARE  # control is far below, data far above
+        self.samples, self.ends = [], threading.Event()
+        self.thread = threading.Thread(target=self.watch)
+
+    def watch(self):
+        while not self.ends.wait(self.EVERY_S):
+            self.samples.append((time.monotonic(), [place["received_bytes"] for place in self.lab.counts()[1:]]))
+
+    def spans_s(self):
+        """Per site, how long each stretch of data took. A pause shorter than PAUSE_S is part of it."""
+        spans = [[] for _ in self.samples[0][1]]
+        for (before_s, before), (now_s, now) in zip(self.samples, self.samples[1:]):
+            for found, low, high in zip(spans, before, now):
+                if high - low < self.least * (now_s - before_s):
+                    continue
+                if not found or before_s - found[-1][1] > self.PAUSE_S:
+                    found.append([before_s, now_s])
+                found[-1][1] = now_s
+        return [[end - begin for begin, end in found] for found in spans]
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ends.set()
+        self.thread.join()
+
+
 class Sites:
     def __init__(self, directory):
         self.directory = directory
         self.roster = make_keys(os.path.join(BUILD, "dilocox"), directory, ("coordinator", *(f"site-{i}" for i in range(1, SITES_MAX + 1))))
 
-    def run(self, count, step_ms, parameters, inner_steps, sysctls=(), rounds=ROUNDS, link=None, timeout_s=10, **options):
+    def run(self, count, step_ms, parameters, inner_steps, sysctls=(), rounds=ROUNDS, link=None, timeout_s=10, watch=False, **options):
         """What the sites and the coordinator have measured."""
         def words(name, first):
             return [os.path.join(BUILD, "tests", "emulate"), first, endpoint, os.path.join(self.directory, name + ".key"), self.roster]
@@ -50,10 +88,13 @@ class Sites:
             for i, place in enumerate(lab.sites, 1):
                 line = [*words(f"site-{i}", f"site-{i}"), str(step_ms), str(parameters)]
                 started.append(start(place, line + [f"{name}={value}" for name, value in options.items()]))
-            texts = [process.communicate()[0] for process in started]
+            with Traffic(lab, link["rate"]) if watch else contextlib.nullcontext() as traffic:
+                texts = [process.communicate()[0] for process in started]
         if any(process.returncode != 0 for process in started):
             raise SystemExit("scaling: a process failed")
         coordinator, *sites = (json.loads(text) for text in texts)
+        for site, spans_s in zip(sites, traffic.spans_s() if watch else ()):
+            site["spans_s"] = spans_s
         return coordinator, sites
 
 
@@ -88,17 +129,18 @@ def by_delay(sites):
 
 
 def by_link(sites):
-    """2 sites, 84M parameters, all values in 4 bits, 100 Mbit/s and 100 ms one way: a tenth of 1 Gbit/s, with a tenth of what
-    Linux lets TCP buffer (6 MiB to receive, 4 MiB to send), and with more."""
-    rate, delay = 100e6, 0.1
-    buffers = "net.ipv4.tcp_rmem=4096 131072 {}", "net.ipv4.tcp_wmem=4096 16384 {}"
-    print_head("buffers, of 1 Gbit/s", "payload, MB", "exchange, s", "share of the link's rate, %")
-    for name, receive, send, more in (("as they are", 629145, 419430, ()), ("64 MiB", 6710886, 6710886, ()),
-                                      ("64 MiB, and no slow start after idling", 6710886, 6710886, ("net.ipv4.tcp_slow_start_after_idle=0",))):
-        sysctls = (buffers[0].format(receive), buffers[1].format(send), *more)
-        _, got = sites.run(2, 500, 80 << 20, 40, sysctls, rounds=4, link={"rate": rate, "delay": delay}, rank=0, adaptation="off")
-        took_s = median(got, "exchange_s")
-        print_row(name, f"{median(got, 'payload') / 1e6:.1f}", f"{took_s:.2f}", f"{100 * 8 * median(got, 'sent_per_round') / took_s / rate:.0f}")
+    """2 sites, 67M parameters, all values in 4 bits, steps of 250 ms, H = 20, 100 Mbit/s and 100 ms one way: a tenth of 1 Gbit/s,
+    with a tenth of what Linux lets TCP buffer (6 MiB to receive, 4 MiB to send), and with more. A site of several ranks has a
+    connection for each. Without the first exchange, in which TCP finds out what the link can do."""
+    rate, delay, mib = 100e6, 0.1, (1 << 20) / 10
+    print_head("ranks per site", "buffers, of 1 Gbit/s", "payload, MB", "exchange, s", "share of the link's rate, %", "on the way, s", "share, %")
+    for ranks, receive, send in ((1, 6, 4), (4, 6, 4), (8, 6, 4), (16, 6, 4), (1, 64, 64)):
+        sysctls = [f"net.ipv4.tcp_rmem=4096 131072 {receive * mib:.0f}", f"net.ipv4.tcp_wmem=4096 16384 {send * mib:.0f}"]
+        _, got = sites.run(2, 250, 64 << 20, 20, sysctls, rounds=3, link={"rate": rate, "delay": delay}, watch=True,
+                           ranks=ranks, skip=1, inner_steps_max=20, rank=0, adaptation="off")
+        took_s, way_s = median(got, "exchange_s"), statistics.mean(span for site in got for span in site["spans_s"][1:])
+        shares = (f"{100 * 8 * median(got, 'sent_per_round') / seconds / rate:.0f}" for seconds in (took_s, way_s))
+        print_row(ranks, "as they are" if receive == 6 else f"{receive} MiB", f"{median(got, 'payload') / 1e6:.1f}", f"{took_s:.2f}", next(shares), f"{way_s:.2f}", next(shares))
 
 
 def commit(sites, count, ranks, rounds, encrypted, stored):
@@ -132,7 +174,32 @@ def by_ranks(sites):
                   f"{runs[-1]['joining_cpu_s']:.2f}", f"{runs[-1]['peak_bytes'] / 1e6:.1f}", f"{runs[-1]['received'] / 1e3:.1f}")
 
 
-PARTS = {"sites": by_sites, "delay": by_delay, "link": by_link, "control": by_ranks}
+def by_exchange(sites):
+    """2 sites with the matrices of GPT-2 (124M parameters), over loopback: CPU time of a site for an exchange. That of a round
+    less that of moving parameters in its steps, which is what a longer round has more of."""
+    def round_s(inner_steps, options):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            words = [os.path.join(BUILD, "tests", "emulate"), None, f"127.0.0.1:{free.getsockname()[1]}"]
+
+        def start(name, *more):
+            words[1] = name
+            secured = [os.path.join(sites.directory, ("coordinator" if name == "2" else name) + ".key"), sites.roster]
+            return subprocess.Popen([*words, *secured, *more], stdout=subprocess.PIPE, text=True)
+        started = [start("2", str(5 * inner_steps))]
+        started += [start(f"site-{i}", "150", "gpt2", f"inner_steps={inner_steps}", *options) for i in (1, 2)]
+        _, *texts = [process.communicate()[0] for process in started]
+        if any(process.returncode != 0 for process in started):
+            raise SystemExit("scaling: a process failed")
+        return [json.loads(text) for text in texts]
+
+    print_head("options", "CPU of an exchange, s", "exchange, s", "payload, MB")
+    for name, options in (("defaults", ()), ("adaptation off", ("adaptation=off",)), ("4 bits, no low rank", ("rank=0", "adaptation=off"))):
+        got = {steps: round_s(steps, options) for steps in (30, 90)}
+        short_s, long_s = (statistics.mean(s["cpu_per_round_s"] for s in got[steps]) for steps in (30, 90))
+        print_row(name, f"{short_s - (long_s - short_s) / 2:.2f}", f"{median(got[30], 'exchange_s'):.2f}", f"{median(got[30], 'payload') / 1e6:.1f}")
+
+
+PARTS = {"sites": by_sites, "delay": by_delay, "link": by_link, "exchange": by_exchange, "control": by_ranks}
 
 
 def main():

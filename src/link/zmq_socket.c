@@ -41,7 +41,7 @@ enum {
      * pause of at most 0.5 s, keep SYNs about 1 s apart for as long as an outage lasts. A round
      * trip must take less. */
     CONNECT_MS = 1500,
-    HANDSHAKE_MS = 5000, /* three round trips */
+    HANDSHAKE_MS = 5000, /* four round trips */
     /* A connection whose other side acknowledges nothing for this long, or accepts no byte of what
      * it has, is ended and made again. TCP alone would wait twice as long after each loss: a
      * network that comes back after a minute would stay unused for another. Data is given longer,
