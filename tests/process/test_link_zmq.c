@@ -15,7 +15,6 @@
 #include <zmq.h>
 
 #include "base/clock.h"
-#include "link/zmq_internal.h"
 #include "link_world.h"
 #include "tcp_relay.h"
 
@@ -455,42 +454,6 @@ static void ipv6_and_names(void **state) {
     exchange_seconds("localhost:0", false, &refused);
 }
 
-/* ---- long round trips ------------------------------------------------------------------------ */
-
-static void expect_option_ms(void *socket, int name, int expected) {
-    int got = 0;
-    size_t bytes = sizeof got;
-    assert_int_equal(zmq_getsockopt(socket, name, &got, &bytes), 0);
-    assert_int_equal(got, expected);
-}
-
-/* wan.timeout_s from 10 s on, up to 100 s. */
-static void times_grow_with_the_timeout(void **state) {
-    (void)state;
-    static const struct {
-        uint32_t timeout_ms;
-        int connect_ms, handshake_ms, silence_ms;
-    } cases[] = {{1000, 1500, 5000, 3500},
-                 {10000, 1500, 5000, 3500},
-                 {60000, 9000, 30000, 21000},
-                 {86400000, 15000, 50000, 35000}};
-    void *context = zmq_ctx_new();
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        const dlxi_zmq endpoint = {.context = context, .timeout_ms = cases[i].timeout_ms};
-        for (int data = 0; data <= 1; data++) {
-            const dlxi_socket_settings settings = {
-                .numeric = "127.0.0.1", .data = data != 0, .domain = "test"};
-            void *socket;
-            must(dlxi_socket_open(&socket, &endpoint, &settings, &error));
-            expect_option_ms(socket, ZMQ_CONNECT_TIMEOUT, cases[i].connect_ms);
-            expect_option_ms(socket, ZMQ_HANDSHAKE_IVL, cases[i].handshake_ms);
-            expect_option_ms(socket, ZMQ_TCP_MAXRT, data != 0 ? 60000 : cases[i].silence_ms);
-            dlxi_socket_drop(socket);
-        }
-    }
-    zmq_ctx_term(context);
-}
-
 /* ---- admission ------------------------------------------------------------------------------- */
 
 static void an_unknown_key_gets_nothing(void **state) {
@@ -810,7 +773,6 @@ int main(void) {
         cmocka_unit_test(a_cut_connection_is_made_again),
         cmocka_unit_test(a_silent_connection_is_made_anew),
         cmocka_unit_test(ipv6_and_names),
-        cmocka_unit_test(times_grow_with_the_timeout),
         cmocka_unit_test(an_unknown_key_gets_nothing),
         cmocka_unit_test(a_false_coordinator_gets_nothing),
         cmocka_unit_test(no_key_has_another_name),
