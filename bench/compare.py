@@ -4,8 +4,9 @@
 model, seed and text for every method, on links of several rates. Prints the tables of
 docs/benchmarks.md, and writes what was measured and the charts into --out. Needs root.
 
-    bench/compare.py [--quick] [--ratios 1,10,100,400] [--repeats 1] [--out runs/compare]
+    bench/compare.py [--quick] [--free-core] [--ratios 1,10,100,400] [--repeats 1] [--out runs/compare]
 
+With --free-core both sites train on the first core, also alone, and their exchanges, the coordinator and the relay have the second.
 A link is named by its ratio: the time in which it carries one f32 gradient over the time of a step.
 Its one-way delay is a fiftieth of that time, and at most 20 ms.
 A run on a link goes to its end, since H changes on the way; one that needs more than --most seconds
@@ -21,6 +22,7 @@ other it is the slower one's.
 derived from its measured step and alone's: max(alone's, measured - alone's). No real one reaches
 that, since gradients are there only when half of a step's work is done. Speed-ups are over it."""
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -78,6 +80,7 @@ def cpu_s(pid):
 class Bench:
     def __init__(self, options):
         self.dilocox, self.out, self.most_s, self.data = options.dilocox, options.out, options.most, options.data
+        self.free_core = options.free_core
         shutil.rmtree(self.out, ignore_errors=True)
         os.makedirs(self.out)
         self.lags = []  # the slower site's time over the mean, in windows, of each measurement of alone
@@ -97,12 +100,20 @@ class Bench:
         return directory, path
 
     def pinned(self, core, *words):
-        return ["taskset", "-c", str(core % os.cpu_count()), self.dilocox, *words]
+        return ["taskset", "-c", "0" if self.free_core else str(core % os.cpu_count()), self.dilocox, *words]
+
+    def exchange_apart(self, processes):
+        """All threads of the sites but the first, which train."""
+        for process in processes if self.free_core else ():
+            for thread in os.listdir(f"/proc/{process.pid}/task") if process.poll() is None else ():
+                if int(thread) != process.pid:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.sched_setaffinity(int(thread), {1})
 
     def plan(self, path, rate, delay, step_s, *more):
         """What `dilocox plan` prints for a config on this link of the lab."""
-        words = ["plan", path, "--sites", "2", "--link", f"{rate / 1e6:.9f}mbit,{delay * 1e3:.9f}ms", "--step", str(step_s), "--shared-cores",
-                 "--host-rate", str(HOST_RATE), *more]
+        words = ["plan", path, "--sites", "2", "--link", f"{rate / 1e6:.9f}mbit,{delay * 1e3:.9f}ms", "--step", str(step_s),
+                 "--host-rate", str(HOST_RATE), *([] if self.free_core else ["--shared-cores"]), *more]
         return subprocess.run([self.dilocox, *words], check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
 
     def planned(self, name, rate, delay, result):
@@ -173,6 +184,7 @@ class Bench:
             for of_site, site, process in zip(samples, sites, started[1:]):
                 if process.poll() is None:
                     of_site.append((len(steps_and_rounds(site)[0]), cpu_s(process.pid)))
+            self.exchange_apart(started[1:])
             passed_s = time.monotonic() - begin if begin else 0
             enough = len(steps) > ALLREDUCE_STEPS if allreduce else len(rounds) >= ROUNDS and passed_s > self.most_s
             if not whole and (enough or passed_s > GIVE_UP * self.most_s):
@@ -309,12 +321,13 @@ def main():
     parser.add_argument("--ratios", default="1,10,100,400")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--most", type=float, default=150, help="seconds of a run on a link")
+    parser.add_argument("--free-core", action="store_true", help="exchanges have a core of their own; AllReduce in f32 and the default only")
     parser.add_argument("--quick", action="store_true", help="four methods, two links, shorter runs")
     options = parser.parse_args()
     if options.quick:
         global STEPS, ALLREDUCE_STEPS
         STEPS, ALLREDUCE_STEPS = 240, 3
-    methods = QUICK if options.quick else tuple(METHODS)
+    methods = QUICK if options.quick else ("allreduce, f32", "default") if options.free_core else tuple(METHODS)
     ratios = [10, 400] if options.quick else [int(r) for r in options.ratios.split(",")]
     for name in ("dilocox", "data", "out"):
         setattr(options, name, os.path.abspath(getattr(options, name)))

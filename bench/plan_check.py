@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What `dilocox plan` predicts and advises, against runs in the network lab (bench/compare.py: two sites, a core each) on links and
-for models that its formula was not fitted to. Needs root; 2 minutes per setting.
+"""What `dilocox plan` predicts and advises, against runs in the network lab (bench/compare.py: two sites, a core each) on other links
+and for other models than that comparison's. Needs root; 2 minutes per setting.
 
     bench/plan_check.py [--settings 1,2,3,4,5] [--seconds 30] [--out runs/plan]
 
@@ -70,6 +70,7 @@ def main():
     parser.add_argument("--out", default="runs/plan")
     parser.add_argument("--settings", default=",".join(SETTINGS))
     parser.add_argument("--seconds", dest="most", type=float, default=30, help="of a run")
+    parser.set_defaults(free_core=False)
     options = parser.parse_args()
     for name in ("dilocox", "data", "out"):
         setattr(options, name, os.path.abspath(getattr(options, name)))
