@@ -56,6 +56,7 @@ METHODS = {
     "default": {},
     "default, adaptation link": {"adaptation": "link"},
 }
+FREE_CORE = ("allreduce, f32", "default")
 QUICK = ("allreduce, f32", "none, f16", "default", "default, adaptation link")
 
 
@@ -328,7 +329,7 @@ def main():
     if options.quick:
         global STEPS, ALLREDUCE_STEPS
         STEPS, ALLREDUCE_STEPS = 240, 3
-    methods = QUICK if options.quick else ("allreduce, f32", "default") if options.free_core else tuple(METHODS)
+    methods = QUICK if options.quick else FREE_CORE if options.free_core else tuple(METHODS)
     ratios = [10, 400] if options.quick else [int(r) for r in options.ratios.split(",")]
     for name in ("dilocox", "data", "out"):
         setattr(options, name, os.path.abspath(getattr(options, name)))

@@ -143,10 +143,14 @@ def by_link(sites):
         print_row(ranks, "as they are" if receive == 6 else f"{receive} MiB", f"{median(got, 'payload') / 1e6:.1f}", f"{took_s:.2f}", next(shares), f"{way_s:.2f}", next(shares))
 
 
+def free_endpoint():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
 def commit(sites, count, ranks, rounds, encrypted, stored):
     """What clients without a model have measured (bench/control.c), and the coordinator itself."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    endpoint = free_endpoint()
     key, keys, roster = (os.path.join(sites.directory, "coordinator.key"), sites.directory, sites.roster) if encrypted else ("-", "-", "-")
     with tempfile.TemporaryDirectory() as directory:
         store = [f"store={os.path.join(directory, 'coordinator.db')}"] if stored else []
@@ -177,16 +181,14 @@ def by_ranks(sites):
 def by_exchange(sites):
     """2 sites with the matrices of GPT-2 (124M parameters), over loopback: CPU time of a site for an exchange. That of a round
     less that of moving parameters in its steps, which is what a longer round has more of."""
-    def round_s(inner_steps, options):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            words = [os.path.join(BUILD, "tests", "emulate"), None, f"127.0.0.1:{free.getsockname()[1]}"]
+    def run(inner_steps, options):
+        endpoint = free_endpoint()
 
-        def start(name, *more):
-            words[1] = name
-            secured = [os.path.join(sites.directory, ("coordinator" if name == "2" else name) + ".key"), sites.roster]
-            return subprocess.Popen([*words, *secured, *more], stdout=subprocess.PIPE, text=True)
-        started = [start("2", str(5 * inner_steps))]
-        started += [start(f"site-{i}", "150", "gpt2", f"inner_steps={inner_steps}", *options) for i in (1, 2)]
+        def start(first, name, *more):
+            words = [os.path.join(BUILD, "tests", "emulate"), first, endpoint, os.path.join(sites.directory, name + ".key"), sites.roster]
+            return subprocess.Popen([*words, *more], stdout=subprocess.PIPE, text=True)
+        started = [start("2", "coordinator", str(5 * inner_steps))]
+        started += [start(name, name, "150", "gpt2", f"inner_steps={inner_steps}", *options) for name in ("site-1", "site-2")]
         _, *texts = [process.communicate()[0] for process in started]
         if any(process.returncode != 0 for process in started):
             raise SystemExit("scaling: a process failed")
@@ -194,7 +196,7 @@ def by_exchange(sites):
 
     print_head("options", "CPU of an exchange, s", "exchange, s", "payload, MB")
     for name, options in (("defaults", ()), ("adaptation off", ("adaptation=off",)), ("4 bits, no low rank", ("rank=0", "adaptation=off"))):
-        got = {steps: round_s(steps, options) for steps in (30, 90)}
+        got = {steps: run(steps, options) for steps in (30, 90)}
         short_s, long_s = (statistics.mean(s["cpu_per_round_s"] for s in got[steps]) for steps in (30, 90))
         print_row(name, f"{short_s - (long_s - short_s) / 2:.2f}", f"{median(got[30], 'exchange_s'):.2f}", f"{median(got[30], 'payload') / 1e6:.1f}")
 

@@ -296,8 +296,9 @@ typedef struct dlx_bench_step_result {
     /* The optimiser's products, of which symmetric ones count a half, and what it has to read and
      * write. */
     double optimizer_flops, optimizer_bytes;
-    double product_flops_per_s; /* best of five, 1024³, same threads and precision */
-    double memory_bytes_per_s;  /* best of five, y += x */
+    /* 1024³, same threads and precision: the best of five after each step, of which the median */
+    double product_flops_per_s;
+    double memory_bytes_per_s; /* best of five, y += x */
     /* The shortest that a step could take: model_flops at the products' rate; optimizer_flops at
      * that of f32 and optimizer_bytes at the memory's. */
     double products_floor_s, optimizer_floor_s;
@@ -315,7 +316,7 @@ typedef struct dlx_bench_model_result {
     uint64_t parameters;             /* N: with the head, without the position table */
     double step_s_median, step_s_min, step_s_max;
     double model_flops_per_s;   /* 6 · N · tokens / median */
-    double product_flops_per_s; /* best of five, 1024³, same threads and precision */
+    double product_flops_per_s; /* as of dlx_bench_step_result */
     double share;               /* the former over the latter */
 } dlx_bench_model_result;
 

@@ -19,7 +19,7 @@ static int by_value(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-double dlxi_median(double *seconds, int count) {
-    qsort(seconds, (size_t)count, sizeof *seconds, by_value);
-    return seconds[count / 2];
+double dlxi_median(double *values, int count) {
+    qsort(values, (size_t)count, sizeof *values, by_value);
+    return values[count / 2];
 }

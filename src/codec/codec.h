@@ -66,7 +66,7 @@ void dlxi_project_columns(float *q, const float *m, const float *p, int64_t rows
 void dlxi_orthonormalise(float *factor, int64_t length, int rank, int group);
 
 /* Replicated. dst[count,cols] = rows `first` … of P · Qᵀ: Σ_k p[k][row] · q[k][0..cols), k
- * ascending, from zero. Four rows at a time are faster than one. */
+ * ascending, from zero. Some tens of rows at a time are faster than one. */
 void dlxi_expand_rows(float *dst, const float *p, const float *q, int64_t first, int64_t count,
                       int64_t rows, int64_t cols, int rank, int group);
 

@@ -94,9 +94,9 @@ static void submit(walk *w) {
     w->result.rounds++;
     if (steps > w->result.steps_longest) w->result.steps_longest = steps;
     w->begun = w->done;
-    dlxi_cost_round round_ = run->submit(run->context, (double)(w->done - 1) / (double)run->steps,
+    dlxi_cost_round rhythm = run->submit(run->context, (double)(w->done - 1) / (double)run->steps,
                                          w->round_s / (double)steps);
-    const dlxi_cost_exchange *e = &round_.exchange;
+    const dlxi_cost_exchange *e = &rhythm.exchange;
     double alone_s = dlxi_cost_exchange_s(e, false);
     w->round_s = 0;
     w->now_s += e->submission_s;
@@ -104,8 +104,8 @@ static void submit(walk *w) {
     w->commit_s = w->now_s + alone_s + (w->result.rounds == 1 ? e->beginning_s : 0);
     w->core_s = run->shares_core ? e->codec_s + e->wire_s : 0;
     w->longer = w->core_s > 0 ? (dlxi_cost_exchange_s(e, true) - alone_s) / w->core_s : 0;
-    w->now.inner_steps_max = (uint32_t)fmax(1, round(round_.inner_steps_max));
-    dlxi_round_on_submitted(&w->now, (uint32_t)fmax(1, round(round_.inner_steps)));
+    w->now.inner_steps_max = (uint32_t)fmax(1, round(rhythm.inner_steps_max));
+    dlxi_round_on_submitted(&w->now, (uint32_t)fmax(1, round(rhythm.inner_steps)));
 }
 
 /* Two threads that want a core get half of it each. */

@@ -49,9 +49,9 @@ struct dlxi_exchange {
     dlxi_adapt_tensor *adapted;      /* [tensors] */
     size_t count;                    /* of tensors */
     bool has_low_rank;
-    float *expanded,
-        *basis_scratch; /* [EXPANDED_ROWS widest rows]; [columns_max · stride] of the largest */
-    double *spectrum;   /* [columns_max + columns_max²] of the largest */
+    float *expanded;      /* [EXPANDED_ROWS widest rows] */
+    float *basis_scratch; /* [columns_max · stride] of the largest */
+    double *spectrum;     /* [columns_max + columns_max²] of the largest */
     early *early_first, **early_last;
     size_t early_bytes[DLXI_SITES_MAX], early_bytes_max; /* by sender; of one */
     void (*keepalive)(void *context);
