@@ -74,8 +74,12 @@ def main():
     options = parser.parse_args()
     for name in ("dilocox", "data", "out"):
         setattr(options, name, os.path.abspath(getattr(options, name)))
+    settings = options.settings.split(",")
+    for number in settings:
+        if number not in SETTINGS:
+            parser.error(f"no setting '{number}': {', '.join(SETTINGS)}")
     bench = compare.Bench(options)
-    for number in options.settings.split(","):
+    for number in settings:
         check(bench, number, lambda text: print(text, flush=True))
 
 
