@@ -4,7 +4,7 @@
 model, seed and text for every method, on links of several rates. Prints the tables of
 docs/benchmarks.md, and writes what was measured and the charts into --out. Needs root.
 
-    bench/compare.py [--quick] [--free-core] [--ratios 1,10,100,400] [--repeats 1] [--out runs/compare]
+    bench/compare.py [--quick] [--free-core] [--ratios 1,10,100,400] [--repeats 1] [--out DIR]
 
 With --free-core both sites train on the first core, also alone, and their exchanges, the coordinator and the relay have the second.
 A link is named by its ratio: the time in which it carries one f32 gradient over the time of a step.
@@ -40,7 +40,7 @@ HERE = os.path.dirname(os.path.realpath(__file__))
 MODEL = {"family": "llama", "layers": 5, "width": 128, "heads": 4, "kv_heads": 4, "mlp_width": 352, "context": 64, "vocabulary": 256}
 BATCH = 4
 STEPS = 800  # of a site in a whole run
-ALLREDUCE_STEPS, ROUNDS = 6, 4
+ALLREDUCE_STEPS, ROUNDS = 5, 4
 GIVE_UP = 4  # times --most
 DELAY_S = 0.02  # at most, and a fiftieth of the time of a gradient
 # Bytes per second that a core sends and receives in the lab: a site's own 4 ns per byte, and 11 ns of the relay, which uses the
@@ -135,7 +135,7 @@ class Bench:
         started = []
         for core in (0, 1):
             directory, path = self.config(f"{name}-{core + 1}", {"overlap": "none", "inner_steps": 50, "pace": "constant", "adaptation": "off"})
-            words = ["train", path, "--sites", "1", "--run-dir", os.path.join(directory, "run"), "--set", f"train.tokens={STEPS // 4 * BATCH * MODEL['context']}"]
+            words = ["train", path, "--sites", "1", "--run-dir", os.path.join(directory, "run"), "--set", f"train.tokens={min(STEPS // 4, 130) * BATCH * MODEL['context']}"]
             started.append((directory, subprocess.Popen(self.pinned(core, *words), stdout=subprocess.DEVNULL)))
         speed, times = 0, []
         for directory, process in started:
@@ -319,18 +319,20 @@ def main():
     parser = argparse.ArgumentParser(description=usage, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dilocox", default=os.path.join(HERE, "..", "build", "dilocox"))
     parser.add_argument("--data", default=os.path.join(HERE, "..", "data"), help="where kjv.train.tokens is (make data)")
-    parser.add_argument("--out", default="runs/compare")
+    parser.add_argument("--out", help="what was there goes; runs/compare, or runs/compare-quick, unless given")
     parser.add_argument("--ratios", default="1,10,100,400")
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--most", type=float, default=150, help="seconds of a run on a link")
+    parser.add_argument("--most", type=float, help="seconds of a run on a link; 100, with --quick 20, unless given")
     parser.add_argument("--free-core", action="store_true", help="exchanges have a core of their own; AllReduce in f32 and the default only")
     parser.add_argument("--quick", action="store_true", help="four methods, two links, shorter runs")
     options = parser.parse_args()
     if options.quick:
-        global STEPS, ALLREDUCE_STEPS
-        STEPS, ALLREDUCE_STEPS = 240, 3
+        global STEPS, ALLREDUCE_STEPS, ROUNDS
+        STEPS, ALLREDUCE_STEPS, ROUNDS = 240, 3, 3
     methods = QUICK if options.quick else FREE_CORE if options.free_core else tuple(METHODS)
     ratios = [10, 400] if options.quick else [int(r) for r in options.ratios.split(",")]
+    options.most = options.most or (20 if options.quick else 100)
+    options.out = options.out or ("runs/compare-quick" if options.quick else "runs/compare")
     for name in ("dilocox", "data", "out"):
         setattr(options, name, os.path.abspath(getattr(options, name)))
     bench = Bench(options)
