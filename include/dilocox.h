@@ -546,19 +546,19 @@ typedef struct dlx_statistics {
     uint64_t attempts;                           /* begun; more than rounds if one was repeated */
     uint64_t committed_tokens;                   /* of the run */
     uint64_t wan_bytes_sent, wan_bytes_received; /* at the link, framing included */
-    uint64_t round_bytes;   /* C: payload of one whole vector in the last exchange */
-    uint64_t raw_bytes;     /* the same in f32 without compression */
-    uint64_t payload_bytes; /* Σ over rounds of C */
-    double exchange_s;      /* last exchange, from the view's arrival to the commit's end */
-    double exchange_total_s;
-    double factor_rank_mean;                    /* over the low-rank tensors, by parameters */
-    double update_norm;                         /* ‖M‖, or of gradients, as last submitted */
+    uint64_t round_bytes, raw_bytes;     /* C: payload of a whole vector, last time; in f32 */
+    uint64_t payload_bytes;              /* Σ over rounds of C */
+    double exchange_s, exchange_total_s; /* last one, from the view's arrival to the commit's end */
+    double factor_rank_mean;             /* over the low-rank tensors, by parameters */
+    double update_norm;                  /* ‖M‖, or of gradients, as last submitted */
     double outer_learning_rate, outer_momentum; /* in use: DLX_AUTO is resolved */
     uint32_t inner_steps;                       /* H of the present round */
     uint64_t anchor_hash;                       /* the sum of dlx_sync_anchor_hashes */
-    uint64_t low_rank_tensors, plain_tensors;   /* plain: all others */
-    uint64_t low_rank_parameters;               /* values of the former */
-    double weight;                              /* this site's in the last round, 0 to 1 */
+    uint64_t low_rank_tensors, plain_tensors, low_rank_parameters; /* the last: values */
+    double weight; /* this site's in the last round, 0 to 1 */
+    /* of the last round, 0 if this site was not in it: ‖M‖, ‖Δ‖, ‖v‖ before it and ‖e‖ after it;
+     * cos(M, Δ), cos(Δ, v) */
+    double submitted_norm, mean_norm, momentum_norm, unsent_norm, agreement, persistence;
 } dlx_statistics;
 
 #define DLX_STATISTICS_INIT                                                                        \

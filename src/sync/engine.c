@@ -377,6 +377,7 @@ void dlxi_engine_outcome_of_commit(dlxi_engine *e) {
     }
     o->member_count = m->view.members;
     o->weight = dlxi_exchange_weight(e->exchange);
+    o->diagnosis = *dlxi_exchange_diagnosis(e->exchange);
     o->speed = speed_of(&m->view, e->site->index);
     if (e->in_trouble)
         dlxi_lines_add(&e->lines, "round %llu committed", (unsigned long long)e->state->rounds);

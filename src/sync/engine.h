@@ -55,6 +55,7 @@ typedef struct dlxi_outcome {
     dlxi_commit commit;
     uint64_t view_tokens, own_tokens; /* of all members, and of this site */
     float weight;                     /* this site's */
+    dlxi_diagnosis diagnosis;
     double speed; /* its inner steps in the time of one of the median member; 0: not known */
     uint16_t member_index, member_count; /* this site's place among the view's members */
     /* always */

@@ -49,9 +49,10 @@ struct dlxi_exchange {
     dlxi_adapt_tensor *adapted;      /* [tensors] */
     size_t count;                    /* of tensors */
     bool has_low_rank;
-    float *expanded;      /* [EXPANDED_ROWS widest rows] */
-    float *basis_scratch; /* [columns_max · stride] of the largest */
-    double *spectrum;     /* [columns_max + columns_max²] of the largest */
+    float *expanded, *own_expanded; /* [EXPANDED_ROWS widest rows] */
+    float *basis_scratch;           /* [columns_max · stride] of the largest */
+    double *spectrum;               /* [columns_max + columns_max²] of the largest */
+    dlxi_diagnosis diagnosis;       /* of the last commit */
     early *early_first, **early_last;
     size_t early_bytes[DLXI_SITES_MAX], early_bytes_max; /* by sender; of one */
     void (*keepalive)(void *context);
@@ -95,6 +96,7 @@ static dlx_status scratch_open(dlxi_exchange *x, const dlxi_state *s, dlx_error 
         if (size > basis) basis = size;
     }
     DLX_TRY(DLXI_NEW(&x->expanded, EXPANDED_ROWS * widest, error));
+    DLX_TRY(DLXI_NEW(&x->own_expanded, EXPANDED_ROWS * widest, error));
     DLX_TRY(DLXI_NEW(&x->basis_scratch, basis, error));
     return DLXI_NEW(&x->spectrum, columns * (columns + 1), error);
 }
@@ -165,6 +167,7 @@ void dlxi_exchange_close(dlxi_exchange **exchange) {
     free(x->segments);
     free(x->adapted);
     free(x->expanded);
+    free(x->own_expanded);
     free(x->basis_scratch);
     free(x->spectrum);
     free(x);
@@ -586,14 +589,14 @@ uint64_t dlxi_exchange_staged_hash(const dlxi_exchange *x) {
 
 /* ---- commit ---------------------------------------------------------------------------------- */
 
-/* → values[count, cols] of rows `first` …: of a low-rank tensor, expanded into the exchange's. */
-static const float *rows_of(dlxi_exchange *x, const part *p, const dlxi_state *s,
+/* → values[count, cols] of rows `first` …: of a low-rank tensor, expanded into `room`. */
+static const float *rows_of(float *room, const part *p, const dlxi_state *s,
                             const dlxi_state_tensor *t, const float *q, const float *whole,
                             int64_t first, int64_t count) {
     if (!t->low_rank) return whole + first * t->cols;
-    dlxi_expand_rows(x->expanded, p->p_hat, q, first, count, t->rows, t->cols, p->columns,
+    dlxi_expand_rows(room, p->p_hat, q, first, count, t->rows, t->cols, p->columns,
                      s->quantiser.group);
-    return x->expanded;
+    return room;
 }
 
 /* e ← M − own; the outer step; some rows at a time, since Δ and own stay factored. */
@@ -604,13 +607,12 @@ static void tensor_commit(dlxi_exchange *x, const part *p, dlxi_state *s, dlxi_s
         int64_t at = row * t->cols, values = count * t->cols;
         float *error = t->error + at;
         if (DLXI_PLANTED(22) && x->me == NOWHERE) error[0] -= 0.5f; /* as if it had sent */
-        if (x->me != NOWHERE && keeps) {
-            const float *own = rows_of(x, p, s, t, p->q_own, p->own, row, count);
-            for (int64_t k = 0; k < values; k++) error[k] -= own[k];
-        } else if (x->me != NOWHERE) {
-            memset(error, 0, (size_t)values * sizeof *error);
+        const float *update = rows_of(x->expanded, p, s, t, p->q_hat, p->update, row, count);
+        if (x->me != NOWHERE) {
+            const float *own = rows_of(x->own_expanded, p, s, t, p->q_own, p->own, row, count);
+            dlxi_diagnosis_add(&x->diagnosis, error, own, update, t->velocity + at, values);
+            for (int64_t k = 0; k < values; k++) error[k] = keeps ? error[k] - own[k] : 0;
         }
-        const float *update = rows_of(x, p, s, t, p->q_hat, p->update, row, count);
         dlxi_outer_step(t->anchor + at, t->velocity + at, update, values,
                         (float)s->options.outer_learning_rate, (float)s->options.outer_momentum);
     }
@@ -715,6 +717,7 @@ void dlxi_exchange_commit(dlxi_exchange *x, dlxi_state *s) {
     DLXI_ASSERT(s->count == x->count && s->rounds + 1 == x->round);
     dlxi_arithmetic saved;
     if (x->phase == FOLLOWING) results_take(x, s);
+    x->diagnosis = (dlxi_diagnosis){0};
     dlxi_arithmetic_enter(&saved);
     tensors_commit(x, s);
     if (!s->method->averages_gradients) dlxi_state_rehash(s);
@@ -726,4 +729,8 @@ void dlxi_exchange_commit(dlxi_exchange *x, dlxi_state *s) {
 
 float dlxi_exchange_weight(const dlxi_exchange *x) {
     return x->me == NOWHERE ? 0.0f : x->weights[x->me];
+}
+
+const dlxi_diagnosis *dlxi_exchange_diagnosis(const dlxi_exchange *x) {
+    return &x->diagnosis;
 }

@@ -15,6 +15,7 @@
 #ifndef DLXI_SYNC_EXCHANGE_H
 #define DLXI_SYNC_EXCHANGE_H
 
+#include "outer/diagnosis.h"
 #include "sync/allreduce.h"
 #include "sync/history.h"
 #include "sync/state.h"
@@ -87,5 +88,8 @@ void dlxi_exchange_commit(dlxi_exchange *x, dlxi_state *state);
 
 /* This site's weight in the last view; 0 if it was not in it. */
 float dlxi_exchange_weight(const dlxi_exchange *x);
+
+/* Of the last committed round; zeros if this site was not in it, or it had gradients. */
+const dlxi_diagnosis *dlxi_exchange_diagnosis(const dlxi_exchange *x);
 
 #endif

@@ -45,6 +45,14 @@ static void statistics_of_commit(dlx_sync *s, const dlxi_outcome *o) {
         sums.parameters > 0 ? (double)sums.weighted_ranks / (double)sums.parameters : 0;
     st->anchor_hash = dlxi_state_anchor_hash(s->state);
     st->weight = (double)o->weight;
+    st->submitted_norm = sqrt(o->diagnosis.submitted);
+    st->unsent_norm = sqrt(o->diagnosis.unsent);
+    st->mean_norm = sqrt(o->diagnosis.mean);
+    st->momentum_norm = sqrt(o->diagnosis.momentum);
+    st->agreement =
+        dlxi_cosine(o->diagnosis.submitted_by_mean, o->diagnosis.submitted, o->diagnosis.mean);
+    st->persistence =
+        dlxi_cosine(o->diagnosis.mean_by_momentum, o->diagnosis.mean, o->diagnosis.momentum);
     pthread_mutex_unlock(&s->statistics_mutex);
 }
 

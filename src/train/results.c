@@ -171,6 +171,18 @@ static json_t *ratio(double numerator, double denominator) {
                                                   : json_null();
 }
 
+/* Over the sites that have one; null if none has. */
+static json_t *mean_of(const json_t *sites, const char *key) {
+    double total = 0, count = 0;
+    size_t i;
+    json_t *site;
+    json_array_foreach(sites, i, site) {
+        total += number(site, key);
+        count += json_is_number(json_object_get(site, key));
+    }
+    return ratio(total, count);
+}
+
 /* The value that all sites share, or null. */
 static json_t *common(const json_t *sites, const char *key) {
     json_t *first = json_object_get(json_array_get(sites, 0), key);
@@ -226,6 +238,10 @@ json_t *dlxi_summary_merge(const json_t *sites, const json_t *dropped, const jso
         {"inner_steps", common(sites, "inner_steps")},
         {"rank_mean", common(sites, "rank_mean")},
         {"exchange_steps_mean", json_real(sum(sites, "exchange_steps_mean") / count)},
+        {"agreement", mean_of(sites, "agreement")},
+        {"persistence", mean_of(sites, "persistence")},
+        {"mean_over_own", mean_of(sites, "mean_over_own")},
+        {"unsent_share", mean_of(sites, "unsent_share")},
         {"anchor_hash", common(sites, "anchor_hash")},
         {"per_site", json_deep_copy(sites)},
         {"dropped", json_deep_copy(dropped)},

@@ -346,6 +346,7 @@ static dlx_status step_record(site_run *r, const dlx_step *step, double loss, do
         st->factor_rank_mean, "update_norm", st->update_norm, "inner_steps",
         (json_int_t)step->inner_steps, "wan_bytes_sent", (json_int_t)st->wan_bytes_sent,
         "exchange_s", st->exchange_s, "anchor_hash", hash);
+    if (step->applied && line != NULL) dlxi_run_diagnose(r, line);
     return line_write(r, line, error);
 }
 

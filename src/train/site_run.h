@@ -39,6 +39,8 @@ typedef struct dlxi_snapshots {
     size_t unsent_count;
 } dlxi_snapshots;
 
+enum { DLXI_DIAGNOSES = 4 };
+
 typedef struct site_run {
     const dlxi_config *config;
     const dlx_train_options *options;
@@ -78,6 +80,8 @@ typedef struct site_run {
     double val_loss_sum, val_loss_initial_sum, val_tokens, val_tokens_initial;
     double exchange_steps; /* Σ over exchange_rounds of the steps that an exchange took */
     uint64_t exchange_rounds;
+    double diagnosis[DLXI_DIAGNOSES]; /* Σ over diagnosed_rounds */
+    uint64_t diagnosed_rounds;
     uint64_t sent_before, received_before;       /* by this site's processes before this one */
     uint64_t wan_bytes_sent, wan_bytes_received; /* by all ranks, as of the present step's end */
     dlxi_rank_report *reports;                   /* [ranks], of the last dlxi_run_collect */
@@ -107,6 +111,10 @@ dlx_statistics dlxi_run_statistics(site_run *r);
 /* Fills reports and statistics: sums of bytes, the longest exchange, means by parameters.
  * Collective over the site. */
 dlx_status dlxi_run_collect(site_run *r, dlx_error *error);
+
+/* How the last round's messages stand to each other, of the last dlxi_run_collect: into `line`, and
+ * into the sums for the summary. */
+void dlxi_run_diagnose(site_run *r, json_t *line);
 
 /* Of the last dlxi_run_collect. New references. */
 json_t *dlxi_run_summarize(const site_run *r, const char *outcome);

@@ -74,6 +74,26 @@ static dlxi_rank_report report_make(site_run *r) {
     return report;
 }
 
+/* Norms and cosines of the site's vectors, from those of its ranks' parts. */
+static void diagnoses_merge(dlx_statistics *all, const dlxi_rank_report *reports, int ranks) {
+    double submitted = 0, mean = 0, momentum = 0, unsent = 0, agreement = 0, persistence = 0;
+    for (int i = 0; i < ranks; i++) {
+        const dlx_statistics *st = &reports[i].statistics;
+        submitted += st->submitted_norm * st->submitted_norm;
+        mean += st->mean_norm * st->mean_norm;
+        momentum += st->momentum_norm * st->momentum_norm;
+        unsent += st->unsent_norm * st->unsent_norm;
+        agreement += st->agreement * st->submitted_norm * st->mean_norm;
+        persistence += st->persistence * st->mean_norm * st->momentum_norm;
+    }
+    all->submitted_norm = sqrt(submitted);
+    all->mean_norm = sqrt(mean);
+    all->momentum_norm = sqrt(momentum);
+    all->unsent_norm = sqrt(unsent);
+    all->agreement = submitted * mean > 0 ? agreement / sqrt(submitted * mean) : 0;
+    all->persistence = mean * momentum > 0 ? persistence / sqrt(mean * momentum) : 0;
+}
+
 dlx_status dlxi_run_collect(site_run *r, dlx_error *error) {
     if (r->reports == NULL) DLX_TRY(DLXI_NEW(&r->reports, r->ranks, error));
     dlxi_rank_report own = report_make(r);
@@ -100,8 +120,25 @@ dlx_status dlxi_run_collect(site_run *r, dlx_error *error) {
     all.low_rank_parameters = (uint64_t)low_rank;
     all.update_norm = sqrt(norm);
     all.factor_rank_mean = low_rank > 0 ? ranks / low_rank : 0;
+    diagnoses_merge(&all, r->reports, r->ranks);
     r->statistics = all;
     return DLX_OK;
+}
+
+static const char *const diagnosis_keys[DLXI_DIAGNOSES] = {"agreement", "persistence",
+                                                           "mean_over_own", "unsent_share"};
+
+void dlxi_run_diagnose(site_run *r, json_t *line) {
+    const dlx_statistics *st = &r->statistics;
+    if (!(st->submitted_norm > 0)) return; /* the site was not in that round */
+    const double values[DLXI_DIAGNOSES] = {st->agreement, st->persistence,
+                                           st->mean_norm / st->submitted_norm,
+                                           st->unsent_norm / st->submitted_norm};
+    for (int i = 0; i < DLXI_DIAGNOSES; i++) {
+        json_object_set_new(line, diagnosis_keys[i], dlxi_json_real(values[i]));
+        r->diagnosis[i] += values[i];
+    }
+    r->diagnosed_rounds++;
 }
 
 /* ---- the summary ----------------------------------------------------------------------------- */
@@ -166,6 +203,9 @@ json_t *dlxi_run_summarize(const site_run *r, const char *outcome) {
     };
     for (size_t k = 0; k < sizeof fields / sizeof *fields; k++)
         json_object_set_new(s, fields[k].key, fields[k].value);
+    for (int i = 0; i < DLXI_DIAGNOSES; i++)
+        json_object_set_new(s, diagnosis_keys[i],
+                            dlxi_json_real(r->diagnosis[i] / (double)r->diagnosed_rounds));
     return s;
 }
 

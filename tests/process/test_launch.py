@@ -17,7 +17,7 @@ SUMMARY_FIELDS = {
     "tokens": int, "val_loss": float, "val_loss_initial": float, "wall_s": float, "tokens_per_s": float,
     "peak_rss_bytes": int, "compute_s": float, "wait_s": float, "utilization": float, "wan_bytes_sent": int,
     "wan_bytes_received": int, "allreduce_bytes_equivalent": int, "compression_ratio": float, "codec_ratio": float,
-    "anchor_hash": str, "per_site": list,
+    "agreement": float, "persistence": float, "mean_over_own": float, "unsent_share": float, "anchor_hash": str, "per_site": list,
 }
 SITES, TOKENS, EVAL_TOKENS = 2, 20480, 1500
 
@@ -92,6 +92,19 @@ class Launch(Case):
         committed = [e["committed_rounds"] for e in rounds]
         self.assertEqual(committed, sorted(committed))
 
+    def check_diagnosis(self, directory, s):
+        """Δ is the mean of what the sites sent, so the mean of M·Δ over sites is Δ·Δ."""
+        sites = [{e["committed_rounds"]: e for e in events(os.path.join(directory, site["site"], "metrics.jsonl"), "round")
+                  if e["applied"]} for site in s["per_site"]]
+        both = sites[0].keys() & sites[1].keys()  # a step may apply two
+        self.assertTrue(both)
+        for round in both:
+            shares = [of[round]["agreement"] / of[round]["mean_over_own"] for of in sites]
+            self.assertAlmostEqual(sum(shares) / 2, 1, delta=0.1)
+            self.assertTrue(all(0 < of[round]["unsent_share"] < 1 for of in sites))
+        means = [sum(e["agreement"] for e in of.values()) / len(of) for of in sites]
+        self.assertAlmostEqual(s["agreement"], sum(means) / 2, places=6)
+
     def check_eval_and_generate(self, directory, s):
         weights = os.path.join(directory, "weights")
         said = self.call("eval", weights, "--data", self.path("data.validation.tokens"), "--tokens", EVAL_TOKENS)
@@ -110,6 +123,7 @@ class Launch(Case):
         s = self.check_summary(self.path("run"))
         self.check_metrics(self.path("run"), "site-1", s)
         self.check_metrics(self.path("run"), "site-2", s)
+        self.check_diagnosis(self.path("run"), s)
         self.check_eval_and_generate(self.path("run"), s)
         said = run.text("stdout")
         self.assertRegex(said, r"site-1 +step \d+/\d+ +loss \d\.\d+ .*tokens/s.*round.*rank.*H 10.*sent.*left")

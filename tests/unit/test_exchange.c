@@ -642,6 +642,58 @@ static void local_feedback_stays_bounded(void **state) {
     }
 }
 
+/* ---- its diagnosis --------------------------------------------------------------------------- */
+
+/* Σ a b over a trained tensor's values. */
+static double product_of(const float *a, const float *b, const dlxi_state_tensor *t) {
+    double sum = 0;
+    for (int64_t k = 0; k < dlxi_state_tensor_values(t); k++) sum += (double)a[k] * (double)b[k];
+    return sum;
+}
+
+/* From what the round leaves: Δ is v less the momentum of v before, e is what M keeps. */
+static void a_diagnosis_is_of_the_round(void **state) {
+    (void)state;
+    dlx_sync_config settings = team_settings(4, 3);
+    team *t = team_open(2, &settings);
+    train(t, 1);
+    team_round(t, 1);
+    train(t, 2);
+    team_submit(t);
+    static float m[TEAM_TENSORS][MATRIX], v[TEAM_TENSORS][MATRIX], mean[TEAM_TENSORS][MATRIX];
+    dlxi_state_tensor *tensors = t->state[1]->tensors;
+    for (int i = 0; i < TEAM_TENSORS; i++) {
+        size_t bytes = (size_t)dlxi_state_tensor_values(&tensors[i]) * sizeof(float);
+        memcpy(m[i], tensors[i].error, bytes);
+        memcpy(v[i], tensors[i].velocity, bytes);
+    }
+    team_begin(t, 2, 1);
+    assert_true(team_move(t));
+    team_commit(t);
+    dlxi_diagnosis sum = {0};
+    for (int i = 0; i < TEAM_TENSORS; i++) {
+        const dlxi_state_tensor *at = &tensors[i];
+        for (int64_t k = 0; k < dlxi_state_tensor_values(at); k++)
+            mean[i][k] = at->velocity[k] - (float)settings.outer_momentum * v[i][k];
+        sum.submitted += product_of(m[i], m[i], at);
+        sum.unsent += product_of(at->error, at->error, at);
+        sum.mean += product_of(mean[i], mean[i], at);
+        sum.momentum += product_of(v[i], v[i], at);
+        sum.submitted_by_mean += product_of(m[i], mean[i], at);
+        sum.mean_by_momentum += product_of(mean[i], v[i], at);
+    }
+    const dlxi_diagnosis *got = dlxi_exchange_diagnosis(t->exchange[1]);
+    const double off[] = {got->submitted / sum.submitted - 1,
+                          got->unsent / sum.unsent - 1,
+                          got->mean / sum.mean - 1,
+                          got->momentum / sum.momentum - 1,
+                          (got->submitted_by_mean - sum.submitted_by_mean) / sum.submitted,
+                          (got->mean_by_momentum - sum.mean_by_momentum) / sum.mean};
+    for (size_t i = 0; i < sizeof off / sizeof *off; i++)
+        if (!(fabs(off[i]) < 1e-5)) fail_msg("sum %zu is off by %g", i, off[i]);
+    team_close(t);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_rank_that_suffices_gives_the_mean),
@@ -659,6 +711,7 @@ int main(void) {
         cmocka_unit_test(error_feedback_conserves),
         cmocka_unit_test(what_is_unsent_is_kept),
         cmocka_unit_test(local_feedback_stays_bounded),
+        cmocka_unit_test(a_diagnosis_is_of_the_round),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
