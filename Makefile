@@ -27,7 +27,7 @@ help:
 	@echo "make compare      the methods on slow links, against AllReduce (30 minutes; root)"
 	@echo "make compare-quick  four of them on two links (5 minutes; root)"
 	@echo "make plan-check   what 'dilocox plan' predicts and advises, against runs (10 minutes; root)"
-	@echo "make convergence  the table of docs/convergence.md, measured anew (40 minutes)"
+	@echo "make convergence  the tables of docs/convergence.md, measured anew (an hour; npm)"
 	@echo "make format       clang-format over the tree"
 	@echo "make tidy         clang-tidy over src/, cli/ and examples/ (5 minutes)"
 
@@ -126,6 +126,7 @@ plan-check: data
 	@$(PYTHON) bench/plan_check.py --dilocox $(BUILD)/dilocox
 
 convergence: data
+	@scripts/data-sotu.sh $(BUILD)/dilocox
 	@$(PYTHON) bench/convergence.py --dilocox $(BUILD)/dilocox
 
 format:

@@ -52,7 +52,7 @@ METHODS = {
     "allreduce, f16": {"overlap": "allreduce", "compression": {"rank": 0, "bits": 16}},
     "none, f16": {"overlap": "none", "compression": {"rank": 0, "bits": 16}, "adaptation": "off"},
     "delayed, f32": {"overlap": "delayed", "compression": {"rank": 0, "bits": "none"}, "adaptation": "off"},
-    "delayed, rank 64, int4": {"overlap": "delayed"},
+    "delayed, rank 64, int4": {"overlap": "delayed", "adaptation": "paper"},
     "default": {},
     "default, adaptation link": {"adaptation": "link"},
 }

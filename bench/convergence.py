@@ -126,11 +126,15 @@ MODEL = {
 }
 # The rest is the default of `dilocox config --defaults`: Muon, its rate, H, the outer step, 4 bits.
 DEFAULT = Regime("default", 4000, {**MODEL, "train.batch": 4, "train.micro_batch": 4, "sync.exchange_steps": 2})
+# The same with another text, on which nothing was tuned.
+OTHER_TEXT = Regime("other_text", 4000, {
+    **DEFAULT.settings, "data.train": "data/sotu.train.tokens", "data.validation": "data/sotu.validation.tokens"})
 # A few long rounds at a high rate, with AdamW.
 STEEP = Regime("steep", 800, {
     **MODEL, "train.batch": 8, "train.micro_batch": 8, "train.optimizer": "adamw", "train.learning_rate": 1e-2,
     "sync.inner_steps": 25, "sync.pace": "constant", "sync.exchange_steps": 2})
 # A rank for which the default regime's matrices are large enough.
+NESTEROV = {"sync.outer_learning_rate": 0.7, "sync.outer_momentum": 0.7}  # the default before quasi-hyperbolic momentum
 LOW_RANK = {"sync.compression.rank": 24, "sync.adaptation": "off"}
 
 BASELINES = [("allreduce", SITES, "allreduce", {}), ("alone", 1, "allreduce", {})]
@@ -155,7 +159,17 @@ def plan(seeds):
         ("carry, int4, rank 24, unsent not kept", SITES, "carry", {**LOW_RANK, "sync.compression.keep_unsent": "false"}),
         ("carry, int4, rank 24, no error feedback", SITES, "carry", {**LOW_RANK, "sync.compression.error_feedback": "false"}),
     ]
+    outer = [("carry, int4, Nesterov 0.7, 0.7", SITES, "carry", NESTEROV), ("carry, int4", SITES, "carry", {})]
+    late = [
+        ("delayed, int4, Nesterov 0.7, 0", SITES, "delayed", {"sync.outer_learning_rate": 0.7, "sync.outer_momentum": 0}),
+        ("delayed, int4", SITES, "delayed", {}),
+        ("eager, int4, Nesterov 0.7, 0.3", SITES, "eager", {"sync.outer_learning_rate": 0.7, "sync.outer_momentum": 0.3}),
+        ("eager, int4", SITES, "eager", {}),
+    ]
     return [("default", DEFAULT, BASELINES + overlaps, seeds),
+            ("outer", DEFAULT, BASELINES + outer, seeds),
+            ("late", DEFAULT, BASELINES + late, seeds),
+            ("other text", OTHER_TEXT, BASELINES + outer, seeds),
             ("compression", DEFAULT, BASELINES + compressions, 1),
             ("steep", STEEP, BASELINES + steep, 1)]
 

@@ -264,11 +264,11 @@ typedef dlx_status (*dlx_gather)(void *context, void *all, const void *own, size
     X(COUNT, exchange_steps, "sync.exchange_steps", 0, 0, 100000, SAME,                            \
       "carry: apply exactly this many steps after submission, so that a run repeats; 0: at once")  \
     X(AUTO, outer_learning_rate, "sync.outer_learning_rate", DLX_AUTO, 0, 10, SAME,                \
-      "of the outer Nesterov step")                                                                \
+      "of the outer step")                                                                         \
     X(AUTO, outer_momentum, "sync.outer_momentum", DLX_AUTO, 0, 0.999, SAME,                       \
-      "of the outer Nesterov step")                                                                \
-    X(ADAPTATION, adaptation, "sync.adaptation", DLX_ADAPTATION_PAPER, 0, DLX_ADAPTATION_LINK,     \
-      SAME, "of rank and H: off, by spectrum (paper), by link")                                    \
+      "of the outer step: how much of past updates is kept")                                       \
+    X(ADAPTATION, adaptation, "sync.adaptation", DLX_ADAPTATION_OFF, 0, DLX_ADAPTATION_LINK, SAME, \
+      "of rank and H: off, by spectrum (paper), by link")                                          \
     X(INT, factor_rank, "sync.compression.rank", 64, 0, 1024, SAME,                                \
       "columns of the low-rank factors, if they are smaller than the matrix; 0: none")             \
     X(INT, factor_rank_min, "sync.compression.rank_min", 0, 0, 1024, SAME,                         \
@@ -292,7 +292,9 @@ typedef dlx_status (*dlx_gather)(void *context, void *all, const void *own, size
     X(COUNT, history_mib, "sync.history_mib", 0, 0, 1048576, OWN,                                  \
       "results of past rounds kept for sites that missed them; 0: 64, or more for a large model")  \
     X(FLAG, balance, "sync.balance", false, false, true, SAME,                                     \
-      "slower sites take fewer inner steps, faster ones more, so that they submit together")
+      "slower sites take fewer inner steps, faster ones more, so that they submit together")       \
+    X(AUTO, outer_momentum_rate, "sync.outer_momentum_rate", DLX_AUTO, 0, 10, SAME,                \
+      "of the outer step's momentum part; auto: the overlap's, or Nesterov's for another step")
 
 /* The same for the coordinator; key "": no option of a config file, or one of the table above. */
 #define DLX_COORDINATOR_OPTION_TABLE(X)                                                            \
@@ -539,11 +541,10 @@ DLX_API dlx_status dlx_sync_anchor(dlx_sync *sync, float *const *dst, dlx_error 
  * among ranks. */
 DLX_API dlx_status dlx_sync_anchor_hashes(dlx_sync *sync, uint64_t *dst, dlx_error *error);
 
-/* Of this rank, since it was opened. All but the bytes at the link are as of its last call. */
+/* Of this rank, since it was opened; but for bytes at the link, as of its last call. */
 typedef struct dlx_statistics {
     size_t size;
-    uint64_t rounds;                             /* committed */
-    uint64_t attempts;                           /* begun; more than rounds if one was repeated */
+    uint64_t rounds, attempts;                   /* committed; begun: more if one was repeated */
     uint64_t committed_tokens;                   /* of the run */
     uint64_t wan_bytes_sent, wan_bytes_received; /* at the link, framing included */
     uint64_t round_bytes, raw_bytes;     /* C: payload of a whole vector, last time; in f32 */
@@ -555,9 +556,8 @@ typedef struct dlx_statistics {
     uint32_t inner_steps;                       /* H of the present round */
     uint64_t anchor_hash;                       /* the sum of dlx_sync_anchor_hashes */
     uint64_t low_rank_tensors, plain_tensors, low_rank_parameters; /* the last: values */
-    double weight; /* this site's in the last round, 0 to 1 */
-    /* of the last round, 0 if this site was not in it: ‖M‖, ‖Δ‖, ‖v‖ before it and ‖e‖ after it;
-     * cos(M, Δ), cos(Δ, v) */
+    double weight, outer_momentum_rate; /* this site's in the last round, 0 to 1; in use */
+    /* ‖M‖, ‖Δ‖, ‖v‖ before, ‖e‖, cos(M, Δ), cos(Δ, v) of the last round; 0 if not in it */
     double submitted_norm, mean_norm, momentum_norm, unsent_norm, agreement, persistence;
 } dlx_statistics;
 

@@ -130,18 +130,19 @@ static void instability_warn(const dlx_sync_config *resolved) {
     double share = resolved->exchange_steps > 0
                        ? (double)resolved->exchange_steps / resolved->inner_steps
                        : 0.5;
-    double learning_rate = resolved->outer_learning_rate, momentum = resolved->outer_momentum;
-    double c, worst = dlxi_method_worst_mode(dlxi_method_of(resolved->overlap), learning_rate,
-                                             momentum, 4, share, &c);
+    const dlxi_outer outer = dlxi_sync_options_outer(resolved);
+    double c,
+        worst = dlxi_method_worst_mode(dlxi_method_of(resolved->overlap), &outer, 4, share, &c);
     if (resolved->log == NULL || resolved->rank != 0 ||
         resolved->overlap == DLX_OVERLAP_ALLREDUCE || worst < limit)
         return;
     char line[256];
     snprintf(line, sizeof line,
-             "warning: outer learning rate %g with momentum %g and this overlap: a mode of %.2f "
-             "(%s) if local training goes a share %.2f of its way in a round; lower either, or use "
-             "auto",
-             learning_rate, momentum, worst, worst >= 1 ? "grows" : "fades slowly", c);
+             "warning: outer learning rate %g with momentum %g at rate %g and this overlap: a mode "
+             "of %.2f (%s) if local training goes a share %.2f of its way in a round; lower them, "
+             "or use auto",
+             outer.learning_rate, outer.momentum, outer.momentum_rate, worst,
+             worst >= 1 ? "grows" : "fades slowly", c);
     resolved->log(resolved->log_context, line);
 }
 

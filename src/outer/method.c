@@ -9,41 +9,41 @@
 
 enum { ANCHOR, VELOCITY, FLYING, START };
 
-/* θ' = θ − η(d + μ v'), v' = μ v + d: the outer step on what was in flight. */
-static void outer_rows(dlxi_matrix a, double eta, double mu) {
+/* θ' = θ − (η d + γ v'), v' = μ v + d: the outer step on what was in flight. */
+static void outer_rows(dlxi_matrix a, const dlxi_outer *by) {
     a[ANCHOR][ANCHOR] = 1;
-    a[ANCHOR][FLYING] = -eta * (1 + mu);
-    a[ANCHOR][VELOCITY] = -eta * mu * mu;
-    a[VELOCITY][VELOCITY] = mu;
+    a[ANCHOR][FLYING] = -dlxi_outer_share(by);
+    a[ANCHOR][VELOCITY] = -by->momentum_rate * by->momentum;
+    a[VELOCITY][VELOCITY] = by->momentum;
     a[VELOCITY][FLYING] = 1;
 }
 
 /* d = c θ, at once. */
-static dlxi_modes none_modes(double eta, double mu, double c, int sites, double exchange_share) {
+static dlxi_modes none_modes(const dlxi_outer *by, double c, int sites, double exchange_share) {
     (void)sites, (void)exchange_share;
     dlxi_matrix a = {{0}};
-    a[ANCHOR][ANCHOR] = 1 - eta * (1 + mu) * c;
-    a[ANCHOR][VELOCITY] = -eta * mu * mu;
+    a[ANCHOR][ANCHOR] = 1 - dlxi_outer_share(by) * c;
+    a[ANCHOR][VELOCITY] = -by->momentum_rate * by->momentum;
     a[VELOCITY][ANCHOR] = c;
-    a[VELOCITY][VELOCITY] = mu;
+    a[VELOCITY][VELOCITY] = by->momentum;
     return (dlxi_modes){.mean = dlxi_spectral_radius(a)};
 }
 
 /* d' = c θ, measured before the step. */
-static dlxi_modes delayed_modes(double eta, double mu, double c, int sites, double exchange_share) {
+static dlxi_modes delayed_modes(const dlxi_outer *by, double c, int sites, double exchange_share) {
     (void)sites, (void)exchange_share;
     dlxi_matrix a = {{0}};
-    outer_rows(a, eta, mu);
+    outer_rows(a, by);
     a[FLYING][ANCHOR] = c;
     return (dlxi_modes){.mean = dlxi_spectral_radius(a)};
 }
 
-/* d' = c s; s' = θ' − η(1+μ)/D · c s. Differences between sites: θ = v = 0. */
-static dlxi_modes eager_modes(double eta, double mu, double c, int sites, double exchange_share) {
+/* d' = c s; s' = θ' − (η+γ)/D · c s. Differences between sites: θ = v = 0. */
+static dlxi_modes eager_modes(const dlxi_outer *by, double c, int sites, double exchange_share) {
     (void)exchange_share;
     dlxi_matrix a = {{0}};
-    double own = eta * (1 + mu) / sites;
-    outer_rows(a, eta, mu);
+    double own = dlxi_outer_share(by) / sites;
+    outer_rows(a, by);
     a[FLYING][START] = c;
     memcpy(a[START], a[ANCHOR], sizeof a[START]);
     a[START][START] -= own * c;
@@ -52,11 +52,11 @@ static dlxi_modes eager_modes(double eta, double mu, double c, int sites, double
 
 /* During the exchange s goes a share `early` of its way, g = early · s; then p = θ' − g goes a
  * share `late`. */
-static dlxi_modes carry_modes(double eta, double mu, double c, int sites, double exchange_share) {
+static dlxi_modes carry_modes(const dlxi_outer *by, double c, int sites, double exchange_share) {
     (void)sites;
     dlxi_matrix a = {{0}};
     double early = 1 - pow(1 - c, exchange_share), late = 1 - pow(1 - c, 1 - exchange_share);
-    outer_rows(a, eta, mu);
+    outer_rows(a, by);
     for (int i = 0; i < DLXI_MODE_STATES; i++) {
         double start = a[ANCHOR][i] - (i == START ? early : 0);
         a[START][i] = (1 - late) * start;
@@ -123,16 +123,15 @@ static void carry_apply(const dlxi_chunk *c, dlxi_coefficients by) {
 
 /* X(overlap, word, …): docs/convergence.md has the measurements behind the defaults. */
 #define METHODS(X)                                                                                 \
-    X(ALLREDUCE, "allreduce", .averages_gradients = true, .learning_rate = 0.7, .momentum = 0.7,   \
-      .modes = none_modes)                                                                         \
-    X(NONE, "none", .keeps_unsent = true, .learning_rate = 0.7, .momentum = 0.7,                   \
-      .modes = none_modes, .submit = none_submit, .apply = none_apply)                             \
-    X(DELAYED, "delayed", .when = DLXI_WHEN_BOUNDARY, .keeps_start = true, .learning_rate = 0.7,   \
-      .momentum = 0.0, .modes = delayed_modes, .submit = started_submit)                           \
-    X(EAGER, "eager", .when = DLXI_WHEN_BOUNDARY, .keeps_start = true, .learning_rate = 0.7,       \
-      .momentum = 0.3, .modes = eager_modes, .submit = started_submit, .apply = eager_apply)       \
+    X(ALLREDUCE, "allreduce", .averages_gradients = true, .modes = none_modes)                     \
+    X(NONE, "none", .keeps_unsent = true, .outer = {1.0, 0.9, 0.2}, .modes = none_modes,           \
+      .submit = none_submit, .apply = none_apply)                                                  \
+    X(DELAYED, "delayed", .when = DLXI_WHEN_BOUNDARY, .keeps_start = true,                         \
+      .outer = {0.5, 0.9, 0.1}, .modes = delayed_modes, .submit = started_submit)                  \
+    X(EAGER, "eager", .when = DLXI_WHEN_BOUNDARY, .keeps_start = true, .outer = {0.5, 0.9, 0.1},   \
+      .modes = eager_modes, .submit = started_submit, .apply = eager_apply)                        \
     X(CARRY, "carry", .when = DLXI_WHEN_COMMITTED, .keeps_start = true, .keeps_unsent = true,      \
-      .learning_rate = 0.7, .momentum = 0.7, .modes = carry_modes, .submit = started_submit,       \
+      .outer = {1.0, 0.9, 0.2}, .modes = carry_modes, .submit = started_submit,                    \
       .apply = carry_apply)
 
 #define METHOD_ROW(overlap, word, ...) [DLX_OVERLAP_##overlap] = {.name = (word), __VA_ARGS__},
@@ -145,11 +144,11 @@ const dlxi_method *dlxi_method_of(dlx_overlap overlap) {
     return (size_t)overlap < sizeof methods / sizeof *methods ? &methods[overlap] : NULL;
 }
 
-double dlxi_method_worst_mode(const dlxi_method *method, double eta, double mu, int sites,
+double dlxi_method_worst_mode(const dlxi_method *method, const dlxi_outer *by, int sites,
                               double exchange_share, double *worst_c) {
     double worst = -1;
     for (int i = 1; i <= 50; i++) {
-        dlxi_modes modes = method->modes(eta, mu, 0.02 * i, sites, exchange_share);
+        dlxi_modes modes = method->modes(by, 0.02 * i, sites, exchange_share);
         double larger = fmax(modes.mean, modes.disagreement);
         if (larger > worst) {
             worst = larger;

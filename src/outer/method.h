@@ -6,6 +6,7 @@
 #define DLXI_OUTER_METHOD_H
 
 #include "outer/stability.h"
+#include "outer/step.h"
 
 typedef enum dlxi_when {
     DLXI_WHEN_WAITED_FOR, /* before the next inner step */
@@ -23,7 +24,7 @@ typedef struct dlxi_chunk {
 
 typedef struct dlxi_coefficients {
     float kept; /* share of e that local training goes on with: 1 or 0 */
-    float own;  /* η (1+μ) w: what the outer step makes of one's own pseudo-gradient */
+    float own;  /* (η + γ) w: what the outer step makes of one's own pseudo-gradient */
 } dlxi_coefficients;
 
 typedef struct dlxi_method {
@@ -32,9 +33,8 @@ typedef struct dlxi_method {
     bool averages_gradients; /* no outer step: the mean of each inner step's gradients */
     bool keeps_start;        /* where local training started, apart from θ */
     bool keeps_unsent; /* may go on from θ − e, so that what waits in e is not done again */
-    double learning_rate, momentum; /* what `auto` stands for */
-    dlxi_modes (*modes)(double learning_rate, double momentum, double c, int sites,
-                        double exchange_share);
+    dlxi_outer outer;  /* what `auto` stands for */
+    dlxi_modes (*modes)(const dlxi_outer *by, double c, int sites, double exchange_share);
     /* M ← δ + e. start stays: apply follows at once, or start ← p. */
     void (*submit)(const dlxi_chunk *chunk, dlxi_coefficients by);
     /* p, start ← by method, after the commit. NULL: p, start ← θ. */
@@ -47,7 +47,7 @@ const dlxi_method *dlxi_method_of(dlx_overlap overlap);
 extern const char *const dlxi_method_words[];
 
 /* The largest mode over c = 0.02, 0.04, …, 1, and where it is reached. */
-double dlxi_method_worst_mode(const dlxi_method *method, double learning_rate, double momentum,
-                              int sites, double exchange_share, double *worst_c);
+double dlxi_method_worst_mode(const dlxi_method *method, const dlxi_outer *by, int sites,
+                              double exchange_share, double *worst_c);
 
 #endif

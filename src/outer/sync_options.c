@@ -74,10 +74,15 @@ static double float_round(double value) {
 dlx_sync_config dlxi_sync_options_resolve(const dlx_sync_config *config) {
     dlx_sync_config c = *config;
     const dlxi_method *method = dlxi_method_of(c.overlap);
-    if (c.outer_learning_rate == DLX_AUTO) c.outer_learning_rate = method->learning_rate;
-    if (c.outer_momentum == DLX_AUTO) c.outer_momentum = method->momentum;
+    bool chosen = c.outer_learning_rate == DLX_AUTO && c.outer_momentum == DLX_AUTO;
+    if (c.outer_learning_rate == DLX_AUTO) c.outer_learning_rate = method->outer.learning_rate;
+    if (c.outer_momentum == DLX_AUTO) c.outer_momentum = method->outer.momentum;
+    if (c.outer_momentum_rate == DLX_AUTO)
+        c.outer_momentum_rate =
+            chosen ? method->outer.momentum_rate : c.outer_learning_rate * c.outer_momentum;
     c.outer_learning_rate = float_round(c.outer_learning_rate);
     c.outer_momentum = float_round(c.outer_momentum);
+    c.outer_momentum_rate = float_round(c.outer_momentum_rate);
     if (c.factor_rank_min == 0) c.factor_rank_min = (c.factor_rank + 3) / 4;
     if (c.factor_rank_max == 0) c.factor_rank_max = 2 * c.factor_rank;
     if (c.inner_steps_max == 0) c.inner_steps_max = c.inner_steps + c.inner_steps / 2;
@@ -90,6 +95,11 @@ dlx_sync_config dlxi_sync_options_resolve(const dlx_sync_config *config) {
         c.adaptation = DLX_ADAPTATION_OFF;
     }
     return c;
+}
+
+dlxi_outer dlxi_sync_options_outer(const dlx_sync_config *resolved) {
+    return (dlxi_outer){resolved->outer_learning_rate, resolved->outer_momentum,
+                        resolved->outer_momentum_rate};
 }
 
 uint32_t dlxi_sync_options_round_steps_max(const dlx_sync_config *resolved) {

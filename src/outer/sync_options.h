@@ -53,6 +53,8 @@ dlx_status dlxi_sync_options_check(const dlx_sync_config *config, bool by_key, d
  * with. */
 dlx_sync_config dlxi_sync_options_resolve(const dlx_sync_config *config);
 
+/* η, μ, γ of resolved options. */
+dlxi_outer dlxi_sync_options_outer(const dlx_sync_config *resolved);
 /* Inner steps of the longest round that these values allow. */
 uint32_t dlxi_sync_options_round_steps_max(const dlx_sync_config *resolved);
 

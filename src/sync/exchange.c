@@ -602,6 +602,7 @@ static const float *rows_of(float *room, const part *p, const dlxi_state *s,
 /* e ← M − own; the outer step; some rows at a time, since Δ and own stay factored. */
 static void tensor_commit(dlxi_exchange *x, const part *p, dlxi_state *s, dlxi_state_tensor *t) {
     bool keeps = s->options.error_feedback && !x->voided;
+    const dlxi_outer outer = dlxi_sync_options_outer(&s->options);
     for (int64_t row = 0; row < t->rows; row += EXPANDED_ROWS) {
         int64_t count = t->rows - row < EXPANDED_ROWS ? t->rows - row : EXPANDED_ROWS;
         int64_t at = row * t->cols, values = count * t->cols;
@@ -613,8 +614,7 @@ static void tensor_commit(dlxi_exchange *x, const part *p, dlxi_state *s, dlxi_s
             dlxi_diagnosis_add(&x->diagnosis, error, own, update, t->velocity + at, values);
             for (int64_t k = 0; k < values; k++) error[k] = keeps ? error[k] - own[k] : 0;
         }
-        dlxi_outer_step(t->anchor + at, t->velocity + at, update, values,
-                        (float)s->options.outer_learning_rate, (float)s->options.outer_momentum);
+        dlxi_outer_step(t->anchor + at, t->velocity + at, update, values, &outer);
     }
 }
 

@@ -20,7 +20,7 @@ typedef struct local_tensor {
 struct dlxi_local {
     const dlxi_method *method;
     bool keep_unsent;
-    float outer_gain; /* η (1+μ) */
+    float outer_share; /* η + γ */
     dlx_fetch fetch;
     dlx_store store;
     void *memory_context;
@@ -86,7 +86,8 @@ dlx_status dlxi_local_open(dlxi_local **out, const dlx_sync_config *options,
     DLX_TRY_OUT(DLXI_NEW(&l, 1, error));
     l->method = dlxi_method_of(options->overlap);
     l->keep_unsent = options->keep_unsent && l->method->keeps_unsent;
-    l->outer_gain = (float)options->outer_learning_rate * (1.0f + (float)options->outer_momentum);
+    const dlxi_outer outer = dlxi_sync_options_outer(options);
+    l->outer_share = (float)dlxi_outer_share(&outer);
     l->fetch = options->fetch;
     l->store = options->store;
     l->memory_context = options->memory_context;
@@ -220,7 +221,8 @@ static void chunk_submit(pass *how, const dlxi_local *l, const dlxi_state_tensor
 }
 
 static dlxi_coefficients coefficients(const dlxi_local *l, float weight) {
-    return (dlxi_coefficients){.kept = l->keep_unsent ? 1.0f : 0.0f, .own = l->outer_gain * weight};
+    return (dlxi_coefficients){.kept = l->keep_unsent ? 1.0f : 0.0f,
+                               .own = l->outer_share * weight};
 }
 
 dlx_status dlxi_local_submit(dlxi_local *l, dlxi_state *s, bool applies, float weight, double *norm,

@@ -127,6 +127,7 @@ static void statistics_begin(dlx_sync *s) {
     st->raw_bytes = (uint64_t)dlxi_state_parameters(s->state) * sizeof(float);
     st->outer_learning_rate = s->options.outer_learning_rate;
     st->outer_momentum = s->options.outer_momentum;
+    st->outer_momentum_rate = s->options.outer_momentum_rate;
     st->inner_steps = s->round.inner_steps;
     st->rounds = s->state->rounds;
     st->committed_tokens = s->state->tokens;

@@ -235,6 +235,7 @@ json_t *dlxi_summary_merge(const json_t *sites, const json_t *dropped, const jso
         {"codec_ratio", common(sites, "codec_ratio")},
         {"outer_learning_rate", common(sites, "outer_learning_rate")},
         {"outer_momentum", common(sites, "outer_momentum")},
+        {"outer_momentum_rate", common(sites, "outer_momentum_rate")},
         {"inner_steps", common(sites, "inner_steps")},
         {"rank_mean", common(sites, "rank_mean")},
         {"exchange_steps_mean", json_real(sum(sites, "exchange_steps_mean") / count)},

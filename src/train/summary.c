@@ -195,6 +195,7 @@ json_t *dlxi_run_summarize(const site_run *r, const char *outcome) {
          dlxi_json_real((double)st.rounds * (double)st.raw_bytes / (double)st.payload_bytes)},
         {"outer_learning_rate", json_real(st.outer_learning_rate)},
         {"outer_momentum", json_real(st.outer_momentum)},
+        {"outer_momentum_rate", json_real(st.outer_momentum_rate)},
         {"inner_steps", json_integer((json_int_t)st.inner_steps)},
         {"rank_mean", json_real(st.factor_rank_mean)},
         {"exchange_s_mean", dlxi_json_real(st.exchange_total_s / (double)st.rounds)},

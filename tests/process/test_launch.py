@@ -93,14 +93,14 @@ class Launch(Case):
         self.assertEqual(committed, sorted(committed))
 
     def check_diagnosis(self, directory, s):
-        """Δ is the mean of what the sites sent, so the mean of M·Δ over sites is Δ·Δ."""
+        """Δ is the mean of what the sites sent, by their tokens, so the mean of M·Δ over sites is Δ·Δ."""
         sites = [{e["committed_rounds"]: e for e in events(os.path.join(directory, site["site"], "metrics.jsonl"), "round")
                   if e["applied"]} for site in s["per_site"]]
         both = sites[0].keys() & sites[1].keys()  # a step may apply two
         self.assertTrue(both)
         for round in both:
             shares = [of[round]["agreement"] / of[round]["mean_over_own"] for of in sites]
-            self.assertAlmostEqual(sum(shares) / 2, 1, delta=0.1)
+            self.assertTrue(min(shares) < 1.03 and max(shares) > 0.97, shares)
             self.assertTrue(all(0 < of[round]["unsent_share"] < 1 for of in sites))
         means = [sum(e["agreement"] for e in of.values()) / len(of) for of in sites]
         self.assertAlmostEqual(s["agreement"], sum(means) / 2, places=6)
@@ -161,7 +161,7 @@ class Launch(Case):
         outer = ["--set", "sync.outer_learning_rate=0.7", "--set", "sync.outer_momentum=0.9"]
         said = self.call("launch", self.file, "--sites", 2, "--run-dir", self.path("bad"), "--set", "wan.link=mem",
                          "--set", "sync.overlap=delayed", *outer, "--set", "train.learning_rate=1e-4").text("stdout")
-        self.assertRegex(said, r"warning: outer learning rate 0\.7 with momentum 0\.9 and this overlap: a mode of 1\.28 \(grows\)")
+        self.assertRegex(said, r"warning: outer learning rate 0\.7 with momentum 0\.9 at rate 0\.63 and this overlap: a mode of 1\.28 \(grows\)")
         said = self.call("launch", self.file, "--sites", 2, "--run-dir", self.path("good"), "--set", "wan.link=mem").text("stdout")
         self.assertNotIn("warning", said)
 

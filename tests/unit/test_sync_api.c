@@ -437,7 +437,6 @@ static void shorter_structs_run(void **state) {
     p->coordinator.timeout_ms = 1;
     for (size_t i = 0; i < 2; i++) {
         site_make(&p->site[i], &tensors[i], parameters[i]);
-        p->site[i].config.adaptation = DLX_ADAPTATION_PAPER; /* the default */
     }
     p->site[0].config.size = offsetof(dlx_sync_config, timeout_ms);
     p->site[0].config.timeout_ms = 1;

@@ -69,7 +69,8 @@ static void values_in_use(void **state) {
     (void)state;
     dlx_sync_config config = DLX_SYNC_CONFIG_INIT;
     dlx_sync_config used = dlxi_sync_options_resolve(&config);
-    assert_true(used.outer_learning_rate == (double)0.7f && used.outer_momentum == (double)0.7f);
+    assert_true(used.outer_learning_rate == 1 && used.outer_momentum == (double)0.9f);
+    assert_true(used.outer_momentum_rate == (double)0.2f);
     assert_true(used.factor_rank_min == 16 && used.factor_rank_max == 128);
     assert_true(used.inner_steps_max == 24 && used.keep_unsent);
 
@@ -80,6 +81,7 @@ static void values_in_use(void **state) {
     config.error_feedback = false; /* nothing unsent is kept then */
     used = dlxi_sync_options_resolve(&config);
     assert_true(used.outer_momentum == (double)0.1f && used.inner_steps_max == 16);
+    assert_true(used.outer_momentum_rate == (double)0.1f); /* Nesterov's, of η = 1 */
     assert_true(used.factor_rank_min == 3 && !used.keep_unsent);
 
     config.overlap = DLX_OVERLAP_ALLREDUCE;
@@ -128,8 +130,9 @@ static void the_hash_covers_what_sites_share(void **state) {
 
     /* what stands for something is that */
     config = standard;
-    config.outer_learning_rate = 0.7;
-    config.outer_momentum = (double)0.7f;
+    config.outer_learning_rate = 1;
+    config.outer_momentum = (double)0.9f;
+    config.outer_momentum_rate = (double)0.2f;
     config.factor_rank_min = 16;
     config.factor_rank_max = 128;
     config.inner_steps_max = 24;
