@@ -98,11 +98,12 @@ def table(regime, methods, results, seeds):
             shares.append(100 * (alone - loss) / (alone - best))
             above.append(100 * (loss / best - 1))
         exchanging = overlap != "allreduce"
+        codec_ratios = [one["codec_ratio"] for one in runs if one["codec_ratio"] is not None]  # None: the sites' differ
         rows.append("| " + " | ".join([
             name, mean_and_range(losses, "{:.4f}"), mean_and_range(shares, "{:.0f}%"), mean_and_range(above, "{:.1f}%"),
             f"{runs[0]['steps'] / runs[0]['rounds']:.1f}" if exchanging else "1" if name == "allreduce" else "–",
             exchange_time(overlap, {**regime.settings, **extra}, runs[0]) if exchanging else "–",
-            f"{statistics.mean(one['codec_ratio'] for one in runs):.1f}" if exchanging else "1" if name == "allreduce" else "–",
+            f"{statistics.mean(codec_ratios):.1f}" if exchanging else "1" if name == "allreduce" else "–",
             f"{statistics.mean(one['compression_ratio'] for one in runs):.0f}" if exchanging else "1" if name == "allreduce" else "–",
         ]) + " |")
     return "\n".join(rows)
@@ -133,8 +134,8 @@ OTHER_TEXT = Regime("other_text", 4000, {
 STEEP = Regime("steep", 800, {
     **MODEL, "train.batch": 8, "train.micro_batch": 8, "train.optimizer": "adamw", "train.learning_rate": 1e-2,
     "sync.inner_steps": 25, "sync.pace": "constant", "sync.exchange_steps": 2})
-# A rank for which the default regime's matrices are large enough.
 NESTEROV = {"sync.outer_learning_rate": 0.7, "sync.outer_momentum": 0.7}  # the default before quasi-hyperbolic momentum
+# A rank for which the default regime's matrices are large enough.
 LOW_RANK = {"sync.compression.rank": 24, "sync.adaptation": "off"}
 
 BASELINES = [("allreduce", SITES, "allreduce", {}), ("alone", 1, "allreduce", {})]
