@@ -74,12 +74,12 @@ static double float_round(double value) {
 dlx_sync_config dlxi_sync_options_resolve(const dlx_sync_config *config) {
     dlx_sync_config c = *config;
     const dlxi_method *method = dlxi_method_of(c.overlap);
-    bool chosen = c.outer_learning_rate == DLX_AUTO && c.outer_momentum == DLX_AUTO;
+    bool all_auto = c.outer_learning_rate == DLX_AUTO && c.outer_momentum == DLX_AUTO;
     if (c.outer_learning_rate == DLX_AUTO) c.outer_learning_rate = method->outer.learning_rate;
     if (c.outer_momentum == DLX_AUTO) c.outer_momentum = method->outer.momentum;
     if (c.outer_momentum_rate == DLX_AUTO)
         c.outer_momentum_rate =
-            chosen ? method->outer.momentum_rate : c.outer_learning_rate * c.outer_momentum;
+            all_auto ? method->outer.momentum_rate : c.outer_learning_rate * c.outer_momentum;
     c.outer_learning_rate = float_round(c.outer_learning_rate);
     c.outer_momentum = float_round(c.outer_momentum);
     c.outer_momentum_rate = float_round(c.outer_momentum_rate);

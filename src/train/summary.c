@@ -9,6 +9,7 @@
 #include "base/memory.h"
 #include "base/resources.h"
 #include "checkpoint/checkpoint.h"
+#include "outer/diagnosis.h"
 #include "train/site_run.h"
 
 dlx_status dlxi_run_gather(void *run, void *all, const void *own, size_t bytes, dlx_error *error) {
@@ -90,8 +91,8 @@ static void diagnoses_merge(dlx_statistics *all, const dlxi_rank_report *reports
     all->mean_norm = sqrt(mean);
     all->momentum_norm = sqrt(momentum);
     all->unsent_norm = sqrt(unsent);
-    all->agreement = submitted * mean > 0 ? agreement / sqrt(submitted * mean) : 0;
-    all->persistence = mean * momentum > 0 ? persistence / sqrt(mean * momentum) : 0;
+    all->agreement = dlxi_cosine(agreement, submitted, mean);
+    all->persistence = dlxi_cosine(persistence, mean, momentum);
 }
 
 dlx_status dlxi_run_collect(site_run *r, dlx_error *error) {
