@@ -260,7 +260,7 @@ typedef dlx_status (*dlx_gather)(void *context, void *all, const void *own, size
     X(COUNT, inner_steps_min, "sync.inner_steps_min", 1, 1, 100000, SAME,                          \
       "adaptation's lower bound of H")                                                             \
     X(COUNT, inner_steps_max, "sync.inner_steps_max", 0, 0, 200000, SAME,                          \
-      "train on past H to here while an exchange is late, then wait; 0: 1.5 H")                    \
+      "train on past H to here while an exchange is late, then wait; 0: 4 H")                      \
     X(COUNT, exchange_steps, "sync.exchange_steps", 0, 0, 100000, SAME,                            \
       "carry: apply exactly this many steps after submission, so that a run repeats; 0: at once")  \
     X(AUTO, outer_learning_rate, "sync.outer_learning_rate", DLX_AUTO, 0, 10, SAME,                \

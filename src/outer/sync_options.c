@@ -61,6 +61,10 @@ dlx_status dlxi_sync_options_check(const dlx_sync_config *config, bool by_key, d
     return DLX_OK;
 }
 
+/* A site trains on for so many rounds while an exchange is late, unless set: long enough to hide an
+ * exchange of three; not longer, since it may be alone by then. */
+enum { ROUNDS_MAX = 4 };
+
 /* Rounded the same on all sites, in any rounding mode of the caller's thread. */
 static double float_round(double value) {
     const volatile double exact = value; /* volatile: rounded here, not earlier or later */
@@ -85,7 +89,7 @@ dlx_sync_config dlxi_sync_options_resolve(const dlx_sync_config *config) {
     c.outer_momentum_rate = float_round(c.outer_momentum_rate);
     if (c.factor_rank_min == 0) c.factor_rank_min = (c.factor_rank + 3) / 4;
     if (c.factor_rank_max == 0) c.factor_rank_max = 2 * c.factor_rank;
-    if (c.inner_steps_max == 0) c.inner_steps_max = c.inner_steps + c.inner_steps / 2;
+    if (c.inner_steps_max == 0) c.inner_steps_max = ROUNDS_MAX * c.inner_steps;
     if (method->when == DLXI_WHEN_WAITED_FOR) c.inner_steps_max = c.inner_steps;
     c.keep_unsent = c.keep_unsent && c.error_feedback;
     if (method->averages_gradients) { /* rounds of one step, of whole gradients, in f32 or f16 */

@@ -281,12 +281,14 @@ static dlx_status next_inner_steps(dlx_sync *s, uint32_t *inner_steps, dlx_error
 }
 
 /* How long this site can wait for others at a round's begin without losing time: half of what
- * training has to spare until it must wait itself; a tenth of the round if it waits anyway. */
+ * training has to spare until it must wait itself, and a quarter of a round at most; a tenth of the
+ * round if it waits anyway. */
 static uint32_t grace_ms(const dlx_sync *s, double step_s) {
     double spare_s = (s->round.inner_steps_max - (double)s->round.inner_steps) * step_s -
                      s->statistics.exchange_s;
-    double grace_s =
-        s->method->when == DLXI_WHEN_WAITED_FOR ? 0.1 * s->round.steps * step_s : 0.5 * spare_s;
+    double grace_s = s->method->when == DLXI_WHEN_WAITED_FOR
+                         ? 0.1 * s->round.steps * step_s
+                         : fmin(0.5 * spare_s, 0.25 * s->round.inner_steps * step_s);
     return (uint32_t)(1000 * fmin(fmax(grace_s, 0), 86400));
 }
 

@@ -99,8 +99,8 @@ static void sync_configs_are_checked(void **state) {
             config.adaptation = (dlx_adaptation)3);
     /* a lease is counted in 32 bits */
     REFUSED(
-        "windows_per_step: 1000000 with up to 150000 inner steps per round is more than a lease "
-        "holds; allowed: up to 28633",
+        "windows_per_step: 1000000 with up to 400000 inner steps per round is more than a lease "
+        "holds; allowed: up to 10737",
         config.windows = 10, config.windows_per_step = 1000000, config.inner_steps = 100000);
 #undef REFUSED
     dlx_sync_config config = good_config();

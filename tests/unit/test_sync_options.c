@@ -72,7 +72,7 @@ static void values_in_use(void **state) {
     assert_true(used.outer_learning_rate == 1 && used.outer_momentum == (double)0.9f);
     assert_true(used.outer_momentum_rate == (double)0.2f);
     assert_true(used.factor_rank_min == 16 && used.factor_rank_max == 128);
-    assert_true(used.inner_steps_max == 24 && used.keep_unsent);
+    assert_true(used.inner_steps_max == 64 && used.keep_unsent);
 
     config.overlap = DLX_OVERLAP_NONE; /* never trains past H */
     config.outer_momentum = 0.1;
@@ -135,7 +135,7 @@ static void the_hash_covers_what_sites_share(void **state) {
     config.outer_momentum_rate = (double)0.2f;
     config.factor_rank_min = 16;
     config.factor_rank_max = 128;
-    config.inner_steps_max = 24;
+    config.inner_steps_max = 64;
     assert_true(dlxi_sync_options_hash(&config) == hash);
     dlx_sync_config used = dlxi_sync_options_resolve(&standard);
     assert_true(dlxi_sync_options_hash(&used) == hash);
