@@ -192,7 +192,7 @@ def plan(seeds):
         ("carry, int4, rank 24, no error feedback", SITES, "carry", {**LOW_RANK, "sync.compression.error_feedback": "false"}),
     ]
     outer = [("carry, int4, Nesterov 0.7, 0.7", SITES, "carry", NESTEROV), ("carry, int4", SITES, "carry", {})]
-    late = [(f"carry, int4, {steps} steps late", SITES, "carry", {"sync.exchange_steps": steps}) for steps in (7, 28)]
+    late = [(f"carry, int4, {steps} steps late", SITES, "carry", {"sync.exchange_steps": steps}) for steps in (4, 16)]
     a_round = [("delayed, int4", SITES, "delayed", {}), ("eager, int4", SITES, "eager", {})]
     nesterov = [
         ("delayed, int4, Nesterov 0.7, 0", SITES, "delayed", {"sync.outer_learning_rate": 0.7, "sync.outer_momentum": 0}),
