@@ -40,6 +40,23 @@ static const char *name_of(const dlxi_option *option, bool by_key) {
     return by_key ? option->key : option->field;
 }
 
+/* What a site trained since a submission must survive the update of another part, and adaptation
+ * takes each exchange for the whole model's. */
+static dlx_status fragments_check(const dlx_sync_config *config, bool by_key, dlx_error *error) {
+    const dlxi_method *method = dlxi_method_of(config->overlap);
+    const char *name = name_of(&rows[OPTION_fragments], by_key);
+    if (config->fragments == 1 || method->averages_gradients) return DLX_OK;
+    if (!method->keeps_unsent)
+        DLX_FAIL(error, CONFIG,
+                 "%s: %u does not go with overlap %s; allowed: 1, or %s none or carry", name,
+                 config->fragments, method->name, name_of(&rows[OPTION_overlap], by_key));
+    if (config->adaptation != DLX_ADAPTATION_OFF)
+        DLX_FAIL(error, CONFIG, "%s: %u does not go with adaptation %s; allowed: 1, or %s off",
+                 name, config->fragments, dlxi_adaptation_words[config->adaptation],
+                 name_of(&rows[OPTION_adaptation], by_key));
+    return DLX_OK;
+}
+
 dlx_status dlxi_sync_options_check(const dlx_sync_config *config, bool by_key, dlx_error *error) {
     const dlxi_option_table table = {rows, COUNT_OF(rows)};
     DLX_TRY(dlxi_options_check(config, &table, by_key, error));
@@ -58,7 +75,7 @@ dlx_status dlxi_sync_options_check(const dlx_sync_config *config, bool by_key, d
     if (config->group % 2 != 0)
         DLX_FAIL(error, CONFIG, "%s: %d is odd; allowed: even, %.0f to %.0f",
                  name_of(group, by_key), config->group, group->min, group->max);
-    return DLX_OK;
+    return fragments_check(config, by_key, error);
 }
 
 /* A site trains on for so many rounds while an exchange is late, unless set: long enough to hide an
@@ -97,6 +114,7 @@ dlx_sync_config dlxi_sync_options_resolve(const dlx_sync_config *config) {
         if (c.bits != 16) c.bits = 32;
         c.factor_rank = c.factor_rank_min = c.factor_rank_max = 0;
         c.adaptation = DLX_ADAPTATION_OFF;
+        c.fragments = 1;
     }
     return c;
 }
