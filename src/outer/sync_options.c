@@ -82,6 +82,10 @@ dlx_status dlxi_sync_options_check(const dlx_sync_config *config, bool by_key, d
  * exchange of three; not longer, since it may be alone by then. */
 enum { ROUNDS_MAX = 4 };
 
+/* Of the outer momentum, unless the step is set: in runs of 35 rounds early updates, which are
+ * large, would be repeated for too long (docs/convergence.md). */
+enum { WARMUP_ROUNDS = 8 };
+
 /* Rounded the same on all sites, in any rounding mode of the caller's thread. */
 static double float_round(double value) {
     const volatile double exact = value; /* volatile: rounded here, not earlier or later */
@@ -96,6 +100,8 @@ dlx_sync_config dlxi_sync_options_resolve(const dlx_sync_config *config) {
     dlx_sync_config c = *config;
     const dlxi_method *method = dlxi_method_of(c.overlap);
     bool all_auto = c.outer_learning_rate == DLX_AUTO && c.outer_momentum == DLX_AUTO;
+    if (c.outer_warmup == DLX_AUTO)
+        c.outer_warmup = all_auto && c.outer_momentum_rate == DLX_AUTO ? WARMUP_ROUNDS : 0;
     if (c.outer_learning_rate == DLX_AUTO) c.outer_learning_rate = method->outer.learning_rate;
     if (c.outer_momentum == DLX_AUTO) c.outer_momentum = method->outer.momentum;
     if (c.outer_momentum_rate == DLX_AUTO)
@@ -122,6 +128,14 @@ dlx_sync_config dlxi_sync_options_resolve(const dlx_sync_config *config) {
 dlxi_outer dlxi_sync_options_outer(const dlx_sync_config *resolved) {
     return (dlxi_outer){resolved->outer_learning_rate, resolved->outer_momentum,
                         resolved->outer_momentum_rate};
+}
+
+dlxi_outer dlxi_sync_options_outer_in(const dlx_sync_config *resolved, uint64_t round) {
+    dlxi_outer outer = dlxi_sync_options_outer(resolved);
+    const double turn = (double)((round + resolved->fragments - 1) / resolved->fragments);
+    const double most = turn / (turn + resolved->outer_warmup);
+    if (turn > 0 && most < outer.momentum) outer.momentum = most;
+    return outer;
 }
 
 uint32_t dlxi_sync_options_round_steps_max(const dlx_sync_config *resolved) {

@@ -616,7 +616,7 @@ static const float *rows_of(float *room, const part *p, const dlxi_state *s,
 /* e ← M − own; the outer step; some rows at a time, since Δ and own stay factored. */
 static void tensor_commit(dlxi_exchange *x, const part *p, dlxi_state *s, dlxi_state_tensor *t) {
     bool keeps = s->options.error_feedback && !x->voided;
-    const dlxi_outer outer = dlxi_sync_options_outer(&s->options);
+    const dlxi_outer outer = dlxi_sync_options_outer_in(&s->options, x->round);
     for (int64_t row = 0; row < t->rows; row += EXPANDED_ROWS) {
         int64_t count = t->rows - row < EXPANDED_ROWS ? t->rows - row : EXPANDED_ROWS;
         int64_t at = row * t->cols, values = count * t->cols;
