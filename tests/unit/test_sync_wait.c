@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Calls that return DLX_AGAIN and go on: a run of them in one thread, step by step; what may be done
+/* Calls that return DLX_AGAIN and go on: a run of them in one thread, step by step; what is allowed
  * while one is pending; lines of other threads; and the same run as with calls that block, to the
  * bit, on ranks that all return at the same point. */
 #include "in_process.h"
