@@ -193,6 +193,8 @@ def plan(seeds):
     ]
     outer = [("carry, int4, Nesterov 0.7, 0.7", SITES, "carry", NESTEROV), ("carry, int4", SITES, "carry", {})]
     late = [(f"carry, int4, {steps} steps late", SITES, "carry", {"sync.exchange_steps": steps}) for steps in (4, 16)]
+    late += [(f"carry, int4, 4 fragments, {steps} steps each", SITES, "carry",
+              {"sync.fragments": 4, "sync.inner_steps": 4, "sync.exchange_steps": steps}) for steps in (1, 4)]
     a_round = [("delayed, int4", SITES, "delayed", {}), ("eager, int4", SITES, "eager", {})]
     nesterov = [
         ("delayed, int4, Nesterov 0.7, 0", SITES, "delayed", {"sync.outer_learning_rate": 0.7, "sync.outer_momentum": 0}),
@@ -236,9 +238,11 @@ def main():
         replace_between(options.out, name, table(regime, methods, results, seeds))
         for method, sites, overlap, extra in methods:
             if regime in (DEFAULT, OTHER_TEXT) and sites == SITES and method.startswith(("none, int4", "carry, int4", "delayed, int4", "eager, int4")) \
-                    and not set(extra) - {"sync.exchange_steps"}:
-                line = lines.setdefault(f"{overlap.replace('none', 'carry')}, {'other text' if regime is OTHER_TEXT else 'King James'}", {})
-                at = statistics.mean(exchange_time(overlap, {**regime.settings, **extra}, results[method, seed]) for seed in seeds)
+                    and not set(extra) - {"sync.exchange_steps", "sync.fragments", "sync.inner_steps"} and ", H " not in method:
+                fragments = extra.get("sync.fragments", 1)
+                what = overlap.replace("none", "carry") + (f" in {fragments} fragments" if fragments > 1 else "")
+                line = lines.setdefault(f"{what}, {'other text' if regime is OTHER_TEXT else 'King James'}", {})
+                at = fragments * statistics.mean(exchange_time(overlap, {**regime.settings, **extra}, results[method, seed]) for seed in seeds)
                 line[at] = statistics.mean(shares_of(results, method, sites, seeds))
     if lines:
         chart(os.path.splitext(options.out)[0] + "-exchange.svg", {name: list(points.items()) for name, points in lines.items()})
