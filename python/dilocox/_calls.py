@@ -42,6 +42,7 @@ class _Sigint:
 
     def __init__(self) -> None:
         self.handler: Any = None
+        self.held = False
         self.noted = False
         self.in_callback = False
         self.note = self._note  # one object, to be recognised
@@ -57,17 +58,16 @@ class _Sigint:
 
     def hold(self) -> bool:
         """False: off the main thread, held already, or the signal has no handler in Python."""
-        if not self.possible or not _in_main_thread():
+        if self.held or not self.possible or not _in_main_thread():
             return False
         self.noted = False
         handler = signal.signal(SIGINT, self.note)
-        if handler is self.note:
-            return False
-        if not callable(handler):
+        self.held = callable(handler)
+        if self.held:
+            self.handler = handler
+        else:
             signal.signal(SIGINT, handler)
-            return False
-        self.handler = handler
-        return True
+        return self.held
 
     def run(self) -> None:
         """The handler, if the signal came."""
@@ -76,6 +76,7 @@ class _Sigint:
             self.handler(SIGINT, sys._getframe(1))
 
     def let_go(self) -> None:
+        self.held = False
         now = signal.signal(SIGINT, self.handler)
         if now is not self.note:  # the handler has set another one
             signal.signal(SIGINT, now)
