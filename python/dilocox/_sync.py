@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import sys
-from ctypes import (POINTER, addressof, byref, c_char, c_double, c_size_t, c_uint64, c_void_p,
-                    memmove, sizeof, string_at)
+from ctypes import (POINTER, addressof, byref, c_char, c_double, c_float, c_size_t, c_uint16,
+                    c_uint64, c_void_p, memmove, sizeof, string_at)
 from typing import (Any, Callable, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple,
                     Union)
 
@@ -14,7 +14,7 @@ from . import _c
 from ._c import Statistics, Status, Step
 from ._calls import SLICE_MS, Handle, logger
 from ._coordinator import Hub, Path
-from ._errors import ConfigError, DilocoxError
+from ._errors import ConfigError, DilocoxError, NumericError
 from ._options import (encoded, from_environment, integer, listen_address, real, set_link,
                        set_options, word)
 
@@ -314,7 +314,7 @@ class Sync(Handle):
         if self._closed or os.getpid() != self._process:
             return
         try:
-            if self._pointer and self._step.finished and not self._reported:
+            if self._owes_report():
                 self._report(b"", until_s)
             else:
                 self.fail(None)
@@ -330,8 +330,16 @@ class Sync(Handle):
         with several ranks until all of them call it. After `finished` one more step raises."""
         step, count = self._step, integer("tokens", tokens, 0, COUNT_MAX)
         into = byref(step)
-        self._call(lambda error: self._library.dlx_sync_step(self._pointer, count, into, error),
-                   lambda error: self._library.dlx_sync_wait(self._pointer, into, error))
+        try:
+            self._call(lambda error: self._library.dlx_sync_step(self._pointer, count, into, error),
+                       lambda error: self._library.dlx_sync_wait(self._pointer, into, error))
+        except NumericError as why:
+            names = [tensor.name for tensor, given in zip(self._tensors, self._array)
+                     if given.data and not _is_finite(given)]
+            if not names:
+                raise
+            raise NumericError(f"{why}; here it is {', '.join(names[:3])}", why.status, why.site,
+                               why.round) from why
         return Step(step.submitted, step.applied, step.finished, step.exchange_steps,
                     step.inner_steps, step.step_in_round, step.round, step.waited_s)
 
@@ -476,6 +484,12 @@ class Sync(Handle):
 
     # ---- the end ---------------------------------------------------------------------------------
 
+    def _owes_report(self) -> bool:
+        """Whether others wait for it: it is finished, and well."""
+        with self._any_thread:
+            return bool(self._pointer and self._step.finished and not self._reported and
+                        self._library.dlx_sync_failure(self._pointer, None) == Status.OK)
+
     def _report(self, text: bytes, until_s: float = math.inf) -> None:
         self._call(lambda error: self._library.dlx_sync_report(self._pointer, text, error),
                    until_s=until_s)
@@ -510,7 +524,7 @@ class Sync(Handle):
         if self._closed or os.getpid() != self._process:
             return
         try:
-            if self._step.finished and not self._reported:
+            if self._owes_report():
                 self._report(b"")
         except DilocoxError as why:
             logger.info("%s", why)
@@ -520,10 +534,19 @@ class Sync(Handle):
     def __enter__(self) -> "Sync":
         return self
 
-    def __exit__(self, kind: Any, *_: object) -> None:
+    def __exit__(self, kind: Any, raised: Any, _: object) -> None:
         if kind is not None:
-            self.fail(f"its training loop raised {kind.__name__}")
+            self.fail(f"{kind.__name__}: {raised}".replace("\0", "").rstrip(": "))
         self.close()
+
+
+def _is_finite(tensor: _c.dlx_tensor) -> bool:
+    count = tensor.rows * tensor.cols
+    if tensor.dtype == _c.Dtype.F32:
+        return math.isfinite(sum((c_float * count).from_address(tensor.data)))
+    exponent = 0x7F80 if tensor.dtype == _c.Dtype.BF16 else 0x7C00
+    return all(bits & exponent != exponent
+               for bits in (c_uint16 * count).from_address(tensor.data))
 
 
 def _shared_text(shared: Mapping[str, str]) -> Optional[bytes]:
