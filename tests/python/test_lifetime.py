@@ -24,7 +24,8 @@ def row():
 class Library(Case):
     def refused(self, **environment):
         """What importing says, with these variables alone."""
-        kept = {name: value for name, value in os.environ.items() if name != "DILOCOX_LIBRARY"}
+        kept = {name: value for name, value in os.environ.items()
+                if name not in ("DILOCOX_LIBRARY", "LD_LIBRARY_PATH")}
         return self.python("-c", "import dilocox\ntry: print(dilocox.version())\n"
                            "except dilocox.DilocoxError as why: print(why)",
                            env={**kept, "PYTHONPATH": PACKAGE, **environment}).stdout
