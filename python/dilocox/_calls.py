@@ -206,7 +206,8 @@ class Handle:
             if held:
                 _sigint.let_go()
         raised = self._callbacks.take()
-        if isinstance(raised, DilocoxError) or not isinstance(raised, (Exception, type(None))):
+        if raised is not None and (isinstance(raised, DilocoxError) or
+                                   not isinstance(raised, Exception)):
             raise raised
         if status != Status.OK:
             raise error_of(status, self._error) from raised

@@ -90,7 +90,8 @@ def _tensor_of(name: str, data: Buffer) -> Tensor:
     except TypeError:
         raise ConfigError(f"tensor {name}: a {type(data).__name__} is no buffer; dilocox.torch is "
                           "for PyTorch's tensors") from None
-    rows, *others = view.shape if view.ndim > 1 else (1, *view.shape)
+    shape = view.shape or ()
+    rows, *others = shape if len(shape) > 1 else (1, *shape)
     dtype = "f16" if _format(view) == "e" else "f32"
     return Tensor(name, rows, math.prod(others), data, dtype)
 
@@ -277,10 +278,11 @@ class Sync(Handle):
         if state is None:
             self._call(lambda error: self._library.dlx_sync_open(out, *given, error))
         else:
+            kept = state
             resume = self._library.dlx_sync_resume_as_new if as_new else \
                 self._library.dlx_sync_resume
             restore = self._callbacks.with_status(
-                _c.dlx_restore, lambda part: _restore(part.contents, state))
+                _c.dlx_restore, lambda part: _restore(part.contents, kept))
             self._call(lambda error: resume(out, *given, restore, None, error))
         self._step.finished = self._library.dlx_sync_is_finished(self._pointer)
         self._step.round = self.statistics().rounds + 1
@@ -471,10 +473,11 @@ class Sync(Handle):
         (parameters, the inner optimiser's state); `state` takes it. DilocoxError: with
         Status.AGAIN, an exchange is under way: call after a later step; with Status.STATE, the run
         is finished."""
-        parts, count, found = POINTER(_c.dlx_part)(), c_size_t(), []
+        parts, count = POINTER(_c.dlx_part)(), c_size_t()
+        found: List[Part] = []
 
         def save(error: Any) -> int:
-            status = self._library.dlx_sync_save(self._pointer, _c.dlx_hold(), None, byref(parts),
+            status = self._library.dlx_sync_save(self._pointer, _c.dlx_hold(0), None, byref(parts),
                                                  byref(count), error)
             if status == Status.OK:  # the memory is the library's until its next call
                 found.extend(_part(parts[i]) for i in range(count.value))

@@ -6,7 +6,6 @@ import math
 import os
 import pickle
 import threading
-import unittest
 
 import dilocox
 from dilocox import ConfigError, Coordinator, DilocoxError, Status, Sync, Tensor

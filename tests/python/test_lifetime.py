@@ -4,12 +4,8 @@ import array
 import logging
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import threading
-import time
-import unittest
 
 import dilocox
 from support import SOURCE_ROOT, Case, main

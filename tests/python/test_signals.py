@@ -5,7 +5,6 @@ import array
 import ctypes
 import os
 import random
-import re
 import select
 import signal
 import subprocess
