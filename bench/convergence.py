@@ -114,7 +114,7 @@ def table(regime, methods, results, seeds):
             name, mean_and_range(losses, "{:.4f}"), mean_and_range(shares, "{:.0f}%"), mean_and_range(above, "{:.1f}%"),
             f"{runs[0]['steps'] / runs[0]['rounds']:.1f}" if exchanging else "1" if sites > 1 else "–",
             str(exchange_time(overlap, {**regime.settings, **extra}, runs[0])) if exchanging else "–",
-            f"{statistics.mean(codec_ratios):.1f}" if exchanging else "1" if sites > 1 else "–",
+            (f"{statistics.mean(codec_ratios):.1f}" if codec_ratios else "–") if exchanging else "1" if sites > 1 else "–",
             f"{statistics.mean(one['compression_ratio'] for one in runs):.0f}" if exchanging else "1" if sites > 1 else "–",
         ]) + " |")
     return "\n".join(rows)
@@ -244,7 +244,7 @@ def main():
                 line = lines.setdefault(f"{what}, {'other text' if regime is OTHER_TEXT else 'King James'}", {})
                 at = fragments * statistics.mean(exchange_time(overlap, {**regime.settings, **extra}, results[method, seed]) for seed in seeds)
                 line[at] = statistics.mean(shares_of(results, method, sites, seeds))
-    if lines:
+    if any(len(points) > 1 for points in lines.values()):
         chart(os.path.splitext(options.out)[0] + "-exchange.svg", {name: list(points.items()) for name, points in lines.items()})
 
 

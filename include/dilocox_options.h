@@ -75,7 +75,7 @@
     X(COUNT, fragments, "sync.fragments", 1, 1, 64, SAME,                                          \
       "none, carry: parts of the model that take turns, one a round; the last round has all")      \
     X(AUTO, outer_warmup, "sync.outer_warmup", DLX_AUTO, 0, 1000, SAME,                            \
-      "W: outer momentum is at most n / (n + W) in round n; auto: 8, or 0 for another step")
+      "W: outer momentum is at most n / (n + W) in round n; auto: none, carry 8; 0 if it is set")
 
 /* The same for the coordinator; key "": the trainer has none, or that of the table above. */
 #define DLX_COORDINATOR_OPTION_TABLE(X)                                                            \

@@ -34,6 +34,7 @@ typedef struct dlxi_method {
     bool keeps_start;        /* where local training started, apart from θ */
     bool keeps_unsent; /* may go on from θ − e, so that what waits in e is not done again */
     dlxi_outer outer;  /* what `auto` stands for */
+    double warmup;     /* of its momentum, in rounds (dlxi_sync_options_outer_in) */
     dlxi_modes (*modes)(const dlxi_outer *by, double c, int sites, double exchange_share);
     /* M ← δ + e. start stays: apply follows at once, or start ← p. */
     void (*submit)(const dlxi_chunk *chunk, dlxi_coefficients by);

@@ -82,10 +82,6 @@ dlx_status dlxi_sync_options_check(const dlx_sync_config *config, bool by_key, d
  * exchange of three; not longer, since it may be alone by then. */
 enum { ROUNDS_MAX = 4 };
 
-/* Of the outer momentum, unless the step is set: in runs of 35 rounds early updates, which are
- * large, would be repeated for too long (docs/convergence.md). */
-enum { WARMUP_ROUNDS = 8 };
-
 /* Rounded the same on all sites, in any rounding mode of the caller's thread. */
 static double float_round(double value) {
     const volatile double exact = value; /* volatile: rounded here, not earlier or later */
@@ -101,7 +97,7 @@ dlx_sync_config dlxi_sync_options_resolve(const dlx_sync_config *config) {
     const dlxi_method *method = dlxi_method_of(c.overlap);
     bool all_auto = c.outer_learning_rate == DLX_AUTO && c.outer_momentum == DLX_AUTO;
     if (c.outer_warmup == DLX_AUTO)
-        c.outer_warmup = all_auto && c.outer_momentum_rate == DLX_AUTO ? WARMUP_ROUNDS : 0;
+        c.outer_warmup = all_auto && c.outer_momentum_rate == DLX_AUTO ? method->warmup : 0;
     if (c.outer_learning_rate == DLX_AUTO) c.outer_learning_rate = method->outer.learning_rate;
     if (c.outer_momentum == DLX_AUTO) c.outer_momentum = method->outer.momentum;
     if (c.outer_momentum_rate == DLX_AUTO)
