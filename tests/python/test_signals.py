@@ -107,10 +107,13 @@ def other(overlap, steps):  # which is not left to the interpreter's end: it wou
     other.sync = dilocox.Sync(row(), site="b", hub=hub, overlap=overlap, sync_every=1)
     other.sync.step(1)
     dilocox._calls._open.discard(other.sync)
+    through.set()
+through = threading.Event()
 start_other()
 sync = open_a()
 while not sync.finished:
     sync.step(1)
+through.wait()
 threading.Thread(target=watch, daemon=True).start()
 '''),
 }
