@@ -40,13 +40,12 @@ static const char *name_of(const dlxi_option *option, bool by_key) {
     return by_key ? option->key : option->field;
 }
 
-/* What a site trained since a submission must survive the update of another part, and adaptation
- * takes each exchange for the whole model's. */
+/* Adaptation takes each exchange for the whole model's. */
 static dlx_status fragments_check(const dlx_sync_config *config, bool by_key, dlx_error *error) {
     const dlxi_method *method = dlxi_method_of(config->overlap);
     const char *name = name_of(&rows[OPTION_fragments], by_key);
     if (config->fragments == 1 || method->averages_gradients) return DLX_OK;
-    if (!method->keeps_unsent)
+    if (!method->takes_turns)
         DLX_FAIL(error, CONFIG,
                  "%s: %u does not go with overlap %s; allowed: 1, or %s none or carry", name,
                  config->fragments, method->name, name_of(&rows[OPTION_overlap], by_key));

@@ -402,7 +402,8 @@ dlx_status dlxi_sync_restore(dlx_sync *s, const dlxi_origin *from, dlx_error *er
     return dlxi_local_apply(s->local, s->state, true, 0, 0, error);
 }
 
-/* e stays; M, of a round that is over, does not. */
+/* e stays; M, of a round that is over, does not, and with it e of the fragments that were not in
+ * that round. */
 dlx_status dlxi_sync_return(dlx_sync *s, dlx_error *error) {
     for (size_t i = 0; i < s->state->count && is_flying(s); i++) {
         dlxi_state_tensor *t = &s->state->tensors[i];
