@@ -191,11 +191,11 @@ static void joined_note(dlxi_engine *e) {
     const dlxi_welcome *w = &e->site->welcome;
     dlxi_outcome *o = &e->outcome;
     o->joined = true;
-    o->site_index = w->site;
-    o->site_count = w->sites;
-    o->tokens_target = w->tokens_target;
-    o->run_id = w->run_id;
-    memcpy(o->leases, w->leases, sizeof o->leases);
+    o->join.site_index = w->site;
+    o->join.site_count = w->sites;
+    o->join.tokens_target = w->tokens_target;
+    o->join.run_id = w->run_id;
+    memcpy(o->join.leases, w->leases, sizeof o->join.leases);
     e->state->run_id = w->run_id;
     e->in_trouble = false;
     state_return(e);
@@ -221,7 +221,7 @@ static void return_if_caught_up(dlxi_engine *e) {
     bool ready = s->phase == DLXI_SITE_RUNNING && s->returns && s->entered && !s->following;
     if (!ready || e->state == NULL || s->run_round != s->round) return;
     dlxi_site_on_returned(s);
-    e->outcome.returns = true;
+    e->outcome.join.returns = true;
     if (!DLXI_PLANTED(31)) e->state->counted = e->ready.submission = s->welcome.counted;
     joined_note(e);
 }
@@ -369,18 +369,18 @@ void dlxi_engine_outcome_of_commit(dlxi_engine *e) {
     const dlxi_commit *m = &e->site->commit;
     dlxi_outcome *o = &e->outcome;
     o->committed = true;
-    o->commit = *m;
-    o->view_tokens = o->own_tokens = 0;
+    o->round.commit = *m;
+    o->round.view_tokens = o->round.own_tokens = 0;
     for (uint16_t i = 0; i < m->view.members; i++) {
-        o->view_tokens += m->view.member[i].tokens;
+        o->round.view_tokens += m->view.member[i].tokens;
         if (m->view.member[i].site != e->site->index) continue;
-        o->own_tokens = m->view.member[i].tokens;
-        o->member_index = i;
+        o->round.own_tokens = m->view.member[i].tokens;
+        o->round.member_index = i;
     }
-    o->member_count = m->view.members;
-    o->weight = dlxi_exchange_weight(e->exchange);
-    o->diagnosis = *dlxi_exchange_diagnosis(e->exchange);
-    o->speed = speed_of(&m->view, e->site->index);
+    o->round.member_count = m->view.members;
+    o->round.weight = dlxi_exchange_weight(e->exchange);
+    o->round.diagnosis = *dlxi_exchange_diagnosis(e->exchange);
+    o->round.speed = speed_of(&m->view, e->site->index);
     if (e->in_trouble)
         dlxi_lines_add(&e->lines, "round %llu committed", (unsigned long long)e->state->rounds);
     e->in_trouble = false;

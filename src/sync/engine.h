@@ -41,23 +41,29 @@ typedef struct dlxi_request {
     dlx_error why;
 } dlxi_request;
 
-/* What the training thread gets: everything since the last outcome. */
-typedef struct dlxi_outcome {
-    bool joined, committed, ended;
-    dlxi_state *state; /* handed back, or NULL */
-    dlx_error failure; /* with ended; status DLX_OK: the run ended well */
-    /* with joined */
+typedef struct dlxi_joined {
     uint16_t site_index, site_count;
     bool returns; /* into a run that lives; the state is its present one */
     uint64_t tokens_target, run_id;
     dlxi_lease leases[2]; /* of the next two submissions */
-    /* with committed */
+} dlxi_joined;
+
+typedef struct dlxi_committed {
     dlxi_commit commit;
     uint64_t view_tokens, own_tokens; /* of all members, and of this site */
     float weight;                     /* this site's */
     dlxi_diagnosis diagnosis;
     double speed; /* its inner steps in the time of one of the median member; 0: not known */
     uint16_t member_index, member_count; /* this site's place among the view's members */
+} dlxi_committed;
+
+/* What the training thread gets: everything since the last outcome. */
+typedef struct dlxi_outcome {
+    bool joined, committed, ended;
+    dlxi_state *state;    /* handed back, or NULL */
+    dlx_error failure;    /* with ended; status DLX_OK: the run ended well */
+    dlxi_joined join;     /* with joined */
+    dlxi_committed round; /* with committed */
     /* always */
     uint64_t parts; /* of the work at the end, as in dlxi_ping */
     uint16_t part_count;

@@ -65,22 +65,11 @@ void dlxi_mailbox_give(dlxi_mailbox *m, const dlxi_outcome *o) {
         if (old.state != NULL) m->outcome.state = old.state;
         if (old.joined) {
             m->outcome.joined = true;
-            m->outcome.site_index = old.site_index;
-            m->outcome.site_count = old.site_count;
-            m->outcome.tokens_target = old.tokens_target;
-            m->outcome.run_id = old.run_id;
-            m->outcome.leases[0] = old.leases[0];
-            m->outcome.leases[1] = old.leases[1];
+            m->outcome.join = old.join;
         }
         if (old.committed) {
             m->outcome.committed = true;
-            m->outcome.commit = old.commit;
-            m->outcome.view_tokens = old.view_tokens;
-            m->outcome.own_tokens = old.own_tokens;
-            m->outcome.weight = old.weight;
-            m->outcome.speed = old.speed;
-            m->outcome.member_index = old.member_index;
-            m->outcome.member_count = old.member_count;
+            m->outcome.round = old.round;
         }
     }
     m->has_outcome = true;

@@ -3,7 +3,8 @@
 #include "sync/sync_internal.h"
 
 uint64_t dlxi_sync_tokens(const dlx_sync *s) {
-    double share = s->run_share > 0 ? s->run_share : s->last.site_count; /* at first: all equal */
+    double share =
+        s->run_share > 0 ? s->run_share : s->last.join.site_count; /* at first: all equal */
     return s->applied_tokens + (uint64_t)(share * (double)(s->flying_tokens + s->round_tokens));
 }
 
@@ -12,19 +13,19 @@ bool dlxi_sync_is_finished(const dlx_sync *s) {
 }
 
 uint64_t dlxi_sync_tokens_target(const dlx_sync *s) {
-    return s->last.tokens_target;
+    return s->last.join.tokens_target;
 }
 
 uint64_t dlxi_sync_run_id(const dlx_sync *s) {
-    return s->last.run_id;
+    return s->last.join.run_id;
 }
 
 uint32_t dlxi_sync_site_index(const dlx_sync *s) {
-    return s->last.site_index;
+    return s->last.join.site_index;
 }
 
 uint32_t dlxi_sync_site_count(const dlx_sync *s) {
-    return s->last.site_count;
+    return s->last.join.site_count;
 }
 
 bool dlxi_sync_is_pending(const dlx_sync *s) {

@@ -100,16 +100,16 @@ static void flying_numbers(packer *n, dlxi_ready *r) {
 /* The last commit, which may not be applied yet. */
 static void commit_numbers(packer *n, dlxi_outcome *o) {
     number_bool(n, &o->committed);
-    number_u64(n, &o->commit.committed_tokens, count_max);
-    number_bool(n, &o->commit.finished);
-    number_u16(n, &o->site_index, DLXI_SITES_MAX - 1);
-    number_u16(n, &o->site_count, DLXI_SITES_MAX);
-    number_u16(n, &o->member_index, DLXI_SITES_MAX);
-    number_u16(n, &o->member_count, DLXI_SITES_MAX);
-    number_u64(n, &o->view_tokens, count_max);
-    number_u64(n, &o->own_tokens, count_max);
-    number_float(n, &o->weight, 0, 1);
-    number_real(n, &o->speed, 0, HUGE_VAL);
+    number_u64(n, &o->round.commit.committed_tokens, count_max);
+    number_bool(n, &o->round.commit.finished);
+    number_u16(n, &o->join.site_index, DLXI_SITES_MAX - 1);
+    number_u16(n, &o->join.site_count, DLXI_SITES_MAX);
+    number_u16(n, &o->round.member_index, DLXI_SITES_MAX);
+    number_u16(n, &o->round.member_count, DLXI_SITES_MAX);
+    number_u64(n, &o->round.view_tokens, count_max);
+    number_u64(n, &o->round.own_tokens, count_max);
+    number_float(n, &o->round.weight, 0, 1);
+    number_real(n, &o->round.speed, 0, HUGE_VAL);
 }
 
 /* The options that H and the bases' shapes are of. Where they are others now, adaptation begins
@@ -266,7 +266,8 @@ dlx_status dlxi_sync_save(dlx_sync *s, dlx_hold hold, void *context, const dlx_p
     if (s->finished) DLX_FAIL(error, STATE, "the run is finished");
     if (dlxi_sync_is_over(s)) dlxi_sync_stop(s);
     if (s->state == NULL) DLX_FAIL(error, AGAIN, "an exchange is under way");
-    if (s->last.committed && s->last.commit.finished) DLX_FAIL(error, STATE, "the run is finished");
+    if (s->last.committed && s->last.round.commit.finished)
+        DLX_FAIL(error, STATE, "the run is finished");
     s->saving.hold = hold;
     s->saving.context = context;
     dlx_status status = saving_begin(s, count, error);
@@ -391,7 +392,7 @@ dlx_status dlxi_sync_restore(dlx_sync *s, const dlxi_origin *from, dlx_error *er
     DLX_TRY(numbers_restore(s, from, error));
     DLX_TRY(copy_restore(s->state, from, error));
     for (size_t i = 0; i < s->state->count; i++) DLX_TRY(tensor_restore(s, i, from, error));
-    if (s->last.committed && (s->last.commit.finished || s->method->averages_gradients))
+    if (s->last.committed && (s->last.round.commit.finished || s->method->averages_gradients))
         DLX_FAIL(error, STATE, "the snapshot was taken as a round was applied; take another one");
     dlxi_state_rehash(s->state);
     /* of this rank's tensors, which may have been another's */

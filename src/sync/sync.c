@@ -33,10 +33,11 @@ static void lease_keep(dlx_sync *s, const dlxi_lease *lease) {
 
 static void statistics_of_commit(dlx_sync *s, const dlxi_outcome *o) {
     dlxi_adapt_sums sums = dlxi_state_adapt_sums(s->state);
+    const dlxi_diagnosis *d = &o->round.diagnosis;
     pthread_mutex_lock(&s->statistics_mutex);
     dlx_statistics *st = &s->statistics;
     st->rounds = s->state->rounds;
-    st->committed_tokens = o->commit.committed_tokens;
+    st->committed_tokens = o->round.commit.committed_tokens;
     st->round_bytes = o->exchange_bytes;
     st->payload_bytes += o->exchange_bytes;
     st->exchange_s = (double)o->exchange_ns * 1e-9;
@@ -44,15 +45,13 @@ static void statistics_of_commit(dlx_sync *s, const dlxi_outcome *o) {
     st->factor_rank_mean =
         sums.parameters > 0 ? (double)sums.weighted_ranks / (double)sums.parameters : 0;
     st->anchor_hash = dlxi_state_anchor_hash(s->state);
-    st->weight = (double)o->weight;
-    st->submitted_norm = sqrt(o->diagnosis.submitted);
-    st->unsent_norm = sqrt(o->diagnosis.unsent);
-    st->mean_norm = sqrt(o->diagnosis.mean);
-    st->momentum_norm = sqrt(o->diagnosis.momentum);
-    st->agreement =
-        dlxi_cosine(o->diagnosis.submitted_by_mean, o->diagnosis.submitted, o->diagnosis.mean);
-    st->persistence =
-        dlxi_cosine(o->diagnosis.mean_by_momentum, o->diagnosis.mean, o->diagnosis.momentum);
+    st->weight = (double)o->round.weight;
+    st->submitted_norm = sqrt(d->submitted);
+    st->unsent_norm = sqrt(d->unsent);
+    st->mean_norm = sqrt(d->mean);
+    st->momentum_norm = sqrt(d->momentum);
+    st->agreement = dlxi_cosine(d->submitted_by_mean, d->submitted, d->mean);
+    st->persistence = dlxi_cosine(d->mean_by_momentum, d->mean, d->momentum);
     pthread_mutex_unlock(&s->statistics_mutex);
 }
 
@@ -68,29 +67,23 @@ static void outcome_take(dlx_sync *s, int wait_ms) {
     }
     if (o.joined) {
         s->last.joined = true;
-        s->last.returns = o.returns;
-        bool is_other = s->last.site_count != o.site_count; /* than the last view had */
+        s->last.join.returns = o.join.returns;
+        bool is_other = s->last.join.site_count != o.join.site_count; /* than the last view had */
         if ((s->applied_rounds == 0 && !s->last.committed) || is_other) {
-            s->last.site_index = o.site_index;
-            s->last.site_count = o.site_count;
+            s->last.join.site_index = o.join.site_index;
+            s->last.join.site_count = o.join.site_count;
             s->run_share = 0;
         }
-        s->last.tokens_target = o.tokens_target;
-        s->last.run_id = o.run_id;
-        lease_keep(s, &o.leases[0]);
-        lease_keep(s, &o.leases[1]);
+        s->last.join.tokens_target = o.join.tokens_target;
+        s->last.join.run_id = o.join.run_id;
+        lease_keep(s, &o.join.leases[0]);
+        lease_keep(s, &o.join.leases[1]);
     }
     if (o.committed) {
         DLXI_ASSERT(s->state != NULL && !s->last.committed);
         s->last.committed = true;
-        s->last.commit = o.commit;
-        s->last.view_tokens = o.view_tokens;
-        s->last.own_tokens = o.own_tokens;
-        s->last.weight = o.weight;
-        s->last.speed = o.speed;
-        s->last.member_index = o.member_index;
-        s->last.member_count = o.member_count;
-        lease_keep(s, &o.commit.lease);
+        s->last.round = o.round;
+        lease_keep(s, &o.round.commit.lease);
         statistics_of_commit(s, &o);
     }
     s->last.ended = s->last.ended || o.ended;
@@ -191,7 +184,7 @@ static dlx_status exchange_start(dlx_sync *s, dlx_error *error) {
 
 /* Every site has joined: training begins at what the state has now. */
 static dlx_status joined_take(dlx_sync *s, dlx_error *error) {
-    if (s->last.returns) return dlxi_sync_return(s, error);
+    if (s->last.join.returns) return dlxi_sync_return(s, error);
     uint64_t hash = dlxi_state_anchor_hash(s->state);
     if (hash == s->statistics.anchor_hash) return DLX_OK;
     pthread_mutex_lock(&s->statistics_mutex);
@@ -400,22 +393,23 @@ static dlx_status submit_to_engine(dlx_sync *s, double norm, dlx_error *error) {
 static void balance_turn(dlx_sync *s) {
     enum { NOISE_PERCENT = 5 };
     const double step_max = 1.25;
-    if (!s->options.balance || s->last.speed <= 0) return;
-    double turn = s->last.speed / s->balance;
+    if (!s->options.balance || s->last.round.speed <= 0) return;
+    double turn = s->last.round.speed / s->balance;
     if (fabs(turn - 1) * 100 < NOISE_PERCENT) return;
     s->balance *= fmin(fmax(turn, 1 / step_max), step_max);
 }
 
 /* The committed round takes effect for the training. */
 static void settle(dlx_sync *s) {
-    s->applied_tokens = s->last.commit.committed_tokens;
+    s->applied_tokens = s->last.round.commit.committed_tokens;
     s->applied_rounds = s->state->rounds;
-    if (s->last.own_tokens > 0)
-        s->run_share = (double)s->last.view_tokens / (double)s->last.own_tokens;
-    s->last.site_count = s->last.member_count;
-    s->last.site_index = s->last.member_index < s->last.member_count ? s->last.member_index : 0;
+    if (s->last.round.own_tokens > 0)
+        s->run_share = (double)s->last.round.view_tokens / (double)s->last.round.own_tokens;
+    s->last.join.site_count = s->last.round.member_count;
+    s->last.join.site_index =
+        s->last.round.member_index < s->last.round.member_count ? s->last.round.member_index : 0;
     balance_turn(s);
-    s->finished = s->last.commit.finished;
+    s->finished = s->last.round.commit.finished;
     s->last.committed = false;
     s->flying_tokens = 0;
     dlxi_round_on_applied(&s->round);
@@ -446,7 +440,7 @@ static dlx_status check(dlx_sync *s, bool *committed, bool *finished, dlx_error 
     if (dlxi_mailbox_failure(&s->mailbox, &failure) == DLX_OK && is_interrupted(s))
         dlxi_error_set(&failure, DLX_INTERRUPTED, "interrupted");
     DLX_TRY(agree(s, committed, &failure, error));
-    *finished = *committed && s->last.commit.finished;
+    *finished = *committed && s->last.round.commit.finished;
     return DLX_OK;
 }
 
@@ -468,16 +462,17 @@ static dlx_status wait_for_commit(dlx_sync *s, dlx_error *error) {
  * a pass over the parameters: what of M is not exchanged waits as e does. */
 static bool may_be_last(const dlx_sync *s) {
     uint64_t round = (uint64_t)(s->run_share * (double)s->round_tokens);
-    if (round < s->last.view_tokens) round = s->last.view_tokens;
-    return s->options.fragments == 1 || dlxi_sync_tokens(s) + 2 * round >= s->last.tokens_target;
+    if (round < s->last.round.view_tokens) round = s->last.round.view_tokens;
+    return s->options.fragments == 1 ||
+           dlxi_sync_tokens(s) + 2 * round >= s->last.join.tokens_target;
 }
 
 static dlx_status submit(dlx_sync *s, bool applies, dlx_error *error) {
     double norm;
     s->step.submitted = true;
     dlxi_saving_end(s);
-    DLX_TRY(dlxi_local_submit(s->local, s->state, may_be_last(s), applies, s->last.weight, &norm,
-                              error));
+    DLX_TRY(dlxi_local_submit(s->local, s->state, may_be_last(s), applies, s->last.round.weight,
+                              &norm, error));
     if (applies) {
         s->step.applied = true;
         s->step.exchange_steps = s->round.steps_since;
@@ -490,7 +485,8 @@ static dlx_status apply(dlx_sync *s, bool final, dlx_error *error) {
     s->step.exchange_steps = s->round.steps_since;
     s->step.applied = true;
     dlxi_saving_end(s);
-    DLX_TRY(dlxi_local_apply(s->local, s->state, final, s->applied_rounds, s->last.weight, error));
+    DLX_TRY(dlxi_local_apply(s->local, s->state, final, s->applied_rounds, s->last.round.weight,
+                             error));
     settle(s);
     return DLX_OK;
 }
@@ -500,7 +496,7 @@ static dlx_status proceed(dlx_sync *s, dlx_error *error) {
     while (!s->finished) {
         bool committed, finished;
         DLX_TRY(check(s, &committed, &finished, error));
-        s->round.ending = dlxi_sync_tokens(s) >= s->last.tokens_target;
+        s->round.ending = dlxi_sync_tokens(s) >= s->last.join.tokens_target;
         dlxi_round_action action = dlxi_round_next(&s->round, committed);
         if (finished) action = DLXI_ROUND_APPLY; /* what was trained since is past the run's end */
         switch (action) {

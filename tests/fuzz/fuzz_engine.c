@@ -91,7 +91,7 @@ static void submit_or_give_back(trainer *t) {
         dlxi_engine_on_request(l->engine, &q, l->now_ms);
         return;
     }
-    if (l->last.committed && l->last.commit.finished) return;
+    if (l->last.committed && l->last.round.commit.finished) return;
     l->last.committed = false;
     run_train(l, ++t->rounds);
     t->hash = dlxi_state_hash(l->state, DLXI_STATE_ALL);
@@ -101,7 +101,7 @@ static void submit_or_give_back(trainer *t) {
 }
 
 static void report(trainer *t) {
-    if (!t->l->last.committed || !t->l->last.commit.finished || t->reported) return;
+    if (!t->l->last.committed || !t->l->last.round.commit.finished || t->reported) return;
     dlxi_request q = {.report = strdup("done"), .parts = UINT64_MAX};
     t->reported = true;
     dlxi_engine_on_request(t->l->engine, &q, t->l->now_ms);

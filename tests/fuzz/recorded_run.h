@@ -149,7 +149,7 @@ static inline void run_go_on(run *r, uint16_t i) {
     bool late = i / r->s->ranks == r->s->sites - 1 && r->turns < r->s->late;
     uint64_t most = r->s->late > 0 ? RUN_SUBMISSIONS_MAX : RUN_ROUNDS;
     if (!l->last.joined || l->state == NULL || l->last.ended || late) return;
-    bool finished = l->last.committed && l->last.commit.finished;
+    bool finished = l->last.committed && l->last.round.commit.finished;
     l->last.committed = false;
     if (finished) {
         dlxi_request q = {.report = strdup("done"), .parts = UINT64_MAX};

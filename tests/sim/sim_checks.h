@@ -56,8 +56,9 @@ static void check_tokens(world *w, uint64_t round, const dlxi_commit *m) {
 }
 
 static void check_weight(const world *w, uint16_t i, const dlxi_outcome *o) {
-    if (o->view_tokens == 0 || w->t.hostile != NODES) return;
-    double share = (double)o->own_tokens / (double)o->view_tokens, weight = (double)o->weight;
+    if (o->round.view_tokens == 0 || w->t.hostile != NODES) return;
+    double share = (double)o->round.own_tokens / (double)o->round.view_tokens,
+           weight = (double)o->round.weight;
     CHECK(weight > share - 1e-6 && weight < share + 1e-6, "peer %u weighs %g, not %g", i, weight,
           share);
 }

@@ -154,13 +154,13 @@ static void outcome_take(world *w, uint16_t i) {
         CHECK(p->round == 0 && p->state != NULL, "peer %u joined twice", i);
         check_met(w);
         CHECK(dlxi_local_apply(p->local, p->state, true, 0, 0, NULL) == DLX_OK, "start");
-        CHECK(o.returns == (p->life > 0), "peer %u joins", i);
-        w->returned += o.returns;
+        CHECK(o.join.returns == (p->life > 0), "peer %u joins", i);
+        w->returned += o.join.returns;
         p->round = p->state->rounds + 1;
         p->submission = p->state->counted;
-        if (o.returns) w->said[i] = p->submission;
-        lease_keep(p, &o.leases[0]);
-        lease_keep(p, &o.leases[1]);
+        if (o.join.returns) w->said[i] = p->submission;
+        lease_keep(p, &o.join.leases[0]);
+        lease_keep(p, &o.join.leases[1]);
         bool all = true;
         for (uint16_t k = 0; k < w->peers; k++) all = all && w->peer[k].round > 0;
         if (all) w->entered_ms = w->now_ms;
@@ -173,20 +173,20 @@ static void outcome_take(world *w, uint16_t i) {
               "peer %u committed round %llu in %llu", i, (unsigned long long)p->state->rounds,
               (unsigned long long)p->round);
         CHECK(o.exchange_ns > 0 || !plain, "an exchange took no time");
-        w->followed += p->state->rounds - p->round + (o.own_tokens == 0);
-        record_note(w, i, &o.commit);
+        w->followed += p->state->rounds - p->round + (o.round.own_tokens == 0);
+        record_note(w, i, &o.round.commit);
         check_weight(w, i, &o);
-        lease_keep(p, &o.commit.lease);
+        lease_keep(p, &o.round.commit.lease);
         p->lent = NULL;
         if (p->state->method->averages_gradients)
             gradients_take(w, i);
         else
-            CHECK(dlxi_local_apply(p->local, p->state, false, 0, o.weight, NULL) == DLX_OK,
+            CHECK(dlxi_local_apply(p->local, p->state, false, 0, o.round.weight, NULL) == DLX_OK,
                   "apply");
         p->submitted = false;
         p->round = p->state->rounds + 1;
         p->return_at_ms = -1;
-        if (o.commit.finished) {
+        if (o.round.commit.finished) {
             p->finished = true;
         } else {
             p->train_at_ms = w->now_ms + (int64_t)draw(w, 300);

@@ -687,6 +687,8 @@ static void assert_same_statistics(const dlx_statistics *a, const dlx_statistics
     SAME(round_bytes), SAME(raw_bytes), SAME(payload_bytes), SAME(factor_rank_mean);
     SAME(update_norm), SAME(outer_learning_rate), SAME(outer_momentum), SAME(outer_momentum_rate);
     SAME(low_rank_tensors), SAME(plain_tensors), SAME(low_rank_parameters), SAME(weight);
+    SAME(submitted_norm), SAME(mean_norm), SAME(momentum_norm), SAME(unsent_norm);
+    SAME(agreement), SAME(persistence);
 #undef SAME
 }
 
