@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ranks of one site, as torch.distributed has them: small messages by which they agree, which
+rank owns which tensor, and the way of values from owners to the others.
+
+They use a gloo group of their own, never the one of the training. Messages go from rank to rank,
+so that a rank that is lost, or does not come, has a number."""
+from __future__ import annotations
+
+import datetime
+import json
+import struct
+import time
+
+import torch
+import torch.distributed as dist
+
+from . import ConfigError, PeerLostError, RunTimeoutError
+from ._tensors import read, show, write
+
+TICK = datetime.timedelta(milliseconds=100)  # between two looks at signals
+PATIENCE_S = 1800  # for a rank that does something else, as saving a checkpoint; as torch's own
+BOUNCE = 1 << 20  # values that are shared at a time
+
+
+def find(process_group):
+    """The ranks of the site, or None if it is one process."""
+    if process_group is None and not (dist.is_available() and dist.is_initialized()):
+        return None
+    group = dist.group.WORLD if process_group is None else process_group
+    return Ranks(group) if dist.get_world_size(group) > 1 else None
+
+
+class Ranks:
+    def __init__(self, group):
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self.numbers = dist.get_process_group_ranks(group)  # in the world
+        self.timeout_s = 10.0
+        self.say = None  # for a line about a rank that does not come
+        self.check = None  # called while it waits; may raise
+        timeout = datetime.timedelta(seconds=PATIENCE_S)
+        whole = len(self.numbers) == dist.get_world_size()
+        try:
+            self.group = dist.new_group(None if whole else self.numbers, backend="gloo",
+                                        timeout=timeout,
+                                        **({} if whole else {"use_local_synchronization": True}))
+        except TypeError:  # before torch 2.1 all processes of the world would have to take part
+            raise ConfigError("process_group: this torch can't make a group of part of the world "
+                              "without the others; give each site a torch.distributed of its "
+                              "own") from None
+
+    # ---- messages
+
+    def gather(self, own):
+        """bytes of all ranks, joined in their order; all give as many, in the same order of calls.
+        Blocks. PeerLostError: a rank has ended."""
+        mine = torch.frombuffer(bytearray(own), dtype=torch.uint8)
+        others = [r for r in range(self.size) if r != self.rank]
+        parts = {r: torch.empty_like(mine) for r in others}
+        parts[self.rank] = mine
+        sent = [self._post(dist.isend, mine, r) for r in others]
+        came = [(r, self._post(dist.irecv, parts[r], r)) for r in others]
+        for r, work in came:
+            self._wait(work, r)
+        for work in sent:
+            work.wait()
+        return b"".join(bytes(parts[r].tolist()) for r in range(self.size))
+
+    def _post(self, call, tensor, r):
+        try:
+            return call(tensor, self.numbers[r], group=self.group)
+        except RuntimeError as error:
+            raise self._lost(r) from error
+
+    def _lost(self, r):
+        return PeerLostError(f"rank {r} of this site has ended")
+
+    def _wait(self, work, r):
+        begun_s, said = time.monotonic(), False
+        while True:
+            try:
+                work.wait(timeout=TICK)
+                return
+            except RuntimeError as error:
+                if "imed out" not in str(error):
+                    raise self._lost(r) from error
+            if self.check is not None:
+                self.check()
+            waited_s = time.monotonic() - begun_s
+            if waited_s > self.timeout_s and not said:
+                said = True
+                if self.say is not None:
+                    self.say(f"rank {r} of this site has not come for {waited_s:.0f} s: every rank "
+                             "must take each step")
+            if waited_s > PATIENCE_S:
+                raise RunTimeoutError(f"rank {r} of this site has not come for {waited_s:.0f} s: "
+                                      "every rank must take each step")
+
+    def gather_json(self, own):
+        """A value of each rank."""
+        text = json.dumps(own).encode()
+        lengths = struct.unpack(f"={self.size}q", self.gather(struct.pack("=q", len(text))))
+        most = max(lengths)
+        all_ = self.gather(text.ljust(most))
+        return [json.loads(all_[r * most:(r + 1) * most]) for r in range(self.size)]
+
+    def together(self, error):
+        """Raises on all ranks if one has an error: a text, or None."""
+        for r, text in enumerate(self.gather_json(error)):
+            if text is not None:
+                raise ConfigError(f"rank {r}: {text}")
+
+    # ---- tensors
+
+    def divide(self, values):
+        """Sets the owner of each tensor and names what is a rank's part of a larger one. Returns
+        the ids of all of them, for those that this rank owns or has."""
+        tables = self.gather_json([[v.name, list(v.shape), v.part] for v in values])
+        shapes = [{name: (shape, part) for name, shape, part in table} for table in tables]
+        order = list(dict.fromkeys(row[0] for table in tables for row in table))
+        load, owners = [0] * self.size, {}
+        for name in sorted(order, key=lambda n: -_size(shapes, n)):
+            of = [s.get(name) for s in shapes]
+            if any(entry is not None and entry[1] for entry in of):
+                for r in range(self.size):
+                    load[r] += _count(of[r][0]) if of[r] is not None else 0
+                continue
+            different = next((r for r in range(self.size) if of[r] != of[0]), None)
+            if different is not None:
+                a, b = ("no such tensor" if e is None else show(e[0]) for e in
+                        (of[0], of[different]))
+                raise ConfigError(f"tensor '{name}': {a} on rank 0, {b} on rank {different}; ranks "
+                                  "hold copies of one model, or parts that are called 'name[rows "
+                                  "a:b]'")
+            owners[name] = load.index(min(load))
+            load[owners[name]] += _count(of[0][0])
+        ids = {name: i * self.size for i, name in enumerate(order)}
+        result = []
+        for value in values:
+            value.owner = owners.get(value.name, self.rank)
+            result.append(ids[value.name] + (self.rank if value.part else 0))
+            if value.part and "[rows " not in value.name:
+                first = sum(s[value.name][0][0] for s in shapes[:self.rank] if value.name in s)
+                value.name += f"[rows {first}:{first + value.shape[0]}]"
+        return result
+
+    def share(self, values, tensor_of):
+        """Of replicated tensors: tensor_of(value) ← its owner's, on all ranks. Blocks."""
+        for owner, dtype, batch in _batches([v for v in values if not v.part], tensor_of):
+            flat = torch.empty(sum(n for _, _, n in batch), dtype=dtype)
+            at = 0
+            for tensor, first, n in batch if owner == self.rank else ():
+                read(flat[at:at + n], tensor, first)
+                at += n
+            try:
+                dist.broadcast(flat, self.numbers[owner], group=self.group)
+            except RuntimeError as error:
+                raise PeerLostError("a rank of this site has ended, while values of rank "
+                                    f"{owner} were shared") from error
+            for tensor, first, n in batch if owner != self.rank else ():
+                write(tensor, first, flat[at:at + n])
+                at += n
+
+
+def _count(shape):
+    count = 1
+    for n in shape:
+        count *= n
+    return count
+
+
+def _size(shapes, name):
+    return next(_count(s[name][0]) for s in shapes if name in s)
+
+
+def _batches(values, tensor_of):
+    """(owner, dtype, [(tensor, first, count)]) of at most BOUNCE values each."""
+    batch, room, last = [], BOUNCE, None
+    for value in sorted(values, key=lambda v: v.owner):
+        tensor = tensor_of(value)
+        wide = tensor.dtype == torch.float64  # gloo has no bfloat16
+        kind, first = (value.owner, torch.float64 if wide else torch.float32), 0
+        while first < tensor.numel():
+            if batch and (kind != last or room == 0):
+                yield (*last, batch)
+                batch, room = [], BOUNCE
+            n = min(room, tensor.numel() - first)
+            batch.append((tensor, first, n))
+            first, room, last = first + n, room - n, kind
+    if batch:
+        yield (*last, batch)

@@ -1,0 +1,753 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DiLoCo for PyTorch: a `with` around an unchanged training loop makes it one site of a run, and
+LeaseSampler gives it its share of the data. docs/pytorch.md has every keyword."""
+from __future__ import annotations
+
+import collections
+import contextlib
+import inspect
+import logging
+import os
+import time
+import types
+import weakref
+from typing import (Any, Callable, ContextManager, Dict, Iterable, Iterator, Mapping, Optional,
+                    Sequence, Sized, Tuple, Union)
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import Sampler
+
+from . import ConfigError, Coordinator, DilocoxError, Hub, Step, Sync, Tensor
+from . import _c, _ranks, _results, _tensors
+from ._c import SYNC_OPTIONS, Status
+from ._calls import check_signals
+from ._options import KEYWORDS, unknown_keyword
+
+__all__ = ["Coordinator", "DiLoCo", "Hub", "LeaseSampler"]
+
+# All of torch that the package uses, and all of it is documented there; a test compares. Those
+# behind "?" are used where they exist.
+TORCH = """
+torch.Tensor torch.__version__ torch.bfloat16 torch.empty torch.empty_like torch.float16
+torch.float32 torch.float64 torch.frombuffer torch.int16 torch.int32 torch.int64 torch.isfinite
+torch.no_grad torch.strided torch.uint8 torch.zeros torch.zeros_like
+nn.Module dist.broadcast dist.get_process_group_ranks dist.get_rank dist.get_world_size
+dist.group.WORLD dist.irecv dist.is_available dist.is_initialized dist.isend dist.new_group
+torch.optim.Optimizer torch.utils.data.Sampler
+torch.distributed.tensor.DTensor? torch.distributed.fsdp.FullyShardedDataParallel?
+Optimizer.register_step_pre_hook? Optimizer.register_step_post_hook?
+"""
+
+WORKERS_AHEAD = 16  # batches in each lease for loaders that take ahead, if nothing is said
+SAVE_POLL_S = 0.02
+ANCHOR_TRIES = 50  # of 0.1 s, for ranks that receive a commit at different times
+
+# the library's, and what LeaseSampler knows: indices that it gave out, and how many of them no step
+# has trained on yet
+Statistics = collections.namedtuple(
+    "Statistics", (*_c.Statistics._fields, "windows_taken", "windows_untrained"))
+
+logger = logging.getLogger("dilocox")
+_hooked: "weakref.WeakSet[Optimizer]" = weakref.WeakSet()
+
+
+def _check_version(version: str) -> None:
+    parts = version.split(".")
+    if tuple(int(p) for p in parts[:2]) < (1, 13):
+        raise ImportError(f"dilocox.torch needs torch 1.13 or later, and this is {version}")
+
+
+_check_version(torch.__version__)
+
+
+class _Hook:
+    """Calls before() ahead of each step of an optimizer, and after() behind it."""
+
+    def __init__(self, optimizer: Optimizer, before: Optional[Callable[..., None]],
+                 after: Optional[Callable[..., None]]) -> None:
+        self.optimizer, self.before, self.after = optimizer, before, after
+        self.handles = []
+        if hasattr(optimizer, "register_step_post_hook"):
+            if before is not None:
+                self.handles.append(optimizer.register_step_pre_hook(before))
+            if after is not None:
+                self.handles.append(optimizer.register_step_post_hook(after))
+        else:
+            self._replace(optimizer)
+
+    def _replace(self, optimizer: Optimizer) -> None:
+        """Of torch 1: schedulers wrap `step`, before or after this, and look for _with_counter."""
+        old, own = optimizer.step, "step" in vars(optimizer)
+
+        def step(_: Optimizer, *args: Any, **kwargs: Any) -> Any:
+            if self.before is not None:
+                self.before(optimizer, args, kwargs)
+            result = old(*args, **kwargs)
+            if self.after is not None:
+                self.after(optimizer, args, kwargs)
+            return result
+
+        if hasattr(old, "_with_counter"):
+            step._with_counter = True  # type: ignore[attr-defined]
+        self.old, self.own, self.step = old, own, types.MethodType(step, optimizer)
+        optimizer.step = self.step  # type: ignore[method-assign]
+
+    def remove(self) -> None:
+        """If a scheduler has wrapped the step since, it stays, and does nothing more."""
+        for handle in self.handles:
+            handle.remove()
+        self.before = self.after = None
+        if not self.handles and self.optimizer.step is self.step:
+            if self.own:
+                self.optimizer.step = self.old  # type: ignore[method-assign]
+            else:
+                del self.optimizer.step
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name}: {value!r} must be a whole number, at least {least}")
+
+
+class DiLoCo:
+    """One site of a run, as long as it is open: with DiLoCo(model, optimizer, ...) as sync. After
+    each step of the optimizer (the last one, of several) it does what the round asks for.
+
+    Blocks while it waits for the other sites. All calls come from the thread that opened it;
+    Ctrl-C ends each within a second. On a site of several ranks every rank makes the same calls.
+    Keywords: docs/pytorch.md. ConfigError: an argument is not usable; nothing was changed.
+    RefusedError, PeerLostError, RunTimeoutError, NumericError, DivergedError, DilocoxError: the
+    run could not begin, or failed."""
+
+    def __init__(
+            self, model: Union[nn.Module, Iterable[Tuple[str, torch.Tensor]]],
+            optimizer: Union[Optimizer, Sequence[Optimizer], None] = None, *,
+            site: Optional[str] = None, coordinator: Optional[str] = None,
+            key: Optional[str] = None, roster: Optional[str] = None,
+            hub: Optional[Hub] = None, listen: Optional[str] = None, unencrypted: bool = False,
+            data: Optional[Sized] = None, batch_size: Optional[int] = None,
+            tokens_per_step: Optional[int] = None, windows_ahead: Optional[int] = None,
+            sync_every: int = 16, overlap: str = "carry", low_rank: int = 64, bits: int = 4,
+            group: int = 64, error_feedback: bool = True, adaptation: str = "off",
+            outer_lr: Optional[float] = None, outer_momentum: Optional[float] = None,
+            exchange_steps: int = 0, buffers: str = "average",
+            plain: Optional[Callable[[str, torch.Tensor], bool]] = None,
+            process_group: Any = None, shared: Optional[Mapping[str, str]] = None,
+            after_apply: Optional[Callable[[], None]] = None, timeout: float = 10.0,
+            seed: int = 1, run_dir: Optional[str] = None, progress: Optional[bool] = None,
+            state: Optional[Mapping[str, Any]] = None, **options: Any) -> None:
+        settings = dict(sync_every=sync_every, overlap=overlap, low_rank=low_rank, bits=bits,
+                        group=group, error_feedback=error_feedback, adaptation=adaptation,
+                        outer_lr=outer_lr, outer_momentum=outer_momentum,
+                        exchange_steps=exchange_steps, timeout=timeout, seed=seed, **options)
+        self._sync: Any = None
+        self._hooks: list = []
+        self._closed = self._evaluating = self._reported = False
+        self._counted: Optional[int] = None
+        self._site = site if site is not None else os.environ.get("DILOCOX_SITE")
+        self._overlap, self._after_apply = overlap, after_apply
+        self._windows_ahead, self._steps, self._taken = windows_ahead, 0, 0
+        self._sleep_s = 0.0
+        self._optimizers = self._list(optimizer)
+        self._ranks = _ranks.find(process_group)
+        self._results: Any = None
+        problem = None
+        try:
+            _check_keywords(options)
+            self._check(data, batch_size, tokens_per_step, buffers, run_dir)
+            self._values, frozen = _tensors.collect(
+                model, buffers == "average" and overlap != "allreduce", plain, self._say)
+            self._check_optimizers(model)
+        except ConfigError as error:
+            if self._ranks is None:
+                raise
+            problem = str(error)
+        if self._ranks is not None:
+            self._ranks.together(problem)
+        self._begin_results(run_dir, progress, state)
+        ids = self._agree({**settings, "tokens_per_step": self._tokens_per_step,
+                           "windows_ahead": windows_ahead, "run_dir": run_dir})
+        self._own = [(v, i) for v, i in zip(self._values, ids)
+                     if v.part or self._ranks is None or v.owner == self._ranks.rank]
+        self._addresses = [v.address for v in self._values if not v.statistics]
+        self._given = [v.given for v in self._values if not v.statistics]
+        self._touched = [v.touch for v in self._values if v.touch is not None]
+        described = _tensors.describe(self._values, frozen)
+        if data is not None:
+            self._windows = dict(windows=len(data), windows_per_step=batch_size,
+                                 tokens_per_window=getattr(data, "tokens_per_window", 1),
+                                 data_hash=getattr(data, "data_hash", 0),
+                                 windows_ahead=self._windows_ahead)
+        try:
+            self._sync = Sync(
+                self._tensors(), site=self._site, coordinator=coordinator, key=key, roster=roster,
+                hub=hub, listen=listen, unencrypted=unencrypted,
+                shared={**(shared or {}), **described}, fetch=self._fetch, store=self._store,
+                staging=self._staging(), log=self._say, state=self._state_of(state),
+                **self._rank_keywords(), **self._windows, **settings)
+            self._joined(state)
+        except BaseException:
+            self._leave()
+            raise
+
+    # ---- opening
+
+    @staticmethod
+    def _list(optimizer: Any) -> list:
+        if optimizer is None:
+            return []
+        several = list(optimizer) if isinstance(optimizer, (list, tuple)) else [optimizer]
+        for one in several:
+            if not isinstance(one, Optimizer):
+                raise ConfigError("optimizer: give a torch.optim.Optimizer, or a list of them, not "
+                                  f"{type(one).__name__}")
+        return several
+
+    def _check(self, data: Any, batch_size: Any, tokens_per_step: Any, buffers: Any,
+               run_dir: Any) -> None:
+        """Sets what a step's tokens are, and what leases need."""
+        self._windows: Dict[str, Any] = {}
+        self._tokens_per_step = tokens_per_step
+        if buffers not in ("average", "local"):
+            raise ConfigError(f"buffers: {buffers!r} must be 'average' or 'local'")
+        if tokens_per_step is not None:
+            _whole("tokens_per_step", tokens_per_step, 1)
+        if batch_size is not None:
+            _whole("batch_size", batch_size, 1)
+        if (data is None) != (batch_size is None):
+            raise ConfigError("data and batch_size: give both, or neither")
+        if data is None and self._windows_ahead is not None:
+            raise ConfigError("windows_ahead: it sizes the leases of data; give data and "
+                              "batch_size, too")
+        if data is not None:
+            if not isinstance(data, Sized) or len(data) < 1:
+                raise ConfigError("data: give a data set with a length of at least 1; one without "
+                                  "indices needs no leases (docs/pytorch.md, 'Data')")
+            if self._windows_ahead is None:
+                self._windows_ahead = WORKERS_AHEAD * batch_size
+            _whole("windows_ahead", self._windows_ahead, 0)
+            if tokens_per_step is None:
+                self._tokens_per_step = batch_size * getattr(data, "tokens_per_window", 1)
+        if run_dir is not None:
+            if not self._site:
+                raise ConfigError("site: run_dir needs this site's name; set site or DILOCOX_SITE")
+            _results.check_directory(run_dir, self._site)
+
+    def _check_optimizers(self, model: Any) -> None:
+        if not self._optimizers:
+            if self._overlap == "allreduce":
+                raise ConfigError("overlap 'allreduce' averages gradients before the optimizer's "
+                                  "step: give the optimizer")
+            return
+        known = {id(p) for p in model.parameters()} if isinstance(model, nn.Module) else set()
+        known |= {id(v.given) for v in self._values}
+        held = set()
+        for which, optimizer in enumerate(self._optimizers):
+            if optimizer in _hooked:
+                raise ConfigError("optimizer: another DiLoCo is open on it; close that one first")
+            for g, entries in enumerate(optimizer.param_groups):
+                for i, parameter in enumerate(entries["params"]):
+                    held.add(id(parameter))
+                    if id(parameter) not in known:
+                        raise ConfigError(
+                            f"optimizer {which}: parameter {i} of group {g} "
+                            f"({_tensors.show(parameter.shape)}) is not in the model; give the "
+                            "tensors that it steps as (name, tensor) pairs")
+        without = [v.name for v in self._values if not v.statistics and id(v.given) not in held]
+        if without:
+            self._say("no optimizer has these parameters, which are synchronised all the same: "
+                      + _tensors.some(without))
+
+    def _begin_results(self, run_dir: Any, progress: Any, state: Any) -> None:
+        rank = 0 if self._ranks is None else self._ranks.rank
+        precision = {str(v.kept.dtype).split(".")[-1] for v in self._values if not v.statistics}
+        self._merges = run_dir is not None and self._ranks is not None
+        self._results = _results.Results(
+            run_dir if rank == 0 else None, progress if rank == 0 else False,
+            site=self._site or "", overlap=self._overlap, before=int((state or {}).get("steps", 0)),
+            ranks=1 if self._ranks is None else self._ranks.size,
+            precision="f32" if precision == {"float32"} else ", ".join(sorted(precision)))
+
+    def _agree(self, settings: Dict[str, Any]) -> list:
+        """The ids of the tensors, after the ranks of the site have found that they agree."""
+        if self._ranks is None:
+            return list(range(len(self._values)))
+        self._ranks.timeout_s, self._ranks.say = settings["timeout"], self._say
+        self._ranks.check = check_signals
+        tables = self._ranks.gather_json({k: repr(v) for k, v in settings.items()})
+        for r, table in enumerate(tables):
+            for name, value in tables[0].items():
+                if table.get(name) != value:
+                    raise ConfigError(f"{name}: {value} on rank 0, {table.get(name)} on rank {r}; "
+                                      "the ranks of a site have the same settings")
+        return self._ranks.divide(self._values)
+
+    def _rank_keywords(self) -> Dict[str, Any]:
+        if self._ranks is None:
+            return {}
+        return dict(rank=self._ranks.rank, ranks=self._ranks.size, gather=self._ranks.gather)
+
+    def _tensors(self) -> list:
+        return [Tensor(v.name, v.rows, v.cols, v.memory, dtype=_tensors.DTYPES[v.kept.dtype],
+                       statistics=v.statistics, plain=v.plain, id=i) for v, i in self._own]
+
+    def _staging(self) -> Optional[Tuple[int, int]]:
+        """Pinned memory, if values are on a GPU: copies are then made at the link's speed."""
+        most = max((v.kept.numel() for v, _ in self._own if v.kept.is_cuda), default=0)
+        if most == 0:
+            return None
+        self._pinned = torch.empty(min(most, 1 << 24), dtype=torch.float32, pin_memory=True)
+        self._bounce: Dict[Any, torch.Tensor] = {}
+        return self._pinned.data_ptr(), self._pinned.numel() * 4
+
+    def _joined(self, state: Any) -> None:
+        self._share()
+        self._results.begin(self._sync.site_count, self._sync.run_id, state is not None)
+        self._last_s = time.monotonic()
+        if not self._optimizers:
+            return
+        if self._overlap == "allreduce":
+            self._hooks.append(_Hook(self._optimizers[0], self._average, None))
+        self._hooks.append(_Hook(self._optimizers[-1], None, self._stepped))
+        _hooked.update(self._optimizers)
+
+    # ---- values behind callbacks
+
+    def _flat(self, address: int, count: int, dtype: Any) -> torch.Tensor:
+        """The library's chunk, on the host."""
+        pinned = getattr(self, "_pinned", None)
+        if pinned is not None and address == pinned.data_ptr():
+            return pinned[:count]
+        return _tensors.at_address(address, count)
+
+    def _bounced(self, tensor: torch.Tensor, count: int) -> Optional[torch.Tensor]:
+        """Pinned memory of the tensor's own dtype: a copy that converts takes device memory."""
+        if not tensor.is_cuda or tensor.dtype == torch.float32:
+            return None
+        held = self._bounce.get(tensor.dtype)
+        if held is None or held.numel() < count:
+            held = torch.empty(self._pinned.numel(), dtype=tensor.dtype, pin_memory=True)
+            self._bounce[tensor.dtype] = held
+        return held[:count]
+
+    def _fetch(self, index: int, first: int, count: int, address: int) -> None:
+        tensor = self._own[index][0].now()
+        flat, between = self._flat(address, count, tensor.dtype), None
+        between = self._bounced(tensor, count)
+        with torch.no_grad():
+            if between is None:
+                _tensors.read(flat, tensor, first)
+            else:
+                _tensors.read(between, tensor, first)
+                flat.copy_(between)
+
+    def _store(self, index: int, first: int, count: int, address: int) -> None:
+        tensor = self._own[index][0].now()
+        flat = self._flat(address, count, tensor.dtype)
+        between = self._bounced(tensor, count)
+        with torch.no_grad():
+            if between is not None:
+                flat = between.copy_(flat)
+            _tensors.write(tensor, first, flat)
+
+    def _share(self) -> None:
+        """Parameters were written: autograd, the other ranks and the caller are told."""
+        with torch.no_grad():
+            for nothing in self._touched:
+                nothing.zero_()
+            if self._ranks is not None:
+                self._ranks.share(self._values, lambda value: value.now())
+        if self._after_apply is not None:
+            self._after_apply()
+
+    # ---- steps
+
+    def _check_stays(self) -> None:
+        """Before anything is written. Looking up modules costs more than addresses; it is done
+        where values are read, and always if the tensors are few."""
+        if [p.data_ptr() for p in self._given] != self._addresses:
+            everything = True
+        else:
+            last = self._last_step
+            everything = (len(self._given) <= 64 or last is None
+                          or last.step_in_round + 1 >= last.inner_steps)
+        if everything:
+            for value in self._values:
+                value.check_stays()
+
+    _last_step: Optional[Step] = None
+
+    def _tokens_now(self) -> int:
+        tokens = self._counted if self._counted is not None else self._tokens_per_step
+        if tokens is None:
+            raise ConfigError("how many tokens did this step train on? Give tokens_per_step, or "
+                              "data and batch_size, or call count() before each step")
+        return tokens
+
+    def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Behind the last optimizer's step."""
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None and float(found_inf) != 0:
+            return  # GradScaler has called a fused optimizer, which did nothing
+        self._advance(self._tokens_now())
+
+    def _advance(self, tokens: int) -> Step:
+        if self._evaluating:
+            raise DilocoxError("a step inside evaluate(): the model holds the anchor there",
+                               Status.STATE)
+        self._check_stays()
+        shown = self._results.wanted or self._merges
+        begun_s = time.monotonic() if shown else 0.0
+        step = self._sync.step(tokens)
+        self._last_step, self._counted = step, None
+        self._steps += 1
+        if step.applied:
+            self._share()
+        if shown:
+            self._show(step, tokens, begun_s)
+        return step
+
+    def _average(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Overlap allreduce, ahead of the first optimizer's step."""
+        if args or kwargs.get("closure") is not None:
+            raise ConfigError("overlap 'allreduce': a closure computes gradients inside the step, "
+                              "too late to average them; choose another overlap")
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None and float(found_inf) != 0:
+            return
+        self._check_stays()
+        trained = [v for v in self._values if not v.statistics]
+        with torch.no_grad():
+            for value in trained if self._ranks is not None else ():
+                if value.given.grad is None:
+                    value.given.grad = torch.zeros_like(value.given)
+            pointers, copies = [], []
+            for value, _ in self._own:
+                grad = value.given.grad
+                grad = None if grad is None else _tensors.local(grad)
+                if (grad is not None and grad.device.type == "cpu" and grad.is_contiguous()
+                        and grad.dtype == torch.float32):
+                    pointers.append(grad.data_ptr())
+                    continue
+                flat = torch.zeros(value.kept.numel(), dtype=torch.float32)
+                if grad is not None:
+                    _tensors.read(flat, grad, 0)
+                pointers.append(flat.data_ptr())
+                copies.append((value, grad, flat))
+            begun_s = time.monotonic()
+            self._sync.gradients(pointers, self._tokens_now())
+            self._sleep_s += time.monotonic() - begun_s
+            for value, grad, flat in copies:
+                if grad is not None:
+                    _tensors.write(grad, 0, flat)
+                elif bool(flat.any()):  # another site had one
+                    value.given.grad = flat.view(value.shape).to(value.kept)
+            if self._ranks is not None:
+                self._ranks.share(trained, lambda value: _tensors.local(value.given.grad))
+
+    def _site_statistics(self, step: Step) -> Any:
+        """Of all ranks of the site, as of the last round."""
+        own = self._sync.statistics()
+        if not self._merges:
+            return own
+        if step.submitted or step.applied or not hasattr(self, "_merged"):
+            self._merged = _results.Merged(self._ranks.gather_json(own._asdict()))
+        return self._merged
+
+    def _show(self, step: Step, tokens: int, begun_s: float) -> None:
+        now_s = time.monotonic()
+        wait_s = now_s - begun_s + self._sleep_s
+        whole_s, self._last_s, self._sleep_s = now_s - self._last_s, now_s, 0.0
+        statistics = self._site_statistics(step)
+        if not self._results.wanted:
+            return
+        groups = self._optimizers[0].param_groups if self._optimizers else []
+        self._results.step(step, tokens, max(whole_s - wait_s, 0.0), wait_s, self._sync.tokens,
+                           self._sync.tokens_target, float(groups[0]["lr"]) if groups else None,
+                           statistics)
+
+    def step(self, tokens: Optional[int] = None) -> Step:
+        """After each inner step of a loop that gave no optimizer. tokens: that it trained on, of
+        the whole site; None: tokens_per_step. Parameters may be replaced. Blocks if the overlap
+        waits. Returns what the step did."""
+        if self._optimizers:
+            raise ConfigError("step() is for loops without an optimizer; this one's is called "
+                              "behind each step of the optimizer given")
+        return self._advance(tokens if tokens is not None else self._tokens_now())
+
+    def count(self, tokens: int) -> None:
+        """The next step trains on these tokens; calls before one step add up."""
+        _whole("tokens", tokens, 0)
+        self._counted = (self._counted or 0) + tokens
+
+    # ---- where the run stands
+
+    @property
+    def finished(self) -> bool:
+        """The run's tokens are trained, and the parameters are the final anchor: leave the
+        loop."""
+        return self._sync.finished
+
+    @property
+    def round(self) -> int:
+        """The present one, from 1."""
+        return self._sync.round
+
+    @property
+    def tokens(self) -> int:
+        """Of the run, all sites together, estimated between commits."""
+        return self._sync.tokens
+
+    @property
+    def tokens_target(self) -> int:
+        """The run ends when as many are committed."""
+        return self._sync.tokens_target
+
+    @property
+    def progress(self) -> float:
+        """0 to 1: what schedules follow, the same with any number of sites."""
+        return self._sync.progress
+
+    @property
+    def site_index(self) -> int:
+        """0 … site_count − 1, by name, among the sites of the last round."""
+        return self._sync.site_index
+
+    @property
+    def site_count(self) -> int:
+        return self._sync.site_count
+
+    def statistics(self) -> Statistics:
+        """Of this rank, since it was opened."""
+        found = self._sync.statistics()
+        per_step = self._windows.get("windows_per_step", 0)
+        return Statistics(*found, self._taken, max(self._taken - self._steps * per_step, 0))
+
+    # ---- the anchor
+
+    def _anchor(self) -> Dict[Any, torch.Tensor]:
+        """f32 on the host, by value; the same round on all ranks."""
+        flat = {v: torch.empty(v.kept.numel(), dtype=torch.float32) for v in self._values}
+        for _ in range(ANCHOR_TRIES):
+            self._sync.anchor([flat[v].data_ptr() for v, _ in self._own])
+            if self._ranks is None:
+                break
+            if len(set(self._ranks.gather_json(self._sync.statistics().rounds))) == 1:
+                with torch.no_grad():
+                    self._ranks.share(self._values, lambda value: flat[value])
+                break
+            time.sleep(0.1)
+        else:
+            raise DilocoxError("the site's ranks know different rounds", Status.DIVERGED)
+        return {v: t.view(v.shape) for v, t in flat.items()}
+
+    def anchor(self) -> Dict[str, torch.Tensor]:
+        """Copies of what all sites agree on, by name, f32 on the host. The parameters stay. After
+        a failure, too; on several ranks all of them call it, and each gets the parts that it
+        has."""
+        return {v.name: t for v, t in self._anchor().items()}
+
+    def anchor_hashes(self) -> Dict[str, int]:
+        """By name; equal on all sites that know the same rounds. On several ranks all of them call
+        it."""
+        own = {v.name: h for (v, _), h in zip(self._own, self._sync.anchor_hashes())}
+        if self._ranks is None:
+            return own
+        return {k: h for table in self._ranks.gather_json(own) for k, h in table.items()}
+
+    @contextlib.contextmanager
+    def evaluate(self) -> Iterator[None]:
+        """Within it the model holds the anchor: to evaluate, or to save it for others. Afterwards
+        it holds what it held before. Takes a copy of the model on the host and one on its
+        device."""
+        if self._evaluating or self.finished:
+            yield
+            return
+        anchor = self._anchor()
+        before = {v: v.now().clone() for v in self._values}
+        self._evaluating = True
+        try:
+            with torch.no_grad():
+                for value, tensor in anchor.items():
+                    value.now().copy_(tensor)
+            del anchor
+            yield
+        finally:
+            self._evaluating = False
+            with torch.no_grad():
+                for value, tensor in before.items():
+                    value.now().copy_(tensor)
+
+    # ---- going on later
+
+    def state_dict(self) -> Dict[str, Any]:
+        """What this rank needs beside the model's and the optimizer's state_dict to go on, as
+        copies. Waits for an exchange that is under way."""
+        while True:
+            try:
+                parts = self._sync.state_parts()
+                break
+            except DilocoxError as error:
+                if error.status != Status.AGAIN:
+                    raise
+            time.sleep(SAVE_POLL_S)
+        return {"site": self._site, "steps": self._results.facts["before"] + self._steps,
+                "parts": {name: _part(kind, rows, cols, data)
+                          for name, kind, rows, cols, data in parts}}
+
+    def _state_of(self, state: Optional[Mapping[str, Any]]) -> Any:
+        if state is None:
+            return None
+        try:
+            return {name: (_KINDS[t.dtype], t.shape[0], t.shape[1],
+                           t.contiguous().numpy().tobytes()) for name, t in state["parts"].items()}
+        except (KeyError, TypeError, AttributeError, IndexError):
+            raise ConfigError("state: give the \"sync\" entry of a checkpoint, what state_dict() "
+                              "returned") from None
+
+    # ---- the end
+
+    def pace(self, factor: float) -> None:
+        """Rounds that begin from now on last factor · sync_every steps; pace_max, a keyword,
+        bounds it. All sites give the same factor at the same tokens."""
+        self._sync.pace(factor)
+
+    def report(self, text: str) -> None:
+        """This site is through. Once, after `finished`; waits for the other sites. close() does it
+        otherwise."""
+        self._sync.report(text)
+        self._reported = True
+
+    def interrupt(self) -> None:
+        """The present or next call that waits raises within 0.1 s. Any thread, any handler."""
+        self._sync.interrupt()
+
+    def close(self) -> None:
+        """Leaves the run: if it is finished, after all sites are through; otherwise it goes on
+        without this site, or fails. Afterwards the optimizer's step is its own again."""
+        if self._closed:
+            return
+        try:
+            if self._results.run_dir is not None or self._merges:
+                self._summarize("done" if self.finished else "interrupted")
+        finally:
+            self._leave()
+
+    def _summarize(self, outcome: str) -> None:
+        if outcome != "done" and self._merges:
+            return  # the other ranks may be lost
+        own = self._sync.statistics()
+        if self._merges:
+            own = _results.Merged(self._ranks.gather_json(own._asdict()))
+        hashes = self.anchor_hashes()
+        text = ""
+        if self._results.run_dir is not None:
+            summary = self._results.summarize(outcome, own)
+            self._results.write_summary(summary, hashes)
+            text = _results.compact(summary)
+        if outcome == "done" and not self._reported:
+            self.report(text)
+
+    def _leave(self) -> None:
+        self._closed = True
+        for hook in self._hooks:
+            hook.remove()
+        for optimizer in self._optimizers:
+            _hooked.discard(optimizer)
+        try:
+            if self._sync is not None:
+                self._sync.close()
+        finally:
+            if self._results is not None:
+                self._results.close()
+
+    def __enter__(self) -> "DiLoCo":
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is None:
+            self.close()
+            return
+        if not self._closed and not self.finished:
+            text = str(error)
+            self._sync.fail(f"{kind.__name__}: {text}" if text else kind.__name__)
+            self._say(f"this site ends: {kind.__name__}: {text}")
+        try:
+            if not self._closed and self._results.run_dir is not None and not self._merges:
+                self._summarize("done" if self.finished else "failed")
+        except Exception as second:  # the first one says more
+            logger.warning("while closing: %s", second)
+        finally:
+            self._leave()
+
+    def _say(self, text: str) -> None:
+        logger.info(text)
+        if self._results is not None:
+            self._results.say(text)
+
+    # ---- data
+
+    def _take(self) -> int:
+        """The next index of this rank."""
+        count = 1 if self._ranks is None else self._ranks.size
+        try:
+            positions = self._sync.windows(count)
+        except DilocoxError as error:
+            if error.status != Status.STATE or self.finished:
+                raise
+            raise DilocoxError(
+                f"{error}; a loader has taken more ahead than windows_ahead={self._windows_ahead} "
+                "allows: give num_workers x prefetch_factor x batch_size, of all ranks together",
+                error.status) from error
+        self._taken += count
+        return self._sync.window(positions[0 if self._ranks is None else self._ranks.rank])
+
+
+_KINDS = {torch.float32: "f32", torch.int32: "i32", torch.int64: "i64", torch.uint8: "u8"}
+_DTYPES = {kind: dtype for dtype, kind in _KINDS.items()}
+
+
+def _part(kind: str, rows: int, cols: int, data: bytes) -> torch.Tensor:
+    if rows * cols == 0:
+        return torch.empty((rows, cols), dtype=_DTYPES[kind])
+    return torch.frombuffer(bytearray(data), dtype=_DTYPES[kind]).view(rows, cols)
+
+
+def _check_keywords(options: Mapping[str, Any]) -> None:
+    known = set(inspect.signature(DiLoCo.__init__).parameters) - {"self", "options"}
+    known |= {KEYWORDS.get(field, field) for field in SYNC_OPTIONS} | {"pace_max"}
+    for name in options:
+        if name not in known:
+            raise unknown_keyword(name, known)
+
+
+class LeaseSampler(Sampler):
+    """The indices of this site's leases, for a DataLoader: of all indices that the sites of a run
+    draw each one comes once per epoch of the run. On several ranks each gets its share; their
+    loaders must be alike.
+
+    sync: an open DiLoCo with data and batch_size. epoch_size: indices per pass, on each rank;
+    None: until the run is finished. Workers are handed indices ahead: `windows_ahead` has to cover
+    them, and the loop leaves on sync.finished. Iterate in the thread that steps."""
+
+    def __init__(self, sync: DiLoCo, *, epoch_size: Optional[int] = None) -> None:
+        if not isinstance(sync, DiLoCo) or not sync._windows:
+            raise ConfigError("LeaseSampler: give a DiLoCo that was opened with data and "
+                              "batch_size")
+        if epoch_size is not None:
+            _whole("epoch_size", epoch_size, 1)
+        self.sync, self.epoch_size = sync, epoch_size
+
+    def __iter__(self) -> Iterator[int]:
+        given = 0
+        while given != self.epoch_size and not self.sync.finished:
+            yield self.sync._take()
+            given += 1
+
+    def __len__(self) -> int:
+        if self.epoch_size is None:
+            raise TypeError("a LeaseSampler without epoch_size ends with the run, and has no "
+                            "length")
+        return self.epoch_size
