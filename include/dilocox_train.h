@@ -175,6 +175,9 @@ typedef struct dlx_coordinate_options {
     /* the sites go on from snapshots, not as they are: a RUN_DIR/coordinator.db that is there is
      * kept under another name, and put back if they do not all come */
     bool resumes;
+    /* the sites are training loops of their own: of the config, tokens and what concerns this
+     * process count, and the sites' settings are compared with each other's only */
+    DLX_OPTION_ALIGN bool own_loops;
 } dlx_coordinate_options;
 
 #define DLX_COORDINATE_OPTIONS_INIT                                                                \

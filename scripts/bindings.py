@@ -205,7 +205,8 @@ def quote(value):
 
 
 def struct_lines(header, name):
-    return ["", "", f"class {name}(Structure):", "    _fields_ = [",
+    return ["", "", f"class {name}(Structure):", "    __slots__ = ()",
+            "    _fields_ = [",
             *(f'        ("{field}", {kind}),' for field, kind in header.fields(name)), "    ]"]
 
 

@@ -93,6 +93,7 @@ class PartKind(IntEnum):
 
 
 class dlx_error(Structure):
+    __slots__ = ()
     _fields_ = [
         ("status", c_int),
         ("system_errno", c_int),
@@ -103,6 +104,7 @@ class dlx_error(Structure):
 
 
 class dlx_tensor(Structure):
+    __slots__ = ()
     _fields_ = [
         ("name", c_char_p),
         ("data", c_void_p),
@@ -117,6 +119,7 @@ class dlx_tensor(Structure):
 
 
 class dlx_link_config(Structure):
+    __slots__ = ()
     _fields_ = [
         ("hub", c_void_p),
         ("name", c_char_p),
@@ -130,6 +133,7 @@ class dlx_link_config(Structure):
 
 
 class dlx_part(Structure):
+    __slots__ = ()
     _fields_ = [
         ("name", c_char_p),
         ("kind", c_int),
@@ -140,6 +144,7 @@ class dlx_part(Structure):
 
 
 class dlx_step(Structure):
+    __slots__ = ()
     _fields_ = [
         ("size", c_size_t),
         ("submitted", c_bool),
@@ -154,6 +159,7 @@ class dlx_step(Structure):
 
 
 class dlx_statistics(Structure):
+    __slots__ = ()
     _fields_ = [
         ("size", c_size_t),
         ("rounds", c_uint64),
@@ -187,6 +193,7 @@ class dlx_statistics(Structure):
 
 
 class dlx_end(Structure):
+    __slots__ = ()
     _fields_ = [
         ("size", c_size_t),
         ("parts", c_uint64),
@@ -196,6 +203,7 @@ class dlx_end(Structure):
 
 
 class dlx_coordinator_statistics(Structure):
+    __slots__ = ()
     _fields_ = [
         ("size", c_size_t),
         ("attempts", c_uint64),
@@ -211,6 +219,7 @@ class dlx_coordinator_statistics(Structure):
 
 
 class dlx_site_statistics(Structure):
+    __slots__ = ()
     _fields_ = [
         ("size", c_size_t),
         ("site", c_char_p),
@@ -230,6 +239,7 @@ dlx_restore = CFUNCTYPE(c_int, c_void_p, POINTER(dlx_part), POINTER(dlx_error))
 
 
 class dlx_sync_config(Structure):
+    __slots__ = ()
     _fields_ = [
         ("size", c_size_t),
         ("site", c_char_p),
@@ -297,6 +307,7 @@ class dlx_sync_config(Structure):
 
 
 class dlx_coordinator_config(Structure):
+    __slots__ = ()
     _fields_ = [
         ("size", c_size_t),
         ("link", dlx_link_config),

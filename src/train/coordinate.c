@@ -174,7 +174,8 @@ dlx_status dlxi_coordinate(const dlxi_config *config, const dlx_coordinate_optio
     DLX_TRY_OUT(dlxi_config_check_coordinator(config, options->coordinator, error));
     DLX_TRY_OUT(dlxi_config_link(&settings.link, listen, config, options->coordinator, options->hub,
                                  0, error));
-    DLX_TRY_OUT(dlxi_options_print_canonical(&shared_text, config, &dlxi_config_table, error));
+    if (!options->own_loops)
+        DLX_TRY_OUT(dlxi_options_print_canonical(&shared_text, config, &dlxi_config_table, error));
     settings.sites = options->sites;
     settings.tokens = (uint64_t)config->train.tokens;
     settings.shared_text = shared_text;

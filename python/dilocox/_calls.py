@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the package calls the library: one call at a time, in the process that opened the object, and
+so that signals are seen.
+
+Python runs signal handlers between its own instructions only. So no call waits for more than
+SLICE_MS; it is called on until it is through, and handlers run in between. And since an exception
+that a handler raises inside a callback is lost, SIGINT is only noted while the main thread is in
+the library, and its handler runs when the call is back, or where a callback asks for it."""
+from __future__ import annotations
+
+import atexit
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+import time
+import weakref
+from ctypes import byref, c_void_p
+from typing import Any, Callable, List, Optional
+
+from . import _c
+from ._c import Status
+from ._errors import DilocoxError, error_of
+from ._library import library
+
+SLICE_MS = 100
+EXIT_S = 10  # at the interpreter's end, for all objects that are still open
+
+logger = logging.getLogger("dilocox")
+
+
+def _in_main_thread() -> bool:
+    return threading.get_ident() == threading.main_thread().ident
+
+
+class _Sigint:
+    """SIGINT while the main thread is in the library."""
+
+    def __init__(self) -> None:
+        self.handler: Any = None
+        self.noted = False
+        self.note = self._note  # one object, to be recognised
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.noted = True
+
+    def hold(self) -> bool:
+        """False: off the main thread, held already, or the signal has no handler in Python."""
+        if not _in_main_thread():
+            return False
+        handler = signal.getsignal(signal.SIGINT)
+        if handler is self.note or not callable(handler):
+            return False
+        signal.signal(signal.SIGINT, self.note)
+        self.handler = handler
+        return True
+
+    def run(self) -> None:
+        """The handler, if the signal came."""
+        if self.noted and _in_main_thread():
+            self.noted = False
+            self.handler(signal.SIGINT, sys._getframe(1))
+
+    def let_go(self) -> None:
+        if signal.getsignal(signal.SIGINT) is self.note:  # else the handler has set another
+            signal.signal(signal.SIGINT, self.handler)
+        self.run()
+
+
+_sigint = _Sigint()
+
+
+def check_signals() -> None:
+    """For a callback that takes long: raises KeyboardInterrupt if Ctrl-C was pressed since the
+    library was called. (More exactly: runs the handler of SIGINT. Other handlers run by
+    themselves.) Off the main thread it does nothing."""
+    _sigint.run()
+
+
+class Callbacks:
+    """Python functions as C callbacks. What one raises ends the library's call, which raises."""
+
+    def __init__(self) -> None:
+        self.raised: Optional[BaseException] = None
+
+    def with_status(self, prototype: Any, function: Callable[..., object]) -> Any:
+        """A callback (context, values…, error): function(values…)."""
+        def called(_: object, *arguments: Any) -> int:
+            try:
+                function(*arguments[:-1])
+                check_signals()
+            except BaseException as why:
+                self.raised = why
+                if arguments[-1]:
+                    self._fill(arguments[-1].contents, why)
+                return Status.SYSTEM
+            return Status.OK
+        return prototype(called)
+
+    def without(self, prototype: Any, function: Callable[..., object]) -> Any:
+        """A callback (context, texts…) that returns nothing."""
+        def called(_: object, *texts: bytes) -> None:
+            try:
+                function(*(text.decode(errors="replace") for text in texts))
+            except BaseException as why:
+                self.raised = why
+        return prototype(called)
+
+    @staticmethod
+    def _fill(error: _c.dlx_error, why: BaseException) -> None:
+        text = f"a callback raised {type(why).__name__}: {why}".encode(errors="replace")
+        error.status, error.system_errno, error.round = Status.SYSTEM, 0, -1
+        error.site, error.message = b"", text[:511]
+
+    def take(self) -> Optional[BaseException]:
+        raised, self.raised = self.raised, None
+        return raised
+
+
+_open: "weakref.WeakSet[Handle]" = weakref.WeakSet()
+
+
+class Handle:
+    """An object of the library, of the process that opened it. Subclasses say how to go on with a
+    call that returned AGAIN, how to make one end, and how to free the object."""
+
+    _exit_order = 0
+
+    def __init__(self) -> None:
+        self._closed = False
+        self._pointer = c_void_p()
+        self._process = os.getpid()
+        self._library = library()
+        self._busy = threading.Lock()  # held by a call
+        self._any_thread = threading.RLock()  # held by short calls that may run beside another
+        self._pending = False  # a signal's handler raised while a call waited
+        self._error = _c.dlx_error()
+        self._callbacks = Callbacks()
+        self._borrowed: List[Any] = []  # what the library uses until close
+        _open.add(self)
+
+    def _wait(self, error: Any) -> int:
+        raise NotImplementedError
+
+    def _interrupt(self) -> None:
+        raise NotImplementedError
+
+    def _free(self, pointer: c_void_p) -> None:
+        raise NotImplementedError
+
+    def _refresh(self) -> None:
+        """After each call: reads what Python has as attributes."""
+
+    # ---- calls -----------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        if os.getpid() != self._process:
+            raise DilocoxError(
+                f"this {type(self).__name__} is of process {self._process}, and process "
+                f"{os.getpid()} is a fork of that: use it there only")
+        if self._closed:
+            raise DilocoxError(f"this {type(self).__name__} is closed")
+
+    def _lock(self, timeout_s: float = 0) -> None:
+        if not self._busy.acquire(timeout=timeout_s):
+            raise DilocoxError(
+                f"a call on this {type(self).__name__} is running: calls come from one thread at a "
+                "time, and neither from callbacks nor from handlers of signals")
+
+    def _call(self, function: Callable[[Any], int], waits: bool = True,
+              until_s: float = math.inf) -> None:
+        """function(error) to its end. Raises what it returns, or what a callback or a signal's
+        handler raised. At until_s of the monotonic clock it is interrupted."""
+        self._check()
+        held = _sigint.hold()
+        try:
+            self._lock()
+            try:
+                if self._pending:
+                    self._interrupt()
+                    self._wait_through(Status.AGAIN, until_s)
+                status = function(byref(self._error))
+                if waits:
+                    status = self._wait_through(status, until_s)
+                self._refresh()
+            finally:
+                self._busy.release()
+        finally:
+            if held:
+                _sigint.let_go()
+        raised = self._callbacks.take()
+        if isinstance(raised, DilocoxError) or not isinstance(raised, (Exception, type(None))):
+            raise raised
+        if status != Status.OK:
+            raise error_of(status, self._error) from raised
+        if raised is not None:
+            raise raised
+
+    def _wait_through(self, status: int, until_s: float) -> int:
+        self._pending = status == Status.AGAIN
+        while status == Status.AGAIN:
+            _sigint.run()
+            if self._callbacks.raised is not None or time.monotonic() > until_s:
+                self._interrupt()
+            status = self._wait(byref(self._error))
+        self._pending = False
+        return status
+
+    # ---- close -----------------------------------------------------------------------------------
+
+    def _end(self, timeout_s: float = 0, apart: bool = False) -> None:
+        """Frees the object, in a thread of its own if Ctrl-C should not have to wait for that.
+        timeout_s: for a call that another thread is in."""
+        if self._closed or os.getpid() != self._process:
+            return
+        held = _sigint.hold()
+        try:
+            self._lock(timeout_s)
+            with self._any_thread:
+                pointer, self._pointer, self._closed = self._pointer, c_void_p(), True
+            freeing = threading.Thread(target=self._free, args=(pointer,))
+            if apart:
+                freeing.start()
+            else:
+                freeing.run()
+        finally:
+            if held:
+                _sigint.let_go()
+        if apart:
+            freeing.join()
+
+    def _abandon(self, until_s: float) -> None:
+        """Close for one that nobody closed: it must end by until_s of the monotonic clock, and has
+        nobody to raise to."""
+        if self._closed or os.getpid() != self._process:
+            return
+        self._interrupt()
+        try:
+            self._end(max(0, until_s - time.monotonic()))
+        except DilocoxError:
+            pass  # a thread is in it still
+
+    def __del__(self) -> None:
+        if hasattr(self, "_borrowed"):
+            self._abandon(time.monotonic() + EXIT_S)
+
+
+@atexit.register
+def _abandon_all() -> None:
+    until_s = time.monotonic() + EXIT_S
+    for handle in sorted(_open, key=lambda one: one._exit_order):
+        handle._abandon(until_s)
