@@ -140,10 +140,15 @@ def write(tensor, first, flat):
         view.copy_(flat[offset:offset + view.numel()].view(view.shape))
 
 
-def at_address(address, count, dtype=torch.float32):
-    """[count] values of the library's memory, for the time of a callback."""
-    size = torch.empty(0, dtype=dtype).element_size()
-    return torch.frombuffer((ctypes.c_char * (count * size)).from_address(address), dtype=dtype)
+def at_address(address, count):
+    """f32 [count] of the library's memory, for the time of a callback."""
+    memory = (ctypes.c_float * count).from_address(address)
+    return torch.frombuffer(memory, dtype=torch.float32)
+
+
+def bytes_of(tensor):
+    """Of a contiguous tensor on the host."""
+    return ctypes.string_at(tensor.data_ptr(), tensor.numel() * tensor.element_size())
 
 
 def hash_of(tensors):
@@ -153,9 +158,7 @@ def hash_of(tensors):
         for first in range(0, tensor.numel(), PIECE):
             n = min(PIECE, tensor.numel() - first)
             for view, _ in pieces(tensor, first, n):
-                plain = view.cpu().contiguous()
-                digest.update(ctypes.string_at(plain.data_ptr(), plain.numel()
-                                               * plain.element_size()))
+                digest.update(bytes_of(view.cpu().contiguous()))
     return digest.hexdigest()
 
 

@@ -19,10 +19,10 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Sampler
 
-from . import ConfigError, Coordinator, DilocoxError, Hub, Step, Sync, Tensor
+from . import (ConfigError, Coordinator, DilocoxError, Hub, Part, PartKind, Status, Step, Sync,
+               Tensor, check_signals)
 from . import _c, _ranks, _results, _tensors
-from ._c import SYNC_OPTIONS, Status
-from ._calls import check_signals
+from ._c import SYNC_OPTIONS
 from ._options import KEYWORDS, unknown_keyword
 
 __all__ = ["Coordinator", "DiLoCo", "Hub", "LeaseSampler"]
@@ -143,6 +143,9 @@ class DiLoCo:
                         outer_lr=outer_lr, outer_momentum=outer_momentum,
                         exchange_steps=exchange_steps, timeout=timeout, seed=seed, **options)
         self._sync: Any = None
+        self._last_step: Optional[Step] = None
+        self._pinned: Optional[torch.Tensor] = None  # staging, if values are on a GPU
+        self._bounce: Dict[Any, torch.Tensor] = {}
         self._hooks: list = []
         self._closed = self._evaluating = self._reported = False
         self._counted: Optional[int] = None
@@ -185,7 +188,7 @@ class DiLoCo:
                 self._tensors(), site=self._site, coordinator=coordinator, key=key, roster=roster,
                 hub=hub, listen=listen, unencrypted=unencrypted,
                 shared={**(shared or {}), **described}, fetch=self._fetch, store=self._store,
-                staging=self._staging(), log=self._say, state=self._state_of(state),
+                staging=self._staging(), log=self._say, **self._state_keywords(state),
                 **self._rank_keywords(), **self._windows, **settings)
             self._joined(state)
         except BaseException:
@@ -299,7 +302,6 @@ class DiLoCo:
         if most == 0:
             return None
         self._pinned = torch.empty(min(most, 1 << 24), dtype=torch.float32, pin_memory=True)
-        self._bounce: Dict[Any, torch.Tensor] = {}
         return self._pinned.data_ptr(), self._pinned.numel() * 4
 
     def _joined(self, state: Any) -> None:
@@ -315,11 +317,10 @@ class DiLoCo:
 
     # ---- values behind callbacks
 
-    def _flat(self, address: int, count: int, dtype: Any) -> torch.Tensor:
+    def _flat(self, address: int, count: int) -> torch.Tensor:
         """The library's chunk, on the host."""
-        pinned = getattr(self, "_pinned", None)
-        if pinned is not None and address == pinned.data_ptr():
-            return pinned[:count]
+        if self._pinned is not None and address == self._pinned.data_ptr():
+            return self._pinned[:count]
         return _tensors.at_address(address, count)
 
     def _bounced(self, tensor: torch.Tensor, count: int) -> Optional[torch.Tensor]:
@@ -334,8 +335,7 @@ class DiLoCo:
 
     def _fetch(self, index: int, first: int, count: int, address: int) -> None:
         tensor = self._own[index][0].now()
-        flat, between = self._flat(address, count, tensor.dtype), None
-        between = self._bounced(tensor, count)
+        flat, between = self._flat(address, count), self._bounced(tensor, count)
         with torch.no_grad():
             if between is None:
                 _tensors.read(flat, tensor, first)
@@ -345,8 +345,7 @@ class DiLoCo:
 
     def _store(self, index: int, first: int, count: int, address: int) -> None:
         tensor = self._own[index][0].now()
-        flat = self._flat(address, count, tensor.dtype)
-        between = self._bounced(tensor, count)
+        flat, between = self._flat(address, count), self._bounced(tensor, count)
         with torch.no_grad():
             if between is not None:
                 flat = between.copy_(flat)
@@ -376,8 +375,6 @@ class DiLoCo:
         if everything:
             for value in self._values:
                 value.check_stays()
-
-    _last_step: Optional[Step] = None
 
     def _tokens_now(self) -> int:
         tokens = self._counted if self._counted is not None else self._tokens_per_step
@@ -593,19 +590,24 @@ class DiLoCo:
                 if error.status != Status.AGAIN:
                     raise
             time.sleep(SAVE_POLL_S)
-        return {"site": self._site, "steps": self._results.facts["before"] + self._steps,
-                "parts": {name: _part(kind, rows, cols, data)
-                          for name, kind, rows, cols, data in parts}}
+        rank = 0 if self._ranks is None else self._ranks.rank
+        return {"site": self._site, "rank": rank,
+                "steps": self._results.facts["before"] + self._steps,
+                "parts": {part.name: _tensor_of(part) for part in parts}}
 
-    def _state_of(self, state: Optional[Mapping[str, Any]]) -> Any:
+    def _state_keywords(self, state: Optional[Mapping[str, Any]]) -> Dict[str, Any]:
         if state is None:
-            return None
+            return {}
         try:
-            return {name: (_KINDS[t.dtype], t.shape[0], t.shape[1],
-                           t.contiguous().numpy().tobytes()) for name, t in state["parts"].items()}
-        except (KeyError, TypeError, AttributeError, IndexError):
+            parts = {name: _part_of(name, t) for name, t in state["parts"].items()}
+            site, rank = state["site"], state["rank"]
+        except (KeyError, TypeError, AttributeError, ValueError):
             raise ConfigError("state: give the \"sync\" entry of a checkpoint, what state_dict() "
                               "returned") from None
+        own = 0 if self._ranks is None else self._ranks.rank
+        if rank != own:
+            raise ConfigError(f"state: it is of rank {rank}, and this is rank {own}")
+        return {"state": parts, "as_new": site != self._site}
 
     # ---- the end
 
@@ -705,14 +707,22 @@ class DiLoCo:
         return self._sync.window(positions[0 if self._ranks is None else self._ranks.rank])
 
 
-_KINDS = {torch.float32: "f32", torch.int32: "i32", torch.int64: "i64", torch.uint8: "u8"}
-_DTYPES = {kind: dtype for dtype, kind in _KINDS.items()}
+_DTYPES = {PartKind.F32: torch.float32, PartKind.I32: torch.int32, PartKind.I64: torch.int64,
+           PartKind.U8: torch.uint8}
 
 
-def _part(kind: str, rows: int, cols: int, data: bytes) -> torch.Tensor:
-    if rows * cols == 0:
-        return torch.empty((rows, cols), dtype=_DTYPES[kind])
-    return torch.frombuffer(bytearray(data), dtype=_DTYPES[kind]).view(rows, cols)
+def _tensor_of(part: Part) -> torch.Tensor:
+    if not part.data:
+        return torch.empty((part.rows, part.cols), dtype=_DTYPES[part.kind])
+    return torch.frombuffer(bytearray(part.data), dtype=_DTYPES[part.kind]).view(part.rows,
+                                                                                 part.cols)
+
+
+def _part_of(name: str, tensor: torch.Tensor) -> Part:
+    tensor = tensor.detach().cpu().contiguous()
+    kind = next(k for k, dtype in _DTYPES.items() if dtype == tensor.dtype)
+    rows, cols = tensor.shape
+    return Part(name, kind, rows, cols, _tensors.bytes_of(tensor))
 
 
 def _check_keywords(options: Mapping[str, Any]) -> None:
