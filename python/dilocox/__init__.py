@@ -5,7 +5,6 @@
 `Sync` is one site, over any writable buffers; `Coordinator` is what they meet at. docs/pytorch.md
 and dilocox.h say more."""
 from ._c import PartKind, Statistics, Status, Step
-from ._calls import check_signals
 from ._coordinator import Coordinator, Hub, keygen
 from ._errors import (ConfigError, DilocoxError, DivergedError, NumericError, PeerLostError,
                       RefusedError, RunTimeoutError)
@@ -14,4 +13,4 @@ from ._sync import Part, Sync, Tensor
 
 __all__ = ["ConfigError", "Coordinator", "DilocoxError", "DivergedError", "Hub", "NumericError",
            "Part", "PartKind", "PeerLostError", "RefusedError", "RunTimeoutError", "Statistics",
-           "Status", "Step", "Sync", "Tensor", "check_signals", "keygen", "version"]
+           "Status", "Step", "Sync", "Tensor", "keygen", "version"]

@@ -4,8 +4,9 @@ so that signals are seen.
 
 Python runs signal handlers between its own instructions only. So no call waits for more than
 SLICE_MS; it is called on until it is through, and handlers run in between. And since an exception
-that a handler raises inside a callback is lost, SIGINT is only noted while the main thread is in
-the library, and its handler runs when the call is back, or where a callback asks for it."""
+that leaves a callback is lost, SIGINT's handler is replaced while the main thread is in the library
+by one that notes the signal, for the handler to run when the call is back, and that runs it at once
+only inside of what a callback catches."""
 from __future__ import annotations
 
 import atexit
@@ -41,10 +42,16 @@ class _Sigint:
     def __init__(self) -> None:
         self.handler: Any = None
         self.noted = False
+        self.in_callback = False
         self.note = self._note  # one object, to be recognised
 
     def _note(self, number: int, frame: Any) -> None:
-        self.noted = True
+        if not self.in_callback:
+            self.noted = True
+            return
+        self.in_callback = False  # if it raises
+        self.handler(number, frame)
+        self.in_callback = True
 
     def hold(self) -> bool:
         """False: off the main thread, held already, or the signal has no handler in Python."""
@@ -72,47 +79,45 @@ class _Sigint:
 _sigint = _Sigint()
 
 
-def check_signals() -> None:
-    """For a callback that takes long: raises KeyboardInterrupt if Ctrl-C was pressed since the
-    library was called. (More exactly: runs the handler of SIGINT. Other handlers run by
-    themselves.) Off the main thread it does nothing."""
-    _sigint.run()
-
-
 class Callbacks:
     """Python functions as C callbacks. What one raises ends the library's call, which raises."""
 
     def __init__(self) -> None:
         self.raised: Optional[BaseException] = None
 
+    def _run(self, function: Callable[..., object], *values: Any) -> bool:
+        interruptible = _in_main_thread()
+        try:
+            if interruptible:
+                _sigint.in_callback = True
+            function(*values)
+            if interruptible:
+                _sigint.in_callback = False
+            return True
+        except BaseException as why:
+            if interruptible:
+                _sigint.in_callback = False
+            self.raised = self.raised or why  # the first counts
+            return False
+
     def with_status(self, prototype: Any, function: Callable[..., object]) -> Any:
         """A callback (context, values…, error): function(values…)."""
         def called(_: object, *arguments: Any) -> int:
-            try:
-                function(*arguments[:-1])
-                check_signals()
-            except BaseException as why:
-                self.raised = why
-                if arguments[-1]:
-                    self._fill(arguments[-1].contents, why)
-                return Status.SYSTEM
-            return Status.OK
+            if self._run(function, *arguments[:-1]):
+                return Status.OK
+            if arguments[-1]:
+                error, why = arguments[-1].contents, self.raised
+                text = f"a callback raised {type(why).__name__}: {why}"
+                error.status, error.system_errno, error.round = Status.SYSTEM, 0, -1
+                error.site, error.message = b"", text.encode(errors="replace")[:511]
+            return Status.SYSTEM
         return prototype(called)
 
     def without(self, prototype: Any, function: Callable[..., object]) -> Any:
         """A callback (context, texts…) that returns nothing."""
         def called(_: object, *texts: bytes) -> None:
-            try:
-                function(*(text.decode(errors="replace") for text in texts))
-            except BaseException as why:
-                self.raised = why
+            self._run(function, *(text.decode(errors="replace") for text in texts))
         return prototype(called)
-
-    @staticmethod
-    def _fill(error: _c.dlx_error, why: BaseException) -> None:
-        text = f"a callback raised {type(why).__name__}: {why}".encode(errors="replace")
-        error.status, error.system_errno, error.round = Status.SYSTEM, 0, -1
-        error.site, error.message = b"", text[:511]
 
     def take(self) -> Optional[BaseException]:
         raised, self.raised = self.raised, None
@@ -169,10 +174,11 @@ class Handle:
                 f"a call on this {type(self).__name__} is running: calls come from one thread at a "
                 "time, and neither from callbacks nor from handlers of signals")
 
-    def _call(self, function: Callable[[Any], int], waits: bool = True,
-              until_s: float = math.inf) -> None:
-        """function(error) to its end. Raises what it returns, or what a callback or a signal's
-        handler raised. At until_s of the monotonic clock it is interrupted."""
+    def _call(self, function: Callable[[Any], int], wait: Optional[Callable[[Any], int]] = None,
+              waits: bool = True, until_s: float = math.inf) -> None:
+        """function(error) to its end, going on with wait(error) while it returns AGAIN. Raises what
+        it returns, or what a callback or a signal's handler raised. At until_s of the monotonic
+        clock it is interrupted."""
         self._check()
         held = _sigint.hold()
         try:
@@ -180,10 +186,10 @@ class Handle:
             try:
                 if self._pending:
                     self._interrupt()
-                    self._wait_through(Status.AGAIN, until_s)
+                    self._wait_through(Status.AGAIN, self._wait, until_s)
                 status = function(byref(self._error))
                 if waits:
-                    status = self._wait_through(status, until_s)
+                    status = self._wait_through(status, wait or self._wait, until_s)
                 self._refresh()
             finally:
                 self._busy.release()
@@ -198,13 +204,13 @@ class Handle:
         if raised is not None:
             raise raised
 
-    def _wait_through(self, status: int, until_s: float) -> int:
+    def _wait_through(self, status: int, wait: Callable[[Any], int], until_s: float) -> int:
         self._pending = status == Status.AGAIN
         while status == Status.AGAIN:
             _sigint.run()
             if self._callbacks.raised is not None or time.monotonic() > until_s:
                 self._interrupt()
-            status = self._wait(byref(self._error))
+            status = wait(byref(self._error))
         self._pending = False
         return status
 

@@ -108,7 +108,7 @@ def _value(keyword: str, value: Any, option: _c.Option) -> Union[bool, int, floa
 def set_options(config: Structure, table: Mapping[str, _c.Option], given: Mapping[str, Any],
                 others: Iterable[str]) -> None:
     """config ← each keyword's value. `others`: keywords that are no options."""
-    known = {KEYWORDS.get(field, field) for field in table}
+    known = {KEYWORDS.get(field, field) for field in table} - {"wait_ms"}  # the package's own
     for keyword, value in given.items():
         if keyword not in known:
             raise unknown_keyword(keyword, known.union(others))

@@ -181,12 +181,11 @@ class Sync(Handle):
             "group": group, "error_feedback": error_feedback, "adaptation": adaptation,
             "outer_lr": outer_lr, "outer_momentum": outer_momentum,
             "exchange_steps": exchange_steps, "timeout": timeout, "join_timeout": join_timeout,
-            **options}, Sync.__init__.__kwdefaults__)
+            "windows_ahead": windows_ahead, **options}, Sync.__init__.__kwdefaults__)
         config.windows, config.seed = self._windows, self._seed
         config.tokens_per_window = integer("tokens_per_window", tokens_per_window, 0, 2**64 - 1)
         config.data_hash = integer("data_hash", data_hash, 0, 2**64 - 1)
         config.windows_per_step = integer("windows_per_step", windows_per_step, 1, 1000000)
-        config.windows_ahead = integer("windows_ahead", windows_ahead, 0, 2**32 - 1)
         config.pace_max = real("pace_max", pace_max, 1, 100)
         config.ranks = integer("ranks", ranks, 1, 1024)
         config.rank = integer("rank", rank, 0, ranks - 1)
@@ -291,7 +290,7 @@ class Sync(Handle):
     # ---- what Handle asks for --------------------------------------------------------------------
 
     def _wait(self, error: Any) -> int:
-        return self._library.dlx_sync_wait(self._pointer, byref(self._step), error)
+        return self._library.dlx_sync_wait(self._pointer, None, error)
 
     def _interrupt(self) -> None:
         with self._any_thread:
@@ -330,8 +329,9 @@ class Sync(Handle):
         all its ranks give the same). Parameters may be replaced. Blocks if the overlap waits, and
         with several ranks until all of them call it. After `finished` one more step raises."""
         step, count = self._step, integer("tokens", tokens, 0, COUNT_MAX)
-        self._call(lambda error: self._library.dlx_sync_step(
-            self._pointer, count, byref(step), error))
+        into = byref(step)
+        self._call(lambda error: self._library.dlx_sync_step(self._pointer, count, into, error),
+                   lambda error: self._library.dlx_sync_wait(self._pointer, into, error))
         return Step(step.submitted, step.applied, step.finished, step.exchange_steps,
                     step.inner_steps, step.step_in_round, step.round, step.waited_s)
 
@@ -341,9 +341,13 @@ class Sync(Handle):
         until all sites call it; returns for how many seconds. If it raises, they are unchanged."""
         addresses, held = self._addresses("gradients", pointers)
         count, waited_s = integer("tokens", tokens, 0, COUNT_MAX), c_double()
+        step = _c.dlx_step(size=sizeof(_c.dlx_step))  # with the time, if the call waits on
+        self._borrowed_by_call = held
         self._call(lambda error: self._library.dlx_sync_gradients(
-            self._pointer, addresses, count, byref(waited_s), error))
-        return waited_s.value
+                       self._pointer, addresses, count, byref(waited_s), error),
+                   lambda error: self._library.dlx_sync_wait(self._pointer, byref(step), error))
+        self._borrowed_by_call = []
+        return max(waited_s.value, step.waited_s)
 
     def windows(self, count: int) -> List[int]:
         """The next positions of this round's lease, on the global order of training windows;

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts the library that the package would load here beside its modules: $DILOCOX_LIBRARY, or that of
+`make build`. The wheel is for this platform then; without a library it is for any, and whoever
+installs it installs libdilocox too."""
+import os
+import re
+import shutil
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+from wheel.bdist_wheel import bdist_wheel
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+LIBRARY = os.environ.get("DILOCOX_LIBRARY") or os.path.join(
+    os.path.dirname(HERE), "build", "src", "libdilocox.so")
+
+
+def version():
+    with open(os.path.join(HERE, "dilocox", "_c.py"), encoding="utf-8") as text:
+        return ".".join(re.search(r"^VERSION = \((\d+), (\d+), (\d+)\)", text.read(),
+                                  re.MULTILINE).groups())
+
+
+class WithLibrary(build_py):
+    def run(self):
+        super().run()
+        if os.path.exists(LIBRARY):
+            shutil.copy(LIBRARY, os.path.join(self.build_lib, "dilocox", "libdilocox.so"))
+
+    def get_outputs(self, include_bytecode=1):
+        library = os.path.join(self.build_lib, "dilocox", "libdilocox.so")
+        return super().get_outputs(include_bytecode) + [library] * os.path.exists(LIBRARY)
+
+
+class Tagged(bdist_wheel):
+    """Any Python 3; this platform, if it has the library."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.root_is_pure = not os.path.exists(LIBRARY)
+
+    def get_tag(self):
+        return ("py3", "none", super().get_tag()[2])
+
+
+setup(version=version(), cmdclass={"build_py": WithLibrary, "bdist_wheel": Tagged})
