@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sites of several ranks on gloo: copies under DistributedDataParallel, parts that are made by hand,
+a rank that dies, and one that skips a step."""
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import torch_support
+from support import DEADLINE_S, Case, main
+
+import dilocox
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+TOKENS = 2 * 60 * 16
+EXACT = dict(sync_every=5, low_rank=0, bits=32, overlap="carry", exchange_steps=2)
+
+
+class Ranks(Case):
+    def start(self, sites, tokens=TOKENS, **coordinator):
+        """A coordinator, and a process per entry of `sites`."""
+        self.coordinator = dilocox.Coordinator(sites=len({s["site"] for s in sites}), tokens=tokens,
+                                               unencrypted=True, **coordinator)
+        self.coordinator.start()
+        self.addCleanup(self.coordinator.close)
+        self.addCleanup(self.coordinator.interrupt)
+        processes = []
+        for one in sites:
+            spec = {"coordinator": self.coordinator.endpoint,
+                    "store": self.path("store-" + one["site"]), **one}
+            processes.append(subprocess.Popen(
+                [sys.executable, os.path.join(HERE, "torch_site.py"), json.dumps(spec)],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+            self.addCleanup(processes[-1].wait)
+            self.addCleanup(processes[-1].kill)
+        return processes
+
+    def outcome(self, process, code=0):
+        out, err = process.communicate(timeout=DEADLINE_S)
+        self.assertEqual(process.returncode, code, out + err)
+        return json.loads(out.splitlines()[-1]) if code == 0 else None
+
+    def run_all(self, sites, **more):
+        return [self.outcome(process) for process in self.start(sites, **more)]
+
+    def grid(self, ranks, kind, **options):
+        return [dict(site=site, rank=rank, ranks=ranks, kind=kind,
+                     options={**EXACT, **options}) for site in "ab" for rank in range(ranks)]
+
+    def check_equal(self, found, one):
+        for process in found:
+            self.assertEqual(process["hashes"], found[0]["hashes"])
+            self.assertLess(abs(process["final"] - one[0]["final"]), 0.01 * one[0]["final"])
+
+    def test_copies_and_parts(self):
+        one = self.run_all(self.grid(1, "ddp"))
+        self.assertLess(one[0]["final"], 0.6)
+        for overlap in ("carry", "none", "allreduce"):
+            options = dict(overlap=overlap, exchange_steps=2 if overlap == "carry" else 0)
+            if overlap != "carry":
+                one = self.run_all(self.grid(1, "ddp", **options))
+            with self.subTest(overlap=overlap):
+                copies = self.run_all(self.grid(2, "ddp", **options))
+                self.check_equal(copies, one)
+                self.assertEqual(set(copies[0]["hashes"]), set(one[0]["hashes"]))
+                for rank in range(2):  # each has all of it, equal to the bit, and half of the state
+                    self.assertEqual(copies[rank]["anchor"], copies[2 + rank]["anchor"])
+                    self.assertEqual(copies[0]["anchor"], copies[rank]["anchor"])
+                self.assertEqual(copies[0]["raw_bytes"] + copies[1]["raw_bytes"],
+                                 one[0]["raw_bytes"])
+                self.assertLess(max(c["raw_bytes"] for c in copies), 0.7 * one[0]["raw_bytes"])
+        parts = self.run_all(self.grid(2, "rows"))
+        one = self.run_all(self.grid(1, "ddp"))
+        self.check_equal(parts, one)
+        self.assertEqual(sorted(parts[0]["hashes"]), [
+            "bias", "down[rows 0:12]", "down[rows 12:24]", "up[rows 0:12]", "up[rows 12:24]",
+            "up_bias[rows 0:12]", "up_bias[rows 12:24]"])
+
+    def test_a_rank_that_dies(self):
+        sites = self.grid(2, "ddp")
+        sites[1]["dies_at"] = 12
+        processes = self.start(sites)
+        self.outcome(processes[1], -9)
+        error = self.outcome(processes[0])["error"]
+        self.assertEqual(error[0], "PeerLostError")
+        self.assertIn("rank 1 of this site has ended", error[1])
+        for process in processes[2:]:  # the other site goes on alone
+            self.assertNotIn("error", self.outcome(process))
+
+    def test_a_rank_that_skips_a_step(self):
+        sites = self.grid(2, "ddp")
+        for site in sites:
+            site["timeout"] = 1.0
+        sites[1]["skips_at"] = 7
+        process = self.start(sites)[0]
+        watch = threading.Timer(DEADLINE_S, process.kill)
+        watch.start()
+        self.addCleanup(watch.cancel)
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if "rank 1 of this site has not come for 1 s" in line:
+                break
+        else:
+            self.fail("".join(lines))
+
+    def test_ranks_that_differ(self):
+        def differ(text, **of_the_second):
+            sites = self.grid(2, "ddp")[:2]
+            sites[1].update(of_the_second)
+            for found in self.run_all(sites):
+                self.assertEqual(found["error"][0], "ConfigError")
+                self.assertRegex(found["error"][1], text)
+        differ("^sync_every: 5 on rank 0, 6 on rank 1",
+               options={**EXACT, "sync_every": 6})
+        differ("^tensor '.*': .* on rank 0, no such tensor on rank 1", kind="rows")
+        differ("^rank 1: buffers: 'all' must be", options={**EXACT, "buffers": "all"})
+
+
+if __name__ == "__main__":
+    main()
