@@ -3,15 +3,17 @@
 """Measures the cost of each overlap in validation loss, and writes the tables of docs/convergence.md
 between its markers.
 
-    bench/convergence.py --dilocox build/dilocox [--out docs/convergence.md] [--seeds 3] [--only NAME]
+    bench/convergence.py --dilocox build/dilocox [--out docs/convergence.md] [--seeds 3] [--only NAME,NAME]
 
-Four sites are threads of one process (wan.link: mem). Exchanges take a fixed number of inner steps,
+Four sites, unless said, are threads of one process (wan.link: mem). Exchanges take a fixed number of inner steps,
 so that every run repeats to the bit. Two runs at a time. A method's recovered share is
-(alone - method) / (alone - allreduce), by seed."""
+(alone - method) / (alone - allreduce of as many sites), by seed. A chart beside --out (gnuplot) has the
+shares against the time of an exchange."""
 import argparse
 import concurrent.futures
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -80,31 +82,40 @@ def mean_and_range(values, form):
 
 
 def exchange_time(overlap, settings, summary):
-    """In inner steps: 0 for `none`, a round for `delayed` and `eager`, as set for `carry`."""
+    """In inner steps: 0 for `none`, a round for `delayed` and `eager`; for `carry` as set, and a round at most."""
     if overlap == "none":
-        return "0"
-    return str(settings["sync.exchange_steps"]) if overlap == "carry" else f"{summary['steps'] / summary['rounds']:.1f}"
+        return 0
+    round_steps = round(summary["steps"] / summary["rounds"], 1)
+    return min(settings["sync.exchange_steps"], round_steps) if overlap == "carry" else round_steps
+
+
+def baseline(sites):
+    return "allreduce" if sites == SITES else f"allreduce, {sites} sites"
+
+
+def shares_of(results, name, sites, seeds):
+    """In per cent, by seed."""
+    return [100 * (alone - results[name, seed]["val_loss"]) / (alone - results[baseline(sites), seed]["val_loss"])
+            for seed in seeds for alone in [results["alone", seed]["val_loss"]]]
 
 
 def table(regime, methods, results, seeds):
     rows = ["| method | loss | recovered share | above `allreduce` | H, mean | exchange, steps | codec_ratio | compression_ratio |",
             "| --- | --- | --- | --- | --- | --- | --- | --- |"]
-    for name, _, overlap, extra in methods:
+    for name, sites, overlap, extra in methods:
         runs = [results[name, seed] for seed in seeds]
         losses = [one["val_loss"] for one in runs]
-        shares, above = [], []
-        for seed, loss in zip(seeds, losses):
-            best, alone = results["allreduce", seed]["val_loss"], results["alone", seed]["val_loss"]
-            shares.append(100 * (alone - loss) / (alone - best))
-            above.append(100 * (loss / best - 1))
+        best = baseline(sites if sites > 1 else SITES)
+        shares = shares_of(results, name, sites, seeds) if sites > 1 else [0] * len(seeds)
+        above = [100 * (loss / results[best, seed]["val_loss"] - 1) for seed, loss in zip(seeds, losses)]
         exchanging = overlap != "allreduce"
         codec_ratios = [one["codec_ratio"] for one in runs if one["codec_ratio"] is not None]  # None: the sites' differ
         rows.append("| " + " | ".join([
             name, mean_and_range(losses, "{:.4f}"), mean_and_range(shares, "{:.0f}%"), mean_and_range(above, "{:.1f}%"),
-            f"{runs[0]['steps'] / runs[0]['rounds']:.1f}" if exchanging else "1" if name == "allreduce" else "–",
-            exchange_time(overlap, {**regime.settings, **extra}, runs[0]) if exchanging else "–",
-            f"{statistics.mean(codec_ratios):.1f}" if exchanging else "1" if name == "allreduce" else "–",
-            f"{statistics.mean(one['compression_ratio'] for one in runs):.0f}" if exchanging else "1" if name == "allreduce" else "–",
+            f"{runs[0]['steps'] / runs[0]['rounds']:.1f}" if exchanging else "1" if sites > 1 else "–",
+            str(exchange_time(overlap, {**regime.settings, **extra}, runs[0])) if exchanging else "–",
+            f"{statistics.mean(codec_ratios):.1f}" if exchanging else "1" if sites > 1 else "–",
+            f"{statistics.mean(one['compression_ratio'] for one in runs):.0f}" if exchanging else "1" if sites > 1 else "–",
         ]) + " |")
     return "\n".join(rows)
 
@@ -121,6 +132,19 @@ def replace_between(path, name, text):
         file.write(head + begin + text + "\n" + end + tail)
 
 
+def chart(path, lines):
+    """{method: [(exchange in inner steps, share in per cent)]} as an SVG."""
+    if shutil.which("gnuplot") is None:
+        print("no gnuplot (Debian's gnuplot-nox): no chart", file=sys.stderr)
+        return
+    script = ("set terminal svg size 800,400 dynamic background '#ffffff'\nset key outside right\nset grid\n"
+              f"set output '{path}'\nset xlabel 'exchange, inner steps'\nset ylabel 'recovered share, %'\nset xrange [-1:32]\n")
+    for i, points in enumerate(lines.values()):
+        script += f"$line{i} << end\n" + "".join(f"{x} {y}\n" for x, y in sorted(points)) + "end\n"
+    script += "plot " + ", ".join(f"$line{i} with linespoints pointtype {i + 4} title '{name}'" for i, name in enumerate(lines)) + "\n"
+    subprocess.run(["gnuplot"], input=script, text=True, check=True)
+
+
 MODEL = {
     "model.family": "llama", "model.layers": 2, "model.width": 64, "model.heads": 4, "model.kv_heads": 2, "model.mlp_width": 176,
     "model.context": 64, "model.vocabulary": 256, "train.precision": "f32", "train.eval_tokens": 1.9e5,
@@ -130,6 +154,13 @@ DEFAULT = Regime("default", 4000, {**MODEL, "train.batch": 4, "train.micro_batch
 # The same with another text, on which nothing was tuned.
 OTHER_TEXT = Regime("other_text", 4000, {
     **DEFAULT.settings, "data.train": "data/sotu.train.tokens", "data.validation": "data/sotu.validation.tokens"})
+# Wider ones: the default rank of 64 is low for their matrices.
+def wide(width, steps):
+    return Regime(f"width{width}", steps, {
+        **MODEL, "model.layers": 3, "model.width": width, "model.mlp_width": 11 * width // 4, "model.context": 96,
+        "train.batch": 4, "train.micro_batch": 4, "sync.exchange_steps": 2})
+
+
 # A few long rounds at a high rate, with AdamW.
 STEEP = Regime("steep", 800, {
     **MODEL, "train.batch": 8, "train.micro_batch": 8, "train.optimizer": "adamw", "train.learning_rate": 1e-2,
@@ -161,16 +192,27 @@ def plan(seeds):
         ("carry, int4, rank 24, no error feedback", SITES, "carry", {**LOW_RANK, "sync.compression.error_feedback": "false"}),
     ]
     outer = [("carry, int4, Nesterov 0.7, 0.7", SITES, "carry", NESTEROV), ("carry, int4", SITES, "carry", {})]
-    late = [
+    late = [(f"carry, int4, {steps} steps late", SITES, "carry", {"sync.exchange_steps": steps}) for steps in (7, 28)]
+    a_round = [("delayed, int4", SITES, "delayed", {}), ("eager, int4", SITES, "eager", {})]
+    nesterov = [
         ("delayed, int4, Nesterov 0.7, 0", SITES, "delayed", {"sync.outer_learning_rate": 0.7, "sync.outer_momentum": 0}),
-        ("delayed, int4", SITES, "delayed", {}),
         ("eager, int4, Nesterov 0.7, 0.3", SITES, "eager", {"sync.outer_learning_rate": 0.7, "sync.outer_momentum": 0.3}),
-        ("eager, int4", SITES, "eager", {}),
     ]
+    rounds = [(f"carry, int4, H {steps}", SITES, "carry", {"sync.inner_steps": steps}) for steps in (4, 16, 40)]
+    sites = [method for n in (2, SITES, 8)
+             for method in ((baseline(n), n, "allreduce", {}), (f"carry, int4, {n} sites", n, "carry", {}))]
+    widths = [("carry, int4", SITES, "carry", {"sync.compression.rank": 0}), ("carry, int4, rank 64", SITES, "carry", {})]
+    rates = [(f"{name}, rate {rate}", n, "allreduce", {"train.learning_rate": rate})
+             for name, n in (("allreduce", SITES), ("alone", 1)) for rate in (2e-3, 5e-3)]
     return [("default", DEFAULT, BASELINES + overlaps, seeds),
             ("outer", DEFAULT, BASELINES + outer, seeds),
-            ("late", DEFAULT, BASELINES + late, seeds),
-            ("other text", OTHER_TEXT, BASELINES + outer, seeds),
+            ("late", DEFAULT, BASELINES + late + nesterov + a_round, seeds),
+            ("other text", OTHER_TEXT, BASELINES + outer + late + a_round, seeds),
+            ("rates", DEFAULT, BASELINES + rates, 1),
+            ("rounds", DEFAULT, BASELINES + rounds, 1),
+            ("sites", DEFAULT, BASELINES[1:] + sites, 1),
+            ("width 128", wide(128, 3000), BASELINES + widths, 1),
+            ("width 256", wide(256, 2000), BASELINES + widths, 1),
             ("compression", DEFAULT, BASELINES + compressions, 1),
             ("steep", STEEP, BASELINES + steep, 1)]
 
@@ -180,17 +222,26 @@ def main():
     parser.add_argument("--dilocox", default="build/dilocox")
     parser.add_argument("--out", default="docs/convergence.md")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", help="one table")
+    parser.add_argument("--only", help="tables, with commas")
     parser.add_argument("--keep", help="a directory for summaries; runs whose summary is there are not repeated")
     options = parser.parse_args()
     if options.keep:
         os.makedirs(options.keep, exist_ok=True)
+    only, lines = options.only.split(",") if options.only else None, {}
     for name, regime, methods, seed_count in plan(options.seeds):
-        if options.only not in (None, name):
+        if only and name not in only:
             continue
         seeds = list(range(1, seed_count + 1))
         results = measure(options.dilocox, options.keep, regime, methods, seeds)
         replace_between(options.out, name, table(regime, methods, results, seeds))
+        for method, sites, overlap, extra in methods:
+            if regime in (DEFAULT, OTHER_TEXT) and sites == SITES and method.startswith(("none, int4", "carry, int4", "delayed, int4", "eager, int4")) \
+                    and not set(extra) - {"sync.exchange_steps"}:
+                line = lines.setdefault(f"{overlap.replace('none', 'carry')}, {'other text' if regime is OTHER_TEXT else 'King James'}", {})
+                at = statistics.mean(exchange_time(overlap, {**regime.settings, **extra}, results[method, seed]) for seed in seeds)
+                line[at] = statistics.mean(shares_of(results, method, sites, seeds))
+    if lines:
+        chart(os.path.splitext(options.out)[0] + "-exchange.svg", {name: list(points.items()) for name, points in lines.items()})
 
 
 if __name__ == "__main__":

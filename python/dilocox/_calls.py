@@ -27,6 +27,7 @@ from ._errors import DilocoxError, error_of
 from ._library import library
 
 SLICE_MS = 100
+SIGINT = int(signal.SIGINT)  # signal.signal takes it faster
 EXIT_S = 10  # at the interpreter's end, for all objects that are still open
 
 logger = logging.getLogger("dilocox")
@@ -41,9 +42,11 @@ class _Sigint:
 
     def __init__(self) -> None:
         self.handler: Any = None
+        self.held = False
         self.noted = False
         self.in_callback = False
         self.note = self._note  # one object, to be recognised
+        self.possible = signal.getsignal(SIGINT) is not None  # None could not be put back
 
     def _note(self, number: int, frame: Any) -> None:
         if not self.in_callback:
@@ -55,24 +58,28 @@ class _Sigint:
 
     def hold(self) -> bool:
         """False: off the main thread, held already, or the signal has no handler in Python."""
-        if not _in_main_thread():
+        if self.held or not self.possible or not _in_main_thread():
             return False
-        handler = signal.getsignal(signal.SIGINT)
-        if handler is self.note or not callable(handler):
-            return False
-        signal.signal(signal.SIGINT, self.note)
-        self.handler = handler
-        return True
+        self.noted = False
+        handler = signal.signal(SIGINT, self.note)
+        self.held = callable(handler)
+        if self.held:
+            self.handler = handler
+        else:
+            signal.signal(SIGINT, handler)
+        return self.held
 
     def run(self) -> None:
         """The handler, if the signal came."""
         if self.noted and _in_main_thread():
             self.noted = False
-            self.handler(signal.SIGINT, sys._getframe(1))
+            self.handler(SIGINT, sys._getframe(1))
 
     def let_go(self) -> None:
-        if signal.getsignal(signal.SIGINT) is self.note:  # else the handler has set another
-            signal.signal(signal.SIGINT, self.handler)
+        self.held = False
+        now = signal.signal(SIGINT, self.handler)
+        if now is not self.note:  # the handler has set another one
+            signal.signal(SIGINT, now)
         self.run()
 
 
@@ -132,6 +139,7 @@ class Handle:
     call that returned AGAIN, how to make one end, and how to free the object."""
 
     _exit_order = 0
+    _may_give_up = True  # a pending call: what it borrowed is still there
 
     def __init__(self) -> None:
         self._closed = False
@@ -184,9 +192,9 @@ class Handle:
         try:
             self._lock()
             try:
+                self._callbacks.raised = None
                 if self._pending:
-                    self._interrupt()
-                    self._wait_through(Status.AGAIN, self._wait, until_s)
+                    self._give_up(until_s)
                 status = function(byref(self._error))
                 if waits:
                     status = self._wait_through(status, wait or self._wait, until_s)
@@ -203,6 +211,14 @@ class Handle:
             raise error_of(status, self._error) from raised
         if raised is not None:
             raise raised
+
+    def _give_up(self, until_s: float) -> None:
+        """Ends the call that a handler left, and with it this object's part in the run."""
+        if not self._may_give_up:
+            raise DilocoxError(f"this {type(self).__name__} was interrupted: close it",
+                               Status.INTERRUPTED)
+        self._interrupt()
+        self._wait_through(Status.AGAIN, self._wait, until_s)
 
     def _wait_through(self, status: int, wait: Callable[[Any], int], until_s: float) -> int:
         self._pending = status == Status.AGAIN
@@ -226,11 +242,11 @@ class Handle:
             self._lock(timeout_s)
             with self._any_thread:
                 pointer, self._pointer, self._closed = self._pointer, c_void_p(), True
-            freeing = threading.Thread(target=self._free, args=(pointer,))
             if apart:
+                freeing = threading.Thread(target=self._free, args=(pointer,))
                 freeing.start()
             else:
-                freeing.run()
+                self._free(pointer)
         finally:
             if held:
                 _sigint.let_go()

@@ -342,11 +342,10 @@ class Sync(Handle):
         addresses, held = self._addresses("gradients", pointers)
         count, waited_s = integer("tokens", tokens, 0, COUNT_MAX), c_double()
         step = _c.dlx_step(size=sizeof(_c.dlx_step))  # with the time, if the call waits on
-        self._borrowed_by_call = held
+        self._may_give_up = False
         self._call(lambda error: self._library.dlx_sync_gradients(
                        self._pointer, addresses, count, byref(waited_s), error),
                    lambda error: self._library.dlx_sync_wait(self._pointer, byref(step), error))
-        self._borrowed_by_call = []
         return max(waited_s.value, step.waited_s)
 
     def windows(self, count: int) -> List[int]:
