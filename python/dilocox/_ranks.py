@@ -17,7 +17,7 @@ import torch.distributed as dist
 from . import ConfigError, PeerLostError, RunTimeoutError
 from ._tensors import read, show, write
 
-TICK = datetime.timedelta(milliseconds=100)  # between two looks at signals
+TICK = datetime.timedelta(milliseconds=100)  # handlers of signals run between waits
 PATIENCE_S = 1800  # for a rank that does something else, as saving a checkpoint; as torch's own
 BOUNCE = 1 << 20  # values that are shared at a time
 
@@ -36,7 +36,6 @@ class Ranks:
         self.numbers = dist.get_process_group_ranks(group)  # in the world
         self.timeout_s = 10.0
         self.say = None  # for a line about a rank that does not come
-        self.check = None  # called while it waits; may raise
         timeout = datetime.timedelta(seconds=PATIENCE_S)
         whole = len(self.numbers) == dist.get_world_size()
         try:
@@ -83,8 +82,6 @@ class Ranks:
             except RuntimeError as error:
                 if "imed out" not in str(error):
                     raise self._lost(r) from error
-            if self.check is not None:
-                self.check()
             waited_s = time.monotonic() - begun_s
             if waited_s > self.timeout_s and not said:
                 said = True

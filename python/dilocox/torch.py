@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Sampler
 
 from . import (ConfigError, Coordinator, DilocoxError, Hub, Part, PartKind, Status, Step, Sync,
-               Tensor, check_signals)
+               Tensor)
 from . import _c, _ranks, _results, _tensors
 from ._c import SYNC_OPTIONS
 from ._options import KEYWORDS, unknown_keyword
@@ -278,7 +278,6 @@ class DiLoCo:
         if self._ranks is None:
             return list(range(len(self._values)))
         self._ranks.timeout_s, self._ranks.say = settings["timeout"], self._say
-        self._ranks.check = check_signals
         tables = self._ranks.gather_json({k: repr(v) for k, v in settings.items()})
         for r, table in enumerate(tables):
             for name, value in tables[0].items():
