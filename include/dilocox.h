@@ -24,8 +24,10 @@
  * other. A function blocks only if it says so.
  *
  * Callbacks. They come inside a call of the library, on the calling thread, and may themselves call
- * only functions of any thread on the same object. `log` alone comes on other threads too: see
- * dlx_log.
+ * only functions of any thread on the same object.
+ *
+ * Waiting. A config's wait_ms bounds how long a call waits for other processes: dlx_sync_wait goes
+ * on with it. So a caller looks at its signals in between.
  *
  * Values. A name's ending is its unit: _bytes, _ms, _s (seconds); `tokens`, `windows` and `values`
  * are counts. Arrays are row-major. Texts are UTF-8 and end with a zero byte.
@@ -50,6 +52,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include <dilocox_options.h>
 
 #if defined(__GNUC__) || defined(__clang__)
 #define DLX_API __attribute__((visibility("default")))
@@ -216,124 +220,19 @@ typedef struct dlx_link_config {
     const char *key_path, *roster_path;
 } dlx_link_config;
 
-/* A line for who watches the run: no newline, valid during the call. It comes on the thread in
- * dlx_sync_open or dlx_coordinator_run, until close also on the exchange thread of a dlx_sync (of
- * rank 0; lines about its connections on every rank), and with encryption on the thread that admits
- * keys: from several at once. */
+/* A line for the operator: no newline, valid during the call. Lines of the library's own threads are
+ * kept for the next call on the object that returns a status, or its close; a call that waits
+ * delivers them every 0.1 s. At most 64 are kept: of more, one line says how many were lost. Of a
+ * site's ranks, rank 0 has all lines, the others those about their connections. */
 typedef void (*dlx_log)(void *context, const char *line);
 
 /* all[ranks][bytes] ← own[bytes] of each rank of this site, in order of rank; blocks until all of
  * them call it. Every rank of the site makes the same calls in the same order, inside its
- * dlx_sync_step and dlx_sync_gradients. MPI_Allgather is one. `error` may be NULL; what is not
- * DLX_OK ends the call with it. */
+ * dlx_sync_step, dlx_sync_gradients and dlx_sync_end, in dlx_sync_wait for one of them, and in
+ * dlx_sync_resume. MPI_Allgather is one. `error` may be NULL; what is not DLX_OK ends the call with
+ * it. */
 typedef dlx_status (*dlx_gather)(void *context, void *all, const void *own, size_t bytes,
                                  dlx_error *error);
-
-/* ---- options of the synchroniser ------------------------------------------------------------- */
-
-/* As a value of an AUTO option: chosen for the overlap. */
-#define DLX_AUTO (-1.0)
-
-/* X(kind, field, key, default, min, max, sites, comment), one row per option. It gives the field of
- * dlx_sync_config with its default, the check of its range, the comparison of the sites' settings
- * when they join, and the trainer's option `key`. Rows are in the order of memory: add new ones at
- * the end.
- *
- *   kind         C type           values
- *   OVERLAP      dlx_overlap      in a config file, a word
- *   ADAPTATION   dlx_adaptation   in a config file, a word
- *   COUNT        uint32_t
- *   INT          int
- *   BITS         int              4, 8, 16, or 32, in a config file `none`: not quantised
- *   REAL         double
- *   AUTO         double           or DLX_AUTO, in a config file `auto`
- *   FLAG         bool
- *   MS           uint32_t         milliseconds, in a config file seconds
- *
- * sites: SAME if all sites must have the same value, OWN if each has its own. */
-/* clang-format off */
-#define DLX_SYNC_OPTION_TABLE(X)                                                                   \
-    X(OVERLAP, overlap, "sync.overlap", DLX_OVERLAP_CARRY, 0, DLX_OVERLAP_CARRY, SAME,             \
-      "what training does while a round's update travels")                                         \
-    X(COUNT, inner_steps, "sync.inner_steps", 16, 1, 100000, SAME,                                 \
-      "H: inner steps per round")                                                                  \
-    X(COUNT, inner_steps_min, "sync.inner_steps_min", 1, 1, 100000, SAME,                          \
-      "adaptation's lower bound of H")                                                             \
-    X(COUNT, inner_steps_max, "sync.inner_steps_max", 0, 0, 200000, SAME,                          \
-      "train on past H to here while an exchange is late, then wait; 0: 4 H")                      \
-    X(COUNT, exchange_steps, "sync.exchange_steps", 0, 0, 100000, SAME,                            \
-      "carry: apply exactly this many steps after submission, so that a run repeats; 0: at once")  \
-    X(AUTO, outer_learning_rate, "sync.outer_learning_rate", DLX_AUTO, 0, 10, SAME,                \
-      "of the outer step")                                                                         \
-    X(AUTO, outer_momentum, "sync.outer_momentum", DLX_AUTO, 0, 0.999, SAME,                       \
-      "of the outer step: how much of past updates is kept")                                       \
-    X(ADAPTATION, adaptation, "sync.adaptation", DLX_ADAPTATION_OFF, 0, DLX_ADAPTATION_LINK, SAME, \
-      "of rank and H: off, by spectrum (paper), by link")                                          \
-    X(INT, factor_rank, "sync.compression.rank", 64, 0, 1024, SAME,                                \
-      "columns of the low-rank factors, if they are smaller than the matrix; 0: none")             \
-    X(INT, factor_rank_min, "sync.compression.rank_min", 0, 0, 1024, SAME,                         \
-      "adaptation's lower bound; 0: a quarter of rank")                                            \
-    X(INT, factor_rank_max, "sync.compression.rank_max", 0, 0, 1024, SAME,                         \
-      "adaptation's upper bound; 0: twice rank")                                                   \
-    X(BITS, bits, "sync.compression.bits", 4, 4, 32, SAME,                                         \
-      "of a value sent; under allreduce 16, or else none")                                         \
-    X(INT, group, "sync.compression.group", 64, 2, 1024, SAME,                                     \
-      "values that share a scale; even")                                                           \
-    X(FLAG, error_feedback, "sync.compression.error_feedback", true, false, true, SAME,            \
-      "what was not sent is sent later")                                                           \
-    X(FLAG, keep_unsent, "sync.compression.keep_unsent", true, false, true, SAME,                  \
-      "none, carry: a site trains on from what it has not sent yet, and so does not do it again")  \
-    X(MS, timeout_ms, "wan.timeout_s", 10000, 1000, 86400000, OWN,                                 \
-      "declare a peer lost after this long without a message")                                     \
-    X(MS, join_ms, "wan.join_s", 600000, 1000, 86400000, OWN,                                      \
-      "wait this long for the coordinator to answer, and at the coordinator for sites to join")    \
-    X(MS, orphan_ms, "wan.orphan_s", 1800000, 0, 86400000, OWN,                                    \
-      "when the coordinator is lost, wait this long for it to come back before the run ends")      \
-    X(COUNT, history_mib, "sync.history_mib", 0, 0, 1048576, OWN,                                  \
-      "results of past rounds kept for sites that missed them; 0: 64, or more for a large model")  \
-    X(FLAG, balance, "sync.balance", false, false, true, SAME,                                     \
-      "slower sites take fewer inner steps, faster ones more, so that they submit together")       \
-    X(AUTO, outer_momentum_rate, "sync.outer_momentum_rate", DLX_AUTO, 0, 10, SAME,                \
-      "of the outer step's momentum part; auto: the overlap's, or Nesterov's for another step")
-
-/* The same for the coordinator; key "": no option of a config file, or one of the table above. */
-#define DLX_COORDINATOR_OPTION_TABLE(X)                                                            \
-    X(COUNT, sites, "", 2, 1, 64, OWN,                                                             \
-      "how many sites take part")                                                                  \
-    X(MS, timeout_ms, "", 10000, 1000, 86400000, OWN,                                              \
-      "declare a site lost after this long without a message")                                     \
-    X(MS, patience_ms, "wan.patience_s", 600000, 1000, 86400000, OWN,                              \
-      "a round that began to fail has this long to commit before the run ends")                    \
-    X(MS, join_ms, "", 600000, 1000, 86400000, OWN,                                                \
-      "wait this long for sites to join")                                                          \
-    X(COUNT, sites_min, "wan.min_sites", 1, 0, 64, OWN,                                            \
-      "go on without the others while as many sites as this are left; 0: with all or not at all")  \
-    X(MS, limbo_ms, "", 600000, 1000, 86400000, OWN,                                               \
-      "a site that is away keeps its windows for so long")
-/* clang-format on */
-
-/* The C types of the kinds. */
-#define DLX_TYPE_OVERLAP    dlx_overlap
-#define DLX_TYPE_ADAPTATION dlx_adaptation
-#define DLX_TYPE_COUNT      uint32_t
-#define DLX_TYPE_INT        int
-#define DLX_TYPE_BITS       int
-#define DLX_TYPE_REAL       double
-#define DLX_TYPE_AUTO       double
-#define DLX_TYPE_FLAG       bool
-#define DLX_TYPE_MS         uint32_t
-
-/* Eight bytes per option: a field that a later version adds never lies in the padding of an older
- * struct. */
-#ifdef __cplusplus
-#define DLX_OPTION_ALIGN alignas(8)
-#else
-#define DLX_OPTION_ALIGN _Alignas(8)
-#endif
-#define DLX_OPTION_FIELD(kind, field, key, standard, min, max, sites, comment)                     \
-    DLX_OPTION_ALIGN DLX_TYPE_##kind field;
-#define DLX_OPTION_DEFAULT(kind, field, key, standard, min, max, sites, comment)                   \
-    .field = (standard),
 
 /* ---- one site -------------------------------------------------------------------------------- */
 
@@ -406,7 +305,8 @@ typedef struct dlx_sync dlx_sync;
  * the message; DLX_REFUSED: the coordinator's reason; DLX_TIMEOUT: no coordinator answered, a site
  * did not come, or no message came from the coordinator for config->timeout_ms; DLX_PEER_LOST: a
  * site left or does not reach another; DLX_INTERRUPTED; DLX_SYSTEM; DLX_DATA: a malformed message;
- * DLX_STATE: a hub has no room. Parameters may have changed on failure. */
+ * DLX_STATE: a hub has no room. Parameters may have changed on failure. DLX_AGAIN, with wait_ms:
+ * *out is open, and dlx_sync_wait goes on. */
 DLX_API dlx_status dlx_sync_open(dlx_sync **out, const dlx_sync_config *config,
                                  const dlx_tensor *tensors, size_t tensor_count, dlx_error *error);
 
@@ -490,6 +390,29 @@ typedef struct dlx_step {
  * any thread, and close are what may still be called. */
 DLX_API dlx_status dlx_sync_step(dlx_sync *sync, uint64_t tokens, dlx_step *step, dlx_error *error);
 
+/* Goes on with a call that has waited for config->wait_ms and returned DLX_AGAIN; waits for as long
+ * again, and returns what that call would: DLX_AGAIN too. Until something else is returned the call
+ * is pending: functions on this dlx_sync return DLX_STATE, but for those of any thread, getters and
+ * close; dlx_sync_pace does nothing.
+ *
+ *   dlx_sync_open, _resume   after a failure only close may be called, which is needed then too;
+ *                            before all sites have joined, getters return 0
+ *   dlx_sync_step            `step` is filled in by the call and by each wait: flags and waited_s
+ *                            are those of the call so far
+ *   dlx_sync_gradients       the gradients' memory must stay until it is through; waited_s, of the
+ *                            call so far, is in `step`
+ *   dlx_sync_end             after DLX_OK call it again: it returns at once then
+ *   dlx_sync_report          the text may go at once
+ *
+ * `step` may be NULL; what is not named above is zero in it. All ranks of a site have the same
+ * wait_ms. They return DLX_AGAIN at the same point, but each at its own from dlx_sync_open and
+ * dlx_sync_report. A call waits in ticks of 0.1 s, or less, and may return early. DLX_STATE: no
+ * call is pending. */
+DLX_API dlx_status dlx_sync_wait(dlx_sync *sync, dlx_step *step, dlx_error *error);
+/* Whether a call is pending: DLX_AGAIN of dlx_sync_save, and one of dlx_sync_report, is of another
+ * kind. */
+DLX_API bool dlx_sync_is_pending(const dlx_sync *sync);
+
 /* Rounds that begin from now on last `factor` times H inner steps: while the inner learning rate is
  * low, sites drift apart slowly and may go on for longer. A factor outside 0.01 … pace_max is the
  * nearer of them, NaN is 1. All sites give the same factor at the same tokens. */
@@ -505,7 +428,8 @@ DLX_API dlx_status dlx_sync_gradients(dlx_sync *sync, float *const *gradients, u
 
 /* positions[count] ← the next of this site's lease for the present round, on a global order of
  * training windows without end: dlx_window turns a position into a window. A lease is as long as
- * the longest round; what a round leaves unused is leased again. All ranks of a site have the same
+ * the longest round, and config->windows_ahead longer, so that as many can be taken before the
+ * round that trains on them; what is not taken is leased again. All ranks of a site have the same
  * lease and take the same positions from it. DLX_STATE: the lease has fewer left, or the run has
  * none; nothing is taken. */
 DLX_API dlx_status dlx_sync_windows(dlx_sync *sync, uint64_t *positions, uint32_t count,
@@ -608,7 +532,7 @@ DLX_API void dlx_sync_fail(dlx_sync *sync, const char *reason);
 DLX_API dlx_status dlx_sync_failure(dlx_sync *sync, dlx_error *error);
 
 /* Leaves the run. Unless it is finished, it fails for the other sites with what failed here, or
- * because this site left. Blocks:
+ * because this site left. A pending call is given up. Blocks:
  *
  *   finished, without a report   unless it failed, first as dlx_sync_report with "": until all
  *                                sites have reported, or no message came from the coordinator for
@@ -742,7 +666,8 @@ DLX_API dlx_status dlx_coordinator_statistics_of(const dlx_coordinator *coordina
 DLX_API dlx_status dlx_coordinator_site_statistics(const dlx_coordinator *coordinator,
                                                    uint32_t site, dlx_site_statistics *statistics,
                                                    dlx_error *error);
-/* Runs the run; call once. Blocks until every site has reported (DLX_OK), the run failed (the first
+/* Runs the run; call once, or with config->wait_ms again as long as it returns DLX_AGAIN, having
+ * waited for that long. Blocks until every site has reported (DLX_OK), the run failed (the first
  * cause, naming the site), an interrupt or a release (DLX_INTERRUPTED), and up to timeout_ms more
  * for the sites' last answers. DLX_TIMEOUT: not all sites joined within join_ms of
  * dlx_coordinator_open. With a store, DLX_STATE: another coordinator has taken the run over; and

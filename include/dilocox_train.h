@@ -111,8 +111,7 @@ typedef struct dlx_event {
     double left_s;           /* estimated time to the end of the run */
 } dlx_event;
 
-/* On the calling thread of dlx_train or dlx_coordinate; messages also on other threads, as dlx_log,
- * and from several at once. It must not call back into the run. */
+/* On the calling thread of dlx_train or dlx_coordinate. It must not call back into the run. */
 typedef void (*dlx_on_event)(void *context, const dlx_event *event);
 
 /* Pointers are borrowed during the call. */

@@ -25,7 +25,7 @@ struct dlx_coordinator {
     dlx_coordinator_config config;
     char endpoint[DLXI_ENDPOINT_BYTES];
     char *store_path;
-    bool restored, ended_well;
+    bool restored, has_run, ended_well;
 };
 
 static const dlx_coordinator_config config_default = DLX_COORDINATOR_CONFIG_INIT;
@@ -169,8 +169,11 @@ static dlx_status link_open(dlx_coordinator *c, dlx_error *error) {
     DLX_TRY(address_choose(address, c, error));
     dlx_link_config link = own->link;
     if (address[0] != '\0') link.coordinator = address;
+    DLX_TRY(dlxi_log_ring_open(&c->at_work.others, own->log, own->log_context, error));
+    dlx_log log = own->log != NULL ? dlxi_log_ring_add : NULL;
     DLX_TRY(dlxi_link_open_coordinator(&c->at_work.link, &link, own->timeout_ms, unconnected_ms,
-                                       own->log, own->log_context, c->endpoint, error));
+                                       log, c->at_work.others, c->endpoint, error));
+    dlxi_log_ring_deliver(c->at_work.others);
     if (c->at_work.machine == NULL) return DLX_OK;
     dlxi_coordinator_set_endpoint(c->at_work.machine, c->endpoint);
     return sites_expect(c, error);
@@ -194,6 +197,7 @@ static dlx_status coordinator_open(dlx_coordinator **out, const dlx_coordinator_
         DLX_FAIL_OUT(error, MEMORY, "out of memory for the path of a store");
     c->at_work.log = own.log;
     c->at_work.log_context = own.log_context;
+    c->at_work.wait_ms = own.wait_ms;
     c->at_work.interrupted_too = own.interrupted;
     dlxi_coordinator_settings settings = {.sites = (uint16_t)own.sites,
                                           .tokens_target = own.tokens,
@@ -266,6 +270,7 @@ void dlx_coordinator_on_drop(dlx_coordinator *c,
                              void (*on_drop)(void *context, const char *site, uint64_t round,
                                              const char *why),
                              void *context) {
+    if (c == NULL) return;
     c->at_work.on_drop = on_drop;
     c->at_work.drop_context = context;
 }
@@ -324,10 +329,12 @@ dlx_status dlx_coordinator_site_statistics(const dlx_coordinator *c, uint32_t si
 dlx_status dlx_coordinator_run(dlx_coordinator *coordinator, dlx_error *error) {
     DLXI_NOT_NULL(coordinator);
     const dlx_coordinator_config *config = &coordinator->config;
-    DLX_TRY(dlxi_coordinate_run(&coordinator->at_work, config->on_report, config->report_context,
-                                error));
-    coordinator->ended_well = true;
-    return DLX_OK;
+    if (coordinator->has_run) DLX_FAIL(error, STATE, "dlx_coordinator_run has ended; close it");
+    dlx_status status = dlxi_coordinate_run(&coordinator->at_work, config->on_report,
+                                            config->report_context, error);
+    coordinator->has_run = !coordinator->at_work.pending;
+    coordinator->ended_well = status == DLX_OK;
+    return status;
 }
 
 void dlx_coordinator_interrupt(dlx_coordinator *c) {
@@ -349,6 +356,7 @@ void dlx_coordinator_close(dlx_coordinator **coordinator) {
     /* if it fails, a coordinator that is started again finds the reports, and ends */
     if (c->ended_well) (void)dlxi_coordinate_save(&c->at_work, NULL);
     dlxi_link_close(&c->at_work.link);
+    dlxi_log_ring_close(&c->at_work.others);
     dlxi_takeover_close(&c->at_work.takeover);
     dlxi_coordinator_close(&c->at_work.machine);
     dlxi_store_close(&c->at_work.store);

@@ -48,12 +48,13 @@ static dlx_status config_check(const dlx_sync_config *config, dlx_error *error) 
     if (config->windows > 0) {
         IN_RANGE(windows_per_step, 1, 1000000);
         const dlx_sync_config resolved = dlxi_sync_options_resolve(config);
-        uint32_t steps = dlxi_sync_options_round_steps_max(&resolved);
-        if (config->windows_per_step > UINT32_MAX / steps)
+        const uint32_t steps = dlxi_sync_options_round_steps_max(&resolved),
+                       most = (UINT32_MAX - config->windows_ahead) / steps;
+        if (config->windows_per_step > most)
             DLX_FAIL(error, CONFIG,
                      "windows_per_step: %u with up to %u inner steps per round is more than a "
                      "lease holds; allowed: up to %u",
-                     config->windows_per_step, steps, UINT32_MAX / steps);
+                     config->windows_per_step, steps, most);
     }
     if (config->shared_text != NULL && strlen(config->shared_text) > DLXI_TEXT_MAX)
         DLX_FAIL(error, CONFIG, "shared_text is longer than %d bytes", DLXI_TEXT_MAX);
@@ -152,6 +153,7 @@ static dlx_status sync_open(dlx_sync **out, const dlx_sync_config *config,
     dlx_status status = DLX_OK;
     dlx_sync_config options = config_default;
     dlx_tensor *own = NULL;
+    dlxi_log_ring *log = NULL;
     dlxi_link *link;
     /* a caller of any size has all before the options */
     DLX_TRY(dlxi_sized_read(&options, sizeof options, offsetof(dlx_sync_config, overlap), config,
@@ -162,10 +164,15 @@ static dlx_status sync_open(dlx_sync **out, const dlx_sync_config *config,
     DLX_TRY_OUT(tensors_check(&options, own, tensor_count, error));
     options = dlxi_sync_options_resolve(&options);
     instability_warn(&options);
+    DLX_TRY_OUT(dlxi_log_ring_open(&log, options.log, options.log_context, error));
+    options.log = log != NULL ? dlxi_log_ring_add : NULL;
+    options.log_context = log;
     DLX_TRY_OUT(dlxi_link_open_site(&link, &options.link, options.site, options.rank, options.ranks,
                                     options.timeout_ms, options.log, options.log_context, error));
-    status = dlxi_sync_open(out, &options, link, own, tensor_count, origin, error);
+    status = dlxi_sync_open(out, &options, link, log, own, tensor_count, origin, error);
+    log = NULL;
 out:
+    dlxi_log_ring_close(&log);
     free(own);
     return status;
 }
@@ -209,30 +216,50 @@ dlx_status dlx_sync_save(dlx_sync *sync, dlx_hold hold, void *context, const dlx
     DLXI_NOT_NULL(sync);
     DLXI_NOT_NULL(parts);
     DLXI_NOT_NULL(count);
+    DLX_TRY(dlxi_sync_may_call(sync, error));
     return dlxi_sync_save(sync, hold, context, parts, count, error);
+}
+
+static dlx_status step_check(const dlx_step *step, dlx_error *error) {
+    return dlxi_sized_check(step, offsetof(dlx_step, exchange_steps), sizeof *step, "DLX_STEP_INIT",
+                            error);
 }
 
 dlx_status dlx_sync_step(dlx_sync *sync, uint64_t tokens, dlx_step *step, dlx_error *error) {
     dlx_step done = {0};
     DLXI_NOT_NULL(sync);
-    if (step != NULL)
-        DLX_TRY(dlxi_sized_check(step, offsetof(dlx_step, exchange_steps), sizeof done,
-                                 "DLX_STEP_INIT", error));
+    if (step != NULL) DLX_TRY(step_check(step, error));
+    DLX_TRY(dlxi_sync_may_call(sync, error));
     dlx_status status = dlxi_sync_step(sync, tokens, &done, error);
     if (step != NULL) dlxi_sized_write(step, &done, sizeof done);
     return status;
+}
+
+dlx_status dlx_sync_wait(dlx_sync *sync, dlx_step *step, dlx_error *error) {
+    dlx_step done = {0};
+    DLXI_NOT_NULL(sync);
+    if (step != NULL) DLX_TRY(step_check(step, error));
+    dlx_status status = dlxi_sync_wait(sync, &done, error);
+    if (step != NULL) dlxi_sized_write(step, &done, sizeof done);
+    return status;
+}
+
+bool dlx_sync_is_pending(const dlx_sync *sync) {
+    return sync != NULL && dlxi_sync_is_pending(sync);
 }
 
 dlx_status dlx_sync_gradients(dlx_sync *sync, float *const *gradients, uint64_t tokens,
                               double *waited_s, dlx_error *error) {
     DLXI_NOT_NULL(sync);
     DLXI_NOT_NULL(gradients);
+    DLX_TRY(dlxi_sync_may_call(sync, error));
     return dlxi_sync_gradients(sync, gradients, tokens, waited_s, error);
 }
 
 dlx_status dlx_sync_windows(dlx_sync *sync, uint64_t *positions, uint32_t count, dlx_error *error) {
     DLXI_NOT_NULL(sync);
     DLXI_NOT_NULL(positions);
+    DLX_TRY(dlxi_sync_may_call(sync, error));
     return dlxi_sync_windows(sync, positions, count, error);
 }
 
@@ -241,6 +268,7 @@ dlx_status dlx_sync_end(dlx_sync *sync, dlx_end *end, dlx_error *error) {
     DLXI_NOT_NULL(sync);
     DLXI_NOT_NULL(end);
     DLX_TRY(dlxi_sized_check(end, offsetof(dlx_end, saves), sizeof own, "DLX_END_INIT", error));
+    DLX_TRY(dlxi_sync_may_call(sync, error));
     DLX_TRY(dlxi_sync_end(sync, &own, error));
     dlxi_sized_write(end, &own, sizeof own);
     return DLX_OK;
@@ -249,6 +277,7 @@ dlx_status dlx_sync_end(dlx_sync *sync, dlx_end *end, dlx_error *error) {
 dlx_status dlx_sync_report(dlx_sync *sync, const char *text, dlx_error *error) {
     DLXI_NOT_NULL(sync);
     DLXI_NOT_NULL(text);
+    DLX_TRY(dlxi_sync_may_call(sync, error));
     if (strlen(text) > DLXI_TEXT_MAX)
         DLX_FAIL(error, ARGUMENT, "dlx_sync_report: text is longer than %d bytes", DLXI_TEXT_MAX);
     return dlxi_sync_report(sync, text, error);
@@ -280,18 +309,21 @@ uint32_t dlx_sync_site_count(const dlx_sync *sync) {
 
 dlx_status dlx_sync_take_anchor(dlx_sync *sync, uint64_t *rounds, dlx_error *error) {
     DLXI_NOT_NULL(sync);
+    DLX_TRY(dlxi_sync_may_call(sync, error));
     return dlxi_sync_take_anchor(sync, rounds, error);
 }
 
 dlx_status dlx_sync_anchor(dlx_sync *sync, float *const *dst, dlx_error *error) {
     DLXI_NOT_NULL(sync);
     DLXI_NOT_NULL(dst);
+    DLX_TRY(dlxi_sync_may_call(sync, error));
     return dlxi_sync_anchor(sync, dst, error);
 }
 
 dlx_status dlx_sync_anchor_hashes(dlx_sync *sync, uint64_t *dst, dlx_error *error) {
     DLXI_NOT_NULL(sync);
     DLXI_NOT_NULL(dst);
+    DLX_TRY(dlxi_sync_may_call(sync, error));
     return dlxi_sync_anchor_hashes(sync, dst, error);
 }
 

@@ -61,7 +61,8 @@ typedef struct dlxi_run_site {
     /* submissions: up to which they are counted; up to which they are void, since their windows
      * were given to others */
     uint64_t counted, voided;
-    uint64_t resumed_run;                       /* as it said when it joined; 0: it starts anew */
+    uint64_t windows_early; /* used by counted submissions that have not trained on them */
+    uint64_t resumed_run;   /* as it said when it joined; 0: it starts anew */
     dlxi_lease leases[DLXI_COORDINATOR_LEASES]; /* of submission n at n mod this */
     /* of the present submission, once all its ranks are ready */
     uint64_t tokens;

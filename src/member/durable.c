@@ -11,7 +11,7 @@
 #include "options/options.h"
 #include "wire/bytes.h"
 
-enum { FORMAT = 3, SITE_BYTES = 4096, HEAD_BYTES = 1024 };
+enum { FORMAT = 4, SITE_BYTES = 4096, HEAD_BYTES = 1024 };
 
 #define COUNT_MAX (UINT64_C(1) << 60) /* of rounds, submissions, tokens: so that none overflows */
 
@@ -85,6 +85,8 @@ static void both_site(both *b, dlxi_run_site *s, const dlxi_run_site *first) {
     both_bool(b, &s->keeps_history);
     both_u64(b, &s->counted);
     both_u64(b, &s->voided);
+    both_u64(b, &s->windows_early);
+    b->out_of_range = b->out_of_range || s->windows_early > COUNT_MAX;
     for (int i = 0; i < DLXI_COORDINATOR_LEASES; i++) both_lease(b, &s->leases[i]);
     both_bool(b, &s->was_member);
     both_u32(b, &s->left_out);

@@ -125,6 +125,7 @@ static bool site_adopt(dlxi_coordinator *c, dlxi_run_site *s, dlxi_coordinator *
         return false;
     }
     s->voided = b->voided;
+    s->windows_early = b->windows_early;
     s->left_out_total = b->left_out_total;
     memcpy(s->leases, b->leases, sizeof s->leases);
     leases_extend(before, s, b);

@@ -200,8 +200,8 @@ static bool round_is_due(dlxi_coordinator *c) {
 
 /* ---- begin ----------------------------------------------------------------------------------- */
 
-/* A site's weight: what it trained on, and never more than its lease. What is too old, or was
- * trained on windows that others have now, counts for nothing. */
+/* A site's weight: what it trained on, of windows that it used, and never more than its lease. What
+ * is too old, or was trained on windows that others have now, counts for nothing. */
 static void site_count_tokens(dlxi_coordinator *c, dlxi_run_site *s) {
     const dlxi_ready *said = &s->ranks[0].round_ready;
     s->tokens = said->tokens;
@@ -210,7 +210,10 @@ static void site_count_tokens(dlxi_coordinator *c, dlxi_run_site *s) {
         uint64_t leased =
             dlxi_lease_windows(&s->leases[said->submission % DLXI_COORDINATOR_LEASES]);
         if (s->windows_used > leased) s->windows_used = (uint32_t)leased;
-        uint64_t most = s->windows_used * s->tokens_per_window;
+        uint64_t trained = s->windows_early > leased - s->windows_used
+                               ? leased
+                               : s->windows_used + s->windows_early;
+        uint64_t most = trained * s->tokens_per_window;
         if (s->tokens > most) s->tokens = most;
     }
     s->is_void = said->submission <= s->voided || c->round - said->base_round > STALE_ROUNDS_MAX;
@@ -513,6 +516,10 @@ static void site_commit(dlxi_coordinator *c, dlxi_run_site *s) {
     if (s->counted > s->voided) /* else they were given back */
         dlxi_ledger_settle(c->ledger, &s->leases[s->counted % DLXI_COORDINATOR_LEASES],
                            s->windows_used);
+    if (s->windows > 0 && s->tokens_per_window > 0 && !s->is_void) {
+        s->windows_early += s->windows_used;
+        s->windows_early -= (s->tokens + s->tokens_per_window - 1) / s->tokens_per_window;
+    }
 }
 
 /* The round commits after trouble. */

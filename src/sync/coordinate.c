@@ -16,6 +16,23 @@ static int64_t now_ms(void) {
     return dlxi_clock_ns() / 1000000;
 }
 
+/* Whether this call has waited for long enough, and is pending. */
+static bool wait_is_over(dlxi_coordinate *c) {
+    c->pending = now_ms() >= c->until_ms;
+    return c->pending;
+}
+
+/* ms, or what is left of this call. */
+static int64_t wait_at_most(const dlxi_coordinate *c, int64_t ms) {
+    int64_t left_ms = c->until_ms - now_ms();
+    if (left_ms < 0) left_ms = 0;
+    return left_ms < ms ? left_ms : ms;
+}
+
+static dlx_status wait_again(dlx_error *error) {
+    DLX_FAIL(error, AGAIN, "the run goes on; call dlx_coordinator_run again");
+}
+
 /* ---- the store ------------------------------------------------------------------------------- */
 
 static dlx_status saved_write(dlxi_coordinate *c, dlxi_saved *saved, dlx_error *error) {
@@ -78,7 +95,7 @@ static void frame_take(dlxi_coordinate *c, uint32_t peer, const dlxi_frame *fram
 static dlx_status frames_receive(dlxi_coordinate *c, dlx_error *error) {
     uint32_t peer;
     dlxi_frame frame;
-    int64_t wait_ms = TICK_MS;
+    int64_t wait_ms = wait_at_most(c, TICK_MS);
     for (int i = 0; i < FRAMES_AT_ONCE; i++) {
         dlx_status status = c->link->op->receive(c->link, wait_ms, &peer, &frame, error);
         if (status != DLX_OK)
@@ -91,6 +108,7 @@ static dlx_status frames_receive(dlxi_coordinate *c, dlx_error *error) {
 
 static void log_flush(dlxi_coordinate *c) {
     char line[512];
+    dlxi_log_ring_deliver(c->others);
     while (c->takeover != NULL ? dlxi_takeover_pop_log(c->takeover, line, sizeof line)
                                : dlxi_coordinator_pop_log(c->machine, line, sizeof line))
         if (c->log != NULL) c->log(c->log_context, line);
@@ -141,6 +159,7 @@ static dlx_status takeover_wait(dlxi_coordinate *c, dlx_error *error) {
         dlxi_takeover_on_tick(c->takeover, now_ms());
         if (interrupt_is_asked(c) || release_is_asked(c))
             DLX_FAIL(error, INTERRUPTED, "the takeover was interrupted");
+        if (!dlxi_takeover_is_done(c->takeover) && wait_is_over(c)) return wait_again(error);
     }
     log_flush(c);
     return dlxi_takeover_result(c->takeover, &c->machine, error);
@@ -159,6 +178,7 @@ static dlx_status takeover_begin(dlxi_coordinate *c, dlx_error *error) {
 
 static dlx_status takeover_run(dlxi_coordinate *c, dlx_error *error) {
     dlx_status status = takeover_wait(c, error);
+    if (c->pending) return status;
     bool claimed = dlxi_takeover_has_claimed(c->takeover);
     dlxi_takeover_close(&c->takeover);
     if (status == DLX_OK) status = takeover_begin(c, error);
@@ -219,14 +239,16 @@ static void first_save_fail(dlxi_coordinate *c, dlx_status status, const dlx_err
 
 /* What tells the sites how the run ended. */
 static dlx_status last_send(sending *s, dlx_error *error) {
-    dlxi_outbox *outbox = dlxi_coordinator_outbox(s->c->machine);
-    int64_t deadline_ms = now_ms() + SHUTDOWN_MS;
+    dlxi_coordinate *c = s->c;
+    dlxi_outbox *outbox = dlxi_coordinator_outbox(c->machine);
+    if (c->sending_until_ms == 0) c->sending_until_ms = now_ms() + SHUTDOWN_MS;
     for (;;) {
         uint32_t peer;
         dlxi_frame frame;
         DLX_TRY(machine_flush(s, error));
-        if (dlxi_outbox_peek(outbox) == NULL || now_ms() >= deadline_ms) return DLX_OK;
-        (void)s->c->link->op->receive(s->c->link, 10, &peer, &frame, NULL);
+        if (dlxi_outbox_peek(outbox) == NULL || now_ms() >= c->sending_until_ms) return DLX_OK;
+        if (wait_is_over(c)) return wait_again(error);
+        (void)c->link->op->receive(c->link, wait_at_most(c, 10), &peer, &frame, NULL);
     }
 }
 
@@ -234,6 +256,8 @@ dlx_status dlxi_coordinate_run(dlxi_coordinate *c,
                                void (*on_report)(void *context, const char *site, const char *text),
                                void *context, dlx_error *error) {
     sending s = {.c = c};
+    c->pending = false;
+    c->until_ms = c->wait_ms == 0 ? INT64_MAX : now_ms() + c->wait_ms;
     if (c->takeover != NULL) DLX_TRY(takeover_run(c, error));
     while (dlxi_coordinator_phase_of(c->machine) != DLXI_COORDINATOR_DONE) {
         dlx_status status = machine_flush(&s, error);
@@ -253,6 +277,7 @@ dlx_status dlxi_coordinate_run(dlxi_coordinate *c,
             begin_announce(c);
         dlxi_coordinator_on_tick(c->machine, now_ms());
         if (is_released(c)) return release(c, error);
+        if (wait_is_over(c)) return wait_again(error);
     }
     DLX_TRY(last_send(&s, error));
     const char *name, *text;

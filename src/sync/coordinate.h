@@ -9,6 +9,7 @@
 #ifndef DLXI_SYNC_COORDINATE_H
 #define DLXI_SYNC_COORDINATE_H
 
+#include "base/log_ring.h"
 #include "link/link.h"
 #include "member/takeover.h"
 #include "store/store.h"
@@ -26,6 +27,11 @@ typedef struct dlxi_coordinate {
     _Atomic bool interrupted, released;
     dlx_log log; /* may be NULL */
     void *log_context;
+    dlxi_log_ring *others;    /* the link's lines, for `log`; NULL if that is */
+    uint32_t wait_ms;         /* 0: runs to the end */
+    int64_t until_ms;         /* the present call may wait until then */
+    int64_t sending_until_ms; /* what tells the sites how the run ended; 0: it has not */
+    bool pending;             /* the last call has waited for wait_ms, and the next one goes on */
     const volatile sig_atomic_t *interrupted_too, *released_too; /* may be NULL: a handler's */
     /* as in dlx_coordinator_on_drop; NULL: none */
     void (*on_drop)(void *context, const char *site, uint64_t round, const char *why);
@@ -36,7 +42,7 @@ typedef struct dlxi_coordinate {
 } dlxi_coordinate;
 
 /* Runs until the run is over, or this coordinator is interrupted or released; on_report as in
- * dlx_coordinator_config. */
+ * dlx_coordinator_config. DLX_AGAIN, and pending: wait_ms are over; call again. */
 dlx_status dlxi_coordinate_run(dlxi_coordinate *c,
                                void (*on_report)(void *context, const char *site, const char *text),
                                void *context, dlx_error *error);

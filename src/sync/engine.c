@@ -43,7 +43,8 @@ static dlx_status site_open(dlxi_engine *e, const dlx_sync_config *options, uint
     hello->incarnation = incarnation;
     hello->keeps_history = e->keeps_history;
     hello->lease_windows =
-        dlxi_sync_options_round_steps_max(&e->state->options) * options->windows_per_step;
+        dlxi_sync_options_round_steps_max(&e->state->options) * options->windows_per_step +
+        options->windows_ahead;
     if (options->shared_text != NULL)
         dlxi_text_copy(hello->shared_text, sizeof hello->shared_text, options->shared_text);
     const dlxi_site_settings settings = {

@@ -56,10 +56,12 @@ static void statistics_of_commit(dlx_sync *s, const dlxi_outcome *o) {
     pthread_mutex_unlock(&s->statistics_mutex);
 }
 
-/* Takes the outcome, if one arrives within wait_ms. */
+/* Takes the outcome, if one arrives within wait_ms; and lines of other threads, in any case. */
 static void outcome_take(dlx_sync *s, int wait_ms) {
     dlxi_outcome o;
-    if (!dlxi_mailbox_take(&s->mailbox, &o, wait_ms)) return;
+    bool any = dlxi_mailbox_take(&s->mailbox, &o, wait_ms);
+    dlxi_log_ring_deliver(s->log);
+    if (!any) return;
     if (o.state != NULL) {
         DLXI_ASSERT(s->state == NULL);
         s->state = o.state;
@@ -106,19 +108,53 @@ static dlx_status run_over(dlx_sync *s, dlx_error *error) {
     DLX_FAIL(error, INTERRUPTED, "interrupted");
 }
 
-/* Waits until *flag, the run's end, or an interrupt; adds to *waited_s (may be NULL). */
-static dlx_status wait_for(dlx_sync *s, const bool *flag, double *waited_s, dlx_error *error) {
+/* ---- waiting --------------------------------------------------------------------------------- */
+
+/* A call may wait for wait_ms, in ticks. They are counted: the ranks of a site, whose clocks differ,
+ * return DLX_AGAIN at the same point. */
+static void call_go_on(dlx_sync *s) {
+    const uint32_t wait_ms = s->options.wait_ms, ticks = (wait_ms + TICK_MS - 1) / TICK_MS;
+    s->pending = false;
+    s->ticks_left = ticks > 0 ? ticks : UINT64_MAX;
+    s->tick_ms = ticks > 0 ? (int)((wait_ms + ticks - 1) / ticks) : TICK_MS;
+}
+
+static void call_begin(dlx_sync *s, dlxi_call call) {
+    s->call = call;
+    s->step = (dlx_step){0};
+    call_go_on(s);
+}
+
+/* One tick, in which it waits if it has to. False: the call has waited for long enough, and is
+ * pending. */
+static bool tick(dlx_sync *s, bool waits) {
+    if (s->ticks_left == 0) {
+        s->pending = true;
+        return false;
+    }
+    s->ticks_left--;
+    if (waits) outcome_take(s, s->tick_ms);
+    return true;
+}
+
+static dlx_status wait_again(dlx_error *error) {
+    DLX_FAIL(error, AGAIN, "the call waits for other sites; go on with dlx_sync_wait");
+}
+
+/* Waits until *flag, the run's end, or an interrupt. */
+static dlx_status wait_for(dlx_sync *s, const bool *flag, dlx_error *error) {
     double start_s = dlxi_clock_s();
     outcome_take(s, 0);
-    while (!*flag && !s->last.ended && !is_interrupted(s)) outcome_take(s, TICK_MS);
-    if (waited_s != NULL) *waited_s += dlxi_clock_s() - start_s;
+    while (!*flag && !s->last.ended && !is_interrupted(s) && tick(s, true)) {}
+    s->step.waited_s += dlxi_clock_s() - start_s;
+    if (s->pending) return wait_again(error);
     if (*flag) return DLX_OK;
     DLX_TRY(dlxi_mailbox_failure(&s->mailbox, error));
     if (is_interrupted(s)) DLX_FAIL(error, INTERRUPTED, "interrupted");
     DLX_FAIL(error, STATE, "the run is over");
 }
 
-static dlx_status go_on(dlx_sync *s, dlx_error *error);
+static dlx_status proceed(dlx_sync *s, dlx_error *error);
 
 /* ---- open and close -------------------------------------------------------------------------- */
 
@@ -141,9 +177,8 @@ static void statistics_begin(dlx_sync *s) {
     st->factor_rank_mean = st->low_rank_tensors > 0 ? s->options.factor_rank : 0;
 }
 
-/* Hands the state to the exchange thread, and waits until every site has joined. */
-static dlx_status join(dlx_sync *s, dlx_error *error) {
-    uint64_t own_hash = dlxi_state_anchor_hash(s->state);
+/* Hands the state to the exchange thread. */
+static dlx_status exchange_start(dlx_sync *s, dlx_error *error) {
     s->pump = (dlxi_pump){.engine = s->engine,
                           .link = s->link,
                           .mailbox = &s->mailbox,
@@ -151,16 +186,49 @@ static dlx_status join(dlx_sync *s, dlx_error *error) {
                           .log_context = s->options.log_context};
     DLX_TRY(dlxi_pump_start(&s->pump, error));
     s->state = NULL;
-    DLX_TRY(wait_for(s, &s->last.joined, NULL, error));
+    return DLX_OK;
+}
+
+/* Every site has joined: training begins at what the state has now. */
+static dlx_status joined_take(dlx_sync *s, dlx_error *error) {
     if (s->last.returns) return dlxi_sync_return(s, error);
-    if (dlxi_state_anchor_hash(s->state) == own_hash) return DLX_OK;
-    s->statistics.anchor_hash = dlxi_state_anchor_hash(s->state);
+    uint64_t hash = dlxi_state_anchor_hash(s->state);
+    if (hash == s->statistics.anchor_hash) return DLX_OK;
+    pthread_mutex_lock(&s->statistics_mutex);
+    s->statistics.anchor_hash = hash;
+    pthread_mutex_unlock(&s->statistics_mutex);
     return dlxi_local_apply(s->local, s->state, true, 0, error);
 }
 
+/* The submission of the interrupted run's last step, again. */
+static void resubmit(dlx_sync *s) {
+    if (!s->round.outstanding || s->last.committed) return;
+    dlxi_request request = {.state = s->state, .submits = true, .ready = s->flying};
+    s->state = NULL;
+    ask(s, &request);
+}
+
+/* Waits until every site has joined; a site that resumes does what it was about to do. */
+static dlx_status join(dlx_sync *s, dlx_error *error) {
+    dlx_status status = DLX_OK;
+    if (!s->entered) {
+        DLX_TRY(wait_for(s, &s->last.joined, error));
+        DLX_TRY(joined_take(s, error));
+        s->entered = true;
+        if (s->resumes) resubmit(s);
+    }
+    if (s->resumes && !s->method->averages_gradients) status = proceed(s, error);
+    if (status != DLX_OK && !s->pending && dlxi_sync_is_over(s)) {
+        s->unready = true; /* it can be saved again */
+        status = DLX_OK;
+    }
+    s->outside_since_s = dlxi_clock_s();
+    return status;
+}
+
 dlx_status dlxi_sync_open(dlx_sync **out, const dlx_sync_config *options, dlxi_link *link,
-                          const dlx_tensor *tensors, size_t count, const dlxi_origin *origin,
-                          dlx_error *error) {
+                          dlxi_log_ring *log, const dlx_tensor *tensors, size_t count,
+                          const dlxi_origin *origin, dlx_error *error) {
     dlx_status status = DLX_OK;
     dlx_sync *s = NULL;
     *out = NULL;
@@ -168,11 +236,13 @@ dlx_status dlxi_sync_open(dlx_sync **out, const dlx_sync_config *options, dlxi_l
     if (status == DLX_OK) status = dlxi_mailbox_open(&s->mailbox, error);
     if (status != DLX_OK) {
         dlxi_link_close(&link);
+        dlxi_log_ring_close(&log);
         free(s);
         return status;
     }
     pthread_mutex_init(&s->statistics_mutex, NULL);
     s->link = link;
+    s->log = log;
     s->options = *options;
     s->method = dlxi_method_of(options->overlap);
     s->pace = s->balance = 1;
@@ -181,6 +251,8 @@ dlx_status dlxi_sync_open(dlx_sync **out, const dlx_sync_config *options, dlxi_l
                             .inner_steps_max = options->inner_steps_max,
                             .exchange_steps = options->exchange_steps,
                             .number = 1};
+    s->resumes = origin != NULL;
+    if (s->method->averages_gradients) DLX_TRY_OUT(DLXI_NEW(&s->gradients, count, error));
     DLX_TRY_OUT(dlxi_state_open(&s->state, options, tensors, count, error));
     DLX_TRY_OUT(dlxi_local_open(&s->local, options, tensors, count, error));
     if (origin == NULL)
@@ -196,15 +268,12 @@ dlx_status dlxi_sync_open(dlx_sync **out, const dlx_sync_config *options, dlxi_l
                                  dlxi_clock_ns() / 1000000, error));
     s->options.site = s->options.shared_text = NULL; /* the caller's, and read by now */
     statistics_begin(s);
-    DLX_TRY_OUT(join(s, error));
-    if (origin != NULL && (status = go_on(s, error)) != DLX_OK) {
-        if (!dlxi_sync_is_over(s)) goto out;
-        s->unready = true; /* it can be saved again */
-        status = DLX_OK;
-    }
-    s->outside_since_s = dlxi_clock_s();
+    DLX_TRY_OUT(exchange_start(s, error));
+    call_begin(s, DLXI_CALL_OPEN);
+    status = join(s, error);
+    if (status != DLX_OK && !s->pending) goto out;
     *out = s;
-    return DLX_OK;
+    return status;
 out:
     dlxi_sync_close(&s);
     return status;
@@ -250,6 +319,7 @@ void dlxi_sync_close(dlx_sync **sync) {
     if (s == NULL) return;
     dlxi_saving_end(s);
     bool failed = dlxi_mailbox_failure(&s->mailbox, NULL) != DLX_OK;
+    s->options.wait_ms = 0;
     if (s->pump.started && s->finished && !s->reported && !failed)
         (void)dlxi_sync_report(s, "", NULL);
     else if (!s->finished && !is_interrupted(s))
@@ -259,9 +329,11 @@ void dlxi_sync_close(dlx_sync **sync) {
     dlxi_state_close(&s->state);
     dlxi_local_close(&s->local);
     dlxi_link_close(&s->link);
+    dlxi_log_ring_close(&s->log);
     dlxi_consensus_close(&s->consensus);
     dlxi_mailbox_close(&s->mailbox);
     pthread_mutex_destroy(&s->statistics_mutex);
+    free(s->gradients);
     free(s);
     *sync = NULL;
 }
@@ -349,65 +421,73 @@ static void settle(dlx_sync *s) {
     dlxi_round_on_applied(&s->round);
 }
 
-/* Where the site stands: committed on all its ranks, or failed on one of them, which fails the call
- * on all. */
+/* *done ← whether it is on all ranks of this site. `failure`, with a status, is this rank's, and
+ * fails the call on all. */
+static dlx_status agree(dlx_sync *s, bool *done, dlx_error *failure, dlx_error *error) {
+    if (s->options.ranks > 1) {
+        dlx_error agreed; /* for a gather that fails without a message */
+        dlxi_error_set(&agreed, DLX_SYSTEM, "the ranks of this site can't reach each other");
+        dlx_status status = dlxi_consensus_state(&s->consensus, done, failure, &agreed);
+        if (status != DLX_OK && failure->status == DLX_OK) {
+            *failure = agreed;
+            failure->status = status;
+            leave(s, status, agreed.message);
+        }
+    }
+    if (failure->status != DLX_OK && error != NULL) *error = *failure;
+    return failure->status;
+}
+
+/* Where the site stands: committed on all its ranks, or failed on one of them. */
 static dlx_status check(dlx_sync *s, bool *committed, bool *finished, dlx_error *error) {
     dlx_error failure = {0};
     outcome_take(s, 0);
     *committed = s->last.committed;
     if (dlxi_mailbox_failure(&s->mailbox, &failure) == DLX_OK && is_interrupted(s))
         dlxi_error_set(&failure, DLX_INTERRUPTED, "interrupted");
-    if (s->options.ranks > 1) {
-        dlx_error agreed; /* for a gather that fails without a message */
-        dlxi_error_set(&agreed, DLX_SYSTEM, "the ranks of this site can't reach each other");
-        dlx_status status = dlxi_consensus_state(&s->consensus, committed, &failure, &agreed);
-        if (status != DLX_OK && failure.status == DLX_OK) {
-            failure = agreed;
-            failure.status = status;
-            leave(s, status, agreed.message);
-        }
-    }
+    DLX_TRY(agree(s, committed, &failure, error));
     *finished = *committed && s->last.commit.finished;
-    if (failure.status != DLX_OK && error != NULL) *error = failure;
-    return failure.status;
+    return DLX_OK;
 }
 
-static dlx_status wait_for_commit(dlx_sync *s, double *waited_s, dlx_error *error) {
-    if (s->options.ranks == 1) return wait_for(s, &s->last.committed, waited_s, error);
+static dlx_status wait_for_commit(dlx_sync *s, dlx_error *error) {
+    if (s->options.ranks == 1) return wait_for(s, &s->last.committed, error);
     double start_s = dlxi_clock_s();
     dlx_status status = DLX_OK;
     /* in ticks, so that a rank that can't go on soon tells the others */
     for (bool committed = false, finished; status == DLX_OK && !committed;) {
-        if (!s->last.committed && !s->last.ended && !is_interrupted(s)) outcome_take(s, TICK_MS);
+        bool waits = !s->last.committed && !s->last.ended && !is_interrupted(s);
+        if (!tick(s, waits)) break;
         status = check(s, &committed, &finished, error);
     }
-    *waited_s += dlxi_clock_s() - start_s;
-    return status;
+    s->step.waited_s += dlxi_clock_s() - start_s;
+    return s->pending ? wait_again(error) : status;
 }
 
-static dlx_status submit(dlx_sync *s, bool applies, dlx_step *step, dlx_error *error) {
+static dlx_status submit(dlx_sync *s, bool applies, dlx_error *error) {
     double norm;
-    step->submitted = true;
+    s->step.submitted = true;
     dlxi_saving_end(s);
     DLX_TRY(dlxi_local_submit(s->local, s->state, applies, s->last.weight, &norm, error));
     if (applies) {
-        step->applied = true;
-        step->exchange_steps = s->round.steps_since;
+        s->step.applied = true;
+        s->step.exchange_steps = s->round.steps_since;
         settle(s);
     }
     return submit_to_engine(s, norm, error);
 }
 
-static dlx_status apply(dlx_sync *s, bool final, dlx_step *step, dlx_error *error) {
-    step->exchange_steps = s->round.steps_since;
-    step->applied = true;
+static dlx_status apply(dlx_sync *s, bool final, dlx_error *error) {
+    s->step.exchange_steps = s->round.steps_since;
+    s->step.applied = true;
     dlxi_saving_end(s);
     DLX_TRY(dlxi_local_apply(s->local, s->state, final, s->last.weight, error));
     settle(s);
     return DLX_OK;
 }
 
-static dlx_status proceed(dlx_sync *s, dlx_step *step, dlx_error *error) {
+/* Until the site may train on: the same, whether a call begins or goes on. */
+static dlx_status proceed(dlx_sync *s, dlx_error *error) {
     while (!s->finished) {
         bool committed, finished;
         DLX_TRY(check(s, &committed, &finished, error));
@@ -418,55 +498,67 @@ static dlx_status proceed(dlx_sync *s, dlx_step *step, dlx_error *error) {
         case DLXI_ROUND_TRAIN:
             return DLX_OK;
         case DLXI_ROUND_WAIT:
-            DLX_TRY(wait_for_commit(s, &step->waited_s, error));
+            DLX_TRY(wait_for_commit(s, error));
             break;
         case DLXI_ROUND_APPLY:
-            DLX_TRY(apply(s, finished, step, error));
+            DLX_TRY(apply(s, finished, error));
             break;
         case DLXI_ROUND_SUBMIT:
-            DLX_TRY(submit(s, false, step, error));
+            DLX_TRY(submit(s, false, error));
             break;
         case DLXI_ROUND_SUBMIT_AND_APPLY:
-            DLX_TRY(submit(s, true, step, error));
+            DLX_TRY(submit(s, true, error));
             break;
         }
     }
     return DLX_OK;
 }
 
-/* What the interrupted run was about to do: its last step's submission again, or what followed. */
-static dlx_status go_on(dlx_sync *s, dlx_error *error) {
-    dlx_step step = {0};
-    if (s->round.outstanding && !s->last.committed) {
-        dlxi_request request = {.state = s->state, .submits = true, .ready = s->flying};
-        s->state = NULL;
-        ask(s, &request);
-    }
-    return s->method->averages_gradients ? DLX_OK : proceed(s, &step, error);
+/* What the call has done so far, and where the site stands. */
+static void step_show(dlx_sync *s, dlx_step *step) {
+    *step = s->step;
+    step->finished = s->finished;
+    step->round = s->applied_rounds + 1 + s->round.outstanding;
+    step->inner_steps = s->round.inner_steps;
+    step->step_in_round = s->round.steps;
+    s->outside_since_s = dlxi_clock_s();
 }
 
 dlx_status dlxi_sync_step(dlx_sync *s, uint64_t tokens, dlx_step *step, dlx_error *error) {
     dlx_status status = DLX_OK;
     if (s->unready) return run_over(s, error);
+    call_begin(s, DLXI_CALL_STEP);
     if (!s->method->averages_gradients) {
         if (s->finished) DLX_FAIL(error, STATE, "the run is finished");
         s->round_step_s += dlxi_clock_s() - s->outside_since_s;
         s->round_tokens += tokens;
         s->windows_done = s->windows_taken;
         dlxi_round_on_step(&s->round);
-        status = proceed(s, step, error);
+        status = proceed(s, error);
     } else if (s->finished) { /* parameters are what the sites have in common */
         status = dlxi_local_read(s->local, s->state, error);
         pthread_mutex_lock(&s->statistics_mutex);
         s->statistics.anchor_hash = dlxi_state_anchor_hash(s->state);
         pthread_mutex_unlock(&s->statistics_mutex);
     }
-    step->finished = s->finished;
-    step->round = s->applied_rounds + 1 + s->round.outstanding;
-    step->inner_steps = s->round.inner_steps;
-    step->step_in_round = s->round.steps;
-    s->outside_since_s = dlxi_clock_s();
+    step_show(s, step);
     return status;
+}
+
+/* The mean, once it has committed. */
+static dlx_status gradients_take(dlx_sync *s, dlx_error *error) {
+    dlx_status status = wait_for_commit(s, error);
+    if (status == DLX_INTERRUPTED && s->options.ranks == 1) {
+        dlxi_sync_stop(s); /* if it has committed meanwhile, the caller's step is to be finished */
+        if (s->last.committed) status = DLX_OK;
+    }
+    if (status != DLX_OK) return status;
+    for (size_t i = 0; i < s->state->count; i++) {
+        const dlxi_state_tensor *t = &s->state->tensors[i];
+        memcpy(s->gradients[i], t->error, (size_t)dlxi_state_tensor_values(t) * sizeof(float));
+    }
+    settle(s);
+    return DLX_OK;
 }
 
 dlx_status dlxi_sync_gradients(dlx_sync *s, float *const *gradients, uint64_t tokens,
@@ -475,37 +567,30 @@ dlx_status dlxi_sync_gradients(dlx_sync *s, float *const *gradients, uint64_t to
         DLX_FAIL(error, STATE,
                  "gradients are exchanged under overlap allreduce only; call dlx_sync_step");
     if (s->finished) DLX_FAIL(error, STATE, "the run is finished");
-    double sum = 0, waited = 0;
+    double sum = 0;
     bool committed, finished;
+    call_begin(s, DLXI_CALL_GRADIENTS);
     if (s->options.ranks == 1) DLX_TRY(check(s, &committed, &finished, error));
     dlxi_saving_end(s);
     for (size_t i = 0; i < s->state->count; i++) {
         const dlxi_state_tensor *t = &s->state->tensors[i];
         int64_t values = dlxi_state_tensor_values(t);
         if (gradients[i] == NULL) DLX_FAIL(error, ARGUMENT, "gradients[%zu] is NULL", i);
+        s->gradients[i] = gradients[i];
         memcpy(t->error, gradients[i], (size_t)values * sizeof(float));
         for (int64_t k = 0; k < values; k++) sum += (double)t->error[k] * (double)t->error[k];
     }
     s->round_tokens = tokens;
     DLX_TRY(submit_to_engine(s, sqrt(sum), error));
-    dlx_status status = wait_for_commit(s, &waited, error);
-    if (status == DLX_INTERRUPTED && s->options.ranks == 1) {
-        dlxi_sync_stop(s); /* if it has committed meanwhile, the caller's step is to be finished */
-        if (s->last.committed) status = DLX_OK;
-    }
-    if (status != DLX_OK) return status;
-    for (size_t i = 0; i < s->state->count; i++) {
-        const dlxi_state_tensor *t = &s->state->tensors[i];
-        memcpy(gradients[i], t->error, (size_t)dlxi_state_tensor_values(t) * sizeof(float));
-    }
-    settle(s);
-    if (waited_s != NULL) *waited_s = waited;
-    return DLX_OK;
+    dlx_status status = gradients_take(s, error);
+    if (waited_s != NULL && (status == DLX_OK || s->pending)) *waited_s = s->step.waited_s;
+    return status;
 }
 
 /* ---- windows, reports ------------------------------------------------------------------------ */
 
 dlx_status dlxi_sync_windows(dlx_sync *s, uint64_t *positions, uint32_t count, dlx_error *error) {
+    dlxi_log_ring_deliver(s->log);
     if (s->unready) return run_over(s, error);
     const dlxi_lease *lease = &s->leases[s->round.number % DLXI_SYNC_LEASES];
     uint64_t leased = lease->submission == s->round.number ? dlxi_lease_windows(lease) : 0;
@@ -532,12 +617,23 @@ static bool end_has_more(const dlx_sync *s) {
                                  (o->parts & ~s->end.parts) != 0 || (o->saves && !s->end.saves));
 }
 
+/* Until all ranks know what is this site's to do. */
+static dlx_status end_wait(dlx_sync *s, dlx_error *error) {
+    for (;;) {
+        dlx_error failure = {0};
+        outcome_take(s, 0);
+        bool known = s->last.part_count > 0, all_know = known;
+        if (!known && (s->last.ended || is_interrupted(s))) (void)run_over(s, &failure);
+        DLX_TRY(agree(s, &all_know, &failure, error));
+        if (all_know) return DLX_OK;
+        if (!tick(s, !known)) return wait_again(error);
+    }
+}
+
 dlx_status dlxi_sync_end(dlx_sync *s, dlx_end *end, dlx_error *error) {
     if (!s->finished) DLX_FAIL(error, STATE, "the run is not finished");
-    outcome_take(s, 0);
-    while (s->last.part_count == 0 && !s->last.ended && !is_interrupted(s))
-        outcome_take(s, TICK_MS);
-    if (s->last.part_count == 0) return run_over(s, error);
+    call_begin(s, DLXI_CALL_END);
+    DLX_TRY(end_wait(s, error));
     dlx_end own = {
         .parts = s->last.parts, .part_count = s->last.part_count, .saves = s->last.saves};
     if (s->options.ranks > 1) DLX_TRY(dlxi_consensus_first(&s->consensus, &own, sizeof own, error));
@@ -548,20 +644,12 @@ dlx_status dlxi_sync_end(dlx_sync *s, dlx_end *end, dlx_error *error) {
     return DLX_OK;
 }
 
-/* Until the run is over. DLX_AGAIN: there is more to do first. */
-dlx_status dlxi_sync_report(dlx_sync *s, const char *text, dlx_error *error) {
-    if (!s->finished) DLX_FAIL(error, STATE, "the run is not finished");
-    if (s->reported) DLX_FAIL(error, STATE, "the run has this site's report already");
-    bool asks = s->end.part_count > 0;
-    dlxi_request request = {.report = strdup(text),
-                            .parts = asks ? s->end.parts : UINT64_MAX,
-                            .part_count = (uint16_t)s->end.part_count};
-    if (request.report == NULL) DLX_FAIL(error, MEMORY, "out of memory for a report");
-    s->reported = true;
-    ask(s, &request);
+/* Until the run is over. DLX_AGAIN, and not pending: there is more to do first. */
+static dlx_status report_wait(dlx_sync *s, dlx_error *error) {
+    const bool asks = s->end.part_count > 0;
     outcome_take(s, 0);
     while (!s->last.ended && !is_interrupted(s) && !(asks && end_has_more(s)))
-        outcome_take(s, TICK_MS);
+        if (!tick(s, true)) return wait_again(error);
     if (!s->last.ended && !is_interrupted(s)) {
         s->reported = false;
         DLX_FAIL(error, AGAIN, "another site is lost, and its work is this site's now");
@@ -574,37 +662,63 @@ dlx_status dlxi_sync_report(dlx_sync *s, const char *text, dlx_error *error) {
     return status;
 }
 
+dlx_status dlxi_sync_report(dlx_sync *s, const char *text, dlx_error *error) {
+    if (!s->finished) DLX_FAIL(error, STATE, "the run is not finished");
+    if (s->reported) DLX_FAIL(error, STATE, "the run has this site's report already");
+    dlxi_request request = {.report = strdup(text),
+                            .parts = s->end.part_count > 0 ? s->end.parts : UINT64_MAX,
+                            .part_count = (uint16_t)s->end.part_count};
+    if (request.report == NULL) DLX_FAIL(error, MEMORY, "out of memory for a report");
+    call_begin(s, DLXI_CALL_REPORT);
+    s->reported = true;
+    ask(s, &request);
+    return report_wait(s, error);
+}
+
+/* ---- a call that is pending ------------------------------------------------------------------ */
+
+dlx_status dlxi_sync_wait(dlx_sync *s, dlx_step *step, dlx_error *error) {
+    dlx_status status = DLX_OK;
+    if (!s->pending)
+        DLX_FAIL(error, STATE,
+                 "no call is pending; dlx_sync_wait goes on with one that has waited for wait_ms");
+    call_go_on(s);
+    switch (s->call) {
+    case DLXI_CALL_OPEN:
+        status = join(s, error);
+        s->unopened = status != DLX_OK && !s->pending;
+        break;
+    case DLXI_CALL_STEP:
+        status = proceed(s, error);
+        step_show(s, step);
+        break;
+    case DLXI_CALL_GRADIENTS:
+        status = gradients_take(s, error);
+        break;
+    case DLXI_CALL_END:
+        status = end_wait(s, error);
+        break;
+    case DLXI_CALL_REPORT:
+        status = report_wait(s, error);
+        break;
+    }
+    step->waited_s = s->step.waited_s;
+    return status;
+}
+
+dlx_status dlxi_sync_may_call(const dlx_sync *s, dlx_error *error) {
+    if (s->unopened) DLX_FAIL(error, STATE, "it could not be opened; close it");
+    if (s->pending) DLX_FAIL(error, STATE, "a call is pending; go on with dlx_sync_wait");
+    return DLX_OK;
+}
+
 void dlxi_sync_pace(dlx_sync *s, double factor) {
+    if (s->pending || s->unopened) return;
     if (isnan(factor)) factor = 1;
     s->pace = fmin(fmax(factor, 0.01), s->options.pace_max);
 }
 
-/* ---- queries --------------------------------------------------------------------------------- */
-
-uint64_t dlxi_sync_tokens(const dlx_sync *s) {
-    double share = s->run_share > 0 ? s->run_share : s->last.site_count; /* at first: all equal */
-    return s->applied_tokens + (uint64_t)(share * (double)(s->flying_tokens + s->round_tokens));
-}
-
-bool dlxi_sync_is_finished(const dlx_sync *s) {
-    return s->finished;
-}
-
-uint64_t dlxi_sync_tokens_target(const dlx_sync *s) {
-    return s->last.tokens_target;
-}
-
-uint64_t dlxi_sync_run_id(const dlx_sync *s) {
-    return s->last.run_id;
-}
-
-uint32_t dlxi_sync_site_index(const dlx_sync *s) {
-    return s->last.site_index;
-}
-
-uint32_t dlxi_sync_site_count(const dlx_sync *s) {
-    return s->last.site_count;
-}
+/* ---- the anchor ------------------------------------------------------------------------------ */
 
 /* Takes the state back for a while if the engine has it; *lent says so, for state_give_back. θ is
  * then what sites have in common, whatever the method. */
@@ -660,16 +774,6 @@ dlx_status dlxi_sync_take_anchor(dlx_sync *s, uint64_t *rounds, dlx_error *error
     if (rounds != NULL) *rounds = s->state->rounds;
     state_give_back(s, lent);
     return status;
-}
-
-void dlxi_sync_statistics(dlx_sync *s, dlx_statistics *out) {
-    pthread_mutex_lock(&s->statistics_mutex);
-    *out = s->statistics;
-    pthread_mutex_unlock(&s->statistics_mutex);
-    dlxi_link_statistics link;
-    dlxi_link_statistics_read(s->link, &link);
-    out->wan_bytes_sent = link.bytes_sent;
-    out->wan_bytes_received = link.bytes_received;
 }
 
 void dlxi_sync_interrupt(dlx_sync *s) {

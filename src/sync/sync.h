@@ -5,6 +5,7 @@
 #ifndef DLXI_SYNC_SYNC_H
 #define DLXI_SYNC_SYNC_H
 
+#include "base/log_ring.h"
 #include "link/link.h"
 #include "sync/local.h"
 
@@ -16,10 +17,17 @@ typedef struct dlxi_origin {
 } dlxi_origin;
 
 /* As the dlx_sync_* of the same name: arguments are checked and options resolved, and structs are
- * this library's. open is resume if there is an origin. Takes the link over, on failure too. */
+ * this library's. open is resume if there is an origin. Takes over the link and the log, on failure
+ * too; options->log adds to that one, which may be NULL. */
 dlx_status dlxi_sync_open(dlx_sync **out, const dlx_sync_config *options, dlxi_link *link,
-                          const dlx_tensor *tensors, size_t count, const dlxi_origin *origin,
-                          dlx_error *error);
+                          dlxi_log_ring *log, const dlx_tensor *tensors, size_t count,
+                          const dlxi_origin *origin, dlx_error *error);
+/* DLX_STATE if a call is pending, which all others but dlxi_sync_wait must await, or it could not
+ * be opened. */
+dlx_status dlxi_sync_may_call(const dlx_sync *s, dlx_error *error);
+/* `step` is zeroed. */
+dlx_status dlxi_sync_wait(dlx_sync *s, dlx_step *step, dlx_error *error);
+bool dlxi_sync_is_pending(const dlx_sync *s);
 dlx_status dlxi_sync_save(dlx_sync *s, dlx_hold hold, void *context, const dlx_part **parts,
                           size_t *count, dlx_error *error);
 bool dlxi_sync_is_finished(const dlx_sync *s);

@@ -6,6 +6,7 @@
 
 #include <stdatomic.h>
 
+#include "base/log_ring.h"
 #include "outer/round.h"
 #include "sync/consensus.h"
 #include "sync/pump.h"
@@ -22,6 +23,15 @@ typedef struct dlxi_saving {
     int32_t (*adaptation)[DLXI_STATE_PIECE_NUMBERS]; /* [tensors] */
 } dlxi_saving;
 
+/* A call that may wait for others, and so be pending. */
+typedef enum dlxi_call {
+    DLXI_CALL_OPEN,
+    DLXI_CALL_STEP,
+    DLXI_CALL_GRADIENTS,
+    DLXI_CALL_END,
+    DLXI_CALL_REPORT
+} dlxi_call;
+
 struct dlx_sync {
     dlx_sync_config options; /* resolved */
     const dlxi_method *method;
@@ -31,7 +41,16 @@ struct dlx_sync {
     dlxi_link *link;
     dlxi_mailbox mailbox;
     dlxi_pump pump;
+    dlxi_log_ring *log;       /* behind options.log */
     dlxi_consensus consensus; /* with the other ranks of this site */
+    dlxi_call call;           /* the present one, or the last */
+    bool pending;             /* it has waited for wait_ms; dlxi_sync_wait goes on with it */
+    bool unopened;            /* opening it has failed in dlxi_sync_wait */
+    bool resumes, entered;    /* it opens from a snapshot; every site has joined */
+    uint64_t ticks_left;      /* of the present call */
+    int tick_ms;
+    dlx_step step;     /* what the present step has done */
+    float **gradients; /* [tensors], the caller's, until their mean is there; NULL: no allreduce */
     dlxi_round round;
     double outside_since_s;  /* when the last call returned */
     double round_step_s;     /* time spent outside, i.e. training, in the present round */

@@ -2,7 +2,6 @@
 #include "train/run.h"
 
 #include <math.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,18 +25,12 @@ static void event_send(const site_run *r, dlx_event *event) {
 }
 
 static dlx_status line_write(site_run *r, json_t *line, dlx_error *error) {
-    dlx_status status = DLX_OK;
-    pthread_mutex_lock(&r->metrics_lock);
-    if (r->metrics != NULL)
-        status = dlxi_metrics_write(r->metrics, line, error);
-    else
-        json_decref(line);
-    pthread_mutex_unlock(&r->metrics_lock);
-    return status;
+    if (r->metrics != NULL) return dlxi_metrics_write(r->metrics, line, error);
+    json_decref(line);
+    return DLX_OK;
 }
 
-/* A dlx_log, too: also of the exchange thread. If the line can't be written, the next step's can't
- * either, and says so. */
+/* If the line can't be written, the next step's can't either, and says so. */
 void dlxi_run_say(void *run, const char *text) {
     dlx_event event = {.kind = DLX_EVENT_MESSAGE, .text = text};
     event_send(run, &event);
@@ -236,17 +229,12 @@ static dlx_status results_open(site_run *r, dlx_error *error) {
                               dlxi_run_say, r, error));
     DLX_TRY(dlxi_directory_make(r->directory, error));
     DLX_TRY(dlxi_path_join(path, r->directory, "metrics.jsonl", error));
-    dlxi_metrics *metrics;
-    DLX_TRY(dlxi_metrics_open(&metrics, path, r->snapshots.resumed != NULL, error));
-    dlx_status status = dlxi_metrics_write(metrics,
-                                           json_pack("{s:s, s:s, s:s, s:i}", "event", "run",
-                                                     "run_id", r->run_id, "site", r->options->site,
-                                                     "sites", (int)dlx_sync_site_count(r->sync)),
-                                           error);
-    pthread_mutex_lock(&r->metrics_lock);
-    r->metrics = metrics;
-    pthread_mutex_unlock(&r->metrics_lock);
-    return status;
+    DLX_TRY(dlxi_metrics_open(&r->metrics, path, r->snapshots.resumed != NULL, error));
+    return dlxi_metrics_write(r->metrics,
+                              json_pack("{s:s, s:s, s:s, s:i}", "event", "run", "run_id", r->run_id,
+                                        "site", r->options->site, "sites",
+                                        (int)dlx_sync_site_count(r->sync)),
+                              error);
 }
 
 /* All ranks of the site fail with the first one, which opens the results. */
@@ -604,10 +592,6 @@ dlx_status dlxi_train(const dlxi_config *config, const dlx_train_options *option
     r->config = config;
     r->options = options;
     r->folder = (dlxi_folder)DLXI_FOLDER_NONE;
-    if (pthread_mutex_init(&r->metrics_lock, NULL) != 0) {
-        free(r);
-        DLX_FAIL(error, SYSTEM, "no mutex for the results");
-    }
     dlx_status status = site_train(r, error);
     if (status != DLX_OK) {
         if (r->sync != NULL && status != DLX_INTERRUPTED) dlx_sync_fail(r->sync, error->message);
@@ -618,7 +602,6 @@ dlx_status dlxi_train(const dlxi_config *config, const dlx_train_options *option
     /* collective; a failed rank is about to end MPI */
     if (status == DLX_OK) dlxi_grid_close(&r->grid);
     run_close(r);
-    pthread_mutex_destroy(&r->metrics_lock);
     free(r);
     return status;
 }

@@ -3,7 +3,6 @@
 #ifndef DLXI_TRAIN_SITE_RUN_H
 #define DLXI_TRAIN_SITE_RUN_H
 
-#include <pthread.h>
 
 #include "base/file.h"
 #include "checkpoint/snapshot.h"
@@ -66,7 +65,6 @@ typedef struct site_run {
     dlx_sync *sync;
     /* rank 0's; NULL until it is open. Under the lock: the exchange thread writes notices. */
     dlxi_metrics *metrics;
-    pthread_mutex_t metrics_lock;
     dlxi_snapshots snapshots;
     uint64_t *positions;   /* [batch] */
     double failed_since_s; /* when a wait first saw that the run failed; 0: it has not */
@@ -88,8 +86,7 @@ typedef struct site_run {
     dlx_statistics statistics;                   /* the site's, of the same */
 } site_run;
 
-/* A message to the terminal and to metrics.jsonl. A dlx_log whose context is a site_run; of any
- * thread. */
+/* A message to the terminal and to metrics.jsonl. A dlx_log whose context is a site_run. */
 void dlxi_run_say(void *run, const char *text);
 /* A line of metrics.jsonl; takes ownership of it. If it can't be written, the next step's can't
  * either, and says so. */

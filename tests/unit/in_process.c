@@ -21,16 +21,27 @@ in_process *in_process_new(void) {
     return p;
 }
 
+dlx_status in_process_await(in_process_site *site, dlx_status status, dlx_step *done) {
+    while (status == DLX_AGAIN && dlx_sync_is_pending(site->sync)) {
+        site->waits++;
+        if (site->while_pending != NULL) site->while_pending(site);
+        status = dlx_sync_wait(site->sync, done, &site->error);
+    }
+    return status;
+}
+
 dlx_status in_process_train(in_process_site *site) {
     dlx_step done = DLX_STEP_INIT;
     dlx_status status = DLX_OK;
     for (uint64_t step = 0; status == DLX_OK && !done.finished; step++) {
         if (site->inner_step != NULL) site->inner_step(site, step);
         status = dlx_sync_step(site->sync, site->tokens_per_step, &done, &site->error);
+        status = in_process_await(site, status, &done);
         site->steps = step + 1;
         if (status == DLX_OK && site->after_step != NULL) site->after_step(site, step, &done);
     }
-    return status == DLX_OK ? dlx_sync_report(site->sync, "", &site->error) : status;
+    if (status != DLX_OK) return status;
+    return in_process_await(site, dlx_sync_report(site->sync, "", &site->error), NULL);
 }
 
 enum { GATHER_DEADLINE_S = 20 };
@@ -85,6 +96,7 @@ static void *site_thread(void *context) {
         site->status = (site->is_new ? dlx_sync_resume_as_new : dlx_sync_resume)(
             &site->sync, &site->config, site->tensors, site->tensor_count, site->restore,
             site->context, &site->error);
+    site->status = in_process_await(site, site->status, NULL);
     if (site->status == DLX_OK) {
         site->run_id = dlx_sync_run_id(site->sync);
         site->status = (site->script != NULL ? site->script : in_process_train)(site);
@@ -96,7 +108,8 @@ static void *site_thread(void *context) {
 
 static void *coordinator_thread(void *context) {
     in_process *p = context;
-    p->status = dlx_coordinator_run(p->running, &p->error);
+    do p->status = dlx_coordinator_run(p->running, &p->error);
+    while (p->status == DLX_AGAIN);
     return NULL;
 }
 

@@ -31,6 +31,8 @@ struct in_process_site {
     bool is_new;              /* it resumes as a new one */
     /* changes the parameters; step from 0 */
     void (*inner_step)(in_process_site *site, uint64_t step);
+    /* with wait_ms: before each dlx_sync_wait; may be NULL */
+    void (*while_pending)(in_process_site *site);
     /* may be NULL */
     void (*after_step)(in_process_site *site, uint64_t step, const dlx_step *done);
     uint64_t tokens_per_step;
@@ -39,6 +41,7 @@ struct in_process_site {
     size_t index;
     dlx_sync *sync; /* while the script runs */
     uint64_t steps, run_id;
+    atomic_uint waits; /* calls of dlx_sync_wait */
     dlx_status status;
     dlx_error error;
     dlx_statistics statistics; /* at the script's end */
@@ -91,6 +94,9 @@ in_process *in_process_new(void);
 
 /* Runs sites 0 … count−1 to their end; false where threads or the hub could not be had. */
 bool in_process_run(in_process *p, size_t count, uint64_t tokens);
+
+/* What a call ends with, whose first status this is, if it is pending. done may be NULL. */
+dlx_status in_process_await(in_process_site *site, dlx_status status, dlx_step *done);
 
 /* The plain script: inner_step, dlx_sync_step, after_step until finished; then a report. */
 dlx_status in_process_train(in_process_site *site);

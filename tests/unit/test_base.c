@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* base: which names sites may have, public structs of older and newer callers, text, hashes in
- * pieces, and what the process may have. */
+ * pieces, what the process may have, and lines of other threads. */
 #include "base/hash.h"
+#include "base/lines.h"
+#include "base/log_ring.h"
 #include "base/name.h"
 #include "base/resources.h"
 #include "base/sized.h"
 #include "base/text.h"
 
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -222,12 +225,89 @@ static void hash_in_pieces(void **state) {
     dlxi_hasher_close(&hasher);
 }
 
+/* ---- lines of other threads ------------------------------------------------------------------ */
+
+typedef struct heard {
+    pthread_t thread;
+    int count, elsewhere;
+    char line[DLXI_LOG_RING_LINES + 8][600];
+} heard;
+
+static void hear(void *context, const char *line) {
+    heard *h = context;
+    h->elsewhere += !pthread_equal(h->thread, pthread_self());
+    snprintf(h->line[h->count++], sizeof h->line[0], "%s", line);
+}
+
+static void *add_lines(void *ring) {
+    char line[16];
+    for (int i = 0; i < DLXI_LOG_RING_LINES + 3; i++) {
+        snprintf(line, sizeof line, "line %d", i);
+        dlxi_log_ring_add(ring, line);
+    }
+    return NULL;
+}
+
+static void lines_of_other_threads_wait(void **state) {
+    (void)state;
+    static heard h;
+    static char endless[1000];
+    dlxi_log_ring *ring;
+    pthread_t thread;
+    h.thread = pthread_self();
+    assert_int_equal(dlxi_log_ring_open(&ring, hear, &h, NULL), DLX_OK);
+    dlxi_log_ring_deliver(ring);
+    dlxi_log_ring_add(ring, "first");
+    assert_int_equal(h.count, 0);
+    dlxi_log_ring_deliver(ring);
+    dlxi_log_ring_deliver(ring);
+    assert_int_equal(h.count, 1);
+
+    assert_int_equal(pthread_create(&thread, NULL, add_lines, ring), 0);
+    pthread_join(thread, NULL);
+    h.count = 0;
+    dlxi_log_ring_deliver(ring);
+    assert_int_equal(h.count, DLXI_LOG_RING_LINES + 1);
+    assert_string_equal(h.line[0], "line 0");
+    assert_string_equal(h.line[DLXI_LOG_RING_LINES - 1], "line 63");
+    assert_string_equal(h.line[DLXI_LOG_RING_LINES],
+                        "3 lines were lost here: more than 64 came between two calls");
+    assert_int_equal(h.elsewhere, 0);
+
+    /* between the lines where they are missing; and the ring goes on */
+    h.count = 0;
+    for (int i = 0; i <= DLXI_LOG_RING_LINES; i++) dlxi_log_ring_add(ring, "again");
+    dlxi_log_ring_deliver(ring);
+    assert_int_equal(h.count, DLXI_LOG_RING_LINES + 1);
+    assert_string_equal(h.line[DLXI_LOG_RING_LINES],
+                        "1 line was lost here: more than 64 came between two calls");
+
+    h.count = 0;
+    memset(endless, 'x', sizeof endless - 1);
+    dlxi_log_ring_add(ring, endless);
+    dlxi_log_ring_close(&ring); /* what it has is delivered */
+    assert_null(ring);
+    assert_int_equal(h.count, 1);
+    assert_int_equal(strlen(h.line[0]), DLXI_LINE_BYTES - 1);
+
+    assert_int_equal(dlxi_log_ring_open(&ring, NULL, NULL, NULL), DLX_OK);
+    assert_null(ring);
+    dlxi_log_ring_add(ring, "nobody listens");
+    dlxi_log_ring_deliver(ring);
+    dlxi_log_ring_close(&ring);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(texts),         cmocka_unit_test(hash_in_pieces),
-        cmocka_unit_test(descriptors),   cmocka_unit_test(threads_and_memory),
-        cmocka_unit_test(names),         cmocka_unit_test(sizes),
-        cmocka_unit_test(written_sizes), cmocka_unit_test(defaults),
+        cmocka_unit_test(texts),
+        cmocka_unit_test(hash_in_pieces),
+        cmocka_unit_test(descriptors),
+        cmocka_unit_test(threads_and_memory),
+        cmocka_unit_test(names),
+        cmocka_unit_test(sizes),
+        cmocka_unit_test(written_sizes),
+        cmocka_unit_test(defaults),
+        cmocka_unit_test(lines_of_other_threads_wait),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -16,7 +16,7 @@ BUILD_ROOT = os.environ["BUILD_ROOT"]
 FLOORS = {"base": 0, "options": 1, "wire": 1, "store": 1, "kernels": 1, "cluster": 1, "codec": 2,
           "data": 2, "link": 3, "member": 3, "outer": 3, "model": 3, "sync": 4,
           "checkpoint": 4, "pipeline": 4, "api": 5, "train": 6, "trainer": 7}
-PUBLIC = {"dilocox.h", "dilocox_train.h"}
+PUBLIC = {"dilocox.h", "dilocox_options.h", "dilocox_train.h"}
 # what the command line has beside them, for its flags and for what a terminal shows
 FOR_CLI = {"options/options.h", "base/limits.h", "base/text.h"}
 # what a room of the libraries may include from outside, beyond the C library

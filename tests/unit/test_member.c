@@ -648,6 +648,28 @@ static void weight_is_clamped_to_the_lease(void **state) {
     world_close(w);
 }
 
+/* Windows that were used in an earlier round than the one that trains on them count there; never
+ * more than were used, nor than the lease has. */
+static void windows_taken_early_count_once(void **state) {
+    (void)state;
+    static const struct {
+        uint32_t used;
+        uint64_t trained, counted; /* tokens */
+    } rounds[] = {{5, 30, 30}, {0, 10, 10}, {0, 30, 10},  {6, 10, 10},  {6, 10, 10},
+                  {6, 0, 0},   {6, 90, 60}, {0, 200, 60}, {0, 200, 60}, {0, 200, 40}};
+    world *w = run_open(2, 10000);
+    for (uint32_t i = 0; i < sizeof rounds / sizeof *rounds; i++) {
+        ready(w, 0, i + 1, 30);
+        w->message->as.ready = ready_of(rounds[i].trained);
+        w->message->as.ready.submission = w->message->as.ready.base_round = i + 1;
+        w->message->as.ready.windows_used = rounds[i].used;
+        say(w, 1, DLXI_FRAME_READY, i + 1, 0);
+        assert_int_equal(w->last[0]->as.view.member[0].tokens, rounds[i].counted);
+        for (uint32_t peer = 0; peer < 2; peer++) stage(w, peer, i + 1, 1, 7);
+    }
+    world_close(w);
+}
+
 /* ---- leases ---------------------------------------------------------------------------------- */
 
 enum { POSITIONS = 100000 };
@@ -758,6 +780,7 @@ int main(void) {
         cmocka_unit_test(a_round_without_tokens_ends_the_run),
         cmocka_unit_test(the_target_ends_the_run),
         cmocka_unit_test(weight_is_clamped_to_the_lease),
+        cmocka_unit_test(windows_taken_early_count_once),
         cmocka_unit_test(no_window_counts_twice),
         cmocka_unit_test(a_site_without_data_gets_no_lease),
     };

@@ -136,10 +136,12 @@ static dlx_status toy_step(in_process_site *site, dlx_step *done) {
             dlx_coordinator_interrupt(t->run->running);
     }
     if (t->gradients)
-        status = dlx_sync_gradients(site->sync, both, TOKENS_OF_STEP, NULL, &site->error);
+        status = in_process_await(
+            site, dlx_sync_gradients(site->sync, both, TOKENS_OF_STEP, NULL, &site->error), NULL);
     if (status != DLX_OK) return status;
     step_take(t, gradient);
-    return dlx_sync_step(site->sync, TOKENS_OF_STEP, done, &site->error);
+    status = dlx_sync_step(site->sync, TOKENS_OF_STEP, done, &site->error);
+    return in_process_await(site, status, done);
 }
 
 /* A new one begins at the anchor. */
@@ -157,7 +159,8 @@ static dlx_status toy_train(in_process_site *site) {
     dlx_error why;
     dlx_status status = DLX_OK;
     while (status == DLX_OK && !dlx_sync_is_finished(site->sync)) status = toy_step(site, &done);
-    if (status == DLX_OK) return dlx_sync_report(site->sync, "", &site->error);
+    if (status == DLX_OK)
+        return in_process_await(site, dlx_sync_report(site->sync, "", &site->error), NULL);
     why = site->error;
     status = save(site);
     if (status != DLX_OK) return status;
@@ -177,13 +180,15 @@ typedef struct trial {
     dlx_overlap overlap;
     uint32_t sites;
     int bits;
-    uint32_t goal; /* tokens, of so many sites' steps; 0: of those that are there */
+    uint32_t goal;    /* tokens, of so many sites' steps; 0: of those that are there */
+    uint32_t wait_ms; /* 0: calls block */
 } trial;
 
 /* One start of all sites, anew or as saved, until the run ends or is stopped. */
 static dlx_status run(const trial *how, toy *toys, bool resumes) {
     in_process *p = in_process_new();
     p->coordinator.join_ms = 20000;
+    p->coordinator.wait_ms = how->wait_ms;
     for (uint32_t i = 0; i < how->sites; i++) {
         in_process_site *site = &p->site[i];
         toy *t = &toys[i];
@@ -203,6 +208,7 @@ static dlx_status run(const trial *how, toy *toys, bool resumes) {
         site->config.adaptation = DLX_ADAPTATION_PAPER;
         site->config.factor_rank = 4;
         site->config.bits = how->bits;
+        site->config.wait_ms = how->wait_ms;
         site->config.windows = 1000;
         site->config.tokens_per_window = WINDOW;
         site->config.windows_per_step = BATCH;
@@ -265,8 +271,10 @@ static void a_stopped_run_ends_as_another(void **state) {
         for (uint32_t k = 0; k < how->sites; k++) toy_begin(&whole[k], 7);
         assert_int_equal(run(how, whole, false), DLX_OK);
         for (uint64_t first = 1; first <= H; first++) {
+            trial waits = *how;
+            waits.wait_ms = first % 2;
             for (uint32_t k = 0; k < how->sites; k++) toy_begin(&parts[k], 7);
-            int stops = stopped_run(how, parts, H + 1, first);
+            int stops = stopped_run(&waits, parts, H + 1, first);
             assert_true(stops >= 4);
             assert_same(whole, parts, how->sites);
             for (uint32_t k = 0; k < how->sites; k++) saved_clear(&parts[k]);
@@ -295,7 +303,7 @@ static void a_run_goes_on_with_other_sites(void **state) {
     for (size_t o = 0; o < sizeof overlaps / sizeof *overlaps; o++)
         for (uint64_t first = H + 2; first <= 2 * H + 2; first++) {
             static toy toys[SITES_MAX];
-            trial how = {overlaps[o], 2, 8, SITES_MAX};
+            trial how = {overlaps[o], 2, 8, SITES_MAX, first % 2};
             for (uint32_t k = 0; k < 2; k++) toy_begin(&toys[k], 7);
             toys[0].stop_at = first;
             assert_int_not_equal(run(&how, toys, false), DLX_OK);
