@@ -303,6 +303,10 @@ class dlx_sync_config(Structure):
         ("balance", c_bool),
         ("_behind_balance", c_char * 7),
         ("outer_momentum_rate", c_double),
+        ("wait_ms", c_uint32),
+        ("_behind_wait_ms", c_char * 4),
+        ("windows_ahead", c_uint32),
+        ("_behind_windows_ahead", c_char * 4),
     ]
 
 
@@ -330,6 +334,8 @@ class dlx_coordinator_config(Structure):
         ("_behind_sites_min", c_char * 4),
         ("limbo_ms", c_uint32),
         ("_behind_limbo_ms", c_char * 4),
+        ("wait_ms", c_uint32),
+        ("_behind_wait_ms", c_char * 4),
     ]
 
 
@@ -419,6 +425,10 @@ SYNC_OPTIONS = {
         "slower sites take fewer inner steps, faster ones more, so that they submit together"),
     "outer_momentum_rate": Option("AUTO", "sync.outer_momentum_rate", -1.0, 0, 10, True,
         "of the outer step's momentum part; auto: the overlap's, or Nesterov's for another step"),
+    "wait_ms": Option("MS", "", 0, 0, 86400000, False,
+        "a call that has to wait longer for others returns 1; 0: calls block"),
+    "windows_ahead": Option("COUNT", "", 0, 0, 1000000, False,
+        "of a lease, more than its round trains on: for a loader that takes windows early"),
 }
 
 
@@ -433,6 +443,8 @@ COORDINATOR_OPTIONS = {
         "go on without the others while as many sites as this are left; 0: with all or not at all"),
     "limbo_ms": Option("MS", "", 600000, 1000, 86400000, False,
         "a site that is away keeps its windows for so long"),
+    "wait_ms": Option("MS", "", 0, 0, 86400000, False,
+        "dlx_coordinator_run returns 1 after this long; 0: it blocks"),
 }
 
 
@@ -453,6 +465,8 @@ FUNCTIONS = {
         c_size_t, dlx_restore, c_void_p, POINTER(dlx_error)]),
     "dlx_sync_is_finished": (c_bool, [c_void_p]),
     "dlx_sync_step": (c_int, [c_void_p, c_uint64, POINTER(dlx_step), POINTER(dlx_error)]),
+    "dlx_sync_wait": (c_int, [c_void_p, POINTER(dlx_step), POINTER(dlx_error)]),
+    "dlx_sync_is_pending": (c_bool, [c_void_p]),
     "dlx_sync_pace": (None, [c_void_p, c_double]),
     "dlx_sync_gradients": (c_int, [c_void_p, c_void_p, c_uint64, c_void_p, POINTER(dlx_error)]),
     "dlx_sync_windows": (c_int, [c_void_p, c_void_p, c_uint32, POINTER(dlx_error)]),
