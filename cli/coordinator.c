@@ -4,6 +4,7 @@
 
 #include <signal.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/prctl.h>
 
 typedef struct coordinator_arguments {
@@ -62,15 +63,19 @@ static void on_event(void *context, const dlx_event *event) {
 
 /* Sets an option to what the flag has; false, with a message. */
 static bool flag_set(dlx_config *config, const char *key, const char *flag, const char *value) {
-    char assignment[1200]; /* longer than any option may be */
+    char assignment[1200], begin[64]; /* longer than any option may be */
     dlx_error error;
     if (value == NULL) return true;
     snprintf(assignment, sizeof assignment, "%s=%s", key, value);
     if (dlx_config_set(config, assignment, &error) == DLX_OK &&
         dlx_config_check(config, &error) == DLX_OK)
         return true;
-    error_name_flag(&error, key, flag);
-    fail_with(&error);
+    snprintf(begin, sizeof begin, "%s: ", key);
+    const char *what = strstr(error.message, begin);
+    if (what != NULL)
+        fail_use("%s: %s", flag, what + strlen(begin));
+    else
+        fail_with(&error);
     return false;
 }
 

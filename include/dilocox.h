@@ -195,6 +195,8 @@ typedef struct dlx_tensor {
  *   dlx_sync_take_anchor   store
  *   overlap allreduce      fetch: at open, at the run's end, and for each call about the anchor
  *
+ * A call that is pending does it in its dlx_sync_wait.
+ *
  * `error` may be NULL; fill it on failure. What is not DLX_OK ends the library's call with that
  * status, after which the dlx_sync can only be closed. */
 typedef dlx_status (*dlx_fetch)(void *context, size_t tensor, int64_t first, int64_t count,
@@ -220,8 +222,8 @@ typedef struct dlx_link_config {
     const char *key_path, *roster_path;
 } dlx_link_config;
 
-/* A line for the operator: no newline, valid during the call. Lines of the library's own threads are
- * kept for the next call on the object that returns a status, or its close; a call that waits
+/* A line for the operator: no newline, valid during the call. Lines of the library's own threads
+ * are kept for the next call on the object that returns a status, or its close; a call that waits
  * delivers them every 0.1 s. At most 64 are kept: of more, one line says how many were lost. Of a
  * site's ranks, rank 0 has all lines, the others those about their connections. */
 typedef void (*dlx_log)(void *context, const char *line);

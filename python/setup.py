@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 
-from setuptools import setup
+from setuptools import Distribution, setup
 from setuptools.command.build_py import build_py
 from wheel.bdist_wheel import bdist_wheel
 
@@ -32,15 +32,19 @@ class WithLibrary(build_py):
         return super().get_outputs(include_bytecode) + [library] * os.path.exists(LIBRARY)
 
 
-class Tagged(bdist_wheel):
-    """Any Python 3; this platform, if it has the library."""
+class ForPlatform(Distribution):
+    """Of this platform, if the library goes along."""
 
-    def finalize_options(self):
-        super().finalize_options()
-        self.root_is_pure = not os.path.exists(LIBRARY)
+    def has_ext_modules(self):
+        return os.path.exists(LIBRARY)
+
+
+class Tagged(bdist_wheel):
+    """For any Python 3, which loads the library by ctypes."""
 
     def get_tag(self):
         return ("py3", "none", super().get_tag()[2])
 
 
-setup(version=version(), cmdclass={"build_py": WithLibrary, "bdist_wheel": Tagged})
+setup(version=version(), distclass=ForPlatform,
+      cmdclass={"build_py": WithLibrary, "bdist_wheel": Tagged})

@@ -192,6 +192,7 @@ class Handle:
         try:
             self._lock()
             try:
+                self._check()
                 self._callbacks.raised = None
                 if self._pending:
                     self._give_up(until_s)
@@ -205,7 +206,8 @@ class Handle:
             if held:
                 _sigint.let_go()
         raised = self._callbacks.take()
-        if isinstance(raised, DilocoxError) or not isinstance(raised, (Exception, type(None))):
+        if raised is not None and (isinstance(raised, DilocoxError) or
+                                   not isinstance(raised, Exception)):
             raise raised
         if status != Status.OK:
             raise error_of(status, self._error) from raised
@@ -241,7 +243,11 @@ class Handle:
         try:
             self._lock(timeout_s)
             with self._any_thread:
-                pointer, self._pointer, self._closed = self._pointer, c_void_p(), True
+                pointer, self._pointer = self._pointer, c_void_p()
+                closed, self._closed = self._closed, True
+            self._busy.release()
+            if closed:  # by another thread, while this one waited for a call to end
+                return
             if apart:
                 freeing = threading.Thread(target=self._free, args=(pointer,))
                 freeing.start()
@@ -256,16 +262,16 @@ class Handle:
     def _abandon(self, until_s: float) -> None:
         """Close for one that nobody closed: it must end by until_s of the monotonic clock, and has
         nobody to raise to."""
-        if self._closed or os.getpid() != self._process:
-            return
-        self._interrupt()
-        try:
-            self._end(max(0, until_s - time.monotonic()))
-        except DilocoxError:
-            pass  # a thread is in it still
+        while not self._closed and os.getpid() == self._process:
+            self._interrupt()  # again: it does nothing while a thread opens the object
+            try:
+                self._end(SLICE_MS / 1000)
+            except DilocoxError:
+                if time.monotonic() > until_s:
+                    return  # a thread is in it still
 
     def __del__(self) -> None:
-        if hasattr(self, "_borrowed"):
+        if hasattr(self, "_borrowed") and not sys.is_finalizing():
             self._abandon(time.monotonic() + EXIT_S)
 
 
@@ -273,4 +279,7 @@ class Handle:
 def _abandon_all() -> None:
     until_s = time.monotonic() + EXIT_S
     for handle in sorted(_open, key=lambda one: one._exit_order):
-        handle._abandon(until_s)
+        try:
+            handle._abandon(until_s)
+        except KeyboardInterrupt:
+            until_s = 0

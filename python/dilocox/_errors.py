@@ -2,7 +2,7 @@
 """What can go wrong, as exceptions: one per status that a program may want to handle."""
 from __future__ import annotations
 
-from typing import Optional
+from typing import Dict, Optional, Type
 
 from . import _c
 from ._c import Status
@@ -54,8 +54,10 @@ class DivergedError(DilocoxError):
     status = Status.DIVERGED
 
 
-_CLASSES = {Status.ARGUMENT: ConfigError, **{one.status: one for one in (
-    ConfigError, RefusedError, PeerLostError, RunTimeoutError, NumericError, DivergedError)}}
+_CLASSES: Dict[int, Type[DilocoxError]] = {
+    Status.ARGUMENT: ConfigError, Status.CONFIG: ConfigError, Status.REFUSED: RefusedError,
+    Status.PEER_LOST: PeerLostError, Status.TIMEOUT: RunTimeoutError,
+    Status.NUMERIC: NumericError, Status.DIVERGED: DivergedError}
 
 
 def error_of(status: int, error: _c.dlx_error) -> DilocoxError:

@@ -6,6 +6,7 @@ once, and ends what a site leaves behind. One queue has all that happens; reader
 output are threads."""
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import queue
@@ -21,6 +22,7 @@ from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Sequence
 from ._coordinator import Coordinator, keygen
 
 GRACE_S = 10.0  # from a signal to SIGKILL
+_prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux's
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -41,6 +43,12 @@ def _make_keys(directory: str, names: Sequence[str]) -> str:
     return roster
 
 
+def _end_with_parent() -> None:
+    """In a new process: SIGTERM if this one is killed, and can't end it."""
+    if _prctl is not None:
+        _prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
 class _Site:
     """A process, and what it says, line by line behind its name."""
 
@@ -52,7 +60,7 @@ class _Site:
         self.process = subprocess.Popen(
             command, env={**os.environ, **environment, "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            start_new_session=True)
+            start_new_session=True, preexec_fn=_end_with_parent)
         self.readers = [threading.Thread(target=self._pass_on, args=pair, daemon=True) for pair in
                         ((self.process.stdout, sys.stdout), (self.process.stderr, sys.stderr))]
         for reader in self.readers:

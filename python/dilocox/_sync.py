@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import sys
-from ctypes import (POINTER, addressof, byref, c_char, c_double, c_size_t, c_uint64, c_void_p,
-                    memmove, sizeof, string_at)
+from ctypes import (POINTER, addressof, byref, c_char, c_double, c_float, c_size_t, c_uint16,
+                    c_uint64, c_void_p, memmove, sizeof, string_at)
 from typing import (Any, Callable, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple,
                     Union)
 
@@ -14,7 +14,7 @@ from . import _c
 from ._c import Statistics, Status, Step
 from ._calls import SLICE_MS, Handle, logger
 from ._coordinator import Hub, Path
-from ._errors import ConfigError, DilocoxError
+from ._errors import ConfigError, DilocoxError, NumericError
 from ._options import (encoded, from_environment, integer, listen_address, real, set_link,
                        set_options, word)
 
@@ -90,7 +90,8 @@ def _tensor_of(name: str, data: Buffer) -> Tensor:
     except TypeError:
         raise ConfigError(f"tensor {name}: a {type(data).__name__} is no buffer; dilocox.torch is "
                           "for PyTorch's tensors") from None
-    rows, *others = view.shape if view.ndim > 1 else (1, *view.shape)
+    shape = view.shape or ()
+    rows, *others = shape if len(shape) > 1 else (1, *shape)
     dtype = "f16" if _format(view) == "e" else "f32"
     return Tensor(name, rows, math.prod(others), data, dtype)
 
@@ -277,10 +278,11 @@ class Sync(Handle):
         if state is None:
             self._call(lambda error: self._library.dlx_sync_open(out, *given, error))
         else:
+            kept = state
             resume = self._library.dlx_sync_resume_as_new if as_new else \
                 self._library.dlx_sync_resume
             restore = self._callbacks.with_status(
-                _c.dlx_restore, lambda part: _restore(part.contents, state))
+                _c.dlx_restore, lambda part: _restore(part.contents, kept))
             self._call(lambda error: resume(out, *given, restore, None, error))
         self._step.finished = self._library.dlx_sync_is_finished(self._pointer)
         self._step.round = self.statistics().rounds + 1
@@ -314,7 +316,7 @@ class Sync(Handle):
         if self._closed or os.getpid() != self._process:
             return
         try:
-            if self._pointer and self._step.finished and not self._reported:
+            if self._owes_report():
                 self._report(b"", until_s)
             else:
                 self.fail(None)
@@ -330,8 +332,16 @@ class Sync(Handle):
         with several ranks until all of them call it. After `finished` one more step raises."""
         step, count = self._step, integer("tokens", tokens, 0, COUNT_MAX)
         into = byref(step)
-        self._call(lambda error: self._library.dlx_sync_step(self._pointer, count, into, error),
-                   lambda error: self._library.dlx_sync_wait(self._pointer, into, error))
+        try:
+            self._call(lambda error: self._library.dlx_sync_step(self._pointer, count, into, error),
+                       lambda error: self._library.dlx_sync_wait(self._pointer, into, error))
+        except NumericError as why:
+            names = [tensor.name for tensor, given in zip(self._tensors, self._array)
+                     if given.data and not _is_finite(given)]
+            if not names:
+                raise
+            raise NumericError(f"{why}; here it is {', '.join(names[:3])}", why.status, why.site,
+                               why.round) from why
         return Step(step.submitted, step.applied, step.finished, step.exchange_steps,
                     step.inner_steps, step.step_in_round, step.round, step.waited_s)
 
@@ -463,10 +473,11 @@ class Sync(Handle):
         (parameters, the inner optimiser's state); `state` takes it. DilocoxError: with
         Status.AGAIN, an exchange is under way: call after a later step; with Status.STATE, the run
         is finished."""
-        parts, count, found = POINTER(_c.dlx_part)(), c_size_t(), []
+        parts, count = POINTER(_c.dlx_part)(), c_size_t()
+        found: List[Part] = []
 
         def save(error: Any) -> int:
-            status = self._library.dlx_sync_save(self._pointer, _c.dlx_hold(), None, byref(parts),
+            status = self._library.dlx_sync_save(self._pointer, _c.dlx_hold(0), None, byref(parts),
                                                  byref(count), error)
             if status == Status.OK:  # the memory is the library's until its next call
                 found.extend(_part(parts[i]) for i in range(count.value))
@@ -475,6 +486,12 @@ class Sync(Handle):
         return found
 
     # ---- the end ---------------------------------------------------------------------------------
+
+    def _owes_report(self) -> bool:
+        """Whether others wait for it: it is finished, and well."""
+        with self._any_thread:
+            return bool(self._pointer and self._step.finished and not self._reported and
+                        self._library.dlx_sync_failure(self._pointer, None) == Status.OK)
 
     def _report(self, text: bytes, until_s: float = math.inf) -> None:
         self._call(lambda error: self._library.dlx_sync_report(self._pointer, text, error),
@@ -510,7 +527,7 @@ class Sync(Handle):
         if self._closed or os.getpid() != self._process:
             return
         try:
-            if self._step.finished and not self._reported:
+            if self._owes_report():
                 self._report(b"")
         except DilocoxError as why:
             logger.info("%s", why)
@@ -520,10 +537,19 @@ class Sync(Handle):
     def __enter__(self) -> "Sync":
         return self
 
-    def __exit__(self, kind: Any, *_: object) -> None:
+    def __exit__(self, kind: Any, raised: Any, _: object) -> None:
         if kind is not None:
-            self.fail(f"its training loop raised {kind.__name__}")
+            self.fail(f"{kind.__name__}: {raised}".replace("\0", "").rstrip(": "))
         self.close()
+
+
+def _is_finite(tensor: _c.dlx_tensor) -> bool:
+    count = tensor.rows * tensor.cols
+    if tensor.dtype == _c.Dtype.F32:
+        return math.isfinite(sum((c_float * count).from_address(tensor.data)))
+    exponent = 0x7F80 if tensor.dtype == _c.Dtype.BF16 else 0x7C00
+    return all(bits & exponent != exponent
+               for bits in (c_uint16 * count).from_address(tensor.data))
 
 
 def _shared_text(shared: Mapping[str, str]) -> Optional[bytes]:

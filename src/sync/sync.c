@@ -110,8 +110,8 @@ static dlx_status run_over(dlx_sync *s, dlx_error *error) {
 
 /* ---- waiting --------------------------------------------------------------------------------- */
 
-/* A call may wait for wait_ms, in ticks. They are counted: the ranks of a site, whose clocks differ,
- * return DLX_AGAIN at the same point. */
+/* A call may wait for wait_ms, in ticks. They are counted, so that the ranks of a site return
+ * DLX_AGAIN at the same point, though their clocks differ. */
 static void call_go_on(dlx_sync *s) {
     const uint32_t wait_ms = s->options.wait_ms, ticks = (wait_ms + TICK_MS - 1) / TICK_MS;
     s->pending = false;

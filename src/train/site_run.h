@@ -3,7 +3,6 @@
 #ifndef DLXI_TRAIN_SITE_RUN_H
 #define DLXI_TRAIN_SITE_RUN_H
 
-
 #include "base/file.h"
 #include "checkpoint/snapshot.h"
 #include "model/optimizer.h"

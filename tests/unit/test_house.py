@@ -164,7 +164,9 @@ class House(unittest.TestCase):
                     self.assertFalse(is_c, "no C compiler")
                     continue
                 with self.subTest(header=header, compiler=compiler[0]):
-                    done = subprocess.run([*compiler, *flags], input=f"#include <{header}>\n",
+                    # one of macros alone declares nothing
+                    source = f"#include <{header}>\nextern int declared;\n"
+                    done = subprocess.run([*compiler, *flags], input=source,
                                           capture_output=True, text=True)
                     self.assertEqual(done.returncode, 0, done.stderr)
 

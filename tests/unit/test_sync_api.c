@@ -108,7 +108,7 @@ static void sync_configs_are_checked(void **state) {
             "holds; allowed: up to 10737",
             config.windows = 10, config.windows_per_step = 10738, config.inner_steps = 100000);
     REFUSED("windows_per_step: 10737 with up to 400000 inner steps per round is more than a lease "
-            "holds; allowed: up to 10736",
+            "holds; allowed: up to 10734",
             config.windows = 10, config.windows_per_step = 10737, config.inner_steps = 100000,
             config.windows_ahead = 1000000);
     REFUSED("wait_ms: 86400001 is out of range; allowed: 0 to 86400000", config.wait_ms = 86400001);
