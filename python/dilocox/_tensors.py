@@ -80,6 +80,11 @@ class Value:
                               f"{show(self.shape)} when the run was joined; keep its shape")
         return value
 
+    def is_finite(self):
+        tensor = self.now()
+        return all(bool(torch.isfinite(view).all()) for first in range(0, tensor.numel(), PIECE)
+                   for view, _ in pieces(tensor, first, min(PIECE, tensor.numel() - first)))
+
     def check_stays(self):
         """Raises if the model holds another tensor, or other memory, than at open."""
         replaced = (self.module is not None and not self.statistics
@@ -160,15 +165,6 @@ def hash_of(tensors):
             for view, _ in pieces(tensor, first, n):
                 digest.update(bytes_of(view.cpu().contiguous()))
     return digest.hexdigest()
-
-
-def check_finite(value):
-    tensor = value.now()
-    for first in range(0, tensor.numel(), PIECE):
-        for view, _ in pieces(tensor, first, min(PIECE, tensor.numel() - first)):
-            if not bool(torch.isfinite(view).all()):
-                return False
-    return True
 
 
 # ---- what a model has ----------------------------------------------------------------------------
@@ -291,12 +287,12 @@ def collect(model, average_buffers, plain, say):
     if not trained:
         raise ConfigError("the model has no trainable parameter: set requires_grad on some")
     for value in trained:
-        if not check_finite(value):
+        if not value.is_finite():
             raise ConfigError(f"parameter '{value.name}' has values that are not finite")
         value.plain = plain is not None and bool(plain(value.name, value.given))
     if not average_buffers:
         buffers = []
-    infinite = [b.name for b in buffers if b.kept.numel() > 0 and not check_finite(b)]
+    infinite = [b.name for b in buffers if b.kept.numel() > 0 and not b.is_finite()]
     if infinite:
         say(f"buffers with values that are not finite stay local: {some(infinite)}")
     buffers = [b for b in buffers if b.kept.numel() > 0 and b.name not in infinite]

@@ -19,8 +19,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Sampler
 
-from . import (ConfigError, Coordinator, DilocoxError, Hub, Part, PartKind, Status, Step, Sync,
-               Tensor)
+from . import (ConfigError, Coordinator, DilocoxError, Hub, NumericError, Part, PartKind, Status,
+               Step, Sync, Tensor)
 from . import _c, _ranks, _results, _tensors
 from ._c import SYNC_OPTIONS
 from ._options import KEYWORDS, unknown_keyword
@@ -68,25 +68,29 @@ class _Hook:
     def __init__(self, optimizer: Optimizer, before: Optional[Callable[..., None]],
                  after: Optional[Callable[..., None]]) -> None:
         self.optimizer, self.before, self.after = optimizer, before, after
-        self.handles = []
+        self.handles: list = []
         if hasattr(optimizer, "register_step_post_hook"):
-            if before is not None:
-                self.handles.append(optimizer.register_step_pre_hook(before))
-            if after is not None:
-                self.handles.append(optimizer.register_step_post_hook(after))
+            self.handles = [optimizer.register_step_pre_hook(self._before),
+                            optimizer.register_step_post_hook(self._after)]
         else:
             self._replace(optimizer)
+
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self.before is not None:
+            self.before(args, kwargs)
+
+    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self.after is not None:
+            self.after()
 
     def _replace(self, optimizer: Optimizer) -> None:
         """Of torch 1: schedulers wrap `step`, before or after this, and look for _with_counter."""
         old, own = optimizer.step, "step" in vars(optimizer)
 
         def step(_: Optimizer, *args: Any, **kwargs: Any) -> Any:
-            if self.before is not None:
-                self.before(optimizer, args, kwargs)
+            self._before(optimizer, args, kwargs)
             result = old(*args, **kwargs)
-            if self.after is not None:
-                self.after(optimizer, args, kwargs)
+            self._after(optimizer, args, kwargs)
             return result
 
         if hasattr(old, "_with_counter"):
@@ -382,12 +386,16 @@ class DiLoCo:
                               "data and batch_size, or call count() before each step")
         return tokens
 
-    def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Behind the last optimizer's step."""
+    @staticmethod
+    def _is_skipped(optimizer: Optimizer) -> bool:
+        """GradScaler has called a fused optimizer, which did nothing."""
         found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and float(found_inf) != 0:
-            return  # GradScaler has called a fused optimizer, which did nothing
-        self._advance(self._tokens_now())
+        return found_inf is not None and float(found_inf) != 0
+
+    def _stepped(self) -> None:
+        """Behind the last optimizer's step."""
+        if not self._is_skipped(self._optimizers[-1]):
+            self._advance(self._tokens_now())
 
     def _advance(self, tokens: int) -> Step:
         if self._evaluating:
@@ -396,7 +404,10 @@ class DiLoCo:
         self._check_stays()
         shown = self._results.wanted or self._merges
         begun_s = time.monotonic() if shown else 0.0
-        step = self._sync.step(tokens)
+        try:
+            step = self._sync.step(tokens)
+        except NumericError as error:
+            raise self._named(error) from error
         self._last_step, self._counted = step, None
         self._steps += 1
         if step.applied:
@@ -405,13 +416,18 @@ class DiLoCo:
             self._show(step, tokens, begun_s)
         return step
 
-    def _average(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _named(self, error: NumericError) -> NumericError:
+        """With the tensors that are not finite here, if they are behind callbacks."""
+        names = [v.name for v in self._values if v.memory is None and not v.is_finite()]
+        text = f"{error}; here it is {_tensors.some(names)}" if names else str(error)
+        return NumericError(text, error.status, error.site, error.round)
+
+    def _average(self, args: Any, kwargs: Any) -> None:
         """Overlap allreduce, ahead of the first optimizer's step."""
         if args or kwargs.get("closure") is not None:
             raise ConfigError("overlap 'allreduce': a closure computes gradients inside the step, "
                               "too late to average them; choose another overlap")
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and float(found_inf) != 0:
+        if self._is_skipped(self._optimizers[0]):
             return
         self._check_stays()
         trained = [v for v in self._values if not v.statistics]

@@ -66,7 +66,8 @@ def step_ddp(model, x, y, rank, ranks):
 
 def main():
     spec = json.loads(sys.argv[1])
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+    logging.basicConfig(stream=sys.stderr, format="%(message)s")
+    logging.getLogger("dilocox").setLevel(logging.INFO)
     rank, ranks, kind = spec.get("rank", 0), spec.get("ranks", 1), spec.get("kind", "ddp")
     if ranks > 1:
         dist.init_process_group("gloo", init_method=f"file://{spec['store']}", rank=rank,
