@@ -99,9 +99,13 @@ def show(shape):
     return " x ".join(str(n) for n in shape) if len(shape) > 0 else "scalar"
 
 
+def is_dtensor(tensor):
+    return DTensor is not None and isinstance(tensor, DTensor)
+
+
 def local(tensor):
     """This rank's values, outside autograd."""
-    if DTensor is not None and isinstance(tensor, DTensor):
+    if is_dtensor(tensor):
         with torch.no_grad():
             tensor = tensor.to_local()
     return tensor.detach()
@@ -201,7 +205,7 @@ def _owners(model, kind):
 
 
 def _is_part(name, tensor, flat):
-    if DTensor is not None and isinstance(tensor, DTensor):
+    if is_dtensor(tensor):
         sharded = [p for p in tensor.placements if not p.is_replicate()]
         if len(tensor.placements) != 1 or sharded and not sharded[0].is_shard(dim=0):
             raise ConfigError(f"parameter '{name}' is placed as {tensor.placements}; a site's "

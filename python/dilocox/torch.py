@@ -42,6 +42,7 @@ Optimizer.register_step_pre_hook? Optimizer.register_step_post_hook?
 
 WORKERS_AHEAD = 16  # batches in each lease for loaders that take ahead, if nothing is said
 SAVE_POLL_S = 0.02
+FEW = 64  # tensors that are looked for in their modules at each step
 ANCHOR_TRIES = 50  # of 0.1 s, for ranks that receive a commit at different times
 
 # the library's, and what LeaseSampler knows: indices that it gave out, and how many of them no step
@@ -155,7 +156,8 @@ class DiLoCo:
         self._counted: Optional[int] = None
         self._site = site if site is not None else os.environ.get("DILOCOX_SITE")
         self._overlap, self._after_apply = overlap, after_apply
-        self._windows_ahead, self._steps, self._taken = windows_ahead, 0, 0
+        self._windows_ahead, self._taken = windows_ahead, 0
+        self._steps, self._before = 0, 0  # of this process, and of those that it goes on from
         self._sleep_s = 0.0
         self._optimizers = self._list(optimizer)
         self._ranks = _ranks.find(process_group)
@@ -173,13 +175,16 @@ class DiLoCo:
             problem = str(error)
         if self._ranks is not None:
             self._ranks.together(problem)
-        self._begin_results(run_dir, progress, state)
+        state_keywords = self._state_keywords(state)
+        self._begin_results(run_dir, progress)
         ids = self._agree({**settings, "tokens_per_step": self._tokens_per_step,
                            "windows_ahead": windows_ahead, "run_dir": run_dir})
         self._own = [(v, i) for v, i in zip(self._values, ids)
                      if v.part or self._ranks is None or v.owner == self._ranks.rank]
-        self._addresses = [v.address for v in self._values if not v.statistics]
-        self._given = [v.given for v in self._values if not v.statistics]
+        plain = [v for v in self._values if not v.statistics and not _tensors.is_dtensor(v.given)]
+        self._given, self._addresses = [v.given for v in plain], [v.address for v in plain]
+        self._places = [(v.module, v.attribute, v.given) for v in self._values
+                        if v.module is not None and not v.statistics]
         self._touched = [v.touch for v in self._values if v.touch is not None]
         described = _tensors.describe(self._values, frozen)
         if data is not None:
@@ -192,7 +197,7 @@ class DiLoCo:
                 self._tensors(), site=self._site, coordinator=coordinator, key=key, roster=roster,
                 hub=hub, listen=listen, unencrypted=unencrypted,
                 shared={**(shared or {}), **described}, fetch=self._fetch, store=self._store,
-                staging=self._staging(), log=self._say, **self._state_keywords(state),
+                staging=self._staging(), log=self._say, **state_keywords,
                 **self._rank_keywords(), **self._windows, **settings)
             self._joined(state)
         except BaseException:
@@ -267,13 +272,13 @@ class DiLoCo:
             self._say("no optimizer has these parameters, which are synchronised all the same: "
                       + _tensors.some(without))
 
-    def _begin_results(self, run_dir: Any, progress: Any, state: Any) -> None:
+    def _begin_results(self, run_dir: Any, progress: Any) -> None:
         rank = 0 if self._ranks is None else self._ranks.rank
         precision = {str(v.kept.dtype).split(".")[-1] for v in self._values if not v.statistics}
         self._merges = run_dir is not None and self._ranks is not None
         self._results = _results.Results(
             run_dir if rank == 0 else None, progress if rank == 0 else False,
-            site=self._site or "", overlap=self._overlap, before=int((state or {}).get("steps", 0)),
+            site=self._site or "", overlap=self._overlap, before=self._before,
             ranks=1 if self._ranks is None else self._ranks.size,
             precision="f32" if precision == {"float32"} else ", ".join(sorted(precision)))
 
@@ -367,17 +372,16 @@ class DiLoCo:
     # ---- steps
 
     def _check_stays(self) -> None:
-        """Before anything is written. Looking up modules costs more than addresses; it is done
-        where values are read, and always if the tensors are few."""
-        if [p.data_ptr() for p in self._given] != self._addresses:
-            everything = True
-        else:
-            last = self._last_step
-            everything = (len(self._given) <= 64 or last is None
-                          or last.step_in_round + 1 >= last.inner_steps)
-        if everything:
-            for value in self._values:
-                value.check_stays()
+        """Before anything is written. Looking into modules takes longer than addresses: of many
+        tensors it is done where they are read."""
+        last = self._last_step
+        between = last is not None and last.step_in_round + 1 < last.inner_steps
+        if [p.data_ptr() for p in self._given] == self._addresses and (
+                between and len(self._places) > FEW
+                or all(getattr(module, name) is p for module, name, p in self._places)):
+            return
+        for value in self._values:
+            value.check_stays()
 
     def _tokens_now(self) -> int:
         tokens = self._counted if self._counted is not None else self._tokens_per_step
@@ -607,7 +611,7 @@ class DiLoCo:
             time.sleep(SAVE_POLL_S)
         rank = 0 if self._ranks is None else self._ranks.rank
         return {"site": self._site, "rank": rank,
-                "steps": self._results.facts["before"] + self._steps,
+                "steps": self._before + self._steps,
                 "parts": {part.name: _tensor_of(part) for part in parts}}
 
     def _state_keywords(self, state: Optional[Mapping[str, Any]]) -> Dict[str, Any]:
@@ -615,8 +619,8 @@ class DiLoCo:
             return {}
         try:
             parts = {name: _part_of(name, t) for name, t in state["parts"].items()}
-            site, rank = state["site"], state["rank"]
-        except (KeyError, TypeError, AttributeError, ValueError):
+            site, rank, self._before = state["site"], state["rank"], int(state["steps"])
+        except (KeyError, TypeError, AttributeError, ValueError, StopIteration):
             raise ConfigError("state: give the \"sync\" entry of a checkpoint, what state_dict() "
                               "returned") from None
         own = 0 if self._ranks is None else self._ranks.rank
@@ -695,7 +699,8 @@ class DiLoCo:
             self._say(f"this site ends: {kind.__name__}: {text}")
         try:
             if not self._closed and self._results.run_dir is not None and not self._merges:
-                self._summarize("done" if self.finished else "failed")
+                ended = "interrupted" if kind is KeyboardInterrupt else "failed"
+                self._summarize("done" if self.finished else ended)
         except Exception as second:  # the first one says more
             logger.warning("while closing: %s", second)
         finally:
