@@ -79,7 +79,8 @@ def _borrow(what: str, data: Buffer, count: int, dtype: str = "f32") -> Any:
         raise ConfigError(f"{what}: the buffer is {'read-only' if view.readonly else 'strided'}; "
                           "allowed: writable, and contiguous in the order of C")
     if view.nbytes != count * value_bytes:
-        raise ConfigError(f"{what}: the buffer has {view.nbytes // value_bytes} values, not {count}")
+        raise ConfigError(
+            f"{what}: the buffer has {view.nbytes // value_bytes} values, not {count}")
     return (c_char * view.nbytes).from_buffer(view)
 
 

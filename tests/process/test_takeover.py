@@ -103,6 +103,8 @@ class Takeover(Case):
         with open(store, "r+b") as file:
             file.seek(4096)  # the page of the state
             file.write(bytes(512))
+        if os.path.exists(store + "-journal"):
+            os.unlink(store + "-journal")  # of a commit that was under way: it would mend the page
         again = ["coordinator", self.file, "--sites", 2, "--listen", endpoint,
                  "--set", "wan.security=none"]
         for arguments in (again, [*again, "--takeover"]):
