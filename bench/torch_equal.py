@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""The native trainer beside dilocox.torch: one GPT, with the same starting weights, windows, schedule
-and AdamW in f32, on two sites that are processes with CURVE between them. The validation losses must
-be within 0.5% of each other, anchors equal on both sites, and each window trained on once.
+"""The native trainer beside dilocox.torch: one GPT, with the same starting weights, windows,
+schedule and AdamW in f32, on two sites that are processes with CURVE between them. The validation
+losses must be within 0.5% of each other, anchors equal on both sites, each window trained on once.
 
     bench/torch_equal.py --dilocox build/dilocox [--steps 400] [--workers 0,2]"""
 import argparse

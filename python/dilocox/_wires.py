@@ -48,7 +48,8 @@ class Wires:
         if rank == 0:
             listener = socket.create_server(("", 0), backlog=size)
             token = secrets.token_bytes(TOKEN_BYTES)
-            own = token + struct.pack("<H", listener.getsockname()[1]) + "\n".join(_names()).encode()
+            port, names = listener.getsockname()[1], "\n".join(_names())
+            own = token + struct.pack("<H", port) + names.encode()
         told = spread(own)[0]
         self.token, (port,) = told[:TOKEN_BYTES], struct.unpack_from("<H", told, TOKEN_BYTES)
         problem = None
@@ -181,8 +182,8 @@ class Wires:
     def _tell(self, late, waited_s, said):
         """Names ranks that do not come: in a line, and at last as an error."""
         names = " and ".join(map(str, late))
-        text = (f"rank {names} of this site has not come for {waited_s:.0f} s: every rank must take "
-                "each step")
+        text = (f"rank {names} of this site has not come for {waited_s:.0f} s: every rank must "
+                "take each step")
         if waited_s > PATIENCE_S:
             raise RunTimeoutError(text)
         if waited_s > self.timeout_s and not said:

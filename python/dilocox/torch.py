@@ -11,8 +11,8 @@ import os
 import time
 import types
 import weakref
-from typing import (Any, Callable, ContextManager, Dict, Iterable, Iterator, Mapping, Optional,
-                    Sequence, Sized, Tuple, Union)
+from typing import (Any, Callable, Dict, Iterable, Iterator, Mapping, Optional, Sequence, Sized,
+                    Tuple, Union)
 
 import torch
 from torch import nn
@@ -30,9 +30,9 @@ __all__ = ["Coordinator", "DiLoCo", "Hub", "LeaseSampler"]
 # All of torch that the package uses, and all of it is documented there; a test compares. Those
 # behind "?" are used where they exist.
 TORCH = """
-torch.Tensor torch.__version__ torch.bfloat16 torch.empty torch.empty_like torch.float16
+torch.Tensor torch.__version__ torch.bfloat16 torch.empty torch.float16
 torch.float32 torch.float64 torch.frombuffer torch.int16 torch.int32 torch.int64 torch.isfinite
-torch.no_grad torch.strided torch.uint8 torch.zeros torch.zeros_like
+torch.no_grad torch.strided torch.tensor torch.uint8 torch.zeros torch.zeros_like
 nn.Module dist.broadcast dist.get_process_group_ranks dist.get_rank dist.get_world_size
 dist.all_gather dist.group.WORLD dist.is_available dist.is_initialized dist.new_group
 torch.optim.Optimizer torch.utils.data.Sampler

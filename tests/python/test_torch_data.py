@@ -3,7 +3,6 @@
 import os
 import pickle
 import struct
-import threading
 
 import torch_support
 from support import main

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 import dilocox
-from dilocox import ConfigError, DilocoxError, Status
+from dilocox import ConfigError, DilocoxError
 from dilocox.torch import DiLoCo
 
 EXACT = dict(bits=32, low_rank=0, sync_every=4)

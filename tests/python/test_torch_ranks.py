@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sites of several ranks on gloo: copies under DistributedDataParallel, parts that are made by hand,
-a rank that dies, and one that skips a step."""
+"""Sites of several ranks on gloo: copies under DistributedDataParallel, parts made by hand, a rank
+that dies, and one that skips a step."""
 import json
 import os
 import subprocess

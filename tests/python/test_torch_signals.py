@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C under DiLoCo, in every place where a loop may be; forks; loaders with workers at the end of
-a program. MOMENTS=200 tries as many moments as one likes to wait for."""
+"""Ctrl-C under DiLoCo, in every place where a loop may be; forks; loaders with workers at the end
+of a program. MOMENTS=200 tries as many moments as one likes to wait for."""
 import os
 import random
 import signal

@@ -8,7 +8,7 @@ import torch_support
 from support import DEADLINE_S, main
 from torch_support import Case, batch, mlp, torch, values
 
-from dilocox import ConfigError, DilocoxError
+from dilocox import DilocoxError
 from dilocox.torch import DiLoCo, LeaseSampler
 
 SETTINGS = dict(bits=8, low_rank=4, sync_every=5, batch_size=2, data=range(4096))

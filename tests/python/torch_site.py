@@ -29,11 +29,10 @@ class Rows(nn.Module):
         whole = mlp(width=HIDDEN)
         n = HIDDEN // ranks
         mine = slice(rank * n, rank * n + n)
-        self.up, self.up_bias, self.down, self.bias = (nn.Parameter(t.detach()[at].clone()) for t, at
-                                                       in ((whole[0].weight, mine),
-                                                           (whole[0].bias, mine),
-                                                           (whole[2].weight.t(), mine),
-                                                           (whole[2].bias, slice(None))))
+        self.up = nn.Parameter(whole[0].weight.detach()[mine].clone())
+        self.up_bias = nn.Parameter(whole[0].bias.detach()[mine].clone())
+        self.down = nn.Parameter(whole[2].weight.detach().t()[mine].clone())
+        self.bias = nn.Parameter(whole[2].bias.detach().clone())
         self.rank, self.rows = rank, f"[rows {mine.start}:{mine.stop}]"
 
     def named(self):
