@@ -114,7 +114,7 @@ def table(regime, methods, results, seeds):
             name, mean_and_range(losses, "{:.4f}"), mean_and_range(shares, "{:.0f}%"), mean_and_range(above, "{:.1f}%"),
             f"{runs[0]['steps'] / runs[0]['rounds']:.1f}" if exchanging else "1" if sites > 1 else "–",
             str(exchange_time(overlap, {**regime.settings, **extra}, runs[0])) if exchanging else "–",
-            f"{statistics.mean(codec_ratios):.1f}" if exchanging else "1" if sites > 1 else "–",
+            (f"{statistics.mean(codec_ratios):.1f}" if codec_ratios else "–") if exchanging else "1" if sites > 1 else "–",
             f"{statistics.mean(one['compression_ratio'] for one in runs):.0f}" if exchanging else "1" if sites > 1 else "–",
         ]) + " |")
     return "\n".join(rows)
@@ -192,7 +192,9 @@ def plan(seeds):
         ("carry, int4, rank 24, no error feedback", SITES, "carry", {**LOW_RANK, "sync.compression.error_feedback": "false"}),
     ]
     outer = [("carry, int4, Nesterov 0.7, 0.7", SITES, "carry", NESTEROV), ("carry, int4", SITES, "carry", {})]
-    late = [(f"carry, int4, {steps} steps late", SITES, "carry", {"sync.exchange_steps": steps}) for steps in (7, 28)]
+    late = [(f"carry, int4, {steps} steps late", SITES, "carry", {"sync.exchange_steps": steps}) for steps in (4, 16)]
+    late += [(f"carry, int4, 4 fragments, {steps} steps each", SITES, "carry",
+              {"sync.fragments": 4, "sync.inner_steps": 4, "sync.exchange_steps": steps}) for steps in (1, 4)]
     a_round = [("delayed, int4", SITES, "delayed", {}), ("eager, int4", SITES, "eager", {})]
     nesterov = [
         ("delayed, int4, Nesterov 0.7, 0", SITES, "delayed", {"sync.outer_learning_rate": 0.7, "sync.outer_momentum": 0}),
@@ -236,11 +238,13 @@ def main():
         replace_between(options.out, name, table(regime, methods, results, seeds))
         for method, sites, overlap, extra in methods:
             if regime in (DEFAULT, OTHER_TEXT) and sites == SITES and method.startswith(("none, int4", "carry, int4", "delayed, int4", "eager, int4")) \
-                    and not set(extra) - {"sync.exchange_steps"}:
-                line = lines.setdefault(f"{overlap.replace('none', 'carry')}, {'other text' if regime is OTHER_TEXT else 'King James'}", {})
-                at = statistics.mean(exchange_time(overlap, {**regime.settings, **extra}, results[method, seed]) for seed in seeds)
+                    and not set(extra) - {"sync.exchange_steps", "sync.fragments", "sync.inner_steps"} and ", H " not in method:
+                fragments = extra.get("sync.fragments", 1)
+                what = overlap.replace("none", "carry") + (f" in {fragments} fragments" if fragments > 1 else "")
+                line = lines.setdefault(f"{what}, {'other text' if regime is OTHER_TEXT else 'King James'}", {})
+                at = fragments * statistics.mean(exchange_time(overlap, {**regime.settings, **extra}, results[method, seed]) for seed in seeds)
                 line[at] = statistics.mean(shares_of(results, method, sites, seeds))
-    if lines:
+    if any(len(points) > 1 for points in lines.values()):
         chart(os.path.splitext(options.out)[0] + "-exchange.svg", {name: list(points.items()) for name, points in lines.items()})
 
 

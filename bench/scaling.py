@@ -195,7 +195,7 @@ def by_exchange(sites):
         return [json.loads(text) for text in texts]
 
     print_head("options", "CPU of an exchange, s", "exchange, s", "payload, MB")
-    for name, options in (("defaults", ()), ("adaptation off", ("adaptation=off",)), ("4 bits, no low rank", ("rank=0", "adaptation=off"))):
+    for name, options in (("defaults", ()), ("4 bits, no low rank", ("rank=0",))):
         got = {steps: run(steps, options) for steps in (30, 90)}
         short_s, long_s = (statistics.mean(s["cpu_per_round_s"] for s in got[steps]) for steps in (30, 90))
         print_row(name, f"{short_s - (long_s - short_s) / 2:.2f}", f"{median(got[30], 'exchange_s'):.2f}", f"{median(got[30], 'payload') / 1e6:.1f}")

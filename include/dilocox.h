@@ -473,7 +473,7 @@ typedef struct dlx_statistics {
     uint64_t rounds, attempts;                   /* committed; begun: more if one was repeated */
     uint64_t committed_tokens;                   /* of the run */
     uint64_t wan_bytes_sent, wan_bytes_received; /* at the link, framing included */
-    uint64_t round_bytes, raw_bytes;     /* C: payload of a whole vector, last time; in f32 */
+    uint64_t round_bytes, raw_bytes;     /* C: payload of the last round; of the model in f32 */
     uint64_t payload_bytes;              /* Σ over rounds of C */
     double exchange_s, exchange_total_s; /* last one, from the view's arrival to the commit's end */
     double factor_rank_mean;             /* over the low-rank tensors, by parameters */

@@ -71,7 +71,11 @@
     X(MS, wait_ms, "", 0, 0, 86400000, OWN,                                                        \
       "a call that has to wait longer for others returns DLX_AGAIN; 0: calls block")               \
     X(COUNT, windows_ahead, "", 0, 0, 1000000, OWN,                                                \
-      "of a lease, more than its round trains on: for a loader that takes windows early")
+      "of a lease, more than its round trains on: for a loader that takes windows early")          \
+    X(COUNT, fragments, "sync.fragments", 1, 1, 64, SAME,                                          \
+      "none, carry: parts of the model that take turns, one a round; the last round has all")      \
+    X(AUTO, outer_warmup, "sync.outer_warmup", DLX_AUTO, 0, 1000, SAME,                            \
+      "W: outer momentum is at most n / (n + W) in round n; auto: none, carry 8; 0 if it is set")
 
 /* The same for the coordinator; key "": the trainer has none, or that of the table above. */
 #define DLX_COORDINATOR_OPTION_TABLE(X)                                                            \

@@ -211,5 +211,7 @@ def struct_lines(header, name):
 
 
 if __name__ == "__main__":
+    if any(word.startswith("-") for word in sys.argv[1:]) or len(sys.argv) > 2:
+        sys.exit(__doc__)
     with open(sys.argv[1] if len(sys.argv) > 1 else OUTPUT, "w", encoding="utf-8") as out:
         out.write(render(Header()))

@@ -307,6 +307,9 @@ class dlx_sync_config(Structure):
         ("_behind_wait_ms", c_char * 4),
         ("windows_ahead", c_uint32),
         ("_behind_windows_ahead", c_char * 4),
+        ("fragments", c_uint32),
+        ("_behind_fragments", c_char * 4),
+        ("outer_warmup", c_double),
     ]
 
 
@@ -429,6 +432,10 @@ SYNC_OPTIONS = {
         "a call that has to wait longer for others returns 1; 0: calls block"),
     "windows_ahead": Option("COUNT", "", 0, 0, 1000000, False,
         "of a lease, more than its round trains on: for a loader that takes windows early"),
+    "fragments": Option("COUNT", "sync.fragments", 1, 1, 64, True,
+        "none, carry: parts of the model that take turns, one a round; the last round has all"),
+    "outer_warmup": Option("AUTO", "sync.outer_warmup", -1.0, 0, 1000, True,
+        "W: outer momentum is at most n / (n + W) in round n; auto: none, carry 8; 0 if it is set"),
 }
 
 

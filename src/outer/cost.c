@@ -37,6 +37,12 @@ void dlxi_cost_add(dlxi_cost_payload *p, int64_t rows, int64_t cols, int columns
     if (has_spectrum) p->cubes += r * r * r;
 }
 
+void dlxi_cost_divide(dlxi_cost_payload *p, uint32_t fragments) {
+    double *const fields[] = {&p->bytes,    &p->whole,   &p->factored,
+                              &p->products, &p->squares, &p->cubes};
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) *fields[i] /= fragments;
+}
+
 double dlxi_cost_sent_bytes(double payload, int sites) {
     return payload * 2 * (sites - 1) / sites;
 }

@@ -28,6 +28,9 @@ typedef struct dlxi_cost_payload {
 void dlxi_cost_add(dlxi_cost_payload *payload, int64_t rows, int64_t cols, int columns,
                    dlxi_quantiser quantiser, bool has_spectrum);
 
+/* Of one of so many fragments of the model, on average. */
+void dlxi_cost_divide(dlxi_cost_payload *payload, uint32_t fragments);
+
 /* What a member sends of a payload (the whole vector, quantised): its contributions to the others'
  * blocks and the results of its own, 2 (S − 1) / S of it. */
 double dlxi_cost_sent_bytes(double payload, int sites);

@@ -124,15 +124,15 @@ static void carry_apply(const dlxi_chunk *c, dlxi_coefficients by) {
 /* X(overlap, word, …): docs/convergence.md has the measurements behind the defaults. */
 #define METHODS(X)                                                                                 \
     X(ALLREDUCE, "allreduce", .averages_gradients = true, .modes = none_modes)                     \
-    X(NONE, "none", .keeps_unsent = true, .outer = {1.0, 0.9, 0.2}, .modes = none_modes,           \
-      .submit = none_submit, .apply = none_apply)                                                  \
+    X(NONE, "none", .keeps_unsent = true, .takes_turns = true, .outer = {1.0, 0.9, 0.2},           \
+      .warmup = 8, .modes = none_modes, .submit = none_submit, .apply = none_apply)                \
     X(DELAYED, "delayed", .when = DLXI_WHEN_BOUNDARY, .keeps_start = true,                         \
       .outer = {0.5, 0.9, 0.1}, .modes = delayed_modes, .submit = started_submit)                  \
     X(EAGER, "eager", .when = DLXI_WHEN_BOUNDARY, .keeps_start = true, .outer = {0.5, 0.9, 0.1},   \
       .modes = eager_modes, .submit = started_submit, .apply = eager_apply)                        \
     X(CARRY, "carry", .when = DLXI_WHEN_COMMITTED, .keeps_start = true, .keeps_unsent = true,      \
-      .outer = {1.0, 0.9, 0.2}, .modes = carry_modes, .submit = started_submit,                    \
-      .apply = carry_apply)
+      .takes_turns = true, .outer = {1.0, 0.9, 0.2}, .warmup = 8, .modes = carry_modes,            \
+      .submit = started_submit, .apply = carry_apply)
 
 #define METHOD_ROW(overlap, word, ...) [DLX_OVERLAP_##overlap] = {.name = (word), __VA_ARGS__},
 static const dlxi_method methods[] = {METHODS(METHOD_ROW)};

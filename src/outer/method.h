@@ -33,7 +33,9 @@ typedef struct dlxi_method {
     bool averages_gradients; /* no outer step: the mean of each inner step's gradients */
     bool keeps_start;        /* where local training started, apart from θ */
     bool keeps_unsent; /* may go on from θ − e, so that what waits in e is not done again */
+    bool takes_turns;  /* what was trained since a submission outlives another fragment's update */
     dlxi_outer outer;  /* what `auto` stands for */
+    double warmup;     /* of its momentum, in rounds (dlxi_sync_options_outer_in) */
     dlxi_modes (*modes)(const dlxi_outer *by, double c, int sites, double exchange_share);
     /* M ← δ + e. start stays: apply follows at once, or start ← p. */
     void (*submit)(const dlxi_chunk *chunk, dlxi_coefficients by);

@@ -40,6 +40,22 @@ static const char *name_of(const dlxi_option *option, bool by_key) {
     return by_key ? option->key : option->field;
 }
 
+/* Adaptation takes each exchange for the whole model's. */
+static dlx_status fragments_check(const dlx_sync_config *config, bool by_key, dlx_error *error) {
+    const dlxi_method *method = dlxi_method_of(config->overlap);
+    const char *name = name_of(&rows[OPTION_fragments], by_key);
+    if (config->fragments == 1 || method->averages_gradients) return DLX_OK;
+    if (!method->takes_turns)
+        DLX_FAIL(error, CONFIG,
+                 "%s: %u does not go with overlap %s; allowed: 1, or %s none or carry", name,
+                 config->fragments, method->name, name_of(&rows[OPTION_overlap], by_key));
+    if (config->adaptation != DLX_ADAPTATION_OFF)
+        DLX_FAIL(error, CONFIG, "%s: %u does not go with adaptation %s; allowed: 1, or %s off",
+                 name, config->fragments, dlxi_adaptation_words[config->adaptation],
+                 name_of(&rows[OPTION_adaptation], by_key));
+    return DLX_OK;
+}
+
 dlx_status dlxi_sync_options_check(const dlx_sync_config *config, bool by_key, dlx_error *error) {
     const dlxi_option_table table = {rows, COUNT_OF(rows)};
     DLX_TRY(dlxi_options_check(config, &table, by_key, error));
@@ -58,7 +74,7 @@ dlx_status dlxi_sync_options_check(const dlx_sync_config *config, bool by_key, d
     if (config->group % 2 != 0)
         DLX_FAIL(error, CONFIG, "%s: %d is odd; allowed: even, %.0f to %.0f",
                  name_of(group, by_key), config->group, group->min, group->max);
-    return DLX_OK;
+    return fragments_check(config, by_key, error);
 }
 
 /* A site trains on for so many rounds while an exchange is late, unless set: long enough to hide an
@@ -79,6 +95,8 @@ dlx_sync_config dlxi_sync_options_resolve(const dlx_sync_config *config) {
     dlx_sync_config c = *config;
     const dlxi_method *method = dlxi_method_of(c.overlap);
     bool all_auto = c.outer_learning_rate == DLX_AUTO && c.outer_momentum == DLX_AUTO;
+    if (c.outer_warmup == DLX_AUTO)
+        c.outer_warmup = all_auto && c.outer_momentum_rate == DLX_AUTO ? method->warmup : 0;
     if (c.outer_learning_rate == DLX_AUTO) c.outer_learning_rate = method->outer.learning_rate;
     if (c.outer_momentum == DLX_AUTO) c.outer_momentum = method->outer.momentum;
     if (c.outer_momentum_rate == DLX_AUTO)
@@ -97,6 +115,7 @@ dlx_sync_config dlxi_sync_options_resolve(const dlx_sync_config *config) {
         if (c.bits != 16) c.bits = 32;
         c.factor_rank = c.factor_rank_min = c.factor_rank_max = 0;
         c.adaptation = DLX_ADAPTATION_OFF;
+        c.fragments = 1;
     }
     return c;
 }
@@ -104,6 +123,14 @@ dlx_sync_config dlxi_sync_options_resolve(const dlx_sync_config *config) {
 dlxi_outer dlxi_sync_options_outer(const dlx_sync_config *resolved) {
     return (dlxi_outer){resolved->outer_learning_rate, resolved->outer_momentum,
                         resolved->outer_momentum_rate};
+}
+
+dlxi_outer dlxi_sync_options_outer_in(const dlx_sync_config *resolved, uint64_t round) {
+    dlxi_outer outer = dlxi_sync_options_outer(resolved);
+    const double turn = (double)((round + resolved->fragments - 1) / resolved->fragments);
+    const double most = turn / (turn + resolved->outer_warmup);
+    if (turn > 0 && most < outer.momentum) outer.momentum = most;
+    return outer;
 }
 
 uint32_t dlxi_sync_options_round_steps_max(const dlx_sync_config *resolved) {

@@ -55,6 +55,8 @@ dlx_sync_config dlxi_sync_options_resolve(const dlx_sync_config *config);
 
 /* η, μ, γ of resolved options. */
 dlxi_outer dlxi_sync_options_outer(const dlx_sync_config *resolved);
+/* In that round, from 1: μ is at most n / (n + W), n the rounds that a tensor has had its turn. */
+dlxi_outer dlxi_sync_options_outer_in(const dlx_sync_config *resolved, uint64_t round);
 /* Inner steps of the longest round that these values allow. */
 uint32_t dlxi_sync_options_round_steps_max(const dlx_sync_config *resolved);
 

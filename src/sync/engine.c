@@ -338,7 +338,7 @@ static void attempt_begin(dlxi_engine *e) {
     const dlxi_site *s = e->site;
     DLXI_ASSERT(e->state != NULL && s->submitted && s->attempt > 0 && !s->staged);
     e->begun_ms = e->now_ms;
-    e->exchange_bytes = dlxi_state_exchange_bytes(e->state, 0);
+    e->state->tokens_target = s->welcome.tokens_target;
     e->begun_round = s->round;
     e->begun_attempt = s->attempt;
     e->begun_term = s->attempt_term;
@@ -347,6 +347,7 @@ static void attempt_begin(dlxi_engine *e) {
                     dlxi_exchange_begin(e->exchange, e->state, &s->view, s->index, s->attempt_term,
                                         s->round, s->attempt, &error),
                     &error);
+    e->exchange_bytes = dlxi_exchange_bytes(e->exchange, e->state);
     e->begins = false;
 }
 

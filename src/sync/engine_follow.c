@@ -56,6 +56,7 @@ static void follow_begin(dlxi_engine *e) {
     uint16_t from = e->fetch.from;
     uint32_t number = e->fetch.number;
     const dlxi_site *s = e->site;
+    e->state->tokens_target = s->welcome.tokens_target;
     dlx_status status =
         dlxi_exchange_follow(e->exchange, e->state, &s->commit.view, s->round, &error);
     if (status != DLX_OK) {

@@ -24,6 +24,7 @@ enum { FACTORS, PROJECTIONS, STATISTICS, TRIPS = DLXI_TRIPS };
 
 /* What the exchange keeps per tensor. */
 typedef struct part {
+    bool carried;         /* it is in this round */
     int columns;          /* of the factors of this attempt */
     float *p_hat;         /* [columns_max, stride(rows)], orthonormal */
     float *q_hat, *q_own; /* [columns_max, stride(cols)]: the sum, and what this message said */
@@ -39,6 +40,7 @@ struct dlxi_exchange {
     bool voided; /* what this site submitted counts for nothing */
     uint16_t member_site[DLXI_SITES_MAX], position[DLXI_SITES_MAX]; /* of sites; NOWHERE */
     float weights[DLXI_SITES_MAX];
+    uint64_t tokens; /* of all members in this round */
     dlxi_adapt_member measured[DLXI_SITES_MAX];
     dlxi_allreduce *trips[TRIPS];
     bool active[TRIPS];              /* has values; of PROJECTIONS: and has begun */
@@ -65,13 +67,19 @@ enum { EXPANDED_ROWS = 32 /* of a tensor at a time */ };
 
 /* ---- layout: each trip's flat vector, tensors ascending -------------------------------------- */
 
-/* Values of tensor t in a trip's flat vector. */
+/* Values of tensor t in a trip's flat vector, in a round that has it. */
 static size_t tensor_values_in(const dlxi_state *s, const dlxi_state_tensor *t, int trip,
                                int columns) {
     if (t->low_rank && trip != STATISTICS)
         return (size_t)columns * (size_t)dlxi_state_stride(s, trip == FACTORS ? t->rows : t->cols);
     if (trip != (t->kind == DLX_STATISTICS ? STATISTICS : FACTORS)) return 0;
     return (size_t)dlxi_state_stride(s, dlxi_state_tensor_values(t));
+}
+
+/* Values of tensor i in this round. */
+static size_t values_in(const dlxi_exchange *x, const dlxi_state *s, size_t i, int trip) {
+    const part *p = &x->parts[i];
+    return p->carried ? tensor_values_in(s, &s->tensors[i], trip, p->columns) : 0;
 }
 
 static dlx_status part_open(dlxi_exchange *x, part *p, const dlxi_state *s,
@@ -184,7 +192,7 @@ static size_t segments_list(const dlxi_exchange *x, const dlxi_state *s, int tri
     size_t segments = 0;
     for (size_t i = 0; i < x->count; i++) {
         const dlxi_state_tensor *t = &s->tensors[i];
-        size_t values = tensor_values_in(s, t, trip, x->parts[i].columns);
+        size_t values = values_in(x, s, i, trip);
         if (values > 0)
             x->segments[segments++] =
                 (dlxi_segment){t->id, (uint32_t)(values / (size_t)quantiser.group)};
@@ -219,11 +227,13 @@ static dlx_status trip_begin(dlxi_exchange *x, const dlxi_state *s, int trip, dl
 static void view_take(dlxi_exchange *x, const dlxi_view *view, uint16_t site) {
     double total = 0;
     x->me = NOWHERE;
+    x->tokens = 0;
     x->voided = false;
     x->members = view->members;
     for (uint16_t i = 0; i < DLXI_SITES_MAX; i++) x->position[i] = NOWHERE;
     for (uint16_t i = 0; i < view->members; i++) {
         total += (double)view->member[i].tokens;
+        x->tokens += view->member[i].tokens;
         x->member_site[i] = view->member[i].site;
         x->position[view->member[i].site] = i;
         x->measured[i] = (dlxi_adapt_member){view->member[i].step_ns, view->member[i].exchange_ns,
@@ -236,17 +246,20 @@ static void view_take(dlxi_exchange *x, const dlxi_view *view, uint16_t site) {
         x->weights[i] = total > 0 ? (float)((double)view->member[i].tokens / total) : 0.0f;
 }
 
-/* Where each tensor's values are in the first trip that has them. */
+/* Where each tensor's values are in the first trip that has them. The round that reaches the run's
+ * tokens is the last, as for the coordinator, and has all tensors. */
 static void parts_lay_out(dlxi_exchange *x, const dlxi_state *s) {
     size_t at[TRIPS] = {0};
+    bool last = s->tokens + x->tokens >= s->tokens_target;
     for (size_t i = 0; i < x->count; i++) {
         const dlxi_state_tensor *t = &s->tensors[i];
         part *p = &x->parts[i];
         int trip = t->kind == DLX_STATISTICS ? STATISTICS : FACTORS;
         p->columns = t->basis_columns;
+        p->carried = last || dlxi_state_has_turn(s, t, x->round);
         p->update = x->flat[trip] + at[trip];
         p->own = x->own[trip] + at[trip];
-        at[trip] += tensor_values_in(s, t, trip, p->columns);
+        at[trip] += values_in(x, s, i, trip);
     }
 }
 
@@ -258,7 +271,8 @@ static void values_lay_out(dlxi_exchange *x, const dlxi_state *s) {
         part *p = &x->parts[i];
         int trip = t->kind == DLX_STATISTICS ? STATISTICS : FACTORS;
         float *values = p->update;
-        size_t room = tensor_values_in(s, t, trip, p->columns);
+        size_t room = values_in(x, s, i, trip);
+        if (!p->carried) continue;
         if (DLXI_PLANTED(3)) t->error[0] *= 1.5f; /* M, before the commit */
         if (t->low_rank) {
             dlxi_project_rows(values, t->error, t->basis, t->rows, t->cols, p->columns,
@@ -488,8 +502,8 @@ static void factors_take(dlxi_exchange *x, const dlxi_state *s) {
     for (size_t i = 0; i < x->count; i++) {
         const dlxi_state_tensor *t = &s->tensors[i];
         part *p = &x->parts[i];
-        if (!t->low_rank) continue;
-        size_t values = tensor_values_in(s, t, FACTORS, p->columns);
+        if (!t->low_rank || !p->carried) continue;
+        size_t values = values_in(x, s, i, FACTORS);
         memcpy(p->p_hat, p->update, values * sizeof(float));
         dlxi_arithmetic_enter(&saved);
         dlxi_orthonormalise(p->p_hat, t->rows, p->columns, s->quantiser.group);
@@ -505,10 +519,10 @@ static dlx_status projections_begin(dlxi_exchange *x, const dlxi_state *s, dlx_e
     for (size_t i = 0; i < x->count; i++) {
         const dlxi_state_tensor *t = &s->tensors[i];
         const part *p = &x->parts[i];
-        if (!t->low_rank) continue;
+        if (!t->low_rank || !p->carried) continue;
         dlxi_project_columns(at, t->error, p->p_hat, t->rows, t->cols, p->columns,
                              s->quantiser.group);
-        at += tensor_values_in(s, t, PROJECTIONS, p->columns);
+        at += values_in(x, s, i, PROJECTIONS);
         keepalive_call(x);
     }
     DLX_TRY(trip_begin(x, s, PROJECTIONS, error));
@@ -535,8 +549,8 @@ static void projections_take(dlxi_exchange *x, const dlxi_state *s) {
     const float *sum = x->flat[PROJECTIONS], *own = x->own[PROJECTIONS];
     for (size_t i = 0; i < x->count; i++) {
         part *p = &x->parts[i];
-        if (!s->tensors[i].low_rank) continue;
-        size_t values = tensor_values_in(s, &s->tensors[i], PROJECTIONS, p->columns);
+        if (!s->tensors[i].low_rank || !p->carried) continue;
+        size_t values = values_in(x, s, i, PROJECTIONS);
         memcpy(p->q_hat, sum, values * sizeof(float));
         memcpy(p->q_own, own, values * sizeof(float));
         sum += values;
@@ -602,7 +616,7 @@ static const float *rows_of(float *room, const part *p, const dlxi_state *s,
 /* e ← M − own; the outer step; some rows at a time, since Δ and own stay factored. */
 static void tensor_commit(dlxi_exchange *x, const part *p, dlxi_state *s, dlxi_state_tensor *t) {
     bool keeps = s->options.error_feedback && !x->voided;
-    const dlxi_outer outer = dlxi_sync_options_outer(&s->options);
+    const dlxi_outer outer = dlxi_sync_options_outer_in(&s->options, x->round);
     for (int64_t row = 0; row < t->rows; row += EXPANDED_ROWS) {
         int64_t count = t->rows - row < EXPANDED_ROWS ? t->rows - row : EXPANDED_ROWS;
         int64_t at = row * t->cols, values = count * t->cols;
@@ -679,6 +693,7 @@ static void state_adapt(dlxi_exchange *x, dlxi_state *s) {
 static void tensors_commit(dlxi_exchange *x, dlxi_state *s) {
     for (size_t i = 0; i < s->count; i++) {
         dlxi_state_tensor *t = &s->tensors[i];
+        if (!x->parts[i].carried) continue;
         if (s->method->averages_gradients)
             memcpy(t->error, x->parts[i].update,
                    (size_t)dlxi_state_tensor_values(t) * sizeof(float));
@@ -725,6 +740,13 @@ void dlxi_exchange_commit(dlxi_exchange *x, dlxi_state *s) {
     s->rounds = x->round;
     dlxi_arithmetic_leave(&saved);
     x->phase = IDLE;
+}
+
+uint64_t dlxi_exchange_bytes(const dlxi_exchange *x, const dlxi_state *s) {
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < x->count; i++)
+        if (x->parts[i].carried) bytes += dlxi_state_tensor_bytes(s, &s->tensors[i], 0);
+    return bytes;
 }
 
 float dlxi_exchange_weight(const dlxi_exchange *x) {

@@ -86,6 +86,9 @@ void dlxi_exchange_keep(const dlxi_exchange *x, uint32_t lineage, dlxi_history *
  * that is followed the same, but M stays what it is. Can't fail. */
 void dlxi_exchange_commit(dlxi_exchange *x, dlxi_state *state);
 
+/* Payload bytes of one site's whole vectors in the last round that began. */
+uint64_t dlxi_exchange_bytes(const dlxi_exchange *x, const dlxi_state *state);
+
 /* This site's weight in the last view; 0 if it was not in it. */
 float dlxi_exchange_weight(const dlxi_exchange *x);
 

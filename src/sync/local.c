@@ -166,14 +166,23 @@ typedef struct pass {
     void (*work)(struct pass *pass, const dlxi_local *l, const dlxi_state_tensor *t,
                  dlxi_chunk *chunk);
     bool applies, final;
+    uint64_t since, until; /* what has its turn in a round after `since`, up to `until` */
     dlxi_coefficients by;
     double sum; /* of squares */
 } pass;
+
+static bool pass_has(const pass *how, const dlxi_state *s, const dlxi_state_tensor *t) {
+    if (s->options.fragments == 1 || how->until - how->since >= s->options.fragments) return true;
+    for (uint64_t round = how->since + 1; round <= how->until; round++)
+        if (dlxi_state_has_turn(s, t, round)) return true;
+    return false;
+}
 
 static dlx_status pass_run(pass *how, dlxi_local *l, dlxi_state *s, dlx_error *error) {
     for (size_t i = 0; i < l->count; i++) {
         dlxi_state_tensor *t = &s->tensors[i];
         float *in_place = tensor_in_place(&l->tensors[i]);
+        if (!pass_has(how, s, t)) continue;
         int64_t values = l->tensors[i].count;
         int64_t most = in_place != NULL ? values : (int64_t)l->staging_values;
         for (int64_t first = 0; first < values; first += most) {
@@ -225,24 +234,28 @@ static dlxi_coefficients coefficients(const dlxi_local *l, float weight) {
                                .own = l->outer_share * weight};
 }
 
-dlx_status dlxi_local_submit(dlxi_local *l, dlxi_state *s, bool applies, float weight, double *norm,
-                             dlx_error *error) {
+dlx_status dlxi_local_submit(dlxi_local *l, dlxi_state *s, bool whole, bool applies, float weight,
+                             double *norm, dlx_error *error) {
     pass how = {.reads = true,
                 .writes = applies,
                 .work = chunk_submit,
                 .applies = applies,
+                .since = whole ? 0 : s->rounds,
+                .until = whole ? UINT64_MAX : s->rounds + 1,
                 .by = coefficients(l, weight)};
     DLX_TRY(pass_run(&how, l, s, error));
     *norm = sqrt(how.sum);
     return DLX_OK;
 }
 
-dlx_status dlxi_local_apply(dlxi_local *l, dlxi_state *s, bool final, float weight,
+dlx_status dlxi_local_apply(dlxi_local *l, dlxi_state *s, bool final, uint64_t since, float weight,
                             dlx_error *error) {
     pass how = {.reads = !final && l->method->when != DLXI_WHEN_WAITED_FOR,
                 .writes = true,
                 .work = chunk_apply,
                 .final = final,
+                .since = final ? 0 : since,
+                .until = final ? UINT64_MAX : s->rounds,
                 .by = coefficients(l, weight)};
     return pass_run(&how, l, s, error);
 }
@@ -254,7 +267,7 @@ static void chunk_read(pass *how, const dlxi_local *l, const dlxi_state_tensor *
 }
 
 dlx_status dlxi_local_read(dlxi_local *l, dlxi_state *s, dlx_error *error) {
-    pass how = {.reads = true, .work = chunk_read};
+    pass how = {.reads = true, .work = chunk_read, .until = UINT64_MAX};
     DLX_TRY(pass_run(&how, l, s, error));
     dlxi_state_rehash(s);
     return DLX_OK;

@@ -24,13 +24,15 @@ dlx_status dlxi_local_read(dlxi_local *local, dlxi_state *state, dlx_error *erro
 /* start of a tensor, for a save or a restore; NULL: it is not kept. */
 float *dlxi_local_start(const dlxi_local *local, size_t tensor);
 
-/* M ← δ + e, *norm ← ‖M‖; then p, start ← by method if `applies` (a committed update at the same
- * step), else start ← p. `weight`: this site's in the view just committed. */
-dlx_status dlxi_local_submit(dlxi_local *local, dlxi_state *state, bool applies, float weight,
-                             double *norm, dlx_error *error);
+/* M ← δ + e, *norm ← ‖M‖, of the tensors whose turn is the next round, or all if `whole`; then p,
+ * start ← by method if `applies` (a committed update at the same step), else start ← p. `weight`:
+ * this site's in the view just committed. */
+dlx_status dlxi_local_submit(dlxi_local *local, dlxi_state *state, bool whole, bool applies,
+                             float weight, double *norm, dlx_error *error);
 
-/* p, start ← by method, after a commit. `final`: p, start ← θ whatever the method. */
-dlx_status dlxi_local_apply(dlxi_local *local, dlxi_state *state, bool final, float weight,
-                            dlx_error *error);
+/* p, start ← by method, of the tensors whose turn was in a round after `since`, after a commit.
+ * `final`: p, start ← θ, of all, whatever the method. */
+dlx_status dlxi_local_apply(dlxi_local *local, dlxi_state *state, bool final, uint64_t since,
+                            float weight, dlx_error *error);
 
 #endif

@@ -399,10 +399,11 @@ dlx_status dlxi_sync_restore(dlx_sync *s, const dlxi_origin *from, dlx_error *er
     step_rewind(s);
     s->windows_taken = s->windows_done;
     if (!from->is_another || s->method->averages_gradients) return DLX_OK;
-    return dlxi_local_apply(s->local, s->state, true, 0, error);
+    return dlxi_local_apply(s->local, s->state, true, 0, 0, error);
 }
 
-/* e stays; M, of a round that is over, does not. */
+/* e stays; M, of a round that is over, does not, and with it e of the fragments that were not in
+ * that round. */
 dlx_status dlxi_sync_return(dlx_sync *s, dlx_error *error) {
     for (size_t i = 0; i < s->state->count && is_flying(s); i++) {
         dlxi_state_tensor *t = &s->state->tensors[i];
@@ -414,5 +415,5 @@ dlx_status dlxi_sync_return(dlx_sync *s, dlx_error *error) {
     s->statistics.committed_tokens = s->state->tokens;
     s->statistics.anchor_hash = dlxi_state_anchor_hash(s->state);
     pthread_mutex_unlock(&s->statistics_mutex);
-    return dlxi_local_apply(s->local, s->state, true, 0, error);
+    return dlxi_local_apply(s->local, s->state, true, 0, 0, error);
 }

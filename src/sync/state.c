@@ -122,6 +122,18 @@ static dlx_status tensor_open(const dlxi_state *s, dlxi_state_tensor *t, const d
     return DLX_OK;
 }
 
+/* Neighbours, of about as many values in each fragment. */
+static void fragments_assign(dlxi_state *s) {
+    const int64_t all = dlxi_state_parameters(s);
+    int64_t before = 0;
+    for (size_t i = 0; i < s->count; i++) {
+        const int64_t values = dlxi_state_tensor_values(&s->tensors[i]);
+        const double middle = (double)before + 0.5 * (double)values;
+        s->tensors[i].fragment = (uint32_t)(middle / (double)all * s->options.fragments);
+        before += values;
+    }
+}
+
 dlx_status dlxi_state_open(dlxi_state **out, const dlx_sync_config *options,
                            const dlx_tensor *tensors, size_t count, dlx_error *error) {
     dlx_status status = DLX_OK;
@@ -143,6 +155,7 @@ dlx_status dlxi_state_open(dlxi_state **out, const dlx_sync_config *options,
         DLX_TRY_OUT(tensor_open(s, &s->tensors[i], &tensors[i],
                                 s->options.ranks > 1 ? tensors[i].id : (uint32_t)i, error));
     }
+    fragments_assign(s);
     *out = s;
     return DLX_OK;
 out:
@@ -217,17 +230,19 @@ int64_t dlxi_state_parameters(const dlxi_state *s) {
     return sum;
 }
 
-uint64_t dlxi_state_exchange_bytes(const dlxi_state *s, int factor_rank) {
+uint64_t dlxi_state_tensor_bytes(const dlxi_state *s, const dlxi_state_tensor *t, int factor_rank) {
     const dlxi_quantiser q = s->quantiser;
+    dlxi_quantiser by = t->kind == DLX_STATISTICS ? dlxi_statistics_quantiser(q) : q;
+    dlxi_adapt_tensor at = t->adapt;
+    if (factor_rank > 0) at.factor_rank = factor_rank;
+    int columns = t->low_rank ? dlxi_adapt_columns(&s->adapt, &at) : 0;
+    return dlxi_cost_tensor_bytes(t->rows, t->cols, columns, by);
+}
+
+uint64_t dlxi_state_exchange_bytes(const dlxi_state *s, int factor_rank) {
     uint64_t bytes = 0;
-    for (size_t i = 0; i < s->count; i++) {
-        const dlxi_state_tensor *t = &s->tensors[i];
-        dlxi_quantiser by = t->kind == DLX_STATISTICS ? dlxi_statistics_quantiser(q) : q;
-        dlxi_adapt_tensor at = t->adapt;
-        if (factor_rank > 0) at.factor_rank = factor_rank;
-        int columns = t->low_rank ? dlxi_adapt_columns(&s->adapt, &at) : 0;
-        bytes += dlxi_cost_tensor_bytes(t->rows, t->cols, columns, by);
-    }
+    for (size_t i = 0; i < s->count; i++)
+        bytes += dlxi_state_tensor_bytes(s, &s->tensors[i], factor_rank);
     return bytes;
 }
 

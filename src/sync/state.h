@@ -28,6 +28,7 @@ typedef struct dlxi_state_tensor {
     int basis_columns;
     dlxi_adapt_tensor adapt;
     uint64_t anchor_hash;
+    uint32_t fragment; /* its turn: rounds that leave this, divided by their number */
 } dlxi_state_tensor;
 
 typedef struct dlxi_state {
@@ -39,9 +40,10 @@ typedef struct dlxi_state {
     uint64_t rounds; /* committed */
     uint64_t tokens; /* committed, of the run */
     dlxi_adapt adapt;
-    uint64_t run_id;  /* 0: it has not joined a run */
-    uint64_t counted; /* this site's submissions in committed rounds */
-    dlxi_copy copy;   /* of the coordinator, after the last round; without data: none is known */
+    uint64_t tokens_target; /* of the run; 0: not known yet */
+    uint64_t run_id;        /* 0: it has not joined a run */
+    uint64_t counted;       /* this site's submissions in committed rounds */
+    dlxi_copy copy; /* of the coordinator, after the last round; without data: none is known */
 } dlxi_state;
 
 /* θ is zero until it is set; everything else is as a run starts. *out is the caller's. A rank may
@@ -56,6 +58,13 @@ void dlxi_state_set_copy(dlxi_state *state, const dlxi_copy *copy);
 /* Statistics are sent as f32: they are few, and their mean should be exact. */
 static inline dlxi_quantiser dlxi_statistics_quantiser(dlxi_quantiser q) {
     return (dlxi_quantiser){32, q.group};
+}
+
+/* Whether it is the tensor's turn in that round. With fragments, a round but the last one has only
+ * some of the tensors, each once in so many rounds (docs/algorithm.md). */
+static inline bool dlxi_state_has_turn(const dlxi_state *s, const dlxi_state_tensor *t,
+                                       uint64_t round) {
+    return round % s->options.fragments == t->fragment;
 }
 
 int64_t dlxi_state_tensor_values(const dlxi_state_tensor *tensor);
@@ -74,6 +83,9 @@ int64_t dlxi_state_stride(const dlxi_state *state, int64_t length);
 /* Payload bytes of one site's whole vectors (C), all low-rank tensors at `factor_rank`; 0: at the
  * present ranks. */
 uint64_t dlxi_state_exchange_bytes(const dlxi_state *state, int factor_rank);
+/* The same of one tensor. */
+uint64_t dlxi_state_tensor_bytes(const dlxi_state *state, const dlxi_state_tensor *tensor,
+                                 int factor_rank);
 /* Σ over the low-rank tensors, for H and the mean rank. */
 dlxi_adapt_sums dlxi_state_adapt_sums(const dlxi_state *state);
 

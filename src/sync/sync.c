@@ -197,7 +197,7 @@ static dlx_status joined_take(dlx_sync *s, dlx_error *error) {
     pthread_mutex_lock(&s->statistics_mutex);
     s->statistics.anchor_hash = hash;
     pthread_mutex_unlock(&s->statistics_mutex);
-    return dlxi_local_apply(s->local, s->state, true, 0, error);
+    return dlxi_local_apply(s->local, s->state, true, 0, 0, error);
 }
 
 /* The submission of the interrupted run's last step, again. */
@@ -464,11 +464,20 @@ static dlx_status wait_for_commit(dlx_sync *s, dlx_error *error) {
     return s->pending ? wait_again(error) : status;
 }
 
+/* Whether this submission may be in the run's last round, which has all fragments. Too early costs
+ * a pass over the parameters: what of M is not exchanged waits as e does. */
+static bool may_be_last(const dlx_sync *s) {
+    uint64_t round = (uint64_t)(s->run_share * (double)s->round_tokens);
+    if (round < s->last.view_tokens) round = s->last.view_tokens;
+    return s->options.fragments == 1 || dlxi_sync_tokens(s) + 2 * round >= s->last.tokens_target;
+}
+
 static dlx_status submit(dlx_sync *s, bool applies, dlx_error *error) {
     double norm;
     s->step.submitted = true;
     dlxi_saving_end(s);
-    DLX_TRY(dlxi_local_submit(s->local, s->state, applies, s->last.weight, &norm, error));
+    DLX_TRY(dlxi_local_submit(s->local, s->state, may_be_last(s), applies, s->last.weight, &norm,
+                              error));
     if (applies) {
         s->step.applied = true;
         s->step.exchange_steps = s->round.steps_since;
@@ -481,7 +490,7 @@ static dlx_status apply(dlx_sync *s, bool final, dlx_error *error) {
     s->step.exchange_steps = s->round.steps_since;
     s->step.applied = true;
     dlxi_saving_end(s);
-    DLX_TRY(dlxi_local_apply(s->local, s->state, final, s->last.weight, error));
+    DLX_TRY(dlxi_local_apply(s->local, s->state, final, s->applied_rounds, s->last.weight, error));
     settle(s);
     return DLX_OK;
 }
@@ -770,7 +779,7 @@ dlx_status dlxi_sync_take_anchor(dlx_sync *s, uint64_t *rounds, dlx_error *error
     dlxi_saving_end(s);
     dlx_status status = state_borrow(s, &lent, error);
     if (status == DLX_OK && !s->method->averages_gradients)
-        status = dlxi_local_apply(s->local, s->state, true, 0, error);
+        status = dlxi_local_apply(s->local, s->state, true, 0, 0, error);
     if (rounds != NULL) *rounds = s->state->rounds;
     state_give_back(s, lent);
     return status;

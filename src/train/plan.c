@@ -42,6 +42,7 @@ static dlxi_cost_payload payload_of(const plan *p, const dlx_sync_config *sync, 
             columns_of(p, &t, sync->factor_rank, rank + (spectrum ? DLXI_ADAPT_PROBES : 0));
         dlxi_cost_add(&payload, t.rows, t.cols, columns, q, spectrum);
     }
+    dlxi_cost_divide(&payload, sync->fragments);
     return payload;
 }
 
@@ -190,6 +191,7 @@ static dlx_sync_config plain(const dlx_sync_config *from, dlx_overlap overlap, i
     s.overlap = overlap;
     s.factor_rank = s.factor_rank_min = s.factor_rank_max = 0;
     s.bits = bits;
+    s.fragments = 1;
     return s;
 }
 
@@ -243,6 +245,7 @@ static void methods_plan(dlx_plan_method *out, const plan *p) {
                     none16 = plain(own, DLX_OVERLAP_NONE, 16),
                     delayed32 = plain(own, DLX_OVERLAP_DELAYED, 32);
     delayed.overlap = DLX_OVERLAP_DELAYED;
+    delayed.fragments = 1;
     *out++ = method_plan(p, "allreduce, f32", &allreduce);
     *out++ = method_plan(p, "allreduce, f16", &allreduce16);
     *out++ = method_plan(p, "none, f16", &none16);

@@ -62,7 +62,7 @@ typedef struct site_run {
     float **gradients;
     int64_t parameter_count;
     dlx_sync *sync;
-    /* rank 0's; NULL until it is open. Under the lock: the exchange thread writes notices. */
+    /* rank 0's; NULL until it is open */
     dlxi_metrics *metrics;
     dlxi_snapshots snapshots;
     uint64_t *positions;   /* [batch] */

@@ -10,6 +10,7 @@
 #include "base/resources.h"
 #include "checkpoint/checkpoint.h"
 #include "outer/diagnosis.h"
+#include "outer/sync_options.h"
 #include "train/site_run.h"
 
 dlx_status dlxi_run_gather(void *run, void *all, const void *own, size_t bytes, dlx_error *error) {
@@ -151,6 +152,9 @@ json_t *dlxi_run_summarize(const site_run *r, const char *outcome) {
     for (int i = 0; i < r->ranks; i++)
         if (r->reports[i].peak_rss_bytes > peak_rss_bytes)
             peak_rss_bytes = r->reports[i].peak_rss_bytes;
+    const double fragments = dlxi_sync_options_resolve(&c->sync).fragments;
+    /* each fragment's rounds, and the last one, which has all */
+    const double whole_rounds = ((double)st.rounds + fragments - 1) / fragments;
     double D = r->sites, wall_s = dlxi_clock_s() - r->start_s;
     double step_tokens = (double)(c->train.batch * c->model.context),
            trained = (double)r->steps * step_tokens;
@@ -193,7 +197,7 @@ json_t *dlxi_run_summarize(const site_run *r, const char *outcome) {
         {"allreduce_bytes_equivalent", json_integer((json_int_t)equivalent)},
         {"compression_ratio", dlxi_json_real(equivalent / (double)st.wan_bytes_sent)},
         {"codec_ratio",
-         dlxi_json_real((double)st.rounds * (double)st.raw_bytes / (double)st.payload_bytes)},
+         dlxi_json_real(whole_rounds * (double)st.raw_bytes / (double)st.payload_bytes)},
         {"outer_learning_rate", json_real(st.outer_learning_rate)},
         {"outer_momentum", json_real(st.outer_momentum)},
         {"outer_momentum_rate", json_real(st.outer_momentum_rate)},

@@ -63,6 +63,7 @@ class Run:
         self.secure = self.random.random() < 0.5
         self.directory = case.path(f"run-{number}")
         overlap = self.random.choice(OVERLAPS)
+        fragments = self.random.choice((1, 3)) if overlap in ("none", "carry") else 1
         self.ranks = self.random.choice((1, 1, 2))
         names = SITES[:self.random.choice((3, 4)) if self.ranks == 1 else 3]
         shape = {"stages": 2, "replicas": 1} if self.random.random() < 0.5 else {"stages": 1, "replicas": 2}
@@ -72,7 +73,8 @@ class Run:
                                 train={"tokens": self.target or "1e12", "batch": BATCH, "micro_batch": BATCH // self.ranks,
                                        "eval_tokens": EVAL_TOKENS},
                                 site=shape if self.ranks > 1 else {},
-                                sync={"overlap": overlap, "inner_steps": H, "inner_steps_max": H, "adaptation": "off"},
+                                sync={"overlap": overlap, "inner_steps": H, "inner_steps_max": H, "adaptation": "off",
+                                      "fragments": fragments},
                                 wan={"timeout_s": TIMEOUT_S})
         self.count = len(names)
         self.known = {}  # committed rounds: anchor, committed tokens

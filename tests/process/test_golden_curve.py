@@ -15,7 +15,7 @@ from harness import Case, SOURCE_ROOT, events, main, summary
 GOLDEN = os.path.join(SOURCE_ROOT, "tests", "golden", "loss_curve.json")
 SITES, STEPS, TOLERANCE = 2, 50, 2e-3
 # fixed, whatever the defaults
-METHOD = {"overlap": "carry", "exchange_steps": 3, "inner_steps": 10, "outer_learning_rate": 1, "outer_momentum": 0.3,
+METHOD = {"overlap": "carry", "exchange_steps": 3, "inner_steps": 10, "inner_steps_max": 15, "outer_learning_rate": 1, "outer_momentum": 0.3,
           "adaptation": "paper",
           "compression": {"rank": 4, "bits": 4, "group": 64, "error_feedback": True, "keep_unsent": True}}
 

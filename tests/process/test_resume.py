@@ -67,6 +67,10 @@ class Resume(Case):
     def test_carry_muon(self):
         self.check_equal(train={"optimizer": "muon"})
 
+    def test_carry_in_fragments(self):
+        self.check_equal(model={"layers": 2}, sync={"inner_steps": 3, "exchange_steps": 2, "fragments": 3,
+                                                "adaptation": "off"})
+
     def test_none_adamw(self):
         self.check_equal(train={"optimizer": "adamw", "precision": "auto"}, sync={"overlap": "none", "exchange_steps": 0})
 

@@ -58,7 +58,7 @@ class Traffic(NetworkCase):
 
     def check_method(self, method):
         # whole matrices in f32, so that there is much to count
-        sync = {"overlap": method, "inner_steps": 5, "adaptation": "off", "compression": {"rank": 0, "bits": "none"}}
+        sync = {"overlap": method, "inner_steps": 5, "inner_steps_max": 7, "adaptation": "off", "compression": {"rank": 0, "bits": "none"}}
         counted = self.run_done(train={"batch": 4, "tokens": 25600}, sync=sync)
         whole = summary(self.path("coordinator"))
         for name in self.sites:

@@ -74,7 +74,7 @@ static void train_and_submit(world *w, uint16_t i) {
     } else {
         for (int k = 0; k < PARAMETERS; k++)
             p->p[k] += 0.01f * dlxi_rng_normal(17 + seed, p->round * 10 + i, (uint64_t)k);
-        CHECK(dlxi_local_submit(p->local, p->state, false, 0, &r.ready.norm, NULL) == DLX_OK,
+        CHECK(dlxi_local_submit(p->local, p->state, false, false, 0, &r.ready.norm, NULL) == DLX_OK,
               "submit");
         r.ready.anchor_hash = dlxi_state_anchor_hash(p->state);
     }
@@ -153,7 +153,7 @@ static void outcome_take(world *w, uint16_t i) {
     if (o.joined) {
         CHECK(p->round == 0 && p->state != NULL, "peer %u joined twice", i);
         check_met(w);
-        CHECK(dlxi_local_apply(p->local, p->state, true, 0, NULL) == DLX_OK, "start");
+        CHECK(dlxi_local_apply(p->local, p->state, true, 0, 0, NULL) == DLX_OK, "start");
         CHECK(o.returns == (p->life > 0), "peer %u joins", i);
         w->returned += o.returns;
         p->round = p->state->rounds + 1;
@@ -181,7 +181,8 @@ static void outcome_take(world *w, uint16_t i) {
         if (p->state->method->averages_gradients)
             gradients_take(w, i);
         else
-            CHECK(dlxi_local_apply(p->local, p->state, false, o.weight, NULL) == DLX_OK, "apply");
+            CHECK(dlxi_local_apply(p->local, p->state, false, 0, o.weight, NULL) == DLX_OK,
+                  "apply");
         p->submitted = false;
         p->round = p->state->rounds + 1;
         p->return_at_ms = -1;

@@ -231,13 +231,15 @@ static inline void team_commit(team *t) {
 static inline void team_submit(team *t) {
     double norm;
     for (uint16_t i = 0; i < t->members; i++)
-        assert_int_equal(dlxi_local_submit(t->local[i], t->state[i], false, 0, &norm, NULL),
+        assert_int_equal(dlxi_local_submit(t->local[i], t->state[i], false, false, 0, &norm, NULL),
                          DLX_OK);
 }
 
 static inline void team_apply(team *t) {
     for (uint16_t i = 0; i < t->members; i++)
-        assert_int_equal(dlxi_local_apply(t->local[i], t->state[i], false, 0, NULL), DLX_OK);
+        assert_int_equal(
+            dlxi_local_apply(t->local[i], t->state[i], false, t->state[i]->rounds - 1, 0, NULL),
+            DLX_OK);
 }
 
 static inline void team_round(team *t, uint64_t round) {

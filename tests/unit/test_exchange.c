@@ -694,6 +694,70 @@ static void a_diagnosis_is_of_the_round(void **state) {
     team_close(t);
 }
 
+/* ---- fragments ------------------------------------------------------------------------------- */
+
+/* Which tensors θ moved in since `before`, bit by bit. */
+static unsigned moved_tensors(const team *t, float (*before)[TEAM_PARAMETERS]) {
+    unsigned moved = 0;
+    int first = 0;
+    for (size_t i = 0; i < t->state[0]->count; i++) {
+        int values = (int)dlxi_state_tensor_values(&t->state[0]->tensors[i]);
+        if (memcmp(t->state[0]->tensors[i].anchor, before[0] + first,
+                   (size_t)values * sizeof(float)) != 0)
+            moved |= 1u << i;
+        first += values;
+    }
+    return moved;
+}
+
+/* Of two fragments the matrix is one, and the two small tensors are the other. Each round has one,
+ * whose δ is all that was trained since its last turn; the last round has both. */
+static void fragments_take_turns(void **state) {
+    (void)state;
+    enum { ROUNDS = 5 };
+    dlx_sync_config settings = team_settings(32, 0);
+    settings.overlap = DLX_OVERLAP_CARRY;
+    settings.keep_unsent = true;
+    settings.outer_learning_rate = 1;
+    settings.outer_momentum = 0; /* θ is the mean of the sites' own ways */
+    settings.fragments = 2;
+    team *t = team_open(2, &settings);
+    static float before[1][TEAM_PARAMETERS];
+    for (uint64_t round = 1; round <= ROUNDS; round++) {
+        for (uint16_t i = 0; i < 2; i++) t->state[i]->tokens_target = round < ROUNDS ? 1000 : 300;
+        for (int k = 0; k < TEAM_PARAMETERS; k++) before[0][k] = at(t->state[0], k, 2);
+        train(t, round);
+        double norm;
+        for (uint16_t i = 0; i < 2; i++)
+            assert_int_equal(
+                dlxi_local_submit(t->local[i], t->state[i], round == ROUNDS, false, 0, &norm, NULL),
+                DLX_OK);
+        train(t, 100 + round); /* while it travels */
+        team_begin(t, round, 1);
+        assert_true(dlxi_exchange_bytes(t->exchange[0], t->state[0]) ==
+                    4 * (round == ROUNDS  ? 960 + 80
+                         : round % 2 == 0 ? 960
+                                          : 80));
+        assert_true(team_move(t));
+        team_commit(t);
+        assert_int_equal(moved_tensors(t, before), round == ROUNDS ? 7 : round % 2 == 0 ? 1 : 6);
+        team_apply(t);
+    }
+    /* all that was trained before the last submission is in θ: weights 1/3 and 2/3, no residual */
+    for (int k = 0; k < TEAM_PARAMETERS; k++) {
+        double way = (double)((float)(k % 17) * 0.125f - 1.0f);
+        for (uint64_t round = 1; round <= ROUNDS; round++)
+            for (uint64_t i = 0; i < 2; i++) {
+                double w = i == 0 ? 1.0 / 3 : 2.0 / 3;
+                way += w * (double)(0.01f * noise(round * 10 + i, (uint64_t)k));
+                if (round < ROUNDS)
+                    way += w * (double)(0.01f * noise((100 + round) * 10 + i, (uint64_t)k));
+            }
+        assert_float_equal(at(t->state[0], k, 2), way, 1e-5);
+    }
+    team_close(t);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_rank_that_suffices_gives_the_mean),
@@ -712,6 +776,7 @@ int main(void) {
         cmocka_unit_test(what_is_unsent_is_kept),
         cmocka_unit_test(local_feedback_stays_bounded),
         cmocka_unit_test(a_diagnosis_is_of_the_round),
+        cmocka_unit_test(fragments_take_turns),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

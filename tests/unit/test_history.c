@@ -148,7 +148,8 @@ static void follow_rounds(const dlx_sync_config *settings, dlx_kind kind) {
     dlx_error e;
     double norm;
     train(t, 3, 1);
-    assert_int_equal(dlxi_local_submit(t->local[2], t->state[2], false, 0, &norm, NULL), DLX_OK);
+    assert_int_equal(dlxi_local_submit(t->local[2], t->state[2], false, false, 0, &norm, NULL),
+                     DLX_OK);
     t->members = t->view.members = 2;
     for (uint64_t round = 1; round <= ROUNDS; round++) {
         if (round > 1) train(t, 2, round);
@@ -217,7 +218,8 @@ static void gaps_and_damage_are_refused(void **state) {
     double norm;
     bool moved;
     train(t, 3, 1);
-    assert_int_equal(dlxi_local_submit(t->local[2], t->state[2], false, 0, &norm, NULL), DLX_OK);
+    assert_int_equal(dlxi_local_submit(t->local[2], t->state[2], false, false, 0, &norm, NULL),
+                     DLX_OK);
     t->members = t->view.members = 2;
     team_submit(t);
     team_begin(t, 1, 1);

@@ -35,6 +35,17 @@ static void what_does_not_fit_together(void **state) {
         "inner_steps_max: 24 is out of range; allowed: 0, or inner_steps, 25, to 200000",
         "sync.inner_steps_max: 24 is out of range; allowed: 0, or sync.inner_steps, 25, to 200000",
         config.inner_steps_max = 24);
+    REFUSED(
+        "fragments: 4 does not go with overlap delayed; allowed: 1, or overlap none or carry",
+        "sync.fragments: 4 does not go with overlap delayed; allowed: 1, or sync.overlap none or "
+        "carry",
+        config.fragments = 4;
+        config.overlap = DLX_OVERLAP_DELAYED);
+    REFUSED(
+        "fragments: 2 does not go with adaptation link; allowed: 1, or adaptation off",
+        "sync.fragments: 2 does not go with adaptation link; allowed: 1, or sync.adaptation off",
+        config.fragments = 2;
+        config.adaptation = DLX_ADAPTATION_LINK);
     REFUSED("exchange_steps: 26 is out of range; allowed: 0 to inner_steps, 25",
             "sync.exchange_steps: 26 is out of range; allowed: 0 to sync.inner_steps, 25",
             config.exchange_steps = 26);
@@ -73,6 +84,13 @@ static void values_in_use(void **state) {
     assert_true(used.outer_momentum_rate == (double)0.2f);
     assert_true(used.factor_rank_min == 16 && used.factor_rank_max == 128);
     assert_true(used.inner_steps_max == 64 && used.keep_unsent);
+    assert_true(used.outer_warmup == 8);
+    assert_true(dlxi_sync_options_outer_in(&used, 1).momentum == 1.0 / 9);
+    assert_true(dlxi_sync_options_outer_in(&used, 71).momentum == 71.0 / 79);
+    assert_true(dlxi_sync_options_outer_in(&used, 72).momentum == (double)0.9f);
+    used.fragments = 4; /* rounds 5 to 8 are the second of their tensors */
+    assert_true(dlxi_sync_options_outer_in(&used, 5).momentum == 2.0 / 10);
+    assert_true(dlxi_sync_options_outer_in(&used, 8).momentum == 2.0 / 10);
 
     config.overlap = DLX_OVERLAP_NONE; /* never trains past H */
     config.outer_momentum = 0.1;
@@ -82,6 +100,8 @@ static void values_in_use(void **state) {
     used = dlxi_sync_options_resolve(&config);
     assert_true(used.outer_momentum == (double)0.1f && used.inner_steps_max == 16);
     assert_true(used.outer_momentum_rate == (double)0.1f); /* Nesterov's, of η = 1 */
+    assert_true(used.outer_warmup == 0 &&
+                dlxi_sync_options_outer_in(&used, 1).momentum == (double)0.1f);
     assert_true(used.factor_rank_min == 3 && !used.keep_unsent);
 
     config.overlap = DLX_OVERLAP_ALLREDUCE;
@@ -136,6 +156,7 @@ static void the_hash_covers_what_sites_share(void **state) {
     config.factor_rank_min = 16;
     config.factor_rank_max = 128;
     config.inner_steps_max = 64;
+    config.outer_warmup = 8;
     assert_true(dlxi_sync_options_hash(&config) == hash);
     dlx_sync_config used = dlxi_sync_options_resolve(&standard);
     assert_true(dlxi_sync_options_hash(&used) == hash);

@@ -22,6 +22,7 @@ typedef struct world {
     dlx_coordinator_config run; /* config and status of the coordinator */
     dlx_status run_status;
     dlx_error run_error;
+    unsigned connected; /* sites that the coordinator knows */
     dlx_sync_config config[SITES];
     dlx_hub *hub;
     dlx_coordinator *coordinator;
@@ -33,6 +34,10 @@ typedef struct world {
     dlx_tensor tensors[SITES];
 } world;
 
+static void on_line(void *context, const char *line) {
+    *(unsigned *)context += strstr(line, " connected, ") != NULL;
+}
+
 static world *world_open(dlx_overlap overlap, uint32_t sites, uint64_t tokens) {
     static const char *const names[SITES] = {"delft", "oslo"};
     world *w = calloc(1, sizeof *w);
@@ -43,6 +48,8 @@ static world *world_open(dlx_overlap overlap, uint32_t sites, uint64_t tokens) {
     w->run.sites = sites;
     w->run.tokens = tokens;
     w->run.wait_ms = 1;
+    w->run.log = on_line;
+    w->run.log_context = &w->connected;
     w->run_status = DLX_AGAIN;
     for (size_t i = 0; i < sites; i++) {
         w->config[i] = (dlx_sync_config)DLX_SYNC_CONFIG_INIT;
@@ -375,6 +382,7 @@ static void a_failure_ends_a_pending_call(void **state) {
     world_close(w);
 
     w = pending_world(OPENS);
+    while (w->connected == 0) turn(w); /* one that it does not know waits for another coordinator */
     dlx_coordinator_interrupt(w->coordinator);
     go_on(w);
     run_to_the_end(w);
@@ -679,8 +687,6 @@ static void assert_same_statistics(const dlx_statistics *a, const dlx_statistics
     SAME(round_bytes), SAME(raw_bytes), SAME(payload_bytes), SAME(factor_rank_mean);
     SAME(update_norm), SAME(outer_learning_rate), SAME(outer_momentum), SAME(outer_momentum_rate);
     SAME(low_rank_tensors), SAME(plain_tensors), SAME(low_rank_parameters), SAME(weight);
-    SAME(submitted_norm), SAME(mean_norm), SAME(momentum_norm), SAME(unsent_norm);
-    SAME(agreement), SAME(persistence);
 #undef SAME
 }
 
