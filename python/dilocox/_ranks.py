@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import time
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,7 @@ from ._tensors import read, show, write
 from ._wires import PATIENCE_S, Wires
 
 BOUNCE = 1 << 20  # values that are shared at a time
+POLL_MAX_S = 0.005  # between looks at a collective call, in which Ctrl-C would wait
 
 
 def find(process_group):
@@ -22,10 +24,21 @@ def find(process_group):
     if process_group is None and not (dist.is_available() and dist.is_initialized()):
         return None
     group = dist.group.WORLD if process_group is None else process_group
-    return Ranks(group) if dist.get_world_size(group) > 1 else None
+    try:
+        rank, size = dist.get_rank(group), dist.get_world_size(group)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError("process_group: give a group of torch.distributed, after "
+                          f"init_process_group, not {type(process_group).__name__}") from error
+    if rank < 0:
+        raise ConfigError("process_group: this process is not in it; open DiLoCo in the processes "
+                          "of the group alone")
+    return Ranks(group) if size > 1 else None
 
 
 class Ranks:
+    group = None  # for values, and for messages until there are wires
+    busy = None  # a collective call that was left
+
     def __init__(self, group):
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.numbers = dist.get_process_group_ranks(group)  # in the world
@@ -39,20 +52,44 @@ class Ranks:
             raise ConfigError("process_group: this torch can't make a group of part of the world "
                               "without the others; give each site a torch.distributed of its "
                               "own") from None
+        try:
+            self.wires = Wires(self.rank, self.size, self._spread)
+        except BaseException:
+            self.close()
+            raise
 
-        self.wires = Wires(self.rank, self.size, self._spread)
+    def close(self):
+        """A group that is still at work waits for the others in its end: it is left to torch."""
+        if hasattr(self, "wires"):
+            self.wires.close()
+        group, self.group = self.group, None
+        if group is None or self.busy is not None or not dist.is_initialized():
+            return
+        try:
+            dist.destroy_process_group(group)
+        except (AssertionError, KeyError, RuntimeError, ValueError):
+            pass  # the caller has ended all groups before, and begun anew
 
     # ---- messages
+
+    def _finish(self, work):
+        """Waits for a collective call; signals are seen meanwhile."""
+        self.busy, pause_s = work, 0.00002
+        while not work.is_completed():
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, POLL_MAX_S)
+        self.busy = None
+        work.wait()
 
     def _spread(self, own):
         """bytes of all ranks, by the group itself."""
         mine = torch.tensor([len(own)])
         lengths = [torch.zeros_like(mine) for _ in range(self.size)]
-        dist.all_gather(lengths, mine, group=self.group)
+        self._finish(dist.all_gather(lengths, mine, group=self.group, async_op=True))
         most = max(int(n) for n in lengths)
         mine = torch.tensor(list(own.ljust(most + 1)), dtype=torch.uint8)
         parts = [torch.zeros_like(mine) for _ in range(self.size)]
-        dist.all_gather(parts, mine, group=self.group)
+        self._finish(dist.all_gather(parts, mine, group=self.group, async_op=True))
         return [bytes(part.tolist())[:int(n)] for part, n in zip(parts, lengths)]
 
     def gather(self, own):
@@ -112,7 +149,8 @@ class Ranks:
                 read(flat[at:at + n], tensor, first)
                 at += n
             try:
-                dist.broadcast(flat, self.numbers[owner], group=self.group)
+                self._finish(dist.broadcast(flat, self.numbers[owner], group=self.group,
+                                            async_op=True))
             except RuntimeError as error:
                 raise PeerLostError("a rank of this site has ended, while values of rank "
                                     f"{owner} were shared") from error

@@ -10,7 +10,7 @@ import hashlib
 import torch
 from torch import nn
 
-from . import ConfigError
+from . import ConfigError, Part, PartKind
 
 # dtypes that the library has; f64 passes through f32
 DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16",
@@ -18,6 +18,7 @@ DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16",
 # of names: DDP's, torch.compile's, FSDP 1's, activation checkpointing's
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 PIECE = 1 << 20  # values that are looked at together
+DEVICE_PIECE = 1 << 16  # on a device, where looking takes memory
 
 
 def _optional(load):
@@ -82,8 +83,9 @@ class Value:
 
     def is_finite(self):
         tensor = self.now()
-        return all(bool(torch.isfinite(view).all()) for first in range(0, tensor.numel(), PIECE)
-                   for view, _ in pieces(tensor, first, min(PIECE, tensor.numel() - first)))
+        most = PIECE if tensor.device.type == "cpu" else DEVICE_PIECE
+        return all(bool(torch.isfinite(view).all()) for first in range(0, tensor.numel(), most)
+                   for view, _ in pieces(tensor, first, min(most, tensor.numel() - first)))
 
     def check_stays(self):
         """Raises if the model holds another tensor, or other memory, than at open."""
@@ -171,10 +173,40 @@ def hash_of(tensors):
     return digest.hexdigest()
 
 
+_PART_DTYPES = {PartKind.F32: torch.float32, PartKind.I32: torch.int32, PartKind.I64: torch.int64,
+                PartKind.U8: torch.uint8}
+
+
+def of_part(part):
+    """A part of the saved state as a tensor of its own."""
+    dtype = _PART_DTYPES[part.kind]
+    if not part.data:
+        return torch.empty((part.rows, part.cols), dtype=dtype)
+    return torch.frombuffer(bytearray(part.data), dtype=dtype).view(part.rows, part.cols)
+
+
+def part_of(name, tensor):
+    """The way back. StopIteration: no part has this dtype."""
+    tensor = tensor.detach().cpu().contiguous()
+    kind = next(k for k, dtype in _PART_DTYPES.items() if dtype == tensor.dtype)
+    rows, cols = tensor.shape
+    return Part(name, kind, rows, cols, bytes_of(tensor))
+
+
 # ---- what a model has ----------------------------------------------------------------------------
+
+def _check_known(what, tensor):
+    """Raises for what has no values here, or none that public functions give."""
+    if isinstance(tensor, (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)):
+        raise ConfigError(f"{what} has no shape yet; call the model once before DiLoCo is opened")
+    if DTensor is None and hasattr(tensor, "to_local"):
+        raise ConfigError(f"{what} is a {type(tensor).__name__}, for which torch "
+                          f"{torch.__version__} has no public type; take torch 2.5 or later")
+
 
 def _check_kind(what, tensor):
     """Raises for values that the run could not read."""
+    _check_known(what, tensor)
     if tensor.is_meta:
         problem = "is on the meta device, without values; materialise the model"
     elif tensor.layout != torch.strided:
@@ -183,6 +215,8 @@ def _check_kind(what, tensor):
         problem = "is quantised; give the floating-point parameters that are trained"
     elif tensor.dtype not in DTYPES:
         problem = f"has the dtype {tensor.dtype}; allowed: float32, bfloat16, float16, float64"
+    elif any(n > 1 and stride == 0 for n, stride in zip(tensor.shape, tensor.stride())):
+        problem = "has values that are one in memory, as expand() makes them; give it a clone()"
     else:
         return
     raise ConfigError(f"{what} {problem}")
@@ -215,14 +249,17 @@ def _is_part(name, tensor, flat):
     return flat or name.endswith("]") and "[rows " in name
 
 
-def _of_model(model):
+def _of_model(model, say):
     """(trained, frozen, buffers) of a module."""
     flat = FSDP is not None and any(isinstance(m, FSDP) for m in model.modules())
+    if flat:
+        say("FSDP 1 has flat parameters: they are exchanged as vectors, never low rank")
     named = list(model.named_parameters())
     owners = _owners(model, "parameters")
     trained, frozen, buffers = [], [], []
     for name, (raw, tensor) in zip(_clean([n for n, _ in named]), named):
         if not tensor.requires_grad:
+            _check_known(f"parameter '{name}'", tensor)
             if not tensor.is_meta and tensor.layout == torch.strided and not tensor.is_quantized:
                 frozen.append((name, local(tensor)))
             continue
@@ -280,7 +317,7 @@ def collect(model, average_buffers, plain, say):
     """(values, frozen) of a model or of pairs: what is exchanged, and what must only be equal."""
     frozen, buffers = [], []
     if isinstance(model, nn.Module):
-        trained, frozen, buffers = _of_model(model)
+        trained, frozen, buffers = _of_model(model, say)
     else:
         try:
             trained = _of_pairs(model)
@@ -330,4 +367,5 @@ def describe(values, frozen, most_bytes=48000):
 
 
 def key(name):
-    return name.replace(":", "_").replace("\n", "_")
+    """Of a setting, which can't have colons and ends of lines; another one for each name."""
+    return name.replace("%", "%25").replace(":", "%3A").replace("\n", "%0A")

@@ -47,19 +47,24 @@ class Wires:
         listener, own = None, b""
         if rank == 0:
             listener = socket.create_server(("", 0), backlog=size)
-            token = secrets.token_bytes(TOKEN_BYTES)
+            token = secrets.token_bytes(2 * TOKEN_BYTES)
             port, names = listener.getsockname()[1], "\n".join(_names())
             own = token + struct.pack("<H", port) + names.encode()
         told = spread(own)[0]
-        self.token, (port,) = told[:TOKEN_BYTES], struct.unpack_from("<H", told, TOKEN_BYTES)
+        # what a rank says to rank 0, and what rank 0 answers: a name may lead to another machine
+        self.token, self.answer = told[:TOKEN_BYTES], told[TOKEN_BYTES:2 * TOKEN_BYTES]
+        (port,) = struct.unpack_from("<H", told, 2 * TOKEN_BYTES)
         problem = None
         try:
             if rank == 0:
                 self._accept(listener)
             else:
-                self._connect(told[TOKEN_BYTES + 2:].decode().split("\n"), port)
+                self._connect(told[2 * TOKEN_BYTES + 2:].decode().split("\n"), port)
         except OSError as error:
-            problem = f"rank {rank} and rank 0 of this site can't connect: {error}"
+            late = [r for r in range(1, size) if r not in self.peers]
+            problem = (f"rank {rank} and rank 0 of this site can't connect: {error}" if rank > 0
+                       else f"rank 0 of this site waited for rank {' and '.join(map(str, late))} "
+                       f"to connect: {error}")
         finally:
             if listener is not None:
                 listener.close()
@@ -80,8 +85,14 @@ class Wires:
             except OSError:
                 peer.close()
                 continue
-            if not secrets.compare_digest(token, self.token) or r in self.peers:
+            if (not secrets.compare_digest(token, self.token) or r in self.peers
+                    or not 0 < r < self.size):
                 peer.close()  # not one of this site
+                continue
+            try:
+                peer.sendall(self.answer)
+            except OSError:
+                peer.close()
                 continue
             self._keep(r, peer)
 
@@ -90,10 +101,17 @@ class Wires:
         for name in names:
             try:
                 peer = socket.create_connection((name, port), timeout=5)
+            except OSError as error:
+                problem = error
+                continue
+            try:
                 peer.sendall(self.token + struct.pack("<I", self.rank))
+                if not secrets.compare_digest(_receive(peer, TOKEN_BYTES), self.answer):
+                    raise ConnectionRefusedError("another program answers")
                 self._keep(0, peer)
                 return
             except OSError as error:
+                peer.close()
                 problem = error
         raise OSError(f"{problem} (tried {', '.join(names)})")
 

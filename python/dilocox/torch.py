@@ -3,13 +3,11 @@
 LeaseSampler gives it its share of the data. docs/pytorch.md has every keyword."""
 from __future__ import annotations
 
-import collections
 import contextlib
 import inspect
 import logging
 import os
 import time
-import types
 import weakref
 from typing import (Any, Callable, Dict, Iterable, Iterator, Mapping, Optional, Sequence, Sized,
                     Tuple, Union)
@@ -17,13 +15,13 @@ from typing import (Any, Callable, Dict, Iterable, Iterator, Mapping, Optional, 
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.data import Sampler
 
-from . import (ConfigError, Coordinator, DilocoxError, Hub, NumericError, Part, PartKind, Status,
-               Step, Sync, Tensor)
-from . import _c, _ranks, _results, _tensors
+from . import ConfigError, Coordinator, DilocoxError, Hub, NumericError, Status, Step, Sync, Tensor
+from . import _ranks, _results, _tensors
 from ._c import SYNC_OPTIONS
-from ._options import KEYWORDS, unknown_keyword
+from ._hooks import Hook, check_hookable
+from ._leases import Leases, LeaseSampler, Statistics
+from ._options import KEYWORDS, from_environment, unknown_keyword, whole
 
 __all__ = ["Coordinator", "DiLoCo", "Hub", "LeaseSampler"]
 
@@ -33,22 +31,18 @@ TORCH = """
 torch.Tensor torch.__version__ torch.bfloat16 torch.empty torch.float16
 torch.float32 torch.float64 torch.frombuffer torch.int16 torch.int32 torch.int64 torch.isfinite
 torch.no_grad torch.strided torch.tensor torch.uint8 torch.zeros torch.zeros_like
-nn.Module dist.broadcast dist.get_process_group_ranks dist.get_rank dist.get_world_size
-dist.all_gather dist.group.WORLD dist.is_available dist.is_initialized dist.new_group
+nn.Module nn.parameter.UninitializedBuffer nn.parameter.UninitializedParameter
+dist.all_gather dist.broadcast dist.destroy_process_group dist.get_process_group_ranks
+dist.get_rank dist.get_world_size dist.group.WORLD dist.is_available dist.is_initialized
+dist.new_group
 torch.optim.Optimizer torch.utils.data.Sampler
 torch.distributed.tensor.DTensor? torch.distributed.fsdp.FullyShardedDataParallel?
 Optimizer.register_step_pre_hook? Optimizer.register_step_post_hook?
 """
 
-WORKERS_AHEAD = 16  # batches in each lease for loaders that take ahead, if nothing is said
 SAVE_POLL_S = 0.02
 FEW = 64  # tensors that are looked for in their modules at each step
 ANCHOR_TRIES = 50  # of 0.1 s, for ranks that receive a commit at different times
-
-# the library's, and what LeaseSampler knows: indices that it gave out, and how many of them no step
-# has trained on yet
-Statistics = collections.namedtuple(
-    "Statistics", (*_c.Statistics._fields, "windows_taken", "windows_untrained"))
 
 logger = logging.getLogger("dilocox")
 _hooked: "weakref.WeakSet[Optimizer]" = weakref.WeakSet()
@@ -61,59 +55,6 @@ def _check_version(version: str) -> None:
 
 
 _check_version(torch.__version__)
-
-
-class _Hook:
-    """Calls before() ahead of each step of an optimizer, and after() behind it."""
-
-    def __init__(self, optimizer: Optimizer, before: Optional[Callable[..., None]],
-                 after: Optional[Callable[..., None]]) -> None:
-        self.optimizer, self.before, self.after = optimizer, before, after
-        self.handles: list = []
-        if hasattr(optimizer, "register_step_post_hook"):
-            self.handles = [optimizer.register_step_pre_hook(self._before),
-                            optimizer.register_step_post_hook(self._after)]
-        else:
-            self._replace(optimizer)
-
-    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self.before is not None:
-            self.before(args, kwargs)
-
-    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self.after is not None:
-            self.after()
-
-    def _replace(self, optimizer: Optimizer) -> None:
-        """Of torch 1: schedulers wrap `step`, before or after this, and look for _with_counter."""
-        old, own = optimizer.step, "step" in vars(optimizer)
-
-        def step(_: Optimizer, *args: Any, **kwargs: Any) -> Any:
-            self._before(optimizer, args, kwargs)
-            result = old(*args, **kwargs)
-            self._after(optimizer, args, kwargs)
-            return result
-
-        if hasattr(old, "_with_counter"):
-            step._with_counter = True  # type: ignore[attr-defined]
-        self.old, self.own, self.step = old, own, types.MethodType(step, optimizer)
-        optimizer.step = self.step  # type: ignore[method-assign]
-
-    def remove(self) -> None:
-        """If a scheduler has wrapped the step since, it stays, and does nothing more."""
-        for handle in self.handles:
-            handle.remove()
-        self.before = self.after = None
-        if not self.handles and self.optimizer.step is self.step:
-            if self.own:
-                self.optimizer.step = self.old  # type: ignore[method-assign]
-            else:
-                del self.optimizer.step
-
-
-def _whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name}: {value!r} must be a whole number, at least {least}")
 
 
 class DiLoCo:
@@ -147,58 +88,71 @@ class DiLoCo:
                         group=group, error_feedback=error_feedback, adaptation=adaptation,
                         outer_lr=outer_lr, outer_momentum=outer_momentum,
                         exchange_steps=exchange_steps, timeout=timeout, seed=seed, **options)
+        self._process = os.getpid()
         self._sync: Any = None
         self._last_step: Optional[Step] = None
+        self._flying = state is not None  # an exchange is under way, or may be
         self._pinned: Optional[torch.Tensor] = None  # staging, if values are on a GPU
         self._bounce: Dict[Any, torch.Tensor] = {}
+        self._lent: Any = None  # gradients, while the library has their addresses
         self._hooks: list = []
+        self._optimizers: list = []
+        self._model = model if isinstance(model, nn.Module) else None
         self._closed = self._evaluating = self._reported = False
         self._counted: Optional[int] = None
         self._site = site if site is not None else os.environ.get("DILOCOX_SITE")
         self._overlap, self._after_apply = overlap, after_apply
-        self._windows_ahead, self._taken = windows_ahead, 0
+        self._leases: Optional[Leases] = None
         self._steps, self._before = 0, 0  # of this process, and of those that it goes on from
         self._sleep_s = 0.0
-        self._optimizers = self._list(optimizer)
-        self._ranks = _ranks.find(process_group)
+        self._ranks: Any = None
         self._results: Any = None
-        problem = None
+        self._merged: Any = None
+        if hub is None:
+            coordinator = from_environment(coordinator, "DILOCOX_COORDINATOR")
         try:
-            _check_keywords(options)
-            self._check(data, batch_size, tokens_per_step, buffers, run_dir)
-            self._values, frozen = _tensors.collect(
-                model, buffers == "average" and overlap != "allreduce", plain, self._say)
-            self._check_optimizers(model)
-        except ConfigError as error:
-            if self._ranks is None:
-                raise
-            problem = str(error)
-        if self._ranks is not None:
-            self._ranks.together(problem)
-        state_keywords = self._state_keywords(state)
-        self._begin_results(run_dir, progress)
-        ids = self._agree({**settings, "tokens_per_step": self._tokens_per_step,
-                           "windows_ahead": windows_ahead, "run_dir": run_dir})
-        self._own = [(v, i) for v, i in zip(self._values, ids)
-                     if v.part or self._ranks is None or v.owner == self._ranks.rank]
-        plain = [v for v in self._values if not v.statistics and not _tensors.is_dtensor(v.given)]
-        self._given, self._addresses = [v.given for v in plain], [v.address for v in plain]
-        self._places = [(v.module, v.attribute, v.given) for v in self._values
-                        if v.module is not None and not v.statistics]
-        self._touched = [v.touch for v in self._values if v.touch is not None]
-        described = _tensors.describe(self._values, frozen)
-        if data is not None:
-            self._windows = dict(windows=len(data), windows_per_step=batch_size,
-                                 tokens_per_window=getattr(data, "tokens_per_window", 1),
-                                 data_hash=getattr(data, "data_hash", 0),
-                                 windows_ahead=self._windows_ahead)
-        try:
+            self._ranks = _ranks.find(process_group)
+            problem = None
+            try:
+                self._optimizers = self._list(optimizer)
+                _check_keywords(options)
+                _check_kinds(self._site, plain, after_apply, shared, run_dir)
+                resumed = self._state_keywords(state)
+                self._check(data, batch_size, tokens_per_step, windows_ahead, buffers)
+                if data is not None:
+                    self._leases = Leases(data, batch_size, windows_ahead, *self._place(),
+                                          None if resumed.get("as_new") else state)
+                self._check_run_dir(run_dir)
+                self._values, frozen = _tensors.collect(
+                    model, buffers == "average" and overlap != "allreduce", plain, self._say)
+                self._check_optimizers(model)
+            except ConfigError as error:
+                if self._ranks is None:
+                    raise
+                problem = str(error)
+            if self._ranks is not None:
+                self._ranks.together(problem)
+            self._begin_results(run_dir, progress)
+            ids = self._agree({
+                **settings, "site": self._site, "coordinator": coordinator, "buffers": buffers,
+                "batch_size": batch_size, "tokens_per_step": self._tokens_per_step,
+                "windows_ahead": windows_ahead, "run_dir": run_dir,
+                "state": "None" if state is None else "given"})
+            self._own = [(v, i) for v, i in zip(self._values, ids)
+                         if v.part or self._ranks is None or v.owner == self._ranks.rank]
+            stay = [v for v in self._values
+                    if not v.statistics and not _tensors.is_dtensor(v.given)]
+            self._given, self._addresses = [v.given for v in stay], [v.address for v in stay]
+            self._places = [(v.module, v.attribute, v.given) for v in self._values
+                            if v.module is not None and not v.statistics]
+            self._touched = [v.touch for v in self._values if v.touch is not None]
+            described = _tensors.describe(self._values, frozen)
             self._sync = Sync(
                 self._tensors(), site=self._site, coordinator=coordinator, key=key, roster=roster,
                 hub=hub, listen=listen, unencrypted=unencrypted,
                 shared={**(shared or {}), **described}, fetch=self._fetch, store=self._store,
-                staging=self._staging(), log=self._say, **state_keywords,
-                **self._rank_keywords(), **self._windows, **settings)
+                staging=self._staging(), log=self._say, **resumed, **self._rank_keywords(),
+                **(self._leases.keywords if self._leases is not None else {}), **settings)
             self._joined(state)
         except BaseException:
             self._leave()
@@ -215,33 +169,36 @@ class DiLoCo:
             if not isinstance(one, Optimizer):
                 raise ConfigError("optimizer: give a torch.optim.Optimizer, or a list of them, not "
                                   f"{type(one).__name__}")
+            check_hookable(one)
         return several
 
-    def _check(self, data: Any, batch_size: Any, tokens_per_step: Any, buffers: Any,
-               run_dir: Any) -> None:
-        """Sets what a step's tokens are, and what leases need."""
-        self._windows: Dict[str, Any] = {}
+    def _place(self) -> Tuple[int, int]:
+        """This rank, and how many there are."""
+        return (0, 1) if self._ranks is None else (self._ranks.rank, self._ranks.size)
+
+    def _check(self, data: Any, batch_size: Any, tokens_per_step: Any, windows_ahead: Any,
+               buffers: Any) -> None:
+        """Sets what a step's tokens are."""
         self._tokens_per_step = tokens_per_step
         if buffers not in ("average", "local"):
             raise ConfigError(f"buffers: {buffers!r} must be 'average' or 'local'")
         if tokens_per_step is not None:
-            _whole("tokens_per_step", tokens_per_step, 1)
+            whole("tokens_per_step", tokens_per_step, 1)
         if batch_size is not None:
-            _whole("batch_size", batch_size, 1)
+            whole("batch_size", batch_size, 1)
         if (data is None) != (batch_size is None):
             raise ConfigError("data and batch_size: give both, or neither")
-        if data is None and self._windows_ahead is not None:
+        if data is None and windows_ahead is not None:
             raise ConfigError("windows_ahead: it sizes the leases of data; give data and "
                               "batch_size, too")
         if data is not None:
             if not isinstance(data, Sized) or len(data) < 1:
                 raise ConfigError("data: give a data set with a length of at least 1; one without "
                                   "indices needs no leases (docs/pytorch.md, 'Data')")
-            if self._windows_ahead is None:
-                self._windows_ahead = WORKERS_AHEAD * batch_size
-            _whole("windows_ahead", self._windows_ahead, 0)
             if tokens_per_step is None:
                 self._tokens_per_step = batch_size * getattr(data, "tokens_per_window", 1)
+
+    def _check_run_dir(self, run_dir: Any) -> None:
         if run_dir is not None:
             if not self._site:
                 raise ConfigError("site: run_dir needs this site's name; set site or DILOCOX_SITE")
@@ -253,6 +210,10 @@ class DiLoCo:
                 raise ConfigError("overlap 'allreduce' averages gradients before the optimizer's "
                                   "step: give the optimizer")
             return
+        if self._overlap == "allreduce" and len(self._optimizers) > 1:
+            raise ConfigError(f"overlap 'allreduce' averages gradients once a step, and there are "
+                              f"{len(self._optimizers)} optimizers; give one with several groups, "
+                              "or choose another overlap")
         known = {id(p) for p in model.parameters()} if isinstance(model, nn.Module) else set()
         known |= {id(v.given) for v in self._values}
         held = set()
@@ -273,20 +234,22 @@ class DiLoCo:
                       + _tensors.some(without))
 
     def _begin_results(self, run_dir: Any, progress: Any) -> None:
-        rank = 0 if self._ranks is None else self._ranks.rank
+        rank, ranks = self._place()
         precision = {str(v.kept.dtype).split(".")[-1] for v in self._values if not v.statistics}
         self._merges = run_dir is not None and self._ranks is not None
         self._results = _results.Results(
             run_dir if rank == 0 else None, progress if rank == 0 else False,
             site=self._site or "", overlap=self._overlap, before=self._before,
-            ranks=1 if self._ranks is None else self._ranks.size,
+            ranks=ranks,
             precision="f32" if precision == {"float32"} else ", ".join(sorted(precision)))
 
     def _agree(self, settings: Dict[str, Any]) -> list:
         """The ids of the tensors, after the ranks of the site have found that they agree."""
         if self._ranks is None:
             return list(range(len(self._values)))
-        self._ranks.wires.timeout_s, self._ranks.wires.say = settings["timeout"], self._say
+        self._ranks.wires.say = self._say
+        if isinstance(settings["timeout"], (int, float)):
+            self._ranks.wires.timeout_s = settings["timeout"]
         tables = self._ranks.gather_json({k: repr(v) for k, v in settings.items()})
         for r, table in enumerate(tables):
             for name, value in tables[0].items():
@@ -319,8 +282,8 @@ class DiLoCo:
         if not self._optimizers:
             return
         if self._overlap == "allreduce":
-            self._hooks.append(_Hook(self._optimizers[0], self._average, None))
-        self._hooks.append(_Hook(self._optimizers[-1], None, self._stepped))
+            self._hooks.append(Hook(self._optimizers[0], self._average, None))
+        self._hooks.append(Hook(self._optimizers[-1], None, self._stepped))
         _hooked.update(self._optimizers)
 
     # ---- values behind callbacks
@@ -359,12 +322,12 @@ class DiLoCo:
                 flat = between.copy_(flat)
             _tensors.write(tensor, first, flat)
 
-    def _share(self) -> None:
+    def _share(self, ranks: bool = True) -> None:
         """Parameters were written: autograd, the other ranks and the caller are told."""
         with torch.no_grad():
             for nothing in self._touched:
                 nothing.zero_()
-            if self._ranks is not None:
+            if ranks and self._ranks is not None:
                 self._ranks.share(self._values, lambda value: value.now())
         if self._after_apply is not None:
             self._after_apply()
@@ -373,9 +336,10 @@ class DiLoCo:
 
     def _check_stays(self) -> None:
         """Before anything is written. Looking into modules takes longer than addresses: of many
-        tensors it is done where they are read."""
+        tensors it is done where they may be read or written."""
         last = self._last_step
-        between = last is not None and last.step_in_round + 1 < last.inner_steps
+        between = (last is not None and not self._flying
+                   and last.step_in_round + 1 < last.inner_steps)
         if [p.data_ptr() for p in self._given] == self._addresses and (
                 between and len(self._places) > FEW
                 or all(getattr(module, name) is p for module, name, p in self._places)):
@@ -400,20 +364,34 @@ class DiLoCo:
         """Behind the last optimizer's step."""
         if not self._is_skipped(self._optimizers[-1]):
             self._advance(self._tokens_now())
+            return
+        self._counted = None
+        if self._leases is not None:
+            self._leases.stepped(skipped=True)
 
     def _advance(self, tokens: int) -> Step:
         if self._evaluating:
             raise DilocoxError("a step inside evaluate(): the model holds the anchor there",
                                Status.STATE)
         self._check_stays()
+        if self._leases is not None:
+            self._leases.check()
         shown = self._results.wanted or self._merges
         begun_s = time.monotonic() if shown else 0.0
         try:
             step = self._sync.step(tokens)
-        except NumericError as error:
-            raise self._named(error) from error
+        except BaseException as error:
+            if self._sync.has_applied:  # and failed then
+                self._share(ranks=False)
+            if isinstance(error, NumericError):
+                raise self._named(error) from error
+            raise
         self._last_step, self._counted = step, None
+        self._flying = (step.submitted and self._overlap != "none"
+                        or self._flying and not step.applied)
         self._steps += 1
+        if self._leases is not None:
+            self._leases.stepped(skipped=False)
         if step.applied:
             self._share()
         if shown:
@@ -434,18 +412,25 @@ class DiLoCo:
         if self._is_skipped(self._optimizers[0]):
             return
         self._check_stays()
+        if self._leases is not None:
+            self._leases.check()
         trained = [v for v in self._values if not v.statistics]
         with torch.no_grad():
             for value in trained if self._ranks is not None else ():
                 if value.given.grad is None:
                     value.given.grad = torch.zeros_like(value.given)
-            pointers, copies = [], []
+            pointers, direct, copies = [], [], []
             for value, _ in self._own:
                 grad = value.given.grad
+                if grad is not None and grad.layout != torch.strided:
+                    raise ConfigError(
+                        f"parameter '{value.name}' has a sparse gradient, and overlap 'allreduce' "
+                        "averages dense ones; open the layer with sparse=False")
                 grad = None if grad is None else _tensors.local(grad)
                 if (grad is not None and grad.device.type == "cpu" and grad.is_contiguous()
                         and grad.dtype == torch.float32):
                     pointers.append(grad.data_ptr())
+                    direct.append(grad)
                     continue
                 flat = torch.zeros(value.kept.numel(), dtype=torch.float32)
                 if grad is not None:
@@ -453,7 +438,9 @@ class DiLoCo:
                 pointers.append(flat.data_ptr())
                 copies.append((value, grad, flat))
             begun_s = time.monotonic()
+            self._lent = self._lent, direct, copies  # a signal may end the wait before the library
             self._sync.gradients(pointers, self._tokens_now())
+            self._lent = None
             self._sleep_s += time.monotonic() - begun_s
             for value, grad, flat in copies:
                 if grad is not None:
@@ -468,7 +455,7 @@ class DiLoCo:
         own = self._sync.statistics()
         if not self._merges:
             return own
-        if step.submitted or step.applied or not hasattr(self, "_merged"):
+        if step.submitted or step.applied or self._merged is None:
             self._merged = _results.Merged(self._ranks.gather_json(own._asdict()))
         return self._merged
 
@@ -495,7 +482,7 @@ class DiLoCo:
 
     def count(self, tokens: int) -> None:
         """The next step trains on these tokens; calls before one step add up."""
-        _whole("tokens", tokens, 0)
+        whole("tokens", tokens, 0)
         self._counted = (self._counted or 0) + tokens
 
     # ---- where the run stands
@@ -537,9 +524,9 @@ class DiLoCo:
 
     def statistics(self) -> Statistics:
         """Of this rank, since it was opened."""
-        found = self._sync.statistics()
-        per_step = self._windows.get("windows_per_step", 0)
-        return Statistics(*found, self._taken, max(self._taken - self._steps * per_step, 0))
+        found, leases = self._sync.statistics(), self._leases
+        return Statistics(*found, *((0, 0) if leases is None else
+                                    (leases.taken, leases.untrained_count)))
 
     # ---- the anchor
 
@@ -547,10 +534,13 @@ class DiLoCo:
         """f32 on the host, by value; the same round on all ranks."""
         flat = {v: torch.empty(v.kept.numel(), dtype=torch.float32) for v in self._values}
         for _ in range(ANCHOR_TRIES):
+            before = self._sync.statistics().rounds
             self._sync.anchor([flat[v].data_ptr() for v, _ in self._own])
             if self._ranks is None:
                 break
-            if len(set(self._ranks.gather_json(self._sync.statistics().rounds))) == 1:
+            # a commit may have come before the anchor was read, or after
+            found = self._ranks.gather_json([before, self._sync.statistics().rounds])
+            if len({rounds for pair in found for rounds in pair}) == 1:
                 with torch.no_grad():
                     self._ranks.share(self._values, lambda value: flat[value])
                 break
@@ -585,16 +575,23 @@ class DiLoCo:
         before = {v: v.now().clone() for v in self._values}
         self._evaluating = True
         try:
-            with torch.no_grad():
-                for value, tensor in anchor.items():
-                    value.now().copy_(tensor)
+            self._hold(anchor)
             del anchor
             yield
         finally:
             self._evaluating = False
-            with torch.no_grad():
-                for value, tensor in before.items():
-                    value.now().copy_(tensor)
+            self._hold(before)
+
+    def _hold(self, tensors: Dict[Any, torch.Tensor]) -> None:
+        """Parameters ← tensors. FSDP 2 may keep gathered parameters after a forward pass."""
+        with torch.no_grad():
+            for value, tensor in tensors.items():
+                value.now().copy_(tensor)
+        for module in self._model.modules() if self._model is not None else ():
+            if callable(getattr(module, "reshard", None)):
+                module.reshard()  # type: ignore[operator]
+        if self._after_apply is not None:
+            self._after_apply()
 
     # ---- going on later
 
@@ -609,21 +606,23 @@ class DiLoCo:
                 if error.status != Status.AGAIN:
                     raise
             time.sleep(SAVE_POLL_S)
-        rank = 0 if self._ranks is None else self._ranks.rank
-        return {"site": self._site, "rank": rank,
-                "steps": self._before + self._steps,
-                "parts": {part.name: _tensor_of(part) for part in parts}}
+        rank, _ = self._place()
+        return {"site": self._site, "rank": rank, "steps": self._before + self._steps,
+                "windows": self._leases.saved() if self._leases is not None else [],
+                "parts": {part.name: _tensors.of_part(part) for part in parts}}
 
     def _state_keywords(self, state: Optional[Mapping[str, Any]]) -> Dict[str, Any]:
         if state is None:
             return {}
+        if not isinstance(state, Mapping):
+            raise ConfigError(f"state: give what state_dict() returned, not {type(state).__name__}")
         try:
-            parts = {name: _part_of(name, t) for name, t in state["parts"].items()}
+            parts = {name: _tensors.part_of(name, t) for name, t in state["parts"].items()}
             site, rank, self._before = state["site"], state["rank"], int(state["steps"])
         except (KeyError, TypeError, AttributeError, ValueError, StopIteration):
             raise ConfigError("state: give the \"sync\" entry of a checkpoint, what state_dict() "
                               "returned") from None
-        own = 0 if self._ranks is None else self._ranks.rank
+        own, _ = self._place()
         if rank != own:
             raise ConfigError(f"state: it is of rank {rank}, and this is rank {own}")
         return {"state": parts, "as_new": site != self._site}
@@ -648,11 +647,13 @@ class DiLoCo:
     def close(self) -> None:
         """Leaves the run: if it is finished, after all sites are through; otherwise it goes on
         without this site, or fails. Afterwards the optimizer's step is its own again."""
-        if self._closed:
+        if self._closed or os.getpid() != self._process:
             return
         try:
             if self._results.run_dir is not None or self._merges:
                 self._summarize("done" if self.finished else "interrupted")
+        except DilocoxError as error:  # the run's end is lost to this site
+            self._say(str(error))
         finally:
             self._leave()
 
@@ -673,31 +674,35 @@ class DiLoCo:
 
     def _leave(self) -> None:
         self._closed = True
-        for hook in self._hooks:
+        for hook in reversed(self._hooks):
             hook.remove()
-        for optimizer in self._optimizers:
+        for optimizer in self._optimizers if self._hooks else ():
             _hooked.discard(optimizer)
+        self._hooks = []
         try:
             if self._sync is not None:
                 self._sync.close()
+            self._pinned, self._bounce, self._lent = None, {}, None
         finally:
             if self._results is not None:
                 self._results.close()
             if self._ranks is not None:
-                self._ranks.wires.close()
+                self._ranks.close()
 
     def __enter__(self) -> "DiLoCo":
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if os.getpid() != self._process:
+            return
         if kind is None:
             self.close()
             return
-        if not self._closed and not self.finished:
-            text = str(error)
-            self._sync.fail(f"{kind.__name__}: {text}" if text else kind.__name__)
-            self._say(f"this site ends: {kind.__name__}: {text}")
         try:
+            if not self._closed and not self.finished:
+                text = f"{kind.__name__}: {error}".replace("\0", "").rstrip(": ")
+                self._sync.fail(text)
+                self._say(f"this site ends: {text}")
             if not self._closed and self._results.run_dir is not None and not self._merges:
                 ended = "interrupted" if kind is KeyboardInterrupt else "failed"
                 self._summarize("done" if self.finished else ended)
@@ -711,40 +716,17 @@ class DiLoCo:
         if self._results is not None:
             self._results.say(text)
 
-    # ---- data
 
-    def _take(self) -> int:
-        """The next index of this rank."""
-        count = 1 if self._ranks is None else self._ranks.size
-        try:
-            positions = self._sync.windows(count)
-        except DilocoxError as error:
-            if error.status != Status.STATE or self.finished:
-                raise
-            raise DilocoxError(
-                f"{error}; a loader has taken more ahead than windows_ahead={self._windows_ahead} "
-                "allows: give num_workers x prefetch_factor x batch_size, of all ranks together",
-                error.status) from error
-        self._taken += count
-        return self._sync.window(positions[0 if self._ranks is None else self._ranks.rank])
-
-
-_DTYPES = {PartKind.F32: torch.float32, PartKind.I32: torch.int32, PartKind.I64: torch.int64,
-           PartKind.U8: torch.uint8}
-
-
-def _tensor_of(part: Part) -> torch.Tensor:
-    if not part.data:
-        return torch.empty((part.rows, part.cols), dtype=_DTYPES[part.kind])
-    return torch.frombuffer(bytearray(part.data), dtype=_DTYPES[part.kind]).view(part.rows,
-                                                                                 part.cols)
-
-
-def _part_of(name: str, tensor: torch.Tensor) -> Part:
-    tensor = tensor.detach().cpu().contiguous()
-    kind = next(k for k, dtype in _DTYPES.items() if dtype == tensor.dtype)
-    rows, cols = tensor.shape
-    return Part(name, kind, rows, cols, _tensors.bytes_of(tensor))
+def _check_kinds(site: Any, plain: Any, after_apply: Any, shared: Any, run_dir: Any) -> None:
+    if site is not None and not isinstance(site, str):
+        raise ConfigError(f"site: {site!r} is no text")
+    for name, value in (("plain", plain), ("after_apply", after_apply)):
+        if value is not None and not callable(value):
+            raise ConfigError(f"{name}: {value!r} can't be called; give a function")
+    if shared is not None and not isinstance(shared, Mapping):
+        raise ConfigError(f"shared: give a dict of texts, not {type(shared).__name__}")
+    if run_dir is not None and not isinstance(run_dir, (str, os.PathLike)):
+        raise ConfigError(f"run_dir: {run_dir!r} is no path")
 
 
 def _check_keywords(options: Mapping[str, Any]) -> None:
@@ -753,33 +735,3 @@ def _check_keywords(options: Mapping[str, Any]) -> None:
     for name in options:
         if name not in known:
             raise unknown_keyword(name, known)
-
-
-class LeaseSampler(Sampler):
-    """The indices of this site's leases, for a DataLoader: of all indices that the sites of a run
-    draw each one comes once per epoch of the run. On several ranks each gets its share; their
-    loaders must be alike.
-
-    sync: an open DiLoCo with data and batch_size. epoch_size: indices per pass, on each rank;
-    None: until the run is finished. Workers are handed indices ahead: `windows_ahead` has to cover
-    them, and the loop leaves on sync.finished. Iterate in the thread that steps."""
-
-    def __init__(self, sync: DiLoCo, *, epoch_size: Optional[int] = None) -> None:
-        if not isinstance(sync, DiLoCo) or not sync._windows:
-            raise ConfigError("LeaseSampler: give a DiLoCo that was opened with data and "
-                              "batch_size")
-        if epoch_size is not None:
-            _whole("epoch_size", epoch_size, 1)
-        self.sync, self.epoch_size = sync, epoch_size
-
-    def __iter__(self) -> Iterator[int]:
-        given = 0
-        while given != self.epoch_size and not self.sync.finished:
-            yield self.sync._take()
-            given += 1
-
-    def __len__(self) -> int:
-        if self.epoch_size is None:
-            raise TypeError("a LeaseSampler without epoch_size ends with the run, and has no "
-                            "length")
-        return self.epoch_size

@@ -1,17 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DiLoCo around loops: which calls it counts, what it reads and writes, and that training without
-it goes on as it was."""
-import copy
-import io
-import pickle
+"""DiLoCo around loops: what it reads and writes, what sites agree on, and how a run ends."""
 import threading
 import weakref
 
 import torch_support
 from support import main
-from torch_support import Case, batch, loss_of, mlp, one_site, torch, values
+from torch_support import Case, batch, loss_of, mlp, one_site, take_step, torch, values
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 import dilocox
@@ -19,138 +14,6 @@ from dilocox import ConfigError, DilocoxError
 from dilocox.torch import DiLoCo
 
 EXACT = dict(bits=32, low_rank=0, sync_every=4)
-
-
-def take_step(model, optimizer, seed=1):
-    optimizer.zero_grad()
-    loss_of(model, seed).backward()
-    optimizer.step()
-
-
-class Hooks(Case):
-    def count(self, sync):
-        """Wraps the core's step, to count."""
-        calls, step = [], sync._sync.step
-        sync._sync.step = lambda tokens: (calls.append(tokens), step(tokens))[1]
-        return calls
-
-    def test_schedulers_before_after_and_both(self):
-        for before, after in ((False, False), (True, False), (False, True), (True, True)):
-            with self.subTest(before=before, after=after):
-                model = mlp()
-                optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-                halve = [LambdaLR(optimizer, lambda n: 0.5 ** n)] if before else []
-                with one_site(self, model, optimizer) as sync:
-                    calls = self.count(sync)
-                    if after:
-                        halve.append(LambdaLR(optimizer, lambda n: 0.5 ** n))
-                    for n in range(3):
-                        take_step(model, optimizer)
-                        for scheduler in halve:
-                            scheduler.step()
-                    self.assertEqual(calls, [1] * 3)
-                    for scheduler in halve:
-                        self.assertEqual(scheduler.last_epoch, 3)
-                        self.assertEqual(scheduler.get_last_lr(), [0.1 * 0.5 ** 3])
-                take_step(model, optimizer)  # closed: the step is the optimizer's again, or inert
-                self.assertEqual(calls, [1] * 3)
-
-    def test_the_step_is_given_back(self):
-        model = mlp()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        before = copy.copy(vars(optimizer).get("step"))
-        with one_site(self, model, optimizer):
-            pass
-        self.assertEqual(vars(optimizer).get("step"), before)
-        with one_site(self, model, optimizer) as sync:  # and can be taken again
-            take_step(model, optimizer)
-            self.assertEqual(sync.tokens, 1)
-
-    def test_closures_copies_and_files(self):
-        model = mlp()
-        optimizer = torch.optim.LBFGS(model.parameters(), max_iter=2)
-        with one_site(self, model, optimizer) as sync:
-            calls = self.count(sync)
-
-            def closure():
-                optimizer.zero_grad()
-                loss = loss_of(model, 1)
-                loss.backward()
-                return loss
-            self.assertGreater(float(optimizer.step(closure)), 0)
-            self.assertEqual(calls, [1])
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        with one_site(self, model, optimizer) as sync:
-            take_step(model, optimizer)
-            calls = self.count(sync)
-            for copied in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
-                copied.step()
-            self.assertEqual(calls, [], "a copy of the optimizer is none of the run")
-            torch.save(optimizer.state_dict(), io.BytesIO())
-
-    def test_the_last_of_several_optimizers(self):
-        model = mlp()
-        first, last = (torch.optim.SGD(part.parameters(), lr=0.1) for part in (model[0], model[2]))
-        with one_site(self, model, [first, last]) as sync:
-            calls = self.count(sync)
-            loss_of(model, 1).backward()
-            first.step()
-            self.assertEqual(calls, [])
-            last.step()
-            self.assertEqual(calls, [1])
-
-    def test_steps_that_a_scaler_skips(self):
-        """A fused optimizer is called even then, with found_inf; others are not called."""
-        model = mlp()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        with one_site(self, model, optimizer) as sync:
-            calls = self.count(sync)
-            optimizer.found_inf = torch.tensor(1.0)
-            take_step(model, optimizer)
-            self.assertEqual(calls, [])
-            optimizer.found_inf = torch.tensor(0.0)
-            take_step(model, optimizer)
-            del optimizer.found_inf
-            take_step(model, optimizer)
-            self.assertEqual(calls, [1, 1])
-
-    def test_count(self):
-        model = mlp()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        with one_site(self, model, optimizer, tokens_per_step=None) as sync:
-            calls = self.count(sync)
-            with self.assertRaisesRegex(ConfigError, "How many|how many tokens"):
-                take_step(model, optimizer)
-            sync.count(3)
-            sync.count(4)  # of another micro-batch
-            take_step(model, optimizer)
-            sync.count(5)
-            take_step(model, optimizer)
-            self.assertEqual(calls, [7, 5])
-
-    def test_without_an_optimizer(self):
-        model = mlp()
-        with one_site(self, model) as sync:
-            self.assertFalse(sync.step().applied)
-            sync.step(9)
-            self.assertEqual(sync.tokens, 10)
-
-    def test_clipping_accumulation_groups_and_averages(self):
-        """What loops do beside steps: nothing has to be done for it."""
-        model = mlp()
-        average = AveragedModel(model)
-        optimizer = torch.optim.AdamW([{"params": model[0].parameters()},
-                                       {"params": model[2].parameters(), "lr": 0.02}], lr=0.01)
-        with one_site(self, model, optimizer, tokens=8) as sync:
-            while not sync.finished:
-                for micro in range(2):
-                    loss_of(model, micro).backward()
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
-                average.update_parameters(model)
-            self.assertEqual(sync.tokens, 8)
-        self.assertEqual(int(average.n_averaged), 8)
 
 
 class Learning(Case):
@@ -226,6 +89,23 @@ class Learning(Case):
                                 norms.append(sync.statistics().update_norm)
                     self.sites({"a": body, "b": body}, 32)
                     self.assertEqual(set(norms), {0.0})
+
+    def test_clipping_accumulation_groups_and_averages(self):
+        """What loops do beside steps: nothing has to be done for it."""
+        model = mlp()
+        average = AveragedModel(model)
+        optimizer = torch.optim.AdamW([{"params": model[0].parameters()},
+                                       {"params": model[2].parameters(), "lr": 0.02}], lr=0.01)
+        with one_site(self, model, optimizer, tokens=8) as sync:
+            while not sync.finished:
+                for micro in range(2):
+                    loss_of(model, micro).backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+                average.update_parameters(model)
+            self.assertEqual(sync.tokens, 8)
+        self.assertEqual(int(average.n_averaged), 8)
 
 
 class Values(Case):

@@ -39,6 +39,12 @@ def loss_of(model, seed):
     return ((model(x) - y) ** 2).mean()
 
 
+def take_step(model, optimizer, seed=1):
+    optimizer.zero_grad()
+    loss_of(model, seed).backward()
+    optimizer.step()
+
+
 def values(model):
     return [t.detach().clone() for t in model.state_dict().values()]
 
