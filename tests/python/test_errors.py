@@ -172,6 +172,22 @@ class Statuses(Case):
             self.assertIsInstance(run.raised[name], dilocox.NumericError)
             self.assertRegex(str(run.raised[name]), pattern)
 
+    def test_finite(self):
+        """By bytes: the largest values share theirs with those that are not finite."""
+        from dilocox import _c
+        from dilocox._sync import _is_finite
+        big, tail = 3.4e38, [0.0] * 300000  # more than is looked at together
+        cases = [(_c.Dtype.F32, "f", [0.0, big, -big, 1e-45], [math.inf, -math.inf, math.nan]),
+                 (_c.Dtype.BF16, "H", [0, 0x7F7F, 0xFF7F, 0x8000], [0x7F80, 0xFF80, 0x7FC0]),
+                 (_c.Dtype.F16, "H", [0, 0x7BFF, 0xFBFF, 0x00FF], [0x7C00, 0xFC00, 0x7E01])]
+        for dtype, code, finite, others in cases:
+            zeros = tail if code == "f" else [0] * 600000
+            for bad, values in [(False, finite), *((True, finite + [one]) for one in others)]:
+                data = array.array(code, zeros + values)
+                tensor = _c.dlx_tensor(rows=1, cols=len(data), dtype=dtype,
+                                       data=data.buffer_info()[0])
+                self.assertEqual(_is_finite(tensor), not bad, values)
+
     def test_a_loop_that_raises_is_the_reason_elsewhere(self):
         def trip(sync, values):
             sync.step(1)

@@ -35,6 +35,16 @@ def rank_of_fsdp(rank, store, endpoint, found):
             optimizer.zero_grad()
             model(x).square().mean().backward()
             optimizer.step()
+            if sync.tokens == 10:  # a forward pass alone leaves parameters gathered
+                x, held = torch.ones(4, 6, device="cuda"), [p.to_local().clone() for p in
+                                                            model.parameters()]
+                with torch.no_grad():
+                    before = model(x)
+                    with sync.evaluate():
+                        model(x)
+                    assert torch.equal(model(x), before)
+                model.reshard()
+                assert all(torch.equal(p.to_local(), h) for p, h in zip(model.parameters(), held))
         found.put((rank, sorted(sync.anchor_hashes())))
     dist.destroy_process_group()
 
@@ -73,6 +83,8 @@ class Cuda(Case):
                 while not sync.finished:
                     sync.step()
             self.assertLessEqual(torch.cuda.max_memory_allocated() - before, 1 << 20)
+            self.assertIsNone(sync._pinned)
+            self.assertEqual(sync._bounce, {})
 
     def test_hooks(self):
         model = mlp().cuda()
@@ -85,6 +97,16 @@ class Cuda(Case):
             optimizer.step()
             self.assertEqual(sync.tokens, 1)
         optimizer.step()
+
+    def test_allreduce(self):
+        model = mlp().cuda()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        with one_site(self, model, optimizer, overlap="allreduce", tokens=3) as sync:
+            while not sync.finished:
+                optimizer.zero_grad()
+                model(torch.ones(4, 6, device="cuda")).sum().backward()
+                optimizer.step()
+        self.assertEqual(len(optimizer.state), 4)
 
     def test_scaler(self):
         model = mlp().cuda()

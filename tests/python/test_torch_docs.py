@@ -49,8 +49,8 @@ class Page(Case):
                 script = self.write(f"block{number}.py", PRELUDE + block)
                 tokens = 400 if "batch_size" in block else 50 * 4096
                 self.launch(1, tokens, script)
-                if "checkpoint.pt" in block:  # again, from the checkpoint that it made
-                    self.assertTrue(os.path.exists(self.path("checkpoint.pt")))
+                if "checkpoint-" in block:  # again, from the checkpoint that it made
+                    self.assertTrue(os.path.exists(self.path("checkpoint-site-1.pt")))
                     self.launch(1, tokens, script)
 
     def test_every_keyword_is_explained(self):
@@ -120,7 +120,8 @@ class Symbols(Case):
     def test_what_is_used_is_listed(self):
         listed = set(dilocox_torch.TORCH.replace("?", "").split())
         used = set()
-        for name in ("torch.py", "data.py", "_tensors.py", "_ranks.py", "_wires.py"):
+        for name in ("torch.py", "data.py", "_hooks.py", "_leases.py", "_tensors.py", "_ranks.py",
+                     "_wires.py"):
             used |= self.used(name)
         self.assertEqual(used - listed, set())
         self.assertEqual({s for s in listed - used if not s.startswith("Optimizer.")}, set())

@@ -46,6 +46,17 @@ def tied_and_turned():
     return nn.ParameterList([nn.Parameter(flat), nn.Parameter(flat.t())])
 
 
+class Sharded(torch.Tensor):
+    """As DTensor before torch 2.5."""
+
+    def to_local(self):
+        return self
+
+
+def lazy():
+    return nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(3))
+
+
 MODELS = [  # (a model, what the message has)
     (lambda: frozen(), "the model has no trainable parameter"),
     (lambda: nn.ReLU(), "no trainable parameter"),
@@ -65,6 +76,9 @@ MODELS = [  # (a model, what the message has)
     (lambda: tied_and_turned(), "parameters '0' and '1' share memory, but not shape"),
     (lambda: [("a", torch.zeros(2)), ("a", torch.zeros(3))], "two tensors are called 'a'"),
     (lambda: [torch.zeros(2)], "pairs of a name and a tensor, not Tensor"),
+    (lambda: with_parameter(nn.Parameter(torch.zeros(1, 3).expand(2, 3))),
+     "parameter 'odd' has values that are one in memory, as expand"),
+    (lambda: lazy(), "parameter '1.weight' has no shape yet; call the model once"),
     (lambda: 3, "pairs of a name and a tensor, not int"),
 ]
 
@@ -95,7 +109,15 @@ KEYWORDS = [  # (keywords, what the message has)
     (dict(run_dir="/dev/null/run"), "^run_dir: '/dev/null/run' can't be used: '/dev/null'"),
     (dict(run_dir=".", site="weights"), "^site: 'weights' is not allowed with run_dir"),
     (dict(state={"model": 1}), "^state: give the \"sync\" entry"),
+    (dict(state=3), "^state: give what state_dict\\(\\) returned, not int"),
     (dict(timeout=0), "^timeout: 0"),
+    (dict(timeout="x"), "^timeout: 'x' is no number"),
+    (dict(site=3, run_dir="."), "^site: 3 is no text"),
+    (dict(run_dir=3), "^run_dir: 3 is no path"),
+    (dict(plain=3), "^plain: 3 can't be called"),
+    (dict(after_apply="x"), "^after_apply: 'x' can't be called"),
+    (dict(shared=["a"]), "^shared: give a dict of texts, not list"),
+    (dict(process_group=3), "^process_group: give a group of torch.distributed"),
 ]
 
 
@@ -131,6 +153,13 @@ class Refused(Case):
                      [sgd(model), torch.optim.SGD([{"params": [model[0].bias]},
                                                    {"params": [torch.zeros(3)]}], lr=1)])
         self.refused("give the optimizer", model, overlap="allreduce")
+        self.refused("^overlap 'allreduce' averages gradients once a step, and there are 2", model,
+                     [sgd(model[0]), sgd(model[2])], overlap="allreduce")
+
+        class Wrapper(torch.optim.Optimizer):
+            def __init__(self, inner):
+                self.inner = inner
+        self.refused("^optimizer: Wrapper is not initialised", model, Wrapper(sgd(model)))
         optimizer = sgd(model)
         with one_site(self, model, optimizer):
             self.refused("another DiLoCo is open on it", model, optimizer)
@@ -159,6 +188,7 @@ class Refused(Case):
             for call, text in ((lambda: sync.step(), "for loops without an optimizer"),
                                (lambda: sync.count(-1), "^tokens: -1 must be"),
                                (lambda: sync.count(1.0), "^tokens: 1.0 must be"),
+                               (lambda: sync.pace("x"), "^factor: 'x' is no number"),
                                (lambda: LeaseSampler(model), "^LeaseSampler: give a DiLoCo"),
                                (lambda: LeaseSampler(sync, epoch_size=0), "^epoch_size: 0 must")):
                 with self.assertRaisesRegex(ConfigError, text):
@@ -178,6 +208,29 @@ class Refused(Case):
         with self.assertRaisesRegex(ConfigError, "a closure computes gradients inside"), one_site(
                 self, model, optimizer, overlap="allreduce"):
             optimizer.step(lambda: 0.0)
+
+    def test_sparse_gradients_under_allreduce(self):
+        model = nn.Embedding(4, 3, sparse=True)
+        optimizer = sgd(model)
+        with self.assertRaisesRegex(ConfigError, "'weight' has a sparse gradient"), one_site(
+                self, model, optimizer, overlap="allreduce"):
+            model(torch.tensor([1, 2])).sum().backward()
+            optimizer.step()
+
+    def test_sharded_tensors_without_a_public_type(self):
+        from dilocox import _tensors
+        self.addCleanup(setattr, _tensors, "DTensor", _tensors.DTensor)
+        _tensors.DTensor = None
+        tensor = torch.zeros(2).as_subclass(Sharded)
+        self.refused("^tensor 'w' is a Sharded, for which torch .* has no public type",
+                     [("w", tensor)])
+
+    def test_a_process_outside_the_group(self):
+        from dilocox import _ranks
+        for name in ("get_rank", "get_world_size"):
+            self.addCleanup(setattr, _ranks.dist, name, getattr(_ranks.dist, name))
+            setattr(_ranks.dist, name, lambda _: -1)
+        self.refused("^process_group: this process is not in it", mlp(), process_group=object())
 
     def test_old_versions(self):
         for version in ("1.12.1", "0.4.1", "1.9.0+cpu"):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of an optimizer's steps DiLoCo counts, and that the optimizer is its own again afterwards; on
-this torch, and with hooks called as torch 2 calls them."""
+"""Which of an optimizer's steps DiLoCo counts, and that the optimizer is its own again afterwards;
+on this torch, and with hooks called as torch 2 calls them."""
 import collections
 import copy
 import functools

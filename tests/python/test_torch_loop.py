@@ -239,10 +239,54 @@ class Values(Case):
                         master.grad = p.grad.float()
                     optimizer.step()
                     copy_back()
+                    if sync.round == 2 and sync.tokens < sync.tokens_target:
+                        before = values(model)
+                        with sync.evaluate():
+                            for x, y in zip(values(model), sync.anchor().values()):
+                                self.assertTrue(torch.equal(x, y.bfloat16()))
+                        for x, y in zip(values(model), before):
+                            self.assertTrue(torch.equal(x, y))
+                        looked.append(own)
             return values(model)
+        looked = []
         found = self.sites({"a": body, "b": body}, 24)
         for x, y in zip(found["a"], found["b"]):
             self.assertTrue(torch.equal(x, y))
+        self.assertEqual(set(looked), set(map(ord, "ab")))
+
+    def test_a_step_that_applies_and_fails(self):
+        """What was written is told to autograd and to the loop all the same."""
+        model, told = mlp(), []
+        with self.assertRaises(KeyboardInterrupt), one_site(
+                self, model, sync_every=1, after_apply=lambda: told.append(1)) as sync:
+            step, before = sync._sync.step, model[0].weight._version
+
+            def fails(tokens):
+                step(tokens)
+                raise KeyboardInterrupt
+            sync._sync.step = fails
+            del told[:]
+            try:
+                sync.step()
+            finally:
+                self.assertEqual(told, [1])
+                self.assertGreater(model[0].weight._version, before)
+
+    def test_flat_parameters(self):
+        """Of FSDP 1, said once."""
+        from dilocox import _tensors
+        self.addCleanup(setattr, _tensors, "FSDP", _tensors.FSDP)
+        _tensors.FSDP = nn.Linear
+        with self.assertLogs("dilocox") as logs, one_site(self, mlp()):
+            pass
+        self.assertEqual(sum("never low rank" in line for line in logs.output), 1)
+
+    def test_names_that_settings_cannot_have(self):
+        from dilocox import _tensors
+        names = ["a:b", "a_b", "a%3Ab", "a\nb"]
+        with one_site(self, [(name, torch.zeros(2)) for name in names]) as sync:
+            self.assertEqual(list(sync.anchor()), names)
+            self.assertEqual(len(_tensors.describe(sync._values, [])), 4)
 
 
 class Buffers(Case):
@@ -354,6 +398,45 @@ class Anchor(Case):
             for x, y in zip(values(model), trained):
                 self.assertTrue(torch.equal(x, y))
 
+    def test_evaluate_of_modules_that_gather(self):
+        """FSDP 2 keeps what a forward pass without a backward pass has gathered."""
+        class Gathers(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.weight, self.whole = nn.Parameter(torch.zeros(2)), None
+
+            def forward(self):
+                self.whole = self.weight.detach().clone() if self.whole is None else self.whole
+                return self.whole.tolist()
+
+            def reshard(self):
+                self.whole = None
+        model = Gathers()
+        with one_site(self, model) as sync:
+            with torch.no_grad():
+                model.weight.add_(1)
+            self.assertEqual(model(), [1, 1])
+            with sync.evaluate():
+                self.assertEqual(model(), [0, 0])
+            self.assertEqual(model(), [1, 1])
+
+    def test_an_anchor_between_commits(self):
+        """On several ranks: all of it is of one round."""
+        class Ranks:
+            share = close = staticmethod(lambda *_: None)
+            gather_json = staticmethod(lambda own: [own, own])
+        with one_site(self, mlp()) as sync:
+            core, rounds, read = sync._sync, iter([0, 1, 1, 1]), []
+            statistics, anchor = core.statistics, core.anchor
+            core.statistics = lambda: statistics()._replace(rounds=next(rounds))
+            core.anchor = lambda dst: (read.append(1), anchor(dst))
+            sync._ranks = Ranks
+            try:
+                sync.anchor()
+            finally:
+                sync._ranks, core.statistics = None, statistics
+            self.assertEqual(len(read), 2)
+
     def test_after_the_end_and_after_a_failure(self):
         model = mlp()
         with one_site(self, model, tokens=4) as sync:
@@ -406,6 +489,20 @@ class Ends(Case):
                        patience_ms=1000)
         self.assertRegex(said[0], "ZeroDivisionError: of the loop")
 
+    def test_an_exception_that_cannot_be_told(self):
+        """With a zero byte, or while the site's own files can't be written."""
+        for break_ in (lambda sync: None,
+                       lambda sync: setattr(sync, "_say", lambda _: next(iter([])))):
+            model = mlp()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            with self.assertRaisesRegex(KeyError, "a.*b"), one_site(
+                    self, model, optimizer) as sync:
+                break_(sync)
+                raise KeyError("a\0b")
+            self.assertNotIn("step", vars(optimizer))
+            with one_site(self, model, optimizer):
+                pass
+
     def test_a_sync_that_is_dropped(self):
         """Without close, too, nothing is left that holds the model."""
         model = mlp()
@@ -441,6 +538,18 @@ class Ends(Case):
             self.addCleanup(setattr, type(sync._values[-1]), "now", real)
             sync.step()
         self.assertRegex(refused[0], "a call on this Sync is running")
+
+    def test_replaced_while_an_exchange_is_under_way(self):
+        """Of many tensors: the update comes in the middle of a round."""
+        model = nn.ParameterList([nn.Parameter(torch.zeros(2)) for _ in range(100)])
+        with self.assertRaisesRegex(ConfigError, "parameter '7' was replaced"), one_site(
+                self, model, sync_every=8, overlap="carry", exchange_steps=4,
+                inner_steps_max=8) as sync:
+            while not sync.step().submitted:
+                pass
+            sync.step()
+            model[7] = nn.Parameter(torch.ones(2))
+            sync.step()
 
     def test_moved_parameters_are_named(self):
         def assign(model):

@@ -59,6 +59,7 @@ class Ranks(Case):
         copies = self.run_all(self.grid(2, "ddp"))
         self.check_equal(copies, one)
         self.assertEqual(set(copies[0]["hashes"]), set(one[0]["hashes"]))
+        self.assertEqual([process["group"] for process in copies], ["gone"] * 4)
         for process in copies:  # each has all of it, equal to the bit, and half of the state
             self.assertEqual(process["anchor"], copies[0]["anchor"])
             self.assertLess(process["raw_bytes"], 0.7 * one[0]["raw_bytes"])
@@ -73,6 +74,29 @@ class Ranks(Case):
         options = dict(overlap="allreduce", exchange_steps=0)
         one = self.run_all(self.grid(1, "ddp", **options))
         self.check_equal(self.run_all(self.grid(2, "ddp", **options)), one)
+
+    def test_an_optimizer_that_is_sharded(self):
+        """ZeroRedundancyOptimizer: each rank has a part of the optimizer's state."""
+        one = self.run_all(self.grid(1, "ddp"))
+        sharded = [{**spec, "optimizer": "zero"} for spec in self.grid(2, "ddp")]
+        self.check_equal(self.run_all(sharded), one)
+
+    def test_sites_of_other_rank_counts(self):
+        sites = [s for s in self.grid(2, "ddp") if s["site"] == "a"]
+        sites += [s for s in self.grid(1, "ddp") if s["site"] == "b"]
+        errors = [found["error"] for found in self.run_all(sites)]
+        self.assertTrue(any(kind == "RefusedError" and "rank" in text for kind, text in errors),
+                        errors)
+
+    def test_a_site_that_is_killed(self):
+        """The other one goes on alone, or says so where the coordinator needs all sites."""
+        for more, error in ((dict(), None), (dict(sites_min=0, patience_ms=2000), "PeerLostError")):
+            sites = self.grid(1, "ddp")
+            sites[1]["dies_at"] = 12
+            processes = self.start(sites, **more)
+            self.outcome(processes[1], -9)
+            found = self.outcome(processes[0])
+            self.assertEqual(found.get("error", [None])[0], error, found)
 
     def test_a_rank_that_dies(self):
         sites = self.grid(2, "ddp")
@@ -112,6 +136,9 @@ class Ranks(Case):
         differ("^sync_every: 5 on rank 0, 6 on rank 1",
                options={**EXACT, "sync_every": 6})
         differ("^tensor '.*': .* on rank 0, no such tensor on rank 1", kind="rows")
+        differ("^buffers: 'average' on rank 0, 'local' on rank 1",
+               options={**EXACT, "buffers": "local"})
+        differ("^rank 1: state: give the \"sync\" entry", options={**EXACT, "state": {}})
         differ("^rank 1: buffers: 'all' must be", options={**EXACT, "buffers": "all"})
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pathlib
 import re
 import sys
 
@@ -105,6 +106,31 @@ class RunDir(Case):
         with open(self.path("run/a/summary.json"), encoding="utf-8") as file:
             self.assertEqual(json.load(file)["status"], "failed")
         self.assertIn("ZeroDivisionError", self.events("a")[-1]["text"])
+
+    def test_another_site_is_lost_before_its_report(self):
+        """A line, with run_dir as without it."""
+        for more in (dict(), dict(run_dir=self.path("run"))):
+            def body(keywords):
+                with DiLoCo(mlp(), sync_every=1, overlap="none", **keywords, **more) as sync:
+                    while not sync.finished:
+                        sync.step()
+                    if keywords["site"] == "b":
+                        sync._sync.fail("the machine is off")
+                        sync._sync.close()
+                        sync._closed = True
+                        sync._results.close()
+                return True
+            found = self.sites({"a": body, "b": body}, 4, patience_ms=1000)
+            self.assertEqual(found, {"a": True, "b": True})
+        with open(self.path("run/a/summary.json"), encoding="utf-8") as file:
+            self.assertEqual(json.load(file)["status"], "done")
+
+    def test_a_path(self):
+        run = self.run_of(1, 100)
+        with DiLoCo(mlp(), site="a", hub=run.hub, tokens_per_step=1,
+                    run_dir=pathlib.Path(self.path("run"))):
+            pass
+        self.assertTrue(os.path.exists(self.path("run/a/summary.json")))
 
 
 class Display(Case):

@@ -4,6 +4,7 @@ of a program. MOMENTS=200 tries as many moments as one likes to wait for."""
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -105,6 +106,40 @@ class CtrlC(Case):
         self.assertIs(signal.getsignal(signal.SIGINT), signal.default_int_handler)
 
 
+class CollectiveCalls(Case):
+    def test_ctrl_c(self):
+        """Seen while the other ranks do not come; the group is then left to itself."""
+        class Work:
+            looks = 0
+
+            def is_completed(self):
+                self.looks += 1
+                if self.looks == 3:
+                    signal.raise_signal(signal.SIGINT)
+                return False
+        ranks = Ranks.__new__(Ranks)
+        with self.assertRaises(KeyboardInterrupt):
+            ranks._finish(Work())
+        self.assertIsNotNone(ranks.busy)
+        ranks.group = object()
+        ranks.close()
+
+    def test_another_program_answers(self):
+        """At a name that leads elsewhere."""
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            def serve():
+                with other.accept()[0] as peer:
+                    peer.sendall(peer.recv(64)[:16])  # even what it was told
+            thread = threading.Thread(target=serve)
+            thread.start()
+            wires = Wires.__new__(Wires)
+            wires.rank, wires.peers, wires.token, wires.answer = 1, {}, b"t" * 16, b"a" * 16
+            with self.assertRaisesRegex(OSError, "another program answers"):
+                wires._connect(["127.0.0.1"], other.getsockname()[1])
+            thread.join(DEADLINE_S)
+        self.assertEqual(wires.peers, {})
+
+
 class Asks(Dataset):
     """An item that uses the run's object, which is the main process's."""
     sync = None
@@ -153,6 +188,25 @@ class Processes(Case):
             for answer in answers:
                 self.assertRegex(answer, f"is of process {os.getpid()}, and process \\d+")
             sync.step(1)
+
+    def test_a_fork_leaves_the_block(self):
+        """The run goes on in the process that opened it."""
+        run = self.run_of(1, 1000)
+        with DiLoCo(mlp(), site="a", hub=run.hub, tokens_per_step=1,
+                    run_dir=self.path("run")) as sync:
+            child = os.fork()
+            if child == 0:
+                code = 1
+                try:
+                    sync.close()
+                    sync.__exit__(None, None, None)
+                    sync.__exit__(ValueError, ValueError("x"), None)
+                    code = 0
+                finally:
+                    os._exit(code)
+            self.assertEqual(os.waitpid(child, 0)[1], 0)
+            sync.step()
+            self.assertFalse(os.path.exists(self.path("run/a/summary.json")))
 
     def test_a_run_that_dies_under_workers(self):
         """The program ends by itself, with the reason, whatever its workers do."""

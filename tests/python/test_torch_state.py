@@ -7,6 +7,7 @@ import threading
 import torch_support
 from support import DEADLINE_S, main
 from torch_support import Case, batch, mlp, torch, values
+from torch.utils.data import DataLoader
 
 from dilocox import DilocoxError
 from dilocox.torch import DiLoCo, LeaseSampler
@@ -59,7 +60,8 @@ class Stopped(Case):
                           tokens)
 
     def test_equal_to_the_bit(self):
-        for overlap, exchange_steps in (("carry", 2), ("none", 0), ("delayed", 0), ("eager", 0)):
+        for overlap, exchange_steps in (("carry", 2), ("none", 0), ("delayed", 0), ("eager", 0),
+                                        ("allreduce", 0)):
             with self.subTest(overlap=overlap):
                 more = dict(overlap=overlap, exchange_steps=exchange_steps,
                             inner_steps_max=5)  # waits, so that it repeats
@@ -87,6 +89,39 @@ class Stopped(Case):
                 losses.append(sum(noisy_loss(model, i).item() for i in range(5000, 5100)) / 100)
             print(f"{len(sites)} sites: loss {losses[1]:.4f}, two all the way {losses[0]:.4f}")
             self.assertLess(abs(losses[1] - losses[0]), 0.03 * losses[0])
+
+    def test_what_workers_took_ahead(self):
+        """It is trained on first, and nothing twice."""
+        data, trained, states = range(4096), [], []
+        for state, stop in ((None, 7), (True, 9), (True, None)):
+            run = self.run_of(1, 120)
+            with DiLoCo(mlp(), site="a", hub=run.hub, data=data, batch_size=3, sync_every=5,
+                        overlap="none", state=states[-1] if state else None) as sync:
+                loader = DataLoader(data, 3, sampler=LeaseSampler(sync), num_workers=2)
+                steps = 0
+                for indices in loader:
+                    trained += indices.tolist()
+                    sync.step()
+                    steps += 1
+                    if sync.finished or steps == stop:
+                        break
+                if steps == stop:
+                    buffer = io.BytesIO()
+                    torch.save(sync.state_dict(), buffer)
+                    buffer.seek(0)
+                    states.append(torch.load(buffer))
+                    self.assertGreater(len(states[-1]["windows"]), 0)
+                    ahead = [sync._sync.window(p) for p in states[-1]["windows"]]
+                    self.assertFalse(set(ahead) & set(trained))
+                else:
+                    self.assertEqual(sync.statistics().windows_taken
+                                     - sync.statistics().windows_untrained, 3 * steps)
+            run.close()
+            if state:
+                self.assertTrue(set(first[:9]) <= set(trained))
+            first = ahead
+        self.assertEqual(len(trained), 120)
+        self.assertEqual(len(set(trained)), 120)
 
     def test_another_model(self):
         files, barrier = {}, threading.Barrier(1)

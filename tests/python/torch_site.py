@@ -11,6 +11,7 @@ import torch_support
 from torch_support import batch, mlp, torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 import dilocox
@@ -74,13 +75,17 @@ def main():
     model = Rows(rank, ranks) if kind == "rows" else mlp(seed=rank, width=HIDDEN)
     if kind == "ddp" and ranks > 1:
         model = DistributedDataParallel(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    if spec.get("optimizer") == "zero":
+        optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, lr=0.05)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     steps, found = 0, {}
     try:
         with DiLoCo(model.named() if kind == "rows" else model, optimizer, site=spec["site"],
                     coordinator=spec["coordinator"], unencrypted=True, tokens_per_step=ROWS,
                     timeout=spec.get("timeout", 10.0), **spec.get("options", {})) as sync:
             print("joined", flush=True)
+            group = sync._ranks.group if ranks > 1 else None
             while not sync.finished:
                 x, y = batch(1000 * ord(spec["site"][-1]) + steps, ROWS)
                 optimizer.zero_grad()
@@ -102,6 +107,11 @@ def main():
             found["raw_bytes"] = statistics.raw_bytes
             anchor = sync.anchor()
             found["anchor"] = {k: v.flatten().tolist() for k, v in anchor.items()}
+        if group is not None:
+            try:
+                dist.get_process_group_ranks(group)
+            except (KeyError, ValueError):
+                found["group"] = "gone"
     except dilocox.DilocoxError as error:
         found["error"] = [type(error).__name__, str(error)]
     found["steps"] = steps
