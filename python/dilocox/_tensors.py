@@ -352,18 +352,28 @@ def some(names, most=5):
     return ", ".join(names[:most]) + rest
 
 
-def describe(values, frozen, most_bytes=48000):
-    """What all sites must have alike, as settings: a line per tensor while they fit, else a
-    hash."""
+def lines_of(values, frozen):
+    """What all sites must have alike of the tensors of this rank, by keys."""
     lines = {f"tensor {key(v.name)}": show(v.shape) + (" statistics" if v.statistics else "")
              for v in values}
     lines.update({f"frozen {key(name)}": f"{show(t.shape)} {t.dtype} hash {hash_of([t])}"
                   for name, t in frozen})
+    return lines
+
+
+def describe(tables, most_bytes=48000):
+    """The lines of all ranks as settings: one per tensor while they fit, else a hash."""
+    found = {}
+    for table in tables:
+        for name, line in table.items():
+            found.setdefault(name, {})[line] = True
+    lines = {name: ", ".join(ranks) for name, ranks in found.items()}
     text = "".join(f"{k}: {v}\n" for k, v in lines.items())
     if len(text.encode()) <= most_bytes:
         return lines
     digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-    return {"tensors": f"{len(values)}, frozen {len(frozen)}, hash of names and values {digest}"}
+    frozen = sum(name.startswith("frozen ") for name in lines)
+    return {"tensors": f"{len(lines) - frozen}, frozen {frozen}, hash of names and values {digest}"}
 
 
 def key(name):

@@ -146,7 +146,9 @@ class DiLoCo:
             self._places = [(v.module, v.attribute, v.given) for v in self._values
                             if v.module is not None and not v.statistics]
             self._touched = [v.touch for v in self._values if v.touch is not None]
-            described = _tensors.describe(self._values, frozen)
+            lines = _tensors.lines_of(self._values, frozen)
+            described = _tensors.describe(
+                [lines] if self._ranks is None else self._ranks.gather_json(lines))
             self._sync = Sync(
                 self._tensors(), site=self._site, coordinator=coordinator, key=key, roster=roster,
                 hub=hub, listen=listen, unencrypted=unencrypted,

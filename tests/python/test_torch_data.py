@@ -9,8 +9,7 @@ from support import main
 from torch_support import Case, mlp, torch
 from torch.utils.data import DataLoader, Dataset
 
-from dilocox import ConfigError, DilocoxError, Status
-from dilocox._leases import Leases
+from dilocox import ConfigError, DilocoxError, Status, _leases
 from dilocox.data import TokenFile
 from dilocox.torch import DiLoCo, LeaseSampler
 
@@ -92,14 +91,14 @@ class Leases(Case):
                            (6, "^batch_size: 3, and .* indices were drawn")):
             data, run = Numbers(1000), self.run_of(1, 900)
             with self.assertRaisesRegex(ConfigError, text), DiLoCo(
-                    mlp(), site="a", hub=run.hub, data=data, batch_size=3, windows_ahead=600,
+                    mlp(), site="a", hub=run.hub, data=data, batch_size=3, windows_ahead=100,
                     sync_every=4, overlap="none") as sync:
                 for _ in DataLoader(data, size, sampler=LeaseSampler(sync)):
                     sync.step()
 
     def test_what_leases_need(self):
         def leases(batch, ranks=1, state=None):
-            return Leases(range(9), batch, None, 0, ranks, state)
+            return _leases.Leases(range(9), batch, None, 0, ranks, state)
         self.assertEqual(leases(70000).ahead, 1000000)
         for make, text in ((lambda: leases(3, 2), "^batch_size: 3 must be a multiple of .* 2 "),
                            (lambda: leases(4, 2, {"windows": [1]}), "^state: its 1 windows"),
@@ -113,7 +112,7 @@ class Leases(Case):
             def windows(self, count):
                 raise DilocoxError("the run is over", Status.STATE)
         with self.assertRaisesRegex(DilocoxError, "^the run is over$"):
-            Leases(range(9), 1, None, 0, 1, None).take(Core())
+            _leases.Leases(range(9), 1, None, 0, 1, None).take(Core())
 
     def test_samples_are_counted(self):
         """A data set without tokens_per_window counts what it has."""

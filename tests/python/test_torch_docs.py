@@ -106,7 +106,7 @@ class Symbols(Case):
         text = read("python/dilocox", name)
         found = set()
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
+            if isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").split(".")[0] == "torch":
                 found |= {f"{node.module}.{alias.name}" for alias in node.names}
             parts = []
             while isinstance(node, ast.Attribute):

@@ -242,8 +242,9 @@ class Values(Case):
                     if sync.round == 2 and sync.tokens < sync.tokens_target:
                         before = values(model)
                         with sync.evaluate():
-                            for x, y in zip(values(model), sync.anchor().values()):
+                            for x, (_, y), z in zip(values(model), masters, before):
                                 self.assertTrue(torch.equal(x, y.bfloat16()))
+                                self.assertFalse(torch.equal(x, z))
                         for x, y in zip(values(model), before):
                             self.assertTrue(torch.equal(x, y))
                         looked.append(own)
@@ -286,7 +287,7 @@ class Values(Case):
         names = ["a:b", "a_b", "a%3Ab", "a\nb"]
         with one_site(self, [(name, torch.zeros(2)) for name in names]) as sync:
             self.assertEqual(list(sync.anchor()), names)
-            self.assertEqual(len(_tensors.describe(sync._values, [])), 4)
+            self.assertEqual(len(_tensors.lines_of(sync._values, [])), 4)
 
 
 class Buffers(Case):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sites of several ranks on gloo: copies under DistributedDataParallel, parts made by hand, a rank
 that dies, and one that skips a step."""
+import concurrent.futures
 import json
 import os
 import subprocess
@@ -84,9 +85,14 @@ class Ranks(Case):
     def test_sites_of_other_rank_counts(self):
         sites = [s for s in self.grid(2, "ddp") if s["site"] == "a"]
         sites += [s for s in self.grid(1, "ddp") if s["site"] == "b"]
-        errors = [found["error"] for found in self.run_all(sites)]
-        self.assertTrue(any(kind == "RefusedError" and "rank" in text for kind, text in errors),
-                        errors)
+        processes = self.start(sites)
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            waiting = [pool.submit(self.outcome, process) for process in processes]
+            next(concurrent.futures.as_completed(waiting))
+            self.coordinator.interrupt()  # the site that came first waits for another one
+            errors = [one.result()["error"] for one in waiting]
+        text = "\n".join(f"{kind}: {text}" for kind, text in errors)
+        self.assertRegex(text, "RefusedError: .* has [12] ranks?, .* has [12]; all sites must have")
 
     def test_a_site_that_is_killed(self):
         """The other one goes on alone, or says so where the coordinator needs all sites."""
@@ -127,15 +133,17 @@ class Ranks(Case):
             self.fail("".join(lines))
 
     def test_ranks_that_differ(self):
-        def differ(text, **of_the_second):
+        def differ(text, of_the_first=(), **of_the_second):
             sites = self.grid(2, "ddp")[:2]
+            sites[0].update(of_the_first)
             sites[1].update(of_the_second)
             for found in self.run_all(sites):
                 self.assertEqual(found["error"][0], "ConfigError")
                 self.assertRegex(found["error"][1], text)
         differ("^sync_every: 5 on rank 0, 6 on rank 1",
                options={**EXACT, "sync_every": 6})
-        differ("^tensor '.*': .* on rank 0, no such tensor on rank 1", kind="rows")
+        differ("^tensor '.*': .* on rank 0, no such tensor on rank 1",
+               of_the_first=dict(kind="alike"), kind="rows")
         differ("^buffers: 'average' on rank 0, 'local' on rank 1",
                options={**EXACT, "buffers": "local"})
         differ("^rank 1: state: give the \"sync\" entry", options={**EXACT, "state": {}})
