@@ -201,7 +201,7 @@ class Processes(Case):
                     sync.close()
                     sync.__exit__(None, None, None)
                     sync.__exit__(ValueError, ValueError("x"), None)
-                    code = 0
+                    code = int(sync._closed)
                 finally:
                     os._exit(code)
             self.assertEqual(os.waitpid(child, 0)[1], 0)

@@ -76,36 +76,38 @@ class Stopped(Case):
 
     def test_another_number_of_sites(self):
         more = dict(overlap="carry", exchange_steps=2)
-        whole = self.run_sites("ab", tokens=3000, **more)
+        whole = self.run_sites("ab", tokens=8000, **more)
         files, barrier = {}, threading.Barrier(2)
-        self.run_sites("ab", tokens=3000, files=files, barrier=barrier, **more)
+        self.run_sites("ab", tokens=8000, files=files, barrier=barrier, **more)
         files["c"] = io.BytesIO(files["a"].getvalue())
         for sites in ("a", "abc"):
-            again = self.run_sites(sites, tokens=3000, files=files, **more)
+            again = self.run_sites(sites, tokens=8000, files=files, **more)
             losses = []
             for found in (whole, again):
                 model = mlp(width=24)
                 model.load_state_dict(dict(zip(model.state_dict(), found["a"][0])))
                 losses.append(sum(noisy_loss(model, i).item() for i in range(5000, 5100)) / 100)
             print(f"{len(sites)} sites: loss {losses[1]:.4f}, two all the way {losses[0]:.4f}")
-            self.assertLess(abs(losses[1] - losses[0]), 0.03 * losses[0])
+            self.assertLess(abs(losses[1] - losses[0]), 0.01 * losses[0])
 
     def test_what_workers_took_ahead(self):
         """It is trained on first, and nothing twice."""
-        data, trained, states = range(4096), [], []
-        for state, stop in ((None, 7), (True, 9), (True, None)):
+        data, trained, owed, states = range(4096), [], set(), []
+        for state, stop, workers in ((None, 7, 2), (True, 2, 0), (True, 9, 2), (True, None, 2)):
             run = self.run_of(1, 120)
             with DiLoCo(mlp(), site="a", hub=run.hub, data=data, batch_size=3, sync_every=5,
                         overlap="none", state=states[-1] if state else None) as sync:
-                loader = DataLoader(data, 3, sampler=LeaseSampler(sync), num_workers=2)
+                batches = iter(DataLoader(data, 3, sampler=LeaseSampler(sync),
+                                          num_workers=workers))
                 steps = 0
-                for indices in loader:
+                for indices in batches:
                     trained += indices.tolist()
                     sync.step()
                     steps += 1
                     if sync.finished or steps == stop:
                         break
                 if steps == stop:
+                    next(batches)  # which is not trained on
                     buffer = io.BytesIO()
                     torch.save(sync.state_dict(), buffer)
                     buffer.seek(0)
@@ -117,9 +119,8 @@ class Stopped(Case):
                     self.assertEqual(sync.statistics().windows_taken
                                      - sync.statistics().windows_untrained, 3 * steps)
             run.close()
-            if state:
-                self.assertTrue(set(first[:9]) <= set(trained))
-            first = ahead
+            owed |= set(ahead)
+        self.assertTrue(owed <= set(trained))
         self.assertEqual(len(trained), 120)
         self.assertEqual(len(set(trained)), 120)
 
