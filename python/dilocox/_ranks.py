@@ -4,6 +4,7 @@ of values from owners to the others. They use a gloo group of their own, never t
 training."""
 from __future__ import annotations
 
+import ctypes
 import datetime
 import json
 import time
@@ -59,11 +60,15 @@ class Ranks:
             raise
 
     def close(self):
-        """A group that is still at work waits for the others in its end: it is left to torch."""
+        """A group that is still at work would wait for the others in its end, that of the program
+        too: it is kept for ever."""
         if hasattr(self, "wires"):
             self.wires.close()
         group, self.group = self.group, None
-        if group is None or self.busy is not None or not dist.is_initialized():
+        if group is None or not dist.is_initialized():
+            return
+        if self.busy is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
             return
         try:
             dist.destroy_process_group(group)

@@ -4,6 +4,7 @@ that dies, and one that skips a step."""
 import concurrent.futures
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +20,8 @@ EXACT = dict(sync_every=5, low_rank=0, bits=32, overlap="carry", exchange_steps=
 
 
 class Ranks(Case):
+    of_one = None
+
     def start(self, sites, tokens=TOKENS, **coordinator):
         """A coordinator, and a process per entry of `sites`."""
         self.coordinator = dilocox.Coordinator(sites=len({s["site"] for s in sites}), tokens=tokens,
@@ -49,13 +52,19 @@ class Ranks(Case):
         return [dict(site=site, rank=rank, ranks=ranks, kind=kind,
                      options={**EXACT, **options}) for site in "ab" for rank in range(ranks)]
 
+    def of_one_rank(self):
+        """What two sites of one rank each find."""
+        if self.of_one is None:
+            type(self).of_one = self.run_all(self.grid(1, "ddp"))
+        return self.of_one
+
     def check_equal(self, found, one):
         for process in found:
             self.assertEqual(process["hashes"], found[0]["hashes"])
             self.assertLess(abs(process["final"] - one[0]["final"]), 0.01 * one[0]["final"])
 
     def test_copies_and_parts(self):
-        one = self.run_all(self.grid(1, "ddp"))
+        one = self.of_one_rank()
         self.assertLess(one[0]["final"], 0.9)
         copies = self.run_all(self.grid(2, "ddp"))
         self.check_equal(copies, one)
@@ -78,7 +87,7 @@ class Ranks(Case):
 
     def test_an_optimizer_that_is_sharded(self):
         """ZeroRedundancyOptimizer: each rank has a part of the optimizer's state."""
-        one = self.run_all(self.grid(1, "ddp"))
+        one = self.of_one_rank()
         sharded = [{**spec, "optimizer": "zero"} for spec in self.grid(2, "ddp")]
         self.check_equal(self.run_all(sharded), one)
 
@@ -97,9 +106,9 @@ class Ranks(Case):
     def test_a_site_that_is_killed(self):
         """The other one goes on alone, or says so where the coordinator needs all sites."""
         for more, error in ((dict(), None), (dict(sites_min=0, patience_ms=2000), "PeerLostError")):
-            sites = self.grid(1, "ddp")
+            sites = [{**site, "timeout": 3.0} for site in self.grid(1, "ddp")]
             sites[1]["dies_at"] = 12
-            processes = self.start(sites, **more)
+            processes = self.start(sites, timeout=3.0, **more)
             self.outcome(processes[1], -9)
             found = self.outcome(processes[0])
             self.assertEqual(found.get("error", [None])[0], error, found)
@@ -114,6 +123,16 @@ class Ranks(Case):
         self.assertIn("rank 1 of this site has ended", error[1])
         for process in processes[2:]:  # the other site goes on alone
             self.assertNotIn("error", self.outcome(process))
+
+    def test_ctrl_c_while_a_rank_does_not_come(self):
+        """The process ends, and does not wait for the other one."""
+        sites = self.grid(2, "alike")[:2]
+        sites[1]["stays"] = True
+        waiting, stays = self.start(sites)
+        self.assertEqual(stays.stdout.readline(), "made\n")
+        waiting.send_signal(signal.SIGINT)
+        self.outcome(waiting, -signal.SIGINT)
+        self.assertIsNone(stays.poll())
 
     def test_a_rank_that_skips_a_step(self):
         sites = self.grid(2, "ddp")[:2]
@@ -133,21 +152,23 @@ class Ranks(Case):
             self.fail("".join(lines))
 
     def test_ranks_that_differ(self):
-        def differ(text, of_the_first=(), **of_the_second):
-            sites = self.grid(2, "ddp")[:2]
-            sites[0].update(of_the_first)
-            sites[1].update(of_the_second)
-            for found in self.run_all(sites):
-                self.assertEqual(found["error"][0], "ConfigError")
-                self.assertRegex(found["error"][1], text)
-        differ("^sync_every: 5 on rank 0, 6 on rank 1",
-               options={**EXACT, "sync_every": 6})
-        differ("^tensor '.*': .* on rank 0, no such tensor on rank 1",
-               of_the_first=dict(kind="alike"), kind="rows")
-        differ("^buffers: 'average' on rank 0, 'local' on rank 1",
-               options={**EXACT, "buffers": "local"})
-        differ("^rank 1: state: give the \"sync\" entry", options={**EXACT, "state": {}})
-        differ("^rank 1: buffers: 'all' must be", options={**EXACT, "buffers": "all"})
+        """Both are told, and can try again."""
+        cases = [  # what the message has, and options of the second rank, or its kind
+            ("^sync_every: 5 on rank 0, 6 on rank 1", dict(sync_every=6)),
+            ("^buffers: 'average' on rank 0, 'local' on rank 1", dict(buffers="local")),
+            ("^rank 1: state: give the \"sync\" entry", dict(state={})),
+            ("^rank 1: buffers: 'all' must be", dict(buffers="all")),
+            ("^rank 1: optimizer: give a torch.optim.Optimizer", dict(optimizer=3)),
+            ("^tensor '.*': .* on rank 0, no such tensor on rank 1", "rows")]
+        sites = self.grid(2, "alike")[:2]
+        sites[0]["attempts"] = [["alike", EXACT] for _ in cases]
+        sites[1]["attempts"] = [[differ, EXACT] if isinstance(differ, str) else
+                                ["alike", {**EXACT, **differ}] for _, differ in cases]
+        for found in self.run_all(sites):
+            self.assertEqual(len(found["errors"]), len(cases))
+            for (kind, text), (pattern, _) in zip(found["errors"], cases):
+                self.assertEqual(kind, "ConfigError")
+                self.assertRegex(text, pattern)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,16 @@ def step_ddp(model, x, y, rank, ranks):
     return loss.item()
 
 
+def attempt(spec, kind, options):
+    """The error of one that should fail."""
+    model = Rows(spec["rank"], spec["ranks"]) if kind == "rows" else mlp(width=HIDDEN)
+    try:
+        DiLoCo(model.named() if kind == "rows" else model, site=spec["site"],
+               coordinator=spec["coordinator"], unencrypted=True, tokens_per_step=ROWS, **options)
+    except dilocox.DilocoxError as error:
+        return [type(error).__name__, str(error)]
+
+
 def main():
     spec = json.loads(sys.argv[1])
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
@@ -72,6 +82,13 @@ def main():
     if ranks > 1:
         dist.init_process_group("gloo", init_method=f"file://{spec['store']}", rank=rank,
                                 world_size=ranks)
+    if spec.get("stays"):  # comes no further than the group
+        dist.new_group(backend="gloo")
+        print("made", flush=True)
+        signal.pause()
+    if "attempts" in spec:
+        print(json.dumps({"errors": [attempt(spec, *one) for one in spec["attempts"]]}))
+        return
     model = Rows(rank, ranks) if kind == "rows" else mlp(seed=rank, width=HIDDEN)
     if kind == "ddp" and ranks > 1:
         model = DistributedDataParallel(model)
