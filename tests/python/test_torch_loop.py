@@ -229,8 +229,9 @@ class Values(Case):
                 with torch.no_grad():
                     for (_, master), p in zip(masters, model.parameters()):
                         p.copy_(master)
-            own = ord(keywords["site"])
-            with DiLoCo(masters, optimizer, after_apply=copy_back, **EXACT, **keywords) as sync:
+            own, steps = ord(keywords["site"]), 0
+            with DiLoCo(masters, optimizer, after_apply=copy_back, overlap="none", **EXACT,
+                        **keywords) as sync:
                 while not sync.finished:
                     x, y = batch(own)
                     model.zero_grad()
@@ -239,7 +240,8 @@ class Values(Case):
                         master.grad = p.grad.float()
                     optimizer.step()
                     copy_back()
-                    if sync.round == 2 and sync.tokens < sync.tokens_target:
+                    steps += 1
+                    if steps == 6:  # in the middle of a round
                         before = values(model)
                         with sync.evaluate():
                             for x, (_, y), z in zip(values(model), masters, before):
