@@ -3,13 +3,15 @@
 BUILD ?= build
 PYTHON ?= /usr/bin/python3
 
-.PHONY: help setup build data demo install test asan tsan fuzz chaos chaos-snapshots sim \
+.PHONY: help setup build data demo demo-torch demo-torch-images install test test-cuda asan tsan fuzz chaos chaos-snapshots sim \
 	sim-exhaustive bench \
-	bench-pipeline bench-snapshots lab compare compare-quick plan-check convergence format tidy \
+	bench-pipeline bench-snapshots bench-torch lab compare compare-quick plan-check convergence format tidy \
 	clean
 
 help:
 	@echo "make demo         set up, build, prepare the King James text, train two sites on it (6 minutes)"
+	@echo "make demo-torch   the same for PyTorch: two sites, beside AllReduce and one site alone (4 minutes)"
+	@echo "make demo-torch-images  two sites train a residual network on Fashion-MNIST (6 minutes)"
 	@echo "make test         set up, build, run every test (15 minutes)"
 	@echo "make build        build/dilocox, libdilocox, libdilocox_train"
 	@echo "make install      libraries, headers, command and man pages; below DESTDIR where it is set"
@@ -23,6 +25,7 @@ help:
 	@echo "make bench        the training step and the codec, measured"
 	@echo "make bench-pipeline  two stages beside two threads, and how long stages wait (15 minutes)"
 	@echo "make bench-snapshots  training that writes snapshots beside training that writes none (20 minutes)"
+	@echo "make bench-torch  what DiLoCo costs a PyTorch loop, and its losses beside the native trainer's (15 minutes)"
 	@echo "make lab          what the network lab's links do, measured with iperf3 and ping (2 minutes; root)"
 	@echo "make compare      the methods on slow links, against AllReduce (30 minutes; root)"
 	@echo "make compare-quick  four of them on two links (5 minutes; root)"
@@ -52,6 +55,15 @@ demo:
 	@$(MAKE) --no-print-directory data
 	@$(BUILD)/dilocox launch examples/quickstart.yaml --sites 2
 
+demo-torch: setup data
+	@PYTHONPATH=python $(PYTHON) examples/torch/demo.py
+
+demo-torch-images: setup build
+	@PYTHONPATH=python $(PYTHON) examples/torch/demo.py --images
+
+test-cuda: build
+	@meson test -C $(BUILD) python_torch_cuda --print-errorlogs
+
 test: setup
 	@$(MAKE) --no-print-directory data
 	@meson test -C $(BUILD) --print-errorlogs
@@ -79,6 +91,10 @@ tsan: build-tsan/build.ninja
 fuzz: build-asan/build.ninja
 	@ninja -C build-asan --quiet
 	@scripts/fuzz.sh build-asan/tests
+
+bench-torch: data
+	@PYTHONPATH=python $(PYTHON) bench/torch_overhead.py --step $(BUILD)/tests/step
+	@PYTHONPATH=python $(PYTHON) bench/torch_equal.py --dilocox $(BUILD)/dilocox
 
 chaos: build
 	@DILOCOX=$(CURDIR)/$(BUILD)/dilocox SOURCE_ROOT=$(CURDIR) BUILD_ROOT=$(CURDIR)/$(BUILD) PYTHONDONTWRITEBYTECODE=1 \

@@ -408,8 +408,8 @@ DLX_API dlx_status dlx_sync_step(dlx_sync *sync, uint64_t tokens, dlx_step *step
  *
  * `step` may be NULL; what is not named above is zero in it. All ranks of a site have the same
  * wait_ms. They return DLX_AGAIN at the same point, but each at its own from dlx_sync_open and
- * dlx_sync_report. A call waits in ticks of 0.1 s, or less, and may return early. DLX_STATE: no
- * call is pending. */
+ * dlx_sync_report. A call waits in ticks of 0.1 s, or less, and may return early. To end one, call
+ * dlx_sync_interrupt and then this. DLX_STATE: no call is pending. */
 DLX_API dlx_status dlx_sync_wait(dlx_sync *sync, dlx_step *step, dlx_error *error);
 /* Whether a call is pending: DLX_AGAIN of dlx_sync_save, and one of dlx_sync_report, is of another
  * kind. */

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts the library that the package would load here beside its modules: $DILOCOX_LIBRARY, or that of
-`make build`. The wheel is for this platform then; without a library it is for any, and whoever
-installs it installs libdilocox too."""
+"""Puts the library that the package would load here beside its modules: $DILOCOX_LIBRARY, or what
+`make build` made. The wheel is for this platform then; without a library it is for any, and needs
+an installed libdilocox."""
 import os
 import re
 import shutil

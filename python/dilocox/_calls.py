@@ -139,7 +139,6 @@ class Handle:
     call that returned AGAIN, how to make one end, and how to free the object."""
 
     _exit_order = 0
-    _may_give_up = True  # a pending call: what it borrowed is still there
 
     def __init__(self) -> None:
         self._closed = False
@@ -216,9 +215,6 @@ class Handle:
 
     def _give_up(self, until_s: float) -> None:
         """Ends the call that a handler left, and with it this object's part in the run."""
-        if not self._may_give_up:
-            raise DilocoxError(f"this {type(self).__name__} was interrupted: close it",
-                               Status.INTERRUPTED)
         self._interrupt()
         self._wait_through(Status.AGAIN, self._wait, until_s)
 

@@ -30,7 +30,7 @@ class ConfigError(DilocoxError, ValueError):
 
 
 class RefusedError(DilocoxError):
-    """The coordinator refused this site: another model, settings, or a key that it does not know."""
+    """The coordinator refused this site: another model or other settings than the others have."""
     status = Status.REFUSED
 
 

@@ -10,6 +10,7 @@ import ctypes
 import math
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Sequence
 
 from ._coordinator import Coordinator, keygen
+from ._errors import ConfigError
 
 GRACE_S = 10.0  # from a signal to SIGKILL
 _prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux's
@@ -32,12 +34,14 @@ def _make_keys(directory: str, names: Sequence[str]) -> str:
     lines = []
     for name in names:
         path = os.path.join(directory, f"{name}.key")
-        if not os.path.exists(path):
-            lines.append(f"{name} {keygen(path)}\n")
+        if os.path.exists(path):
+            with open(path, encoding="utf-8", errors="replace") as key:
+                public = re.search(r"^public: (\S+)$", key.read(), re.MULTILINE)
+            if public is None:
+                raise ConfigError(f"{path} is no key file; move it away, and a new one is made")
+            lines.append(f"{name} {public[1]}\n")
         else:
-            with open(path, encoding="ascii") as key:
-                public = [line.split()[1] for line in key if line.startswith("public:")]
-            lines.append(f"{name} {public[0]}\n")
+            lines.append(f"{name} {keygen(path)}\n")
     with open(roster, "w", encoding="ascii") as out:
         out.writelines(lines)
     return roster
@@ -90,8 +94,13 @@ class _Site:
             reader.join(GRACE_S)
 
 
+def _name(number: int) -> str:
+    known = {int(one): one.name for one in signal.Signals}
+    return known.get(number, f"signal {number}")
+
+
 def _how(code: int) -> str:
-    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    return f"was ended by {_name(-code)}" if code < 0 else f"ended with code {code}"
 
 
 @contextmanager
@@ -184,7 +193,7 @@ class _Watch:
 
     def on_signal(self, number: int) -> None:
         again = self.code != 0
-        self.fail(128 + number, f"{signal.Signals(number).name}: all sites are ended")
+        self.fail(128 + number, f"{_name(number)}: all sites are ended")
         self.signal(signal.SIGKILL if again else number)
 
     def on_exit(self, site: _Site, code: int) -> None:

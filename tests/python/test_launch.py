@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python3 -m dilocox: whole runs of any command on this machine, how they end, and the coordinators,
+"""python3 -m dilocox: whole runs of any command on this machine, how they end, and coordinators,
 Python's and the command line's, for sites that other programs start."""
 import importlib.util
 import json
@@ -90,10 +90,16 @@ with opened() as sync:
         keys = self.path("keys")
         out, _ = self.launch(script, more=("--dir", keys))
         self.assertEqual(out, [f"site-{i}: {keys}/site-{i}.key" for i in (1, 2)])
-        made = {name: os.stat(os.path.join(keys, name)).st_mtime_ns for name in os.listdir(keys)
-                if name.endswith(".key")}
+
+        def times():
+            return {name: os.stat(os.path.join(keys, name)).st_mtime_ns
+                    for name in sorted(os.listdir(keys)) if name.endswith(".key")}
+        made = times()
         self.launch(script, more=("--dir", keys))
-        self.assertEqual({name: os.stat(os.path.join(keys, name)).st_mtime_ns for name in made}, made)
+        self.assertEqual(times(), made)
+        self.write("keys/site-1.key", "no key")
+        _, error = self.launch(script, more=("--dir", keys), code=2)
+        self.assertIn("site-1.key is no key file", error)
 
     def test_one_that_dies_ends_the_others(self):
         out, error = self.launch('''
@@ -182,7 +188,7 @@ with opened() as sync:
                 (["launch", "--sites", "2", "--tokens", "1"], "no COMMAND; give it behind '--'"),
                 (["launch", "--sites", "0", "--tokens", "1", "--", "true"], "'0' is no count"),
                 (["launch", "--sites", "1", "--tokens", "1.5", "--", "true"], "'1.5' is no count"),
-                (["launch", "--sites", "65", "--tokens", "1e6", "--", "true"], "sites: 65 is out of"),
+                (["launch", "--sites", "65", "--tokens", "1e6", "--", "true"], "sites: 65 is out"),
                 (["coordinator", "--sites", "1", "--tokens", "1"], "key: no path"),
                 (["nonsense"], "nonsense"), ([], "SUBCOMMAND")):
             with self.subTest(arguments=arguments):

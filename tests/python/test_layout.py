@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The generated bindings: as scripts/bindings.py writes them now, with the offsets, sizes and numbers
-that a compiler gives (golden/abi.json), every function of the header, and the defaults that the
-library has. And the package's keywords, each with its C field and its key."""
+"""The generated bindings: as scripts/bindings.py writes them now, with the offsets, sizes and
+numbers that a compiler gives (golden/abi.json), every function of the header, and the defaults that
+the library has. And the package's keywords, each with its C field and its key."""
 import ctypes
 import inspect
 import json
@@ -34,7 +34,8 @@ class Layout(Case):
                              "run scripts/bindings.py")
 
     def test_offsets_sizes_and_numbers(self):
-        golden, header = json.loads(read("tests", "golden", "abi.json")), read("include", "dilocox.h")
+        golden = json.loads(read("tests", "golden", "abi.json"))
+        header = read("include", "dilocox.h")
         structs = re.findall(r"^typedef struct (dlx_\w+) {", header, re.MULTILINE)
         enums = re.findall(r"^typedef enum (dlx_\w+) {", header, re.MULTILINE)
         fields = numbers = 0

@@ -57,7 +57,8 @@ class Packaging(Case):
         said = self.must("env/bin/python", "-c", RUN).split()
         self.assertIn(self.path("env/lib"), said[1])
         self.assertEqual(os.path.dirname(said[1]), os.path.dirname(said[2]))
-        self.assertEqual(self.must("env/bin/python", "-m", "dilocox", "version").split()[1], said[0])
+        version = self.must("env/bin/python", "-m", "dilocox", "version").split()[1]
+        self.assertEqual(version, said[0])
         if shutil.which("git") is not None:  # what pip leaves beside the sources is ignored
             self.assertNotEqual(self.files(), before)
             shutil.copy(os.path.join(SOURCE_ROOT, ".gitignore"), self.path("tree"))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C wherever a site waits or computes ends it within a second with KeyboardInterrupt; nothing is
-lost as "Exception ignored". Other handlers run as usual; other threads are left alone."""
+"""Ctrl-C wherever a site waits or computes ends it within a second with KeyboardInterrupt; nothing
+is lost as "Exception ignored". Other handlers run as usual; other threads are left alone."""
 import array
 import ctypes
 import os
@@ -66,7 +66,11 @@ with open_a() as sync:
 start_other("allreduce")
 with open_a("allreduce") as sync:
     ready()
-    sync.gradients([array.array("f", [0] * 8)], 1)
+    try:
+        sync.gradients([array.array("f", [0] * 8)], 1)
+    except KeyboardInterrupt:
+        sync.anchor([array.array("f", [0] * 8)])  # it gives up, and the anchor is left
+        raise
 '''),
     "report": (2, '''
 start_other(steps=1)
@@ -191,10 +195,13 @@ assert seen == [signal.SIGINT, "again"], seen
     def test_off_the_main_thread_nothing_is_touched(self):
         process = self.started(10, '''
 def body():
-    with open_a() as sync:
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        ready()
-        sync.step(1)
+    try:
+        with open_a() as sync:
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            ready()
+            sync.step(1)
+    except dilocox.DilocoxError:
+        pass  # at the program's end
 start_other()
 threading.Thread(target=body, daemon=True).start()
 forever.wait()
@@ -202,7 +209,7 @@ forever.wait()
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=DEADLINE_S)[1]
         self.assertEqual(process.returncode, -signal.SIGINT, said)
-        self.assertRegex(said, r"forever\.wait|in <module>\n.*KeyboardInterrupt|KeyboardInterrupt\n")
+        self.assertEqual(said.count("Traceback"), 1, said)
 
 
 class Site:
