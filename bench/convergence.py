@@ -25,10 +25,10 @@ PLAIN = {"sync.compression.bits": "none", "sync.compression.rank": 0}
 
 
 class Regime:
-    """A model, a batch, a length, and the time of an exchange in inner steps."""
+    """A model, a batch, a length, and the time of an exchange in inner steps. warmup: share of the run in which the rate rises."""
 
-    def __init__(self, name, steps, settings):
-        self.name, self.steps, self.settings = name, steps, settings
+    def __init__(self, name, steps, settings, warmup=0.025):
+        self.name, self.steps, self.settings, self.warmup = name, steps, settings, warmup
 
     def tokens(self, sites):
         return self.settings["train.batch"] * self.settings["model.context"] * self.steps * sites
@@ -43,7 +43,7 @@ def run(dilocox, keep, regime, name, sites, overlap, seed, extra):
     settings.update(extra)
     settings.update({
         "run.seed": seed, "sync.overlap": overlap, "wan.link": "mem",
-        "train.tokens": regime.tokens(sites), "train.warmup_tokens": regime.tokens(sites) * 0.025,
+        "train.tokens": regime.tokens(sites), "train.warmup_tokens": regime.tokens(sites) * regime.warmup,
     })
     with tempfile.TemporaryDirectory() as directory:
         config = os.path.join(directory, "empty.yaml")
@@ -161,6 +161,11 @@ def wide(width, steps):
         "train.batch": 4, "train.micro_batch": 4, "sync.exchange_steps": 2})
 
 
+# examples/quickstart.yaml, but for an exchange that always takes 2 steps.
+QUICKSTART = Regime("quickstart", 977, {
+    "model.family": "llama", "model.layers": 3, "model.width": 192, "model.heads": 8, "model.kv_heads": 4, "model.mlp_width": 528,
+    "model.context": 256, "model.vocabulary": 256, "train.batch": 4, "train.eval_tokens": 1e5,
+    "sync.inner_steps": 17, "sync.compression.rank": 0, "sync.exchange_steps": 2}, warmup=0.05)
 # A few long rounds at a high rate, with AdamW.
 STEEP = Regime("steep", 800, {
     **MODEL, "train.batch": 8, "train.micro_batch": 8, "train.optimizer": "adamw", "train.learning_rate": 1e-2,
@@ -204,12 +209,15 @@ def plan(seeds):
     sites = [method for n in (2, SITES, 8)
              for method in ((baseline(n), n, "allreduce", {}), (f"carry, int4, {n} sites", n, "carry", {}))]
     widths = [("carry, int4", SITES, "carry", {"sync.compression.rank": 0}), ("carry, int4, rank 64", SITES, "carry", {})]
-    rates = [(f"{name}, rate {rate}", n, "allreduce", {"train.learning_rate": rate})
-             for name, n in (("allreduce", SITES), ("alone", 1)) for rate in (2e-3, 5e-3)]
+    quickstart = [(baseline(2), 2, "allreduce", {}), ("carry, int4", 2, "carry", {})]
+    rates = [(f"{name}, rate {rate}", n, overlap, {"train.learning_rate": rate})
+             for name, n, overlap in (("allreduce", SITES, "allreduce"), ("alone", 1, "allreduce"), ("carry, int4", SITES, "carry"))
+             for rate in (2e-3, 5e-3)]
     return [("default", DEFAULT, BASELINES + overlaps, seeds),
             ("outer", DEFAULT, BASELINES + outer, seeds),
             ("late", DEFAULT, BASELINES + late + nesterov + a_round, seeds),
             ("other text", OTHER_TEXT, BASELINES + outer + late + a_round, seeds),
+            ("quickstart", QUICKSTART, BASELINES[1:] + quickstart, seeds),
             ("rates", DEFAULT, BASELINES + rates, 1),
             ("rounds", DEFAULT, BASELINES + rounds, 1),
             ("sites", DEFAULT, BASELINES[1:] + sites, 1),

@@ -27,7 +27,7 @@ class Hook:
     """Calls before(arguments, keywords) ahead of each step of an optimizer, and after() behind it;
     once, where a step calls that of its base class. What they raise, the step raises."""
 
-    def __init__(self, optimizer: Optimizer, before: Optional[Callable[..., None]],
+    def __init__(self, optimizer: Any, before: Optional[Callable[..., None]],
                  after: Optional[Callable[[], None]]) -> None:
         self.optimizer, self.before, self.after = optimizer, before, after
         self.handles: list = []
@@ -57,7 +57,7 @@ class Hook:
             if self.after is not None:
                 self.after()
 
-    def _replace(self, optimizer: Optimizer) -> None:
+    def _replace(self, optimizer: Any) -> None:
         """Of torch 1: schedulers wrap `step`, before or after this, and look for _with_counter."""
         old, own = optimizer.step, "step" in vars(optimizer)
 
@@ -76,7 +76,7 @@ class Hook:
         if hasattr(old, "_with_counter"):
             step._with_counter = True  # type: ignore[attr-defined]
         self.old, self.own, self.step = old, own, types.MethodType(step, optimizer)
-        optimizer.step = self.step  # type: ignore[method-assign]
+        optimizer.step = self.step
 
     def remove(self) -> None:
         """If a scheduler has wrapped the step since, it stays, and does nothing more."""
@@ -85,6 +85,6 @@ class Hook:
         self.before = self.after = self.outer = None
         if not self.handles and self.optimizer.step is self.step:
             if self.own:
-                self.optimizer.step = self.old  # type: ignore[method-assign]
+                self.optimizer.step = self.old
             else:
                 del self.optimizer.step

@@ -20,7 +20,7 @@ AHEAD_MAX = 1000000  # the library's
 
 # the library's, and what LeaseSampler knows: indices that it gave out, and how many of them no step
 # has trained on yet
-Statistics = collections.namedtuple(
+Statistics = collections.namedtuple(  # type: ignore[misc]
     "Statistics", (*_c.Statistics._fields, "windows_taken", "windows_untrained"))
 
 
@@ -128,7 +128,8 @@ class LeaseSampler(Sampler):
         self.sync, self.epoch_size = sync, epoch_size
 
     def __iter__(self) -> Iterator[int]:
-        given, leases = 0, self.sync._leases
+        given = 0
+        leases: Any = self.sync._leases
         leases.dropped()
         while given != self.epoch_size and not self.sync.finished:
             yield leases.take(self.sync._sync)

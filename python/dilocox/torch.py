@@ -92,7 +92,7 @@ class DiLoCo:
         self._sync: Any = None
         self._last_step: Optional[Step] = None
         self._flying = state is not None  # an exchange is under way, or may be
-        self._pinned: Optional[torch.Tensor] = None  # staging, if values are on a GPU
+        self._pinned: Any = None  # a tensor: staging, if values are on a GPU
         self._bounce: Dict[Any, torch.Tensor] = {}
         self._lent: Any = None  # gradients, while the library has their addresses
         self._hooks: list = []
@@ -527,8 +527,8 @@ class DiLoCo:
     def statistics(self) -> Statistics:
         """Of this rank, since it was opened."""
         found, leases = self._sync.statistics(), self._leases
-        return Statistics(*found, *((0, 0) if leases is None else
-                                    (leases.taken, leases.untrained_count)))
+        windows = (0, 0) if leases is None else (leases.taken, leases.untrained_count)
+        return Statistics._make((*found, *windows))
 
     # ---- the anchor
 
