@@ -222,7 +222,7 @@ def plan(seeds):
             ("rounds", DEFAULT, BASELINES + rounds, 1),
             ("sites", DEFAULT, BASELINES[1:] + sites, 1),
             ("width 128", wide(128, 3000), BASELINES + widths, 1),
-            ("width 256", wide(256, 2000), BASELINES + widths, 1),
+            ("width 256", wide(256, 1000), BASELINES + widths, 1),
             ("compression", DEFAULT, BASELINES + compressions, 1),
             ("steep", STEEP, BASELINES + steep, 1)]
 

@@ -6,7 +6,7 @@ import struct
 
 import torch_support
 from support import main
-from torch_support import Case, mlp, torch
+from torch_support import Case, mlp, torch, with_workers
 from torch.utils.data import DataLoader, Dataset
 
 from dilocox import ConfigError, DilocoxError, Status, _leases
@@ -52,6 +52,7 @@ class Leases(Case):
             return trained, workers, found
         return self.sites({name: body for name in sites}, tokens)
 
+    @with_workers
     def test_each_index_once(self):
         """As many as there are, among two sites, are a permutation of all."""
         for loader in (dict(), dict(num_workers=2),
@@ -75,6 +76,7 @@ class Leases(Case):
         self.assertEqual(sorted(order[:25]), list(range(25)))
         self.assertNotEqual(order[:25], order[25:50])
 
+    @with_workers
     def test_what_is_taken_and_not_trained(self):
         found = self.draw("a", 24, 3, num_workers=2, prefetch_factor=2)["a"][2]
         self.assertEqual(found.windows_taken - found.windows_untrained, 24)
@@ -82,6 +84,7 @@ class Leases(Case):
         found = self.draw("a", 24, 3)["a"][2]
         self.assertEqual((found.windows_taken, found.windows_untrained), (24, 0))
 
+    @with_workers
     def test_an_exhausted_lease_names_windows_ahead(self):
         with self.assertRaisesRegex(DilocoxError, "windows_ahead=0 allows: give num_workers x"):
             self.draw("a", 1000, 3, windows_ahead=0, num_workers=2, prefetch_factor=50)

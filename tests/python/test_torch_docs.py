@@ -44,7 +44,8 @@ class Page(Case):
     def test_code_blocks_run(self):
         blocks = re.findall(r"^```python\n(.*?)^```$", read("docs/pytorch.md"), re.M | re.S)
         self.assertGreater(len(blocks), 4)
-        for number, block in enumerate(blocks):
+        for number, block in enumerate(b for b in blocks
+                                            if torch_support.FORKS or "num_workers" not in b):
             with self.subTest(block=block):
                 script = self.write(f"block{number}.py", PRELUDE + block)
                 tokens = 400 if "batch_size" in block else 50 * 4096

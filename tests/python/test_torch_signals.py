@@ -12,7 +12,7 @@ import time
 
 import torch_support
 from support import DEADLINE_S, main
-from torch_support import Case, loss_of, mlp, torch
+from torch_support import Case, loss_of, mlp, torch, with_workers
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -177,6 +177,7 @@ for step, (x,) in enumerate(DataLoader(data, 4, sampler=LeaseSampler(sync), num_
 
 
 class Processes(Case):
+    @with_workers
     def test_workers_of_a_loader(self):
         """A child of the process that opened it is told so, and leaves the run alone."""
         data, run = Asks(), self.run_of(1, 1000)
@@ -208,6 +209,7 @@ class Processes(Case):
             sync.step()
             self.assertFalse(os.path.exists(self.path("run/a/summary.json")))
 
+    @with_workers
     def test_a_run_that_dies_under_workers(self):
         """The program ends by itself, with the reason, whatever its workers do."""
         for step in range(max(MOMENTS // 8, 1)):

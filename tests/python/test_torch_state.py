@@ -6,7 +6,7 @@ import threading
 
 import torch_support
 from support import DEADLINE_S, main
-from torch_support import Case, batch, mlp, torch, values
+from torch_support import Case, batch, mlp, torch, values, with_workers
 from torch.utils.data import DataLoader
 
 from dilocox import DilocoxError
@@ -90,6 +90,7 @@ class Stopped(Case):
             print(f"{len(sites)} sites: loss {losses[1]:.4f}, two all the way {losses[0]:.4f}")
             self.assertLess(abs(losses[1] - losses[0]), 0.01 * losses[0])
 
+    @with_workers
     def test_what_workers_took_ahead(self):
         """It is trained on first, and nothing twice."""
         data, trained, owed, states = range(4096), [], set(), []

@@ -2,7 +2,9 @@
 """Shared by the tests of dilocox.torch: skips without PyTorch; small models whose training repeats;
 sites as threads on a hub."""
 import contextlib
+import os
 import threading
+import unittest
 
 import support
 
@@ -17,6 +19,9 @@ from dilocox.torch import DiLoCo
 
 torch.set_num_threads(1)
 
+FORKS = "libtsan" not in os.environ.get("LD_PRELOAD", "")
+with_workers = unittest.skipIf(
+    not FORKS, "ThreadSanitizer can't follow the threads of forked processes")
 
 _seeding = threading.Lock()
 
