@@ -57,7 +57,7 @@ def images(samples):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", action="store_true")
-    parser.add_argument("--steps", type=int, default=400, help="of gpt.py, per site")
+    parser.add_argument("--steps", type=int, default=240, help="of gpt.py, per site")
     parser.add_argument("--samples", type=int, default=120000, help="of resnet.py, both sites")
     args = parser.parse_args()
     if args.images:

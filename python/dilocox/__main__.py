@@ -74,7 +74,7 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _print_report(site: str, text: str) -> None:
-    print(f"{site}: {text}" if text else site, flush=True)
+    print(f"{site}: {text or 'done'}", flush=True)
 
 
 def main(arguments: Optional[List[str]] = None) -> int:

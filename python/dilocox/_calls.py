@@ -167,12 +167,16 @@ class Handle:
 
     # ---- calls -----------------------------------------------------------------------------------
 
-    def _check(self) -> None:
+    def _keep(self) -> None:
+        """Before it is freed: reads what Python has afterwards."""
+
+    def _check(self, closed: bool = False) -> None:
+        """closed: it may be."""
         if os.getpid() != self._process:
             raise DilocoxError(
                 f"this {type(self).__name__} is of process {self._process}, and process "
                 f"{os.getpid()} is a fork of that: use it there only")
-        if self._closed:
+        if self._closed and not closed:
             raise DilocoxError(f"this {type(self).__name__} is closed")
 
     def _lock(self, timeout_s: float = 0) -> None:
@@ -239,6 +243,8 @@ class Handle:
         try:
             self._lock(timeout_s)
             with self._any_thread:
+                if not self._closed:
+                    self._keep()
                 pointer, self._pointer = self._pointer, c_void_p()
                 closed, self._closed = self._closed, True
             self._busy.release()

@@ -10,8 +10,9 @@ from typing import Any, Callable, Optional, Union
 from . import _c
 from ._c import Status
 from ._calls import SLICE_MS, Handle, logger
-from ._errors import DilocoxError, error_of
+from ._errors import ConfigError, DilocoxError, error_of
 from ._library import library
+from ._names import in_keywords
 from ._options import encoded_path, integer, set_link, set_options
 
 Path = Union[str, "os.PathLike[str]"]
@@ -77,6 +78,12 @@ class Hub(Handle):
         self.close()
 
 
+def check_hub(given: Any) -> Hub:
+    if not isinstance(given, Hub):
+        raise ConfigError(f"hub: give a Hub, not {type(given).__name__}")
+    return given
+
+
 class Coordinator(Handle):
     """Rendezvous, leases and commits of a run. It listens from its construction on; `run` or
     `start` runs the run, once.
@@ -116,7 +123,8 @@ class Coordinator(Handle):
                     Coordinator.__init__.__kwdefaults__)
         config.tokens = integer("tokens", tokens, 1, TOKENS_MAX)
         config.wait_ms = SLICE_MS
-        config.log = self._callbacks.without(_c.dlx_log, log or logger.info)
+        say = log or logger.info
+        config.log = self._callbacks.without(_c.dlx_log, lambda line: say(in_keywords(line)))
         if on_report is not None:
             prototype = dict(config._fields_)["on_report"]
             config.on_report = self._callbacks.without(prototype, on_report)
@@ -124,7 +132,7 @@ class Coordinator(Handle):
         if hub is None:
             set_link(config.link, listen, key, roster, unencrypted)
         else:
-            config.link.hub = hub._join()
+            config.link.hub = check_hub(hub)._join()
             self._hub = hub
         try:
             self._call(lambda error: self._library.dlx_coordinator_open(

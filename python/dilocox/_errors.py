@@ -6,6 +6,7 @@ from typing import Dict, Optional, Type
 
 from . import _c
 from ._c import Status
+from ._names import in_keywords
 
 
 class DilocoxError(RuntimeError):
@@ -63,5 +64,6 @@ _CLASSES: Dict[int, Type[DilocoxError]] = {
 def error_of(status: int, error: _c.dlx_error) -> DilocoxError:
     """The exception for a call that returned `status` and filled `error`."""
     return _CLASSES.get(status, DilocoxError)(
-        error.message.decode(errors="replace") or Status(status).name.lower(), Status(status),
+        in_keywords(error.message.decode(errors="replace")) or Status(status).name.lower(),
+        Status(status),
         error.site.decode(errors="replace") or None, None if error.round < 0 else error.round)

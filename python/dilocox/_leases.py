@@ -75,8 +75,9 @@ class Leases:
 
     def check(self) -> None:
         """Ahead of a step, whose batch may be another than was said."""
-        if self.taken == 0:  # without LeaseSampler
-            return
+        if self.taken == 0:
+            raise ConfigError("data: this step trained on no index that was leased; give the "
+                              "loader sampler=LeaseSampler(sync)")
         left, steps = len(self.untrained), self.passed + 1
         most = max(self.ahead, WORKERS_AHEAD * self.batch) + self.batch * (1 + steps // 2)
         if self.taken < steps * self.batch or left > most:

@@ -12,11 +12,8 @@ from typing import Any, Dict, Iterable, Mapping, Optional, Tuple, Type, Union
 
 from . import _c
 from ._errors import ConfigError
+from ._names import FIELDS, KEYWORDS
 
-# keywords with names of their own; every other option has the name of its C field
-FIELDS = {"sync_every": "inner_steps", "low_rank": "factor_rank",
-          "outer_lr": "outer_learning_rate", "timeout": "timeout_ms", "join_timeout": "join_ms"}
-KEYWORDS = {field: keyword for keyword, field in FIELDS.items()}
 WORDS: Dict[str, Type[IntEnum]] = {"OVERLAP": _c.Overlap, "ADAPTATION": _c.Adaptation}
 BITS = (4, 8, 16, 32)
 

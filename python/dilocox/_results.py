@@ -235,6 +235,11 @@ class Results:
                 self.metrics.write("notice", **line)
         self.early = None
 
+    @property
+    def shows(self):
+        """Whether lines are on the terminal."""
+        return self.display.live or self.display.plain
+
     def say(self, text):
         """A line for persons."""
         now = datetime.datetime.now(datetime.timezone.utc)

@@ -13,8 +13,9 @@ from typing import (Any, Callable, Iterable, List, Mapping, NamedTuple, Optional
 from . import _c
 from ._c import Statistics, Status, Step
 from ._calls import SLICE_MS, Handle, logger
-from ._coordinator import Hub, Path
+from ._coordinator import Hub, Path, check_hub
 from ._errors import ConfigError, DilocoxError, NumericError
+from ._names import in_keywords
 from ._options import (encoded, from_environment, integer, listen_address, real, set_link,
                        set_options, word)
 
@@ -123,7 +124,7 @@ class Sync(Handle):
     fetch, store: for Tensors without data: called with the tensor's index, the first value, how
         many, and the address of so many f32, to write values there, or to take them from there
     staging: address and bytes of memory for that, which stays until close; None: the library's
-    log: called with a line for a person; None: the logger "dilocox"
+    log: called with a line for a person; None: warnings of the logger "dilocox"
     state: what `state_parts` of a run that stopped gave, as {name: Part}; as_new: the state is
         another site's, and this one is new
     sync_every: H, inner steps per round
@@ -176,6 +177,7 @@ class Sync(Handle):
                  seed: int = 1, **options: Any) -> None:
         super().__init__()
         self._step = _c.dlx_step(size=sizeof(_c.dlx_step))
+        self._final: Optional[Statistics] = None
         self._windows = integer("windows", windows, 0, 2**64 - 1)
         self._seed = integer("seed", seed, 0, 2**64 - 1)
         config = _c.dlx_sync_config()
@@ -195,7 +197,7 @@ class Sync(Handle):
         config.rank = integer("rank", rank, 0, ranks - 1)
         config.shared_text = _shared_text(shared or {})
         config.wait_ms = SLICE_MS
-        self._set_callbacks(config, log or logger.info, gather, fetch, store)
+        self._set_callbacks(config, log or logger.warning, gather, fetch, store)
         if staging is not None:
             config.staging, config.staging_bytes = staging
         self._set_tensors(config, tensors)
@@ -211,7 +213,7 @@ class Sync(Handle):
 
     def _set_callbacks(self, config: _c.dlx_sync_config, log: Callable[[str], object],
                        gather: Any, fetch: Any, store: Any) -> None:
-        config.log = self._callbacks.without(_c.dlx_log, log)
+        config.log = self._callbacks.without(_c.dlx_log, lambda line: log(in_keywords(line)))
         if gather is not None:
             ranks = config.ranks
 
@@ -264,7 +266,7 @@ class Sync(Handle):
         if hub is not None:
             if coordinator is not None:
                 raise ConfigError("hub and coordinator exclude each other: give one of them")
-            config.link.hub = hub._join()
+            config.link.hub = check_hub(hub)._join()
             self._hub = hub
             return
         coordinator = from_environment(coordinator, "DILOCOX_COORDINATOR")
@@ -343,8 +345,9 @@ class Sync(Handle):
                      if given.data and not _is_finite(given)]
             if not names:
                 raise
-            raise NumericError(f"{why}; here it is {', '.join(names[:3])}", why.status, why.site,
-                               why.round) from why
+            more = ", …" if len(names) > 3 else ""
+            raise NumericError(f"{why}; here it is {', '.join(names[:3])}{more}", why.status,
+                               why.site, why.round) from None
         return Step(step.submitted, step.applied, step.finished, step.exchange_steps,
                     step.inner_steps, step.step_in_round, step.round, step.waited_s)
 
@@ -394,26 +397,26 @@ class Sync(Handle):
     @property
     def finished(self) -> bool:
         """Whether the run's tokens are committed; the parameters are the final anchor then."""
-        self._check()
+        self._check(closed=True)
         return self._step.finished
 
     @property
     def round(self) -> int:
         """The present one, from 1."""
-        self._check()
+        self._check(closed=True)
         return self._step.round
 
     @property
     def tokens(self) -> int:
         """What schedules should follow: the run's committed tokens, and what it has trained on
         since, by this site's."""
-        self._check()
+        self._check(closed=True)
         return self._tokens
 
     @property
     def tokens_target(self) -> int:
         """The coordinator's: the run ends there."""
-        self._check()
+        self._check(closed=True)
         return self._tokens_target
 
     @property
@@ -424,27 +427,34 @@ class Sync(Handle):
     @property
     def site_index(self) -> int:
         """0 … site_count − 1, by name, of the sites of the last round that was applied."""
-        self._check()
+        self._check(closed=True)
         return self._site_index
 
     @property
     def site_count(self) -> int:
-        self._check()
+        self._check(closed=True)
         return self._site_count
 
     @property
     def run_id(self) -> int:
         """A random number that all sites of the run have."""
-        self._check()
+        self._check(closed=True)
         return self._run_id
 
-    def statistics(self) -> Statistics:
-        """Of this rank, since it was opened. Any thread."""
+    def _statistics(self) -> Statistics:
         values = _c.dlx_statistics(size=sizeof(_c.dlx_statistics))
-        with self._any_thread:
-            self._check()
-            self._library.dlx_sync_statistics(self._pointer, byref(values), None)
+        self._library.dlx_sync_statistics(self._pointer, byref(values), None)
         return Statistics(*(getattr(values, name) for name in Statistics._fields))
+
+    def _keep(self) -> None:
+        if self._pointer:
+            self._final = self._statistics()
+
+    def statistics(self) -> Statistics:
+        """Of this rank, since it was opened. Any thread; after close, too."""
+        with self._any_thread:
+            self._check(closed=self._final is not None)
+            return self._final or self._statistics()
 
     # ---- anchor, state ---------------------------------------------------------------------------
 

@@ -41,7 +41,6 @@ Optimizer.register_step_pre_hook? Optimizer.register_step_post_hook?
 """
 
 SAVE_POLL_S = 0.02
-FEW = 64  # tensors that are looked for in their modules at each step
 ANCHOR_TRIES = 50  # of 0.1 s, for ranks that receive a commit at different times
 
 logger = logging.getLogger("dilocox")
@@ -337,14 +336,13 @@ class DiLoCo:
     # ---- steps
 
     def _check_stays(self) -> None:
-        """Before anything is written. Looking into modules takes longer than addresses: of many
-        tensors it is done where they may be read or written."""
+        """Before anything is written. Looking into modules takes longer than addresses: it is done
+        where parameters may be read or written."""
         last = self._last_step
         between = (last is not None and not self._flying
                    and last.step_in_round + 1 < last.inner_steps)
         if [p.data_ptr() for p in self._given] == self._addresses and (
-                between and len(self._places) > FEW
-                or all(getattr(module, name) is p for module, name, p in self._places)):
+                between or all(getattr(module, name) is p for module, name, p in self._places)):
             return
         for value in self._values:
             value.check_stays()
@@ -386,7 +384,7 @@ class DiLoCo:
             if self._sync.has_applied:  # and failed then
                 self._share(ranks=False)
             if isinstance(error, NumericError):
-                raise self._named(error) from error
+                raise self._named(error) from None
             raise
         self._last_step, self._counted = step, None
         self._flying = (step.submitted and self._overlap != "none"
@@ -652,6 +650,8 @@ class DiLoCo:
         if self._closed or os.getpid() != self._process:
             return
         try:
+            if not self.finished:
+                self._say("this site leaves the run before its end")
             if self._results.run_dir is not None or self._merges:
                 self._summarize("done" if self.finished else "interrupted")
         except DilocoxError as error:  # the run's end is lost to this site
@@ -714,7 +714,8 @@ class DiLoCo:
             self._leave()
 
     def _say(self, text: str) -> None:
-        logger.info(text)
+        shown = self._results is not None and self._results.shows
+        logger.log(logging.INFO if shown else logging.WARNING, "%s", text)
         if self._results is not None:
             self._results.say(text)
 

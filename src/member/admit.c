@@ -15,7 +15,10 @@ bool dlxi_coordinator_has_no_room(char text[DLXI_REASON_MAX + 1], const dlxi_coo
     if (c->welcomed && hello->resumed_run == c->settings.run_id)
         return dlxi_return_is_refused(text, c, proved_name, s, hello);
     if (c->welcomed)
-        return snprintf(text, size, "the run has begun with %u sites; start a new run", c->count);
+        return snprintf(text, size,
+                        "the run has begun with %u sites; one of them comes back with its snapshot "
+                        "(--resume), others need a new run",
+                        c->count);
     if (!dlxi_name_valid(hello->site))
         return snprintf(text, size, "a site's name is not allowed; " DLXI_NAME_RULE "; set --site");
     if (proved_name[0] != '\0' && strcmp(proved_name, hello->site) != 0)

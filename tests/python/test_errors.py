@@ -9,6 +9,7 @@ import threading
 
 import dilocox
 from dilocox import ConfigError, Coordinator, DilocoxError, Status, Sync, Tensor
+from dilocox._names import in_keywords
 from support import Case, main
 
 HUB = object()  # stands for a hub of the test
@@ -322,17 +323,32 @@ class Calls(Case):
         self.assertEqual(raised.exception.status, Status.STATE)
 
     def test_after_close(self):
+        """What was known can be read still."""
+        known = self.sync.tokens, self.sync.round, self.sync.finished, self.sync.statistics()
         self.sync.close()
         self.sync.close()
         self.sync.interrupt()
         self.sync.fail("late")
-        for call in (lambda: self.sync.step(1), lambda: self.sync.tokens, self.sync.statistics,
+        self.assertEqual((self.sync.tokens, self.sync.round, self.sync.finished,
+                          self.sync.statistics()), known)
+        for call in (lambda: self.sync.step(1), lambda: self.sync.windows(1),
                      self.sync.anchor_hashes):
             with self.assertRaisesRegex(DilocoxError, "this Sync is closed"):
                 call()
         self.run_.close()
         with self.assertRaisesRegex(DilocoxError, "this Hub is closed"):
             Sync({"w": ROW}, site="a", hub=self.run_.hub)
+
+
+class Messages(Case):
+    def test_options_have_their_names_of_python(self):
+        for message, here in (
+                ("up to 600 s (wan.join_s)", "up to 600 s (join_timeout)"),
+                ("lower train.learning_rate or sync.outer_learning_rate",
+                 "lower the learning rate or outer_lr"),
+                ("with its snapshot (--resume), others", "with its snapshot (state=), others"),
+                ("wan.keys, my.wan.key and wan.key.", "wan.keys, my.wan.key and key.")):
+            self.assertEqual(in_keywords(message), here)
 
 
 if __name__ == "__main__":

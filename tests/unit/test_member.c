@@ -135,7 +135,8 @@ static void a_late_joiner_is_refused(void **state) {
     join(w, 4, "late");
     assert_int_equal(w->last[4]->kind, DLXI_FRAME_STOP);
     assert_string_equal(w->last[4]->as.reason.text,
-                        "the run has begun with 2 sites; start a new run");
+                        "the run has begun with 2 sites; one of them comes back with its "
+                        "snapshot (--resume), others need a new run");
     assert_int_equal(dlxi_coordinator_phase_of(w->c), DLXI_COORDINATOR_RUNNING);
     world_close(w);
 }

@@ -107,7 +107,8 @@ static void a_dropped_site_that_speaks_is_told_again(void **state) {
     hello_of(w, "c");
     say_as(w, SILENT + 1, "", DLXI_FRAME_HELLO, (dlxi_frame){.term = 0});
     assert_string_equal(w->last[SILENT + 1]->as.reason.text,
-                        "the run has begun with 3 sites; start a new run");
+                        "the run has begun with 3 sites; one of them comes back with its "
+                        "snapshot (--resume), others need a new run");
     world_close(w);
 }
 
