@@ -177,12 +177,11 @@ def memory():
     run, model = Alone(sync_every=500, history_mib=1), matrices()
     before = rss()
     with DiLoCo(model, **run.options) as sync:
-        opened = rss()
-        report("opening 50M parameters, MB beyond the outer state",
-               (opened - before - outer_state()) / 1e6, 32, "%.1f")
-        for _ in range(1500):
+        for _ in range(3000):
             sync.step()
         first = rss()
+        report("50M parameters, MB beyond the outer state",
+               (first - before - outer_state()) / 1e6, 32, "%.1f")
         for _ in range(2000):
             sync.step()
         report("2,000 steps later, MB more", (rss() - first) / 1e6, 2, "%.1f")
@@ -197,6 +196,8 @@ def rank(number, store, endpoint, found):
     options = dict(site="a", coordinator=endpoint, unencrypted=True, tokens_per_step=1)
     before = rss()
     with DiLoCo(model, sync_every=4, **options) as sync:
+        for _ in range(12):
+            sync.step()
         grown = rss() - before
         begun = time.perf_counter()
         for _ in range(300):

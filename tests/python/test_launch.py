@@ -230,7 +230,7 @@ class Coordinators(Processes):
 
     def test_python_s(self):
         self.keys()
-        self.assertTrue(self.run_sites(self.start(*self.ARGUMENTS)).endswith("\na\nb\n"))
+        self.assertTrue(self.run_sites(self.start(*self.ARGUMENTS)).endswith("\na: done\nb: done\n"))
 
     def test_the_command_line_s(self):
         """Without a config."""

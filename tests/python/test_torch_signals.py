@@ -188,6 +188,7 @@ class Processes(Case):
             self.assertEqual(len(answers), 4)
             for answer in answers:
                 self.assertRegex(answer, f"is of process {os.getpid()}, and process \\d+")
+            next(iter(LeaseSampler(sync)))
             sync.step(1)
 
     def test_a_fork_leaves_the_block(self):
