@@ -21,7 +21,8 @@ from . import _ranks, _results, _tensors
 from ._c import SYNC_OPTIONS
 from ._hooks import Hook, check_hookable
 from ._leases import Leases, LeaseSampler, Statistics
-from ._options import KEYWORDS, from_environment, unknown_keyword, whole
+from ._names import KEYWORDS
+from ._options import from_environment, unknown_keyword, whole
 
 __all__ = ["Coordinator", "DiLoCo", "Hub", "LeaseSampler"]
 
@@ -151,7 +152,7 @@ class DiLoCo:
             self._sync = Sync(
                 self._tensors(), site=self._site, coordinator=coordinator, key=key, roster=roster,
                 hub=hub, listen=listen, unencrypted=unencrypted,
-                shared={**(shared or {}), **described}, fetch=self._fetch, store=self._store,
+                shared={**_alike(settings), **(shared or {}), **described}, fetch=self._fetch, store=self._store,
                 staging=self._staging(), log=self._say, **resumed, **self._rank_keywords(),
                 **(self._leases.keywords if self._leases is not None else {}), **settings)
             self._joined(state)
@@ -718,6 +719,13 @@ class DiLoCo:
         logger.log(logging.INFO if shown else logging.WARNING, "%s", text)
         if self._results is not None:
             self._results.say(text)
+
+
+def _alike(settings: Mapping[str, Any]) -> Dict[str, str]:
+    """Those that all sites have alike, so that a difference is named."""
+    same = {KEYWORDS.get(f, f) for f, option in SYNC_OPTIONS.items() if option.same} | {"seed"}
+    return {name: "auto" if value is None else str(value) for name, value in settings.items()
+            if name in same}
 
 
 def _check_kinds(site: Any, plain: Any, after_apply: Any, shared: Any, run_dir: Any) -> None:

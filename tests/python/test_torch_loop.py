@@ -357,9 +357,10 @@ class Frozen(Case):
             self.assertEqual(sorted(sync.anchor()), ["1.bias", "1.weight"])
             take_step(model, optimizer)
 
-    def refused(self, models):
+    def refused(self, models, settings=None):
         def body(keywords):
-            with DiLoCo(models[keywords["site"]], **keywords):
+            site = keywords["site"]
+            with DiLoCo(models[site], **(settings[site] if settings else {}), **keywords):
                 pass
         with self.assertRaises(dilocox.RefusedError) as caught:
             self.sites({"a": body, "b": body}, 8)
@@ -375,6 +376,11 @@ class Frozen(Case):
         many = {site: nn.ParameterDict({f"{n:04d}" + "x" * 60: nn.Parameter(torch.zeros(1 + (
             site == "b" and n == 900))) for n in range(901)}) for site in "ab"}
         self.assertRegex(self.refused(many), "tensors: .*hash of names and values")
+
+    def test_settings_are_compared(self):
+        text = self.refused({"a": mlp(), "b": mlp()},
+                            {"a": dict(sync_every=8), "b": dict(sync_every=16)})
+        self.assertRegex(text, "sync_every: '(8|16)' on site '[ab]', '(8|16)' on site")
 
 
 class Anchor(Case):
