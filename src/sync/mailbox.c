@@ -8,6 +8,7 @@
 
 dlx_status dlxi_mailbox_open(dlxi_mailbox *m, dlx_error *error) {
     pthread_condattr_t monotonic;
+    *m = (dlxi_mailbox){0};
     bool done = pthread_condattr_init(&monotonic) == 0 &&
                 pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC) == 0 &&
                 pthread_cond_init(&m->changed, &monotonic) == 0 &&
