@@ -252,7 +252,7 @@ def main():
                 what = overlap.replace("none", "carry") + (f" in {fragments} fragments" if fragments > 1 else "")
                 line = lines.setdefault(f"{what}, {'other text' if regime is OTHER_TEXT else 'King James'}", {})
                 at = fragments * statistics.mean(exchange_time(overlap, {**regime.settings, **extra}, results[method, seed]) for seed in seeds)
-                line[at] = statistics.mean(shares_of(results, method, sites, seeds))
+                line.setdefault(at, statistics.mean(shares_of(results, method, sites, seeds)))  # the first table has most seeds
     if any(len(points) > 1 for points in lines.values()):
         chart(os.path.splitext(options.out)[0] + "-exchange.svg", {name: list(points.items()) for name, points in lines.items()})
 
