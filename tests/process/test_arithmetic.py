@@ -59,7 +59,7 @@ class Arithmetic(Case):
         return [e["loss"] for e in steps if e["round"] == 1]
 
     def check(self, sites):
-        config = self.config(train={"tokens": 4 * 32 * sites * 50}, sync={"exchange_steps": 3, "inner_steps": 10},
+        config = self.config(train={"tokens": 4 * 32 * sites * 50}, sync={"exchange_steps": 3, "inner_steps": 10, "inner_steps_max": 10},
                              model={"width": 64, "heads": 2, "mlp_width": 160})
         rounds = self.run_sites("different", config, sites, True)
         self.assert_equal_anchors("different", rounds, 5)
