@@ -5,10 +5,12 @@ Meson sets DILOCOX_LIBRARY, PYTHONPATH, SOURCE_ROOT, BUILD_ROOT and DILOCOX."""
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import unittest
 
 import dilocox
@@ -46,12 +48,16 @@ class Run:
         self.threads.append(threading.Thread(target=run, name=name, daemon=True))
         self.threads[-1].start()
 
-    def end(self):
-        """Waits for all; raises what a site raised."""
+    def join(self):
+        """Waits for all sites' threads."""
         for thread in self.threads:
             thread.join(DEADLINE_S)
             if thread.is_alive():
                 raise AssertionError(f"{thread.name} is still running")
+
+    def end(self):
+        """Waits for all; raises what a site raised."""
+        self.join()
         self.close()
         for why in self.raised.values():
             raise why
@@ -60,6 +66,23 @@ class Run:
         self.coordinator.interrupt()
         self.coordinator.close()
         self.hub.close()
+
+
+def seconds_of_ctrl_c(case, delay_s, body, *arguments):
+    """From a SIGINT, delay_s from now, to the KeyboardInterrupt with which body(*arguments) ends."""
+    sent_s = []
+
+    def send():
+        time.sleep(delay_s)  # a random moment, not an order of events
+        sent_s.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+    sender = threading.Thread(target=send)
+    with case.assertRaises(KeyboardInterrupt):
+        sender.start()
+        body(*arguments)
+    took_s = time.monotonic() - sent_s[0]
+    sender.join()
+    return took_s
 
 
 class Case(unittest.TestCase):

@@ -14,7 +14,7 @@ import time
 import unittest
 
 import dilocox
-from support import DEADLINE_S, Case, Run, main
+from support import DEADLINE_S, Case, Run, main, seconds_of_ctrl_c
 
 LIMIT_S = float(os.environ.get("SLOWER", "1"))
 MOMENTS = int(os.environ.get("MOMENTS", "60"))
@@ -253,25 +253,13 @@ class Moments(unittest.TestCase):
 
     def once(self, ranks, delay_s):
         """Seconds from the signal to the KeyboardInterrupt, with everything closed."""
-        run, sent_s = Run(2, 10**9), []
+        run = Run(2, 10**9)
         sites = {name: Site(run, name, ranks) for name in "ab"}
         for name, rank in [(name, rank) for name in "ab" for rank in range(ranks)][1:]:
             run.site(f"{name}{rank}", sites[name].train, rank)
-
-        def send():
-            time.sleep(delay_s)
-            sent_s.append(time.monotonic())
-            os.kill(os.getpid(), signal.SIGINT)
-        sender = threading.Thread(target=send)
-        with self.assertRaises(KeyboardInterrupt):
-            sender.start()
-            sites["a"].train(0)
-        took_s = time.monotonic() - sent_s[0]
-        sender.join()
+        took_s = seconds_of_ctrl_c(self, delay_s, sites["a"].train, 0)
         run.close()
-        for thread in run.threads:
-            thread.join(DEADLINE_S)
-            self.assertFalse(thread.is_alive(), thread.name)
+        run.join()
         return took_s
 
     def test_random_moments(self):

@@ -8,10 +8,9 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 
 import torch_support
-from support import DEADLINE_S, main
+from support import DEADLINE_S, main, seconds_of_ctrl_c
 from torch_support import Case, loss_of, mlp, torch, with_workers
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -68,29 +67,17 @@ class CtrlC(Case):
 
     def once(self, ranks, delay_s):
         """Seconds from the signal to the KeyboardInterrupt, with everything closed."""
-        run, sent_s = self.run_of(2, 10 ** 9, sites_min=0), []
+        run = self.run_of(2, 10 ** 9, sites_min=0)
         found, lock = {}, threading.Lock()
         dilocox_torch._ranks.find = lambda _: found[threading.get_ident()]
         rooms = {name: dict(size=ranks, own=[b""] * ranks, barrier=threading.Barrier(ranks),
                             found=found, lock=lock) for name in "ab"}
         for name, rank in [(name, rank) for name in "ab" for rank in range(ranks)][1:]:
             run.site(f"{name}{rank}", self.train, name, run, rank, rooms[name])
-
-        def send():
-            time.sleep(delay_s)  # a random moment, not an order of events
-            sent_s.append(time.monotonic())
-            os.kill(os.getpid(), signal.SIGINT)
-        sender = threading.Thread(target=send)
-        with self.assertRaises(KeyboardInterrupt):
-            sender.start()
-            self.train("a", run, 0, rooms["a"])
-        took_s = time.monotonic() - sent_s[0]
-        sender.join()
+        took_s = seconds_of_ctrl_c(self, delay_s, self.train, "a", run, 0, rooms["a"])
         rooms["a"]["barrier"].abort()
         run.close()
-        for thread in run.threads:
-            thread.join(DEADLINE_S)
-            self.assertFalse(thread.is_alive(), thread.name)
+        run.join()
         return took_s
 
     def test_random_moments(self):
