@@ -144,6 +144,7 @@ class Handle:
         self._closed = False
         self._pointer = c_void_p()
         self._process = os.getpid()
+        self._freed = threading.Event()  # the library has nothing of it any more
         self._library = library()
         self._busy = threading.Lock()  # held by a call
         self._any_thread = threading.RLock()  # held by short calls that may run beside another
@@ -251,15 +252,21 @@ class Handle:
             if closed:  # by another thread, while this one waited for a call to end
                 return
             if apart:
-                freeing = threading.Thread(target=self._free, args=(pointer,))
+                freeing = threading.Thread(target=self._free_now, args=(pointer,))
                 freeing.start()
             else:
-                self._free(pointer)
+                self._free_now(pointer)
         finally:
             if held:
                 _sigint.let_go()
         if apart:
             freeing.join()
+
+    def _free_now(self, pointer: c_void_p) -> None:
+        try:
+            self._free(pointer)
+        finally:
+            self._freed.set()
 
     def _abandon(self, until_s: float) -> None:
         """Close for one that nobody closed: it must end by until_s of the monotonic clock, and has
@@ -271,6 +278,8 @@ class Handle:
             except DilocoxError:
                 if time.monotonic() > until_s:
                     return  # a thread is in it still
+        if os.getpid() == self._process:  # another thread's close calls back until it is through
+            self._freed.wait(max(0.0, until_s - time.monotonic()))
 
     def __del__(self) -> None:
         if hasattr(self, "_borrowed") and not sys.is_finalizing():

@@ -318,15 +318,14 @@ class Sync(Handle):
             self._site_count = self._library.dlx_sync_site_count(self._pointer)
 
     def _abandon(self, until_s: float) -> None:
-        if self._closed or os.getpid() != self._process:
-            return
-        try:
-            if self._owes_report():
-                self._report(b"", until_s)
-            else:
-                self.fail(None)
-        except DilocoxError:
-            pass  # the run's end is lost to this site
+        if not self._closed and os.getpid() == self._process:
+            try:
+                if self._owes_report():
+                    self._report(b"", until_s)
+                else:
+                    self.fail(None)
+            except DilocoxError:
+                pass  # the run's end is lost to this site
         super()._abandon(until_s)
 
     # ---- training --------------------------------------------------------------------------------

@@ -186,6 +186,22 @@ class Ends(Case):
         self.assertEqual(code, 0, said)
         self.assertNotIn("Fatal", said)
 
+    def test_a_thread_that_frees_at_the_program_s_end(self):
+        """It calls back while it does: the interpreter waits for it."""
+        self.assertEqual(self.python("-c", """
+import os, threading, time, dilocox
+class Slow(dilocox.Coordinator):
+    def _free(self, pointer):
+        began.set()
+        time.sleep(0.2)  # as the library does, which sends its last messages
+        super()._free(pointer)
+        os.write(1, b"freed")
+began, hub = threading.Event(), dilocox.Hub()
+coordinator = Slow(sites=1, tokens=1, hub=hub)
+threading.Thread(target=coordinator.close, daemon=True).start()
+began.wait()
+""").stdout, "freed")
+
 
 class Rest(Case):
     def test_objects_may_go_in_any_order(self):
