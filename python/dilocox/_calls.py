@@ -92,7 +92,8 @@ class Callbacks:
     def __init__(self) -> None:
         self.raised: Optional[BaseException] = None
 
-    def _run(self, function: Callable[..., object], *values: Any) -> bool:
+    def run(self, function: Callable[..., object], *values: Any) -> bool:
+        """Whether it raised nothing; what it did ends the call that is under way."""
         interruptible = _in_main_thread()
         try:
             if interruptible:
@@ -110,7 +111,7 @@ class Callbacks:
     def with_status(self, prototype: Any, function: Callable[..., object]) -> Any:
         """A callback (context, values…, error): function(values…)."""
         def called(_: object, *arguments: Any) -> int:
-            if self._run(function, *arguments[:-1]):
+            if self.run(function, *arguments[:-1]):
                 return Status.OK
             if arguments[-1]:
                 error, why = arguments[-1].contents, self.raised
@@ -123,7 +124,7 @@ class Callbacks:
     def without(self, prototype: Any, function: Callable[..., object]) -> Any:
         """A callback (context, texts…) that returns nothing."""
         def called(_: object, *texts: bytes) -> None:
-            self._run(function, *(text.decode(errors="replace") for text in texts))
+            self.run(function, *(text.decode(errors="replace") for text in texts))
         return prototype(called)
 
     def take(self) -> Optional[BaseException]:

@@ -121,6 +121,8 @@ class Sync(Handle):
     rank, ranks: of this site; each rank opens the tensors that it alone synchronises
     gather: for several ranks: returns all ranks' bytes, in order, for this rank's; they all call it
         at the same time, and it is called in `step` and `gradients`
+    watch: called ten times a second while the constructor waits; what it raises ends that, such as
+        that another rank of the site has ended
     fetch, store: for Tensors without data: called with the tensor's index, the first value, how
         many, and the address of so many f32, to write values there, or to take them from there
     staging: address and bytes of memory for that, which stays until close; None: the library's
@@ -165,6 +167,7 @@ class Sync(Handle):
                  windows: int = 0, tokens_per_window: int = 0, data_hash: int = 0,
                  windows_per_step: int = 1, windows_ahead: int = 0, pace_max: float = 1.0,
                  rank: int = 0, ranks: int = 1, gather: Optional[Callable[[bytes], bytes]] = None,
+                 watch: Optional[Callable[[], object]] = None,
                  fetch: Optional[Callable[[int, int, int, int], object]] = None,
                  store: Optional[Callable[[int, int, int, int], object]] = None,
                  staging: Optional[Tuple[int, int]] = None,
@@ -203,6 +206,7 @@ class Sync(Handle):
         self._set_tensors(config, tensors)
         self._set_link(config, site, coordinator, key, roster, hub, listen, unencrypted)
         self._borrowed.append(config)
+        self._watch = watch
         try:
             self._open(config, state, as_new)
         except BaseException:
@@ -281,14 +285,16 @@ class Sync(Handle):
               as_new: bool) -> None:
         out, given = byref(self._pointer), (byref(config), self._array, len(self._array))
         if state is None:
-            self._call(lambda error: self._library.dlx_sync_open(out, *given, error))
+            self._call(lambda error: self._library.dlx_sync_open(out, *given, error),
+                       self._wait_to_join)
         else:
             kept = state
             resume = self._library.dlx_sync_resume_as_new if as_new else \
                 self._library.dlx_sync_resume
             restore = self._callbacks.with_status(
                 _c.dlx_restore, lambda part: _restore(part.contents, kept))
-            self._call(lambda error: resume(out, *given, restore, None, error))
+            self._call(lambda error: resume(out, *given, restore, None, error),
+                       self._wait_to_join)
         self._step.finished = self._library.dlx_sync_is_finished(self._pointer)
         self._step.round = self.statistics().rounds + 1
         self._tokens_target = self._library.dlx_sync_tokens_target(self._pointer)
@@ -298,6 +304,11 @@ class Sync(Handle):
 
     def _wait(self, error: Any) -> int:
         return self._library.dlx_sync_wait(self._pointer, None, error)
+
+    def _wait_to_join(self, error: Any) -> int:
+        if self._watch is not None and self._callbacks.raised is None:
+            self._callbacks.run(self._watch)
+        return self._wait(error)
 
     def _interrupt(self) -> None:
         with self._any_thread:

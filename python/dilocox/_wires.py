@@ -137,13 +137,33 @@ class Wires:
             for r in self.peers:
                 self._send(r, DATA, joined)
         except (PeerLostError, RunTimeoutError) as error:
-            for r in self.peers:
-                try:
-                    self._send(r, LOST, str(error).encode())
-                except PeerLostError:
-                    pass
+            self._tell_why(error)
             raise
         return parts
+
+    def watch(self):
+        """Between exchanges, without waiting. PeerLostError: a rank has ended."""
+        for r, peer in self.peers.items():
+            try:
+                ended = not peer.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                continue
+            except OSError:
+                ended = True
+            if ended:
+                error = self._lost(r)
+                self._tell_why(error)
+                raise error
+            if r == 0:  # which has nothing else to say now
+                raise PeerLostError(self._receive_from(0)[1].decode())
+
+    def _tell_why(self, error):
+        """Rank 0, to the others."""
+        for r in self.peers:
+            try:
+                self._send(r, LOST, str(error).encode())
+            except PeerLostError:
+                pass
 
     def _lost(self, r):
         return PeerLostError(f"rank {r} of this site has ended")

@@ -263,7 +263,8 @@ class DiLoCo:
     def _rank_keywords(self) -> Dict[str, Any]:
         if self._ranks is None:
             return {}
-        return dict(rank=self._ranks.rank, ranks=self._ranks.size, gather=self._ranks.gather)
+        return dict(rank=self._ranks.rank, ranks=self._ranks.size, gather=self._ranks.gather,
+                    watch=self._ranks.wires.watch)
 
     def _tensors(self) -> list:
         return [Tensor(v.name, v.rows, v.cols, v.memory, dtype=_tensors.DTYPES[v.kept.dtype],

@@ -114,4 +114,6 @@ class Case(unittest.TestCase):
 
 
 def main():
+    # as in a terminal: what a script starts with & has Ctrl-C ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     unittest.main(verbosity=2)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ctrl-C under DiLoCo, in every place where a loop may be; forks; loaders with workers at the end
 of a program. MOMENTS=200 tries as many moments as one likes to wait for."""
+import array
 import os
 import random
 import signal
@@ -15,7 +16,8 @@ from torch_support import Case, loss_of, mlp, torch, with_workers
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from dilocox import DilocoxError
+import dilocox
+from dilocox import DilocoxError, PeerLostError
 from dilocox import torch as dilocox_torch
 from dilocox._ranks import Ranks
 from dilocox._wires import Wires
@@ -91,6 +93,47 @@ class CtrlC(Case):
             self.assertLess(max(took_s), SLOWER)
         self.assertEqual(lost, [])
         self.assertIs(signal.getsignal(signal.SIGINT), signal.default_int_handler)
+
+
+class Watch(Case):
+    """What a rank sees of the others while it waits to join."""
+
+    def test_a_rank_that_ends_is_named(self):
+        room = {"own": [b""] * 3, "barrier": threading.Barrier(3)}
+        ranks = [None] * 3
+
+        def begin(r):
+            ranks[r] = ThreadRanks(r, 3, room)
+        threads = [threading.Thread(target=begin, args=(r,)) for r in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(DEADLINE_S)
+        zero, one, two = (each.wires for each in ranks)
+        self.addCleanup(zero.close)
+        self.addCleanup(one.close)
+        one._send(0, 0, b"its part, ahead of the others")
+        for wires in (zero, one, two):
+            wires.watch()  # raises nothing
+        two.close()
+        for wires in (zero, one):
+            with self.assertRaisesRegex(PeerLostError, "rank 2 of this site has ended"):
+                wires.watch()
+        zero.close()
+        with self.assertRaisesRegex(PeerLostError, "rank 0 of this site has ended"):
+            one.watch()
+
+    def test_it_ends_a_constructor_that_waits(self):
+        """For a site that never comes."""
+        run, seen = self.run_of(2, 1000), []
+
+        def watch():
+            seen.append(None)
+            if len(seen) == 2:
+                raise PeerLostError("rank 1 of this site has ended")
+        with self.assertRaisesRegex(PeerLostError, "rank 1 of this site has ended"):
+            dilocox.Sync({"w": array.array("f", [0.0] * 16)}, site="a", hub=run.hub, watch=watch)
+        self.assertEqual(len(seen), 2)
 
 
 class CollectiveCalls(Case):
