@@ -10,8 +10,8 @@ PYTHON ?= /usr/bin/python3
 
 help:
 	@echo "make demo         set up, build, prepare the King James text, train two sites on it (6 minutes)"
-	@echo "make demo-torch   the same for PyTorch: two sites, beside AllReduce and one site alone (6 minutes)"
-	@echo "make demo-torch-images  two sites train a residual network on Fashion-MNIST (6 minutes)"
+	@echo "make demo-torch   the same for PyTorch: two sites, beside AllReduce and one site alone (4 minutes)"
+	@echo "make demo-torch-images  two sites train a residual network on Fashion-MNIST (3 minutes)"
 	@echo "make test         set up, build, run every test (15 minutes)"
 	@echo "make build        build/dilocox, libdilocox, libdilocox_train"
 	@echo "make install      libraries, headers, command and man pages; below DESTDIR where it is set"

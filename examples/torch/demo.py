@@ -10,7 +10,7 @@ import sys
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-BATCH, CONTEXT = 8, 128  # gpt.py's
+BATCH, CONTEXT = 4, 128
 ENVIRONMENT = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -34,11 +34,12 @@ def launch(tokens, script, *arguments):
 
 def text(steps):
     tokens, loss = 2 * steps * BATCH * CONTEXT, "validation loss"
-    two = run("two sites", launch(tokens, "gpt.py"), loss)
+    batch = ["--batch", str(BATCH)]
+    two = run("two sites", launch(tokens, "gpt.py", *batch), loss)
     allreduce = run("two sites, AllReduce in every step",
-                    launch(tokens, "gpt.py", "--overlap", "allreduce"), loss)
+                    launch(tokens, "gpt.py", "--overlap", "allreduce", *batch), loss)
     alone = run("one site alone", [sys.executable, os.path.join(HERE, "gpt_plain.py"), "--steps",
-                                   str(steps)], loss)
+                                   str(steps), *batch], loss)
     if len(set(two)) != 1:
         sys.exit("the sites ended with different models")
     gain = alone[0] - allreduce[0]
@@ -57,7 +58,7 @@ def images(samples):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", action="store_true")
-    parser.add_argument("--steps", type=int, default=240, help="of gpt.py, per site")
+    parser.add_argument("--steps", type=int, default=360, help="of gpt.py, per site")
     parser.add_argument("--samples", type=int, default=120000, help="of resnet.py, both sites")
     args = parser.parse_args()
     if args.images:

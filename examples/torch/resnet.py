@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from dilocox.torch import DiLoCo, LeaseSampler
 
-FILES = "/usr/share/dataset-fashion-mnist"  # of Debian's package
+FILES = "/usr/share/datasets/fashion-mnist"  # of Debian's package dataset-fashion-mnist
 
 
 def read_idx(path):
@@ -67,13 +67,16 @@ def accuracy(model, data):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", default=FILES)
+    parser.add_argument("--data", default=FILES, help="of t10k-images-idx3-ubyte.gz and so on")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--buffers", default="average", choices=("average", "local"))
     parser.add_argument("--overlap", default="carry")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
+    if not os.path.isdir(args.data):
+        parser.error(f"--data: {args.data} is not there; install Debian's dataset-fashion-mnist, "
+                     "or give the directory of such files")
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)
     data, test = load(args.data, "train"), load(args.data, "t10k")
