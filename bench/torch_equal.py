@@ -3,6 +3,8 @@
 """The native trainer beside dilocox.torch: one GPT, with the same starting weights, windows,
 schedule and AdamW in f32, on two sites that are processes with CURVE between them. The validation
 losses must be within 0.5% of each other, anchors equal on both sites, each window trained on once.
+Loaders with workers take windows ahead, so that leases are longer and windows others than the
+native trainer's: such a run is compared with one of the same leases and without workers.
 
     bench/torch_equal.py --dilocox build/dilocox [--steps 400] [--workers 0,2]"""
 import argparse
@@ -97,7 +99,11 @@ class Windows(torch.utils.data.Dataset):
         return (window, *self.file[window])
 
 
-def train_site(directory, workers):
+def result_path(directory, site, workers, ahead):
+    return os.path.join(directory, f"{site}-{workers}-{ahead}.json")
+
+
+def train_site(directory, workers, ahead):
     torch.set_num_threads(1)
     data, validation = Windows(DATA % "train"), TokenFile(DATA % "validation", CONTEXT)
     model = GPT2(read_safetensors(os.path.join(directory, "start.safetensors")))
@@ -107,13 +113,12 @@ def train_site(directory, workers):
         lr=RATE, betas=(0.9, 0.95), eps=1e-8)
     trained = []
     with DiLoCo(model, optimizer, data=data, batch_size=BATCH, exchange_steps=EXCHANGE_STEPS,
-                sync_every=SYNC_EVERY, low_rank=0,
-                windows_ahead=0 if workers == 0 else None) as sync:
+                sync_every=SYNC_EVERY, low_rank=0, windows_ahead=ahead) as sync:
         loader = DataLoader(data, BATCH, sampler=LeaseSampler(sync), num_workers=workers)
         for windows, tokens, targets in loader:
-            ahead = BATCH * CONTEXT * sync.site_count
+            counted = sync.tokens + BATCH * CONTEXT * sync.site_count
             for group in optimizer.param_groups:
-                group["lr"] = rate(sync.tokens + ahead, sync.tokens_target)
+                group["lr"] = rate(counted, sync.tokens_target)
             optimizer.zero_grad()
             model(tokens, targets).backward()
             nn.utils.clip_grad_norm_(model.parameters(), CLIP)
@@ -127,7 +132,7 @@ def train_site(directory, workers):
                 for first in range(0, VALIDATION, 16)]
         found = {"loss": sum(losses) / len(losses), "windows": trained,
                  "hashes": sync.anchor_hashes()}
-    path = os.path.join(directory, f"{os.environ['DILOCOX_SITE']}-{workers}.json")
+    path = result_path(directory, os.environ["DILOCOX_SITE"], workers, ahead)
     with open(path, "w", encoding="utf-8") as file:
         json.dump(found, file)
 
@@ -158,21 +163,33 @@ def native(dilocox, directory, name, tokens, learning_rate):
         return json.load(file), os.path.join(run_dir, "weights", "model.safetensors")
 
 
-def compare(native_loss, directory, workers, steps):
+def train(directory, workers, ahead, steps):
+    """What both sites found: the loss, or None where something else is wrong."""
+    subprocess.run(
+        [sys.executable, "-m", "dilocox", "launch", "--sites", str(SITES), "--tokens",
+         str(SITES * steps * BATCH * CONTEXT), "--", sys.executable, os.path.abspath(__file__),
+         "--site", directory, "--workers", str(workers), "--ahead", str(ahead)], check=True,
+        stdout=subprocess.DEVNULL, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})
     sites = []
     for site in range(SITES):
-        with open(os.path.join(directory, f"site-{site + 1}-{workers}.json"),
+        with open(result_path(directory, f"site-{site + 1}", workers, ahead),
                   encoding="utf-8") as file:
             sites.append(json.load(file))
     windows = [w for site in sites for w in site["windows"]]
-    loss = sites[0]["loss"]
-    difference = loss / native_loss - 1
     once = len(set(windows)) == len(windows)
     equal = all(site["hashes"] == sites[0]["hashes"] for site in sites)
-    print(f"{workers} workers: validation loss {loss:.4f}, {100 * difference:+.2f}% of the native "
-          f"trainer's; anchors {'equal' if equal else 'DIFFER'}; {len(windows)} windows, "
+    print(f"{workers} workers, {ahead} windows ahead: validation loss {sites[0]['loss']:.4f}; "
+          f"anchors {'equal' if equal else 'DIFFER'}; {len(windows)} windows, "
           f"{'each once' if once else 'SOME TWICE'}", flush=True)
-    return abs(difference) <= 0.005 and once and equal and len(windows) >= SITES * steps * BATCH
+    good = once and equal and len(windows) >= SITES * steps * BATCH
+    return sites[0]["loss"] if good else None
+
+
+def near(loss, other, whose):
+    if loss is None or other is None:
+        return False
+    print(f"  {100 * (loss / other - 1):+.2f}% of {whose}", flush=True)
+    return abs(loss / other - 1) <= 0.005
 
 
 def main():
@@ -181,23 +198,23 @@ def main():
     parser.add_argument("--steps", type=int, default=400, help="per site")
     parser.add_argument("--workers", default="0,2")
     parser.add_argument("--site", metavar="DIR", help="this process is one of a run in DIR")
+    parser.add_argument("--ahead", type=int, default=0, help="of --site: windows taken ahead")
     args = parser.parse_args()
     if args.site:
-        return train_site(args.site, int(args.workers))
-    tokens, good = args.steps * BATCH * CONTEXT, True
+        return train_site(args.site, int(args.workers), args.ahead)
+    good = True
     with tempfile.TemporaryDirectory() as directory:
         _, start = native(args.dilocox, directory, "start", BATCH * CONTEXT, 0)
         os.rename(start, os.path.join(directory, "start.safetensors"))
-        summary, _ = native(args.dilocox, directory, "native", tokens, RATE)
+        summary, _ = native(args.dilocox, directory, "native", args.steps * BATCH * CONTEXT, RATE)
         print(f"native trainer: validation loss {summary['val_loss']:.4f}, at the start "
               f"{summary['val_loss_initial']:.4f}", flush=True)
-        for workers in args.workers.split(","):
-            subprocess.run(
-                [sys.executable, "-m", "dilocox", "launch", "--sites", str(SITES), "--tokens",
-                 str(SITES * tokens), "--", sys.executable, os.path.abspath(__file__), "--site",
-                 directory, "--workers", workers], check=True, stdout=subprocess.DEVNULL,
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})
-            good &= compare(summary["val_loss"], directory, int(workers), args.steps)
+        for workers in map(int, args.workers.split(",")):
+            ahead = 2 * workers * BATCH  # a DataLoader's prefetch_factor is 2
+            loss = train(directory, workers, ahead, args.steps)
+            good &= near(loss, summary["val_loss"], "the native trainer's") or workers > 0
+            if workers > 0:
+                good &= near(loss, train(directory, 0, ahead, args.steps), "the run without workers")
     return 0 if good else 1
 
 
