@@ -132,7 +132,8 @@ class Watch(Case):
             if len(seen) == 2:
                 raise PeerLostError("rank 1 of this site has ended")
         with self.assertRaisesRegex(PeerLostError, "rank 1 of this site has ended"):
-            dilocox.Sync({"w": array.array("f", [0.0] * 16)}, site="a", hub=run.hub, watch=watch)
+            dilocox.Sync({"w": array.array("f", [0.0] * 16)}, site="a", hub=run.hub,
+                         watch=watch, join_timeout=60)
         self.assertEqual(len(seen), 2)
 
 
