@@ -10,7 +10,7 @@ import sys
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-BATCH, CONTEXT = 4, 128
+BATCH, CONTEXT = 2, 128
 ENVIRONMENT = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -58,7 +58,7 @@ def images(samples):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", action="store_true")
-    parser.add_argument("--steps", type=int, default=360, help="of gpt.py, per site")
+    parser.add_argument("--steps", type=int, default=560, help="of gpt.py, per site")
     parser.add_argument("--samples", type=int, default=120000, help="of resnet.py, both sites")
     args = parser.parse_args()
     if args.images:
