@@ -150,12 +150,12 @@ class Wires:
                 continue
             except OSError:
                 ended = True
+            if r == 0:  # it has ended, or says which has: nothing else comes now
+                raise PeerLostError(self._receive_from(0)[1].decode())
             if ended:
                 error = self._lost(r)
                 self._tell_why(error)
                 raise error
-            if r == 0:  # which has nothing else to say now
-                raise PeerLostError(self._receive_from(0)[1].decode())
 
     def _tell_why(self, error):
         """Rank 0, to the others."""
